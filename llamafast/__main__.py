@@ -1,0 +1,7 @@
+"""python -m llamafast"""
+
+import sys
+
+from llamafast.cli import main
+
+sys.exit(main())

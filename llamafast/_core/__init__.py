@@ -1,0 +1,27 @@
+"""The heart: Cython on llama.h. No policy, no JSON.
+
+Importing this package checks that the llama-cpp-python it was compiled against is the one installed, and bounds the
+spinning of ggml's OpenMP barriers before libgomp is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+LLAMA_CPP_PYTHON = "0.3.36"
+
+try:
+    _found = version("llama-cpp-python")
+except PackageNotFoundError:
+    _found = "none"
+if _found != LLAMA_CPP_PYTHON:
+    raise ImportError(
+        f"llamafast was compiled against llama-cpp-python {LLAMA_CPP_PYTHON}, found {_found}: "
+        f"install llama-cpp-python=={LLAMA_CPP_PYTHON}"
+    )
+
+# libgomp reads this once, when it is loaded. Its default lets a thread that waits at a barrier spin for milliseconds,
+# which takes the core away from whatever the barrier waits for as soon as another thread of the machine is busy.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")

@@ -1,0 +1,18 @@
+from libc.stdint cimport int32_t
+
+from .headers.llama cimport llama_batch, llama_context, llama_memory_t, llama_pos, llama_seq_id, llama_token
+from .model cimport Model
+
+cdef class Batch:
+    cdef llama_batch batch
+    cdef readonly int32_t capacity      # rows
+    cdef readonly int32_t n_seq_max     # sequence ids a row can carry
+
+cdef int32_t batch_add(
+    llama_batch *batch, llama_token token, llama_pos pos, llama_seq_id seq_id, bint output
+) noexcept nogil
+
+cdef class Context:
+    cdef readonly Model model
+    cdef llama_context *ctx
+    cdef llama_memory_t memory      # NULL for a model without memory

@@ -1,0 +1,166 @@
+"""A llama_context, its memory and its batches."""
+from libc.stdint cimport int32_t
+
+from .headers.llama cimport (
+    llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params, llama_decode, llama_free,
+    llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_pos_max, llama_memory_seq_rm,
+    llama_n_batch, llama_n_ctx, llama_n_ctx_seq, llama_n_seq_max, llama_n_threads, llama_n_threads_batch,
+    llama_n_ubatch, llama_synchronize,
+)
+from .model cimport Model
+from .status cimport check_ptr, forget_log
+
+
+cdef class Batch:
+    """The arrays of one llama_decode call, allocated once for ``capacity`` rows."""
+
+    def __cinit__(self, int32_t capacity, int32_t n_seq_max=1):
+        if capacity < 1 or n_seq_max < 1:
+            raise ValueError("a batch needs at least one row and one sequence id a row")
+        self.batch = llama_batch_init(capacity, 0, n_seq_max)
+        self.capacity = capacity
+        self.n_seq_max = n_seq_max
+
+    def __dealloc__(self):
+        if self.capacity:
+            llama_batch_free(self.batch)
+
+    def __len__(self):
+        return self.batch.n_tokens
+
+    def clear(self):
+        self.batch.n_tokens = 0
+
+    def add(self, llama_token token, llama_pos pos, llama_seq_id seq_id, bint output):
+        """Append a row; with ``output`` its logits are computed. Raises IndexError when the batch is full."""
+        if self.batch.n_tokens >= self.capacity:
+            raise IndexError(f"the batch has room for {self.capacity} rows")
+        batch_add(&self.batch, token, pos, seq_id, output)
+
+    def advance(self):
+        """Move every row one position on, as a decode loop with one token per sequence does."""
+        cdef int32_t i
+        for i in range(self.batch.n_tokens):
+            self.batch.pos[i] += 1
+
+
+cdef int32_t batch_add(
+    llama_batch *batch, llama_token token, llama_pos pos, llama_seq_id seq_id, bint output
+) noexcept nogil:
+    """Append a row the caller knows there is room for; its index."""
+    cdef int32_t i = batch.n_tokens
+    batch.token[i] = token
+    batch.pos[i] = pos
+    batch.n_seq_id[i] = 1
+    batch.seq_id[i][0] = seq_id
+    batch.logits[i] = output
+    batch.n_tokens = i + 1
+    return i
+
+
+cdef class Context:
+    """Owns a llama_context and holds its Model. Keywords are fields of llama_context_params; None leaves llama.h's
+    default. Not thread-safe: one thread at a time.
+
+    Raises ModelLoadError with llama.cpp's reason, ValueError for more sequences than rows in a batch.
+    """
+
+    def __cinit__(
+        self, Model model not None, *, n_ctx=None, n_batch=None, n_ubatch=None, n_seq_max=None, n_rs_seq=None,
+        n_threads=None, n_threads_batch=None, rope_scaling_type=None, attention_type=None, flash_attn_type=None,
+        rope_freq_base=None, rope_freq_scale=None, yarn_ext_factor=None, yarn_attn_factor=None, yarn_beta_fast=None,
+        yarn_beta_slow=None, yarn_orig_ctx=None, type_k=None, type_v=None, offload_kqv=None, no_perf=None,
+        op_offload=None, swa_full=None, kv_unified=None,
+    ):
+        cdef llama_context_params params = llama_context_default_params()
+        self.model = model
+        if n_ctx is not None: params.n_ctx = n_ctx
+        if n_batch is not None: params.n_batch = n_batch
+        if n_ubatch is not None: params.n_ubatch = n_ubatch
+        if n_seq_max is not None: params.n_seq_max = n_seq_max
+        if n_rs_seq is not None: params.n_rs_seq = n_rs_seq
+        if n_threads is not None: params.n_threads = n_threads
+        if n_threads_batch is not None: params.n_threads_batch = n_threads_batch
+        if rope_scaling_type is not None: params.rope_scaling_type = rope_scaling_type
+        if attention_type is not None: params.attention_type = attention_type
+        if flash_attn_type is not None: params.flash_attn_type = flash_attn_type
+        if rope_freq_base is not None: params.rope_freq_base = rope_freq_base
+        if rope_freq_scale is not None: params.rope_freq_scale = rope_freq_scale
+        if yarn_ext_factor is not None: params.yarn_ext_factor = yarn_ext_factor
+        if yarn_attn_factor is not None: params.yarn_attn_factor = yarn_attn_factor
+        if yarn_beta_fast is not None: params.yarn_beta_fast = yarn_beta_fast
+        if yarn_beta_slow is not None: params.yarn_beta_slow = yarn_beta_slow
+        if yarn_orig_ctx is not None: params.yarn_orig_ctx = yarn_orig_ctx
+        if type_k is not None: params.type_k = type_k
+        if type_v is not None: params.type_v = type_v
+        if offload_kqv is not None: params.offload_kqv = offload_kqv
+        if no_perf is not None: params.no_perf = no_perf
+        if op_offload is not None: params.op_offload = op_offload
+        if swa_full is not None: params.swa_full = swa_full
+        if kv_unified is not None: params.kv_unified = kv_unified
+        if min(params.n_batch, params.n_ctx or params.n_batch) < params.n_seq_max:
+            # llama.cpp aborts the process
+            raise ValueError(f"n_batch {params.n_batch} and n_ctx {params.n_ctx} must be at least n_seq_max "
+                             f"{params.n_seq_max}")
+        forget_log()
+        with nogil:
+            self.ctx = llama_init_from_model(model.model, params)
+        check_ptr(self.ctx, "cannot create a context")
+        self.memory = llama_get_memory(self.ctx)
+
+    def __dealloc__(self):
+        if self.ctx != NULL:
+            llama_free(self.ctx)
+
+    @property
+    def n_ctx(self):
+        return llama_n_ctx(self.ctx)
+
+    @property
+    def n_ctx_seq(self):
+        """Cells one sequence can use: n_ctx when unified, its share when partitioned."""
+        return llama_n_ctx_seq(self.ctx)
+
+    @property
+    def n_batch(self):
+        return llama_n_batch(self.ctx)
+
+    @property
+    def n_ubatch(self):
+        return llama_n_ubatch(self.ctx)
+
+    @property
+    def n_seq_max(self):
+        return llama_n_seq_max(self.ctx)
+
+    @property
+    def n_threads(self):
+        return llama_n_threads(self.ctx)
+
+    @property
+    def n_threads_batch(self):
+        return llama_n_threads_batch(self.ctx)
+
+    @property
+    def has_memory(self):
+        return self.memory != NULL
+
+    def decode(self, Batch batch not None):
+        """llama_decode's code: 0 done, 1 no room (nothing changed), 2 aborted, -1 bad batch, < -1 fatal."""
+        cdef int32_t code
+        with nogil:
+            code = llama_decode(self.ctx, batch.batch)
+            llama_synchronize(self.ctx)
+        return code
+
+    def clear(self):
+        """Empty the memory of every sequence."""
+        llama_memory_clear(self.memory, False)
+
+    def seq_rm(self, llama_seq_id seq_id, llama_pos p0, llama_pos p1):
+        """Remove positions [p0, p1) (negative: open end); False where this memory cannot remove a part."""
+        return bool(llama_memory_seq_rm(self.memory, seq_id, p0, p1))
+
+    def seq_pos_max(self, llama_seq_id seq_id):
+        """The largest position in memory, -1 for an empty sequence."""
+        return llama_memory_seq_pos_max(self.memory, seq_id)

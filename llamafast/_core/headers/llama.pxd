@@ -1,0 +1,164 @@
+# What llamafast calls of llama.h, in the header's order. Enums are declared as int: C converts both ways.
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+
+cdef extern from "stdbool.h" nogil:
+    ctypedef bint c_bool "bool"
+
+
+cdef extern from "ggml.h" nogil:
+    cdef enum ggml_log_level:
+        GGML_LOG_LEVEL_WARN
+        GGML_LOG_LEVEL_ERROR
+        GGML_LOG_LEVEL_CONT
+    ctypedef void (*ggml_log_callback)(ggml_log_level level, const char *text, void *user_data) noexcept nogil
+
+
+cdef extern from "llama.h" nogil:
+    cdef struct llama_vocab:
+        pass
+    cdef struct llama_model:
+        pass
+    cdef struct llama_context:
+        pass
+    ctypedef void *llama_memory_t
+    ctypedef int32_t llama_pos
+    ctypedef int32_t llama_token
+    ctypedef int32_t llama_seq_id
+    ctypedef c_bool (*llama_progress_callback)(float progress, void *user_data) noexcept nogil
+
+    enum: LLAMA_TOKEN_ATTR_CONTROL
+    enum: LLAMA_TOKEN_ATTR_UNKNOWN
+    enum: LLAMA_LOAD_MODE_NONE
+    enum: LLAMA_LOAD_MODE_MMAP
+    enum: LLAMA_LOAD_MODE_MLOCK
+    enum: LLAMA_LOAD_MODE_MMAP_MLOCK
+    enum: LLAMA_FLASH_ATTN_TYPE_AUTO
+    enum: LLAMA_FLASH_ATTN_TYPE_DISABLED
+    enum: LLAMA_FLASH_ATTN_TYPE_ENABLED
+    enum: LLAMA_KV_OVERRIDE_TYPE_INT
+    enum: LLAMA_KV_OVERRIDE_TYPE_FLOAT
+    enum: LLAMA_KV_OVERRIDE_TYPE_BOOL
+    enum: LLAMA_KV_OVERRIDE_TYPE_STR
+
+    ctypedef struct llama_batch:
+        int32_t n_tokens
+        llama_token *token
+        float *embd
+        llama_pos *pos
+        int32_t *n_seq_id
+        llama_seq_id **seq_id
+        int8_t *logits
+
+    cdef struct llama_model_kv_override:
+        int tag
+        char key[128]
+        int64_t val_i64
+        double val_f64
+        bint val_bool
+        char val_str[128]
+
+    cdef struct llama_model_params:
+        int32_t n_gpu_layers
+        int split_mode
+        int load_mode
+        int32_t main_gpu
+        const float *tensor_split
+        llama_progress_callback progress_callback
+        void *progress_callback_user_data
+        const llama_model_kv_override *kv_overrides
+        bint vocab_only
+
+    cdef struct llama_context_params:
+        uint32_t n_ctx
+        uint32_t n_batch
+        uint32_t n_ubatch
+        uint32_t n_seq_max
+        uint32_t n_rs_seq
+        int32_t n_threads
+        int32_t n_threads_batch
+        int rope_scaling_type
+        int pooling_type
+        int attention_type
+        int flash_attn_type
+        float rope_freq_base
+        float rope_freq_scale
+        float yarn_ext_factor
+        float yarn_attn_factor
+        float yarn_beta_fast
+        float yarn_beta_slow
+        uint32_t yarn_orig_ctx
+        int type_k
+        int type_v
+        bint embeddings
+        bint offload_kqv
+        bint no_perf
+        bint op_offload
+        bint swa_full
+        bint kv_unified
+
+    const char *llama_version()
+    llama_model_params llama_model_default_params()
+    llama_context_params llama_context_default_params()
+    void llama_backend_init()
+
+    llama_model *llama_model_load_from_file(const char *path_model, llama_model_params params)
+    void llama_model_free(llama_model *model)
+    llama_context *llama_init_from_model(llama_model *model, llama_context_params params)
+    void llama_free(llama_context *ctx)
+
+    size_t llama_max_devices()
+    uint32_t llama_n_ctx(const llama_context *ctx)
+    uint32_t llama_n_ctx_seq(const llama_context *ctx)
+    uint32_t llama_n_batch(const llama_context *ctx)
+    uint32_t llama_n_ubatch(const llama_context *ctx)
+    uint32_t llama_n_seq_max(const llama_context *ctx)
+
+    llama_memory_t llama_get_memory(const llama_context *ctx)
+    const llama_vocab *llama_model_get_vocab(const llama_model *model)
+    int32_t llama_model_n_ctx_train(const llama_model *model)
+    int32_t llama_model_n_layer(const llama_model *model)
+    int32_t llama_model_n_swa(const llama_model *model)
+    int32_t llama_vocab_n_tokens(const llama_vocab *vocab)
+    int32_t llama_model_meta_val_str(const llama_model *model, const char *key, char *buf, size_t buf_size)
+    int32_t llama_model_desc(const llama_model *model, char *buf, size_t buf_size)
+    uint64_t llama_model_size(const llama_model *model)
+    const char *llama_model_chat_template(const llama_model *model, const char *name)
+    uint64_t llama_model_n_params(const llama_model *model)
+    bint llama_model_has_encoder(const llama_model *model)
+    bint llama_model_has_decoder(const llama_model *model)
+    bint llama_model_is_recurrent(const llama_model *model)
+    bint llama_model_is_hybrid(const llama_model *model)
+
+    void llama_memory_clear(llama_memory_t mem, bint data)
+    bint llama_memory_seq_rm(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1)
+    void llama_memory_seq_cp(llama_memory_t mem, llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1)
+    llama_pos llama_memory_seq_pos_min(llama_memory_t mem, llama_seq_id seq_id)
+    llama_pos llama_memory_seq_pos_max(llama_memory_t mem, llama_seq_id seq_id)
+
+    llama_batch llama_batch_init(int32_t n_tokens, int32_t embd, int32_t n_seq_max)
+    void llama_batch_free(llama_batch batch)
+    int32_t llama_decode(llama_context *ctx, llama_batch batch)
+    int32_t llama_n_threads(llama_context *ctx)
+    int32_t llama_n_threads_batch(llama_context *ctx)
+    void llama_synchronize(llama_context *ctx)
+    float *llama_get_logits_ith(llama_context *ctx, int32_t i)
+
+    const char *llama_vocab_get_text(const llama_vocab *vocab, llama_token token)
+    int llama_vocab_get_attr(const llama_vocab *vocab, llama_token token)
+    bint llama_vocab_is_eog(const llama_vocab *vocab, llama_token token)
+    bint llama_vocab_is_control(const llama_vocab *vocab, llama_token token)
+    llama_token llama_vocab_bos(const llama_vocab *vocab)
+    llama_token llama_vocab_eos(const llama_vocab *vocab)
+    bint llama_vocab_get_add_bos(const llama_vocab *vocab)
+    bint llama_vocab_get_add_eos(const llama_vocab *vocab)
+
+    int32_t llama_tokenize(const llama_vocab *vocab, const char *text, int32_t text_len, llama_token *tokens,
+                           int32_t n_tokens_max, bint add_special, bint parse_special)
+    int32_t llama_token_to_piece(const llama_vocab *vocab, llama_token token, char *buf, int32_t length,
+                                 int32_t lstrip, bint special)
+    int32_t llama_detokenize(const llama_vocab *vocab, const llama_token *tokens, int32_t n_tokens, char *text,
+                             int32_t text_len_max, bint remove_special, bint unparse_special)
+
+    const char *llama_print_system_info()
+    void llama_log_set(ggml_log_callback log_callback, void *user_data)

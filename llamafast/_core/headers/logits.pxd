@@ -1,0 +1,24 @@
+# What logits.h declares and documents.
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+
+cdef extern from "logits.h" nogil:
+    enum:
+        LOGITS_BLOCK
+        LOGITS_SLACK
+        LOGITS_AVX512
+    int logits_use(int limit)
+    float logits_max(const float *x, int32_t n, float *block_max)
+    double logits_sum_exp(const float *x, int32_t n, float scale, float *block_max, float *block_sum, float *max)
+    double logits_weights(const float *x, int32_t n, float max, float scale, float *weight)
+    int32_t logits_find(const float *x, int32_t n, const float *block_max, float value)
+    int32_t logits_gather(
+        const float *x, int32_t n, const float *block_max, float threshold, float *value, int32_t *index)
+    int32_t logits_compact(const float *key, int32_t n, float threshold, float *value, int32_t *index)
+    float logits_select(
+        const float *x, int32_t n, double target, bint by_value, float low, float high, float *narrowed)
+    bint logits_outweighs(
+        const float *x, int32_t n, float limit, double mass, const float *block_max, const float *block_sum, float max)
+    int32_t logits_draw(
+        const float *x, int32_t n, float scale, double u, const float *block_max, const float *block_sum, double total,
+        float *weight)
+    double logits_uniform(uint64_t seed, uint32_t position, uint32_t draw)

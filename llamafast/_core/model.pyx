@@ -1,0 +1,200 @@
+"""A loaded GGUF."""
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.stdint cimport int32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from .headers.llama cimport (
+    LLAMA_KV_OVERRIDE_TYPE_BOOL, LLAMA_KV_OVERRIDE_TYPE_FLOAT, LLAMA_KV_OVERRIDE_TYPE_INT, LLAMA_KV_OVERRIDE_TYPE_STR,
+    c_bool, llama_max_devices, llama_model_chat_template, llama_model_default_params, llama_model_desc,
+    llama_model_free,
+    llama_model_has_decoder, llama_model_has_encoder, llama_model_is_hybrid,
+    llama_model_is_recurrent, llama_model_kv_override, llama_model_load_from_file, llama_model_meta_val_str,
+    llama_model_n_ctx_train, llama_model_n_layer, llama_model_n_params, llama_model_n_swa, llama_model_params,
+    llama_model_size,
+)
+from .status cimport check_ptr, forget_log
+
+
+cdef class Model:
+    """Owns a llama_model. The Vocab and every Context made from it hold a reference to it.
+
+    ``on_progress(fraction)`` is called while loading, on the loading thread; an exception in it stops the load and is
+    raised. The other keywords are fields of llama_model_params; None leaves llama.h's default.
+
+    Raises ModelLoadError with llama.cpp's reason, ValueError for a parameter llama.cpp cannot take.
+    """
+
+    def __cinit__(self, str path, *, n_gpu_layers=None, split_mode=None, main_gpu=None, tensor_split=None,
+                  load_mode=None, dict kv_overrides=None, bint vocab_only=False, on_progress=None):
+        cdef llama_model_params params = llama_model_default_params()
+        cdef bytes raw_path = path.encode()
+        cdef const char *c_path = raw_path
+        cdef float *split = NULL
+        cdef llama_model_kv_override *overrides = NULL
+        cdef list progress = [on_progress, None]
+        if n_gpu_layers is not None:
+            params.n_gpu_layers = n_gpu_layers
+        if split_mode is not None:
+            params.split_mode = split_mode
+        if main_gpu is not None:
+            params.main_gpu = main_gpu
+        if load_mode is not None:
+            params.load_mode = load_mode
+        params.vocab_only = vocab_only
+        if on_progress is not None:
+            params.progress_callback = report_progress
+            params.progress_callback_user_data = <void *> progress
+        try:
+            if tensor_split is not None:
+                split = tensor_split_read(tensor_split)
+                params.tensor_split = split
+            if kv_overrides:
+                overrides = overrides_read(kv_overrides)
+                params.kv_overrides = overrides
+            forget_log()
+            with nogil:
+                self.model = llama_model_load_from_file(c_path, params)
+        finally:
+            PyMem_Free(split)
+            free(overrides)
+        if progress[1] is not None:
+            raise progress[1]
+        check_ptr(self.model, f"cannot load {path}")
+
+    def __dealloc__(self):
+        if self.model != NULL:
+            llama_model_free(self.model)
+
+    @property
+    def n_ctx_train(self):
+        """The context the model was trained for, in tokens."""
+        # a model loaded vocab_only has read no hyper-parameters, but it has the GGUF's keys
+        return (llama_model_n_ctx_train(self.model)
+                or int(self.metadata(f"{self.metadata('general.architecture')}.context_length") or 0))
+
+    @property
+    def n_layer(self):
+        return llama_model_n_layer(self.model)
+
+    @property
+    def n_swa(self):
+        """The sliding window in tokens, 0 where attention is full."""
+        return llama_model_n_swa(self.model)
+
+    @property
+    def n_params(self):
+        return llama_model_n_params(self.model)
+
+    @property
+    def size(self):
+        """Bytes of all tensors."""
+        return llama_model_size(self.model)
+
+    @property
+    def has_encoder(self):
+        return bool(llama_model_has_encoder(self.model))
+
+    @property
+    def has_decoder(self):
+        return bool(llama_model_has_decoder(self.model))
+
+    @property
+    def is_recurrent(self):
+        return bool(llama_model_is_recurrent(self.model))
+
+    @property
+    def is_hybrid(self):
+        return bool(llama_model_is_hybrid(self.model))
+
+    @property
+    def description(self):
+        """Architecture, size and quantisation in a few words."""
+        cdef char text[256]
+        cdef int32_t n = llama_model_desc(self.model, text, sizeof(text))
+        return text[:min(n, 255)].decode("utf-8", "replace")
+
+    def metadata(self, str key):
+        """The value of a scalar GGUF key as a string, None where the key is absent or an array."""
+        cdef bytes raw = key.encode()
+        cdef const char *c_key = raw
+        cdef int32_t n = llama_model_meta_val_str(self.model, c_key, NULL, 0)
+        if n < 0:
+            return None
+        cdef bytearray text = bytearray(n + 1)
+        llama_model_meta_val_str(self.model, c_key, text, n + 1)
+        return text[:n].decode("utf-8", "replace")
+
+    def chat_template(self, str name=None):
+        """The GGUF's Jinja chat template (``name`` None: the default one), None where there is none."""
+        cdef bytes raw = b"" if name is None else name.encode()
+        cdef const char *c_name = raw
+        cdef const char *text
+        if name is None:
+            text = llama_model_chat_template(self.model, NULL)
+        else:
+            text = llama_model_chat_template(self.model, c_name)
+        return None if text == NULL else text.decode("utf-8", "replace")
+
+
+cdef c_bool report_progress(float fraction, void *user_data) noexcept with gil:
+    """llama_progress_callback: [callable, exception or None]; False stops the load."""
+    cdef list progress = <list> user_data
+    try:
+        progress[0](fraction)
+    except BaseException as error:
+        progress[1] = error
+        return False
+    return True
+
+
+cdef float *tensor_split_read(object shares) except? NULL:
+    """llama.cpp reads llama_max_devices() floats; missing ones are 0."""
+    cdef size_t n_devices = llama_max_devices()
+    cdef list values = [float(share) for share in shares]
+    cdef size_t n_values = <size_t> len(values)
+    if n_values > n_devices:
+        raise ValueError(f"tensor_split has {len(values)} shares, llama.cpp takes {n_devices}")
+    cdef float *split = <float *> PyMem_Malloc((n_devices + 1) * sizeof(float))
+    if split == NULL:
+        raise MemoryError
+    cdef size_t i
+    for i in range(n_devices):
+        split[i] = values[i] if i < n_values else 0.0
+    return split
+
+
+cdef llama_model_kv_override *overrides_read(dict overrides) except NULL:
+    """An array ended by an entry with an empty key."""
+    cdef llama_model_kv_override *array = <llama_model_kv_override *> calloc(
+        len(overrides) + 1, sizeof(llama_model_kv_override))
+    cdef bytes key, text
+    cdef Py_ssize_t i = 0
+    if array == NULL:
+        raise MemoryError
+    try:
+        for name, value in overrides.items():
+            key = name.encode()
+            if not 0 < len(key) < <Py_ssize_t> sizeof(array[i].key):
+                raise ValueError(f"kv_overrides: the key {name!r} must have 1 to 127 bytes")
+            memcpy(array[i].key, <const char *> key, len(key))
+            if isinstance(value, bool):
+                array[i].tag = LLAMA_KV_OVERRIDE_TYPE_BOOL
+                array[i].val_bool = value
+            elif isinstance(value, int):
+                array[i].tag = LLAMA_KV_OVERRIDE_TYPE_INT
+                array[i].val_i64 = value
+            elif isinstance(value, float):
+                array[i].tag = LLAMA_KV_OVERRIDE_TYPE_FLOAT
+                array[i].val_f64 = value
+            else:
+                array[i].tag = LLAMA_KV_OVERRIDE_TYPE_STR
+                text = value.encode()
+                if len(text) >= <Py_ssize_t> sizeof(array[i].val_str):
+                    raise ValueError(f"kv_overrides: the value of {name!r} must have at most 127 bytes")
+                memcpy(array[i].val_str, <const char *> text, len(text))
+            i += 1
+    except BaseException:
+        free(array)
+        raise
+    return array

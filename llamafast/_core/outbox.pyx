@@ -1,0 +1,116 @@
+"""How a step's results leave the engine thread without the GIL.
+
+The engine thread stages one record per sequence that has something to say and publishes all of them at the end of the
+step. Publishing into an empty box writes one byte to a pipe, which wakes the event loop once for all streams; what
+later steps publish before the loop has come round is taken by the same wake-up.
+"""
+from cpython.pythread cimport (
+    PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
+)
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport int32_t, int64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
+
+
+cdef extern from "unistd.h" nogil:
+    ssize_t write(int fd, const void *buffer, size_t count)
+
+
+cdef struct record_t:
+    int64_t tag
+    int32_t length      # bytes of text that follow
+    int32_t n_tokens
+    int32_t finish
+
+
+cdef int buffer_append(buffer_t *self, const void *data, size_t size) noexcept nogil:
+    """0, or -1 when out of memory (the buffer is unchanged then)."""
+    cdef size_t capacity
+    cdef char *grown
+    if self.used + size > self.capacity:
+        capacity = 2 * (self.used + size) + 1024
+        grown = <char *> realloc(self.bytes, capacity)
+        if grown == NULL:
+            return -1
+        self.bytes = grown
+        self.capacity = capacity
+    memcpy(self.bytes + self.used, data, size)
+    self.used += size
+    return 0
+
+
+cdef int outbox_stage(
+    Outbox self, int64_t tag, const char *text, int32_t length, int32_t n_tokens, int32_t finish
+) noexcept nogil:
+    """Add a record to the current step: 0, or -1 when out of memory."""
+    cdef record_t record
+    record.tag = tag
+    record.length = length
+    record.n_tokens = n_tokens
+    record.finish = finish
+    cdef size_t before = self.staged.used
+    if buffer_append(&self.staged, &record, sizeof(record)) < 0:
+        return -1
+    if buffer_append(&self.staged, text, length) < 0:
+        self.staged.used = before
+        return -1
+    return 0
+
+
+cdef int outbox_publish(Outbox self) noexcept nogil:
+    """Hand the staged records over and wake the reader if it has none yet: 0, or -1 when out of memory."""
+    cdef bint was_empty
+    cdef int code = 0
+    cdef char wake = 0
+    if self.staged.used == 0:
+        return 0
+    PyThread_acquire_lock(self.lock, 1)
+    was_empty = self.published.used == 0
+    if was_empty:
+        self.published, self.staged = self.staged, self.published
+    else:
+        code = buffer_append(&self.published, self.staged.bytes, self.staged.used)
+    PyThread_release_lock(self.lock)
+    if code == 0:
+        self.staged.used = 0
+    if was_empty:
+        # the pipe does not block; when it is full, a wake-up is already on its way
+        write(self.wake_fd, &wake, 1)
+    return code
+
+
+cdef class Outbox:
+    """One writer (the engine thread), one reader. ``wake_fd`` is the non-blocking write end of a pipe."""
+
+    def __cinit__(self, int wake_fd):
+        self.wake_fd = wake_fd
+        self.lock = PyThread_allocate_lock()
+        if self.lock == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
+        free(self.staged.bytes)
+        free(self.published.bytes)
+        free(self.draining.bytes)
+
+    def drain(self):
+        """Every published record, oldest first: a list of (tag, text, n_tokens, finish), finish 0 while running."""
+        cdef record_t record
+        cdef size_t at = 0
+        cdef list rows = []
+        PyThread_acquire_lock(self.lock, 1)
+        self.draining, self.published = self.published, self.draining
+        PyThread_release_lock(self.lock)
+        while at < self.draining.used:
+            memcpy(&record, self.draining.bytes + at, sizeof(record))
+            at += sizeof(record)
+            rows.append((
+                record.tag, PyUnicode_DecodeUTF8(self.draining.bytes + at, record.length, "replace"),
+                record.n_tokens, record.finish,
+            ))
+            at += record.length
+        self.draining.used = 0
+        return rows

@@ -1,0 +1,49 @@
+from libc.stdint cimport int32_t, int64_t
+
+from .context cimport Batch, Context
+from .outbox cimport Outbox
+from .sampler cimport scratch_t
+from .sequence cimport sequence_t
+from .vocab cimport Vocab
+
+cdef enum:
+    MAX_RUNNING = 256       # LLAMA_MAX_SEQ
+
+# A step of n rows takes about fixed + per_row * n seconds: a line fitted to the recent steps, old ones decaying.
+cdef struct step_cost_t:
+    double weight
+    double rows
+    double seconds
+    double rows_rows
+    double rows_seconds
+
+cdef struct counters_t:
+    int64_t steps
+    int64_t rows
+    int64_t rows_max
+    int64_t prompt_tokens
+    int64_t generated_tokens
+    int64_t sequences           # summed over steps
+    double prompt_seconds       # a step's time divided by its rows
+    double generated_seconds
+    double step_seconds
+    double decode_seconds
+    double sample_seconds
+    double last_step            # monotonic time of the last finished step
+
+cdef class Runner:
+    cdef Context context
+    cdef Vocab vocab
+    cdef Batch batch
+    cdef Outbox outbox
+    cdef list running                           # Sequences in order of admission
+    cdef sequence_t *states[MAX_RUNNING]        # of the same, in the same order
+    cdef int32_t n_running
+    cdef list free_seq_ids
+    cdef int32_t n_batch
+    cdef int32_t prefill_chunk
+    cdef int attention                          # atomic
+    cdef bint finished                          # some running sequence has finished
+    cdef scratch_t scratch
+    cdef step_cost_t cost
+    cdef counters_t counters

@@ -1,0 +1,340 @@
+"""The loop around llama_decode.
+
+``Runner.run`` steps without the GIL until Python has something to decide: a sequence finished, somebody called
+``interrupt``, or llama_decode refused. One step is fill, decode, sample, detokenise, match stops, publish. The steady
+state of decoding takes no Python decision and no lock but the Outbox's.
+"""
+from libc.stdint cimport int32_t, int64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from .context cimport Batch, Context, batch_add
+from .headers.llama cimport llama_batch, llama_decode, llama_get_logits_ith, llama_memory_clear, llama_memory_seq_rm
+from .outbox cimport Outbox, outbox_publish, outbox_stage
+from .sampler cimport sampler_pick, scratch_free, scratch_init
+from .sequence cimport (
+    FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Sequence, sequence_append, sequence_t,
+)
+from .text cimport text_drop, text_feed, text_ready
+from .vocab cimport TOKEN_CONTROL, TOKEN_EOG, Vocab
+
+
+cdef extern from *:
+    """
+    static inline int flag_load(int *flag) { return __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
+    static inline void flag_store(int *flag, int value) { __atomic_store_n(flag, value, __ATOMIC_RELEASE); }
+    """
+    int flag_load(int *flag) noexcept nogil
+    void flag_store(int *flag, int value) noexcept nogil
+
+
+cdef enum:
+    # status of run(); failures of llama_decode are its own negative codes and 2
+    RUN_PAUSED = 0      # interrupt() or max_steps
+    RUN_NO_ROOM = 1     # llama_decode's own 1: nothing changed
+    RUN_FINISHED = 3
+    RUN_NO_MEMORY = 4
+    # rows of prompt in a step, however slow rows are: prefill always advances
+    MIN_PREFILL = 8
+    # the same, before the first step was measured
+    FIRST_PREFILL = 64
+
+PAUSED = RUN_PAUSED
+NO_ROOM = RUN_NO_ROOM
+FINISHED = RUN_FINISHED
+
+# A step that decodes may take this many times what it would take without prefill rows.
+cdef double STRETCH = 2.0
+# A step that only prefills: long enough to be efficient, short enough to hear a cancel or a new request.
+cdef double PREFILL_SECONDS = 0.5
+# Weight of the past in the step cost after each step: about the last 50 steps count.
+cdef double COST_DECAY = 0.98
+
+
+cdef double now() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return t.tv_sec + t.tv_nsec * 1e-9
+
+
+cdef class Runner:
+    """Runs up to ``context.n_seq_max`` Sequences in one Context. All methods but ``interrupt``, ``counts`` and
+    ``since_last_step`` belong to the engine thread.
+
+    ``prefill_chunk``: most prompt rows of a step that also decodes; 0 sizes it by measured step time.
+    """
+
+    def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None, *,
+                  int32_t prefill_chunk=0):
+        if context.memory == NULL:
+            raise ValueError("this model has no memory: it cannot generate")
+        self.context = context
+        self.vocab = vocab
+        self.outbox = outbox
+        self.n_batch = context.n_batch
+        self.batch = Batch(self.n_batch)
+        self.prefill_chunk = prefill_chunk
+        self.running = []
+        self.free_seq_ids = list(reversed(range(min(context.n_seq_max, MAX_RUNNING))))
+        if scratch_init(&self.scratch, vocab.pieces.n_tokens) < 0:
+            raise MemoryError
+        self.counters.last_step = now()
+
+    def __dealloc__(self):
+        scratch_free(&self.scratch)
+
+    @property
+    def n_running(self):
+        return self.n_running
+
+    @property
+    def n_free(self):
+        """Sequence ids nobody has."""
+        return len(self.free_seq_ids)
+
+    @property
+    def n_cells(self):
+        """Cells in use: positions in memory, summed over sequences."""
+        cdef int64_t cells = 0
+        cdef int32_t i
+        for i in range(self.n_running):
+            cells += self.states[i].n_past
+        return cells
+
+    @property
+    def total_cells(self):
+        return self.context.n_ctx
+
+    def add(self, Sequence sequence not None):
+        """Let a sequence run from its first token on. Raises IndexError where there is no free sequence id."""
+        if sequence.state.seq_id >= 0 or sequence.state.finish != FINISH_NONE:
+            raise ValueError("the sequence runs already or has finished")
+        sequence.state.seq_id = self.free_seq_ids.pop()
+        sequence.state.n_past = 0
+        sequence.state.n_rows = 0
+        self.states[self.n_running] = &sequence.state
+        self.n_running += 1
+        self.running.append(sequence)
+
+    def remove(self, Sequence sequence not None):
+        """Stop running a sequence and free its memory. It can be added again: nothing but time is lost."""
+        cdef int32_t i, at = self.running.index(sequence)
+        llama_memory_seq_rm(self.context.memory, sequence.state.seq_id, -1, -1)
+        del self.running[at]
+        self.n_running -= 1
+        for i in range(at, self.n_running):
+            self.states[i] = self.states[i + 1]
+        self.free_seq_ids.append(sequence.state.seq_id)
+        sequence.state.seq_id = -1
+        sequence.state.n_past = 0
+
+    def clear(self):
+        """Stop running every sequence and empty the memory."""
+        cdef Sequence sequence
+        llama_memory_clear(self.context.memory, False)
+        for sequence in self.running:
+            self.free_seq_ids.append(sequence.state.seq_id)
+            sequence.state.seq_id = -1
+            sequence.state.n_past = 0
+        self.running.clear()
+        self.n_running = 0
+        self.finished = False
+
+    def take_finished(self):
+        """Remove and return the sequences that have finished."""
+        cdef Sequence sequence
+        cdef list finished = [sequence for sequence in self.running if sequence.state.finish != FINISH_NONE]
+        for sequence in finished:
+            self.remove(sequence)
+        self.finished = False
+        return finished
+
+    def in_last_step(self):
+        """The running sequences that had rows in the last step: the ones a failure of it concerns."""
+        cdef Sequence sequence
+        return [sequence for sequence in self.running if sequence.state.n_rows > 0]
+
+    def interrupt(self):
+        """Make ``run`` return after the current step. Any thread."""
+        flag_store(&self.attention, 1)
+
+    def run(self, int max_steps):
+        """Step until PAUSED (``interrupt`` or ``max_steps``), FINISHED, NO_ROOM or a failure (llama_decode's code)."""
+        cdef int status = RUN_PAUSED
+        cdef int step = 0
+        with nogil:
+            while step < max_steps and self.n_running and not flag_load(&self.attention):
+                status = runner_step(self)
+                if status != RUN_PAUSED:
+                    break
+                step += 1
+        flag_store(&self.attention, 0)
+        return status
+
+    def since_last_step(self):
+        """Seconds since the last step finished. Any thread."""
+        return now() - self.counters.last_step
+
+    def counts(self):
+        """Everything counted since the start, as a dict. Any thread; never waits for a step."""
+        return self.counters
+
+
+cdef int runner_step(Runner self) noexcept nogil:
+    """One step; RUN_PAUSED when there may be another."""
+    cdef int32_t i, n_rows, n_decode, n_sequences
+    cdef int code
+    cdef double start, decoded, sampled
+    cdef counters_t *count = &self.counters
+    cdef sequence_t *s
+    n_decode = runner_fill(self)
+    n_rows = self.batch.batch.n_tokens
+    start = now()
+    code = llama_decode(self.context.ctx, self.batch.batch)
+    if code != 0:
+        count.last_step = now()
+        return code
+    n_sequences = 0
+    for i in range(self.n_running):
+        s = self.states[i]
+        s.n_past += s.n_rows
+        n_sequences += s.n_rows > 0
+    # the first row waits until the device is done
+    for i in range(self.n_running):
+        if self.states[i].output_row >= 0:
+            llama_get_logits_ith(self.context.ctx, self.states[i].output_row)
+            break
+    decoded = now()
+    code = runner_sample(self)
+    if outbox_publish(self.outbox) < 0:
+        code = RUN_NO_MEMORY
+    sampled = now()
+    cost_add(&self.cost, n_rows, decoded - start)
+    count.steps += 1
+    count.rows += n_rows
+    count.rows_max = max(count.rows_max, n_rows)
+    count.sequences += n_sequences
+    count.prompt_tokens += n_rows - n_decode
+    count.prompt_seconds += (decoded - start) * (n_rows - n_decode) / n_rows
+    count.generated_seconds += (decoded - start) * n_decode / n_rows
+    count.decode_seconds += decoded - start
+    count.sample_seconds += sampled - decoded
+    count.step_seconds += sampled - start
+    count.last_step = sampled
+    return code
+
+
+cdef int32_t runner_fill(Runner self) noexcept nogil:
+    """Fill the batch: every sequence that only needs its newest token first, then prompts in order of admission.
+
+    Returns how many rows continue a generation. n_batch >= n_seq_max, so every sequence finds at least one row.
+    """
+    cdef llama_batch *batch = &self.batch.batch
+    cdef int32_t i, k, budget, take, n_generating = 0
+    cdef sequence_t *s
+    batch.n_tokens = 0
+    for i in range(self.n_running):
+        s = self.states[i]
+        s.n_rows = 0
+        s.output_row = -1
+        if s.n_tokens - s.n_past == 1:
+            s.output_row = batch_add(batch, s.tokens[s.n_past], s.n_past, s.seq_id, True)
+            s.n_rows = 1
+            n_generating += s.n_past >= s.n_prompt
+    budget = min(self.n_batch - batch.n_tokens, prefill_budget(self, batch.n_tokens))
+    for i in range(self.n_running):
+        s = self.states[i]
+        take = min(budget, s.n_tokens - s.n_past)
+        if s.n_rows or take <= 0:
+            continue
+        for k in range(s.n_past, s.n_past + take):
+            s.output_row = batch_add(batch, s.tokens[k], k, s.seq_id, k == s.n_tokens - 1)
+        if s.n_past + take < s.n_tokens:
+            s.output_row = -1
+        s.n_rows = take
+        budget -= take
+    return n_generating
+
+
+cdef int32_t prefill_budget(Runner self, int32_t n_decode) noexcept nogil:
+    """How many prompt rows may join a step with ``n_decode`` decode rows."""
+    cdef double per_row, fixed, seconds
+    if n_decode and self.prefill_chunk:
+        return self.prefill_chunk
+    if self.cost.rows == 0:
+        return FIRST_PREFILL
+    cost_fit(&self.cost, &fixed, &per_row)
+    if n_decode:
+        seconds = (STRETCH - 1) * (fixed + per_row * n_decode)
+    else:
+        seconds = PREFILL_SECONDS - fixed
+    return max(MIN_PREFILL, <int32_t> min(seconds / per_row, 1e9))
+
+
+cdef void cost_add(step_cost_t *self, int32_t rows, double seconds) noexcept nogil:
+    self.weight = self.weight * COST_DECAY + 1
+    self.rows = self.rows * COST_DECAY + rows
+    self.seconds = self.seconds * COST_DECAY + seconds
+    self.rows_rows = self.rows_rows * COST_DECAY + <double> rows * rows
+    self.rows_seconds = self.rows_seconds * COST_DECAY + rows * seconds
+
+
+cdef void cost_fit(const step_cost_t *self, double *fixed, double *per_row) noexcept nogil:
+    """Weighted least squares of seconds over rows. Steps of nearly equal size leave the slope open: then all of the
+    time is put on the rows, which underestimates what fits into a step."""
+    cdef double spread = self.weight * self.rows_rows - self.rows * self.rows
+    cdef double slope = 0
+    if spread > 0.01 * self.rows * self.rows:
+        slope = (self.weight * self.rows_seconds - self.rows * self.seconds) / spread
+    if slope <= 0 or slope * self.rows > self.seconds:
+        slope = self.seconds / self.rows
+    per_row[0] = max(slope, 1e-9)
+    fixed[0] = max(0.0, (self.seconds - slope * self.rows) / self.weight)
+
+
+cdef int runner_sample(Runner self) noexcept nogil:
+    """Choose a token for every output row and stage what became text: RUN_PAUSED, RUN_FINISHED or a failure."""
+    cdef int32_t i, token
+    cdef sequence_t *s
+    cdef float *logits
+    for i in range(self.n_running):
+        s = self.states[i]
+        if s.output_row < 0:
+            continue
+        logits = llama_get_logits_ith(self.context.ctx, s.output_row)
+        if logits == NULL:
+            return -1
+        token = sampler_pick(s.sampler, &self.scratch, logits, s.tokens, s.n_tokens)
+        if token < 0 or sequence_accept(self, s, token) < 0:
+            return RUN_NO_MEMORY
+        self.counters.generated_tokens += 1
+    return RUN_FINISHED if self.finished else RUN_PAUSED
+
+
+cdef int sequence_accept(Runner self, sequence_t *s, int32_t token) noexcept nogil:
+    """Append a generated token, decide whether the sequence ends, stage its text: 0, or -1 when out of memory."""
+    cdef int32_t flags = self.vocab.pieces.flags[token]
+    cdef int32_t begin = self.vocab.pieces.offset[token]
+    cdef int32_t length = self.vocab.pieces.offset[token + 1] - begin
+    cdef int32_t ready
+    cdef int stopped = 0
+    if sequence_append(s, token) < 0:
+        return -1
+    if flags & TOKEN_EOG:
+        stopped = not s.ignore_eos
+    elif s.show_control or not flags & TOKEN_CONTROL:
+        stopped = text_feed(&s.text, self.vocab.pieces.text + begin, length)
+        if stopped < 0:
+            return -1
+    if stopped:
+        s.finish = FINISH_STOP
+    elif s.n_tokens >= s.n_max:
+        s.finish = FINISH_LENGTH
+    if s.finish != FINISH_NONE:
+        self.finished = True
+    ready = s.text.n_pending if s.finish != FINISH_NONE else text_ready(&s.text)
+    if ready or s.finish != FINISH_NONE:
+        if outbox_stage(self.outbox, s.tag, s.text.pending, ready, s.n_unreported, s.finish) < 0:
+            return -1
+        text_drop(&s.text, ready)
+        s.n_unreported = 0
+    return 0

@@ -1,0 +1,34 @@
+from libc.stdint cimport int32_t, int64_t
+
+from .sampler cimport Sampler, sampler_t
+from .text cimport text_t
+from .vocab cimport Vocab
+
+cdef enum:
+    FINISH_NONE = 0
+    FINISH_STOP = 1
+    FINISH_LENGTH = 2
+
+cdef struct sequence_t:
+    int64_t tag             # names it in the Outbox
+    int32_t seq_id          # its llama_seq_id while it runs, else -1
+    int32_t *tokens         # (capacity,) prompt, then output
+    int32_t capacity
+    int32_t n_prompt
+    int32_t n_tokens
+    int32_t n_past          # tokens[:n_past] are in memory; n_past < n_tokens while it runs
+    int32_t n_max           # n_tokens stops growing here
+    int32_t n_rows          # rows it has in the current step
+    int32_t output_row      # which of them gives logits, -1: none
+    int32_t n_unreported    # tokens generated since the last record in the Outbox
+    int32_t finish
+    bint ignore_eos
+    bint show_control
+    sampler_t *sampler      # the Sequence holds its owner
+    text_t text
+
+cdef class Sequence:
+    cdef sequence_t state
+    cdef Sampler sampler
+
+cdef int sequence_append(sequence_t *self, int32_t token) noexcept nogil

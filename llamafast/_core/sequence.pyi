@@ -1,0 +1,35 @@
+from array import array
+from typing import Self
+
+from typing_extensions import disjoint_base
+
+from llamafast._core.sampler import Sampler
+from llamafast._core.vocab import Vocab
+
+@disjoint_base
+class Sequence:
+    def __new__(
+        cls,
+        vocab: Vocab,
+        prompt: array[int],
+        sampler: Sampler,
+        *,
+        tag: int,
+        max_tokens: int,
+        stops: tuple[bytes, ...] = (),
+        ignore_eos: bool = False,
+        show_control: bool = False,
+    ) -> Self: ...
+    @property
+    def tag(self) -> int: ...
+    @property
+    def n_prompt(self) -> int: ...
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def n_past(self) -> int: ...
+    @property
+    def n_max(self) -> int: ...
+    @property
+    def finished(self) -> bool: ...
+    def tokens(self) -> list[int]: ...

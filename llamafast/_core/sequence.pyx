@@ -1,0 +1,99 @@
+"""One choice of one request, from its prompt to its last token."""
+from libc.stdint cimport int32_t, int64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy
+
+from .sampler cimport Sampler
+from .text cimport text_free, text_init
+from .vocab cimport Vocab
+
+
+cdef class Sequence:
+    """The engine's end of one choice.
+
+    ``prompt`` is int32 token ids, at least one; ``max_tokens`` (at least 1) bounds the output. ``tag`` names the
+    sequence in the Outbox.
+
+    Raises ValueError for an empty prompt or an id outside the vocabulary (llama.cpp would abort).
+    """
+
+    def __cinit__(
+        self, Vocab vocab not None, const int32_t[::1] prompt not None, Sampler sampler not None, *, int64_t tag,
+        int32_t max_tokens, tuple stops=(), bint ignore_eos=False, bint show_control=False,
+    ):
+        cdef sequence_t *s = &self.state
+        cdef Py_ssize_t i
+        if prompt.shape[0] == 0 or prompt.shape[0] > 0x7FFFFFFF - <Py_ssize_t> max_tokens:
+            raise ValueError(f"a prompt of {prompt.shape[0]} tokens")
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}")
+        for i in range(prompt.shape[0]):
+            if not 0 <= prompt[i] < vocab.pieces.n_tokens:
+                raise ValueError(f"token id {prompt[i]} is outside the vocabulary of {vocab.pieces.n_tokens}")
+        s.tag = tag
+        s.seq_id = -1
+        s.output_row = -1
+        s.n_prompt = s.n_tokens = <int32_t> prompt.shape[0]
+        s.n_max = s.n_prompt + max_tokens
+        s.capacity = s.n_prompt + min(max_tokens, 64)
+        s.ignore_eos = ignore_eos
+        s.show_control = show_control
+        s.tokens = <int32_t *> malloc(<size_t> s.capacity * sizeof(int32_t))
+        if s.tokens == NULL:
+            raise MemoryError
+        memcpy(s.tokens, &prompt[0], <size_t> s.n_prompt * sizeof(int32_t))
+        text_init(&s.text, stops)
+        self.sampler = sampler
+        s.sampler = &sampler.state
+
+    def __dealloc__(self):
+        free(self.state.tokens)
+        text_free(&self.state.text)
+
+    @property
+    def tag(self):
+        return self.state.tag
+
+    @property
+    def n_prompt(self):
+        return self.state.n_prompt
+
+    @property
+    def n_tokens(self):
+        """Prompt and output so far."""
+        return self.state.n_tokens
+
+    @property
+    def n_past(self):
+        """How many of them are in memory."""
+        return self.state.n_past
+
+    @property
+    def n_max(self):
+        """What n_tokens can reach."""
+        return self.state.n_max
+
+    @property
+    def finished(self):
+        return self.state.finish != FINISH_NONE
+
+    def tokens(self):
+        """A copy of prompt and output, as a list."""
+        return [self.state.tokens[i] for i in range(self.state.n_tokens)]
+
+
+cdef int sequence_append(sequence_t *self, int32_t token) noexcept nogil:
+    """Add a generated token: 0, or -1 when out of memory."""
+    cdef int32_t *grown
+    cdef int32_t capacity
+    if self.n_tokens == self.capacity:
+        capacity = min(2 * self.capacity, self.n_max)
+        grown = <int32_t *> realloc(self.tokens, <size_t> capacity * sizeof(int32_t))
+        if grown == NULL:
+            return -1
+        self.tokens = grown
+        self.capacity = capacity
+    self.tokens[self.n_tokens] = token
+    self.n_tokens += 1
+    self.n_unreported += 1
+    return 0

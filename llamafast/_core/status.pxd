@@ -1,0 +1,2 @@
+cdef void forget_log() noexcept
+cdef int check_ptr(const void *pointer, str what) except -1

@@ -1,0 +1,157 @@
+"""The vocabulary: tokenising, and every token's bytes in one table."""
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
+from libc.limits cimport INT_MIN
+from libc.stdint cimport int32_t
+
+from .headers.llama cimport (
+    llama_detokenize, llama_model_get_vocab, llama_token_to_piece, llama_tokenize, llama_vocab_bos, llama_vocab_eos,
+    llama_vocab_get_add_bos, llama_vocab_get_text, llama_vocab_is_control, llama_vocab_is_eog, llama_vocab_n_tokens,
+)
+from .model cimport Model
+
+from array import array
+
+
+cdef class Vocab:
+    """The vocabulary of a Model, its table read once. Every method is thread-safe (llama.h promises it)."""
+
+    def __cinit__(self, Model model not None):
+        self.model = model
+        self.vocab = llama_model_get_vocab(model.model)
+        pieces_read(&self.pieces, self.vocab)
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.pieces.offset)
+        PyMem_RawFree(self.pieces.flags)
+        PyMem_RawFree(self.pieces.text)
+
+    @property
+    def n_tokens(self):
+        return self.pieces.n_tokens
+
+    @property
+    def longest_piece(self):
+        """The most bytes of text one token can stand for."""
+        cdef int32_t token, longest = 0
+        for token in range(self.pieces.n_tokens):
+            longest = max(longest, self.pieces.offset[token + 1] - self.pieces.offset[token])
+        return longest
+
+    @property
+    def bos(self):
+        """The beginning-of-sequence token, -1 where there is none."""
+        return llama_vocab_bos(self.vocab)
+
+    @property
+    def eos(self):
+        return llama_vocab_eos(self.vocab)
+
+    @property
+    def add_bos(self):
+        return bool(llama_vocab_get_add_bos(self.vocab))
+
+    def text(self, int32_t token):
+        """The token as the GGUF spells it (control tokens included), "" for an id that does not exist."""
+        if not 0 <= token < self.pieces.n_tokens:
+            return ""
+        cdef bytes text = llama_vocab_get_text(self.vocab, token)
+        return text.decode("utf-8", "replace")
+
+    def piece(self, int32_t token):
+        """The bytes a token stands for in output, those of control tokens included. Raises IndexError."""
+        if not 0 <= token < self.pieces.n_tokens:
+            raise IndexError(f"token id {token} is outside the vocabulary of {self.pieces.n_tokens}")
+        return self.pieces.text[self.pieces.offset[token]:self.pieces.offset[token + 1]]
+
+    def is_eog(self, int32_t token):
+        """Whether the token ends generation."""
+        return 0 <= token < self.pieces.n_tokens and bool(self.pieces.flags[token] & TOKEN_EOG)
+
+    def is_control(self, int32_t token):
+        return 0 <= token < self.pieces.n_tokens and bool(self.pieces.flags[token] & TOKEN_CONTROL)
+
+    def tokenize(self, str text, *, bint add_special, bint parse_special):
+        """Token ids of ``text`` as array('i').
+
+        Raises UnicodeEncodeError for lone surrogates and OverflowError for more than 2**31 - 1 tokens or bytes.
+        """
+        cdef bytes raw = text.encode("utf-8")
+        if len(raw) > 0x7FFFFFF0:
+            raise OverflowError("the text is longer than 2**31 bytes")
+        cdef const char *start = raw
+        cdef int32_t length = <int32_t> len(raw)
+        # one token a byte is the worst case, BOS and EOS come on top
+        cdef int32_t capacity = length + 8
+        cdef int32_t *ids = <int32_t *> PyMem_RawMalloc(<size_t> capacity * sizeof(int32_t))
+        cdef int32_t n
+        if ids == NULL:
+            raise MemoryError
+        try:
+            with nogil:
+                n = llama_tokenize(self.vocab, start, length, ids, capacity, add_special, parse_special)
+            if n == INT_MIN:
+                raise OverflowError("the text has more than 2**31 tokens")
+            if n < 0:
+                raise AssertionError(f"llama_tokenize needs {-n} tokens for {length} bytes")
+            return array("i", (<char *> ids)[:<Py_ssize_t> n * <Py_ssize_t> sizeof(int32_t)])
+        finally:
+            PyMem_RawFree(ids)
+
+    def detokenize(self, const int32_t[::1] tokens):
+        """The text of a prompt, control tokens included; bytes that are not UTF-8 become U+FFFD.
+
+        Raises IndexError for an id outside the vocabulary (llama.cpp would abort).
+        """
+        cdef Py_ssize_t i
+        for i in range(tokens.shape[0]):
+            if not 0 <= tokens[i] < self.pieces.n_tokens:
+                raise IndexError(f"token id {tokens[i]} is outside the vocabulary of {self.pieces.n_tokens}")
+        if tokens.shape[0] == 0:
+            return ""
+        cdef int32_t n_tokens = <int32_t> tokens.shape[0]
+        cdef const int32_t *first = &tokens[0]
+        cdef int32_t capacity = 16 * n_tokens + 64
+        cdef bytearray out = bytearray(capacity)
+        cdef char *buffer = out
+        cdef int32_t n
+        with nogil:
+            n = llama_detokenize(self.vocab, first, n_tokens, buffer, capacity, False, True)
+        if n < 0:
+            out = bytearray(-n)
+            buffer = out
+            capacity = -n
+            with nogil:
+                n = llama_detokenize(self.vocab, first, n_tokens, buffer, capacity, False, True)
+        return out[:n].decode("utf-8", "replace")
+
+
+cdef int pieces_read(pieces_t *pieces, const llama_vocab *vocab) except -1:
+    """Fill the table with one llama_token_to_piece call per token."""
+    cdef int32_t n_tokens = llama_vocab_n_tokens(vocab)
+    cdef size_t capacity = <size_t> n_tokens * 8 + 4096
+    cdef size_t used = 0
+    cdef int32_t token, n
+    cdef char *grown
+    pieces.n_tokens = n_tokens
+    pieces.offset = <int32_t *> PyMem_RawMalloc((<size_t> n_tokens + 1) * sizeof(int32_t))
+    pieces.flags = <uint8_t *> PyMem_RawMalloc(<size_t> n_tokens + 1)
+    pieces.text = <char *> PyMem_RawMalloc(capacity)
+    if pieces.offset == NULL or pieces.flags == NULL or pieces.text == NULL:
+        raise MemoryError
+    for token in range(n_tokens):
+        pieces.offset[token] = <int32_t> used
+        n = llama_token_to_piece(vocab, token, pieces.text + used, <int32_t> (capacity - used), 0, True)
+        if n < 0:
+            capacity = 2 * capacity + <size_t> -n
+            grown = <char *> PyMem_RawRealloc(pieces.text, capacity)
+            if grown == NULL:
+                raise MemoryError
+            pieces.text = grown
+            n = llama_token_to_piece(vocab, token, pieces.text + used, <int32_t> (capacity - used), 0, True)
+            if n < 0:
+                raise AssertionError(f"llama_token_to_piece({token}) needs {-n} bytes, {capacity - used} given")
+        used += <size_t> n
+        pieces.flags[token] = ((TOKEN_EOG if llama_vocab_is_eog(vocab, token) else 0)
+                               | (TOKEN_CONTROL if llama_vocab_is_control(vocab, token) else 0))
+    pieces.offset[n_tokens] = <int32_t> used
+    return 0

@@ -1,0 +1,1 @@
+"""The wire: bytes to Requests, Deltas to Frames. No prompts, no tokens."""

@@ -1,0 +1,94 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from uuid import uuid4
+
+import msgspec
+from msgspec import UNSET
+
+from llamafast.api.decode import decode_request
+from llamafast.api.delivery import collect, run_sized, stream, usage_of
+from llamafast.api.http import Exchange
+from llamafast.api.schema.completions import Completion, CompletionChoice, CompletionRequest
+from llamafast.api.schema.fragments import Usage
+from llamafast.api.sse import HOLE, encode, frame, frame_pieces
+from llamafast.chat.plan import echo_texts, plan_completion
+from llamafast.engine.types import EnginePort, FinishReason, Plan
+from llamafast.errors import InvalidRequest
+
+_DECODER = msgspec.json.Decoder(CompletionRequest)
+
+
+class CompletionsEndpoint:
+    def __init__(self, engine: EnginePort, ping_seconds: float) -> None:
+        self._engine = engine
+        self._ping_seconds = ping_seconds
+
+    async def __call__(self, exchange: Exchange, body: bytes) -> None:
+        request, plan, echoes = await run_sized(len(body), self._prepare, body)
+        generation = self._engine.submit(plan)
+        try:
+            reply = Completion(
+                id=f"cmpl-{uuid4().hex}", created=int(time.time()), model=self._engine.info.id, choices=[]
+            )
+            if request.stream:
+                frames = CompletionFrames(reply, echoes, plan.n, request.wants_usage)
+                await stream(exchange, generation, frames, self._ping_seconds)
+                return
+            answers = await collect(generation, len(plan.prompts) * plan.n)
+            reply.choices = [
+                CompletionChoice(echoes[index // plan.n] + answer.text, index, answer.finish_reason)
+                for index, answer in enumerate(answers)
+            ]
+            reply.usage = usage_of(generation)
+            await exchange.reply_json(reply)
+        finally:
+            generation.cancel()
+
+    def _prepare(self, body: bytes) -> tuple[CompletionRequest, Plan, list[str]]:
+        """The request, its Plan, and per prompt the text that precedes each answer."""
+        engine = self._engine
+        request = decode_request(_DECODER, body, engine.info)
+        _check_best_of(request)
+        plan = plan_completion(request, engine.tokenizer, engine.info)
+        echoes = echo_texts(request, plan, engine.tokenizer) if request.echo else [""] * len(plan.prompts)
+        return request, plan, echoes
+
+
+class CompletionFrames:
+    """The pieces of a streamed completion (``api.sse.Frames``); ``reply`` is what all its chunks have in common."""
+
+    def __init__(self, reply: Completion, echoes: list[str], n: int, wants_usage: bool) -> None:
+        self._reply = msgspec.structs.replace(reply, usage=None if wants_usage else UNSET)
+        self._echoes = echoes
+        self._n = n
+        self._wants_usage = wants_usage
+        self._before, self._between, self._after = frame_pieces(self._chunk(CompletionChoice(HOLE, HOLE)))
+
+    def opening(self) -> Iterator[bytes]:
+        for prompt_index, echo in enumerate(self._echoes):
+            for k in range(self._n if echo else 0):
+                yield self.text(prompt_index * self._n + k, echo)
+
+    def text(self, index: int, text: str) -> bytes:
+        return b"%b%b%b%d%b" % (self._before, encode(text), self._between, index, self._after)
+
+    def finish(self, index: int, reason: FinishReason) -> bytes:
+        return frame(self._chunk(CompletionChoice("", index, reason)))
+
+    def closing(self, usage: Usage) -> bytes:
+        return frame(msgspec.structs.replace(self._reply, usage=usage)) if self._wants_usage else b""
+
+    def _chunk(self, choice: CompletionChoice) -> Completion:
+        return msgspec.structs.replace(self._reply, choices=[choice])
+
+
+def _check_best_of(request: CompletionRequest) -> None:
+    n = request.n or 1
+    if request.best_of is None or request.best_of == n:
+        return
+    problem = "is not supported yet when larger than" if request.best_of > n else "must not be smaller than"
+    raise InvalidRequest(f"`best_of` {problem} `n`", param="best_of")

@@ -1,0 +1,74 @@
+"""JSON body → typed request, or an error that names the field at fault."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TypeVar
+
+import msgspec
+
+from llamafast.api.schema.fragments import GenerationOptions
+from llamafast.engine.types import ModelInfo
+from llamafast.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
+
+Request = TypeVar("Request", bound=GenerationOptions)
+
+_AT_PATH = re.compile(r"(?P<what>.*) - at `\$\.?(?P<path>[^`]*)`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
+
+
+def decode_request(decoder: msgspec.json.Decoder[Request], body: bytes, info: ModelInfo) -> Request:
+    """Decode and check all that needs neither model nor template.
+
+    Raises InvalidRequest (not JSON, a repeated key, a wrong type or range), UnsupportedParameter or ModelNotFound.
+    """
+    try:
+        request = decoder.decode(body)
+        # The decoder keeps the last of equal keys; a gateway in front may have judged the first.
+        json.loads(body, object_pairs_hook=_refuse_repeated)
+    except msgspec.ValidationError as error:
+        raise _invalid_field(str(error)) from error
+    except RecursionError as error:
+        raise InvalidRequest("the body is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("the body is not valid UTF-8") from error
+    except (msgspec.DecodeError, ValueError) as error:
+        hint = " (a surrogate escape without its other half is not valid)" if rb"\ud" in body.lower() else ""
+        raise InvalidRequest(f"the body is not valid JSON: {error}{hint}") from error
+    _check_served(request, info)
+    return request
+
+
+def _refuse_repeated(pairs: list[tuple[str, object]]) -> None:
+    names = {name for name, _ in pairs}
+    if len(names) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise InvalidRequest(f"the key {name[:64]!r} occurs twice in one object", param=name[:64])
+            seen.add(name)
+
+
+def _invalid_field(text: str) -> InvalidRequest:
+    """msgspec's ``Expected … - at `$.path``` in the server's words; for an object's values it writes ``[...]``."""
+    at = _AT_PATH.fullmatch(text)
+    what, path = (at["what"], at["path"].replace("[...]", "")) if at else (text, "")
+    if missing := _MISSING.fullmatch(what):
+        path = f"{path}.{missing['name']}".lstrip(".")
+        return InvalidRequest(f"`{path}` is required", param=path)
+    what = what[:1].lower() + what[1:]
+    return InvalidRequest(f"`{path}`: {what}" if path else f"the body: {what}", param=path or None)
+
+
+def _check_served(request: GenerationOptions, info: ModelInfo) -> None:
+    if request.model and request.model != info.id:
+        raise ModelNotFound(
+            f"the model {request.model[:128]!r} does not exist; this server has {info.id!r}", param="model"
+        )
+    for name, idle in request.unserved.items():
+        value = getattr(request, name)
+        if value is not None and value not in idle:
+            raise UnsupportedParameter(f"`{name}` is not supported yet", param=name)
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("`stream_options` needs `stream`", param="stream_options")

@@ -1,0 +1,90 @@
+"""Generation → client: streamed as it comes, or collected. The same for every endpoint that generates text."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import NamedTuple, ParamSpec, TypeVar
+
+from llamafast.api.http import Exchange
+from llamafast.api.schema.fragments import CompletionTokensDetails, PromptTokensDetails, Usage
+from llamafast.api.sse import EventStream, Frames
+from llamafast.engine.types import FinishReason, Generation
+from llamafast.errors import LlamafastError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+# Decoding, rendering and tokenising this many bytes of body takes a few milliseconds: what one step may wait.
+INLINE_BYTES = 16 * 1024
+
+
+class Answer(NamedTuple):
+    """One finished choice."""
+
+    text: str
+    finish_reason: FinishReason
+
+
+async def run_sized(n_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """``work(...)``, in a thread when the ``n_bytes`` it chews on would hold up the event loop."""
+    if n_bytes <= INLINE_BYTES:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
+
+
+async def stream(exchange: Exchange, generation: Generation, frames: Frames, ping_seconds: float) -> None:
+    """Send ``generation`` as server-sent events, one write per batch of Events.
+
+    An error that ends the generation becomes the last event: the status has gone out by then.
+    """
+    async with EventStream(exchange, ping_seconds) as events:
+        try:
+            for opening in frames.opening():
+                await events.write(opening)
+            async for batch in generation:
+                pieces = []
+                for event in batch:
+                    if event.text:
+                        pieces.append(frames.text(event.index, event.text))
+                    if event.finish_reason is not None:
+                        pieces.append(frames.finish(event.index, event.finish_reason))
+                if pieces:
+                    await events.write(b"".join(pieces))
+            await events.end(frames.closing(usage_of(generation)))
+        except LlamafastError as error:
+            await events.fail(error)
+        except Exception:
+            log.exception("request %s failed in mid-stream", exchange.request_id.decode())
+            await events.fail(internal_error())
+
+
+async def collect(generation: Generation, n_choices: int) -> list[Answer]:
+    """All choices of ``generation`` by index. Raises the LlamafastError that ended it."""
+    texts: list[list[str]] = [[] for _ in range(n_choices)]
+    reasons: dict[int, FinishReason] = {}
+    async for batch in generation:
+        for event in batch:
+            texts[event.index].append(event.text)
+            if event.finish_reason is not None:
+                reasons[event.index] = event.finish_reason
+    return [Answer("".join(text), reasons[index]) for index, text in enumerate(texts)]
+
+
+def usage_of(generation: Generation) -> Usage:
+    prompt, completion = generation.prompt_tokens, generation.completion_tokens
+    return Usage(
+        prompt,
+        completion,
+        prompt + completion,
+        PromptTokensDetails(generation.cached_tokens),
+        CompletionTokensDetails(),
+    )
+
+
+def internal_error() -> LlamafastError:
+    """What a client may know of a bug; the traceback goes to the log."""
+    return LlamafastError("the server had an internal error")

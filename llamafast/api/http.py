@@ -1,0 +1,157 @@
+"""One HTTP exchange over ASGI: capped body, one reply, a watch on the client."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from llamafast.api.schema.fragments import ErrorBody, ErrorObject
+from llamafast.errors import BodyTooLarge, LlamafastError, UnsupportedMediaType
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = tuple[tuple[bytes, bytes], ...]
+
+JSON_TYPE = b"application/json"
+
+# How much of a body that is too large is read and thrown away: a client that is still sending when the connection
+# closes never sees the reply.
+DISCARDED_BYTES = 256 * 2**20
+
+_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
+_CORS: Headers = (
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-expose-headers", b"x-request-id, retry-after, retry-after-ms"),
+)
+
+
+class ClientGone(Exception):
+    """The client left before its answer was complete; there is nobody to tell."""
+
+
+class Exchange:
+    """A request and its one reply: ``start``, any number of ``write``, the last one with ``more=False``.
+
+    ``status`` is that of the reply, 0 until it has started.
+    """
+
+    __slots__ = ("_receive", "_send", "headers", "method", "path", "request_id", "status")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = self.headers.get(b"x-request-id", b"")
+        self.request_id = given if _SANE_REQUEST_ID.fullmatch(given) else b"req_%b" % uuid4().hex.encode()
+        self.status = 0
+
+    async def read_json(self, limit: int) -> bytes:
+        """The request's body, at most ``limit`` bytes whatever its Content-Length says.
+
+        Raises UnsupportedMediaType when the headers call it something else than plain JSON, BodyTooLarge, or
+        ClientGone.
+        """
+        self._require_json()
+        length = self.headers.get(b"content-length", b"")
+        kept = not length.isdigit() or int(length[:20]) <= limit
+        chunks, size, more = [], 0, True
+        while more and size <= limit + DISCARDED_BYTES:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            kept = kept and size <= limit
+            if kept:
+                chunks.append(chunk)
+            else:
+                chunks.clear()
+            more = message.get("more_body", False)
+        if not kept:
+            raise BodyTooLarge(f"the body is larger than {limit} bytes")
+        return b"".join(chunks)
+
+    def _require_json(self) -> None:
+        kind = self.headers.get(b"content-type", JSON_TYPE).partition(b";")[0].strip().lower()
+        if kind != JSON_TYPE and not kind.endswith(b"+json"):
+            raise UnsupportedMediaType("the body must be JSON: send `content-type: application/json`")
+        if self.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise UnsupportedMediaType("a compressed body is not supported: send no `content-encoding`")
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self.status = status
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [*headers, *_CORS, (b"x-request-id", self.request_id)],
+            }
+        )
+
+    async def write(self, body: bytes, *, more: bool = True) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def reply(self, status: int, body: bytes, content_type: bytes, headers: Headers = ()) -> None:
+        """The whole answer at once; HEAD gets its headers only."""
+        length = b"%d" % len(body)
+        await self.start(status, ((b"content-type", content_type), (b"content-length", length), *headers))
+        await self.write(b"" if self.method == "HEAD" else body, more=False)
+
+    async def reply_json(self, value: Any, status: int = 200, headers: Headers = ()) -> None:
+        await self.reply(status, msgspec.json.encode(value), JSON_TYPE, headers)
+
+    async def reply_error(self, error: LlamafastError, headers: Headers = ()) -> None:
+        if error.retry_after is not None:
+            seconds, milliseconds = math.ceil(error.retry_after), math.ceil(error.retry_after * 1000)
+            headers = (*headers, (b"retry-after", b"%d" % seconds), (b"retry-after-ms", b"%d" % milliseconds))
+        await self.reply_json(error_body(error), error.status, headers)
+
+    async def reply_options(self, allow: str) -> None:
+        """Answer OPTIONS, a browser's preflight included: any origin, any header, no credentials."""
+        methods = allow.encode()
+        await self.start(
+            204,
+            (
+                (b"allow", methods),
+                (b"access-control-allow-methods", methods),
+                (b"access-control-allow-headers", b"*, authorization"),
+                (b"access-control-max-age", b"86400"),
+            ),
+        )
+        await self.write(b"", more=False)
+
+    async def until_disconnect(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` to its end; cancel it and raise ClientGone when the client goes first.
+
+        To be used once the body is read. ``send`` to a client that has gone raises nothing (ASGI 2.3), so waiting
+        for ``http.disconnect`` is the only way to notice.
+        """
+        watcher = asyncio.create_task(self._disconnected())
+        task = asyncio.create_task(work)
+        watcher.add_done_callback(lambda _: task.cancel())
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not watcher.done() or watcher.cancelled():
+                raise
+            raise ClientGone from None
+        finally:
+            watcher.cancel()
+
+    async def _disconnected(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+def error_body(error: LlamafastError) -> ErrorBody:
+    return ErrorBody(ErrorObject(error.message, error.type, error.param, error.code))

@@ -1,0 +1,1 @@
+"""OpenAI's shapes under OpenAI's names."""

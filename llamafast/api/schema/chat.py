@@ -1,0 +1,117 @@
+"""POST /v1/chat/completions: request, reply, streamed chunk."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from llamafast.api.schema.fragments import SYSTEM_FINGERPRINT, GenerationOptions, StreamedIndex, StreamedText, Usage
+from llamafast.engine.types import FinishReason
+
+
+class ChatRequest(GenerationOptions, kw_only=True):
+    """Messages stay plain objects: the template may read fields that OpenAI does not name.
+
+    The fields from ``store`` on are checked for their type and have no effect here.
+    """
+
+    unserved: ClassVar[dict[str, tuple[object, ...]]] = {
+        **GenerationOptions.unserved,
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "modalities": ([], ["text"]),
+        "audio": (),
+        "web_search_options": (),
+        "echo": (False,),
+        "continue_final_message": (False, ""),
+    }
+
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[Any] | None = None
+    function_call: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    modalities: list[str] | None = None
+    audio: dict[str, Any] | None = None
+    web_search_options: dict[str, Any] | None = None
+    echo: bool | None = None
+    continue_final_message: bool | str | None = None
+
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
+    prediction: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    moderation: dict[str, Any] | None = None
+
+
+class ChatMessage(Struct):
+    content: str | None
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(Struct):
+    index: int
+    message: ChatMessage
+    finish_reason: FinishReason | None
+    logprobs: None = None
+
+
+class ChatCompletion(Struct, kw_only=True):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    service_tier: Literal["default"] = "default"
+    system_fingerprint: str = SYSTEM_FINGERPRINT
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatDelta(Struct):
+    """What a chunk adds to a message; the fields that it does not touch are absent."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: StreamedText | UnsetType = UNSET
+    refusal: UnsetType | None = UNSET
+
+
+class ChatChunkChoice(Struct):
+    index: StreamedIndex
+    delta: ChatDelta
+    finish_reason: FinishReason | None = None
+    logprobs: None = None
+
+
+class ChatChunk(Struct, kw_only=True):
+    """One event of a stream: ``usage`` is null but in the last one, absent when not asked for."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    service_tier: Literal["default"] = "default"
+    system_fingerprint: str = SYSTEM_FINGERPRINT
+    choices: list[ChatChunkChoice]
+    usage: Usage | UnsetType | None = UNSET

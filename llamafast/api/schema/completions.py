@@ -1,0 +1,48 @@
+"""POST /v1/completions: request, reply, streamed chunk."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from llamafast.api.schema.fragments import SYSTEM_FINGERPRINT, GenerationOptions, StreamedIndex, StreamedText, Usage
+from llamafast.engine.types import FinishReason
+
+DEFAULT_MAX_TOKENS = 16
+
+
+class CompletionRequest(GenerationOptions, kw_only=True):
+    """A prompt is a string, token ids, a list of strings or a list of lists of token ids."""
+
+    unserved: ClassVar[dict[str, tuple[object, ...]]] = {
+        **GenerationOptions.unserved,
+        "logprobs": (),
+        "suffix": ("",),
+    }
+
+    prompt: str | list[str | int | list[int]]
+    max_tokens: Annotated[int, Meta(ge=0)] | None = DEFAULT_MAX_TOKENS
+    echo: bool | None = None
+    best_of: Annotated[int, Meta(ge=1)] | None = None
+    logprobs: int | None = None
+    suffix: str | None = None
+
+
+class CompletionChoice(Struct):
+    text: StreamedText
+    index: StreamedIndex
+    finish_reason: FinishReason | None = None
+    logprobs: None = None
+
+
+class Completion(Struct, kw_only=True):
+    """The reply, and each chunk of a stream: there ``usage`` is null but in the last one, absent when not asked for."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str = SYSTEM_FINGERPRINT
+    choices: list[CompletionChoice]
+    usage: Usage | UnsetType | None = UNSET

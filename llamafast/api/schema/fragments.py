@@ -1,0 +1,116 @@
+"""What the generation endpoints share on the wire: request options, usage, the error object."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from msgspec import Meta, Raw, Struct
+
+MAX_CHOICES = 128
+MAX_STOP_STRINGS = 16
+SYSTEM_FINGERPRINT = "fp_llamafast"
+
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+Probability = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+# Any positive number in OpenAI-like servers; beyond these bounds a penalised logit would leave float32.
+RepetitionPenalty = Annotated[float, Meta(ge=1e-6, le=1e6)]
+
+# In a streamed chunk, text and index may be holes that ``api.sse.frame_pieces`` cuts out of the encoded chunk.
+StreamedText = str | Raw
+StreamedIndex = int | Raw
+
+
+class StreamOptions(Struct):
+    """``stream_options``. Obfuscation pads OpenAI's frames; asking for it is allowed, nothing is padded here."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class GenerationOptions(Struct, kw_only=True):
+    """The request fields that completions and chat have in common; null means the default everywhere.
+
+    ``unserved`` names the declared fields that this server refuses, each with the values that ask for nothing
+    (null asks for nothing everywhere).
+    """
+
+    unserved: ClassVar[dict[str, tuple[object, ...]]] = {
+        "min_tokens": (0,),
+        "stop_token_ids": ([],),
+        "grammar": ("",),
+        "json_schema": (),
+        "structured_outputs": ({},),
+        "guided_json": (),
+        "guided_regex": ("",),
+        "guided_choice": ([],),
+        "guided_grammar": ("",),
+        "return_token_ids": (False,),
+    }
+
+    model: str | None = None
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    min_p: Probability | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    repeat_penalty: RepetitionPenalty | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Bias] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
+    stop: str | Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | bool | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    return_token_ids: bool | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the stream is to end with a chunk of ``usage``."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+class PromptTokensDetails(Struct):
+    cached_tokens: int
+
+
+class CompletionTokensDetails(Struct):
+    reasoning_tokens: int = 0
+
+
+class Usage(Struct):
+    """Token counts of one request: each prompt once, all choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+
+
+class ErrorObject(Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Struct):
+    """OpenAI's error reply; in a stream, the payload of the last event."""
+
+    error: ErrorObject

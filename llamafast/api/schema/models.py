@@ -1,0 +1,23 @@
+"""GET /v1/models."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+
+class Model(Struct, kw_only=True):
+    """``max_model_len`` (tokens of one sequence) and ``meta`` are extensions that vLLM and llama-server share."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["llamafast"] = "llamafast"
+    max_model_len: int
+    meta: dict[str, int]
+
+
+class ModelList(Struct, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[Model]

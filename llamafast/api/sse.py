@@ -1,0 +1,105 @@
+"""Server-sent events: chunk → frame bytes, and the open stream they go to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, Protocol, Self
+
+import msgspec
+
+from llamafast.api.http import Exchange, Headers, error_body
+from llamafast.api.schema.fragments import Usage
+from llamafast.engine.types import FinishReason
+from llamafast.errors import LlamafastError
+
+PING_SECONDS = 15.0
+
+HEADERS: Headers = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+HOLE = msgspec.Raw(b"\0")
+
+_DONE = b"data: [DONE]\n\n"
+_PING = b": ping\n\n"
+
+encode = msgspec.json.Encoder().encode
+
+
+class Frames(Protocol):
+    """How one request's reply looks in pieces; each method gives whole frames."""
+
+    def opening(self) -> Iterable[bytes]:
+        """What precedes all generated text; each item becomes one write."""
+        ...
+
+    def text(self, index: int, text: str) -> bytes: ...
+
+    def finish(self, index: int, reason: FinishReason) -> bytes: ...
+
+    def closing(self, usage: Usage) -> bytes:
+        """What follows the last choice, possibly nothing."""
+        ...
+
+
+def frame(event: Any) -> bytes:
+    return b"data: %b\n\n" % encode(event)
+
+
+def frame_pieces(event: Any) -> list[bytes]:
+    """The frame of ``event`` cut at its ``HOLE``s: what a frame per token is joined from.
+
+    A NUL byte marks a hole; JSON escapes NUL in strings, so it occurs nowhere else.
+    """
+    return frame(event).split(b"\0")
+
+
+class EventStream:
+    """The open body of a streamed reply, as an async context.
+
+    Inside it, after ``ping_seconds`` without a write, a comment tells proxies and clients that the stream lives; a
+    lock keeps that comment from falling into another write.
+    """
+
+    __slots__ = ("_exchange", "_last", "_lock", "_ping_seconds", "_pinger")
+
+    def __init__(self, exchange: Exchange, ping_seconds: float) -> None:
+        self._exchange = exchange
+        self._ping_seconds = ping_seconds
+        self._lock = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        await self._exchange.start(200, HEADERS)
+        self._last = asyncio.get_running_loop().time()
+        self._pinger = asyncio.create_task(self._keep_alive())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._pinger.cancel()
+
+    async def write(self, frames: bytes, *, more: bool = True) -> None:
+        """Send whole frames in one piece."""
+        async with self._lock:
+            await self._exchange.write(frames, more=more)
+        self._last = asyncio.get_running_loop().time()
+
+    async def end(self, frames: bytes) -> None:
+        """Send the last frames; the stream is over as it should be."""
+        self._pinger.cancel()
+        await self.write(frames + _DONE, more=False)
+
+    async def fail(self, error: LlamafastError) -> None:
+        """Send the error as the last event, without the mark of a good end."""
+        self._pinger.cancel()
+        await self.write(frame(error_body(error)), more=False)
+
+    async def _keep_alive(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            rest = self._last + self._ping_seconds - loop.time()
+            if rest > 0:
+                await asyncio.sleep(rest)
+            else:
+                await self.write(_PING)

@@ -1,0 +1,45 @@
+"""What the server says of itself: models, health, metrics."""
+
+from __future__ import annotations
+
+from llamafast import metrics
+from llamafast.api.http import Exchange
+from llamafast.api.schema.models import Model, ModelList
+from llamafast.engine.types import EnginePort, ModelInfo
+from llamafast.errors import ModelNotFound
+
+
+class SystemEndpoints:
+    def __init__(self, engine: EnginePort, stall_seconds: float) -> None:
+        self._engine = engine
+        self._stall_seconds = stall_seconds
+        self._model = _model(engine.info)
+
+    async def models(self, exchange: Exchange) -> None:
+        await exchange.reply_json(ModelList(data=[self._model]))
+
+    async def model(self, exchange: Exchange, model_id: str) -> None:
+        if model_id != self._model.id:
+            raise ModelNotFound(f"the model {model_id[:128]!r} does not exist", param="model")
+        await exchange.reply_json(self._model)
+
+    async def health(self, exchange: Exchange) -> None:
+        """200 while the engine steps or has nothing to do, 503 once it has stood still over work for too long."""
+        seconds = self._engine.stalled()
+        if seconds > self._stall_seconds:
+            await exchange.reply_json({"status": "stalled", "seconds": round(seconds, 3)}, 503)
+        else:
+            await exchange.reply_json({"status": "ok"})
+
+    async def metrics(self, exchange: Exchange) -> None:
+        body, content_type = metrics.render(self._engine.counters())
+        await exchange.reply(200, body, content_type.encode())
+
+
+def _model(info: ModelInfo) -> Model:
+    return Model(
+        id=info.id,
+        created=info.created,
+        max_model_len=info.max_seq_len,
+        meta={"n_ctx_train": info.n_ctx_train, "n_vocab": info.n_vocab},
+    )

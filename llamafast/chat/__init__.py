@@ -1,0 +1,1 @@
+"""The language: Request to Plan. No HTTP, no threads."""

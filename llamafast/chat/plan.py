@@ -1,0 +1,202 @@
+"""Request → Plan: the only place where one is made.
+
+Requests reach this room as the shapes below, which ``api.schema`` fills; ranges that need no model knowledge have
+been checked by then.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from llamafast.chat.messages import normalise_messages
+from llamafast.chat.template import ChatTemplate
+from llamafast.engine.types import ModelInfo, Plan, SamplingParams, Tokenizer
+from llamafast.errors import ContextLengthExceeded, InvalidRequest
+
+MAX_TOTAL_CHOICES = 2048
+MAX_STOP_BYTES = 1024
+
+_RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
+
+Prompt = str | list[str | int | list[int]]
+
+
+class Options(Protocol):
+    """What a Plan takes from every request; None is the default."""
+
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    repeat_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: dict[str, float] | None
+    seed: int | None
+    n: int | None
+    max_tokens: int | None
+    stop: str | list[str] | None
+    ignore_eos: bool | None
+    skip_special_tokens: bool | None
+
+
+class CompletionOptions(Options, Protocol):
+    prompt: Prompt
+    echo: bool | None
+
+
+class ChatOptions(Options, Protocol):
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None
+    chat_template_kwargs: dict[str, Any] | None
+    add_generation_prompt: bool | None
+    reasoning_effort: str | None
+    verbosity: str | None
+
+
+def plan_completion(request: CompletionOptions, tokenizer: Tokenizer, info: ModelInfo) -> Plan:
+    """Tokenise the prompts as they stand. Raises InvalidRequest or ContextLengthExceeded."""
+    if request.max_tokens == 0 and not request.echo:
+        raise InvalidRequest("`max_tokens` of 0 needs `echo`", param="max_tokens")
+    prompts = _split_prompts(request.prompt)
+    n = request.n or 1
+    if len(prompts) * n > MAX_TOTAL_CHOICES:
+        raise InvalidRequest(
+            f"the number of prompts times `n` must be at most {MAX_TOTAL_CHOICES}", param="n" if n > 1 else "prompt"
+        )
+    paths = ["prompt"] if len(prompts) == 1 else [f"prompt[{i}]" for i in range(len(prompts))]
+    tokens = tuple(_prompt_tokens(prompt, path, tokenizer, info) for prompt, path in zip(prompts, paths, strict=True))
+    return _plan(request, tokens, request.max_tokens, info)
+
+
+def echo_texts(request: CompletionOptions, plan: Plan, tokenizer: Tokenizer) -> list[str]:
+    """The text of each prompt of ``plan``: as the client wrote it, or detokenised where it sent token ids."""
+    return [
+        prompt if isinstance(prompt, str) else tokenizer.detokenize(tokens)
+        for prompt, tokens in zip(_split_prompts(request.prompt), plan.prompts, strict=True)
+    ]
+
+
+def plan_chat(request: ChatOptions, template: ChatTemplate | None, tokenizer: Tokenizer, info: ModelInfo) -> Plan:
+    """Render the conversation and tokenise the result, BOS being the template's affair.
+
+    Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
+    """
+    if template is None:
+        raise InvalidRequest("this model has no chat template; use /v1/completions")
+    text = template.render(
+        normalise_messages(request.messages),
+        add_generation_prompt=request.add_generation_prompt is not False,
+        **_template_variables(request),
+    )
+    tokens = _tokenize(text, "messages", tokenizer, info, add_special=False)
+    max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    return _plan(request, (tokens,), max_tokens, info)
+
+
+def _plan(options: Options, prompts: tuple[array[int], ...], max_tokens: int | None, info: ModelInfo) -> Plan:
+    return Plan(
+        prompts=prompts,
+        sampling=_sampling(options, info),
+        n=options.n or 1,
+        # No output outgrows the context, so a larger number means the same and a huge one never leaves this room.
+        max_tokens=None if max_tokens is None else min(max_tokens, info.max_seq_len),
+        stop=_stop_strings(options.stop),
+        skip_special_tokens=options.skip_special_tokens is not False,
+        ignore_eos=bool(options.ignore_eos),
+    )
+
+
+def _sampling(options: Options, info: ModelInfo) -> SamplingParams:
+    repetition = options.repeat_penalty if options.repetition_penalty is None else options.repetition_penalty
+    chosen: dict[str, Any] = {
+        "temperature": options.temperature,
+        "top_k": None if options.top_k is None else min(max(options.top_k, 0), info.n_vocab),
+        "top_p": options.top_p,
+        "min_p": options.min_p,
+        "repetition_penalty": repetition,
+        "presence_penalty": options.presence_penalty,
+        "frequency_penalty": options.frequency_penalty,
+        "logit_bias": _logit_bias(options.logit_bias, info) if options.logit_bias else None,
+        "seed": options.seed,
+    }
+    return SamplingParams(**{name: value for name, value in chosen.items() if value is not None})
+
+
+def _logit_bias(bias: Mapping[str, float], info: ModelInfo) -> tuple[tuple[int, float], ...]:
+    digits = len(str(info.n_vocab))
+    by_token: dict[int, float] = {}
+    for key, value in bias.items():
+        token = int(key) if key.isascii() and key.isdigit() and len(key) <= digits else -1
+        if not 0 <= token < info.n_vocab:
+            raise InvalidRequest(
+                f"`logit_bias` has the key {key[:32]!r}: not a token id from 0 to {info.n_vocab - 1}",
+                param="logit_bias",
+            )
+        by_token[token] = value
+    return tuple(by_token.items())
+
+
+def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    for string in strings:
+        if not 1 <= len(string.encode()) <= MAX_STOP_BYTES:
+            raise InvalidRequest(f"a `stop` string has 1 to {MAX_STOP_BYTES} bytes of UTF-8", param="stop")
+    return tuple(dict.fromkeys(strings))
+
+
+def _split_prompts(prompt: Prompt) -> list[str | list[int]]:
+    """One entry per prompt. Raises InvalidRequest when ``prompt`` is none of the four forms."""
+    if isinstance(prompt, str):
+        return [prompt]
+    kinds = set(map(type, prompt))
+    if kinds == {int}:
+        return [prompt]  # type: ignore[list-item]
+    if kinds in ({str}, {list}):
+        return prompt  # type: ignore[return-value]
+    problem = "must not be empty" if not prompt else "must hold only strings, only token ids or only lists of token ids"
+    raise InvalidRequest(f"`prompt` {problem}", param="prompt")
+
+
+def _prompt_tokens(prompt: str | list[int], path: str, tokenizer: Tokenizer, info: ModelInfo) -> array[int]:
+    if not prompt:
+        raise InvalidRequest(f"`{path}` must not be empty", param=path)
+    if isinstance(prompt, str):
+        return _tokenize(prompt, path, tokenizer, info, add_special=True)
+    if min(prompt) < 0 or max(prompt) >= info.n_vocab:
+        raise InvalidRequest(f"`{path}` has a token id outside 0 to {info.n_vocab - 1}", param=path)
+    if len(prompt) > info.max_seq_len:
+        raise _too_long(path, f"{len(prompt)} tokens", info)
+    return array("i", prompt)
+
+
+def _tokenize(text: str, path: str, tokenizer: Tokenizer, info: ModelInfo, *, add_special: bool) -> array[int]:
+    if len(text) > info.max_seq_len * info.longest_piece:
+        # seconds of tokenising would only say by how much
+        raise _too_long(path, f"more than {len(text) // info.longest_piece} tokens", info)
+    tokens = tokenizer.tokenize(text, add_special=add_special, parse_special=True)
+    if not tokens:
+        raise InvalidRequest(f"`{path}` gives no tokens", param=path)
+    if len(tokens) > info.max_seq_len:
+        raise _too_long(path, f"{len(tokens)} tokens", info)
+    return tokens
+
+
+def _too_long(path: str, size: str, info: ModelInfo) -> ContextLengthExceeded:
+    return ContextLengthExceeded(
+        f"`{path}` has {size}; this model's context takes at most {info.max_seq_len}", param=path
+    )
+
+
+def _template_variables(request: ChatOptions) -> dict[str, Any]:
+    """What the template may read beside the conversation; ``chat_template_kwargs`` wins over OpenAI's fields."""
+    given = request.chat_template_kwargs or {}
+    if reserved := _RESERVED_VARIABLES & given.keys():
+        raise InvalidRequest(
+            f"`chat_template_kwargs` must not set {', '.join(sorted(reserved))}", param="chat_template_kwargs"
+        )
+    fields = {"reasoning_effort": request.reasoning_effort, "verbosity": request.verbosity}
+    return {name: value for name, value in fields.items() if value is not None} | given

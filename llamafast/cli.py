@@ -1,0 +1,62 @@
+"""The command line: ``llamafast serve cfg.json`` and ``llamafast check cfg.json``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from llamafast import __version__
+from llamafast.config import Config, FromPretrained
+from llamafast.config_file import load_config, refuse_unsupported
+from llamafast.errors import ConfigError, ModelLoadError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the process's exit code: 0, 1 for a config or model that cannot be served, 2 for usage."""
+    parser = argparse.ArgumentParser(prog="llamafast", description="An OpenAI-compatible server for GGUF models.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("serve", "load the model and serve it"),
+        ("check", "print the settings a config file resolves to, without loading the model"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("config", type=Path, help="a JSON config file")
+        if name == "serve":
+            command.add_argument("-v", "--verbose", action="store_true", help="show llama.cpp's own log")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr)
+    try:
+        config = load_config(arguments.config)
+        refuse_unsupported(config)
+        if arguments.command == "check":
+            _check(config)
+        else:
+            _serve(config, arguments.verbose)
+    except (ConfigError, ModelLoadError) as error:
+        print(f"llamafast: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _check(config: Config) -> None:
+    """Print the whole config with its defaults; for a model that is on this machine also what llama.cpp is told."""
+    settings = {"config": msgspec.to_builtins(config)}
+    if not isinstance(config.model.source, FromPretrained):
+        from llamafast.engine.load import resolved_settings
+        from llamafast.hub import resolve_model
+
+        settings["resolved"] = resolved_settings(config.model, resolve_model(config.model.source))
+    print(msgspec.json.format(msgspec.json.encode(settings), indent=2).decode())
+
+
+def _serve(config: Config, verbose: bool) -> None:
+    # loads llama.cpp, which `check --help` and a broken config need not wait for
+    from llamafast.server import serve
+
+    serve(config, verbose)

@@ -1,0 +1,174 @@
+"""cfg.json → ``Config``, with every fault of the file in one ``ConfigError``, one line each, JSON path first.
+
+msgspec checks the single values; the walk around it exists because msgspec stops at the first fault and does not say
+which key was meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import msgspec
+
+from llamafast.config import Config, Section
+from llamafast.errors import ConfigError
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+_SHOWN_CHARS = 64  # of a key or number that is nobody's
+
+
+def load_config(path: str | Path) -> Config:
+    """The config in a file. Raises ConfigError: unreadable file, or as ``parse_config``."""
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    return parse_config(raw)
+
+
+def parse_config(raw: bytes) -> Config:
+    """The config in a JSON text (UTF-8, a byte order mark allowed).
+
+    Raises ConfigError: malformed JSON with line and column, else all of unknown and missing keys, wrong types, values
+    out of range and combinations that do not fit.
+    """
+    tree = _decode(raw)
+    if not isinstance(tree, dict):
+        raise ConfigError("the file must hold one JSON object")
+    faults: list[str] = []
+    config = _build(Config, tree, "", faults)
+    if config is None or faults:
+        raise ConfigError("\n".join(faults))
+    return config
+
+
+def refuse_unsupported(config: Config) -> None:
+    """Raises ConfigError when the config asks for what the server cannot do yet."""
+    model = config.model
+    asked = {
+        "model.loras": bool(model.loras),
+        "model.mtmd": model.mtmd is not None,
+        "model.response_schema": model.response_schema is not None,
+        "model.vocab_only": model.vocab_only is True,
+        "model.embedding": model.embedding is True,
+        "model.pooling_type": model.pooling_type is not None,
+        "model.draft_model": model.draft_model is not None,
+        "model.draft_model_path": model.draft_model_path is not None,
+        "model.draft_model_from_pretrained": model.draft_model_from_pretrained is not None,
+        "model.draft_model_from_package": model.draft_model_from_package is not None,
+        "disk_cache": config.disk_cache is not None,
+    }
+    faults = [f"{path}: not supported yet" for path, wanted in asked.items() if wanted]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _decode(raw: bytes) -> object:
+    try:
+        tree = json.loads(
+            raw.decode("utf-8-sig"),
+            object_pairs_hook=_object,
+            parse_float=_finite,
+            parse_constant=_finite,
+        )
+        # An escape can spell half of a surrogate pair, which no path or template may hold: UTF-8 refuses it.
+        json.dumps(tree, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"line {error.lineno} column {error.colno}: {error.msg}") from error
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise ConfigError(f"the file is not valid Unicode: {error.reason}") from error
+    except RecursionError as error:
+        raise ConfigError("the file is nested too deeply") from error
+    except ValueError as error:  # Python's limit on the digits of an integer
+        raise ConfigError("a number is too long") from error
+    return tree
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ConfigError(f"{_path('', twice)}: key given twice in one object")
+    return tree
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ConfigError(f"{number[:_SHOWN_CHARS]}: not a finite number")
+    return value
+
+
+def _build(kind: type[SectionT], tree: dict[str, object], path: str, faults: list[str]) -> SectionT | None:
+    """The section that ``tree`` describes, or None after adding to ``faults``."""
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    before = len(faults)
+    values = {}
+    for key, value in tree.items():
+        if key in fields:
+            values[key] = _value(fields[key].type, value, _path(path, key), faults)
+        else:
+            faults.append(f"{_path(path, key)}: unknown key{_suggestion(key, fields)}")
+    faults += [f"{_path(path, key)}: required" for key, field in fields.items() if field.required and key not in tree]
+    if len(faults) > before:
+        return None
+    section = kind(**values)
+    faults += [f"{_path(path, key) if key else path}: {text}" for key, text in section.conflicts()]
+    return section
+
+
+def _value(kind: Any, tree: object, path: str, faults: list[str]) -> Any:
+    """``tree`` as a value of the type ``kind``; containers are walked so that every fault gets its own path."""
+    for option in _options(kind):
+        if isinstance(tree, dict) and isinstance(option, type) and issubclass(option, Section):
+            return _build(option, tree, path, faults)
+        if isinstance(tree, list) and get_origin(option) is tuple:
+            item_kind = get_args(option)[0]
+            return tuple([_value(item_kind, item, f"{path}[{i}]", faults) for i, item in enumerate(tree)])
+        if isinstance(tree, dict) and get_origin(option) is dict:
+            item_kind = get_args(option)[1]
+            return {key: _value(item_kind, item, _path(path, key), faults) for key, item in tree.items()}
+    try:
+        return msgspec.convert(tree, kind)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        if text.startswith("Invalid enum value"):
+            text = f"Expected one of {', '.join(_choices(kind))}"
+        faults.append(f"{path}: {text[0].lower()}{text[1:].replace('`', '')}")
+        return None
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _choices(kind: Any) -> list[str]:
+    choices: list[str] = []
+    for option in _options(kind):
+        if option is bool:
+            choices += ["true", "false"]
+        elif option is NoneType:
+            choices.append("null")
+        elif get_origin(option) is Literal:
+            choices += map(json.dumps, get_args(option))
+    return choices
+
+
+def _path(parent: str, key: str) -> str:
+    if re.fullmatch(rf"\w{{1,{_SHOWN_CHARS}}}", key, re.ASCII):
+        return f"{parent}.{key}" if parent else key
+    return f"{parent}[{json.dumps(key[:_SHOWN_CHARS])}]"
+
+
+def _suggestion(key: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(key[:_SHOWN_CHARS].lower(), known, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""

@@ -1,0 +1,1 @@
+"""The clock: one thread per model. No text formats, no JSON."""

@@ -1,0 +1,177 @@
+"""The engine's door: submit a Plan, get a Generation; one thread steps behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from array import array
+from contextlib import suppress
+from itertools import count
+
+from llamafast._core.context import Context
+from llamafast._core.outbox import Outbox
+from llamafast._core.runner import Runner
+from llamafast._core.sampler import Sampler
+from llamafast._core.sequence import Sequence
+from llamafast._core.vocab import Vocab
+from llamafast.engine.generation import Generation
+from llamafast.engine.scheduler import Scheduler
+from llamafast.engine.types import FinishReason, ModelInfo, Plan, SamplingParams, Tokenizer
+from llamafast.engine.worker import Worker
+from llamafast.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest, LlamafastError, QueueFull
+
+# what FINISH_* of the core means on the wire
+FINISH_REASONS: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length"}
+
+
+class Engine:
+    """Serves one Context. Everything here runs on the event loop; only the Worker steps.
+
+    Results come back through the Outbox: the pipe's reader is registered with the loop, and one wake-up hands every
+    stream what the steps since the last one produced.
+    """
+
+    def __init__(
+        self, context: Context, vocab: Vocab, info: ModelInfo, *, max_queue: int = 512, prefill_chunk: int | None = None
+    ) -> None:
+        self.info = info
+        self.tokenizer: Tokenizer = vocab
+        self._vocab = vocab
+        self._max_queue = max_queue
+        self._tags = count(1)
+        self._live: dict[int, tuple[Generation, int]] = {}
+        self._closing = False
+        self._drained = asyncio.Event()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._outbox = Outbox(self._wake_write)
+        runner = Runner(context, vocab, self._outbox, prefill_chunk=prefill_chunk or 0)
+        unified = context.n_ctx_seq == context.n_ctx
+        scheduler: Scheduler[Sequence] = Scheduler(
+            n_seq_max=context.n_seq_max, n_cells=context.n_ctx if unified and context.n_seq_max > 1 else None
+        )
+        self.compute_threads: int = max(context.n_threads, context.n_threads_batch)
+        self._worker = Worker(runner, scheduler, on_failure=self._fail_from_worker)
+
+    def start(self) -> None:
+        """Begin to step. Call on the event loop that will submit."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._wake_read, self._deliver)
+        self._worker.start()
+
+    async def close(self, drain_seconds: float = 0.0) -> None:
+        """Refuse new work, give running work ``drain_seconds`` to finish, cancel the rest, stop the thread."""
+        self._closing = True
+        if self._live:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._drained.wait(), drain_seconds)
+        self._fail(list(self._live), EngineUnavailable("the server is shutting down"))
+        await asyncio.to_thread(self._worker.close)
+        self._loop.remove_reader(self._wake_read)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def submit(self, plan: Plan) -> Generation:
+        """Queue a Plan.
+
+        Raises QueueFull, EngineUnavailable, ContextLengthExceeded or InvalidRequest; then nothing was queued.
+        """
+        if self._closing:
+            raise EngineUnavailable("the server is shutting down")
+        if len(self._worker.scheduler.waiting) >= self._max_queue:
+            raise QueueFull(f"{self._max_queue} requests wait already")
+        n_choices = len(plan.prompts) * plan.n
+        generation = Generation(n_choices, sum(len(prompt) for prompt in plan.prompts), self._cancel)
+        sequences = [
+            self._sequence(plan, prompt, prompt_index * plan.n + k)
+            for prompt_index, prompt in enumerate(plan.prompts)
+            for k in range(plan.n)
+        ]
+        for index, sequence in enumerate(sequences):
+            if sequence is None:
+                generation.push(index, "", 0, "length")
+            else:
+                generation.tags.append(sequence.tag)
+                self._live[sequence.tag] = (generation, index)
+        self._worker.enqueue([sequence for sequence in sequences if sequence is not None])
+        return generation
+
+    def stalled(self) -> float:
+        """Seconds since the last step while work was waiting; 0 when idle."""
+        return self._worker.stalled()
+
+    def counters(self) -> dict[str, float]:
+        """The engine's series for /metrics; never waits for a step."""
+        return self._worker.counters()
+
+    def _sequence(self, plan: Plan, prompt: array[int], index: int) -> Sequence | None:
+        """The sequence of choice ``index``; None when there is nothing to generate."""
+        room = self.info.max_seq_len - len(prompt)
+        if room < 0:
+            raise ContextLengthExceeded(
+                f"the prompt has {len(prompt)} tokens, this model takes {self.info.max_seq_len}", param="prompt"
+            )
+        limits = (plan.max_tokens, self.info.max_output_tokens, room)
+        max_tokens = min(limit for limit in limits if limit is not None)
+        if max_tokens == 0:
+            return None
+        try:
+            return Sequence(
+                self._vocab,
+                prompt,
+                self._sampler(plan.sampling, index),
+                tag=next(self._tags),
+                max_tokens=max_tokens,
+                stops=tuple(stop.encode() for stop in plan.stop),
+                ignore_eos=plan.ignore_eos,
+                show_control=not plan.skip_special_tokens,
+            )
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="prompt") from error
+
+    def _sampler(self, params: SamplingParams, index: int) -> Sampler:
+        seed = secrets.randbits(64) if params.seed is None else (params.seed + index) & 0xFFFF_FFFF_FFFF_FFFF
+        return Sampler(
+            self.info.n_vocab,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            repetition_penalty=params.repetition_penalty,
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            penalty_last_n=params.penalty_last_n,
+            logit_bias=params.logit_bias,
+            seed=seed,
+        )
+
+    def _cancel(self, generation: Generation) -> None:
+        self._worker.cancel([tag for tag in generation.tags if self._forget(tag) is not None])
+
+    def _deliver(self) -> None:
+        """The pipe's reader: hand out what the steps since the last wake-up produced."""
+        os.read(self._wake_read, 4096)
+        for tag, text, n_tokens, finish in self._outbox.drain():
+            live = self._forget(tag) if finish else self._live.get(tag)
+            if live is None:
+                continue  # cancelled while the step was running
+            generation, index = live
+            generation.push(index, text, n_tokens, FINISH_REASONS[finish])
+
+    def _forget(self, tag: int) -> tuple[Generation, int] | None:
+        """Take a choice out of the live ones; None when it is not there any more."""
+        live = self._live.pop(tag, None)
+        if self._closing and not self._live:
+            self._drained.set()
+        return live
+
+    def _fail_from_worker(self, tags: list[int], error: LlamafastError) -> None:
+        self._loop.call_soon_threadsafe(self._fail, tags, error)
+
+    def _fail(self, tags: list[int], error: LlamafastError) -> None:
+        """End the requests these choices belong to; the other choices of the same requests are cancelled."""
+        for generation in {self._live[tag][0] for tag in tags if tag in self._live}:
+            self._cancel(generation)
+            generation.fail(error)

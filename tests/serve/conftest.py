@@ -1,0 +1,40 @@
+"""Real servers in subprocesses, one per model for the whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.server import Server, serving
+
+
+def model_config(path, port: int, **model) -> dict[str, object]:
+    """A config that decodes on one thread; flash attention is off, so that logits do not depend on batch splits."""
+    settings = {
+        "path": str(path), "n_ctx": 4096, "n_batch": 256, "n_ubatch": 256, "n_seq_max": 16, "threads": 1,
+        "flash_attn": False,
+    }  # fmt: skip
+    return {"server": {"port": port}, "model": settings | model}
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tiny_model) -> Iterator[Server]:
+    """tiny-llama, random weights."""
+    path = tiny_model("tiny-llama")
+    with serving(lambda port: model_config(path, port, alias="tiny/llama"), None) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def scripted_server(tiny_model) -> Iterator[Server]:
+    """A model with fixed answers, chosen by the last user message."""
+    path = tiny_model("tiny-scripted")
+    with serving(lambda port: model_config(path, port, alias="scripted"), None) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def smollm2_server(smollm2) -> Iterator[Server]:
+    with serving(lambda port: model_config(smollm2, port, alias="smollm2-135m"), None) as server:
+        yield server

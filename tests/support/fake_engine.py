@@ -1,0 +1,150 @@
+"""An engine without a model: scripted Events behind the real door (``engine.types.EnginePort``)."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Callable, Sequence
+
+from msgspec.structs import replace
+
+from llamafast.engine.types import Event, Generation, ModelInfo, Plan
+from llamafast.errors import LlamafastError, RequestCancelled
+
+BOS = 256
+EOS = 257
+N_VOCAB = 258
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+INFO = ModelInfo(
+    id="org/fake-model",
+    created=1_700_000_000,
+    n_vocab=N_VOCAB,
+    n_ctx_train=4096,
+    max_seq_len=512,
+    max_output_tokens=None,
+    chat_template=TEMPLATE,
+    longest_piece=4,
+    bos_text="<s>",
+    eos_text="</s>",
+    description="fake",
+)
+
+
+class ByteTokenizer:
+    """One token per UTF-8 byte, BOS and EOS beside them; their texts are control tokens where special is parsed."""
+
+    _CONTROL = ((b"<s>", BOS), (b"</s>", EOS))
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> array[int]:
+        raw, tokens = text.encode(), array("i", [BOS] if add_special else [])
+        at = 0
+        while at < len(raw):
+            name, token = next(
+                (c for c in self._CONTROL if parse_special and raw.startswith(c[0], at)), (raw[at : at + 1], raw[at])
+            )
+            tokens.append(token)
+            at += len(name)
+        return tokens
+
+    def detokenize(self, tokens: array[int]) -> str:
+        texts = {BOS: b"<s>", EOS: b"</s>"}
+        return b"".join(texts.get(token) or bytes([token]) for token in tokens).decode(errors="replace")
+
+
+class ScriptedGeneration:
+    """Plays batches of Events: an exception in the script is raised there, a number sleeps that many seconds."""
+
+    def __init__(self, plan: Plan, script: Sequence[Step], cached_tokens: int) -> None:
+        self.plan = plan
+        self.prompt_tokens = sum(map(len, plan.prompts))
+        self.completion_tokens = 0
+        self.cached_tokens = cached_tokens
+        self.cancelled = False
+        self.finished = False
+        self._steps = iter(script)
+
+    def __aiter__(self) -> Generation:
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        for step in self._steps:
+            if self.cancelled:
+                raise RequestCancelled("cancelled")
+            if isinstance(step, Exception):
+                self.finished = True
+                raise step
+            if isinstance(step, asyncio.Event):
+                await step.wait()
+            elif isinstance(step, float):
+                await asyncio.sleep(step)
+            else:
+                await asyncio.sleep(0)
+                self.completion_tokens += sum(event.n_tokens for event in step)
+                return [replace(event) for event in step]
+        self.finished = True
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        if not self.finished:
+            self.cancelled = True
+
+
+Step = list[Event] | float | asyncio.Event | Exception
+Script = Callable[[Plan], Sequence[Step]]
+
+
+def say(*texts: str, reason: str = "stop") -> Script:
+    """Every choice says ``texts``, one token and one batch each, then ends with a token of no text."""
+
+    def script(plan: Plan) -> list[Step]:
+        n_choices = len(plan.prompts) * plan.n
+        steps: list[Step] = [[Event(index, text, 1) for index in range(n_choices)] for text in texts]
+        steps.append([Event(index, "", 1, reason) for index in range(n_choices)])
+        return steps
+
+    return script
+
+
+def play(*steps: Step) -> Script:
+    """Exactly ``steps``, whatever the Plan."""
+    return lambda plan: steps
+
+
+class FakeEngine:
+    """Answers each Plan by ``script`` and remembers its Generations; ``refusal`` is raised by submit when set."""
+
+    def __init__(self, script: Script | None = None, *, info: ModelInfo = INFO) -> None:
+        self.info = info
+        self.tokenizer = ByteTokenizer()
+        self.script = script or say("Hello", " world")
+        self.refusal: LlamafastError | None = None
+        self.generations: list[ScriptedGeneration] = []
+        self.submitted = asyncio.Event()
+        self.cached_tokens = 0
+        self.stalled_seconds = 0.0
+        self.series: dict[str, float] = {}
+
+    @property
+    def plan(self) -> Plan:
+        """The only Plan submitted so far."""
+        (generation,) = self.generations
+        return generation.plan
+
+    def submit(self, plan: Plan) -> Generation:
+        if self.refusal is not None:
+            raise self.refusal
+        generation = ScriptedGeneration(plan, self.script(plan), self.cached_tokens)
+        self.generations.append(generation)
+        self.submitted.set()
+        return generation
+
+    def stalled(self) -> float:
+        return self.stalled_seconds
+
+    def counters(self) -> dict[str, float]:
+        return self.series

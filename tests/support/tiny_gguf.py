@@ -1,0 +1,432 @@
+"""Tiny GGUF models with made-up weights, for tests and benchmarks. Deterministic; needs only gguf and numpy.
+
+Two kinds of weights. *Random*: the logits depend on the whole context, so a wrong cache or a wrong position shows.
+*Chain*: greedy decoding follows a successor table, whatever came before: attention and feed-forward blocks run at
+full cost, but their output projections are scaled down until they move logits without changing the winner.
+
+    python tests/support/tiny_gguf.py OUT [NAME...]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count, pairwise
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+# A changed recipe must not find the files of the old one.
+CACHE = Path(__file__).parents[2] / ".cache" / "models" / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
+MEDIA_TOKENS = [
+    "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|audio_pad|>", "<|audio_bos|>",
+    "<|audio_eos|>", "<start_of_image>", "<end_of_image>", "<fake_token_around_image>", "<global-img>",
+]  # fmt: skip
+USER_TOKENS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
+MERGE_SOURCE = (
+    "a small model answers the user with the words that it was given and the user reads the answer in the stream "
+    "then the next user sends another message and the server sends the stream of that answer while the other answers "
+    "are still on their way so that every reader sees the text as soon as the engine has made it hello world system"
+)
+MAX_MERGES = 200
+
+CHATML = """\
+{%- for message in messages -%}
+    {{- '<|im_start|>' + message.role + '\\n' -}}
+    {%- if message.content is string -%}
+        {{- message.content -}}
+    {%- else -%}
+        {%- for part in message.content or [] -%}
+            {%- if part.type == 'text' -%}{{- part.text -}}
+            {%- elif part.type.startswith('image') -%}{{- '<|image_pad|>' -}}
+            {%- elif part.type.startswith('video') -%}{{- '<|video_pad|>' -}}
+            {%- elif 'audio' in part.type -%}{{- '<|audio_pad|>' -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+
+# What tiny-scripted answers after each trigger, token by token. A chain sees one token back only, so no piece may
+# occur twice, in whichever script.
+SCRIPTS: dict[str, tuple[str, ...]] = {
+    "<|s_text|>": ("Hello", " there", ",", " this", " reply", " is", " fixed", "."),
+    "<|s_tool|>": (
+        "<tool_call>", '\n{"name": "get_', 'weather", "arg', 'uments": {"city"', ': "Paris"}}\n', "</tool_call>"
+    ),
+    "<|s_think|>": ("<think>", "\nLet me", " reason", " briefly.\n", "</think>", "\n\nThe", " answer is 4."),
+    "<|s_json|>": ('{"a"', ": 1, ", '"b": [', "true", ", null]}"),
+}  # fmt: skip
+# The first trigger found in the last message ends the prompt.
+SCRIPTED_CHATML = (
+    CHATML
+    + f"""\
+{{%- if add_generation_prompt -%}}
+    {{%- for trigger in {list(SCRIPTS)} if trigger in messages[-1].content | string -%}}
+        {{%- if loop.first -%}}{{{{- trigger -}}}}{{%- endif -%}}
+    {{%- endfor -%}}
+{{%- endif -%}}
+"""
+)
+
+
+def byte_alphabet() -> dict[int, str]:
+    """GPT-2's reversible byte → printable character table."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    stand_ins = map(chr, count(256))
+    return {byte: chr(byte) if byte in printable else next(stand_ins) for byte in range(256)}
+
+
+ALPHABET = byte_alphabet()
+
+
+def symbols(text: str) -> str:
+    """``text`` as byte-level BPE writes it in a token table."""
+    return "".join(ALPHABET[byte] for byte in text.encode())
+
+
+def merged(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    out: list[str] = []
+    for symbol in word:
+        if out and (out[-1], symbol) == pair:
+            out[-1] += symbol
+        else:
+            out.append(symbol)
+    return tuple(out)
+
+
+def learn_merges(text: str, limit: int) -> list[tuple[str, str]]:
+    """The first ``limit`` byte-pair merges of ``text``; fewer when it runs out of pairs."""
+    words = Counter(tuple(symbols(" " + word)) for word in text.split())
+    merges: list[tuple[str, str]] = []
+    known: set[str] = set()
+    while len(merges) < limit:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, times in words.items():
+            for pair in pairwise(word):
+                if "".join(pair) not in known:
+                    pairs[pair] += times
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        known.add("".join(best))
+        words = Counter({merged(word, best): times for word, times in words.items()})
+    return merges
+
+
+class Vocabulary:
+    """A byte-level BPE vocabulary of exactly ``size`` tokens: 256 bytes, merges, ``pieces`` of text, padding, marks.
+
+    Padding tokens are normal text that no merge makes, so that a sampler really has ``size`` candidates and every
+    one of them has a text. ``control`` adds control tokens to the usual ones.
+    """
+
+    def __init__(self, size: int, *, pieces: Iterable[str] = (), control: Sequence[str] = ()) -> None:
+        marks = [*USER_TOKENS, *MEDIA_TOKENS, *CONTROL_TOKENS, *control]
+        self.merges = [(symbols("\n"), symbols("\n")), *learn_merges(MERGE_SOURCE, MAX_MERGES - 1)]
+        text = [*ALPHABET.values(), *("".join(pair) for pair in self.merges)]
+        known = {*text, *marks}
+        text += [symbols(piece) for piece in pieces if symbols(piece) not in known]
+        text += [symbols(f" w{i:06d}") for i in range(size - len(text) - len(marks))]
+        self.tokens = [*text, *marks]
+        self.types = [NORMAL] * len(text) + [USER_DEFINED] * len(USER_TOKENS)
+        self.types += [CONTROL] * (size - len(self.types))
+        self.ids = {token: i for i, token in enumerate(self.tokens)}
+        if not len(self.tokens) == len(self.ids) == size:
+            raise ValueError(f"{size} tokens are too few, or a token occurs twice")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def id(self, piece: str) -> int:
+        """The id of a mark, or of a piece of text that is one token."""
+        return self.ids[piece] if piece in self.ids else self.ids[symbols(piece)]
+
+
+def loops(vocab: Vocabulary, period: int = 64) -> Ids:
+    """A successor table made of loops of ``period`` printable tokens, so that greedy text never ends and repeats.
+
+    Every other token leads into a loop.
+    """
+    normal = [i for i in range(len(vocab)) if vocab.types[i] == NORMAL]
+    printable = [i for i in normal if i >= len(ALPHABET) or "!" <= vocab.tokens[i] <= "~"]
+    order = np.random.default_rng(7).permutation(printable)
+    successors = np.empty(len(vocab), np.int64)
+    for start in range(0, len(order), period):
+        loop = order[start : start + period]
+        successors[loop] = np.roll(loop, -1)
+    others = np.setdiff1d(np.arange(len(vocab)), order)
+    successors[others] = order[np.arange(len(others)) % len(order)]
+    return successors
+
+
+def chain_output(embeddings: Floats, successors: Ids) -> Floats:
+    """The output matrix under which token t is followed by ``successors[t]``.
+
+    A row is the sum of the directions of the tokens that lead to it; a row that nothing leads to is zero.
+    """
+    rows = np.zeros_like(embeddings)
+    np.add.at(rows, successors, 3 * embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True))
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The sizes every family shares; ``head`` is the width of one attention head."""
+
+    layers: int
+    embd: int = 64
+    heads: int
+    kv_heads: int
+    head: int
+    ff: int = 128
+
+
+class ModelFile:
+    """One GGUF being written. Tensor shapes are numpy's: (out, in) where ggml says {in, out}."""
+
+    def __init__(self, path: Path, arch: str, vocab: Vocabulary, shape: Shape, *, pre: str = "qwen2",
+                 template: str = CHATML) -> None:  # fmt: skip
+        self.arch, self.vocab, self.shape = arch, vocab, shape
+        self.rng = np.random.default_rng(1)
+        self.writer = writer = GGUFWriter(path, arch)
+        writer.add_name(f"tiny {arch}")
+        writer.add_file_type(0)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_list(vocab.tokens)
+        writer.add_token_types(vocab.types)
+        writer.add_token_merges([" ".join(pair) for pair in vocab.merges])
+        writer.add_bos_token_id(vocab.id("<|endoftext|>"))
+        writer.add_pad_token_id(vocab.id("<|endoftext|>"))
+        writer.add_eos_token_id(vocab.id("<|im_end|>"))
+        writer.add_add_bos_token(False)
+        writer.add_chat_template(template)
+        writer.add_context_length(8192)
+        writer.add_embedding_length(shape.embd)
+        writer.add_block_count(shape.layers)
+        writer.add_feed_forward_length(shape.ff)
+        writer.add_head_count(shape.heads)
+        writer.add_head_count_kv(shape.kv_heads)
+        writer.add_key_length(shape.head)
+        writer.add_value_length(shape.head)
+        writer.add_layer_norm_rms_eps(1e-6)
+
+    def key(self, name: str, value: int | float | Sequence[int]) -> None:
+        """An architecture key, typed as its value."""
+        key = f"{self.arch}.{name}"
+        if isinstance(value, int):
+            self.writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            self.writer.add_float32(key, value)
+        else:
+            self.writer.add_array(key, value)
+
+    def tensor(self, name: str, values: Floats, quantization: GGMLQuantizationType | None = None) -> None:
+        values = np.ascontiguousarray(values, np.float32)
+        if quantization is None:
+            self.writer.add_tensor(name, values)
+        else:
+            self.writer.add_tensor(name, quantize(values, quantization), raw_dtype=quantization)
+
+    def random(self, *shape: int, scale: float = 1.0) -> Floats:
+        """Gaussian weights that keep the variance of their input, times ``scale``."""
+        return self.rng.standard_normal(shape, np.float32) * np.float32(scale / shape[-1] ** 0.5)
+
+    def ones(self, width: int, *names: str) -> None:
+        for name in names:
+            self.tensor(f"{name}.weight", np.ones(width, np.float32))
+
+    def ends(self, *, successors: Ids | None = None, tied_as: GGMLQuantizationType | None = None) -> None:
+        """Token embeddings, last norm and output matrix; with ``tied_as`` the quantized embeddings serve as both."""
+        embeddings = self.rng.standard_normal((len(self.vocab), self.shape.embd), np.float32)
+        self.tensor("token_embd.weight", embeddings, tied_as)
+        self.ones(self.shape.embd, "output_norm")
+        if tied_as is None:
+            random = self.random(*embeddings.shape, scale=3.0)
+            self.tensor("output.weight", random if successors is None else chain_output(embeddings, successors))
+
+    def attention(self, block: str, *, out: float = 1.0, gated: bool = False, norms: bool = False) -> None:
+        """``gated`` doubles the query matrix: half of its rows make the output's gate."""
+        s = self.shape
+        query = s.heads * s.head * (2 if gated else 1)
+        self.tensor(f"{block}.attn_q.weight", self.random(query, s.embd))
+        self.tensor(f"{block}.attn_k.weight", self.random(s.kv_heads * s.head, s.embd))
+        self.tensor(f"{block}.attn_v.weight", self.random(s.kv_heads * s.head, s.embd))
+        self.tensor(f"{block}.attn_output.weight", self.random(s.embd, s.heads * s.head, scale=out))
+        if norms:
+            self.ones(s.head, f"{block}.attn_q_norm", f"{block}.attn_k_norm")
+
+    def feed_forward(self, block: str, *, out: float = 1.0) -> None:
+        s = self.shape
+        self.tensor(f"{block}.ffn_gate.weight", self.random(s.ff, s.embd))
+        self.tensor(f"{block}.ffn_up.weight", self.random(s.ff, s.embd))
+        self.tensor(f"{block}.ffn_down.weight", self.random(s.embd, s.ff, scale=out))
+
+    def save(self) -> None:
+        self.writer.write_header_to_file()
+        self.writer.write_kv_data_to_file()
+        self.writer.write_tensors_to_file()
+        self.writer.close()
+
+
+def llama(path: Path, vocab: Vocabulary, *, layers: int = 2, embd: int = 64, successors: Ids | None = None,
+          tied_as: GGMLQuantizationType | None = None, template: str = CHATML) -> None:  # fmt: skip
+    shape = Shape(layers=layers, embd=embd, heads=embd // 16, kv_heads=2, head=16, ff=2 * embd)
+    model = ModelFile(path, "llama", vocab, shape, template=template)
+    model.key("vocab_size", len(vocab))
+    model.key("rope.dimension_count", shape.head)
+    model.key("rope.freq_base", 10_000.0)
+    model.ends(successors=successors, tied_as=tied_as)
+    out = 1.0 if successors is None else 0.02
+    for block in (f"blk.{i}" for i in range(layers)):
+        model.ones(embd, f"{block}.attn_norm", f"{block}.ffn_norm")
+        model.attention(block, out=out)
+        model.feed_forward(block, out=out)
+    model.save()
+
+
+def scripted(path: Path) -> None:
+    """A chain whose trigger tokens lead into the fixed answers of SCRIPTS, each followed by end-of-turn."""
+    vocab = Vocabulary(640, pieces=[piece for script in SCRIPTS.values() for piece in script], control=list(SCRIPTS))
+    eos = vocab.id("<|im_end|>")
+    paths = [[vocab.id(trigger), *map(vocab.id, script)] for trigger, script in SCRIPTS.items()]
+    steps = [id for path in paths for id in path]
+    if len(steps) != len(set(steps)):
+        raise ValueError("a piece occurs twice in SCRIPTS")
+    successors = loops(vocab)
+    # nothing outside a script may lead into one
+    while (blocked := np.isin(successors, [*steps, eos])).any():
+        successors[blocked] = successors[successors[blocked]]
+    for script in paths:
+        successors[script] = [*script[1:], eos]
+    llama(path, vocab, embd=128, successors=successors, template=SCRIPTED_CHATML)
+
+
+def gemma3(path: Path, vocab: Vocabulary) -> None:
+    """Sliding-window attention (window 64) in every other layer."""
+    shape = Shape(layers=4, heads=2, kv_heads=1, head=32)
+    model = ModelFile(path, "gemma3", vocab, shape)
+    model.key("rope.freq_base", 1e6)
+    model.key("rope.freq_base_swa", 10_000.0)
+    model.key("attention.sliding_window", 64)
+    model.key("attention.sliding_window_pattern", [i % 2 == 0 for i in range(shape.layers)])
+    model.ends()
+    for block in (f"blk.{i}" for i in range(shape.layers)):
+        norms = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
+        model.ones(shape.embd, *(f"{block}.{norm}" for norm in norms))
+        model.attention(block, norms=True)
+        model.feed_forward(block)
+    model.save()
+
+
+def qwen35(path: Path, vocab: Vocabulary) -> None:
+    """Hybrid: three gated-delta-net layers, then one of full attention."""
+    shape = Shape(layers=4, heads=2, kv_heads=1, head=32)
+    state, groups, ranks, kernel, interval = 32, 2, 4, 4, 4
+    inner, mixed = state * ranks, 2 * state * groups + state * ranks
+    model = ModelFile(path, "qwen35", vocab, shape, pre="qwen35")
+    model.key("rope.dimension_count", 16)
+    model.key("rope.dimension_sections", [4, 2, 2, 0])
+    model.key("rope.freq_base", 1e7)
+    model.key("full_attention_interval", interval)
+    model.key("ssm.conv_kernel", kernel)
+    model.key("ssm.inner_size", inner)
+    model.key("ssm.state_size", state)
+    model.key("ssm.time_step_rank", ranks)
+    model.key("ssm.group_count", groups)
+    model.ends()
+    for i in range(shape.layers):
+        block = f"blk.{i}"
+        model.ones(shape.embd, f"{block}.attn_norm", f"{block}.post_attention_norm")
+        if (i + 1) % interval == 0:
+            model.attention(block, gated=True, norms=True)
+        else:
+            model.tensor(f"{block}.attn_qkv.weight", model.random(mixed, shape.embd))
+            model.tensor(f"{block}.attn_gate.weight", model.random(inner, shape.embd))
+            model.tensor(f"{block}.ssm_conv1d.weight", model.random(mixed, kernel))
+            model.tensor(f"{block}.ssm_dt.bias", 0.1 * model.rng.standard_normal(ranks, np.float32))
+            model.tensor(f"{block}.ssm_a", -np.linspace(0.05, 1.0, ranks, dtype=np.float32))
+            model.tensor(f"{block}.ssm_beta.weight", model.random(ranks, shape.embd))
+            model.tensor(f"{block}.ssm_alpha.weight", model.random(ranks, shape.embd))
+            model.ones(state, f"{block}.ssm_norm")
+            model.tensor(f"{block}.ssm_out.weight", model.random(shape.embd, inner))
+        model.feed_forward(block)
+    model.save()
+
+
+def qwen3moe(path: Path, vocab: Vocabulary) -> None:
+    """Eight experts, two used."""
+    shape, experts, expert_ff = Shape(layers=2, heads=4, kv_heads=2, head=16), 8, 32
+    model = ModelFile(path, "qwen3moe", vocab, shape)
+    model.key("rope.freq_base", 1e6)
+    model.key("expert_count", experts)
+    model.key("expert_used_count", 2)
+    model.key("expert_feed_forward_length", expert_ff)
+    model.ends()
+    for block in (f"blk.{i}" for i in range(shape.layers)):
+        model.ones(shape.embd, f"{block}.attn_norm", f"{block}.ffn_norm")
+        model.attention(block, norms=True)
+        model.tensor(f"{block}.ffn_gate_inp.weight", model.random(experts, shape.embd))
+        model.tensor(f"{block}.ffn_gate_exps.weight", model.random(experts, expert_ff, shape.embd))
+        model.tensor(f"{block}.ffn_up_exps.weight", model.random(experts, expert_ff, shape.embd))
+        model.tensor(f"{block}.ffn_down_exps.weight", model.random(experts, shape.embd, expert_ff))
+    model.save()
+
+
+def chain(path: Path) -> None:
+    vocab = Vocabulary(512)
+    llama(path, vocab, successors=loops(vocab))
+
+
+MODELS: dict[str, Callable[[Path], None]] = {
+    "tiny-llama": lambda path: llama(path, Vocabulary(512)),
+    "tiny-llama-chain": chain,
+    "tiny-llama-v152k": lambda path: llama(path, Vocabulary(151_936), layers=1, tied_as=GGMLQuantizationType.Q4_0),
+    "tiny-scripted": scripted,
+    "tiny-gemma3-swa": lambda path: gemma3(path, Vocabulary(512)),
+    "tiny-qwen35": lambda path: qwen35(path, Vocabulary(512)),
+    "tiny-qwen3moe": lambda path: qwen3moe(path, Vocabulary(512)),
+}
+
+
+def build(name: str, folder: Path = CACHE) -> Path:
+    """The file of model ``name`` in ``folder``, written first when it is not there. Raises KeyError for other names."""
+    write = MODELS[name]
+    path = folder / f"{name}.gguf"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
+            draft = Path(scratch) / path.name
+            write(draft)
+            os.replace(draft, path)
+    return path
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments or not set(arguments[1:]) <= MODELS.keys():
+        sys.exit(f"usage: tiny_gguf.py OUT [NAME...]   names: {' '.join(MODELS)}")
+    for name in arguments[1:] or MODELS:
+        path = build(name, Path(arguments[0]))
+        print(f"{path.stat().st_size:>10,} bytes  {path}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,38 @@
+"""The documents say what is there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from llamafast.config import Config, FromPackage, FromPretrained, ModelConfig, SchedulerConfig, ServerConfig
+from llamafast.config_file import load_config, refuse_unsupported
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("section", [Config, ServerConfig, SchedulerConfig, ModelConfig, FromPretrained, FromPackage])
+def test_every_config_key_is_documented(section):
+    text = (ROOT / "docs" / "config.md").read_text()
+    assert set(section.__struct_fields__) <= set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`[^`]+`", text))))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
+def test_every_config_in_the_tree_loads(path):
+    refuse_unsupported(load_config(path))
+
+
+def test_links_lead_somewhere():
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), (page, target)
+
+
+def test_the_config_in_the_readme_is_valid(tmp_path):
+    for block in re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+        file = tmp_path / "cfg.json"
+        file.write_text(json.dumps(json.loads(block)))
+        load_config(file)

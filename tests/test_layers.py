@@ -1,0 +1,93 @@
+"""Who may import whom. An architecture that is not tested is a wish."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "llamafast"
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+# what each room may import of ours; a prefix names everything below it
+CLI = ["llamafast.__version__", "llamafast.config", "llamafast.config_file", "llamafast.errors"]
+FREE = ["llamafast.errors", "llamafast.config", "llamafast.metrics"]
+ALLOWED = {
+    "_core": ["llamafast.errors"],
+    "engine": ["llamafast._core", "llamafast.engine", *FREE],
+    "chat": ["llamafast.chat", "llamafast.engine.types", *FREE],
+    "api": ["llamafast.api", "llamafast.chat", "llamafast.engine.types", *FREE],
+    "errors": [],
+    "config": [],
+    "metrics": [],
+    "config_file": ["llamafast.config", "llamafast.errors"],
+    "hub": ["llamafast.config", "llamafast.errors"],
+    "server": ["llamafast.api.app", "llamafast.engine", "llamafast.hub", *FREE],
+    "cli": ["llamafast.server", "llamafast.engine.load", "llamafast.hub", *CLI],
+    "__main__": ["llamafast.cli"],
+    "__init__": [],
+}
+OWNERS = {
+    "granian": {"server"},
+    "uvloop": {"server"},
+    "tqdm": {"server"},
+    "huggingface_hub": {"hub"},
+    "jinja2": {"chat/template"},
+    "prometheus_client": {"metrics"},
+    "llama_cpp": set(),
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    """The modules a Python source imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            from_ours = node.module == "llamafast"
+            names |= {f"llamafast.{alias.name}" for alias in node.names} if from_ours else {node.module}
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_downward(path):
+    allowed = ALLOWED[room(path)]
+    for name in imports(path):
+        if name.split(".")[0] == "llamafast":
+            assert any(name == prefix or name.startswith(f"{prefix}.") for prefix in allowed), name
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_dependency_has_one_owner(path):
+    module = str(path.relative_to(PACKAGE).with_suffix(""))
+    for name in imports(path):
+        owners = OWNERS.get(name.split(".")[0])
+        assert owners is None or module in owners, name
+
+
+def test_the_core_cimports_only_itself_and_c():
+    for path in (PACKAGE / "_core").glob("*.p*"):
+        for name in re.findall(r"^from (\S+) cimport|^cimport (\S+)", path.read_text(), re.MULTILINE):
+            assert re.match(r"\.|libc\.|cpython\.|posix\.", name[0] or name[1]), (path, name)
+
+
+def test_chat_knows_no_event_loop():
+    for path in (PACKAGE / "chat").glob("*.py"):
+        assert not imports(path) & {"asyncio", "threading"}, path
+
+
+def test_names_say_something():
+    vague = re.compile(r"manager|handler|util|helper|common|base|processor", re.IGNORECASE)
+    for path in SOURCES:
+        assert not vague.search(path.stem), path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                assert not vague.search(node.name), (path, node.name)
