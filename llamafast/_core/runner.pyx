@@ -37,13 +37,17 @@ cdef enum:
     MIN_PREFILL = 8
     # the same, before the first step was measured
     FIRST_PREFILL = 64
+    # ggml's CPU kernels multiply four rows of a batch at a time; one to three more cost nearly as much as four
+    ROW_TILE = 4
 
 PAUSED = RUN_PAUSED
 NO_ROOM = RUN_NO_ROOM
 FINISHED = RUN_FINISHED
 
-# A step that decodes may take this many times what it would take without prefill rows.
+# A step that decodes may take this many times what it would take without prefill rows, and need not take less than
+# so many seconds: where decoding is faster than anybody reads, prompts come first.
 cdef double STRETCH = 2.0
+cdef double STRETCH_SECONDS = 0.2
 # A step that only prefills: long enough to be efficient, short enough to hear a cancel or a new request.
 cdef double PREFILL_SECONDS = 0.5
 # Weight of the past in the step cost after each step: about the last 50 steps count.
@@ -158,14 +162,15 @@ cdef class Runner:
         flag_store(&self.attention, 1)
 
     def run(self, int max_steps):
-        """Step until PAUSED (``interrupt`` or ``max_steps``), FINISHED, NO_ROOM or a failure (llama_decode's code)."""
-        cdef int status = RUN_PAUSED
+        """Step until PAUSED (``interrupt`` or ``max_steps``), FINISHED, NO_ROOM or a failure (llama_decode's code).
+
+        With finished sequences that were not taken it returns FINISHED at once.
+        """
+        cdef int status = RUN_FINISHED if self.finished else RUN_PAUSED
         cdef int step = 0
         with nogil:
-            while step < max_steps and self.n_running and not flag_load(&self.attention):
+            while status == RUN_PAUSED and step < max_steps and self.n_running and not flag_load(&self.attention):
                 status = runner_step(self)
-                if status != RUN_PAUSED:
-                    break
                 step += 1
         flag_store(&self.attention, 0)
         return status
@@ -258,16 +263,18 @@ cdef int32_t runner_fill(Runner self) noexcept nogil:
 cdef int32_t prefill_budget(Runner self, int32_t n_decode) noexcept nogil:
     """How many prompt rows may join a step with ``n_decode`` decode rows."""
     cdef double per_row, fixed, seconds
+    cdef int32_t budget
     if n_decode and self.prefill_chunk:
         return self.prefill_chunk
     if self.cost.rows == 0:
         return FIRST_PREFILL
     cost_fit(&self.cost, &fixed, &per_row)
     if n_decode:
-        seconds = (STRETCH - 1) * (fixed + per_row * n_decode)
+        seconds = max(STRETCH * (fixed + per_row * n_decode), STRETCH_SECONDS)
     else:
-        seconds = PREFILL_SECONDS - fixed
-    return max(MIN_PREFILL, <int32_t> min(seconds / per_row, 1e9))
+        seconds = PREFILL_SECONDS
+    budget = max(MIN_PREFILL, <int32_t> min((seconds - fixed) / per_row, 1e6) - n_decode)
+    return budget + (-(n_decode + budget) & (ROW_TILE - 1))
 
 
 cdef void cost_add(step_cost_t *self, int32_t rows, double seconds) noexcept nogil:

@@ -164,6 +164,16 @@ def test_one_wake_up_for_all_that_is_unread(rig):
     rig.collect()
 
 
+def test_finished_sequences_wait_to_be_taken(rig):
+    sequence = rig.sequence([40], 1, max_tokens=3)
+    rig.runner.add(sequence)
+    assert rig.runner.run(100) == FINISHED
+    assert rig.runner.run(100) == FINISHED
+    assert rig.runner.take_finished() == [sequence]
+    assert sequence.n_tokens == 4
+    rig.collect()
+
+
 def test_counters(tiny_model):
     rig = Rig(tiny_model("tiny-llama"))
     rig.run(rig.sequence([40] * 10, 1, max_tokens=5))
