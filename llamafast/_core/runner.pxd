@@ -42,6 +42,8 @@ cdef class Runner:
     cdef list free_seq_ids
     cdef int32_t n_batch
     cdef int32_t prefill_chunk
+    cdef int32_t attention_tile
+    cdef bint prefills_alone                    # the last step held decoding back
     cdef int attention                          # atomic
     cdef bint finished                          # some running sequence has finished
     cdef scratch_t scratch

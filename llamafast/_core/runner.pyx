@@ -8,7 +8,9 @@ from libc.stdint cimport int32_t, int64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from .context cimport Batch, Context, batch_add
-from .headers.llama cimport llama_batch, llama_decode, llama_get_logits_ith, llama_memory_clear, llama_memory_seq_rm
+from .headers.llama cimport (
+    llama_batch, llama_decode, llama_get_logits_ith, llama_memory_clear, llama_memory_seq_rm, llama_supports_gpu_offload,
+)
 from .outbox cimport Outbox, outbox_publish, outbox_stage
 from .sampler cimport sampler_pick, scratch_free, scratch_init
 from .sequence cimport (
@@ -39,6 +41,9 @@ cdef enum:
     FIRST_PREFILL = 64
     # ggml's CPU kernels multiply four rows of a batch at a time; one to three more cost nearly as much as four
     ROW_TILE = 4
+    # from so many rows on, ggml's CPU attention works in tiles of rows, which suits rows of one sequence only
+    ATTENTION_TILE = 64
+    MAX_ROWS = 0x7FFFFFFF
 
 PAUSED = RUN_PAUSED
 NO_ROOM = RUN_NO_ROOM
@@ -77,6 +82,7 @@ cdef class Runner:
         self.n_batch = context.n_batch
         self.batch = Batch(self.n_batch)
         self.prefill_chunk = prefill_chunk
+        self.attention_tile = MAX_ROWS if llama_supports_gpu_offload() else ATTENTION_TILE
         self.running = []
         self.free_seq_ids = list(reversed(range(min(context.n_seq_max, MAX_RUNNING))))
         if scratch_init(&self.scratch, vocab.pieces.n_tokens) < 0:
@@ -229,12 +235,12 @@ cdef int runner_step(Runner self) noexcept nogil:
 
 
 cdef int32_t runner_fill(Runner self) noexcept nogil:
-    """Fill the batch: every sequence that only needs its newest token first, then prompts in order of admission.
+    """Fill the batch: every sequence that only needs its newest token, then prompts in order of admission.
 
     Returns how many rows continue a generation. n_batch >= n_seq_max, so every sequence finds at least one row.
     """
     cdef llama_batch *batch = &self.batch.batch
-    cdef int32_t i, k, budget, take, n_generating = 0
+    cdef int32_t i, k, take, budget, n_decode = 0, n_prefill = 0, n_generating = 0
     cdef sequence_t *s
     batch.n_tokens = 0
     for i in range(self.n_running):
@@ -242,14 +248,29 @@ cdef int32_t runner_fill(Runner self) noexcept nogil:
         s.n_rows = 0
         s.output_row = -1
         if s.n_tokens - s.n_past == 1:
-            s.output_row = batch_add(batch, s.tokens[s.n_past], s.n_past, s.seq_id, True)
-            s.n_rows = 1
-            n_generating += s.n_past >= s.n_prompt
-    budget = min(self.n_batch - batch.n_tokens, prefill_budget(self, batch.n_tokens))
+            n_decode += 1
+        else:
+            n_prefill += s.n_tokens - s.n_past
+    budget = min(prefill_budget(self, n_decode), n_prefill)
+    if n_decode and n_decode + budget >= self.attention_tile:
+        # rows of many sequences in ggml's tiled attention cost more than a step of their own
+        self.prefills_alone = budget >= self.attention_tile and not self.prefills_alone
+        if not self.prefills_alone:
+            budget = min(budget, max(MIN_PREFILL, self.attention_tile - ROW_TILE - n_decode))
+    else:
+        self.prefills_alone = False
+    if not self.prefills_alone:
+        for i in range(self.n_running):
+            s = self.states[i]
+            if s.n_tokens - s.n_past == 1:
+                s.output_row = batch_add(batch, s.tokens[s.n_past], s.n_past, s.seq_id, True)
+                s.n_rows = 1
+                n_generating += s.n_past >= s.n_prompt
+    budget = min(budget, self.n_batch - batch.n_tokens)
     for i in range(self.n_running):
         s = self.states[i]
         take = min(budget, s.n_tokens - s.n_past)
-        if s.n_rows or take <= 0:
+        if s.n_tokens - s.n_past == 1 or take <= 0:
             continue
         for k in range(s.n_past, s.n_past + take):
             s.output_row = batch_add(batch, s.tokens[k], k, s.seq_id, k == s.n_tokens - 1)
@@ -261,7 +282,7 @@ cdef int32_t runner_fill(Runner self) noexcept nogil:
 
 
 cdef int32_t prefill_budget(Runner self, int32_t n_decode) noexcept nogil:
-    """How many prompt rows may join a step with ``n_decode`` decode rows."""
+    """How many prompt rows may join, or delay, a step with ``n_decode`` decode rows."""
     cdef double per_row, fixed, seconds
     cdef int32_t budget
     if n_decode and self.prefill_chunk:

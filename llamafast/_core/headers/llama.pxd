@@ -108,6 +108,7 @@ cdef extern from "llama.h" nogil:
     void llama_free(llama_context *ctx)
 
     size_t llama_max_devices()
+    bint llama_supports_gpu_offload()
     uint32_t llama_n_ctx(const llama_context *ctx)
     uint32_t llama_n_ctx_seq(const llama_context *ctx)
     uint32_t llama_n_batch(const llama_context *ctx)
