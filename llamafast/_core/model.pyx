@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from .balance cimport MODEL, born, died
 from .headers.llama cimport (
     LLAMA_KV_OVERRIDE_TYPE_BOOL, LLAMA_KV_OVERRIDE_TYPE_FLOAT, LLAMA_KV_OVERRIDE_TYPE_INT, LLAMA_KV_OVERRIDE_TYPE_STR,
     c_bool, llama_max_devices, llama_model_chat_template, llama_model_default_params, llama_model_desc,
@@ -61,10 +62,12 @@ cdef class Model:
         if progress[1] is not None:
             raise progress[1]
         check_ptr(self.model, f"cannot load {path}")
+        born(MODEL)
 
     def __dealloc__(self):
         if self.model != NULL:
             llama_model_free(self.model)
+            died(MODEL)
 
     @property
     def n_ctx_train(self):

@@ -12,6 +12,8 @@ from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
+from .balance cimport OUTBOX, born, died
+
 
 cdef extern from "unistd.h" nogil:
     ssize_t write(int fd, const void *buffer, size_t count)
@@ -88,9 +90,11 @@ cdef class Outbox:
         self.lock = PyThread_allocate_lock()
         if self.lock == NULL:
             raise MemoryError
+        born(OUTBOX)
 
     def __dealloc__(self):
         if self.lock != NULL:
+            died(OUTBOX)
             PyThread_free_lock(self.lock)
         free(self.staged.bytes)
         free(self.published.bytes)

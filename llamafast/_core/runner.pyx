@@ -7,6 +7,7 @@ state of decoding takes no Python decision and no lock but the Outbox's.
 from libc.stdint cimport int32_t, int64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from .balance cimport RUNNER, born, died
 from .context cimport Batch, Context, batch_add
 from .headers.llama cimport (
     llama_batch, llama_decode, llama_get_logits_ith, llama_memory_clear, llama_memory_seq_rm, llama_supports_gpu_offload,
@@ -87,9 +88,12 @@ cdef class Runner:
         self.free_seq_ids = list(reversed(range(min(context.n_seq_max, MAX_RUNNING))))
         if scratch_init(&self.scratch, vocab.pieces.n_tokens) < 0:
             raise MemoryError
+        born(RUNNER)
         self.counters.last_step = now()
 
     def __dealloc__(self):
+        if self.scratch.n_vocab:
+            died(RUNNER)
         scratch_free(&self.scratch)
 
     @property

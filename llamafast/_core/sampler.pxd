@@ -52,6 +52,7 @@ cdef struct sampler_t:
 
 cdef class Sampler:
     cdef sampler_t state
+    cdef bint counted
     cdef scratch_t own_scratch  # of pick
 
 # The token that follows history[:n_history], or -1 when out of memory or when the scratch is for a smaller vocabulary.

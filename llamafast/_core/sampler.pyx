@@ -16,6 +16,7 @@ from libc.stdint cimport INT32_MAX, int32_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+from .balance cimport SAMPLER, born, died
 from .headers.logits cimport (
     LOGITS_AVX512, LOGITS_BLOCK, LOGITS_SLACK, logits_compact, logits_draw, logits_find, logits_gather, logits_max,
     logits_outweighs, logits_select, logits_sum_exp, logits_uniform, logits_use, logits_weights,
@@ -47,6 +48,8 @@ cdef class Sampler:
         logit_bias=(), seed=0,
     ):
         cdef sampler_t *s = &self.state
+        born(SAMPLER)
+        self.counted = True
         if n_vocab < 1:
             raise ValueError(f"n_vocab is {n_vocab}: expected at least 1")
         if not isfinite(temperature):
@@ -77,6 +80,8 @@ cdef class Sampler:
         copy_bias(s, list(logit_bias))
 
     def __dealloc__(self):
+        if self.counted:
+            died(SAMPLER)
         free(self.state.bias)
         free(self.state.counts.slots)
         scratch_free(&self.own_scratch)

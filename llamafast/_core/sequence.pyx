@@ -3,6 +3,7 @@ from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
+from .balance cimport SEQUENCE, born, died
 from .sampler cimport Sampler
 from .text cimport text_free, text_init
 from .vocab cimport Vocab
@@ -41,12 +42,15 @@ cdef class Sequence:
         s.tokens = <int32_t *> malloc(<size_t> s.capacity * sizeof(int32_t))
         if s.tokens == NULL:
             raise MemoryError
+        born(SEQUENCE)
         memcpy(s.tokens, &prompt[0], <size_t> s.n_prompt * sizeof(int32_t))
         text_init(&s.text, stops)
         self.sampler = sampler
         s.sampler = &sampler.state
 
     def __dealloc__(self):
+        if self.state.tokens != NULL:
+            died(SEQUENCE)
         free(self.state.tokens)
         text_free(&self.state.text)
 

@@ -3,6 +3,7 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from libc.limits cimport INT_MIN
 from libc.stdint cimport int32_t
 
+from .balance cimport VOCAB, born, died
 from .headers.llama cimport (
     llama_detokenize, llama_model_get_vocab, llama_token_to_piece, llama_tokenize, llama_vocab_bos, llama_vocab_eos,
     llama_vocab_get_add_bos, llama_vocab_get_text, llama_vocab_is_control, llama_vocab_is_eog, llama_vocab_n_tokens,
@@ -19,8 +20,11 @@ cdef class Vocab:
         self.model = model
         self.vocab = llama_model_get_vocab(model.model)
         pieces_read(&self.pieces, self.vocab)
+        born(VOCAB)
 
     def __dealloc__(self):
+        if self.pieces.text != NULL:
+            died(VOCAB)
         PyMem_RawFree(self.pieces.offset)
         PyMem_RawFree(self.pieces.flags)
         PyMem_RawFree(self.pieces.text)

@@ -80,7 +80,7 @@ class Engine:
         """
         if self._closing:
             raise EngineUnavailable("the server is shutting down")
-        if len(self._worker.scheduler.waiting) >= self._max_queue:
+        if self._worker.n_waiting >= self._max_queue:
             raise QueueFull(f"{self._max_queue} requests wait already")
         n_choices = len(plan.prompts) * plan.n
         generation = Generation(n_choices, sum(len(prompt) for prompt in plan.prompts), self._cancel)

@@ -66,6 +66,11 @@ class Worker:
             self._wake.notify()
         self.runner.interrupt()
 
+    @property
+    def n_waiting(self) -> int:
+        """Sequences that have not run yet or were preempted. Any thread."""
+        return len(self.scheduler.waiting) + len(self._arrived)
+
     def stalled(self) -> float:
         """Seconds that work has been waiting without a step; 0 when idle. Any thread."""
         busy_since = self._busy_since
@@ -80,7 +85,7 @@ class Worker:
             | self._counts
             | {
                 "running": len(self.scheduler.running),
-                "waiting": len(self.scheduler.waiting) + len(self._arrived),
+                "waiting": self.n_waiting,
                 "free_sequences": self.runner.n_free,
                 "used_cells": self.runner.n_cells,
                 "total_cells": self.runner.total_cells,

@@ -1,0 +1,60 @@
+"""The caller's end of a request."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from llamafast.engine.generation import Generation
+from llamafast.engine.types import Event
+from llamafast.errors import EngineFailure
+
+
+@pytest.fixture
+def cancelled():
+    return []
+
+
+@pytest.fixture
+def generation(cancelled):
+    return Generation(2, 7, cancelled.append)
+
+
+async def test_events_of_a_choice_are_merged_while_nobody_looks(generation):
+    generation.push(0, "a", 1, None)
+    generation.push(1, "x", 1, None)
+    generation.push(0, "b", 2, "stop")
+    assert await anext(generation) == [Event(0, "ab", 3, "stop"), Event(1, "x", 1, None)]
+    assert generation.completion_tokens == 4
+
+
+async def test_it_ends_when_every_choice_has_finished(generation):
+    generation.push(0, "", 1, "stop")
+    generation.push(1, "y", 1, "length")
+    assert [len(batch) async for batch in generation] == [2]
+    assert generation.finished
+
+
+async def test_a_waiting_consumer_is_woken(generation):
+    waiting = asyncio.create_task(anext(generation))
+    await asyncio.sleep(0)
+    generation.push(1, "late", 1, None)
+    assert await waiting == [Event(1, "late", 1, None)]
+
+
+async def test_an_error_comes_after_what_was_said_before(generation):
+    generation.push(0, "a", 1, None)
+    generation.fail(EngineFailure("broken"))
+    assert await anext(generation) == [Event(0, "a", 1, None)]
+    with pytest.raises(EngineFailure):
+        await anext(generation)
+
+
+async def test_cancel_asks_once_there_is_something_to_cancel(generation, cancelled):
+    generation.cancel()
+    assert cancelled == [generation]
+    generation.push(0, "", 1, "stop")
+    generation.push(1, "", 1, "stop")
+    generation.cancel()
+    assert cancelled == [generation]

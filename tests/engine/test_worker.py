@@ -1,0 +1,157 @@
+"""The engine thread over a fake Runner: nothing ends it, and a failure ends whom it concerns."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+
+import pytest
+
+from llamafast._core import runner as core
+from llamafast.engine.scheduler import Scheduler
+from llamafast.engine.worker import Worker
+from llamafast.errors import EngineFailure
+
+
+@dataclass(eq=False)
+class FakeSequence:
+    tag: int
+    n_tokens: int = 10
+    n_max: int = 20
+
+
+@dataclass
+class FakeRunner:
+    """Finishes everybody in a run, unless a script of statuses or exceptions says otherwise."""
+
+    script: list = field(default_factory=list)
+    running: list = field(default_factory=list)
+    hold: threading.Event | None = None
+    n_free: int = 4
+    n_cells: int = 0
+    total_cells: int = 1000
+
+    def add(self, sequence):
+        self.running.append(sequence)
+
+    def remove(self, sequence):
+        self.running.remove(sequence)
+
+    def clear(self):
+        self.running.clear()
+
+    def run(self, max_steps):
+        if self.hold is not None:
+            self.hold.wait(10)
+        step = self.script.pop(0) if self.script else core.FINISHED
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+    def take_finished(self):
+        finished, self.running = self.running, []
+        return finished
+
+    def in_last_step(self):
+        return self.running[:1]
+
+    def interrupt(self):
+        pass
+
+    def since_last_step(self):
+        return 123.0
+
+    def counts(self):
+        return {}
+
+
+@pytest.fixture
+def failures():
+    return []
+
+
+@pytest.fixture
+def runner():
+    return FakeRunner()
+
+
+@pytest.fixture
+def worker(runner, failures):
+    scheduler = Scheduler(n_seq_max=4, n_cells=None)
+    worker = Worker(runner, scheduler, lambda tags, error: failures.append((tags, error)))
+    worker.start()
+    yield worker
+    worker.close()
+
+
+def until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_sequences_come_and_go(worker):
+    worker.enqueue([FakeSequence(tag) for tag in range(10)])
+    until(lambda: worker.counters()["completed"] == 10)
+    counters = worker.counters()
+    assert (counters["submitted"], counters["admitted"], counters["running"], counters["waiting"]) == (10, 10, 0, 0)
+
+
+def test_an_exception_fails_who_ran_and_the_thread_goes_on(worker, runner, failures, caplog):
+    with caplog.at_level(logging.CRITICAL):
+        runner.script = [RuntimeError("nobody foresaw this")]
+        worker.enqueue([FakeSequence(1), FakeSequence(2)])
+        until(lambda: failures)
+    assert failures[0][0] == [1, 2]
+    assert isinstance(failures[0][1], EngineFailure)
+    worker.enqueue([FakeSequence(3)])
+    until(lambda: worker.counters()["completed"] == 1)
+
+
+@pytest.mark.parametrize("code", [2, -1, -3])
+def test_a_failed_decode_fails_only_who_had_rows_in_it(worker, runner, failures, caplog, code):
+    with caplog.at_level(logging.CRITICAL):
+        runner.script = [code]
+        worker.enqueue([FakeSequence(1), FakeSequence(2)])
+        until(lambda: worker.counters()["completed"] == 1)
+    assert [tags for tags, _ in failures] == [[1]]
+    assert str(code) in failures[0][1].message
+
+
+def test_no_room_makes_the_youngest_wait(worker, runner, failures):
+    runner.script = [core.NO_ROOM, core.FINISHED]
+    worker.enqueue([FakeSequence(1), FakeSequence(2)])
+    until(lambda: worker.counters()["completed"] == 2)
+    assert worker.counters()["preempted"] == 1
+    assert worker.counters()["admitted"] == 3
+    assert failures == []
+
+
+def test_no_room_for_one_alone_is_its_error(worker, runner, failures):
+    runner.script = [core.NO_ROOM]
+    worker.enqueue([FakeSequence(1)])
+    until(lambda: failures)
+    assert failures[0][0] == [1]
+
+
+def test_cancelling_what_runs_and_what_waits(worker, runner):
+    runner.hold = threading.Event()
+    worker.enqueue([FakeSequence(tag) for tag in range(6)])
+    until(lambda: worker.counters()["running"] == 4)
+    runner.script = [core.PAUSED]
+    worker.cancel([0, 5])
+    runner.hold.set()
+    until(lambda: worker.counters()["completed"] == 4)
+    assert worker.counters()["cancelled"] == 2
+
+
+def test_it_is_stalled_only_while_work_waits(worker, runner):
+    assert worker.stalled() == 0
+    runner.hold = threading.Event()
+    worker.enqueue([FakeSequence(1)])
+    until(lambda: worker.stalled() > 0.01)
+    runner.hold.set()
+    until(lambda: worker.stalled() == 0)
