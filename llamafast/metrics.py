@@ -54,6 +54,9 @@ ENGINE_SERIES = (
     Series("preempted", "llamafast:preemptions_total", "counter", "Sequences sent back to the queue for room"),
     Series("rows", "llamafast:rows_total", "counter", "Rows of all steps"),
     Series("decode_seconds", "llamafast:decode_seconds_total", "counter", "Wall time in llama_decode"),
+    Series("prefix_queries", "llamafast:prefix_cache_queries_total", "counter", "Prompt tokens looked up for reuse"),
+    Series("prefix_hits", "llamafast:prefix_cache_hits_total", "counter", "Prompt tokens reused, not computed"),
+    Series("forks", "llamafast:prefix_cache_forks_total", "counter", "Prefixes lent by a running sequence"),
     Series("used_cells", "llamafast:kv_cells_used", "gauge", "KV cells in use"),
     Series("total_cells", "llamafast:kv_cells", "gauge", "KV cells"),
 )

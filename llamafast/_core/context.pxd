@@ -16,3 +16,4 @@ cdef class Context:
     cdef readonly Model model
     cdef llama_context *ctx
     cdef llama_memory_t memory      # NULL for a model without memory
+    cdef readonly bint can_share    # seq_cp of any prefix costs nothing and is exact

@@ -14,6 +14,6 @@ cdef class Outbox:
     cdef int wake_fd
 
 cdef int outbox_stage(
-    Outbox self, int64_t tag, const char *text, int32_t length, int32_t n_tokens, int32_t finish
+    Outbox self, int64_t tag, const char *text, int32_t length, int32_t n_tokens, int32_t n_cached, int32_t finish
 ) noexcept nogil
 cdef int outbox_publish(Outbox self) noexcept nogil

@@ -23,6 +23,7 @@ cdef struct record_t:
     int64_t tag
     int32_t length      # bytes of text that follow
     int32_t n_tokens
+    int32_t n_cached
     int32_t finish
 
 
@@ -43,13 +44,14 @@ cdef int buffer_append(buffer_t *self, const void *data, size_t size) noexcept n
 
 
 cdef int outbox_stage(
-    Outbox self, int64_t tag, const char *text, int32_t length, int32_t n_tokens, int32_t finish
+    Outbox self, int64_t tag, const char *text, int32_t length, int32_t n_tokens, int32_t n_cached, int32_t finish
 ) noexcept nogil:
     """Add a record to the current step: 0, or -1 when out of memory."""
     cdef record_t record
     record.tag = tag
     record.length = length
     record.n_tokens = n_tokens
+    record.n_cached = n_cached
     record.finish = finish
     cdef size_t before = self.staged.used
     if buffer_append(&self.staged, &record, sizeof(record)) < 0:
@@ -101,7 +103,7 @@ cdef class Outbox:
         free(self.draining.bytes)
 
     def drain(self):
-        """Every published record, oldest first: a list of (tag, text, n_tokens, finish), finish 0 while running."""
+        """Every published record, oldest first: (tag, text, n_tokens, n_cached, finish), finish 0 while running."""
         cdef record_t record
         cdef size_t at = 0
         cdef list rows = []
@@ -113,7 +115,7 @@ cdef class Outbox:
             at += sizeof(record)
             rows.append((
                 record.tag, PyUnicode_DecodeUTF8(self.draining.bytes + at, record.length, "replace"),
-                record.n_tokens, record.finish,
+                record.n_tokens, record.n_cached, record.finish,
             ))
             at += record.length
         self.draining.used = 0

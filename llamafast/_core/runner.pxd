@@ -1,21 +1,11 @@
 from libc.stdint cimport int32_t, int64_t
 
 from .context cimport Batch, Context
+from .cost cimport step_cost_t
 from .outbox cimport Outbox
+from .running cimport running_t
 from .sampler cimport scratch_t
-from .sequence cimport sequence_t
 from .vocab cimport Vocab
-
-cdef enum:
-    MAX_RUNNING = 256       # LLAMA_MAX_SEQ
-
-# A step of n rows takes about fixed + per_row * n seconds: a line fitted to the recent steps, old ones decaying.
-cdef struct step_cost_t:
-    double weight
-    double rows
-    double seconds
-    double rows_rows
-    double rows_seconds
 
 cdef struct counters_t:
     int64_t steps
@@ -37,8 +27,7 @@ cdef class Runner:
     cdef Batch batch
     cdef Outbox outbox
     cdef list running                           # Sequences in order of admission
-    cdef sequence_t *states[MAX_RUNNING]        # of the same, in the same order
-    cdef int32_t n_running
+    cdef running_t live                         # the same, in the same order
     cdef list free_seq_ids
     cdef int32_t n_batch
     cdef int32_t prefill_chunk

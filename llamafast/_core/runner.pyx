@@ -9,10 +9,13 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from .balance cimport RUNNER, born, died
 from .context cimport Batch, Context, batch_add
-from .headers.llama cimport (
-    llama_batch, llama_decode, llama_get_logits_ith, llama_memory_clear, llama_memory_seq_rm, llama_supports_gpu_offload,
-)
+from .cost cimport cost_add, cost_fit
+from .headers.llama cimport llama_batch, llama_decode, llama_get_logits_ith, llama_supports_gpu_offload
 from .outbox cimport Outbox, outbox_publish, outbox_stage
+from .prefix cimport BLOCK
+from .running cimport (
+    MAX_RUNNING, running_add, running_clear, running_free, running_init, running_note, running_ready, running_remove,
+)
 from .sampler cimport sampler_pick, scratch_free, scratch_init
 from .sequence cimport (
     FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Sequence, sequence_append, sequence_t,
@@ -56,8 +59,6 @@ cdef double STRETCH = 2.0
 cdef double STRETCH_SECONDS = 0.2
 # A step that only prefills: long enough to be efficient, short enough to hear a cancel or a new request.
 cdef double PREFILL_SECONDS = 0.5
-# Weight of the past in the step cost after each step: about the last 50 steps count.
-cdef double COST_DECAY = 0.98
 
 
 cdef double now() noexcept nogil:
@@ -88,6 +89,8 @@ cdef class Runner:
         self.free_seq_ids = list(reversed(range(min(context.n_seq_max, MAX_RUNNING))))
         if scratch_init(&self.scratch, vocab.pieces.n_tokens) < 0:
             raise MemoryError
+        if running_init(&self.live, context.memory, context.can_share) < 0:
+            raise MemoryError
         born(RUNNER)
         self.counters.last_step = now()
 
@@ -95,10 +98,11 @@ cdef class Runner:
         if self.scratch.n_vocab:
             died(RUNNER)
         scratch_free(&self.scratch)
+        running_free(&self.live)
 
     @property
     def n_running(self):
-        return self.n_running
+        return self.live.n
 
     @property
     def n_free(self):
@@ -107,11 +111,11 @@ cdef class Runner:
 
     @property
     def n_cells(self):
-        """Cells in use: positions in memory, summed over sequences."""
+        """Positions in memory; one that several sequences share counts for each."""
         cdef int64_t cells = 0
         cdef int32_t i
-        for i in range(self.n_running):
-            cells += self.states[i].n_past
+        for i in range(self.live.n):
+            cells += self.live.states[i].n_past
         return cells
 
     @property
@@ -119,38 +123,33 @@ cdef class Runner:
         return self.context.n_ctx
 
     def add(self, Sequence sequence not None):
-        """Let a sequence run from its first token on. Raises IndexError where there is no free sequence id."""
+        """Let a sequence run. What another running sequence has computed of its tokens, or is about to, is shared.
+
+        Raises IndexError where there is no free sequence id.
+        """
         if sequence.state.seq_id >= 0 or sequence.state.finish != FINISH_NONE:
             raise ValueError("the sequence runs already or has finished")
         sequence.state.seq_id = self.free_seq_ids.pop()
         sequence.state.n_past = 0
         sequence.state.n_rows = 0
-        self.states[self.n_running] = &sequence.state
-        self.n_running += 1
         self.running.append(sequence)
+        running_add(&self.live, &sequence.state)
 
     def remove(self, Sequence sequence not None):
         """Stop running a sequence and free its memory. It can be added again: nothing but time is lost."""
-        cdef int32_t i, at = self.running.index(sequence)
-        llama_memory_seq_rm(self.context.memory, sequence.state.seq_id, -1, -1)
-        del self.running[at]
-        self.n_running -= 1
-        for i in range(at, self.n_running):
-            self.states[i] = self.states[i + 1]
+        self.running.remove(sequence)
+        running_remove(&self.live, &sequence.state)
         self.free_seq_ids.append(sequence.state.seq_id)
         sequence.state.seq_id = -1
-        sequence.state.n_past = 0
 
     def clear(self):
         """Stop running every sequence and empty the memory."""
         cdef Sequence sequence
-        llama_memory_clear(self.context.memory, False)
+        running_clear(&self.live)
         for sequence in self.running:
             self.free_seq_ids.append(sequence.state.seq_id)
             sequence.state.seq_id = -1
-            sequence.state.n_past = 0
         self.running.clear()
-        self.n_running = 0
         self.finished = False
 
     def take_finished(self):
@@ -179,7 +178,7 @@ cdef class Runner:
         cdef int status = RUN_FINISHED if self.finished else RUN_PAUSED
         cdef int step = 0
         with nogil:
-            while status == RUN_PAUSED and step < max_steps and self.n_running and not flag_load(&self.attention):
+            while status == RUN_PAUSED and step < max_steps and self.live.n and not flag_load(&self.attention):
                 status = runner_step(self)
                 step += 1
         flag_store(&self.attention, 0)
@@ -191,7 +190,9 @@ cdef class Runner:
 
     def counts(self):
         """Everything counted since the start, as a dict. Any thread; never waits for a step."""
-        return self.counters
+        return self.counters | {
+            "prefix_queries": self.live.queries, "prefix_hits": self.live.hits, "forks": self.live.forks,
+        }
 
 
 cdef int runner_step(Runner self) noexcept nogil:
@@ -209,14 +210,14 @@ cdef int runner_step(Runner self) noexcept nogil:
         count.last_step = now()
         return code
     n_sequences = 0
-    for i in range(self.n_running):
-        s = self.states[i]
+    for i in range(self.live.n):
+        s = self.live.states[i]
         s.n_past += s.n_rows
         n_sequences += s.n_rows > 0
     # the first row waits until the device is done
-    for i in range(self.n_running):
-        if self.states[i].output_row >= 0:
-            llama_get_logits_ith(self.context.ctx, self.states[i].output_row)
+    for i in range(self.live.n):
+        if self.live.states[i].output_row >= 0:
+            llama_get_logits_ith(self.context.ctx, self.live.states[i].output_row)
             break
     decoded = now()
     code = runner_sample(self)
@@ -247,10 +248,12 @@ cdef int32_t runner_fill(Runner self) noexcept nogil:
     cdef int32_t i, k, take, budget, n_decode = 0, n_prefill = 0, n_generating = 0
     cdef sequence_t *s
     batch.n_tokens = 0
-    for i in range(self.n_running):
-        s = self.states[i]
+    for i in range(self.live.n):
+        s = self.live.states[i]
         s.n_rows = 0
         s.output_row = -1
+        if not running_ready(&self.live, s):
+            continue
         if s.n_tokens - s.n_past == 1:
             n_decode += 1
         else:
@@ -264,17 +267,17 @@ cdef int32_t runner_fill(Runner self) noexcept nogil:
     else:
         self.prefills_alone = False
     if not self.prefills_alone:
-        for i in range(self.n_running):
-            s = self.states[i]
-            if s.n_tokens - s.n_past == 1:
+        for i in range(self.live.n):
+            s = self.live.states[i]
+            if s.leader < 0 and s.n_tokens - s.n_past == 1:
                 s.output_row = batch_add(batch, s.tokens[s.n_past], s.n_past, s.seq_id, True)
                 s.n_rows = 1
                 n_generating += s.n_past >= s.n_prompt
     budget = min(budget, self.n_batch - batch.n_tokens)
-    for i in range(self.n_running):
-        s = self.states[i]
+    for i in range(self.live.n):
+        s = self.live.states[i]
         take = min(budget, s.n_tokens - s.n_past)
-        if s.n_tokens - s.n_past == 1 or take <= 0:
+        if s.leader >= 0 or s.n_tokens - s.n_past == 1 or take <= 0:
             continue
         for k in range(s.n_past, s.n_past + take):
             s.output_row = batch_add(batch, s.tokens[k], k, s.seq_id, k == s.n_tokens - 1)
@@ -302,34 +305,13 @@ cdef int32_t prefill_budget(Runner self, int32_t n_decode) noexcept nogil:
     return budget + (-(n_decode + budget) & (ROW_TILE - 1))
 
 
-cdef void cost_add(step_cost_t *self, int32_t rows, double seconds) noexcept nogil:
-    self.weight = self.weight * COST_DECAY + 1
-    self.rows = self.rows * COST_DECAY + rows
-    self.seconds = self.seconds * COST_DECAY + seconds
-    self.rows_rows = self.rows_rows * COST_DECAY + <double> rows * rows
-    self.rows_seconds = self.rows_seconds * COST_DECAY + rows * seconds
-
-
-cdef void cost_fit(const step_cost_t *self, double *fixed, double *per_row) noexcept nogil:
-    """Weighted least squares of seconds over rows. Steps of nearly equal size leave the slope open: then all of the
-    time is put on the rows, which underestimates what fits into a step."""
-    cdef double spread = self.weight * self.rows_rows - self.rows * self.rows
-    cdef double slope = 0
-    if spread > 0.01 * self.rows * self.rows:
-        slope = (self.weight * self.rows_seconds - self.rows * self.seconds) / spread
-    if slope <= 0 or slope * self.rows > self.seconds:
-        slope = self.seconds / self.rows
-    per_row[0] = max(slope, 1e-9)
-    fixed[0] = max(0.0, (self.seconds - slope * self.rows) / self.weight)
-
-
 cdef int runner_sample(Runner self) noexcept nogil:
     """Choose a token for every output row and stage what became text: RUN_PAUSED, RUN_FINISHED or a failure."""
     cdef int32_t i, token
     cdef sequence_t *s
     cdef float *logits
-    for i in range(self.n_running):
-        s = self.states[i]
+    for i in range(self.live.n):
+        s = self.live.states[i]
         if s.output_row < 0:
             continue
         logits = llama_get_logits_ith(self.context.ctx, s.output_row)
@@ -351,6 +333,8 @@ cdef int sequence_accept(Runner self, sequence_t *s, int32_t token) noexcept nog
     cdef int stopped = 0
     if sequence_append(s, token) < 0:
         return -1
+    if self.context.can_share and s.n_tokens % BLOCK == 0:
+        running_note(&self.live, s)
     if flags & TOKEN_EOG:
         stopped = not s.ignore_eos
     elif s.show_control or not flags & TOKEN_CONTROL:
@@ -365,7 +349,7 @@ cdef int sequence_accept(Runner self, sequence_t *s, int32_t token) noexcept nog
         self.finished = True
     ready = s.text.n_pending if s.finish != FINISH_NONE else text_ready(&s.text)
     if ready or s.finish != FINISH_NONE:
-        if outbox_stage(self.outbox, s.tag, s.text.pending, ready, s.n_unreported, s.finish) < 0:
+        if outbox_stage(self.outbox, s.tag, s.text.pending, ready, s.n_unreported, s.n_cached, s.finish) < 0:
             return -1
         text_drop(&s.text, ready)
         s.n_unreported = 0

@@ -1,4 +1,4 @@
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from .sampler cimport Sampler, sampler_t
 from .text cimport text_t
@@ -21,6 +21,11 @@ cdef struct sequence_t:
     int32_t n_rows          # rows it has in the current step
     int32_t output_row      # which of them gives logits, -1: none
     int32_t n_unreported    # tokens generated since the last record in the Outbox
+    int32_t n_cached        # tokens of the prompt that another sequence had computed
+    int32_t leader          # the sequence id whose prefix it waits for, -1: none
+    int32_t n_shared        # how much of that prefix they have in common
+    uint64_t *hashes        # (n_blocks,) of the whole blocks of tokens, as prefix.pyx chains them
+    int32_t n_blocks
     int32_t finish
     bint ignore_eos
     bint show_control
@@ -32,3 +37,4 @@ cdef class Sequence:
     cdef Sampler sampler
 
 cdef int sequence_append(sequence_t *self, int32_t token) noexcept nogil
+cdef int sequence_hash(sequence_t *self) noexcept nogil

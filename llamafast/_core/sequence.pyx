@@ -1,9 +1,10 @@
 """One choice of one request, from its prompt to its last token."""
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
 from .balance cimport SEQUENCE, born, died
+from .prefix cimport BLOCK, block_hash
 from .sampler cimport Sampler
 from .text cimport text_free, text_init
 from .vocab cimport Vocab
@@ -33,7 +34,7 @@ cdef class Sequence:
                 raise ValueError(f"token id {prompt[i]} is outside the vocabulary of {vocab.pieces.n_tokens}")
         s.tag = tag
         s.seq_id = -1
-        s.output_row = -1
+        s.output_row = s.leader = -1
         s.n_prompt = s.n_tokens = <int32_t> prompt.shape[0]
         s.n_max = s.n_prompt + max_tokens
         s.capacity = s.n_prompt + min(max_tokens, 64)
@@ -52,6 +53,7 @@ cdef class Sequence:
         if self.state.tokens != NULL:
             died(SEQUENCE)
         free(self.state.tokens)
+        free(self.state.hashes)
         text_free(&self.state.text)
 
     @property
@@ -78,12 +80,34 @@ cdef class Sequence:
         return self.state.n_max
 
     @property
+    def n_cached(self):
+        """How many prompt tokens were taken from another sequence instead of being computed."""
+        return self.state.n_cached
+
+    @property
     def finished(self):
         return self.state.finish != FINISH_NONE
 
     def tokens(self):
         """A copy of prompt and output, as a list."""
         return [self.state.tokens[i] for i in range(self.state.n_tokens)]
+
+
+cdef int sequence_hash(sequence_t *self) noexcept nogil:
+    """Bring ``hashes`` up to the whole blocks of ``tokens``: 0, or -1 when out of memory."""
+    cdef int32_t n_blocks = self.n_tokens // BLOCK
+    cdef uint64_t parent
+    cdef uint64_t *grown
+    if n_blocks > self.n_blocks:
+        grown = <uint64_t *> realloc(self.hashes, <size_t> (self.capacity // BLOCK + 1) * sizeof(uint64_t))
+        if grown == NULL:
+            return -1
+        self.hashes = grown
+    while self.n_blocks < n_blocks:
+        parent = self.hashes[self.n_blocks - 1] if self.n_blocks else 0
+        self.hashes[self.n_blocks] = block_hash(parent, self.tokens + self.n_blocks * BLOCK)
+        self.n_blocks += 1
+    return 0
 
 
 cdef int sequence_append(sequence_t *self, int32_t token) noexcept nogil:

@@ -83,7 +83,7 @@ class Engine:
         if self._worker.n_waiting >= self._max_queue:
             raise QueueFull(f"{self._max_queue} requests wait already")
         n_choices = len(plan.prompts) * plan.n
-        generation = Generation(n_choices, sum(len(prompt) for prompt in plan.prompts), self._cancel)
+        generation = Generation(n_choices, sum(len(prompt) for prompt in plan.prompts), self._cancel, plan.n)
         sequences = [
             self._sequence(plan, prompt, prompt_index * plan.n + k)
             for prompt_index, prompt in enumerate(plan.prompts)
@@ -153,12 +153,12 @@ class Engine:
     def _deliver(self) -> None:
         """The pipe's reader: hand out what the steps since the last wake-up produced."""
         os.read(self._wake_read, 4096)
-        for tag, text, n_tokens, finish in self._outbox.drain():
+        for tag, text, n_tokens, n_cached, finish in self._outbox.drain():
             live = self._forget(tag) if finish else self._live.get(tag)
             if live is None:
                 continue  # cancelled while the step was running
             generation, index = live
-            generation.push(index, text, n_tokens, FINISH_REASONS[finish])
+            generation.push(index, text, n_tokens, FINISH_REASONS[finish], n_cached)
 
     def _forget(self, tag: int) -> tuple[Generation, int] | None:
         """Take a choice out of the live ones; None when it is not there any more."""

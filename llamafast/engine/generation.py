@@ -16,16 +16,24 @@ class Generation:
     for events, and one wake-up catches it up. One consumer at a time.
     """
 
-    def __init__(self, n_choices: int, prompt_tokens: int, cancel: Callable[[Generation], None]) -> None:
+    def __init__(
+        self, n_choices: int, prompt_tokens: int, cancel: Callable[[Generation], None], choices_per_prompt: int = 1
+    ) -> None:
         self.tags: list[int] = []
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
-        self.cached_tokens = 0
+        self._choices_per_prompt = choices_per_prompt
+        self._cached: dict[int, int] = {}
         self._unfinished = n_choices
         self._pending: dict[int, Event] = {}
         self._error: LlamafastError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._cancel = cancel
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that did not have to be computed; like ``prompt_tokens`` each prompt counts once."""
+        return sum(self._cached.values())
 
     @property
     def finished(self) -> bool:
@@ -55,9 +63,11 @@ class Generation:
         if not self.finished:
             self._cancel(self)
 
-    def push(self, index: int, text: str, n_tokens: int, finish_reason: FinishReason | None) -> None:
+    def push(self, index: int, text: str, n_tokens: int, finish_reason: FinishReason | None, n_cached: int = 0) -> None:
         """Engine side: something became known of choice ``index``."""
         self.completion_tokens += n_tokens
+        if index % self._choices_per_prompt == 0:
+            self._cached[index] = n_cached
         event = self._pending.get(index)
         if event is None:
             self._pending[index] = Event(index, text, n_tokens, finish_reason)

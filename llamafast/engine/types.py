@@ -104,7 +104,11 @@ class Generation(Protocol):
 
     prompt_tokens: int
     completion_tokens: int
-    cached_tokens: int
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that were taken from another request instead of being computed."""
+        ...
 
     def __aiter__(self) -> Generation: ...
 

@@ -1,0 +1,26 @@
+from libc.stdint cimport int32_t, uint64_t
+
+cdef enum:
+    BLOCK = 16          # tokens of a block
+    BLOCK_WORDS = 8     # the same in 64 bits
+    MAX_SEQ = 256       # LLAMA_MAX_SEQ
+    OWNER_WORDS = 4     # MAX_SEQ bits
+
+# Open addressing with linear probing; a power of two of slots, at most half of them used.
+cdef struct slot_t:
+    uint64_t hash               # of a block and everything before it; 0: free
+    uint64_t owners[OWNER_WORDS]  # bit i: sequence id i has this block
+
+cdef struct prefix_t:
+    slot_t *slots
+    int32_t capacity
+    int32_t used
+
+cdef int prefix_init(prefix_t *self) noexcept nogil
+cdef void prefix_free(prefix_t *self) noexcept nogil
+cdef int prefix_insert(prefix_t *self, int32_t owner, uint64_t hash) noexcept nogil
+cdef void prefix_remove(prefix_t *self, int32_t owner, uint64_t hash) noexcept nogil
+cdef int32_t prefix_find(
+    const prefix_t *self, const uint64_t *hashes, int32_t n_blocks, uint64_t *owners
+) noexcept nogil
+cdef uint64_t block_hash(uint64_t parent, const int32_t *tokens) noexcept nogil

@@ -1,0 +1,180 @@
+"""Which sequences have which prefix: blocks of 16 tokens, hashed in a chain, each with the set of its owners.
+
+A look-up walks a prompt's blocks until one is unknown: O(n / 16), whatever the number of sequences. A hash only finds;
+the caller compares tokens before it believes, and goes on token by token from there. The chain (vLLM's idea) makes a
+block's hash name everything before it, so one probe a block is enough.
+"""
+from libc.stdint cimport int32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+
+cdef extern from *:
+    """
+    /* Folded 64 x 64 -> 128 bit multiplication, the mixing step of wyhash and XXH3. */
+    static inline uint64_t fold(uint64_t a, uint64_t b) {
+        unsigned __int128 product = (unsigned __int128) a * b;
+        return (uint64_t) product ^ (uint64_t) (product >> 64);
+    }
+    """
+    uint64_t fold(uint64_t a, uint64_t b) noexcept nogil
+
+
+# odd constants with about half of their bits set: the first digits of pi's, e's and sqrt(2)'s fractions
+cdef uint64_t MIX_A = 0x243F6A8885A308D3
+cdef uint64_t MIX_B = 0xB7E151628AED2A6B
+cdef uint64_t MIX_C = 0x6A09E667F3BCC909
+
+
+cdef uint64_t block_hash(uint64_t parent, const int32_t *tokens) noexcept nogil:
+    """The hash of BLOCK tokens after the chain ``parent`` (the first block's parent is 0); never 0."""
+    cdef uint64_t words[BLOCK_WORDS]
+    cdef uint64_t hash = parent ^ MIX_A
+    cdef int i
+    memcpy(words, tokens, sizeof(words))
+    for i in range(0, BLOCK_WORDS, 2):
+        hash = fold(words[i] ^ MIX_B, words[i + 1] ^ hash) + fold(hash ^ MIX_C, MIX_A + i)
+    return hash if hash else 1
+
+
+cdef int prefix_init(prefix_t *self) noexcept nogil:
+    """0, or -1 when out of memory."""
+    self.capacity = 1024
+    self.used = 0
+    self.slots = <slot_t *> calloc(self.capacity, sizeof(slot_t))
+    return 0 if self.slots != NULL else -1
+
+
+cdef void prefix_free(prefix_t *self) noexcept nogil:
+    free(self.slots)
+    self.slots = NULL
+
+
+cdef slot_t *prefix_probe(const prefix_t *self, uint64_t hash) noexcept nogil:
+    """The slot of ``hash``, or the free one where it would go."""
+    cdef int32_t mask = self.capacity - 1
+    cdef int32_t i = <int32_t> (hash & <uint64_t> mask)
+    while self.slots[i].hash != 0 and self.slots[i].hash != hash:
+        i = (i + 1) & mask
+    return &self.slots[i]
+
+
+cdef int prefix_grow(prefix_t *self) noexcept nogil:
+    cdef prefix_t larger
+    cdef int32_t i
+    larger.capacity = 2 * self.capacity
+    larger.used = self.used
+    larger.slots = <slot_t *> calloc(larger.capacity, sizeof(slot_t))
+    if larger.slots == NULL:
+        return -1
+    for i in range(self.capacity):
+        if self.slots[i].hash != 0:
+            prefix_probe(&larger, self.slots[i].hash)[0] = self.slots[i]
+    free(self.slots)
+    self[0] = larger
+    return 0
+
+
+cdef int prefix_insert(prefix_t *self, int32_t owner, uint64_t hash) noexcept nogil:
+    """Note that ``owner`` has the block: 0, or -1 when out of memory (nothing is noted then)."""
+    cdef slot_t *slot
+    if 2 * (self.used + 1) > self.capacity and prefix_grow(self) < 0:
+        return -1
+    slot = prefix_probe(self, hash)
+    if slot.hash == 0:
+        slot.hash = hash
+        self.used += 1
+    slot.owners[owner >> 6] |= <uint64_t> 1 << (owner & 63)
+    return 0
+
+
+cdef void prefix_remove(prefix_t *self, int32_t owner, uint64_t hash) noexcept nogil:
+    """Forget that ``owner`` has the block; a block without owners leaves the table."""
+    cdef slot_t *slot = prefix_probe(self, hash)
+    cdef int32_t mask = self.capacity - 1
+    cdef int32_t hole, i, home
+    if slot.hash == 0:
+        return
+    slot.owners[owner >> 6] &= ~(<uint64_t> 1 << (owner & 63))
+    if slot.owners[0] | slot.owners[1] | slot.owners[2] | slot.owners[3]:
+        return
+    # Close the hole: move back whatever was pushed past it (Knuth, TAOCP 3, 6.4, algorithm R).
+    hole = <int32_t> (slot - self.slots)
+    i = (hole + 1) & mask
+    while self.slots[i].hash != 0:
+        home = <int32_t> (self.slots[i].hash & <uint64_t> mask)
+        if ((i - home) & mask) >= ((i - hole) & mask):
+            self.slots[hole] = self.slots[i]
+            hole = i
+        i = (i + 1) & mask
+    memset(&self.slots[hole], 0, sizeof(slot_t))
+    self.used -= 1
+
+
+cdef int32_t prefix_find(
+    const prefix_t *self, const uint64_t *hashes, int32_t n_blocks, uint64_t *owners
+) noexcept nogil:
+    """How many leading blocks somebody has; ``owners`` (OWNER_WORDS,) becomes the set of those who have them all."""
+    cdef int32_t n = 0
+    cdef slot_t *slot
+    memset(owners, 0, OWNER_WORDS * sizeof(uint64_t))
+    while n < n_blocks:
+        slot = prefix_probe(self, hashes[n])
+        if slot.hash == 0:
+            break
+        memcpy(owners, slot.owners, OWNER_WORDS * sizeof(uint64_t))
+        n += 1
+    return n
+
+
+cdef class PrefixIndex:
+    """The index on its own, for tests and benchmarks. Owners are 0 to 255."""
+    cdef prefix_t index
+
+    def __cinit__(self):
+        if prefix_init(&self.index) < 0:
+            raise MemoryError
+
+    def __dealloc__(self):
+        prefix_free(&self.index)
+
+    def __len__(self):
+        return self.index.used
+
+    def insert(self, int32_t owner, const int32_t[::1] tokens not None):
+        """Note every whole block of ``tokens``."""
+        cdef Py_ssize_t i
+        cdef uint64_t hash = 0
+        _check_owner(owner)
+        for i in range(0, tokens.shape[0] - BLOCK + 1, BLOCK):
+            hash = block_hash(hash, &tokens[i])
+            if prefix_insert(&self.index, owner, hash) < 0:
+                raise MemoryError
+
+    def remove(self, int32_t owner, const int32_t[::1] tokens not None):
+        cdef Py_ssize_t i
+        cdef uint64_t hash = 0
+        _check_owner(owner)
+        for i in range(0, tokens.shape[0] - BLOCK + 1, BLOCK):
+            hash = block_hash(hash, &tokens[i])
+            prefix_remove(&self.index, owner, hash)
+
+    def find(self, const int32_t[::1] tokens not None):
+        """(number of leading blocks somebody has, list of those who have them all)."""
+        cdef uint64_t owners[OWNER_WORDS]
+        cdef int32_t n_blocks = <int32_t> (tokens.shape[0] // BLOCK)
+        cdef int32_t n, i
+        cdef uint64_t *hashes = <uint64_t *> calloc(n_blocks + 1, sizeof(uint64_t))
+        if hashes == NULL:
+            raise MemoryError
+        for i in range(n_blocks):
+            hashes[i + 1] = block_hash(hashes[i], &tokens[i * BLOCK])
+        n = prefix_find(&self.index, hashes + 1, n_blocks, owners)
+        free(hashes)
+        return n, [owner for owner in range(MAX_SEQ) if owners[owner >> 6] >> (owner & 63) & 1]
+
+
+cdef int _check_owner(int32_t owner) except -1:
+    if not 0 <= owner < MAX_SEQ:
+        raise ValueError(f"owner {owner}: expected 0 to {MAX_SEQ - 1}")
+    return 0

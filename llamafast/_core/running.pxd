@@ -1,0 +1,28 @@
+from libc.stdint cimport int32_t, int64_t
+
+from .headers.llama cimport llama_memory_t
+from .prefix cimport prefix_t
+from .sequence cimport sequence_t
+
+cdef enum:
+    MAX_RUNNING = 256       # LLAMA_MAX_SEQ
+
+# The sequences that run, in order of admission, and who has which of their tokens.
+cdef struct running_t:
+    llama_memory_t memory
+    bint can_share
+    int32_t n
+    sequence_t *states[MAX_RUNNING]
+    sequence_t *by_seq_id[MAX_RUNNING]
+    prefix_t prefix             # the tokens of whoever runs, in memory or not yet
+    int64_t queries             # prompt tokens looked up
+    int64_t hits                # of those, taken from another sequence
+    int64_t forks
+
+cdef int running_init(running_t *self, llama_memory_t memory, bint can_share) noexcept nogil
+cdef void running_free(running_t *self) noexcept nogil
+cdef void running_add(running_t *self, sequence_t *s) noexcept nogil
+cdef void running_remove(running_t *self, sequence_t *s) noexcept nogil
+cdef void running_clear(running_t *self) noexcept nogil
+cdef void running_note(running_t *self, sequence_t *s) noexcept nogil
+cdef bint running_ready(running_t *self, sequence_t *s) noexcept nogil

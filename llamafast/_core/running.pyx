@@ -1,0 +1,152 @@
+"""The sequences that run and what they share.
+
+A sequence that begins with tokens another one has, or is about to compute, does not compute them: it takes them with
+llama_memory_seq_cp (in a unified cache that copies no data) once they are in memory, and until then it waits for the
+other, its leader. So a burst of requests with one system prompt computes it once, the choices of one request compute
+their prompt once, and a follow-up to a running answer takes that answer too.
+"""
+from libc.stdint cimport int32_t, uint64_t
+
+from .headers.llama cimport llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_rm, llama_memory_t
+from .prefix cimport OWNER_WORDS, prefix_find, prefix_free, prefix_init, prefix_insert, prefix_remove
+from .sequence cimport sequence_hash, sequence_t
+
+
+cdef int running_init(running_t *self, llama_memory_t memory, bint can_share) noexcept nogil:
+    """For a zeroed struct: 0, or -1 when out of memory."""
+    self.memory = memory
+    self.can_share = can_share
+    return prefix_init(&self.prefix)
+
+
+cdef void running_free(running_t *self) noexcept nogil:
+    prefix_free(&self.prefix)
+
+
+cdef void running_add(running_t *self, sequence_t *s) noexcept nogil:
+    """Append a sequence whose seq_id is its own and whose first n_past tokens are in memory under it."""
+    self.states[self.n] = s
+    self.by_seq_id[s.seq_id] = s
+    self.n += 1
+    if s.n_tokens == s.n_prompt:
+        self.queries += s.n_prompt
+        self.hits += s.n_past
+        s.n_cached = s.n_past
+    if self.can_share:
+        share(self, s, self.n - 1)
+
+
+cdef void running_remove(running_t *self, sequence_t *s) noexcept nogil:
+    """Take a sequence out and free its memory. Whoever waited for it takes what there is and looks further."""
+    cdef int32_t i, place = 0
+    cdef sequence_t *other
+    forget(self, s)
+    for i in range(self.n):
+        other = self.states[i]
+        if other == s:
+            place = i
+        elif other.leader == s.seq_id:
+            fork_from(self, s, other)
+            share(self, other, i)
+    llama_memory_seq_rm(self.memory, s.seq_id, -1, -1)
+    self.n -= 1
+    for i in range(place, self.n):
+        self.states[i] = self.states[i + 1]
+    s.leader = -1
+    s.n_past = 0
+
+
+cdef void running_clear(running_t *self) noexcept nogil:
+    """Take everybody out and empty the memory."""
+    cdef int32_t i
+    llama_memory_clear(self.memory, False)
+    for i in range(self.n):
+        forget(self, self.states[i])
+        self.states[i].leader = -1
+        self.states[i].n_past = 0
+    self.n = 0
+
+
+cdef void running_note(running_t *self, sequence_t *s) noexcept nogil:
+    """Index the whole blocks of a sequence that are not indexed yet. Without memory they stay unknown, no more."""
+    cdef int32_t i, first = s.n_blocks
+    sequence_hash(s)
+    for i in range(first, s.n_blocks):
+        if prefix_insert(&self.prefix, s.seq_id, s.hashes[i]) < 0:
+            s.n_blocks = i
+            return
+
+
+cdef bint running_ready(running_t *self, sequence_t *s) noexcept nogil:
+    """Whether a sequence waits for nobody; fetches the shared prefix once its leader has computed it."""
+    cdef sequence_t *leader
+    if s.leader < 0:
+        return True
+    leader = self.by_seq_id[s.leader]
+    if leader.n_past < s.n_shared:
+        return False
+    fork_from(self, leader, s)
+    return True
+
+
+cdef void forget(running_t *self, sequence_t *s) noexcept nogil:
+    cdef int32_t i
+    for i in range(s.n_blocks):
+        prefix_remove(&self.prefix, s.seq_id, s.hashes[i])
+    s.n_blocks = 0
+
+
+cdef void share(running_t *self, sequence_t *s, int32_t place) noexcept nogil:
+    """Find ``states[place]`` somebody to take its prefix from, then make its own tokens known."""
+    forget(self, s)
+    sequence_hash(s)
+    follow(self, s, place)
+    s.n_blocks = 0
+    running_note(self, s)
+
+
+cdef void follow(running_t *self, sequence_t *s, int32_t place) noexcept nogil:
+    """Find the longest prefix that a sequence admitted before ``place`` has or will have; take it or wait for it.
+
+    Waiting only for those before it, no two sequences ever wait for each other. The last token is always computed:
+    its logits are not stored.
+    """
+    cdef uint64_t owners[OWNER_WORDS]
+    cdef int32_t i, common, longest = 0
+    cdef sequence_t *other
+    cdef sequence_t *best = NULL
+    if prefix_find(&self.prefix, s.hashes, s.n_blocks, owners) == 0:
+        return
+    for i in range(place):
+        other = self.states[i]
+        if not owners[other.seq_id >> 6] >> (other.seq_id & 63) & 1:
+            continue
+        common = common_tokens(s, other)
+        if common > longest or (common == longest and best != NULL and other.n_past > best.n_past):
+            longest = common
+            best = other
+    if longest > s.n_past:
+        s.leader = best.seq_id
+        s.n_shared = longest
+        running_ready(self, s)
+
+
+cdef int32_t common_tokens(const sequence_t *s, const sequence_t *other) noexcept nogil:
+    cdef int32_t i = 0, limit = min(s.n_tokens - 1, other.n_tokens)
+    while i < limit and s.tokens[i] == other.tokens[i]:
+        i += 1
+    return i
+
+
+cdef void fork_from(running_t *self, sequence_t *leader, sequence_t *s) noexcept nogil:
+    """Give ``s`` what its leader has computed of the shared prefix, and end the waiting."""
+    cdef int32_t n = min(leader.n_past, s.n_shared)
+    s.leader = -1
+    if n <= s.n_past:
+        return
+    llama_memory_seq_cp(self.memory, leader.seq_id, s.seq_id, s.n_past, n)
+    self.forks += 1
+    if s.n_tokens == s.n_prompt:
+        self.hits += n - s.n_past
+        s.n_cached += n - s.n_past
+    s.n_past = n
