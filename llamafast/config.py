@@ -242,6 +242,12 @@ class SchedulerConfig(Section, frozen=True, kw_only=True):
     prefill_chunk: Positive | None = None
 
 
+class CacheConfig(Section, frozen=True, kw_only=True):
+    """``ram_bytes``: host memory for prefixes of finished requests; 0 is off, null a quarter of what is available."""
+
+    ram_bytes: Bytes | None = None
+
+
 class DiskCacheConfig(Section, frozen=True, kw_only=True):
     """A directory for sequence states; prompts below ``min_tokens`` are not kept."""
 
@@ -256,4 +262,5 @@ class Config(Section, frozen=True, kw_only=True):
     model: ModelConfig
     server: ServerConfig = ServerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    cache: CacheConfig = CacheConfig()
     disk_cache: DiskCacheConfig | None = None

@@ -39,7 +39,7 @@ def minimal(section: str) -> dict[str, Any]:
     """The smallest valid tree that has ``section``."""
     tree: dict[str, Any] = {"model": {"path": "m.gguf"}}
     match section:
-        case "server" | "scheduler":
+        case "server" | "scheduler" | "cache":
             tree[section] = {}
         case "disk_cache":
             tree[section] = {"path": "cache", "max_bytes": 1}
@@ -109,6 +109,7 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "model": (REQUIRED, [{"path": "x"}], [None, [], "x", {}]),
         "server": (shapes.ServerConfig(), [{}], [None, [], 1]),
         "scheduler": (shapes.SchedulerConfig(), [{}], [None, [], 1]),
+        "cache": (shapes.CacheConfig(), [{}], [None, [], 1]),
         "disk_cache": (None, [None], [{}, [], 1]),
     },
     "server": {
@@ -120,6 +121,7 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "drain_seconds": (30.0, [0, 0.5, 100], [-0.1, None, "30", True]),
     },
     "scheduler": {"prefill_chunk": (None, *NULL_POSITIVE)},
+    "cache": {"ram_bytes": (None, [None, 0, 2**40], [-1, 2**63, *WRONG_INT])},
     "disk_cache": {
         "path": (REQUIRED, *TEXT),
         "max_bytes": (REQUIRED, [0, 2**40], [-1, None, *WRONG_INT]),

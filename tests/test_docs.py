@@ -8,13 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from llamafast.config import Config, FromPackage, FromPretrained, ModelConfig, SchedulerConfig, ServerConfig
+from llamafast.config import (
+    CacheConfig,
+    Config,
+    FromPackage,
+    FromPretrained,
+    ModelConfig,
+    SchedulerConfig,
+    ServerConfig,
+)
 from llamafast.config_file import load_config, refuse_unsupported
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("section", [Config, ServerConfig, SchedulerConfig, ModelConfig, FromPretrained, FromPackage])
+@pytest.mark.parametrize(
+    "section", [Config, CacheConfig, ServerConfig, SchedulerConfig, ModelConfig, FromPretrained, FromPackage]
+)
 def test_every_config_key_is_documented(section):
     text = (ROOT / "docs" / "config.md").read_text()
     assert set(section.__struct_fields__) <= set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`[^`]+`", text))))

@@ -17,6 +17,7 @@ class Batch:
 @disjoint_base
 class Context:
     model: Model
+    can_trim: bool
     can_share: bool
     def __new__(
         cls,

@@ -111,10 +111,11 @@ cdef class Context:
         check_ptr(self.ctx, "cannot create a context")
         born(CONTEXT)
         self.memory = llama_get_memory(self.ctx)
-        self.can_share = (
-            self.memory != NULL and params.kv_unified and not model.is_recurrent and not model.is_hybrid
+        self.can_trim = (
+            self.memory != NULL and not model.is_recurrent and not model.is_hybrid
             and (params.swa_full or model.n_swa == 0)
         )
+        self.can_share = self.can_trim and params.kv_unified
 
     def __dealloc__(self):
         if self.ctx != NULL:

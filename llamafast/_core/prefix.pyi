@@ -3,6 +3,8 @@ from typing import Self
 
 from typing_extensions import disjoint_base
 
+def common_prefix(a: array[int], b: array[int]) -> int: ...
+
 @disjoint_base
 class PrefixIndex:
     def __new__(cls) -> Self: ...

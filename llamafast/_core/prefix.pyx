@@ -127,8 +127,16 @@ cdef int32_t prefix_find(
     return n
 
 
+def common_prefix(const int32_t[::1] a not None, const int32_t[::1] b not None):
+    """How many tokens ``a`` and ``b`` begin with in common."""
+    cdef Py_ssize_t i = 0, limit = min(a.shape[0], b.shape[0])
+    while i < limit and a[i] == b[i]:
+        i += 1
+    return i
+
+
 cdef class PrefixIndex:
-    """The index on its own, for tests and benchmarks. Owners are 0 to 255."""
+    """The same for whoever is not a running sequence. Owners are 0 to 255."""
     cdef prefix_t index
 
     def __cinit__(self):

@@ -34,7 +34,8 @@ cdef class Runner:
     cdef int32_t attention_tile
     cdef bint prefills_alone                    # the last step held decoding back
     cdef int attention                          # atomic
-    cdef bint finished                          # some running sequence has finished
     cdef scratch_t scratch
     cdef step_cost_t cost
     cdef counters_t counters
+
+    cdef bint _restore(self, int32_t seq_id, bytes saved, int32_t n_saved)

@@ -4,17 +4,22 @@
 ``interrupt``, or llama_decode refused. One step is fill, decode, sample, detokenise, match stops, publish. The steady
 state of decoding takes no Python decision and no lock but the Outbox's.
 """
-from libc.stdint cimport int32_t, int64_t
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport int32_t, int64_t, uint8_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from .balance cimport RUNNER, born, died
 from .context cimport Batch, Context, batch_add
 from .cost cimport cost_add, cost_fit
-from .headers.llama cimport llama_batch, llama_decode, llama_get_logits_ith, llama_supports_gpu_offload
+from .headers.llama cimport (
+    llama_batch, llama_decode, llama_get_logits_ith, llama_memory_seq_rm, llama_state_seq_get_data,
+    llama_state_seq_get_size, llama_state_seq_set_data, llama_supports_gpu_offload,
+)
 from .outbox cimport Outbox, outbox_publish, outbox_stage
 from .prefix cimport BLOCK
 from .running cimport (
-    MAX_RUNNING, running_add, running_clear, running_free, running_init, running_note, running_ready, running_remove,
+    MAX_RUNNING, running_add, running_clear, running_free, running_init, running_longest, running_note, running_ready,
+    running_remove,
 )
 from .sampler cimport sampler_pick, scratch_free, scratch_init
 from .sequence cimport (
@@ -122,18 +127,56 @@ cdef class Runner:
     def total_cells(self):
         return self.context.n_ctx
 
-    def add(self, Sequence sequence not None):
+    def shareable(self, Sequence sequence not None):
+        """How many of its tokens a waiting sequence would get from the running ones."""
+        return running_longest(&self.live, &sequence.state)
+
+    def add(self, Sequence sequence not None, bytes saved=None, int32_t n_saved=0):
         """Let a sequence run. What another running sequence has computed of its tokens, or is about to, is shared.
 
-        Raises IndexError where there is no free sequence id.
+        ``saved`` is what ``save`` gave for a sequence with the same first ``n_saved`` tokens (fewer than this one has);
+        where llama.cpp does not take it, the tokens are computed. Raises IndexError where there is no free sequence id.
         """
-        if sequence.state.seq_id >= 0 or sequence.state.finish != FINISH_NONE:
+        cdef sequence_t *s = &sequence.state
+        if s.seq_id >= 0 or s.finish != FINISH_NONE:
             raise ValueError("the sequence runs already or has finished")
-        sequence.state.seq_id = self.free_seq_ids.pop()
-        sequence.state.n_past = 0
-        sequence.state.n_rows = 0
+        if not 0 <= n_saved < s.n_tokens:
+            raise ValueError(f"{n_saved} saved tokens for a sequence of {s.n_tokens}")
+        s.seq_id = self.free_seq_ids.pop()
+        s.n_rows = 0
+        s.n_past = 0
+        if saved is not None and self._restore(s.seq_id, saved, n_saved):
+            s.n_past = n_saved
         self.running.append(sequence)
-        running_add(&self.live, &sequence.state)
+        running_add(&self.live, s)
+
+    cdef bint _restore(self, int32_t seq_id, bytes saved, int32_t n_saved):
+        cdef const char *data = saved
+        cdef size_t size = len(saved)
+        cdef bint done
+        with nogil:
+            done = llama_state_seq_set_data(self.context.ctx, <const uint8_t *> data, size, seq_id) != 0
+            done = done and llama_memory_seq_rm(self.context.memory, seq_id, n_saved, -1)
+            if not done:
+                llama_memory_seq_rm(self.context.memory, seq_id, -1, -1)
+        return done
+
+    def saved_bytes(self, Sequence sequence not None):
+        """How many bytes ``save`` would give."""
+        return llama_state_seq_get_size(self.context.ctx, sequence.state.seq_id)
+
+    def save(self, Sequence sequence not None):
+        """The state of a running sequence's first ``n_past`` tokens as bytes."""
+        cdef int32_t seq_id = sequence.state.seq_id
+        cdef size_t size = llama_state_seq_get_size(self.context.ctx, seq_id)
+        cdef bytes saved = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> size)
+        cdef char *data = saved
+        cdef size_t written
+        with nogil:
+            written = llama_state_seq_get_data(self.context.ctx, <uint8_t *> data, size, seq_id)
+        if written != size:
+            raise AssertionError(f"llama_state_seq_get_data wrote {written} of {size} bytes")
+        return saved
 
     def remove(self, Sequence sequence not None):
         """Stop running a sequence and free its memory. It can be added again: nothing but time is lost."""
@@ -150,16 +193,11 @@ cdef class Runner:
             self.free_seq_ids.append(sequence.state.seq_id)
             sequence.state.seq_id = -1
         self.running.clear()
-        self.finished = False
 
-    def take_finished(self):
-        """Remove and return the sequences that have finished."""
+    def finished(self):
+        """The running sequences that have finished; ``run`` does nothing until they are removed."""
         cdef Sequence sequence
-        cdef list finished = [sequence for sequence in self.running if sequence.state.finish != FINISH_NONE]
-        for sequence in finished:
-            self.remove(sequence)
-        self.finished = False
-        return finished
+        return [sequence for sequence in self.running if sequence.state.finish != FINISH_NONE]
 
     def in_last_step(self):
         """The running sequences that had rows in the last step: the ones a failure of it concerns."""
@@ -173,9 +211,9 @@ cdef class Runner:
     def run(self, int max_steps):
         """Step until PAUSED (``interrupt`` or ``max_steps``), FINISHED, NO_ROOM or a failure (llama_decode's code).
 
-        With finished sequences that were not taken it returns FINISHED at once.
+        With finished sequences that were not removed it returns FINISHED at once.
         """
-        cdef int status = RUN_FINISHED if self.finished else RUN_PAUSED
+        cdef int status = RUN_FINISHED if self.finished() else RUN_PAUSED
         cdef int step = 0
         with nogil:
             while status == RUN_PAUSED and step < max_steps and self.live.n and not flag_load(&self.attention):
@@ -307,6 +345,7 @@ cdef int32_t prefill_budget(Runner self, int32_t n_decode) noexcept nogil:
 
 cdef int runner_sample(Runner self) noexcept nogil:
     """Choose a token for every output row and stage what became text: RUN_PAUSED, RUN_FINISHED or a failure."""
+    cdef int status = RUN_PAUSED
     cdef int32_t i, token
     cdef sequence_t *s
     cdef float *logits
@@ -321,7 +360,9 @@ cdef int runner_sample(Runner self) noexcept nogil:
         if token < 0 or sequence_accept(self, s, token) < 0:
             return RUN_NO_MEMORY
         self.counters.generated_tokens += 1
-    return RUN_FINISHED if self.finished else RUN_PAUSED
+        if s.finish != FINISH_NONE:
+            status = RUN_FINISHED
+    return status
 
 
 cdef int sequence_accept(Runner self, sequence_t *s, int32_t token) noexcept nogil:
@@ -345,8 +386,6 @@ cdef int sequence_accept(Runner self, sequence_t *s, int32_t token) noexcept nog
         s.finish = FINISH_STOP
     elif s.n_tokens >= s.n_max:
         s.finish = FINISH_LENGTH
-    if s.finish != FINISH_NONE:
-        self.finished = True
     ready = s.text.n_pending if s.finish != FINISH_NONE else text_ready(&s.text)
     if ready or s.finish != FINISH_NONE:
         if outbox_stage(self.outbox, s.tag, s.text.pending, ready, s.n_unreported, s.n_cached, s.finish) < 0:

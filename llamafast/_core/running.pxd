@@ -22,6 +22,7 @@ cdef struct running_t:
 cdef int running_init(running_t *self, llama_memory_t memory, bint can_share) noexcept nogil
 cdef void running_free(running_t *self) noexcept nogil
 cdef void running_add(running_t *self, sequence_t *s) noexcept nogil
+cdef int32_t running_longest(const running_t *self, sequence_t *s) noexcept nogil
 cdef void running_remove(running_t *self, sequence_t *s) noexcept nogil
 cdef void running_clear(running_t *self) noexcept nogil
 cdef void running_note(running_t *self, sequence_t *s) noexcept nogil

@@ -108,30 +108,49 @@ cdef void share(running_t *self, sequence_t *s, int32_t place) noexcept nogil:
 cdef void follow(running_t *self, sequence_t *s, int32_t place) noexcept nogil:
     """Find the longest prefix that a sequence admitted before ``place`` has or will have; take it or wait for it.
 
-    Waiting only for those before it, no two sequences ever wait for each other. The last token is always computed:
-    its logits are not stored.
+    Waiting only for those before it, no two sequences ever wait for each other.
     """
-    cdef uint64_t owners[OWNER_WORDS]
-    cdef int32_t i, common, longest = 0
-    cdef sequence_t *other
-    cdef sequence_t *best = NULL
-    if prefix_find(&self.prefix, s.hashes, s.n_blocks, owners) == 0:
-        return
-    for i in range(place):
-        other = self.states[i]
-        if not owners[other.seq_id >> 6] >> (other.seq_id & 63) & 1:
-            continue
-        common = common_tokens(s, other)
-        if common > longest or (common == longest and best != NULL and other.n_past > best.n_past):
-            longest = common
-            best = other
+    cdef int32_t longest = 0
+    cdef sequence_t *best = best_before(self, s, place, &longest)
     if longest > s.n_past:
         s.leader = best.seq_id
         s.n_shared = longest
         running_ready(self, s)
 
 
+cdef sequence_t *best_before(
+    const running_t *self, const sequence_t *s, int32_t place, int32_t *longest
+) noexcept nogil:
+    """Who of ``states[:place]`` has the longest prefix in common with the hashed tokens of ``s``; NULL: nobody."""
+    cdef uint64_t owners[OWNER_WORDS]
+    cdef int32_t i, common
+    cdef sequence_t *other
+    cdef sequence_t *best = NULL
+    if prefix_find(&self.prefix, s.hashes, s.n_blocks, owners) == 0:
+        return NULL
+    for i in range(place):
+        other = self.states[i]
+        if not owners[other.seq_id >> 6] >> (other.seq_id & 63) & 1:
+            continue
+        common = common_tokens(s, other)
+        if common > longest[0] or (common == longest[0] and best != NULL and other.n_past > best.n_past):
+            longest[0] = common
+            best = other
+    return best
+
+
+cdef int32_t running_longest(const running_t *self, sequence_t *s) noexcept nogil:
+    """How many tokens of a sequence that does not run yet somebody who runs has or will have."""
+    cdef int32_t longest = 0
+    if self.can_share:
+        sequence_hash(s)
+        best_before(self, s, self.n, &longest)
+        s.n_blocks = 0
+    return longest
+
+
 cdef int32_t common_tokens(const sequence_t *s, const sequence_t *other) noexcept nogil:
+    """The last token never counts: it is always computed, as logits are not kept."""
     cdef int32_t i = 0, limit = min(s.n_tokens - 1, other.n_tokens)
     while i < limit and s.tokens[i] == other.tokens[i]:
         i += 1

@@ -9,6 +9,8 @@ from .sampler cimport Sampler
 from .text cimport text_free, text_init
 from .vocab cimport Vocab
 
+from array import array
+
 
 cdef class Sequence:
     """The engine's end of one choice.
@@ -89,8 +91,8 @@ cdef class Sequence:
         return self.state.finish != FINISH_NONE
 
     def tokens(self):
-        """A copy of prompt and output, as a list."""
-        return [self.state.tokens[i] for i in range(self.state.n_tokens)]
+        """A copy of prompt and output, as array('i')."""
+        return array("i", (<char *> self.state.tokens)[:<Py_ssize_t> self.state.n_tokens * <Py_ssize_t> sizeof(int32_t)])
 
 
 cdef int sequence_hash(sequence_t *self) noexcept nogil:

@@ -15,6 +15,7 @@ from llamafast._core.runner import Runner
 from llamafast._core.sampler import Sampler
 from llamafast._core.sequence import Sequence
 from llamafast._core.vocab import Vocab
+from llamafast.engine.cache import PrefixCache
 from llamafast.engine.generation import Generation
 from llamafast.engine.scheduler import Scheduler
 from llamafast.engine.types import FinishReason, ModelInfo, Plan, SamplingParams, Tokenizer
@@ -33,7 +34,14 @@ class Engine:
     """
 
     def __init__(
-        self, context: Context, vocab: Vocab, info: ModelInfo, *, max_queue: int = 512, prefill_chunk: int | None = None
+        self,
+        context: Context,
+        vocab: Vocab,
+        info: ModelInfo,
+        *,
+        max_queue: int = 512,
+        prefill_chunk: int | None = None,
+        cache_bytes: int = 0,
     ) -> None:
         self.info = info
         self.tokenizer: Tokenizer = vocab
@@ -53,7 +61,8 @@ class Engine:
             n_seq_max=context.n_seq_max, n_cells=context.n_ctx if unified and context.n_seq_max > 1 else None
         )
         self.compute_threads: int = max(context.n_threads, context.n_threads_batch)
-        self._worker = Worker(runner, scheduler, on_failure=self._fail_from_worker)
+        cache = PrefixCache(cache_bytes if context.can_trim else 0)
+        self._worker = Worker(runner, scheduler, cache, on_failure=self._fail_from_worker)
 
     def start(self) -> None:
         """Begin to step. Call on the event loop that will submit."""

@@ -14,6 +14,7 @@ from llamafast._core.status import set_echo
 from llamafast._core.vocab import Vocab
 from llamafast.config import Config, ModelConfig
 from llamafast.engine.engine import Engine
+from llamafast.engine.memory import available_bytes
 from llamafast.engine.threads import physical_cores
 from llamafast.engine.types import ModelInfo
 from llamafast.errors import ConfigError, ModelLoadError
@@ -21,6 +22,9 @@ from llamafast.errors import ConfigError, ModelLoadError
 __all__ = ["load_engine", "resolved_settings", "set_echo"]
 
 logger = logging.getLogger(__name__)
+
+# The part of the memory that is available once the model is loaded which finished prompts may take.
+CACHE_SHARE = 4
 
 # enum llama_load_mode of llama.h
 LOAD_MODE_NONE, LOAD_MODE_MMAP, LOAD_MODE_MLOCK, LOAD_MODE_MMAP_MLOCK = range(4)
@@ -121,7 +125,18 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         context.n_batch,
     )
     logger.info("threads  %d to decode, %d to prefill", context.n_threads, context.n_threads_batch)
-    return Engine(context, vocab, info, max_queue=config.server.max_queue, prefill_chunk=config.scheduler.prefill_chunk)
+    cache_bytes = config.cache.ram_bytes
+    if cache_bytes is None:
+        cache_bytes = available_bytes() // CACHE_SHARE
+    logger.info("cache    up to %.2f GB of host memory for finished prompts", cache_bytes / 1e9)
+    return Engine(
+        context,
+        vocab,
+        info,
+        max_queue=config.server.max_queue,
+        prefill_chunk=config.scheduler.prefill_chunk,
+        cache_bytes=cache_bytes,
+    )
 
 
 def resolved_settings(config: ModelConfig, path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from llamafast._core import runner as core
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import Sequence
 from llamafast._core.status import drain_log
+from llamafast.engine.cache import PrefixCache
 from llamafast.engine.scheduler import Scheduler
 from llamafast.errors import EngineFailure, LlamafastError
 
@@ -21,17 +22,23 @@ STEPS_PER_RUN = 1 << 20
 
 
 class Worker:
-    """Owns the Runner and the Scheduler; both are touched by its thread alone, but for what they call thread-safe.
+    """Owns the Runner, the Scheduler and the PrefixCache; its thread alone touches them, but for what they call
+    thread-safe.
 
     The thread cannot die: whatever goes wrong in a round ends the sequences that were running, is logged and counted,
     and the next round goes on.
     """
 
     def __init__(
-        self, runner: Runner, scheduler: Scheduler[Sequence], on_failure: Callable[[list[int], LlamafastError], None]
+        self,
+        runner: Runner,
+        scheduler: Scheduler[Sequence],
+        cache: PrefixCache,
+        on_failure: Callable[[list[int], LlamafastError], None],
     ) -> None:
         self.runner = runner
         self.scheduler = scheduler
+        self.cache = cache
         self._on_failure = on_failure
         self._wake = threading.Condition()
         self._arrived: list[Sequence] = []
@@ -89,6 +96,10 @@ class Worker:
                 "free_sequences": self.runner.n_free,
                 "used_cells": self.runner.n_cells,
                 "total_cells": self.runner.total_cells,
+                "cache_entries": len(self.cache),
+                "cache_bytes": self.cache.used_bytes,
+                "cache_restored": self.cache.restored_tokens,
+                "cache_evictions": self.cache.evictions,
             }
         )
 
@@ -119,16 +130,15 @@ class Worker:
 
     def _round(self) -> None:
         for sequence in self.scheduler.admit():
-            self.runner.add(sequence)
+            self._start(sequence)
             self._counts["admitted"] += 1
         if not self.scheduler.running:
             return
         status = self.runner.run(STEPS_PER_RUN)
         if status == core.FINISHED:
-            finished = self.runner.take_finished()
-            for sequence in finished:
-                self.scheduler.remove(sequence)
-            self._counts["completed"] += len(finished)
+            for sequence in self.runner.finished():
+                self._drop(sequence)
+                self._counts["completed"] += 1
         elif status == core.NO_ROOM:
             self._make_room()
         elif status != core.PAUSED:
@@ -140,7 +150,7 @@ class Worker:
         """The memory is full: the youngest starts over later; alone, a sequence cannot be helped."""
         sequence = self.scheduler.preempt()
         if sequence is not None:
-            self.runner.remove(sequence)
+            self._stop(sequence)
             self._counts["preempted"] += 1
             return
         self._fail(list(self.scheduler.running), EngineFailure("the request does not fit the context's memory"))
@@ -153,7 +163,9 @@ class Worker:
 
     def _fail(self, sequences: list[Sequence], error: LlamafastError) -> None:
         for sequence in sequences:
-            self._drop(sequence)
+            # what a failed step left in memory is not worth keeping
+            if self.scheduler.remove(sequence):
+                self.runner.remove(sequence)
         self._counts["failed"] += len(sequences)
         self._on_failure([sequence.tag for sequence in sequences], error)
 
@@ -166,4 +178,21 @@ class Worker:
 
     def _drop(self, sequence: Sequence) -> None:
         if self.scheduler.remove(sequence):
-            self.runner.remove(sequence)
+            self._stop(sequence)
+
+    def _start(self, sequence: Sequence) -> None:
+        """Let a sequence run from the longest prefix there is: a running sequence's or a saved one."""
+        if len(self.cache):
+            hit = self.cache.find(sequence.tokens(), self.runner.shareable(sequence))
+            if hit is not None:
+                self.runner.add(sequence, *hit)
+                return
+        self.runner.add(sequence)
+
+    def _stop(self, sequence: Sequence) -> None:
+        """Free a sequence's memory; what it computed is kept if it may be of use."""
+        if self.cache.budget:
+            tokens = sequence.tokens()[: sequence.n_past]
+            if self.cache.wants(tokens, self.runner.saved_bytes(sequence)):
+                self.cache.put(tokens, self.runner.save(sequence))
+        self.runner.remove(sequence)

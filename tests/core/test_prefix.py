@@ -5,11 +5,11 @@ from __future__ import annotations
 from array import array
 
 import pytest
-from core.test_runner import Rig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from core.test_runner import Rig
 from llamafast._core.prefix import PrefixIndex
 
 BLOCK = 16
@@ -165,7 +165,7 @@ def test_sharing_never_shows_in_the_text(rig, data, chunks):
     together, left = {}, set()
 
     def take():
-        rig.runner.take_finished()
+        rig.tidy()
         for tag, (text, n_tokens, finish) in rig.collect().items():
             before = together.get(tag, ("", 0, 0))
             together[tag] = (before[0] + text, before[1] + n_tokens, finish)

@@ -41,8 +41,14 @@ class Rig:
             self.runner.add(sequence)
         while self.runner.n_running:
             assert self.runner.run(1000) in (FINISHED, PAUSED)
-            self.runner.take_finished()
+            self.tidy()
         return self.collect()
+
+    def tidy(self):
+        finished = self.runner.finished()
+        for sequence in finished:
+            self.runner.remove(sequence)
+        return finished
 
     def collect(self):
         texts = {}
@@ -100,7 +106,7 @@ def test_a_full_memory_is_reported_and_changes_nothing(tiny_model):
     text = rig.collect().get(1, ("", 0, 0))
     while not first.finished:
         rig.runner.run(1000)
-    rig.runner.take_finished()
+    rig.tidy()
     rest = rig.collect()[1]
     assert (text[0] + rest[0], text[1] + rest[1], rest[2]) == expected[1]
 
@@ -164,12 +170,12 @@ def test_one_wake_up_for_all_that_is_unread(rig):
     rig.collect()
 
 
-def test_finished_sequences_wait_to_be_taken(rig):
+def test_finished_sequences_wait_to_be_removed(rig):
     sequence = rig.sequence([40], 1, max_tokens=3)
     rig.runner.add(sequence)
     assert rig.runner.run(100) == FINISHED
     assert rig.runner.run(100) == FINISHED
-    assert rig.runner.take_finished() == [sequence]
+    assert rig.tidy() == [sequence]
     assert sequence.n_tokens == 4
     rig.collect()
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from llamafast._core import runner as core
+from llamafast.engine.cache import PrefixCache
 from llamafast.engine.scheduler import Scheduler
 from llamafast.engine.worker import Worker
 from llamafast.errors import EngineFailure
@@ -50,9 +51,8 @@ class FakeRunner:
             raise step
         return step
 
-    def take_finished(self):
-        finished, self.running = self.running, []
-        return finished
+    def finished(self):
+        return list(self.running)
 
     def in_last_step(self):
         return self.running[:1]
@@ -80,7 +80,7 @@ def runner():
 @pytest.fixture
 def worker(runner, failures):
     scheduler = Scheduler(n_seq_max=4, n_cells=None)
-    worker = Worker(runner, scheduler, lambda tags, error: failures.append((tags, error)))
+    worker = Worker(runner, scheduler, PrefixCache(0), lambda tags, error: failures.append((tags, error)))
     worker.start()
     yield worker
     worker.close()

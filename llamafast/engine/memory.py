@@ -1,0 +1,39 @@
+"""How much memory there is for what need not be there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int:
+    """What this process could still allocate: the machine's available memory or what its cgroup leaves, if less.
+
+    0 where neither can be read.
+    """
+    machine = _machine(meminfo)
+    limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
+    if limit is None or used is None:
+        return machine
+    return max(0, min(machine, limit - used))
+
+
+def _machine(meminfo: Path) -> int:
+    try:
+        for line in meminfo.read_text().splitlines():
+            name, value = line.split(":", 1)
+            if name == "MemAvailable":
+                return int(value.split()[0]) * 1024
+    except (OSError, ValueError):
+        return 0
+    return 0
+
+
+def _number(path: Path) -> int | None:
+    """A cgroup file's number; None for "max" or no file."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
