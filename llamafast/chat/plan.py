@@ -40,6 +40,7 @@ class Options(Protocol):
     max_tokens: int | None
     stop: str | list[str] | None
     ignore_eos: bool | None
+    priority: int | None
     skip_special_tokens: bool | None
 
 
@@ -107,6 +108,7 @@ def _plan(options: Options, prompts: tuple[array[int], ...], max_tokens: int | N
         stop=_stop_strings(options.stop),
         skip_special_tokens=options.skip_special_tokens is not False,
         ignore_eos=bool(options.ignore_eos),
+        priority=options.priority or 0,
     )
 
 

@@ -104,7 +104,7 @@ class Engine:
             else:
                 generation.tags.append(sequence.tag)
                 self._live[sequence.tag] = (generation, index)
-        self._worker.enqueue([sequence for sequence in sequences if sequence is not None])
+        self._worker.enqueue([sequence for sequence in sequences if sequence is not None], plan.priority)
         return generation
 
     def stalled(self) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
+from dataclasses import dataclass
+from itertools import count
 from typing import Generic, Protocol, TypeVar
 
 
@@ -23,65 +25,113 @@ class Schedulable(Protocol):
 S = TypeVar("S", bound=Schedulable)
 
 
+@dataclass(eq=False, slots=True)
+class Ticket(Generic[S]):
+    """A sequence's place: lower priority values first, then in order of arrival, also after a preemption."""
+
+    sequence: S
+    priority: int
+    arrival: int
+    passed: int = 0
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        return self.priority, self.arrival
+
+
 class Scheduler(Generic[S]):
-    """First come, first served, as long as sequence ids and cells last.
+    """First come, first served within a priority, as long as sequence ids and cells last.
 
     ``n_cells`` is None where every sequence has cells of its own. A running sequence has reserved its tokens so far and
-    the next ``LOOKAHEAD`` it may generate: most stop long before their limit, and where the bet is lost the youngest
-    gives way (``preempt``) and is admitted again before everybody who has not run yet. With nobody else running the
-    oldest always fits, because a sequence never has more tokens than there are cells.
+    the next ``LOOKAHEAD`` it may generate: most stop long before their limit, and where the bet is lost the last in
+    rank gives way (``preempt``) and waits again at its old rank. With nobody else running the first always fits,
+    because a sequence never has more tokens than there are cells.
+
+    A sequence that fits may pass others for whom there is no room yet, but each of those at most ``MAX_PASSED`` times:
+    after that nobody behind it is admitted before it.
     """
 
     LOOKAHEAD = 256
+    MAX_PASSED = 16
 
     def __init__(self, *, n_seq_max: int, n_cells: int | None) -> None:
         self.n_seq_max = n_seq_max
         self.n_cells = n_cells
-        self.waiting: deque[S] = deque()
-        self.running: list[S] = []
+        self._waiting: list[Ticket[S]] = []
+        self._running: list[Ticket[S]] = []
+        self._arrivals = count()
 
     @property
     def has_work(self) -> bool:
-        return bool(self.running or self.waiting)
+        return bool(self._running or self._waiting)
 
-    def enqueue(self, sequence: S) -> None:
-        self.waiting.append(sequence)
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def n_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def running(self) -> list[S]:
+        return [ticket.sequence for ticket in self._running]
+
+    @property
+    def waiting(self) -> list[S]:
+        return [ticket.sequence for ticket in self._waiting]
+
+    def enqueue(self, sequence: S, priority: int = 0) -> None:
+        self._wait(Ticket(sequence, priority, next(self._arrivals)))
 
     def admit(self) -> list[S]:
-        """Move from waiting to running whoever fits now, in order; the ones that were moved."""
-        admitted: list[S] = []
-        reserved = sum(map(self._reservation, self.running))
-        while self.waiting and len(self.running) < self.n_seq_max:
-            need = self._reservation(self.waiting[0])
-            if self.n_cells is not None and self.running and reserved + need > self.n_cells:
+        """Move from waiting to running whoever may run now; the ones that were moved, in order."""
+        admitted: list[Ticket[S]] = []
+        blocked: list[Ticket[S]] = []
+        reserved = sum(self._reservation(ticket) for ticket in self._running)
+        for ticket in self._waiting:
+            if len(self._running) == self.n_seq_max:
                 break
-            reserved += need
-            sequence = self.waiting.popleft()
-            self.running.append(sequence)
-            admitted.append(sequence)
-        return admitted
+            need = self._reservation(ticket)
+            if self.n_cells is None or not self._running or reserved + need <= self.n_cells:
+                reserved += need
+                self._running.append(ticket)
+                admitted.append(ticket)
+                for other in blocked:
+                    other.passed += 1
+            elif ticket.passed < self.MAX_PASSED:
+                blocked.append(ticket)
+            if any(other.passed >= self.MAX_PASSED for other in blocked) or ticket.passed >= self.MAX_PASSED:
+                break
+        for ticket in admitted:
+            self._waiting.remove(ticket)
+        return [ticket.sequence for ticket in admitted]
 
     def preempt(self) -> S | None:
-        """Send the youngest running sequence back to the head of the queue; None when at most one runs."""
-        if len(self.running) < 2:
+        """Send the last in rank of the running sequences back to wait; None when at most one runs."""
+        if len(self._running) < 2:
             return None
-        sequence = self.running.pop()
-        self.waiting.appendleft(sequence)
-        return sequence
+        ticket = max(self._running, key=lambda ticket: ticket.rank)
+        self._running.remove(ticket)
+        self._wait(ticket)
+        return ticket.sequence
 
     def remove(self, sequence: S) -> bool:
         """Forget a sequence that finished, failed or was cancelled; True if it was running."""
-        if sequence in self.running:
-            self.running.remove(sequence)
-            return True
-        if sequence in self.waiting:
-            self.waiting.remove(sequence)
+        for tickets in (self._running, self._waiting):
+            for ticket in tickets:
+                if ticket.sequence is sequence:
+                    tickets.remove(ticket)
+                    return tickets is self._running
         return False
 
     def take_running(self) -> list[S]:
         """Forget everybody who runs; who that was."""
-        running, self.running = self.running, []
+        running, self._running = self.running, []
         return running
 
-    def _reservation(self, sequence: S) -> int:
-        return min(sequence.n_max, sequence.n_tokens + self.LOOKAHEAD)
+    def _wait(self, ticket: Ticket[S]) -> None:
+        insort(self._waiting, ticket, key=lambda ticket: ticket.rank)
+
+    def _reservation(self, ticket: Ticket[S]) -> int:
+        return min(ticket.sequence.n_max, ticket.sequence.n_tokens + self.LOOKAHEAD)

@@ -39,7 +39,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     ``prompts`` are arrays of int32 token ids, at least one id each. ``max_tokens`` bounds the output of one choice
     (None: as much as fits). ``stop`` strings end a choice and are not part of its text. With
     ``skip_special_tokens`` control tokens leave no text. ``ignore_eos`` lets generation run through
-    end-of-generation tokens.
+    end-of-generation tokens. Requests with a lower ``priority`` run first and give way last.
     """
 
     prompts: tuple[array[int], ...]
@@ -49,6 +49,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     skip_special_tokens: bool = True
     ignore_eos: bool = False
+    priority: int = 0
 
 
 class Event(Struct, gc=False):

@@ -41,7 +41,7 @@ class Worker:
         self.cache = cache
         self._on_failure = on_failure
         self._wake = threading.Condition()
-        self._arrived: list[Sequence] = []
+        self._arrived: list[tuple[Sequence, int]] = []
         self._cancelled: list[int] = []
         self._closing = False
         self._busy_since: float | None = None
@@ -59,10 +59,10 @@ class Worker:
         self.runner.interrupt()
         self._thread.join()
 
-    def enqueue(self, sequences: list[Sequence]) -> None:
+    def enqueue(self, sequences: list[Sequence], priority: int = 0) -> None:
         """Any thread."""
         with self._wake:
-            self._arrived.extend(sequences)
+            self._arrived.extend((sequence, priority) for sequence in sequences)
             self._wake.notify()
         self.runner.interrupt()
 
@@ -76,7 +76,7 @@ class Worker:
     @property
     def n_waiting(self) -> int:
         """Sequences that have not run yet or were preempted. Any thread."""
-        return len(self.scheduler.waiting) + len(self._arrived)
+        return self.scheduler.n_waiting + len(self._arrived)
 
     def stalled(self) -> float:
         """Seconds that work has been waiting without a step; 0 when idle. Any thread."""
@@ -91,7 +91,7 @@ class Worker:
             self.runner.counts()
             | self._counts
             | {
-                "running": len(self.scheduler.running),
+                "running": self.scheduler.n_running,
                 "waiting": self.n_waiting,
                 "free_sequences": self.runner.n_free,
                 "used_cells": self.runner.n_cells,
@@ -122,8 +122,8 @@ class Worker:
             cancelled, self._cancelled = self._cancelled, []
         if self._busy_since is None:
             self._busy_since = time.monotonic()
-        for sequence in arrived:
-            self.scheduler.enqueue(sequence)
+        for sequence, priority in arrived:
+            self.scheduler.enqueue(sequence, priority)
         self._counts["submitted"] += len(arrived)
         if cancelled:
             self._cancel(set(cancelled))
@@ -132,7 +132,7 @@ class Worker:
         for sequence in self.scheduler.admit():
             self._start(sequence)
             self._counts["admitted"] += 1
-        if not self.scheduler.running:
+        if not self.scheduler.n_running:
             return
         status = self.runner.run(STEPS_PER_RUN)
         if status == core.FINISHED:
@@ -153,7 +153,7 @@ class Worker:
             self._stop(sequence)
             self._counts["preempted"] += 1
             return
-        self._fail(list(self.scheduler.running), EngineFailure("the request does not fit the context's memory"))
+        self._fail(self.scheduler.running, EngineFailure("the request does not fit the context's memory"))
 
     def _cancel(self, tags: set[int]) -> None:
         for sequence in [*self.scheduler.running, *self.scheduler.waiting]:

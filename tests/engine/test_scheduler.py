@@ -49,7 +49,47 @@ def test_the_youngest_gives_way_and_comes_back_first():
     assert scheduler.admit() == [first, second]
     assert scheduler.preempt() is second
     assert scheduler.preempt() is None
-    assert list(scheduler.waiting) == [second, third]
+    assert scheduler.waiting == [second, third]
+
+
+def test_lower_priority_values_run_first_and_give_way_last():
+    scheduler = Scheduler(n_seq_max=2, n_cells=None)
+    low, normal, high = jobs((10, 20), (10, 20), (10, 20))
+    scheduler.enqueue(low, 5)
+    scheduler.enqueue(normal)
+    scheduler.enqueue(high, -1)
+    assert scheduler.admit() == [high, normal]
+    assert scheduler.preempt() is normal
+    assert scheduler.waiting == [normal, low]
+
+
+def test_a_small_one_passes_a_big_one_that_has_no_room_yet():
+    scheduler = Scheduler(n_seq_max=64, n_cells=1000)
+    running, big, small = jobs((700, 701), (600, 601), (100, 101))
+    for job in (running, big, small):
+        scheduler.enqueue(job)
+    assert scheduler.admit() == [running, small]
+
+
+def test_nobody_is_passed_for_ever():
+    """A stream of small ones never leaves room for the big one: after MAX_PASSED of them they wait behind it."""
+    scheduler = Scheduler(n_seq_max=64, n_cells=1000)
+    running, big = jobs((500, 501), (900, 901))
+    scheduler.enqueue(running)
+    scheduler.enqueue(big)
+    scheduler.admit()
+    passed, last = 0, running
+    for _ in range(3 * Scheduler.MAX_PASSED):
+        (small,) = jobs((400, 401))
+        scheduler.enqueue(small)
+        admitted = scheduler.admit()
+        if big in admitted:
+            break
+        passed += len(admitted)
+        scheduler.remove(last)
+        last = admitted[0] if admitted else last
+    assert passed == Scheduler.MAX_PASSED
+    assert big in scheduler.running
 
 
 def test_without_shared_cells_only_ids_count():
