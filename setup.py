@@ -81,7 +81,6 @@ def extensions() -> list[Extension]:
             depends=[str(header) for header in Path(CORE).glob("*.h")],
         )
         for name, sources in MODULES.items()
-        if Path(f"{CORE}/{name}.pyx").exists()
     ]
 
 

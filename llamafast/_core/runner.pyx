@@ -60,7 +60,7 @@ FINISHED = RUN_FINISHED
 
 # A step that decodes may take this many times what it would take without prefill rows, and need not take less than
 # so many seconds: where decoding is faster than anybody reads, prompts come first.
-cdef double STRETCH = 2.0
+cdef double STRETCH = 1.5
 cdef double STRETCH_SECONDS = 0.2
 # A step that only prefills: long enough to be efficient, short enough to hear a cancel or a new request.
 cdef double PREFILL_SECONDS = 0.5

@@ -27,15 +27,6 @@ cdef extern from "llama.h" nogil:
     ctypedef int32_t llama_seq_id
     ctypedef c_bool (*llama_progress_callback)(float progress, void *user_data) noexcept nogil
 
-    enum: LLAMA_TOKEN_ATTR_CONTROL
-    enum: LLAMA_TOKEN_ATTR_UNKNOWN
-    enum: LLAMA_LOAD_MODE_NONE
-    enum: LLAMA_LOAD_MODE_MMAP
-    enum: LLAMA_LOAD_MODE_MLOCK
-    enum: LLAMA_LOAD_MODE_MMAP_MLOCK
-    enum: LLAMA_FLASH_ATTN_TYPE_AUTO
-    enum: LLAMA_FLASH_ATTN_TYPE_DISABLED
-    enum: LLAMA_FLASH_ATTN_TYPE_ENABLED
     enum: LLAMA_KV_OVERRIDE_TYPE_INT
     enum: LLAMA_KV_OVERRIDE_TYPE_FLOAT
     enum: LLAMA_KV_OVERRIDE_TYPE_BOOL
@@ -97,7 +88,6 @@ cdef extern from "llama.h" nogil:
         bint swa_full
         bint kv_unified
 
-    const char *llama_version()
     llama_model_params llama_model_default_params()
     llama_context_params llama_context_default_params()
     void llama_backend_init()
@@ -134,7 +124,6 @@ cdef extern from "llama.h" nogil:
     void llama_memory_clear(llama_memory_t mem, bint data)
     bint llama_memory_seq_rm(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1)
     void llama_memory_seq_cp(llama_memory_t mem, llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1)
-    llama_pos llama_memory_seq_pos_min(llama_memory_t mem, llama_seq_id seq_id)
     llama_pos llama_memory_seq_pos_max(llama_memory_t mem, llama_seq_id seq_id)
 
     size_t llama_state_seq_get_size(llama_context *ctx, llama_seq_id seq_id)
@@ -150,13 +139,11 @@ cdef extern from "llama.h" nogil:
     float *llama_get_logits_ith(llama_context *ctx, int32_t i)
 
     const char *llama_vocab_get_text(const llama_vocab *vocab, llama_token token)
-    int llama_vocab_get_attr(const llama_vocab *vocab, llama_token token)
     bint llama_vocab_is_eog(const llama_vocab *vocab, llama_token token)
     bint llama_vocab_is_control(const llama_vocab *vocab, llama_token token)
     llama_token llama_vocab_bos(const llama_vocab *vocab)
     llama_token llama_vocab_eos(const llama_vocab *vocab)
     bint llama_vocab_get_add_bos(const llama_vocab *vocab)
-    bint llama_vocab_get_add_eos(const llama_vocab *vocab)
 
     int32_t llama_tokenize(const llama_vocab *vocab, const char *text, int32_t text_len, llama_token *tokens,
                            int32_t n_tokens_max, bint add_special, bint parse_special)
@@ -165,5 +152,4 @@ cdef extern from "llama.h" nogil:
     int32_t llama_detokenize(const llama_vocab *vocab, const llama_token *tokens, int32_t n_tokens, char *text,
                              int32_t text_len_max, bint remove_special, bint unparse_special)
 
-    const char *llama_print_system_info()
     void llama_log_set(ggml_log_callback log_callback, void *user_data)
