@@ -237,9 +237,13 @@ class ServerConfig(Section, frozen=True, kw_only=True):
 
 
 class SchedulerConfig(Section, frozen=True, kw_only=True):
-    """``prefill_chunk``: most prompt tokens in one step that also decodes (null: the engine's default)."""
+    """``prefill_chunk``: most prompt tokens in one step that also decodes (null: the engine's default).
+
+    ``priorities``: whether requests may say how urgent they are.
+    """
 
     prefill_chunk: Positive | None = None
+    priorities: bool = False
 
 
 class CacheConfig(Section, frozen=True, kw_only=True):

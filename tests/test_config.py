@@ -120,7 +120,10 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "stall_seconds": (60.0, [0.1, 5], [0, -1, None, "60", True]),
         "drain_seconds": (30.0, [0, 0.5, 100], [-0.1, None, "30", True]),
     },
-    "scheduler": {"prefill_chunk": (None, *NULL_POSITIVE)},
+    "scheduler": {
+        "prefill_chunk": (None, *NULL_POSITIVE),
+        "priorities": (False, [True, False], [None, 0, "true"]),
+    },
     "cache": {"ram_bytes": (None, [None, 0, 2**40], [-1, 2**63, *WRONG_INT])},
     "disk_cache": {
         "path": (REQUIRED, *TEXT),

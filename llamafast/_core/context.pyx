@@ -112,8 +112,8 @@ cdef class Context:
         born(CONTEXT)
         self.memory = llama_get_memory(self.ctx)
         self.can_trim = (
-            self.memory != NULL and not model.is_recurrent and not model.is_hybrid
-            and (params.swa_full or model.n_swa == 0)
+            # a sliding window loses old positions, also from saved states, whatever swa_full says
+            self.memory != NULL and not model.is_recurrent and not model.is_hybrid and model.n_swa == 0
         )
         self.can_share = self.can_trim and params.kv_unified
 

@@ -110,13 +110,16 @@ cdef class Outbox:
         PyThread_acquire_lock(self.lock, 1)
         self.draining, self.published = self.published, self.draining
         PyThread_release_lock(self.lock)
-        while at < self.draining.used:
-            memcpy(&record, self.draining.bytes + at, sizeof(record))
-            at += sizeof(record)
-            rows.append((
-                record.tag, PyUnicode_DecodeUTF8(self.draining.bytes + at, record.length, "replace"),
-                record.n_tokens, record.n_cached, record.finish,
-            ))
-            at += record.length
-        self.draining.used = 0
+        try:
+            while at < self.draining.used:
+                memcpy(&record, self.draining.bytes + at, sizeof(record))
+                at += sizeof(record)
+                rows.append((
+                    record.tag, PyUnicode_DecodeUTF8(self.draining.bytes + at, record.length, "replace"),
+                    record.n_tokens, record.n_cached, record.finish,
+                ))
+                at += record.length
+        finally:
+            # what is left here would be taken for published records
+            self.draining.used = 0
         return rows

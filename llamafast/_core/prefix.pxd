@@ -21,6 +21,6 @@ cdef void prefix_free(prefix_t *self) noexcept nogil
 cdef int prefix_insert(prefix_t *self, int32_t owner, uint64_t hash) noexcept nogil
 cdef void prefix_remove(prefix_t *self, int32_t owner, uint64_t hash) noexcept nogil
 cdef int32_t prefix_find(
-    const prefix_t *self, const uint64_t *hashes, int32_t n_blocks, uint64_t *owners
+    const prefix_t *self, const uint64_t *hashes, int32_t n_blocks, const uint64_t *allowed, uint64_t *owners
 ) noexcept nogil
 cdef uint64_t block_hash(uint64_t parent, const int32_t *tokens) noexcept nogil

@@ -112,19 +112,26 @@ cdef void prefix_remove(prefix_t *self, int32_t owner, uint64_t hash) noexcept n
 
 
 cdef int32_t prefix_find(
-    const prefix_t *self, const uint64_t *hashes, int32_t n_blocks, uint64_t *owners
+    const prefix_t *self, const uint64_t *hashes, int32_t n_blocks, const uint64_t *allowed, uint64_t *owners
 ) noexcept nogil:
-    """How many leading blocks somebody has; ``owners`` (OWNER_WORDS,) becomes the set of those who have them all."""
-    cdef int32_t n = 0
+    """How many leading blocks one of the ``allowed`` owners has; ``owners`` becomes the set of those who have them all.
+
+    Both sets are (OWNER_WORDS,) bits.
+    """
+    cdef int32_t n, k
+    cdef uint64_t some
     cdef slot_t *slot
     memset(owners, 0, OWNER_WORDS * sizeof(uint64_t))
-    while n < n_blocks:
+    for n in range(n_blocks):
         slot = prefix_probe(self, hashes[n])
-        if slot.hash == 0:
-            break
-        memcpy(owners, slot.owners, OWNER_WORDS * sizeof(uint64_t))
-        n += 1
-    return n
+        some = 0
+        for k in range(OWNER_WORDS):
+            some |= slot.owners[k] & allowed[k]
+        if some == 0:
+            return n
+        for k in range(OWNER_WORDS):
+            owners[k] = slot.owners[k] & allowed[k]
+    return n_blocks
 
 
 def common_prefix(const int32_t[::1] a not None, const int32_t[::1] b not None):
@@ -170,6 +177,7 @@ cdef class PrefixIndex:
     def find(self, const int32_t[::1] tokens not None):
         """(number of leading blocks somebody has, list of those who have them all)."""
         cdef uint64_t owners[OWNER_WORDS]
+        cdef uint64_t everybody[OWNER_WORDS]
         cdef int32_t n_blocks = <int32_t> (tokens.shape[0] // BLOCK)
         cdef int32_t n, i
         cdef uint64_t *hashes = <uint64_t *> calloc(n_blocks + 1, sizeof(uint64_t))
@@ -177,7 +185,8 @@ cdef class PrefixIndex:
             raise MemoryError
         for i in range(n_blocks):
             hashes[i + 1] = block_hash(hashes[i], &tokens[i * BLOCK])
-        n = prefix_find(&self.index, hashes + 1, n_blocks, owners)
+        memset(everybody, 0xFF, sizeof(everybody))
+        n = prefix_find(&self.index, hashes + 1, n_blocks, everybody, owners)
         free(hashes)
         return n, [owner for owner in range(MAX_SEQ) if owners[owner >> 6] >> (owner & 63) & 1]
 

@@ -135,8 +135,10 @@ cdef class Runner:
         """Let a sequence run. What another running sequence has computed of its tokens, or is about to, is shared.
 
         ``saved`` is what ``save`` gave for a sequence with the same first ``n_saved`` tokens (fewer than this one has);
-        where llama.cpp does not take it, the tokens are computed. Raises IndexError where there is no free sequence id.
+        where llama.cpp does not take it, the tokens are computed. Returns how many tokens were restored. Raises
+        IndexError where there is no free sequence id.
         """
+        cdef int32_t restored
         cdef sequence_t *s = &sequence.state
         if s.seq_id >= 0 or s.finish != FINISH_NONE:
             raise ValueError("the sequence runs already or has finished")
@@ -147,8 +149,10 @@ cdef class Runner:
         s.n_past = 0
         if saved is not None and self._restore(s.seq_id, saved, n_saved):
             s.n_past = n_saved
+        restored = s.n_past
         self.running.append(sequence)
         running_add(&self.live, s)
+        return restored
 
     cdef bint _restore(self, int32_t seq_id, bytes saved, int32_t n_saved):
         cdef const char *data = saved

@@ -6,6 +6,7 @@ other, its leader. So a burst of requests with one system prompt computes it onc
 their prompt once, and a follow-up to a running answer takes that answer too.
 """
 from libc.stdint cimport int32_t, uint64_t
+from libc.string cimport memset
 
 from .headers.llama cimport llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_rm, llama_memory_t
 from .prefix cimport OWNER_WORDS, prefix_find, prefix_free, prefix_init, prefix_insert, prefix_remove
@@ -28,7 +29,8 @@ cdef void running_add(running_t *self, sequence_t *s) noexcept nogil:
     self.states[self.n] = s
     self.by_seq_id[s.seq_id] = s
     self.n += 1
-    if s.n_tokens == s.n_prompt:
+    s.n_runs += 1
+    if s.n_runs == 1:
         self.queries += s.n_prompt
         self.hits += s.n_past
         s.n_cached = s.n_past
@@ -122,11 +124,15 @@ cdef sequence_t *best_before(
     const running_t *self, const sequence_t *s, int32_t place, int32_t *longest
 ) noexcept nogil:
     """Who of ``states[:place]`` has the longest prefix in common with the hashed tokens of ``s``; NULL: nobody."""
+    cdef uint64_t before[OWNER_WORDS]
     cdef uint64_t owners[OWNER_WORDS]
     cdef int32_t i, common
     cdef sequence_t *other
     cdef sequence_t *best = NULL
-    if prefix_find(&self.prefix, s.hashes, s.n_blocks, owners) == 0:
+    memset(before, 0, sizeof(before))
+    for i in range(place):
+        before[self.states[i].seq_id >> 6] |= <uint64_t> 1 << (self.states[i].seq_id & 63)
+    if prefix_find(&self.prefix, s.hashes, s.n_blocks, before, owners) == 0:
         return NULL
     for i in range(place):
         other = self.states[i]
@@ -165,7 +171,7 @@ cdef void fork_from(running_t *self, sequence_t *leader, sequence_t *s) noexcept
         return
     llama_memory_seq_cp(self.memory, leader.seq_id, s.seq_id, s.n_past, n)
     self.forks += 1
-    if s.n_tokens == s.n_prompt:
+    if s.n_runs == 1:
         self.hits += n - s.n_past
         s.n_cached += n - s.n_past
     s.n_past = n

@@ -21,6 +21,7 @@ cdef struct sequence_t:
     int32_t n_rows          # rows it has in the current step
     int32_t output_row      # which of them gives logits, -1: none
     int32_t n_unreported    # tokens generated since the last record in the Outbox
+    int32_t n_runs          # how often it was admitted: once, and once more for each preemption
     int32_t n_cached        # tokens of the prompt that another sequence had computed
     int32_t leader          # the sequence id whose prefix it waits for, -1: none
     int32_t n_shared        # how much of that prefix they have in common

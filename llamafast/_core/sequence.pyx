@@ -92,7 +92,8 @@ cdef class Sequence:
 
     def tokens(self):
         """A copy of prompt and output, as array('i')."""
-        return array("i", (<char *> self.state.tokens)[:<Py_ssize_t> self.state.n_tokens * <Py_ssize_t> sizeof(int32_t)])
+        cdef Py_ssize_t size = <Py_ssize_t> self.state.n_tokens * <Py_ssize_t> sizeof(int32_t)
+        return array("i", (<char *> self.state.tokens)[:size])
 
 
 cdef int sequence_hash(sequence_t *self) noexcept nogil:

@@ -17,6 +17,8 @@ from llamafast._core.prefix import PrefixIndex, common_prefix
 MAX_ENTRIES = 256
 # Fewer tokens are computed as fast as they are found.
 MIN_TOKENS = 32
+# A state is restored whole and then cut, at about a thousandth of what computing it takes: the rest must be worth it.
+MAX_WASTE = 64
 
 
 class Entry(NamedTuple):
@@ -50,16 +52,17 @@ class PrefixCache:
         The last token does not count: it is always computed, as logits are not kept.
         """
         prompt = tokens[:-1]
-        best, longest = None, max(more_than, MIN_TOKENS - 1)
+        best: tuple[int, int, int] | None = None
         for slot in self._owners(prompt):
-            common = common_prefix(prompt, self._entries[slot].tokens)
-            if common > longest:
-                best, longest = slot, common
+            stored = self._entries[slot].tokens
+            common = common_prefix(prompt, stored)
+            if common > more_than and common >= MIN_TOKENS and common * MAX_WASTE >= len(stored):
+                best = max(best or (0, 0, 0), (common, -len(stored), slot))
         if best is None:
             return None
-        self._entries.move_to_end(best)
-        self.restored_tokens += longest
-        return self._entries[best].saved, longest
+        common, _, slot = best
+        self._entries.move_to_end(slot)
+        return self._entries[slot].saved, common
 
     def wants(self, tokens: array[int], n_bytes: int) -> bool:
         """Whether a state of ``tokens`` would be news, and small enough."""

@@ -42,11 +42,13 @@ class Engine:
         max_queue: int = 512,
         prefill_chunk: int | None = None,
         cache_bytes: int = 0,
+        priorities: bool = False,
     ) -> None:
         self.info = info
         self.tokenizer: Tokenizer = vocab
         self._vocab = vocab
         self._max_queue = max_queue
+        self._priorities = priorities
         self._tags = count(1)
         self._live: dict[int, tuple[Generation, int]] = {}
         self._closing = False
@@ -89,9 +91,12 @@ class Engine:
         """
         if self._closing:
             raise EngineUnavailable("the server is shutting down")
-        if self._worker.n_waiting >= self._max_queue:
-            raise QueueFull(f"{self._max_queue} requests wait already")
         n_choices = len(plan.prompts) * plan.n
+        n_waiting = self._worker.n_waiting
+        if n_waiting and n_waiting + n_choices > self._max_queue:
+            raise QueueFull(f"{n_waiting} requests wait already, the queue takes {self._max_queue}")
+        if plan.priority and not self._priorities:
+            raise InvalidRequest("`priority` is not enabled on this server", param="priority")
         generation = Generation(n_choices, sum(len(prompt) for prompt in plan.prompts), self._cancel, plan.n)
         sequences = [
             self._sequence(plan, prompt, prompt_index * plan.n + k)

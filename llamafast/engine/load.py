@@ -136,6 +136,7 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         max_queue=config.server.max_queue,
         prefill_chunk=config.scheduler.prefill_chunk,
         cache_bytes=cache_bytes,
+        priorities=config.scheduler.priorities,
     )
 
 

@@ -89,8 +89,9 @@ class Scheduler(Generic[S]):
         admitted: list[Ticket[S]] = []
         blocked: list[Ticket[S]] = []
         reserved = sum(self._reservation(ticket) for ticket in self._running)
+        may_pass = True
         for ticket in self._waiting:
-            if len(self._running) == self.n_seq_max:
+            if not may_pass or len(self._running) == self.n_seq_max:
                 break
             need = self._reservation(ticket)
             if self.n_cells is None or not self._running or reserved + need <= self.n_cells:
@@ -99,10 +100,10 @@ class Scheduler(Generic[S]):
                 admitted.append(ticket)
                 for other in blocked:
                     other.passed += 1
-            elif ticket.passed < self.MAX_PASSED:
+                    may_pass = may_pass and other.passed < self.MAX_PASSED
+            else:
                 blocked.append(ticket)
-            if any(other.passed >= self.MAX_PASSED for other in blocked) or ticket.passed >= self.MAX_PASSED:
-                break
+                may_pass = ticket.passed < self.MAX_PASSED
         for ticket in admitted:
             self._waiting.remove(ticket)
         return [ticket.sequence for ticket in admitted]

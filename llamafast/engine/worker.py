@@ -144,7 +144,10 @@ class Worker:
         elif status != core.PAUSED:
             reason = drain_log() or "no reason given"
             logger.error("llama_decode failed with code %d: %s", status, reason)
-            self._fail(self.runner.in_last_step(), EngineFailure(f"llama_decode failed with code {status}"))
+            self._fail(
+                self.runner.in_last_step() or self.scheduler.running,
+                EngineFailure(f"llama_decode failed with code {status}"),
+            )
 
     def _make_room(self) -> None:
         """The memory is full: the youngest starts over later; alone, a sequence cannot be helped."""
@@ -185,14 +188,21 @@ class Worker:
         if len(self.cache):
             hit = self.cache.find(sequence.tokens(), self.runner.shareable(sequence))
             if hit is not None:
-                self.runner.add(sequence, *hit)
+                self.cache.restored_tokens += self.runner.add(sequence, *hit)
                 return
         self.runner.add(sequence)
 
     def _stop(self, sequence: Sequence) -> None:
         """Free a sequence's memory; what it computed is kept if it may be of use."""
+        try:
+            self._keep(sequence)
+        except Exception:
+            # a prefix that could not be kept is no reason to fail anybody
+            logger.exception("cannot keep a prefix of %d tokens", sequence.n_past)
+        self.runner.remove(sequence)
+
+    def _keep(self, sequence: Sequence) -> None:
         if self.cache.budget:
             tokens = sequence.tokens()[: sequence.n_past]
             if self.cache.wants(tokens, self.runner.saved_bytes(sequence)):
                 self.cache.put(tokens, self.runner.save(sequence))
-        self.runner.remove(sequence)

@@ -144,6 +144,45 @@ def test_a_leader_that_leaves_hands_over(rig):
     assert decoded(rig) - before == 200 + 3
 
 
+def test_who_lost_its_leader_still_finds_an_earlier_one(rig):
+    """b waits for a, which follows x; when a goes, b has x's part in common with x, though c knows more of b."""
+    x = rig.sequence([*SYSTEM, *SYSTEM, 40, 41], 1, max_tokens=40)
+    tail = [50 + i % 9 for i in range(40)]
+    a, b, c = (rig.sequence([*SYSTEM, *SYSTEM, *tail, 60 + tag], tag, max_tokens=4) for tag in (2, 3, 4))
+    for sequence in (x, a, b, c):
+        rig.runner.add(sequence)
+    rig.runner.run(1)
+    rig.runner.remove(a)
+    before = decoded(rig)
+    rig.run()
+    assert decoded(rig) - before <= 202 + 41 + 1
+    rig.collect()
+
+
+def test_a_preempted_sequence_is_not_its_own_cache_hit(rig):
+    before = rig.runner.counts()
+    sequence = rig.sequence([*SYSTEM, *SYSTEM], 1)
+    rig.runner.add(sequence)
+    rig.runner.run(1)
+    saved, n_saved = rig.runner.save(sequence), sequence.n_past
+    rig.runner.remove(sequence)
+    assert rig.runner.add(sequence, saved, n_saved) == n_saved
+    rig.run()
+    after = rig.runner.counts()
+    assert sequence.n_cached == 0
+    assert after["prefix_hits"] == before["prefix_hits"]
+    assert after["prefix_queries"] - before["prefix_queries"] == 200
+
+
+def test_a_state_that_is_none_is_computed(rig):
+    expected = rig.run(rig.sequence(SYSTEM, 1))
+    sequence = rig.sequence(SYSTEM, 1)
+    assert rig.runner.add(sequence, b"not a state", 50) == 0
+    assert rig.run() == expected
+    with pytest.raises(ValueError, match="saved"):
+        rig.runner.add(rig.sequence(SYSTEM, 2), b"", 100)
+
+
 TOKENS = st.lists(st.sampled_from([40, 41]), min_size=1, max_size=6)
 
 

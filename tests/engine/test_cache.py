@@ -31,7 +31,20 @@ def test_a_longer_prompt_finds_what_it_continues():
     assert cache.find(tokens(LONG), 0) == (b"state", 199)
     assert cache.find(tokens([5], LONG), 0) is None
     assert cache.find(tokens(LONG, [1, 2]), 200) is None
-    assert cache.restored_tokens == 200 + 90 + 199
+
+
+def test_a_state_that_is_mostly_something_else_is_left_alone():
+    cache = PrefixCache(10**6)
+    cache.put(tokens(LONG[:40], range(100_000, 104_000)), b"long")
+    assert cache.find(tokens(LONG[:40], [1, 2]), 0) is None
+    assert cache.find(tokens(LONG[:40], range(100_000, 100_100), [1]), 0) == (b"long", 140)
+
+
+def test_the_shortest_of_equals_is_restored():
+    cache = PrefixCache(10**6)
+    cache.put(tokens(LONG[:64], range(500)), b"long")
+    cache.put(tokens(LONG[:64], range(9000, 9050)), b"short")
+    assert cache.find(tokens(LONG[:64], [1, 2]), 0) == (b"short", 64)
 
 
 def test_only_news_is_wanted():
@@ -184,3 +197,20 @@ def test_the_cache_never_shows_in_the_text(tiny_model, rounds, ram):
         return answers
 
     assert asyncio.run(run(ram)) == asyncio.run(run(0))
+
+
+async def test_a_sliding_window_is_neither_kept_nor_shared(tiny_model):
+    """Its saved states lack what slid out; a hit would answer from a prompt with holes."""
+    path = tiny_model("tiny-gemma3-swa")
+    prompt = [33 + (i * 7) % 200 for i in range(300)]
+    answers = []
+    for ram in (10**8, 0):
+        engine = load_engine(config(path, n_ctx=2048, ram_bytes=ram), path)
+        engine.start()
+        await ask(engine, prompt)[1]
+        await settled(engine)
+        generation, answer = ask(engine, [*prompt[:100], 40], 30)
+        answers.append(await answer)
+        assert generation.cached_tokens == 0
+        await engine.close()
+    assert answers[0] == answers[1]

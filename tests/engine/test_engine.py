@@ -136,6 +136,11 @@ async def test_a_full_queue_refuses(tiny_model):
     await engine.close()
 
 
+async def test_priorities_are_for_those_who_enable_them(engine, tiny_model):
+    with pytest.raises(InvalidRequest, match="priority"):
+        engine.submit(plan(40, priority=-1))
+
+
 async def test_closing_drains_then_fails_what_is_left(tiny_model):
     engine = load_engine(config(tiny_model("tiny-llama"), n_ctx=8192), tiny_model("tiny-llama"))
     engine.start()

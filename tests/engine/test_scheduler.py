@@ -92,6 +92,25 @@ def test_nobody_is_passed_for_ever():
     assert big in scheduler.running
 
 
+def test_who_was_passed_often_enough_holds_up_nobody_once_admitted():
+    scheduler = Scheduler(n_seq_max=64, n_cells=1000)
+    running, big = jobs((500, 501), (600, 601))
+    scheduler.enqueue(running)
+    scheduler.enqueue(big)
+    scheduler.admit()
+    for _ in range(Scheduler.MAX_PASSED):
+        (small,) = jobs((10, 11))
+        scheduler.enqueue(small)
+        assert scheduler.admit() == [small]
+        scheduler.remove(small)
+    later = jobs((10, 11), (10, 11))
+    for job in later:
+        scheduler.enqueue(job)
+    assert scheduler.admit() == []
+    scheduler.remove(running)
+    assert scheduler.admit() == [big, *later]
+
+
 def test_without_shared_cells_only_ids_count():
     scheduler = Scheduler(n_seq_max=2, n_cells=None)
     queued = jobs((10**6, 10**6), (10**6, 10**6), (1, 2))

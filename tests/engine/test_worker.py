@@ -21,6 +21,10 @@ class FakeSequence:
     tag: int
     n_tokens: int = 10
     n_max: int = 20
+    n_past: int = 0
+
+    def tokens(self):
+        return []
 
 
 @dataclass
@@ -42,6 +46,9 @@ class FakeRunner:
 
     def clear(self):
         self.running.clear()
+
+    def saved_bytes(self, sequence):
+        return 1
 
     def run(self, max_steps):
         if self.hold is not None:
@@ -135,6 +142,20 @@ def test_no_room_for_one_alone_is_its_error(worker, runner, failures):
     worker.enqueue([FakeSequence(1)])
     until(lambda: failures)
     assert failures[0][0] == [1]
+
+
+def test_a_prefix_that_cannot_be_kept_fails_nobody(runner, failures, caplog):
+    class BrokenCache(PrefixCache):
+        def wants(self, tokens, n_bytes):
+            raise MemoryError
+
+    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), BrokenCache(10), lambda *_: failures.append(1))
+    worker.start()
+    with caplog.at_level(logging.CRITICAL):
+        worker.enqueue([FakeSequence(1)])
+        until(lambda: worker.counters()["completed"] == 1)
+    assert failures == runner.running == []
+    worker.close()
 
 
 def test_cancelling_what_runs_and_what_waits(worker, runner):

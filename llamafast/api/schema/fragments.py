@@ -8,6 +8,7 @@ from msgspec import Meta, Raw, Struct
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
+MAX_BIASED_TOKENS = 1024
 SYSTEM_FINGERPRINT = "fp_llamafast"
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
@@ -58,7 +59,7 @@ class GenerationOptions(Struct, kw_only=True):
     repeat_penalty: RepetitionPenalty | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Bias] | None = None
+    logit_bias: Annotated[dict[str, Bias], Meta(max_length=MAX_BIASED_TOKENS)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     stop: str | Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)] | None = None
