@@ -82,6 +82,7 @@ async def test_bodies_that_are_not_a_request(client: AsgiClient, body: bytes, sa
         ("user", [5, []]),
         ("model", [5, []]),
         ("ignore_eos", [1, "true"]),
+        ("logit_bias", [{str(token): 0 for token in range(1025)}]),
         ("priority", [2**31, 0.5, "high"]),
         ("skip_special_tokens", [1, "true"]),
     ],
