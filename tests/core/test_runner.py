@@ -31,6 +31,12 @@ class Rig:
         self.outbox = Outbox(self.write_fd)
         self.runner = Runner(self.context, self.vocab, self.outbox, prefill_chunk=prefill_chunk)
 
+    def close(self):
+        """Let go of everything: pytest itself holds on to the last test's fixtures."""
+        os.close(self.read_fd)
+        os.close(self.write_fd)
+        vars(self).clear()
+
     def sequence(self, prompt, tag=1, max_tokens=16, **options):
         sampler = Sampler(self.vocab.n_tokens, **{"temperature": 0.0, **options.pop("sampling", {})})
         return Sequence(self.vocab, array("i", prompt), sampler, tag=tag, max_tokens=max_tokens, **options)
@@ -60,7 +66,9 @@ class Rig:
 
 @pytest.fixture(scope="module")
 def rig(tiny_model):
-    return Rig(tiny_model("tiny-llama"))
+    rig = Rig(tiny_model("tiny-llama"))
+    yield rig
+    rig.close()
 
 
 def prompts(n, seed=0):
