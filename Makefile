@@ -28,18 +28,18 @@ bench: $(VENV)/.built $(VENV)/.models $(VENV)/.bench
 
 build: $(VENV)/.built
 
-# Both rebuild the core in place; `make build` afterwards goes back to the release build.
+# Both rebuild the core in place and leave nothing of it behind: the next command builds the release core again.
+FORGET = status=$$?; rm -rf build llamafast/_core/*.so $(VENV)/.built; exit $$status
+
 debug: $(VENV)/.llama $(VENV)/.test $(VENV)/.models
 	LLAMAFAST_BUILD=debug $(BIN)/python setup.py -q build_ext --inplace --force
-	$(BIN)/python -m pytest tests/core tests/engine
-	rm -f $(VENV)/.built
+	$(BIN)/python -m pytest tests/core tests/engine; $(FORGET)
 
 asan: $(VENV)/.llama $(VENV)/.test $(VENV)/.models
 	LLAMAFAST_BUILD=asan $(BIN)/python setup.py -q build_ext --inplace --force
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-		$(BIN)/python -m pytest tests/core tests/engine
-	rm -f $(VENV)/.built
+		$(BIN)/python -m pytest tests/core tests/engine; $(FORGET)
 
 clean:
 	rm -rf build *.egg-info llamafast/_core/*.so $(VENV)/.built
