@@ -14,6 +14,7 @@ from llamafast.api.delivery import internal_error
 from llamafast.api.http import ClientGone, Exchange, Receive, Scope, Send
 from llamafast.api.sse import PING_SECONDS
 from llamafast.api.system import SystemEndpoints
+from llamafast.chat.format import ChatFormat
 from llamafast.engine.types import EnginePort
 from llamafast.errors import LlamafastError, MethodNotAllowed, NotFound
 
@@ -43,7 +44,9 @@ class App:
         self._system = system = SystemEndpoints(engine, stall_seconds)
         self._routes: dict[str, Mapping[str, Handler]] = {
             "/v1/completions": {"POST": self._with_body(CompletionsEndpoint(engine, ping_seconds))},
-            "/v1/chat/completions": {"POST": self._with_body(ChatEndpoint(engine, ping_seconds))},
+            "/v1/chat/completions": {
+                "POST": self._with_body(ChatEndpoint(engine, ChatFormat(engine.info), ping_seconds))
+            },
             "/v1/models": _get(system.models),
             "/healthz": _get(system.health),
             "/health": _get(system.health),

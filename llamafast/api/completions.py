@@ -13,10 +13,9 @@ from llamafast.api.decode import decode_request
 from llamafast.api.delivery import collect, run_sized, stream, usage_of
 from llamafast.api.http import Exchange
 from llamafast.api.schema.completions import Completion, CompletionChoice, CompletionRequest
-from llamafast.api.schema.fragments import Usage
 from llamafast.api.sse import HOLE, encode, frame, frame_pieces
 from llamafast.chat.plan import echo_texts, plan_completion
-from llamafast.engine.types import EnginePort, FinishReason, Plan
+from llamafast.engine.types import EnginePort, Event, Generation, Plan
 from llamafast.errors import InvalidRequest
 
 _DECODER = msgspec.json.Decoder(CompletionRequest)
@@ -71,16 +70,21 @@ class CompletionFrames:
     def opening(self) -> Iterator[bytes]:
         for prompt_index, echo in enumerate(self._echoes):
             for k in range(self._n if echo else 0):
-                yield self.text(prompt_index * self._n + k, echo)
+                yield self._text(prompt_index * self._n + k, echo)
 
-    def text(self, index: int, text: str) -> bytes:
+    def event(self, event: Event) -> bytes:
+        text = self._text(event.index, event.text) if event.text else b""
+        if event.finish_reason is None:
+            return text
+        return text + frame(self._chunk(CompletionChoice("", event.index, event.finish_reason)))
+
+    def closing(self, generation: Generation) -> bytes:
+        if not self._wants_usage:
+            return b""
+        return frame(msgspec.structs.replace(self._reply, usage=usage_of(generation)))
+
+    def _text(self, index: int, text: str) -> bytes:
         return b"%b%b%b%d%b" % (self._before, encode(text), self._between, index, self._after)
-
-    def finish(self, index: int, reason: FinishReason) -> bytes:
-        return frame(self._chunk(CompletionChoice("", index, reason)))
-
-    def closing(self, usage: Usage) -> bytes:
-        return frame(msgspec.structs.replace(self._reply, usage=usage)) if self._wants_usage else b""
 
     def _chunk(self, choice: CompletionChoice) -> Completion:
         return msgspec.structs.replace(self._reply, choices=[choice])

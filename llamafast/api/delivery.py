@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from llamafast.api.http import Exchange
 from llamafast.api.schema.fragments import CompletionTokensDetails, PromptTokensDetails, Usage
 from llamafast.api.sse import EventStream, Frames
+from llamafast.chat.reply import Reply, ReplyPart
 from llamafast.engine.types import FinishReason, Generation
 from llamafast.errors import LlamafastError
 
@@ -46,15 +47,9 @@ async def stream(exchange: Exchange, generation: Generation, frames: Frames, pin
             for opening in frames.opening():
                 await events.write(opening)
             async for batch in generation:
-                pieces = []
-                for event in batch:
-                    if event.text:
-                        pieces.append(frames.text(event.index, event.text))
-                    if event.finish_reason is not None:
-                        pieces.append(frames.finish(event.index, event.finish_reason))
-                if pieces:
-                    await events.write(b"".join(pieces))
-            await events.end(frames.closing(usage_of(generation)))
+                if pieces := b"".join([frames.event(event) for event in batch]):
+                    await events.write(pieces)
+            await events.end(frames.closing(generation))
         except LlamafastError as error:
             await events.fail(error)
         except Exception:
@@ -74,14 +69,24 @@ async def collect(generation: Generation, n_choices: int) -> list[Answer]:
     return [Answer("".join(text), reasons[index]) for index, text in enumerate(texts)]
 
 
-def usage_of(generation: Generation) -> Usage:
+async def read_replies(generation: Generation, replies: Sequence[Reply]) -> AsyncIterator[list[ReplyPart]]:
+    """``generation`` as Deltas: for each batch of Events one part per choice that has news.
+
+    Raises the LlamafastError that ended the generation.
+    """
+    async for batch in generation:
+        yield [replies[event.index].read(event) for event in batch]
+
+
+def usage_of(generation: Generation, replies: Sequence[Reply] = ()) -> Usage:
+    """The counts so far; ``replies`` know which of the tokens were reasoning."""
     prompt, completion = generation.prompt_tokens, generation.completion_tokens
     return Usage(
         prompt,
         completion,
         prompt + completion,
         PromptTokensDetails(generation.cached_tokens),
-        CompletionTokensDetails(),
+        CompletionTokensDetails(sum(reply.reasoning_tokens for reply in replies)),
     )
 
 

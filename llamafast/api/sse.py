@@ -9,8 +9,7 @@ from typing import Any, Protocol, Self
 import msgspec
 
 from llamafast.api.http import Exchange, Headers, error_body
-from llamafast.api.schema.fragments import Usage
-from llamafast.engine.types import FinishReason
+from llamafast.engine.types import Event, Generation
 from llamafast.errors import LlamafastError
 
 PING_SECONDS = 15.0
@@ -29,17 +28,17 @@ encode = msgspec.json.Encoder().encode
 
 
 class Frames(Protocol):
-    """How one request's reply looks in pieces; each method gives whole frames."""
+    """How one request's reply looks in pieces; each method gives any number of whole frames."""
 
     def opening(self) -> Iterable[bytes]:
         """What precedes all generated text; each item becomes one write."""
         ...
 
-    def text(self, index: int, text: str) -> bytes: ...
+    def event(self, event: Event) -> bytes:
+        """What one Event looks like, possibly nothing."""
+        ...
 
-    def finish(self, index: int, reason: FinishReason) -> bytes: ...
-
-    def closing(self, usage: Usage) -> bytes:
+    def closing(self, generation: Generation) -> bytes:
         """What follows the last choice, possibly nothing."""
         ...
 

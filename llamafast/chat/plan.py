@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
+from llamafast.chat.format import ChatFormat
 from llamafast.chat.messages import normalise_messages
-from llamafast.chat.template import ChatTemplate
+from llamafast.chat.reply import NewParser, Reply
+from llamafast.chat.tools import Tool, read_functions, read_tools
 from llamafast.engine.types import ModelInfo, Plan, SamplingParams, Tokenizer
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
 
@@ -55,7 +57,26 @@ class ChatOptions(Options, Protocol):
     chat_template_kwargs: dict[str, Any] | None
     add_generation_prompt: bool | None
     reasoning_effort: str | None
+    reasoning_format: Literal["none", "auto", "deepseek"] | None
     verbosity: str | None
+    tools: list[Any] | None
+    tool_choice: str | dict[str, Any] | None
+    parallel_tool_calls: bool | None
+    functions: list[Any] | None
+    function_call: str | dict[str, Any] | None
+
+
+class ChatPlan(NamedTuple):
+    """A Plan, and how to read what comes of it. Without ``parallel`` a reply ends with its first tool call."""
+
+    plan: Plan
+    new_parser: NewParser
+    tools: tuple[Tool, ...]
+    parallel: bool
+
+    def replies(self) -> list[Reply]:
+        """A fresh reader for each choice, by index."""
+        return [Reply(self.new_parser(), parallel=self.parallel) for _ in range(self.plan.n)]
 
 
 def plan_completion(request: CompletionOptions, tokenizer: Tokenizer, info: ModelInfo) -> Plan:
@@ -81,21 +102,37 @@ def echo_texts(request: CompletionOptions, plan: Plan, tokenizer: Tokenizer) -> 
     ]
 
 
-def plan_chat(request: ChatOptions, template: ChatTemplate | None, tokenizer: Tokenizer, info: ModelInfo) -> Plan:
+def plan_chat(request: ChatOptions, chat: ChatFormat, tokenizer: Tokenizer, info: ModelInfo) -> ChatPlan:
     """Render the conversation and tokenise the result, BOS being the template's affair.
 
     Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
     """
-    if template is None:
+    if chat.template is None:
         raise InvalidRequest("this model has no chat template; use /v1/completions")
-    text = template.render(
+    tools = _callable_tools(request)
+    text = chat.template.render(
         normalise_messages(request.messages),
         add_generation_prompt=request.add_generation_prompt is not False,
+        tools=[tool.definition for tool in tools] or None,
         **_template_variables(request),
     )
     tokens = _tokenize(text, "messages", tokenizer, info, add_special=False)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
-    return _plan(request, (tokens,), max_tokens, info)
+    return ChatPlan(
+        _plan(request, (tokens,), max_tokens, info),
+        chat.parser(text, tools, split_reasoning=request.reasoning_format != "none"),
+        tools,
+        request.parallel_tool_calls is not False and not request.functions,
+    )
+
+
+def _callable_tools(request: ChatOptions) -> tuple[Tool, ...]:
+    """The tools that the model may call: none of them when the request says so."""
+    if request.functions and request.tools:
+        raise InvalidRequest("`functions` is the old form of `tools`: send one of them", param="functions")
+    tools = read_tools(request.tools) or read_functions(request.functions)
+    choice = request.function_call if request.functions else request.tool_choice
+    return () if choice == "none" else tools
 
 
 def _plan(options: Options, prompts: tuple[array[int], ...], max_tokens: int | None, info: ModelInfo) -> Plan:

@@ -166,9 +166,7 @@ EVERYWHERE = {
     "return_token_ids": True,
 }
 IN_CHAT = {
-    "tools": [{"type": "function", "function": {"name": "f"}}],
     "tool_choice": "required",
-    "functions": [{"name": "f"}],
     "function_call": {"name": "f"},
     "response_format": {"type": "json_object"},
     "logprobs": True,
@@ -195,6 +193,33 @@ async def test_what_is_not_served_is_refused_by_name(
     assert response.status == 400
     assert (response.error["param"], response.error["code"]) == (field, "unsupported_parameter")
     assert response.error["message"] == f"`{field}` is not supported yet"
+
+
+FUNCTION = {"name": "f"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [1]}, "tools[0]"),
+        ({"tools": [{"function": FUNCTION}]}, "tools[0]"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "custom", "custom": FUNCTION}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "x" * 129}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "function", "function": {**FUNCTION, "parameters": []}}]}, "tools[0].function.parameters"),
+        ({"tools": [{"type": "function", "function": {**FUNCTION, "strict": 1}}]}, "tools[0].function.strict"),
+        ({"tools": [{"type": "function", "function": FUNCTION}] * 2}, "tools"),
+        ({"functions": [FUNCTION, {"name": ""}]}, "functions[1].name"),
+        ({"functions": [FUNCTION], "tools": [{"type": "function", "function": FUNCTION}]}, "functions"),
+        ({"functions": [{**FUNCTION, "description": 1}]}, "functions[0].description"),
+        ({"reasoning_format": "raw"}, "reasoning_format"),
+    ],
+)
+async def test_unusable_tools(client: AsgiClient, fields: dict[str, Any], param: str) -> None:
+    response = await client.post(CHAT, {"messages": MESSAGES, **fields})
+    assert (response.status, response.error["param"]) == (400, param)
 
 
 async def test_an_unknown_model(client: AsgiClient) -> None:
@@ -229,7 +254,19 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = ["prompt", "messages", "stop", "logit_bias", "stream_options", "n", "response_format", "max_tokens", "model"]
+FIELDS = [
+    "prompt",
+    "messages",
+    "tools",
+    "functions",
+    "stop",
+    "logit_bias",
+    "stream_options",
+    "n",
+    "response_format",
+    "max_tokens",
+    "model",
+]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

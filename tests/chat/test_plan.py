@@ -8,17 +8,17 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_engine import BOS, EOS, INFO, N_VOCAB, TEMPLATE, ByteTokenizer
+from support.fake_engine import BOS, EOS, INFO, N_VOCAB, ByteTokenizer
 
 from llamafast.api.schema.chat import ChatRequest
 from llamafast.api.schema.completions import CompletionRequest
+from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import MAX_TOTAL_CHOICES, echo_texts, plan_chat, plan_completion
-from llamafast.chat.template import ChatTemplate
 from llamafast.engine.types import Plan, SamplingParams
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
 
 TOKENIZER = ByteTokenizer()
-CHAT_TEMPLATE = ChatTemplate(TEMPLATE, "<s>", "</s>")
+CHAT = ChatFormat(INFO)
 
 
 def completion(prompt: Any = "a", **fields: Any) -> Plan:
@@ -28,7 +28,11 @@ def completion(prompt: Any = "a", **fields: Any) -> Plan:
 
 def chat(**fields: Any) -> Plan:
     fields = {"messages": [{"role": "user", "content": "hi"}], **fields}
-    return plan_chat(msgspec.convert(fields, ChatRequest), CHAT_TEMPLATE, TOKENIZER, INFO)
+    return plan_chat(msgspec.convert(fields, ChatRequest), CHAT, TOKENIZER, INFO).plan
+
+
+def written(template: str | None) -> ChatFormat:
+    return ChatFormat(msgspec.structs.replace(INFO, chat_template=template))
 
 
 def prompts(plan: Plan) -> list[list[int]]:
@@ -188,12 +192,12 @@ def test_a_chat_is_rendered_and_gets_no_second_bos() -> None:
 
 
 def test_template_variables() -> None:
-    template = ChatTemplate("{{ reasoning_effort }}|{{ verbosity }}|{{ enable_thinking }}", "", "")
+    form = written("{{ reasoning_effort }}|{{ verbosity }}|{{ enable_thinking }}")
     request = ChatRequest(
         messages=[{"role": "user"}], reasoning_effort="low", verbosity="high",
         chat_template_kwargs={"enable_thinking": False, "verbosity": "own"},
     )  # fmt: skip
-    (tokens,) = plan_chat(request, template, TOKENIZER, INFO).prompts
+    (tokens,) = plan_chat(request, form, TOKENIZER, INFO).plan.prompts
     assert TOKENIZER.detokenize(tokens) == "low|own|False"
 
 
@@ -211,12 +215,12 @@ def test_template_kwargs_may_have_any_other_name() -> None:
 def test_a_chat_without_template_or_text_or_room() -> None:
     request = ChatRequest(messages=[{"role": "user", "content": "x" * 600}])
     with pytest.raises(InvalidRequest, match="no chat template"):
-        plan_chat(request, None, TOKENIZER, INFO)
+        plan_chat(request, written(None), TOKENIZER, INFO)
     with pytest.raises(InvalidRequest, match="no tokens") as caught:
-        plan_chat(request, ChatTemplate("", "", ""), TOKENIZER, INFO)
+        plan_chat(request, written(""), TOKENIZER, INFO)
     assert caught.value.param == "messages"
     with pytest.raises(ContextLengthExceeded) as exceeded:
-        plan_chat(request, CHAT_TEMPLATE, TOKENIZER, INFO)
+        plan_chat(request, CHAT, TOKENIZER, INFO)
     assert exceeded.value.param == "messages"
 
 

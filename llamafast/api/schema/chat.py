@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from llamafast.api.schema.fragments import SYSTEM_FINGERPRINT, GenerationOptions, StreamedIndex, StreamedText, Usage
-from llamafast.engine.types import FinishReason
+
+ChatFinish = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class ChatRequest(GenerationOptions, kw_only=True):
@@ -18,9 +19,7 @@ class ChatRequest(GenerationOptions, kw_only=True):
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
         **GenerationOptions.unserved,
-        "tools": ([],),
         "tool_choice": ("none", "auto"),
-        "functions": ([],),
         "function_call": ("none", "auto"),
         "response_format": ({"type": "text"},),
         "logprobs": (False,),
@@ -38,12 +37,13 @@ class ChatRequest(GenerationOptions, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     reasoning_effort: str | None = None
+    reasoning_format: Literal["none", "auto", "deepseek"] | None = None
     verbosity: str | None = None
-
     tools: list[Any] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+    tool_choice: str | dict[str, Any] | None = None
     function_call: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     logprobs: bool | None = None
@@ -65,16 +65,32 @@ class ChatRequest(GenerationOptions, kw_only=True):
     moderation: dict[str, Any] | None = None
 
 
+class FunctionCall(Struct):
+    name: str
+    arguments: str
+
+
+class MessageToolCall(Struct):
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
 class ChatMessage(Struct):
+    """``content`` is null in a message that only calls tools; ``function_call`` answers the old ``functions``."""
+
     content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[MessageToolCall] | UnsetType = UNSET
+    function_call: FunctionCall | UnsetType = UNSET
 
 
 class ChatChoice(Struct):
     index: int
     message: ChatMessage
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinish | None
     logprobs: None = None
 
 
@@ -89,18 +105,37 @@ class ChatCompletion(Struct, kw_only=True):
     usage: Usage
 
 
+class FunctionDelta(Struct):
+    """The name comes whole in a call's first chunk, the arguments in pieces."""
+
+    name: str | UnsetType = UNSET
+    arguments: StreamedText | UnsetType = UNSET
+
+
+class ToolCallDelta(Struct):
+    """``index`` tells the calls of a message apart; ``id`` and ``type`` come in a call's first chunk."""
+
+    index: StreamedIndex
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionDelta | UnsetType = UNSET
+
+
 class ChatDelta(Struct):
     """What a chunk adds to a message; the fields that it does not touch are absent."""
 
     role: Literal["assistant"] | UnsetType = UNSET
-    content: StreamedText | UnsetType = UNSET
+    content: StreamedText | UnsetType | None = UNSET
     refusal: UnsetType | None = UNSET
+    reasoning_content: StreamedText | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    function_call: FunctionDelta | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct):
     index: StreamedIndex
     delta: ChatDelta
-    finish_reason: FinishReason | None = None
+    finish_reason: ChatFinish | None = None
     logprobs: None = None
 
 

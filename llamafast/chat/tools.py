@@ -1,0 +1,67 @@
+"""The functions that a request lets the model call."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from llamafast.errors import InvalidRequest, UnsupportedParameter
+
+_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}", re.ASCII)
+_NO_PARAMETERS = {"type": "object", "properties": {}}
+
+
+class Tool(Struct, frozen=True):
+    """A function: ``parameters`` is the JSON schema of its arguments, ``definition`` what a chat template reads."""
+
+    name: str
+    parameters: dict[str, Any]
+    strict: bool
+    definition: dict[str, Any]
+
+
+def read_tools(tools: Sequence[Any] | None, param: str = "tools") -> tuple[Tool, ...]:
+    """``tools`` of a request, in OpenAI's shape. Raises InvalidRequest with the path, UnsupportedParameter for kinds
+    other than ``function``."""
+    read = []
+    for i, tool in enumerate(tools or ()):
+        path = f"{param}[{i}]"
+        if not isinstance(tool, dict) or not isinstance(kind := tool.get("type"), str):
+            raise InvalidRequest(f"`{path}` must be an object with a string `type`", param=path)
+        if kind != "function":
+            raise UnsupportedParameter(f"`{path}`: tools of type {kind[:64]!r} are not supported", param=f"{path}.type")
+        read.append(_read_function(tool.get("function"), f"{path}.function"))
+    return _distinct(read, param)
+
+
+def read_functions(functions: Sequence[Any] | None) -> tuple[Tool, ...]:
+    """``functions`` of a request: the form that ``tools`` replaced. Raises InvalidRequest."""
+    read = [_read_function(function, f"functions[{i}]") for i, function in enumerate(functions or ())]
+    return _distinct(read, "functions")
+
+
+def _read_function(function: Any, path: str) -> Tool:
+    if not isinstance(function, dict):
+        raise InvalidRequest(f"`{path}` must be an object", param=path)
+    name = function.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidRequest(
+            f"`{path}.name` must be 1 to 128 letters, digits, underscores, dots or dashes", param=f"{path}.name"
+        )
+    for key, kind in (("description", str), ("parameters", dict), ("strict", bool)):
+        if not isinstance(function.get(key), kind | None):
+            raise InvalidRequest(f"`{path}.{key}` must be of type {kind.__name__}", param=f"{path}.{key}")
+    # templates list the properties without asking whether there are any
+    parameters = function.get("parameters") or _NO_PARAMETERS
+    given = {key: value for key, value in function.items() if value is not None}
+    definition = {"type": "function", "function": {**given, "parameters": parameters}}
+    return Tool(name, parameters, bool(function.get("strict")), definition)
+
+
+def _distinct(tools: list[Tool], param: str) -> tuple[Tool, ...]:
+    if len({tool.name for tool in tools}) < len(tools):
+        raise InvalidRequest(f"two entries of `{param}` have the same name", param=param)
+    return tuple(tools)
