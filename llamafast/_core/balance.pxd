@@ -17,6 +17,8 @@ cdef enum Kind:
     SAMPLER
     SEQUENCE
     RUNNER
+    INPUT
+    EMBEDDER
     N_KINDS
 
 cdef void count(int kind, int n) noexcept nogil

@@ -16,5 +16,6 @@ cdef class Context:
     cdef readonly Model model
     cdef llama_context *ctx
     cdef llama_memory_t memory      # NULL for a model without memory
+    cdef readonly bint embeddings   # it gives embeddings, for every row
     cdef readonly bint can_trim     # the tail of a sequence can be removed exactly
     cdef readonly bint can_share    # and seq_cp of any prefix costs next to nothing

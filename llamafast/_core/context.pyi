@@ -17,6 +17,7 @@ class Batch:
 @disjoint_base
 class Context:
     model: Model
+    embeddings: bool
     can_trim: bool
     can_share: bool
     def __new__(
@@ -31,8 +32,10 @@ class Context:
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
         rope_scaling_type: int | None = None,
+        pooling_type: int | None = None,
         attention_type: int | None = None,
         flash_attn_type: int | None = None,
+        embeddings: bool | None = None,
         rope_freq_base: float | None = None,
         rope_freq_scale: float | None = None,
         yarn_ext_factor: float | None = None,
@@ -62,6 +65,8 @@ class Context:
     def n_threads(self) -> int: ...
     @property
     def n_threads_batch(self) -> int: ...
+    @property
+    def pooling_type(self) -> int: ...
     @property
     def has_memory(self) -> bool: ...
     def decode(self, batch: Batch) -> int: ...

@@ -6,7 +6,7 @@ from .headers.llama cimport (
     llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params, llama_decode, llama_free,
     llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_pos_max, llama_memory_seq_rm,
     llama_n_batch, llama_n_ctx, llama_n_ctx_seq, llama_n_seq_max, llama_n_threads, llama_n_threads_batch,
-    llama_n_ubatch, llama_synchronize,
+    llama_n_ubatch, llama_pooling_type, llama_synchronize,
 )
 from .model cimport Model
 from .status cimport check_ptr, forget_log
@@ -70,10 +70,10 @@ cdef class Context:
 
     def __cinit__(
         self, Model model not None, *, n_ctx=None, n_batch=None, n_ubatch=None, n_seq_max=None, n_rs_seq=None,
-        n_threads=None, n_threads_batch=None, rope_scaling_type=None, attention_type=None, flash_attn_type=None,
-        rope_freq_base=None, rope_freq_scale=None, yarn_ext_factor=None, yarn_attn_factor=None, yarn_beta_fast=None,
-        yarn_beta_slow=None, yarn_orig_ctx=None, type_k=None, type_v=None, offload_kqv=None, no_perf=None,
-        op_offload=None, swa_full=None, kv_unified=None,
+        n_threads=None, n_threads_batch=None, rope_scaling_type=None, pooling_type=None, attention_type=None,
+        flash_attn_type=None, embeddings=None, rope_freq_base=None, rope_freq_scale=None, yarn_ext_factor=None,
+        yarn_attn_factor=None, yarn_beta_fast=None, yarn_beta_slow=None, yarn_orig_ctx=None, type_k=None, type_v=None,
+        offload_kqv=None, no_perf=None, op_offload=None, swa_full=None, kv_unified=None,
     ):
         cdef llama_context_params params = llama_context_default_params()
         self.model = model
@@ -85,8 +85,10 @@ cdef class Context:
         if n_threads is not None: params.n_threads = n_threads
         if n_threads_batch is not None: params.n_threads_batch = n_threads_batch
         if rope_scaling_type is not None: params.rope_scaling_type = rope_scaling_type
+        if pooling_type is not None: params.pooling_type = pooling_type
         if attention_type is not None: params.attention_type = attention_type
         if flash_attn_type is not None: params.flash_attn_type = flash_attn_type
+        if embeddings is not None: params.embeddings = embeddings
         if rope_freq_base is not None: params.rope_freq_base = rope_freq_base
         if rope_freq_scale is not None: params.rope_freq_scale = rope_freq_scale
         if yarn_ext_factor is not None: params.yarn_ext_factor = yarn_ext_factor
@@ -111,6 +113,7 @@ cdef class Context:
         check_ptr(self.ctx, "cannot create a context")
         born(CONTEXT)
         self.memory = llama_get_memory(self.ctx)
+        self.embeddings = params.embeddings
         self.can_trim = (
             # a sliding window loses old positions, also from saved states, whatever swa_full says
             self.memory != NULL and not model.is_recurrent and not model.is_hybrid and model.n_swa == 0
@@ -150,6 +153,11 @@ cdef class Context:
     @property
     def n_threads_batch(self):
         return llama_n_threads_batch(self.ctx)
+
+    @property
+    def pooling_type(self):
+        """enum llama_pooling_type."""
+        return llama_pooling_type(self.ctx)
 
     @property
     def has_memory(self):

@@ -6,13 +6,13 @@ from libc.string cimport memcpy
 
 from .balance cimport MODEL, born, died
 from .headers.llama cimport (
-    LLAMA_KV_OVERRIDE_TYPE_BOOL, LLAMA_KV_OVERRIDE_TYPE_FLOAT, LLAMA_KV_OVERRIDE_TYPE_INT, LLAMA_KV_OVERRIDE_TYPE_STR,
-    c_bool, llama_max_devices, llama_model_chat_template, llama_model_default_params, llama_model_desc,
-    llama_model_free,
-    llama_model_has_decoder, llama_model_has_encoder, llama_model_is_hybrid,
+    LLAMA_KV_OVERRIDE_TYPE_BOOL, LLAMA_KV_OVERRIDE_TYPE_FLOAT, LLAMA_KV_OVERRIDE_TYPE_INT,
+    LLAMA_KV_OVERRIDE_TYPE_STR, c_bool, gguf_context, gguf_find_tensor, gguf_free, gguf_init_from_file,
+    gguf_init_params, llama_max_devices, llama_model_chat_template, llama_model_default_params, llama_model_desc,
+    llama_model_free, llama_model_has_decoder, llama_model_has_encoder, llama_model_is_hybrid,
     llama_model_is_recurrent, llama_model_kv_override, llama_model_load_from_file, llama_model_meta_val_str,
-    llama_model_n_ctx_train, llama_model_n_layer, llama_model_n_params, llama_model_n_swa, llama_model_params,
-    llama_model_size,
+    llama_model_n_cls_out, llama_model_n_ctx_train, llama_model_n_embd_out, llama_model_n_layer,
+    llama_model_n_params, llama_model_n_swa, llama_model_params, llama_model_size,
 )
 from .status cimport check_ptr, forget_log
 
@@ -77,6 +77,16 @@ cdef class Model:
                 or int(self.metadata(f"{self.metadata('general.architecture')}.context_length") or 0))
 
     @property
+    def n_embd_out(self):
+        """The width of an embedding."""
+        return llama_model_n_embd_out(self.model)
+
+    @property
+    def n_cls_out(self):
+        """The numbers a classification head gives; 1 where there is no head."""
+        return llama_model_n_cls_out(self.model)
+
+    @property
     def n_layer(self):
         return llama_model_n_layer(self.model)
 
@@ -138,6 +148,26 @@ cdef class Model:
         else:
             text = llama_model_chat_template(self.model, c_name)
         return None if text == NULL else text.decode("utf-8", "replace")
+
+
+def has_tensor(str path, *names):
+    """Whether the GGUF at ``path`` holds a tensor of one of these names; False for a file that is none."""
+    cdef bytes raw_path = path.encode()
+    cdef bytes raw_name
+    cdef gguf_init_params params
+    params.no_alloc = True
+    params.ctx = NULL
+    cdef gguf_context *gguf = gguf_init_from_file(raw_path, params)
+    if gguf == NULL:
+        return False
+    try:
+        for name in names:
+            raw_name = name.encode()
+            if gguf_find_tensor(gguf, raw_name) >= 0:
+                return True
+        return False
+    finally:
+        gguf_free(gguf)
 
 
 cdef c_bool report_progress(float fraction, void *user_data) noexcept with gil:

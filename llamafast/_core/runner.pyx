@@ -6,11 +6,11 @@ state of decoding takes no Python decision and no lock but the Outbox's.
 """
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint8_t
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from .balance cimport RUNNER, born, died
 from .context cimport Batch, Context, batch_add
 from .cost cimport cost_add, cost_fit
+from .headers.clock cimport now
 from .headers.llama cimport (
     llama_batch, llama_decode, llama_get_logits_ith, llama_memory_seq_rm, llama_state_seq_get_data,
     llama_state_seq_get_size, llama_state_seq_set_data, llama_supports_gpu_offload,
@@ -66,12 +66,6 @@ cdef double STRETCH_SECONDS = 0.2
 cdef double PREFILL_SECONDS = 0.5
 
 
-cdef double now() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return t.tv_sec + t.tv_nsec * 1e-9
-
-
 cdef class Runner:
     """Runs up to ``context.n_seq_max`` Sequences in one Context. All methods but ``interrupt``, ``counts`` and
     ``since_last_step`` belong to the engine thread.
@@ -81,8 +75,6 @@ cdef class Runner:
 
     def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None, *,
                   int32_t prefill_chunk=0):
-        if context.memory == NULL:
-            raise ValueError("this model has no memory: it cannot generate")
         self.context = context
         self.vocab = vocab
         self.outbox = outbox
@@ -91,7 +83,8 @@ cdef class Runner:
         self.prefill_chunk = prefill_chunk
         self.attention_tile = MAX_ROWS if llama_supports_gpu_offload() else ATTENTION_TILE
         self.running = []
-        self.free_seq_ids = list(reversed(range(min(context.n_seq_max, MAX_RUNNING))))
+        # without a memory nobody can run
+        self.free_seq_ids = list(reversed(range(min(context.n_seq_max, MAX_RUNNING)))) if context.memory != NULL else []
         if scratch_init(&self.scratch, vocab.pieces.n_tokens) < 0:
             raise MemoryError
         if running_init(&self.live, context.memory, context.can_share) < 0:

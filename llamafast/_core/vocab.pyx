@@ -6,7 +6,8 @@ from libc.stdint cimport int32_t
 from .balance cimport VOCAB, born, died
 from .headers.llama cimport (
     llama_detokenize, llama_model_get_vocab, llama_token_to_piece, llama_tokenize, llama_vocab_bos, llama_vocab_eos,
-    llama_vocab_get_add_bos, llama_vocab_get_text, llama_vocab_is_control, llama_vocab_is_eog, llama_vocab_n_tokens,
+    llama_vocab_get_add_bos, llama_vocab_get_add_eos, llama_vocab_get_add_sep, llama_vocab_get_text,
+    llama_vocab_is_control, llama_vocab_is_eog, llama_vocab_n_tokens, llama_vocab_sep,
 )
 from .model cimport Model
 
@@ -53,6 +54,16 @@ cdef class Vocab:
     @property
     def add_bos(self):
         return bool(llama_vocab_get_add_bos(self.vocab))
+
+    def pair(self, first, second):
+        """Two inputs that were tokenised with special tokens as the one that a cross-encoder reads.
+
+        BERT: [CLS] first [SEP] second [SEP]; RoBERTa, with an end mark of its own: <s> first </s></s> second </s>.
+        """
+        cdef bint two_marks = llama_vocab_get_add_eos(self.vocab) and llama_vocab_get_add_sep(self.vocab)
+        cdef bint has_bos = self.add_bos and len(second) > 0 and second[0] == self.bos
+        between = array("i", [llama_vocab_sep(self.vocab)] if two_marks else [])
+        return first + between + (second[1:] if has_bos else second)
 
     def text(self, int32_t token):
         """The token as the GGUF spells it (control tokens included), "" for an id that does not exist."""

@@ -11,6 +11,7 @@ from llamafast import metrics
 from llamafast.api.chat import ChatEndpoint
 from llamafast.api.completions import CompletionsEndpoint
 from llamafast.api.delivery import internal_error
+from llamafast.api.embeddings import EmbeddingsEndpoint, RerankEndpoint, ScoreEndpoint
 from llamafast.api.http import ClientGone, Exchange, Receive, Scope, Send
 from llamafast.api.sse import PING_SECONDS
 from llamafast.api.system import SystemEndpoints
@@ -47,6 +48,10 @@ class App:
             "/v1/chat/completions": {
                 "POST": self._with_body(ChatEndpoint(engine, ChatFormat(engine.info), ping_seconds))
             },
+            "/v1/embeddings": {"POST": self._with_body(EmbeddingsEndpoint(engine))},
+            "/v1/rerank": {"POST": self._with_body(RerankEndpoint(engine))},
+            "/rerank": {"POST": self._with_body(RerankEndpoint(engine))},
+            "/v1/score": {"POST": self._with_body(ScoreEndpoint(engine))},
             "/v1/models": _get(system.models),
             "/healthz": _get(system.health),
             "/health": _get(system.health),

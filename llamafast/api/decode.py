@@ -12,6 +12,7 @@ from llamafast.api.schema.fragments import GenerationOptions
 from llamafast.engine.types import ModelInfo
 from llamafast.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
 
+T = TypeVar("T")
 Request = TypeVar("Request", bound=GenerationOptions)
 
 _AT_PATH = re.compile(r"(?P<what>.*) - at `\$\.?(?P<path>[^`]*)`", re.DOTALL)
@@ -23,6 +24,14 @@ def decode_request(decoder: msgspec.json.Decoder[Request], body: bytes, info: Mo
 
     Raises InvalidRequest (not JSON, a repeated key, a wrong type or range), UnsupportedParameter or ModelNotFound.
     """
+    request = decode_body(decoder, body)
+    check_model(request.model, info)
+    _check_served(request)
+    return request
+
+
+def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """Raises InvalidRequest: not JSON, a repeated key, a wrong type or range."""
     try:
         request = decoder.decode(body)
         # The decoder keeps the last of equal keys; a gateway in front may have judged the first.
@@ -36,8 +45,13 @@ def decode_request(decoder: msgspec.json.Decoder[Request], body: bytes, info: Mo
     except (msgspec.DecodeError, ValueError) as error:
         hint = " (a surrogate escape without its other half is not valid)" if rb"\ud" in body.lower() else ""
         raise InvalidRequest(f"the body is not valid JSON: {error}{hint}") from error
-    _check_served(request, info)
     return request
+
+
+def check_model(model: str | None, info: ModelInfo) -> None:
+    """Raises ModelNotFound for a name that is not the served model's; no name means that one."""
+    if model and model != info.id:
+        raise ModelNotFound(f"the model {model[:128]!r} does not exist; this server has {info.id!r}", param="model")
 
 
 def _refuse_repeated(pairs: list[tuple[str, object]]) -> None:
@@ -61,11 +75,7 @@ def _invalid_field(text: str) -> InvalidRequest:
     return InvalidRequest(f"`{path}`: {what}" if path else f"the body: {what}", param=path or None)
 
 
-def _check_served(request: GenerationOptions, info: ModelInfo) -> None:
-    if request.model and request.model != info.id:
-        raise ModelNotFound(
-            f"the model {request.model[:128]!r} does not exist; this server has {info.id!r}", param="model"
-        )
+def _check_served(request: GenerationOptions) -> None:
     for name, idle in request.unserved.items():
         value = getattr(request, name)
         if value is not None and value not in idle:

@@ -83,7 +83,7 @@ def plan_completion(request: CompletionOptions, tokenizer: Tokenizer, info: Mode
     """Tokenise the prompts as they stand. Raises InvalidRequest or ContextLengthExceeded."""
     if request.max_tokens == 0 and not request.echo:
         raise InvalidRequest("`max_tokens` of 0 needs `echo`", param="max_tokens")
-    prompts = _split_prompts(request.prompt)
+    prompts = split_prompts(request.prompt, "prompt")
     n = request.n or 1
     if len(prompts) * n > MAX_TOTAL_CHOICES:
         raise InvalidRequest(
@@ -98,7 +98,7 @@ def echo_texts(request: CompletionOptions, plan: Plan, tokenizer: Tokenizer) -> 
     """The text of each prompt of ``plan``: as the client wrote it, or detokenised where it sent token ids."""
     return [
         prompt if isinstance(prompt, str) else tokenizer.detokenize(tokens)
-        for prompt, tokens in zip(_split_prompts(request.prompt), plan.prompts, strict=True)
+        for prompt, tokens in zip(split_prompts(request.prompt, "prompt"), plan.prompts, strict=True)
     ]
 
 
@@ -187,8 +187,8 @@ def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(strings))
 
 
-def _split_prompts(prompt: Prompt) -> list[str | list[int]]:
-    """One entry per prompt. Raises InvalidRequest when ``prompt`` is none of the four forms."""
+def split_prompts(prompt: Prompt, field: str) -> list[str | list[int]]:
+    """One entry per prompt. Raises InvalidRequest when ``prompt``, given as ``field``, is none of the four forms."""
     if isinstance(prompt, str):
         return [prompt]
     kinds = set(map(type, prompt))
@@ -197,7 +197,7 @@ def _split_prompts(prompt: Prompt) -> list[str | list[int]]:
     if kinds in ({str}, {list}):
         return prompt  # type: ignore[return-value]
     problem = "must not be empty" if not prompt else "must hold only strings, only token ids or only lists of token ids"
-    raise InvalidRequest(f"`prompt` {problem}", param="prompt")
+    raise InvalidRequest(f"`{field}` {problem}", param=field)
 
 
 def _prompt_tokens(prompt: str | list[int], path: str, tokenizer: Tokenizer, info: ModelInfo) -> array[int]:

@@ -10,15 +10,17 @@ from contextlib import suppress
 from itertools import count
 
 from llamafast._core.context import Context
+from llamafast._core.embedder import Embedder, Input
 from llamafast._core.outbox import Outbox
 from llamafast._core.runner import Runner
 from llamafast._core.sampler import Sampler
 from llamafast._core.sequence import Sequence
 from llamafast._core.vocab import Vocab
 from llamafast.engine.cache import PrefixCache
+from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settled
 from llamafast.engine.generation import Generation
 from llamafast.engine.scheduler import Scheduler
-from llamafast.engine.types import FinishReason, ModelInfo, Plan, SamplingParams, Tokenizer
+from llamafast.engine.types import EmbeddingPlan, FinishReason, ModelInfo, Plan, SamplingParams, Tokenizer
 from llamafast.engine.worker import Worker
 from llamafast.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest, LlamafastError, QueueFull
 
@@ -43,6 +45,7 @@ class Engine:
         prefill_chunk: int | None = None,
         cache_bytes: int = 0,
         priorities: bool = False,
+        embedder: Embedder | None = None,
     ) -> None:
         self.info = info
         self.tokenizer: Tokenizer = vocab
@@ -51,6 +54,7 @@ class Engine:
         self._priorities = priorities
         self._tags = count(1)
         self._live: dict[int, tuple[Generation, int]] = {}
+        self._embedding: set[EmbeddingRequest] = set()
         self._closing = False
         self._drained = asyncio.Event()
         self._wake_read, self._wake_write = os.pipe()
@@ -64,7 +68,8 @@ class Engine:
         )
         self.compute_threads: int = max(context.n_threads, context.n_threads_batch)
         cache = PrefixCache(cache_bytes if context.can_trim else 0)
-        self._worker = Worker(runner, scheduler, cache, on_failure=self._fail_from_worker)
+        self._embeddings = None if embedder is None else EmbeddingQueue(embedder, self._settle_from_worker)
+        self._worker = Worker(runner, scheduler, cache, self._fail_from_worker, self._embeddings)
 
     def start(self) -> None:
         """Begin to step. Call on the event loop that will submit."""
@@ -75,10 +80,12 @@ class Engine:
     async def close(self, drain_seconds: float = 0.0) -> None:
         """Refuse new work, give running work ``drain_seconds`` to finish, cancel the rest, stop the thread."""
         self._closing = True
-        if self._live:
+        if self._live or self._embedding:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._drained.wait(), drain_seconds)
-        self._fail(list(self._live), EngineUnavailable("the server is shutting down"))
+        shutdown = EngineUnavailable("the server is shutting down")
+        self._fail(list(self._live), shutdown)
+        _settle([(request, shutdown) for request in self._embedding])
         await asyncio.to_thread(self._worker.close)
         self._loop.remove_reader(self._wake_read)
         os.close(self._wake_read)
@@ -89,12 +96,10 @@ class Engine:
 
         Raises QueueFull, EngineUnavailable, ContextLengthExceeded or InvalidRequest; then nothing was queued.
         """
-        if self._closing:
-            raise EngineUnavailable("the server is shutting down")
+        if not self.info.generates:
+            raise InvalidRequest("this model does not generate text; it serves /v1/embeddings or /v1/rerank")
         n_choices = len(plan.prompts) * plan.n
-        n_waiting = self._worker.n_waiting
-        if n_waiting and n_waiting + n_choices > self._max_queue:
-            raise QueueFull(f"{n_waiting} requests wait already, the queue takes {self._max_queue}")
+        self._check_open(n_choices)
         if plan.priority and not self._priorities:
             raise InvalidRequest("`priority` is not enabled on this server", param="priority")
         generation = Generation(n_choices, sum(len(prompt) for prompt in plan.prompts), self._cancel, plan.n)
@@ -112,6 +117,37 @@ class Engine:
         self._worker.enqueue([sequence for sequence in sequences if sequence is not None], plan.priority)
         return generation
 
+    async def embed(self, plan: EmbeddingPlan) -> list[bytes]:
+        """Queue a plan's inputs and wait for their vectors. Cancelling the caller's task ends the work.
+
+        Raises what ``submit`` raises, and EngineFailure.
+        """
+        info = self.info.embedding
+        if info is None or self._embeddings is None:
+            raise InvalidRequest("this model makes no embeddings; set `model.embedding` in the config")
+        self._check_open(1)
+        longest = max(map(len, plan.inputs))
+        if longest > info.max_tokens:
+            raise ContextLengthExceeded(f"an input has {longest} tokens, this model takes {info.max_tokens}")
+        try:
+            inputs = [
+                Input(self._vocab, tokens, dimensions=plan.dimensions, normalize=plan.normalize)
+                for tokens in plan.inputs
+            ]
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="input") from error
+        request = EmbeddingRequest(inputs, self._loop.create_future())
+        self._embedding.add(request)
+        self._embeddings.enqueue(request)
+        self._worker.wake()
+        try:
+            await request.done
+        finally:
+            request.closed = True
+            self._embedding.remove(request)
+            self._note_drained()
+        return [input.vectors or b"" for input in inputs]
+
     def stalled(self) -> float:
         """Seconds since the last step while work was waiting; 0 when idle."""
         return self._worker.stalled()
@@ -119,6 +155,14 @@ class Engine:
     def counters(self) -> dict[str, float]:
         """The engine's series for /metrics; never waits for a step."""
         return self._worker.counters()
+
+    def _check_open(self, n_more: int) -> None:
+        """Whether ``n_more`` may wait. Raises EngineUnavailable or QueueFull."""
+        if self._closing:
+            raise EngineUnavailable("the server is shutting down")
+        n_waiting = self._worker.n_waiting
+        if n_waiting and n_waiting + n_more > self._max_queue:
+            raise QueueFull(f"{n_waiting} requests wait already, the queue takes {self._max_queue}")
 
     def _sequence(self, plan: Plan, prompt: array[int], index: int) -> Sequence | None:
         """The sequence of choice ``index``; None when there is nothing to generate."""
@@ -177,9 +221,15 @@ class Engine:
     def _forget(self, tag: int) -> tuple[Generation, int] | None:
         """Take a choice out of the live ones; None when it is not there any more."""
         live = self._live.pop(tag, None)
-        if self._closing and not self._live:
-            self._drained.set()
+        self._note_drained()
         return live
+
+    def _note_drained(self) -> None:
+        if self._closing and not self._live and not self._embedding:
+            self._drained.set()
+
+    def _settle_from_worker(self, settled: Settled) -> None:
+        self._loop.call_soon_threadsafe(_settle, settled)
 
     def _fail_from_worker(self, tags: list[int], error: LlamafastError) -> None:
         self._loop.call_soon_threadsafe(self._fail, tags, error)
@@ -189,3 +239,8 @@ class Engine:
         for generation in {self._live[tag][0] for tag in tags if tag in self._live}:
             self._cancel(generation)
             generation.fail(error)
+
+
+def _settle(settled: Settled) -> None:
+    for request, error in settled:
+        request.settle(error)

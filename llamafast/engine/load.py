@@ -15,6 +15,7 @@ from llamafast._core.vocab import Vocab
 from llamafast.config import Config, ModelConfig
 from llamafast.engine.engine import Engine
 from llamafast.engine.memory import available_bytes
+from llamafast.engine.pooling import create_embedder, embedding_params, embeds, made_to_embed
 from llamafast.engine.threads import physical_cores
 from llamafast.engine.types import ModelInfo
 from llamafast.errors import ConfigError, ModelLoadError
@@ -35,9 +36,9 @@ N_SEQ_MAX_UNIFIED, N_SEQ_MAX_RECURRENT, N_SEQ_MAX_PARTITIONED = 64, 8, 1
 
 
 def load_model(config: ModelConfig, path: Path, on_progress: Callable[[float], None] | None = None) -> Model:
-    """Load the weights. Raises ModelLoadError, also for a kind of model that cannot generate."""
+    """Load the weights. Raises ModelLoadError or ConfigError."""
     try:
-        model = Model(
+        return Model(
             str(path),
             n_gpu_layers=config.n_gpu_layers,
             split_mode=config.split_mode,
@@ -49,20 +50,32 @@ def load_model(config: ModelConfig, path: Path, on_progress: Callable[[float], N
         )
     except (ValueError, OverflowError) as error:
         raise ConfigError(f"model: {error}") from error
-    if model.has_encoder or not model.has_decoder:
-        raise ModelLoadError(f"{path}: encoder models are not supported yet")
-    return model
 
 
-def create_context(config: ModelConfig, model: Model) -> Context:
+def create_context(model: Model, params: dict[str, Any]) -> Context:
     """Allocate memory for the sequences. Raises ModelLoadError or ConfigError."""
     try:
-        context = Context(model, **context_params(config, model))
+        return Context(model, **params)
     except (ValueError, OverflowError) as error:
         raise ConfigError(f"model: {error}") from error
-    if not context.has_memory:
-        raise ModelLoadError("embedding models are not supported yet")
-    return context
+
+
+def create_contexts(config: ModelConfig, model: Model) -> tuple[Context, Context | None]:
+    """The context that generates and the one that embeds, if it does; they are one for a model that only embeds.
+
+    Raises ModelLoadError, also for a model that could only embed and must not, or ConfigError.
+    """
+    params = context_params(config, model)
+    wanted = embeds(config, model)
+    if not model.has_encoder and not (wanted and made_to_embed(config, model)):
+        context = create_context(model, params)
+        if context.has_memory:
+            beside = embedding_params(config, model, params, beside=True)
+            return context, create_context(model, beside) if wanted else None
+    if config.embedding is False:
+        raise ModelLoadError("this model can only embed, and the config says `embedding: false`")
+    context = create_context(model, embedding_params(config, model, params, beside=False))
+    return context, context
 
 
 def context_params(config: ModelConfig, model: Model) -> dict[str, Any]:
@@ -101,20 +114,26 @@ def context_params(config: ModelConfig, model: Model) -> dict[str, Any]:
 def load_engine(config: Config, path: Path, on_progress: Callable[[float], None] | None = None) -> Engine:
     """Everything between a GGUF and an Engine that can be started. Raises ModelLoadError or ConfigError."""
     model = load_model(config.model, path, on_progress)
-    context = create_context(config.model, model)
+    context, embedding_context = create_contexts(config.model, model)
+    embedder, embedding = None, None
+    if embedding_context is not None:
+        embedder, embedding = create_embedder(config.model, path, embedding_context)
+    generates = context is not embedding_context
     vocab = Vocab(model)
     info = ModelInfo(
         id=config.model.alias or path.name,
         created=int(time.time()),
         n_vocab=vocab.n_tokens,
         n_ctx_train=model.n_ctx_train,
-        max_seq_len=max_seq_len(config.model, context),
+        max_seq_len=max_seq_len(config.model, context) if generates or not embedding else embedding.max_tokens,
         max_output_tokens=config.model.max_output_tokens,
         chat_template=config.model.chat_template_text or model.chat_template(),
         longest_piece=vocab.longest_piece,
         bos_text=vocab.text(vocab.bos),
         eos_text=vocab.text(vocab.eos),
         description=model.description,
+        generates=generates,
+        embedding=embedding,
     )
     logger.info("model    %s: %s, %.2f GB", info.id, info.description, model.size / 1e9)
     logger.info(
@@ -124,11 +143,19 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         info.max_seq_len,
         context.n_batch,
     )
+    if embedding is not None:
+        logger.info(
+            "vectors  of %d numbers, pooling %s, inputs of up to %d tokens",
+            embedding.width,
+            embedding.pooling,
+            embedding.max_tokens,
+        )
     logger.info("threads  %d to decode, %d to prefill", context.n_threads, context.n_threads_batch)
-    cache_bytes = config.cache.ram_bytes
+    cache_bytes = config.cache.ram_bytes if generates else 0
     if cache_bytes is None:
         cache_bytes = available_bytes() // CACHE_SHARE
-    logger.info("cache    up to %.2f GB of host memory for finished prompts", cache_bytes / 1e9)
+    if generates:
+        logger.info("cache    up to %.2f GB of host memory for finished prompts", cache_bytes / 1e9)
     return Engine(
         context,
         vocab,
@@ -137,13 +164,17 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         prefill_chunk=config.scheduler.prefill_chunk,
         cache_bytes=cache_bytes,
         priorities=config.scheduler.priorities,
+        embedder=embedder,
     )
 
 
 def resolved_settings(config: ModelConfig, path: Path) -> dict[str, Any]:
     """What this config means for the GGUF at ``path``, found without loading its weights. Raises ModelLoadError."""
     model = Model(str(path), vocab_only=True, kv_overrides=config.kv_overrides)
-    return {"path": str(path), **context_params(config, model)}
+    params = context_params(config, model)
+    if embeds(config, model):
+        params = embedding_params(config, model, params, beside=not made_to_embed(config, model))
+    return {"path": str(path), **params}
 
 
 def max_seq_len(config: ModelConfig, context: Context) -> int:

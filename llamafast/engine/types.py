@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 FinishReason = Literal["stop", "length"]
+Pooling = Literal["none", "mean", "cls", "last", "rank"]
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True):
@@ -65,9 +66,39 @@ class Event(Struct, gc=False):
     finish_reason: FinishReason | None = None
 
 
+class EmbeddingPlan(Struct, frozen=True, kw_only=True):
+    """What one request wants embedded.
+
+    ``inputs`` are arrays of int32 token ids, at least one id each. ``dimensions`` (0: all) cuts the vectors before they
+    are normalised; ``normalize`` is llama-server's embd_normalize: -1 not at all, 0 the largest absolute value to
+    32760, p > 0 the p-norm to 1.
+    """
+
+    inputs: tuple[array[int], ...]
+    dimensions: int = 0
+    normalize: int = 2
+
+
+class EmbeddingInfo(Struct, frozen=True, kw_only=True):
+    """What the layers above may know of a model that embeds.
+
+    ``width`` is the numbers of one vector, with the pooling ``rank`` those of one ranking: a logit, or with
+    ``softmax_rank`` the probabilities of yes and no. An input has at most ``max_tokens``. ``rerank_template`` is the
+    GGUF's prompt for a ranking, with ``{query}`` and ``{document}``. ``rerank_by_cosine`` lets a model that is none
+    rank by its vectors.
+    """
+
+    pooling: Pooling
+    width: int
+    max_tokens: int
+    softmax_rank: bool = False
+    rerank_template: str | None = None
+    rerank_by_cosine: bool = False
+
+
 class ModelInfo(Struct, frozen=True, kw_only=True):
     """What the layers above may know of the loaded model. Lengths are in tokens, ``longest_piece`` is
-    the most bytes of text that one token can stand for."""
+    the most bytes of text that one token can stand for. ``embedding`` is None for a model that does not embed."""
 
     id: str
     created: int
@@ -80,6 +111,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     bos_text: str
     eos_text: str
     description: str
+    generates: bool = True
+    embedding: EmbeddingInfo | None = None
 
 
 class Tokenizer(Protocol):
@@ -92,6 +125,10 @@ class Tokenizer(Protocol):
 
     def detokenize(self, tokens: array[int]) -> str:
         """The text of a prompt, control tokens included; bytes that are not UTF-8 become U+FFFD."""
+        ...
+
+    def pair(self, first: array[int], second: array[int]) -> array[int]:
+        """Two texts, tokenised with ``add_special``, as the one input that a ranking model reads."""
         ...
 
 
@@ -131,6 +168,14 @@ class EnginePort(Protocol):
 
         Raises QueueFull, EngineUnavailable, ContextLengthExceeded (a prompt longer than ``info.max_seq_len``)
         or InvalidRequest (an empty prompt, a token id out of range).
+        """
+        ...
+
+    async def embed(self, plan: EmbeddingPlan) -> list[bytes]:
+        """The vectors of each input, float32 one after another: one vector, or with the pooling none one a token.
+
+        Raises what ``submit`` raises, or the LlamafastError that ended the request; cancelling the caller's task
+        ends the work.
         """
         ...
 

@@ -12,6 +12,7 @@ from llamafast._core.runner import Runner
 from llamafast._core.sequence import Sequence
 from llamafast._core.status import drain_log
 from llamafast.engine.cache import PrefixCache
+from llamafast.engine.embeddings import EmbeddingQueue
 from llamafast.engine.scheduler import Scheduler
 from llamafast.errors import EngineFailure, LlamafastError
 
@@ -19,6 +20,11 @@ logger = logging.getLogger(__name__)
 
 # An upper bound only: submit, cancel and finished sequences end a run of steps before.
 STEPS_PER_RUN = 1 << 20
+
+# A step that embeds, in seconds: long enough to be efficient, short enough to hear a cancel; beside generation as long
+# as a step that generates, and need not be shorter than this.
+EMBED_SECONDS = 0.5
+EMBED_SECONDS_BESIDE = 0.1
 
 
 class Worker:
@@ -35,10 +41,13 @@ class Worker:
         scheduler: Scheduler[Sequence],
         cache: PrefixCache,
         on_failure: Callable[[list[int], LlamafastError], None],
+        embeddings: EmbeddingQueue | None = None,
     ) -> None:
         self.runner = runner
         self.scheduler = scheduler
         self.cache = cache
+        self.embeddings = embeddings
+        self._run_seconds = 0.0
         self._on_failure = on_failure
         self._wake = threading.Condition()
         self._arrived: list[tuple[Sequence, int]] = []
@@ -66,6 +75,12 @@ class Worker:
             self._wake.notify()
         self.runner.interrupt()
 
+    def wake(self) -> None:
+        """Any thread, after something was enqueued in ``embeddings``."""
+        with self._wake:
+            self._wake.notify()
+        self.runner.interrupt()
+
     def cancel(self, tags: list[int]) -> None:
         """Any thread. Takes effect after the current step."""
         with self._wake:
@@ -75,15 +90,19 @@ class Worker:
 
     @property
     def n_waiting(self) -> int:
-        """Sequences that have not run yet or were preempted. Any thread."""
-        return self.scheduler.n_waiting + len(self._arrived)
+        """Sequences that have not run yet or were preempted, and embedding requests. Any thread."""
+        n_embeddings = 0 if self.embeddings is None else self.embeddings.n_waiting
+        return self.scheduler.n_waiting + len(self._arrived) + n_embeddings
 
     def stalled(self) -> float:
         """Seconds that work has been waiting without a step; 0 when idle. Any thread."""
         busy_since = self._busy_since
         if busy_since is None:
             return 0.0
-        return min(time.monotonic() - busy_since, self.runner.since_last_step())
+        since_step = self.runner.since_last_step()
+        if self.embeddings is not None:
+            since_step = min(since_step, self.embeddings.embedder.since_last_step())
+        return min(time.monotonic() - busy_since, since_step)
 
     def counters(self) -> dict[str, float]:
         """Any thread; never waits for a step."""
@@ -101,7 +120,16 @@ class Worker:
                 "cache_restored": self.cache.restored_tokens,
                 "cache_evictions": self.cache.evictions,
             }
+            | (self.embeddings.counts() if self.embeddings else {})
         )
+
+    @property
+    def _has_work(self) -> bool:
+        return self.scheduler.has_work or self._embeds
+
+    @property
+    def _embeds(self) -> bool:
+        return self.embeddings is not None and self.embeddings.has_work
 
     def _loop(self) -> None:
         while not self._closing:
@@ -115,7 +143,7 @@ class Worker:
     def _take_orders(self) -> None:
         """Wait until there is something to do."""
         with self._wake:
-            while not (self._arrived or self._cancelled or self._closing or self.scheduler.has_work):
+            while not (self._arrived or self._cancelled or self._closing or self._has_work):
                 self._busy_since = None
                 self._wake.wait()
             arrived, self._arrived = self._arrived, []
@@ -129,12 +157,18 @@ class Worker:
             self._cancel(set(cancelled))
 
     def _round(self) -> None:
+        if self.embeddings is not None and self.embeddings.has_work:
+            # generation and embedding take turns of equal length
+            beside = max(EMBED_SECONDS_BESIDE, self._run_seconds)
+            self.embeddings.step(beside if self.scheduler.has_work else EMBED_SECONDS)
         for sequence in self.scheduler.admit():
             self._start(sequence)
             self._counts["admitted"] += 1
         if not self.scheduler.n_running:
             return
-        status = self.runner.run(STEPS_PER_RUN)
+        start = time.monotonic()
+        status = self.runner.run(1 if self._embeds else STEPS_PER_RUN)
+        self._run_seconds = time.monotonic() - start
         if status == core.FINISHED:
             for sequence in self.runner.finished():
                 self._drop(sequence)
@@ -176,6 +210,8 @@ class Worker:
         """After an error nobody foresaw: whoever runs is failed, memory starts afresh, whoever waits stays."""
         sequences = self.scheduler.take_running()
         self.runner.clear()
+        if self.embeddings is not None:
+            self.embeddings.reset()
         self._counts["failed"] += len(sequences)
         self._on_failure([sequence.tag for sequence in sequences], EngineFailure("the engine failed"))
 

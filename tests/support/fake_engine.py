@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from llamafast.engine.types import Event, Generation, ModelInfo, Plan
+from llamafast.engine.types import EmbeddingPlan, Event, Generation, ModelInfo, Plan
 from llamafast.errors import LlamafastError, RequestCancelled
 
 BOS = 256
@@ -54,6 +54,9 @@ class ByteTokenizer:
     def detokenize(self, tokens: array[int]) -> str:
         texts = {BOS: b"<s>", EOS: b"</s>"}
         return b"".join(texts.get(token) or bytes([token]) for token in tokens).decode(errors="replace")
+
+    def pair(self, first: array[int], second: array[int]) -> array[int]:
+        return first + array("i", [EOS]) + second[1:]
 
 
 class ScriptedGeneration:
@@ -124,6 +127,7 @@ class FakeEngine:
         self.script = script or say("Hello", " world")
         self.refusal: LlamafastError | None = None
         self.generations: list[ScriptedGeneration] = []
+        self.embedding_plans: list[EmbeddingPlan] = []
         self.submitted = asyncio.Event()
         self.cached_tokens = 0
         self.stalled_seconds = 0.0
@@ -142,6 +146,19 @@ class FakeEngine:
         self.generations.append(generation)
         self.submitted.set()
         return generation
+
+    async def embed(self, plan: EmbeddingPlan) -> list[bytes]:
+        """The vector of an input is its first tokens, ``dimensions`` or as many as the model's width."""
+        if self.refusal is not None:
+            raise self.refusal
+        self.embedding_plans.append(plan)
+        await asyncio.sleep(0)
+        info = self.info.embedding
+        assert info is not None
+        width = plan.dimensions or info.width
+        if info.pooling == "none":
+            return [array("f", [token for token in tokens for _ in range(width)]).tobytes() for tokens in plan.inputs]
+        return [array("f", [*tokens, *[0] * width][:width]).tobytes() for tokens in plan.inputs]
 
     def stalled(self) -> float:
         return self.stalled_seconds

@@ -407,17 +407,20 @@ MODELS: dict[str, Callable[[Path], None]] = {
 }
 
 
-def build(name: str, folder: Path = CACHE) -> Path:
-    """The file of model ``name`` in ``folder``, written first when it is not there. Raises KeyError for other names."""
-    write = MODELS[name]
-    path = folder / f"{name}.gguf"
+def written(path: Path, write: Callable[[Path], None]) -> Path:
+    """``path``, whole from the first moment it is there; ``write`` makes it when it is not."""
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as scratch:
             draft = Path(scratch) / path.name
             write(draft)
             os.replace(draft, path)
     return path
+
+
+def build(name: str, folder: Path = CACHE) -> Path:
+    """The file of model ``name`` in ``folder``, written first when it is not there. Raises KeyError for other names."""
+    return written(folder / f"{name}.gguf", MODELS[name])
 
 
 def main(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-# What llamafast calls of llama.h, in the header's order. Enums are declared as int: C converts both ways.
+# What llamafast calls of ggml.h, gguf.h and llama.h, in their order. Enums are declared as int: C converts both ways.
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 
@@ -14,6 +14,17 @@ cdef extern from "ggml.h" nogil:
     ctypedef void (*ggml_log_callback)(ggml_log_level level, const char *text, void *user_data) noexcept nogil
 
 
+cdef extern from "gguf.h" nogil:
+    cdef struct gguf_context:
+        pass
+    cdef struct gguf_init_params:
+        bint no_alloc
+        void *ctx
+    gguf_context *gguf_init_from_file(const char *fname, gguf_init_params params)
+    void gguf_free(gguf_context *ctx)
+    int64_t gguf_find_tensor(const gguf_context *ctx, const char *name)
+
+
 cdef extern from "llama.h" nogil:
     cdef struct llama_vocab:
         pass
@@ -27,6 +38,11 @@ cdef extern from "llama.h" nogil:
     ctypedef int32_t llama_seq_id
     ctypedef c_bool (*llama_progress_callback)(float progress, void *user_data) noexcept nogil
 
+    enum: LLAMA_POOLING_TYPE_UNSPECIFIED
+    enum: LLAMA_POOLING_TYPE_NONE
+    enum: LLAMA_POOLING_TYPE_MEAN
+    enum: LLAMA_POOLING_TYPE_CLS
+    enum: LLAMA_POOLING_TYPE_RANK
     enum: LLAMA_KV_OVERRIDE_TYPE_INT
     enum: LLAMA_KV_OVERRIDE_TYPE_FLOAT
     enum: LLAMA_KV_OVERRIDE_TYPE_BOOL
@@ -106,8 +122,11 @@ cdef extern from "llama.h" nogil:
     uint32_t llama_n_seq_max(const llama_context *ctx)
 
     llama_memory_t llama_get_memory(const llama_context *ctx)
+    int llama_pooling_type(const llama_context *ctx)
     const llama_vocab *llama_model_get_vocab(const llama_model *model)
     int32_t llama_model_n_ctx_train(const llama_model *model)
+    int32_t llama_model_n_embd_out(const llama_model *model)
+    uint32_t llama_model_n_cls_out(const llama_model *model)
     int32_t llama_model_n_layer(const llama_model *model)
     int32_t llama_model_n_swa(const llama_model *model)
     int32_t llama_vocab_n_tokens(const llama_vocab *vocab)
@@ -132,18 +151,24 @@ cdef extern from "llama.h" nogil:
 
     llama_batch llama_batch_init(int32_t n_tokens, int32_t embd, int32_t n_seq_max)
     void llama_batch_free(llama_batch batch)
+    int32_t llama_encode(llama_context *ctx, llama_batch batch)
     int32_t llama_decode(llama_context *ctx, llama_batch batch)
     int32_t llama_n_threads(llama_context *ctx)
     int32_t llama_n_threads_batch(llama_context *ctx)
     void llama_synchronize(llama_context *ctx)
     float *llama_get_logits_ith(llama_context *ctx, int32_t i)
+    float *llama_get_embeddings_ith(llama_context *ctx, int32_t i)
+    float *llama_get_embeddings_seq(llama_context *ctx, llama_seq_id seq_id)
 
     const char *llama_vocab_get_text(const llama_vocab *vocab, llama_token token)
     bint llama_vocab_is_eog(const llama_vocab *vocab, llama_token token)
     bint llama_vocab_is_control(const llama_vocab *vocab, llama_token token)
     llama_token llama_vocab_bos(const llama_vocab *vocab)
     llama_token llama_vocab_eos(const llama_vocab *vocab)
+    llama_token llama_vocab_sep(const llama_vocab *vocab)
     bint llama_vocab_get_add_bos(const llama_vocab *vocab)
+    bint llama_vocab_get_add_eos(const llama_vocab *vocab)
+    bint llama_vocab_get_add_sep(const llama_vocab *vocab)
 
     int32_t llama_tokenize(const llama_vocab *vocab, const char *text, int32_t text_len, llama_token *tokens,
                            int32_t n_tokens_max, bint add_special, bint parse_special)

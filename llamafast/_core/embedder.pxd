@@ -1,0 +1,46 @@
+from libc.stdint cimport int32_t, int64_t
+
+from .context cimport Batch, Context
+from .cost cimport step_cost_t
+
+cdef enum:
+    MAX_INPUTS = 256    # LLAMA_MAX_SEQ
+
+cdef struct input_t:
+    int32_t *tokens
+    int32_t n_tokens
+    int32_t n_past          # tokens that have been computed
+    int32_t n_rows          # rows in the current step
+    int32_t first_row
+    int32_t seq_id          # -1 while it does not run
+    int32_t dimensions      # numbers of a vector that are wanted, 0: all
+    int32_t normalize       # llama-server's embd_normalize
+    int32_t width           # numbers of a vector
+    int32_t n_vectors
+    float *values           # (n_vectors, width)
+    bint finite
+    bint alone              # computed with nobody else
+
+cdef class Input:
+    cdef input_t state
+
+cdef class Embedder:
+    cdef Context context
+    cdef Batch batch
+    cdef list running               # Inputs in order of admission
+    cdef input_t *states[MAX_INPUTS]
+    cdef readonly int32_t n_running
+    cdef list free_seq_ids
+    cdef readonly bint whole        # an input must be computed in one step
+    cdef readonly int32_t width     # numbers of a vector
+    cdef readonly int32_t max_tokens
+    cdef int32_t room               # tokens that may run at once
+    cdef int32_t n_reserved         # tokens of the running inputs
+    cdef int32_t pooling_type
+    cdef bint encodes               # llama_encode instead of llama_decode
+    cdef step_cost_t cost
+    cdef int64_t steps
+    cdef int64_t n_inputs
+    cdef int64_t n_tokens
+    cdef double seconds
+    cdef double last_step

@@ -1,0 +1,104 @@
+"""POST /v1/embeddings, /v1/rerank and /v1/score: requests and replies."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+
+class EmbeddingsRequest(Struct, kw_only=True):
+    """``input`` is a string, token ids, a list of strings or a list of lists of token ids.
+
+    ``embd_normalize`` is llama-server's: -1 not at all, 0 the largest absolute value to 32760, p > 0 the p-norm to 1.
+    """
+
+    input: str | list[str | int | list[int]]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    embd_normalize: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    user: str | None = None
+
+
+# Floats, or base64 of little-endian float32.
+Vector = list[float] | str
+
+
+class Embedding(Struct):
+    """Where nothing is pooled, ``embedding`` is one vector a token."""
+
+    embedding: Vector | list[Vector]
+    index: int
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingUsage(Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Struct, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+class DocumentText(Struct):
+    text: str
+
+
+class RerankRequest(Struct, kw_only=True):
+    """``raw_scores`` gives the model's logits instead of probabilities."""
+
+    query: str
+    documents: Annotated[list[str | DocumentText], Meta(min_length=1)]
+    model: str | None = None
+    top_n: Annotated[int, Meta(ge=1)] | None = None
+    return_documents: bool | None = None
+    raw_scores: bool | None = None
+    user: str | None = None
+
+
+class RankedDocument(Struct):
+    """``document`` is there when the request wants it back."""
+
+    index: int
+    relevance_score: float
+    document: DocumentText | UnsetType = UNSET
+
+
+class Ranking(Struct, kw_only=True):
+    """``results``: the most relevant first."""
+
+    id: str
+    object: Literal["list"] = "list"
+    model: str
+    results: list[RankedDocument]
+    usage: EmbeddingUsage
+
+
+class ScoreRequest(Struct, kw_only=True):
+    """Each of ``text_1`` with the same of ``text_2``, or one with all of ``text_2``."""
+
+    text_1: str | Annotated[list[str], Meta(min_length=1)]
+    text_2: str | Annotated[list[str], Meta(min_length=1)]
+    model: str | None = None
+    raw_scores: bool | None = None
+    user: str | None = None
+
+
+class Score(Struct):
+    index: int
+    score: float
+    object: Literal["score"] = "score"
+
+
+class ScoreList(Struct, kw_only=True):
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[Score]
+    usage: EmbeddingUsage

@@ -1,0 +1,126 @@
+"""Embedding requests between the event loop and the Embedder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from llamafast._core.embedder import Embedder, Input
+from llamafast._core.status import drain_log
+from llamafast.errors import EngineFailure, LlamafastError
+
+
+class EmbeddingRequest:
+    """The inputs of one request and the caller's ``done``, which belongs to the event loop.
+
+    ``closed`` tells the engine thread that nobody wants the rest any more.
+    """
+
+    def __init__(self, inputs: list[Input], done: asyncio.Future[None]) -> None:
+        self.inputs = inputs
+        self.done = done
+        self.closed = False
+        self.n_started = 0
+        self.n_finished = 0
+
+    def settle(self, error: LlamafastError | None) -> None:
+        """Event loop: end the wait."""
+        self.closed = True
+        if not self.done.done():
+            if error is None:
+                self.done.set_result(None)
+            else:
+                self.done.set_exception(error)
+
+
+Settled = list[tuple[EmbeddingRequest, LlamafastError | None]]
+
+
+class EmbeddingQueue:
+    """All waiting requests, each of which gives one input in turn, and the Embedder that computes them.
+
+    A request with thousands of inputs so delays one with a single input by little. Engine thread only, but for
+    ``enqueue``, ``n_waiting`` and ``counts``; ``on_settled`` gets everything a step has ended, in one call.
+    """
+
+    def __init__(self, embedder: Embedder, on_settled: Callable[[Settled], None]) -> None:
+        self.embedder = embedder
+        self._on_settled = on_settled
+        self._waiting: deque[EmbeddingRequest] = deque()
+        self._running: dict[Input, EmbeddingRequest] = {}
+        self._n_enqueued = 0  # written by the event loop
+        self._n_left = 0  # written by the engine thread
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests with inputs that have not been started. Any thread."""
+        return self._n_enqueued - self._n_left
+
+    def enqueue(self, request: EmbeddingRequest) -> None:
+        """Event loop. The inputs are no longer than ``embedder.max_tokens``."""
+        self._n_enqueued += 1
+        self._waiting.append(request)
+
+    def step(self, seconds: float) -> None:
+        """Compute one batch that takes about ``seconds``."""
+        self._forget_closed()
+        self._admit()
+        settled: Settled = []
+        code = self.embedder.step(seconds)
+        if code != 0:
+            settled += self._fail_running(f"llama_decode failed with code {code}: {drain_log()}")
+        for input in self.embedder.take_finished():
+            request = self._running.pop(input)
+            request.n_finished += 1
+            if input.vectors is None:
+                request.closed = True
+                settled.append((request, EngineFailure("the model gave a vector that is not finite")))
+            elif request.n_finished == len(request.inputs):
+                settled.append((request, None))
+        if settled:
+            self._on_settled(settled)
+
+    def reset(self) -> None:
+        """Fail what runs; memory starts afresh, what waits stays."""
+        self._on_settled(self._fail_running("the engine failed"))
+
+    def counts(self) -> dict[str, float]:
+        """The series of embeddings. Any thread."""
+        return self.embedder.counts()
+
+    def _forget_closed(self) -> None:
+        for input in [input for input, request in self._running.items() if request.closed]:
+            del self._running[input]
+            self.embedder.remove(input)
+
+    def _admit(self) -> None:
+        while self._waiting:
+            request = self._waiting[0]
+            if request.closed:
+                self._waiting.popleft()
+                self._n_left += 1
+                continue
+            input = request.inputs[request.n_started]
+            if not self.embedder.fits(input):
+                return
+            self._waiting.popleft()
+            self.embedder.add(input)
+            self._running[input] = request
+            request.n_started += 1
+            if request.n_started < len(request.inputs):
+                self._waiting.append(request)
+            else:
+                self._n_left += 1
+
+    def _fail_running(self, reason: str) -> Settled:
+        requests = set(self._running.values())
+        self._running.clear()
+        self.embedder.clear()
+        for request in requests:
+            request.closed = True
+        return [(request, EngineFailure(reason)) for request in requests]

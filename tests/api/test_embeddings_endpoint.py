@@ -1,0 +1,240 @@
+"""POST /v1/embeddings, /v1/rerank and /v1/score over a scripted engine."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import struct
+
+import pytest
+from msgspec.structs import replace
+from support.asgi_client import AsgiClient
+from support.fake_engine import BOS, EOS, INFO, FakeEngine
+
+from llamafast.api.app import App
+from llamafast.engine.types import EmbeddingInfo
+from llamafast.errors import EngineFailure, QueueFull
+
+PATH = "/v1/embeddings"
+MEAN = EmbeddingInfo(pooling="mean", width=4, max_tokens=16)
+
+
+def serving(**changes) -> tuple[AsgiClient, FakeEngine]:
+    engine = FakeEngine(info=replace(INFO, embedding=replace(MEAN, **changes)))
+    return AsgiClient(App(engine, max_body_bytes=1 << 20, stall_seconds=5)), engine
+
+
+@pytest.fixture
+def client() -> AsgiClient:
+    return serving()[0]
+
+
+async def test_a_reply_field_by_field(client):
+    response = await client.post(PATH, {"input": "ab", "model": "org/fake-model", "user": "me"})
+    assert response.status == 200
+    assert response.headers["content-type"] == "application/json"
+    assert response.json == {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": [BOS, 97, 98, 0]}],
+        "model": "org/fake-model",
+        "usage": {"prompt_tokens": 3, "total_tokens": 3},
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "tokens"),
+    [
+        ("a", [[BOS, 97]]),
+        (["a", "b"], [[BOS, 97], [BOS, 98]]),
+        ([97, 98], [[97, 98]]),
+        ([[97], [98, 99]], [[97], [98, 99]]),
+    ],
+)
+async def test_the_four_forms_of_input(given, tokens):
+    client, engine = serving()
+    assert (await client.post(PATH, {"input": given})).status == 200
+    (plan,) = engine.embedding_plans
+    assert [list(ids) for ids in plan.inputs] == tokens
+    assert (plan.dimensions, plan.normalize) == (0, 2)
+
+
+async def test_options_reach_the_plan():
+    client, engine = serving()
+    body = (await client.post(PATH, {"input": "ab", "dimensions": 2, "embd_normalize": -1})).json
+    assert body["data"][0]["embedding"] == [BOS, 97]
+    assert (engine.embedding_plans[0].dimensions, engine.embedding_plans[0].normalize) == (2, -1)
+
+
+async def test_base64_is_little_endian_float32(client):
+    body = (await client.post(PATH, {"input": ["a", "b"], "encoding_format": "base64"})).json
+    vectors = [struct.unpack("<4f", base64.b64decode(item["embedding"])) for item in body["data"]]
+    assert vectors == [(BOS, 97, 0, 0), (BOS, 98, 0, 0)]
+
+
+async def test_without_pooling_there_is_a_vector_a_token_not_normalised():
+    client, engine = serving(pooling="none")
+    body = (await client.post(PATH, {"input": [[5, 6], [7]], "dimensions": 2})).json
+    assert [item["embedding"] for item in body["data"]] == [[[5, 5], [6, 6]], [[7, 7]]]
+    assert engine.embedding_plans[0].normalize == -1
+    body = (await client.post(PATH, {"input": [5], "dimensions": 1, "encoding_format": "base64"})).json
+    assert body["data"][0]["embedding"] == [base64.b64encode(struct.pack("<f", 5)).decode()]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "input"),
+        ({"input": None}, "input"),
+        ({"input": {"a": 1}}, "input"),
+        ({"input": 1}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": []}, "input"),
+        ({"input": ["a", ""]}, "input[1]"),
+        ({"input": ["a", 1]}, "input"),
+        ({"input": [1.5]}, "input[0]"),
+        ({"input": [True]}, "input[0]"),
+        ({"input": [[]]}, "input"),
+        ({"input": [[1], []]}, "input[1]"),
+        ({"input": [-1]}, "input"),
+        ({"input": [258]}, "input"),
+        ({"input": [2**70]}, "input"),
+        ({"input": [[1], [2**31]]}, "input[1]"),
+        ({"input": [1] * 17}, "input"),
+        ({"input": "x" * 16}, "input"),
+        ({"input": ["x"] * 2049}, "input"),
+        ({"input": ["x", "y" * 1_300_000]}, "input"),
+        ({"input": "a", "dimensions": 0}, "dimensions"),
+        ({"input": "a", "dimensions": 5}, "dimensions"),
+        ({"input": "a", "dimensions": "4"}, "dimensions"),
+        ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
+        ({"input": "a", "embd_normalize": -2}, "embd_normalize"),
+        ({"input": "a", "embd_normalize": 2**31}, "embd_normalize"),
+        ({"input": "a", "model": "other"}, "model"),
+    ],
+)
+async def test_malformed_requests_name_the_field(body, param):
+    client, engine = serving()
+    client = AsgiClient(App(engine, max_body_bytes=4 << 20, stall_seconds=5))
+    response = await client.post(PATH, body)
+    assert response.status == (404 if param == "model" else 400)
+    assert response.error["param"] == param
+    assert not engine.embedding_plans
+
+
+async def test_too_long_is_the_context_length_code(client):
+    assert (await client.post(PATH, {"input": [1] * 17})).error["code"] == "context_length_exceeded"
+
+
+async def test_total_tokens_are_bounded():
+    client, engine = serving(max_tokens=200)
+    response = await client.post(PATH, {"input": [[1] * 200] * 1501})
+    assert "300200 tokens" in response.error["message"]
+    assert not engine.embedding_plans
+
+
+async def test_the_numbers_of_a_reply_are_bounded():
+    client, _ = serving(pooling="none", width=4096, max_tokens=4096)
+    response = await client.post(PATH, {"input": [1] * 2100})
+    assert response.error["param"] == "input"
+
+
+@pytest.mark.parametrize(("error", "status"), [(QueueFull("full"), 429), (EngineFailure("broken"), 500)])
+async def test_the_engines_errors(error, status):
+    client, engine = serving()
+    engine.refusal = error
+    assert (await client.post(PATH, {"input": "a"})).status == status
+
+
+async def test_a_model_that_does_not_embed_and_one_that_ranks(client):
+    plain = AsgiClient(App(FakeEngine(), max_body_bytes=1 << 20, stall_seconds=5))
+    for path, body in ((PATH, {"input": "a"}), ("/v1/rerank", {"query": "a", "documents": ["b"]})):
+        assert "model.embedding" in (await plain.post(path, body)).error["message"]
+    ranker, _ = serving(pooling="rank", width=1)
+    assert "/v1/rerank" in (await ranker.post(PATH, {"input": "a"})).error["message"]
+    assert "rerank_by_cosine" in (await client.post("/v1/rerank", {"query": "a", "documents": ["b"]})).error["message"]
+    sorter, _ = serving(pooling="rank", width=3)
+    assert "3 classes" in (await sorter.post("/v1/rerank", {"query": "a", "documents": ["b"]})).error["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank"])
+async def test_rerank(path):
+    client, engine = serving(pooling="rank", width=1)
+    # the score of a pair is its first token: a template lets the document decide it
+    engine.info = replace(engine.info, embedding=replace(engine.info.embedding, rerank_template="{document}{query}"))
+    documents = ["\x01", {"text": "\x03{query}"}, "\x02"]
+    body = {"query": "q", "documents": documents, "top_n": 2, "return_documents": True}
+    reply = (await client.post(path, body)).json
+    assert re.fullmatch(r"rerank-[0-9a-f]{32}", reply.pop("id"))
+    assert reply == {
+        "object": "list",
+        "model": "org/fake-model",
+        "results": [
+            {"index": 1, "relevance_score": 1 / (1 + math.exp(-3)), "document": {"text": "\x03{query}"}},
+            {"index": 2, "relevance_score": 1 / (1 + math.exp(-2)), "document": {"text": "\x02"}},
+        ],
+        "usage": {"prompt_tokens": 13, "total_tokens": 13},
+    }
+    assert bytes(list(engine.embedding_plans[0].inputs[1])) == b"\x03{query}q"
+    reply = (await client.post(path, {"query": "q", "documents": documents, "raw_scores": True})).json
+    assert [(r["index"], r["relevance_score"]) for r in reply["results"]] == [(1, 3), (2, 2), (0, 1)]
+    assert "document" not in reply["results"][0]
+
+
+async def test_pairs_are_framed_and_softmax_scores_stay():
+    client, engine = serving(pooling="rank", width=2, softmax_rank=True)
+    reply = (await client.post("/v1/score", {"text_1": "a", "text_2": ["b", "c"]})).json
+    assert [item["score"] for item in reply["data"]] == [BOS, BOS]
+    assert [list(ids) for ids in engine.embedding_plans[0].inputs] == [[BOS, 97, EOS, 98], [BOS, 97, EOS, 99]]
+    assert engine.embedding_plans[0].normalize == -1
+
+
+async def test_score_field_by_field_and_by_cosine():
+    client, engine = serving(rerank_by_cosine=True)
+    reply = (await client.post("/v1/score", {"text_1": ["a", "b"], "text_2": ["b", "b"]})).json
+    assert re.fullmatch(r"score-[0-9a-f]{32}", reply.pop("id"))
+    assert reply.pop("created") > 1e9
+    assert reply == {
+        "object": "list",
+        "model": "org/fake-model",
+        "data": [
+            {"object": "score", "index": 0, "score": BOS * BOS + 97 * 98},
+            {"object": "score", "index": 1, "score": BOS * BOS + 98 * 98},
+        ],
+        "usage": {"prompt_tokens": 4, "total_tokens": 4},
+    }
+    # each text is embedded once
+    assert len(engine.embedding_plans[0].inputs) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/rerank", {"documents": ["a"]}, "query"),
+        ("/v1/rerank", {"query": "a"}, "documents"),
+        ("/v1/rerank", {"query": "a", "documents": []}, "documents"),
+        ("/v1/rerank", {"query": "", "documents": ["a"]}, "query"),
+        ("/v1/rerank", {"query": "a", "documents": ["b", ""]}, "documents"),
+        ("/v1/rerank", {"query": "a", "documents": [1]}, "documents[0]"),
+        ("/v1/rerank", {"query": "a", "documents": [{"title": "b"}]}, "documents[0].text"),
+        ("/v1/rerank", {"query": "a", "documents": ["b"] * 2049}, "documents"),
+        ("/v1/rerank", {"query": "a", "documents": ["b", "c" * 40]}, "documents[1]"),
+        ("/v1/rerank", {"query": "a", "documents": ["b"], "top_n": 0}, "top_n"),
+        ("/v1/score", {"text_1": ["a", "b"], "text_2": ["c"]}, "text_1"),
+        ("/v1/score", {"text_1": "", "text_2": ["c"]}, "text_1"),
+        ("/v1/score", {"text_1": [], "text_2": "c"}, "text_1"),
+    ],
+)
+async def test_malformed_rankings_name_the_field(path, body, param):
+    client, engine = serving(pooling="rank", width=1)
+    response = await client.post(path, body)
+    assert (response.status, response.error["param"]) == (400, param)
+    assert not engine.embedding_plans
+
+
+async def test_a_lone_surrogate_and_deep_json_are_refused(client):
+    for body in (b'{"input": "\\ud800"}', b'{"input": ' + b"[" * 5000 + b"]" * 5000 + b"}"):
+        response = await client.post(PATH, body)
+        assert response.status == 400
+        json.dumps(response.error)
