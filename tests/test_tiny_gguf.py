@@ -75,6 +75,7 @@ def test_the_large_vocabulary_is_as_large_as_its_name() -> None:
 def test_kinds_of_memory() -> None:
     assert Model(str(build("tiny-gemma3-swa"))).n_swa == 64
     assert Model(str(build("tiny-qwen35"))).is_hybrid
+    assert Model(str(build("tiny-mamba"))).is_recurrent
     assert not Model(str(build("tiny-llama"))).is_hybrid
 
 

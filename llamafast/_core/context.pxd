@@ -16,6 +16,8 @@ cdef class Context:
     cdef readonly Model model
     cdef llama_context *ctx
     cdef llama_memory_t memory      # NULL for a model without memory
-    cdef readonly bint embeddings   # it gives embeddings, for every row
-    cdef readonly bint can_trim     # the tail of a sequence can be removed exactly
-    cdef readonly bint can_share    # and seq_cp of any prefix costs next to nothing
+    cdef readonly bint embeddings       # it gives embeddings, for every row
+    cdef readonly bint unified          # sequences share cells: seq_cp copies no data and takes any range
+    # A sequence of up to so many tokens can be cut anywhere; a longer one goes on only from where its state was taken.
+    cdef readonly int32_t n_cuttable
+    cdef readonly int32_t scratch       # a sequence id beyond n_seq_max through which parts are moved, -1: none

@@ -18,8 +18,9 @@ class Batch:
 class Context:
     model: Model
     embeddings: bool
-    can_trim: bool
-    can_share: bool
+    unified: bool
+    n_cuttable: int
+    scratch: int
     def __new__(
         cls,
         model: Model,

@@ -9,6 +9,7 @@ from .headers.llama cimport (
     llama_n_ubatch, llama_pooling_type, llama_synchronize,
 )
 from .model cimport Model
+from .prefix cimport MAX_SEQ
 from .status cimport check_ptr, forget_log
 
 
@@ -65,6 +66,9 @@ cdef class Context:
     """Owns a llama_context and holds its Model. Keywords are fields of llama_context_params; None leaves llama.h's
     default. Not thread-safe: one thread at a time.
 
+    Where sequences share cells, llama.cpp is given one sequence id more than ``n_seq_max`` (at most 255 then): parts of
+    a sequence are saved and restored through it.
+
     Raises ModelLoadError with llama.cpp's reason, ValueError for more sequences than rows in a batch.
     """
 
@@ -107,6 +111,12 @@ cdef class Context:
             # llama.cpp aborts the process
             raise ValueError(f"n_batch {params.n_batch} and n_ctx {params.n_ctx} must be at least n_seq_max "
                              f"{params.n_seq_max}")
+        self.unified = params.kv_unified and not model.is_recurrent
+        self.scratch = -1
+        if self.unified and not params.embeddings:
+            self.scratch = min(params.n_seq_max, MAX_SEQ - 1)
+            params.n_seq_max = self.scratch + 1
+            params.n_batch = max(params.n_batch, params.n_seq_max)
         forget_log()
         with nogil:
             self.ctx = llama_init_from_model(model.model, params)
@@ -114,11 +124,11 @@ cdef class Context:
         born(CONTEXT)
         self.memory = llama_get_memory(self.ctx)
         self.embeddings = params.embeddings
-        self.can_trim = (
-            # a sliding window loses old positions, also from saved states, whatever swa_full says
-            self.memory != NULL and not model.is_recurrent and not model.is_hybrid and model.n_swa == 0
-        )
-        self.can_share = self.can_trim and params.kv_unified
+        if model.is_recurrent or model.is_hybrid:
+            self.n_cuttable = 0
+        else:
+            # a saved state lacks what a sliding window has left behind, whatever swa_full says
+            self.n_cuttable = model.n_swa or 0x7FFFFFFF
 
     def __dealloc__(self):
         if self.ctx != NULL:
@@ -144,7 +154,8 @@ cdef class Context:
 
     @property
     def n_seq_max(self):
-        return llama_n_seq_max(self.ctx)
+        """Ids for sequences: 0 to n_seq_max - 1."""
+        return llama_n_seq_max(self.ctx) if self.scratch < 0 else self.scratch
 
     @property
     def n_threads(self):

@@ -6,7 +6,7 @@ block's hash name everything before it, so one probe a block is enough.
 """
 from libc.stdint cimport int32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 
 cdef extern from *:
@@ -27,7 +27,7 @@ cdef uint64_t MIX_C = 0x6A09E667F3BCC909
 
 
 cdef uint64_t block_hash(uint64_t parent, const int32_t *tokens) noexcept nogil:
-    """The hash of BLOCK tokens after the chain ``parent`` (the first block's parent is 0); never 0."""
+    """The hash of BLOCK tokens after the chain ``parent`` (a first block's parent is a seed); never 0."""
     cdef uint64_t words[BLOCK_WORDS]
     cdef uint64_t hash = parent ^ MIX_A
     cdef int i
@@ -134,64 +134,13 @@ cdef int32_t prefix_find(
     return n_blocks
 
 
-def common_prefix(const int32_t[::1] a not None, const int32_t[::1] b not None):
-    """How many tokens ``a`` and ``b`` begin with in common."""
-    cdef Py_ssize_t i = 0, limit = min(a.shape[0], b.shape[0])
-    while i < limit and a[i] == b[i]:
+def common_prefix(const int32_t[::1] a not None, const int32_t[::1] b not None, Py_ssize_t start=0):
+    """How many tokens ``a`` from ``start`` on and ``b`` begin with in common."""
+    cdef Py_ssize_t i = 0, limit = min(a.shape[0] - start, b.shape[0])
+    if start < 0:
+        raise ValueError(f"start is {start}")
+    while i + BLOCK <= limit and memcmp(&a[start + i], &b[i], BLOCK * sizeof(int32_t)) == 0:
+        i += BLOCK
+    while i < limit and a[start + i] == b[i]:
         i += 1
-    return i
-
-
-cdef class PrefixIndex:
-    """The same for whoever is not a running sequence. Owners are 0 to 255."""
-    cdef prefix_t index
-
-    def __cinit__(self):
-        if prefix_init(&self.index) < 0:
-            raise MemoryError
-
-    def __dealloc__(self):
-        prefix_free(&self.index)
-
-    def __len__(self):
-        return self.index.used
-
-    def insert(self, int32_t owner, const int32_t[::1] tokens not None):
-        """Note every whole block of ``tokens``."""
-        cdef Py_ssize_t i
-        cdef uint64_t hash = 0
-        _check_owner(owner)
-        for i in range(0, tokens.shape[0] - BLOCK + 1, BLOCK):
-            hash = block_hash(hash, &tokens[i])
-            if prefix_insert(&self.index, owner, hash) < 0:
-                raise MemoryError
-
-    def remove(self, int32_t owner, const int32_t[::1] tokens not None):
-        cdef Py_ssize_t i
-        cdef uint64_t hash = 0
-        _check_owner(owner)
-        for i in range(0, tokens.shape[0] - BLOCK + 1, BLOCK):
-            hash = block_hash(hash, &tokens[i])
-            prefix_remove(&self.index, owner, hash)
-
-    def find(self, const int32_t[::1] tokens not None):
-        """(number of leading blocks somebody has, list of those who have them all)."""
-        cdef uint64_t owners[OWNER_WORDS]
-        cdef uint64_t everybody[OWNER_WORDS]
-        cdef int32_t n_blocks = <int32_t> (tokens.shape[0] // BLOCK)
-        cdef int32_t n, i
-        cdef uint64_t *hashes = <uint64_t *> calloc(n_blocks + 1, sizeof(uint64_t))
-        if hashes == NULL:
-            raise MemoryError
-        for i in range(n_blocks):
-            hashes[i + 1] = block_hash(hashes[i], &tokens[i * BLOCK])
-        memset(everybody, 0xFF, sizeof(everybody))
-        n = prefix_find(&self.index, hashes + 1, n_blocks, everybody, owners)
-        free(hashes)
-        return n, [owner for owner in range(MAX_SEQ) if owners[owner >> 6] >> (owner & 63) & 1]
-
-
-cdef int _check_owner(int32_t owner) except -1:
-    if not 0 <= owner < MAX_SEQ:
-        raise ValueError(f"owner {owner}: expected 0 to {MAX_SEQ - 1}")
-    return 0
+    return max(i, 0)

@@ -38,4 +38,5 @@ cdef class Runner:
     cdef step_cost_t cost
     cdef counters_t counters
 
-    cdef bint _restore(self, int32_t seq_id, bytes saved, int32_t n_saved)
+    cdef bint _set_state(self, int32_t seq_id, bytes saved)
+    cdef bytes _get_state(self, int32_t seq_id)

@@ -12,18 +12,19 @@ from .context cimport Batch, Context, batch_add
 from .cost cimport cost_add, cost_fit
 from .headers.clock cimport now
 from .headers.llama cimport (
-    llama_batch, llama_decode, llama_get_logits_ith, llama_memory_seq_rm, llama_state_seq_get_data,
-    llama_state_seq_get_size, llama_state_seq_set_data, llama_supports_gpu_offload,
+    llama_batch, llama_decode, llama_get_logits_ith, llama_memory_seq_cp, llama_memory_seq_pos_max,
+    llama_memory_seq_rm, llama_state_seq_get_data, llama_state_seq_get_size, llama_state_seq_set_data,
+    llama_supports_gpu_offload,
 )
 from .outbox cimport Outbox, outbox_publish, outbox_stage
 from .prefix cimport BLOCK
 from .running cimport (
     MAX_RUNNING, running_add, running_clear, running_free, running_init, running_longest, running_note, running_ready,
-    running_remove,
+    running_remove, running_stop,
 )
 from .sampler cimport sampler_pick, scratch_free, scratch_init
 from .sequence cimport (
-    FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Sequence, sequence_append, sequence_t,
+    FINISH_HALTED, FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Sequence, sequence_append, sequence_t,
 )
 from .text cimport text_drop, text_feed, text_ready
 from .vocab cimport TOKEN_CONTROL, TOKEN_EOG, Vocab
@@ -44,6 +45,7 @@ cdef enum:
     RUN_NO_ROOM = 1     # llama_decode's own 1: nothing changed
     RUN_FINISHED = 3
     RUN_NO_MEMORY = 4
+    RUN_SAVE_DUE = 5    # somebody has reached its save_at
     # rows of prompt in a step, however slow rows are: prefill always advances
     MIN_PREFILL = 8
     # the same, before the first step was measured
@@ -57,6 +59,7 @@ cdef enum:
 PAUSED = RUN_PAUSED
 NO_ROOM = RUN_NO_ROOM
 FINISHED = RUN_FINISHED
+SAVE_DUE = RUN_SAVE_DUE
 
 # A step that decodes may take this many times what it would take without prefill rows, and need not take less than
 # so many seconds: where decoding is faster than anybody reads, prompts come first.
@@ -87,7 +90,7 @@ cdef class Runner:
         self.free_seq_ids = list(reversed(range(min(context.n_seq_max, MAX_RUNNING)))) if context.memory != NULL else []
         if scratch_init(&self.scratch, vocab.pieces.n_tokens) < 0:
             raise MemoryError
-        if running_init(&self.live, context.memory, context.can_share) < 0:
+        if running_init(&self.live, context.memory, context.unified, context.n_cuttable) < 0:
             raise MemoryError
         born(RUNNER)
         self.counters.last_step = now()
@@ -124,47 +127,77 @@ cdef class Runner:
         """How many of its tokens a waiting sequence would get from the running ones."""
         return running_longest(&self.live, &sequence.state)
 
-    def add(self, Sequence sequence not None, bytes saved=None, int32_t n_saved=0):
+    @property
+    def in_parts(self):
+        """Whether a state can be saved and restored in parts; where not, every part begins at 0."""
+        return self.context.scratch >= 0
+
+    @property
+    def n_cuttable(self):
+        """A sequence of up to so many tokens can be cut anywhere, a longer one not at all."""
+        return self.context.n_cuttable
+
+    def add(self, Sequence sequence not None, int32_t n_restore=0):
         """Let a sequence run. What another running sequence has computed of its tokens, or is about to, is shared.
 
-        ``saved`` is what ``save`` gave for a sequence with the same first ``n_saved`` tokens (fewer than this one has);
-        where llama.cpp does not take it, the tokens are computed. Returns how many tokens were restored. Raises
-        IndexError where there is no free sequence id.
+        It waits until ``restore`` has brought its first ``n_restore`` tokens (fewer than it has), or has failed to.
+        Raises IndexError where there is no free sequence id.
         """
-        cdef int32_t restored
         cdef sequence_t *s = &sequence.state
         if s.seq_id >= 0 or s.finish != FINISH_NONE:
             raise ValueError("the sequence runs already or has finished")
-        if not 0 <= n_saved < s.n_tokens:
-            raise ValueError(f"{n_saved} saved tokens for a sequence of {s.n_tokens}")
+        if not 0 <= n_restore < s.n_tokens:
+            raise ValueError(f"{n_restore} tokens to restore for a sequence of {s.n_tokens}")
         s.seq_id = self.free_seq_ids.pop()
         s.n_rows = 0
         s.n_past = 0
-        if saved is not None and self._restore(s.seq_id, saved, n_saved):
-            s.n_past = n_saved
-        restored = s.n_past
+        s.n_restore = n_restore
         self.running.append(sequence)
         running_add(&self.live, s)
-        return restored
 
-    cdef bint _restore(self, int32_t seq_id, bytes saved, int32_t n_saved):
+    def restore(self, Sequence sequence not None, bytes saved not None, int32_t start, int32_t stop):
+        """Give a running sequence its tokens [start, stop) out of what ``save`` or ``remove`` gave for the same tokens.
+
+        ``start`` is where its memory ends; without ``in_parts`` it does not count, for ``saved`` is everything up to
+        its end. Returns False where llama.cpp does not take it; then the rest is computed.
+        """
+        cdef sequence_t *s = &sequence.state
+        cdef int32_t before = s.n_past, seq_id = s.seq_id, scratch = self.context.scratch
+        cdef bint done
+        if seq_id < 0 or not start < stop <= s.n_restore:
+            raise ValueError(f"tokens {start} to {stop} of {s.n_restore} to restore")
+        if scratch < 0:
+            done = self._set_state(seq_id, saved)
+            done = done and llama_memory_seq_rm(self.context.memory, seq_id, stop, -1)
+        else:
+            if start != s.n_past:
+                raise ValueError(f"tokens from {start} on after {s.n_past}")
+            done = self._set_state(scratch, saved)
+            if done:
+                llama_memory_seq_cp(self.context.memory, scratch, seq_id, start, stop)
+            llama_memory_seq_rm(self.context.memory, scratch, -1, -1)
+            if not done:
+                s.n_restore = s.n_past
+                return False
+        if done and llama_memory_seq_pos_max(self.context.memory, seq_id) == stop - 1:
+            s.n_past = stop
+        else:
+            llama_memory_seq_rm(self.context.memory, seq_id, -1, -1)
+            s.n_past = s.n_restore = 0
+        if s.n_runs == 1:
+            s.n_cached += s.n_past - before
+            self.live.restored += s.n_past - before
+        return s.n_past == stop
+
+    cdef bint _set_state(self, int32_t seq_id, bytes saved):
         cdef const char *data = saved
         cdef size_t size = len(saved)
         cdef bint done
         with nogil:
             done = llama_state_seq_set_data(self.context.ctx, <const uint8_t *> data, size, seq_id) != 0
-            done = done and llama_memory_seq_rm(self.context.memory, seq_id, n_saved, -1)
-            if not done:
-                llama_memory_seq_rm(self.context.memory, seq_id, -1, -1)
         return done
 
-    def saved_bytes(self, Sequence sequence not None):
-        """How many bytes ``save`` would give."""
-        return llama_state_seq_get_size(self.context.ctx, sequence.state.seq_id)
-
-    def save(self, Sequence sequence not None):
-        """The state of a running sequence's first ``n_past`` tokens as bytes."""
-        cdef int32_t seq_id = sequence.state.seq_id
+    cdef bytes _get_state(self, int32_t seq_id):
         cdef size_t size = llama_state_seq_get_size(self.context.ctx, seq_id)
         cdef bytes saved = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> size)
         cdef char *data = saved
@@ -175,12 +208,39 @@ cdef class Runner:
             raise AssertionError(f"llama_state_seq_get_data wrote {written} of {size} bytes")
         return saved
 
+    def save(self, Sequence sequence not None, int32_t start, int32_t stop):
+        """The state of a running sequence's tokens [start, stop) as bytes.
+
+        Without ``in_parts`` it is everything; ``stop`` must be ``n_past`` then, and wherever it cannot be cut.
+        """
+        cdef sequence_t *s = &sequence.state
+        cdef int32_t scratch = self.context.scratch
+        if s.seq_id < 0 or not 0 <= start < stop <= s.n_past:
+            raise ValueError(f"tokens {start} to {stop} of {s.n_past} in memory")
+        if stop < s.n_past and (scratch < 0 or s.n_past > self.context.n_cuttable):
+            raise ValueError(f"a state of {s.n_past} tokens cannot be cut to {stop}")
+        if scratch < 0 or (start == 0 and stop == s.n_past):
+            return self._get_state(s.seq_id)
+        llama_memory_seq_cp(self.context.memory, s.seq_id, scratch, start, stop)
+        try:
+            return self._get_state(scratch)
+        finally:
+            llama_memory_seq_rm(self.context.memory, scratch, -1, -1)
+
     def remove(self, Sequence sequence not None):
         """Stop running a sequence and free its memory. It can be added again: nothing but time is lost."""
+        cdef sequence_t *s = &sequence.state
         self.running.remove(sequence)
-        running_remove(&self.live, &sequence.state)
-        self.free_seq_ids.append(sequence.state.seq_id)
-        sequence.state.seq_id = -1
+        running_remove(&self.live, s)
+        llama_memory_seq_rm(self.context.memory, s.seq_id, -1, -1)
+        self.free_seq_ids.append(s.seq_id)
+        s.seq_id = -1
+        s.n_past = s.n_restore = 0
+
+    def halt(self, Sequence sequence not None):
+        """Give a running sequence no more rows; it counts as finished and nothing is reported."""
+        if sequence.state.finish == FINISH_NONE:
+            sequence.state.finish = FINISH_HALTED
 
     def clear(self):
         """Stop running every sequence and empty the memory."""
@@ -192,9 +252,17 @@ cdef class Runner:
         self.running.clear()
 
     def finished(self):
-        """The running sequences that have finished; ``run`` does nothing until they are removed."""
+        """The running sequences that have finished; they keep their memory until they are removed."""
         cdef Sequence sequence
         return [sequence for sequence in self.running if sequence.state.finish != FINISH_NONE]
+
+    def save_due(self):
+        """The running sequences that have reached their ``save_at``."""
+        cdef Sequence sequence
+        return [
+            sequence for sequence in self.running
+            if sequence.state.n_past >= sequence.state.save_at and sequence.state.finish == FINISH_NONE
+        ]
 
     def in_last_step(self):
         """The running sequences that had rows in the last step: the ones a failure of it concerns."""
@@ -206,15 +274,18 @@ cdef class Runner:
         flag_store(&self.attention, 1)
 
     def run(self, int max_steps):
-        """Step until PAUSED (``interrupt`` or ``max_steps``), FINISHED, NO_ROOM or a failure (llama_decode's code).
-
-        With finished sequences that were not removed it returns FINISHED at once.
+        """Step until PAUSED (``interrupt``, ``max_steps`` or nobody has a row to compute), FINISHED (somebody just
+        has), SAVE_DUE, NO_ROOM or a failure (llama_decode's code).
         """
-        cdef int status = RUN_FINISHED if self.finished() else RUN_PAUSED
+        cdef int status = RUN_PAUSED
         cdef int step = 0
+        cdef int32_t n_generating
         with nogil:
-            while status == RUN_PAUSED and step < max_steps and self.live.n and not flag_load(&self.attention):
-                status = runner_step(self)
+            while status == RUN_PAUSED and step < max_steps and not flag_load(&self.attention):
+                n_generating = runner_fill(self)
+                if self.batch.batch.n_tokens == 0:
+                    break
+                status = runner_step(self, n_generating)
                 step += 1
         flag_store(&self.attention, 0)
         return status
@@ -226,18 +297,19 @@ cdef class Runner:
     def counts(self):
         """Everything counted since the start, as a dict. Any thread; never waits for a step."""
         return self.counters | {
-            "prefix_queries": self.live.queries, "prefix_hits": self.live.hits, "forks": self.live.forks,
+            "prefix_queries": self.live.queries, "prefix_hits": self.live.hits + self.live.restored,
+            "prefix_hits_running": self.live.hits, "prefix_hits_ram": self.live.restored, "forks": self.live.forks,
         }
 
 
-cdef int runner_step(Runner self) noexcept nogil:
-    """One step; RUN_PAUSED when there may be another."""
-    cdef int32_t i, n_rows, n_decode, n_sequences
+cdef int runner_step(Runner self, int32_t n_decode) noexcept nogil:
+    """Decode the batch, ``n_decode`` of whose rows continue a generation; RUN_PAUSED when there may be another step."""
+    cdef int32_t i, n_rows, n_sequences
+    cdef bint save_due = False
     cdef int code
     cdef double start, decoded, sampled
     cdef counters_t *count = &self.counters
     cdef sequence_t *s
-    n_decode = runner_fill(self)
     n_rows = self.batch.batch.n_tokens
     start = now()
     code = llama_decode(self.context.ctx, self.batch.batch)
@@ -249,6 +321,7 @@ cdef int runner_step(Runner self) noexcept nogil:
         s = self.live.states[i]
         s.n_past += s.n_rows
         n_sequences += s.n_rows > 0
+        save_due = save_due or s.n_past >= s.save_at
     # the first row waits until the device is done
     for i in range(self.live.n):
         if self.live.states[i].output_row >= 0:
@@ -271,7 +344,7 @@ cdef int runner_step(Runner self) noexcept nogil:
     count.sample_seconds += sampled - decoded
     count.step_seconds += sampled - start
     count.last_step = sampled
-    return code
+    return RUN_SAVE_DUE if save_due and code == RUN_PAUSED else code
 
 
 cdef int32_t runner_fill(Runner self) noexcept nogil:
@@ -287,7 +360,8 @@ cdef int32_t runner_fill(Runner self) noexcept nogil:
         s = self.live.states[i]
         s.n_rows = 0
         s.output_row = -1
-        if not running_ready(&self.live, s):
+        s.ready = s.finish == FINISH_NONE and running_ready(&self.live, s)
+        if not s.ready:
             continue
         if s.n_tokens - s.n_past == 1:
             n_decode += 1
@@ -304,7 +378,7 @@ cdef int32_t runner_fill(Runner self) noexcept nogil:
     if not self.prefills_alone:
         for i in range(self.live.n):
             s = self.live.states[i]
-            if s.leader < 0 and s.n_tokens - s.n_past == 1:
+            if s.ready and s.n_tokens - s.n_past == 1:
                 s.output_row = batch_add(batch, s.tokens[s.n_past], s.n_past, s.seq_id, True)
                 s.n_rows = 1
                 n_generating += s.n_past >= s.n_prompt
@@ -312,8 +386,9 @@ cdef int32_t runner_fill(Runner self) noexcept nogil:
     for i in range(self.live.n):
         s = self.live.states[i]
         take = min(budget, s.n_tokens - s.n_past)
-        if s.leader >= 0 or s.n_tokens - s.n_past == 1 or take <= 0:
+        if not s.ready or s.n_tokens - s.n_past == 1 or take <= 0:
             continue
+        take = running_stop(&self.live, s, take)
         for k in range(s.n_past, s.n_past + take):
             s.output_row = batch_add(batch, s.tokens[k], k, s.seq_id, k == s.n_tokens - 1)
         if s.n_past + take < s.n_tokens:
@@ -371,7 +446,7 @@ cdef int sequence_accept(Runner self, sequence_t *s, int32_t token) noexcept nog
     cdef int stopped = 0
     if sequence_append(s, token) < 0:
         return -1
-    if self.context.can_share and s.n_tokens % BLOCK == 0:
+    if s.n_tokens % BLOCK == 0:
         running_note(&self.live, s)
     if flags & TOKEN_EOG:
         stopped = not s.ignore_eos

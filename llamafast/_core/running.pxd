@@ -10,20 +10,23 @@ cdef enum:
 # The sequences that run, in order of admission, and who has which of their tokens.
 cdef struct running_t:
     llama_memory_t memory
-    bint can_share
+    bint unified
+    int32_t n_cuttable
     int32_t n
     sequence_t *states[MAX_RUNNING]
     sequence_t *by_seq_id[MAX_RUNNING]
     prefix_t prefix             # the tokens of whoever runs, in memory or not yet
     int64_t queries             # prompt tokens looked up
     int64_t hits                # of those, taken from another sequence
+    int64_t restored            # of those, restored from a saved state
     int64_t forks
 
-cdef int running_init(running_t *self, llama_memory_t memory, bint can_share) noexcept nogil
+cdef int running_init(running_t *self, llama_memory_t memory, bint unified, int32_t n_cuttable) noexcept nogil
 cdef void running_free(running_t *self) noexcept nogil
 cdef void running_add(running_t *self, sequence_t *s) noexcept nogil
 cdef int32_t running_longest(const running_t *self, sequence_t *s) noexcept nogil
 cdef void running_remove(running_t *self, sequence_t *s) noexcept nogil
+cdef int32_t running_stop(const running_t *self, const sequence_t *s, int32_t take) noexcept nogil
 cdef void running_clear(running_t *self) noexcept nogil
 cdef void running_note(running_t *self, sequence_t *s) noexcept nogil
 cdef bint running_ready(running_t *self, sequence_t *s) noexcept nogil

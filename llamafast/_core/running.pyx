@@ -4,19 +4,23 @@ A sequence that begins with tokens another one has, or is about to compute, does
 llama_memory_seq_cp (in a unified cache that copies no data) once they are in memory, and until then it waits for the
 other, its leader. So a burst of requests with one system prompt computes it once, the choices of one request compute
 their prompt once, and a follow-up to a running answer takes that answer too.
+
+Recurrent state and what a sliding window has left behind cannot be cut back: there a sequence lends only what ends
+exactly where it is, and stops its prompt's chunks where somebody waits for that.
 """
 from libc.stdint cimport int32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 
 from .headers.llama cimport llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_rm, llama_memory_t
 from .prefix cimport OWNER_WORDS, prefix_find, prefix_free, prefix_init, prefix_insert, prefix_remove
 from .sequence cimport sequence_hash, sequence_t
 
 
-cdef int running_init(running_t *self, llama_memory_t memory, bint can_share) noexcept nogil:
+cdef int running_init(running_t *self, llama_memory_t memory, bint unified, int32_t n_cuttable) noexcept nogil:
     """For a zeroed struct: 0, or -1 when out of memory."""
     self.memory = memory
-    self.can_share = can_share
+    self.unified = unified
+    self.n_cuttable = n_cuttable
     return prefix_init(&self.prefix)
 
 
@@ -25,21 +29,18 @@ cdef void running_free(running_t *self) noexcept nogil:
 
 
 cdef void running_add(running_t *self, sequence_t *s) noexcept nogil:
-    """Append a sequence whose seq_id is its own and whose first n_past tokens are in memory under it."""
+    """Append a sequence whose seq_id is its own and without memory yet."""
     self.states[self.n] = s
     self.by_seq_id[s.seq_id] = s
     self.n += 1
     s.n_runs += 1
     if s.n_runs == 1:
         self.queries += s.n_prompt
-        self.hits += s.n_past
-        s.n_cached = s.n_past
-    if self.can_share:
-        share(self, s, self.n - 1)
+    share(self, s, self.n - 1)
 
 
 cdef void running_remove(running_t *self, sequence_t *s) noexcept nogil:
-    """Take a sequence out and free its memory. Whoever waited for it takes what there is and looks further."""
+    """Take a sequence out; its memory is the caller's to free. Who waited for it takes what there is, looks further."""
     cdef int32_t i, place = 0
     cdef sequence_t *other
     forget(self, s)
@@ -48,14 +49,15 @@ cdef void running_remove(running_t *self, sequence_t *s) noexcept nogil:
         if other == s:
             place = i
         elif other.leader == s.seq_id:
-            fork_from(self, s, other)
+            other.leader = -1
+            # between partitions the data is copied by the next llama_decode: too late when its owner has left
+            if self.unified:
+                fork_from(self, s, other)
             share(self, other, i)
-    llama_memory_seq_rm(self.memory, s.seq_id, -1, -1)
     self.n -= 1
     for i in range(place, self.n):
         self.states[i] = self.states[i + 1]
     s.leader = -1
-    s.n_past = 0
 
 
 cdef void running_clear(running_t *self) noexcept nogil:
@@ -65,7 +67,7 @@ cdef void running_clear(running_t *self) noexcept nogil:
     for i in range(self.n):
         forget(self, self.states[i])
         self.states[i].leader = -1
-        self.states[i].n_past = 0
+        self.states[i].n_past = self.states[i].n_restore = 0
     self.n = 0
 
 
@@ -80,15 +82,36 @@ cdef void running_note(running_t *self, sequence_t *s) noexcept nogil:
 
 
 cdef bint running_ready(running_t *self, sequence_t *s) noexcept nogil:
-    """Whether a sequence waits for nobody; fetches the shared prefix once its leader has computed it."""
+    """Whether a sequence waits for nobody; fetches the shared prefix once its leader has computed it.
+
+    Just before llama_decode only: between partitions it is llama_decode that copies the data.
+    """
     cdef sequence_t *leader
+    if s.n_past < s.n_restore:
+        return False
     if s.leader < 0:
         return True
     leader = self.by_seq_id[s.leader]
     if leader.n_past < s.n_shared:
         return False
+    s.leader = -1
     fork_from(self, leader, s)
     return True
+
+
+cdef int32_t running_stop(const running_t *self, const sequence_t *s, int32_t take) noexcept nogil:
+    """How many of its next ``take`` tokens a sequence may compute before its state must be copied or saved."""
+    cdef int32_t i
+    cdef sequence_t *other
+    if self.n_cuttable == 0x7FFFFFFF:
+        return take
+    if s.save_at > s.n_past:
+        take = min(take, s.save_at - s.n_past)
+    for i in range(self.n):
+        other = self.states[i]
+        if other.leader == s.seq_id and other.n_shared > s.n_past:
+            take = min(take, other.n_shared - s.n_past)
+    return take
 
 
 cdef void forget(running_t *self, sequence_t *s) noexcept nogil:
@@ -114,10 +137,9 @@ cdef void follow(running_t *self, sequence_t *s, int32_t place) noexcept nogil:
     """
     cdef int32_t longest = 0
     cdef sequence_t *best = best_before(self, s, place, &longest)
-    if longest > s.n_past:
+    if longest > max(s.n_past, s.n_restore):
         s.leader = best.seq_id
         s.n_shared = longest
-        running_ready(self, s)
 
 
 cdef sequence_t *best_before(
@@ -139,6 +161,8 @@ cdef sequence_t *best_before(
         if not owners[other.seq_id >> 6] >> (other.seq_id & 63) & 1:
             continue
         common = common_tokens(s, other)
+        if not lends(self, other, common):
+            continue
         if common > longest[0] or (common == longest[0] and best != NULL and other.n_past > best.n_past):
             longest[0] = common
             best = other
@@ -148,28 +172,43 @@ cdef sequence_t *best_before(
 cdef int32_t running_longest(const running_t *self, sequence_t *s) noexcept nogil:
     """How many tokens of a sequence that does not run yet somebody who runs has or will have."""
     cdef int32_t longest = 0
-    if self.can_share:
-        sequence_hash(s)
-        best_before(self, s, self.n, &longest)
-        s.n_blocks = 0
+    sequence_hash(s)
+    best_before(self, s, self.n, &longest)
+    s.n_blocks = 0
     return longest
+
+
+cdef bint lends(const running_t *self, const sequence_t *other, int32_t n) noexcept nogil:
+    """Whether a sequence's first ``n`` tokens, once it has them, can be copied without the rest."""
+    cdef int32_t reach = max(other.n_past, other.n_restore)
+    if other.leader >= 0:
+        reach = max(reach, other.n_shared)
+    return reach <= n or reach <= self.n_cuttable
 
 
 cdef int32_t common_tokens(const sequence_t *s, const sequence_t *other) noexcept nogil:
     """The last token never counts: it is always computed, as logits are not kept."""
     cdef int32_t i = 0, limit = min(s.n_tokens - 1, other.n_tokens)
+    if s.n_salt != other.n_salt or memcmp(s.salt, other.salt, s.n_salt) != 0:
+        return 0
     while i < limit and s.tokens[i] == other.tokens[i]:
         i += 1
     return i
 
 
 cdef void fork_from(running_t *self, sequence_t *leader, sequence_t *s) noexcept nogil:
-    """Give ``s`` what its leader has computed of the shared prefix, and end the waiting."""
+    """Give ``s`` what its former leader has computed of the shared prefix, if that can be copied."""
     cdef int32_t n = min(leader.n_past, s.n_shared)
-    s.leader = -1
-    if n <= s.n_past:
+    cdef bint whole = not self.unified or leader.n_past > self.n_cuttable
+    if n <= s.n_past or (leader.n_past > n and leader.n_past > self.n_cuttable):
         return
-    llama_memory_seq_cp(self.memory, leader.seq_id, s.seq_id, s.n_past, n)
+    if whole:
+        llama_memory_seq_rm(self.memory, s.seq_id, -1, -1)
+        llama_memory_seq_cp(self.memory, leader.seq_id, s.seq_id, -1, -1)
+        if leader.n_past > n:
+            llama_memory_seq_rm(self.memory, s.seq_id, n, -1)
+    else:
+        llama_memory_seq_cp(self.memory, leader.seq_id, s.seq_id, s.n_past, n)
     self.forks += 1
     if s.n_runs == 1:
         self.hits += n - s.n_past

@@ -8,6 +8,7 @@ cdef enum:
     FINISH_NONE = 0
     FINISH_STOP = 1
     FINISH_LENGTH = 2
+    FINISH_HALTED = 3       # nobody waits for it any more; never in the Outbox
 
 cdef struct sequence_t:
     int64_t tag             # names it in the Outbox
@@ -19,14 +20,20 @@ cdef struct sequence_t:
     int32_t n_past          # tokens[:n_past] are in memory; n_past < n_tokens while it runs
     int32_t n_max           # n_tokens stops growing here
     int32_t n_rows          # rows it has in the current step
+    bint ready              # it may have rows in the current step
     int32_t output_row      # which of them gives logits, -1: none
     int32_t n_unreported    # tokens generated since the last record in the Outbox
     int32_t n_runs          # how often it was admitted: once, and once more for each preemption
     int32_t n_cached        # tokens of the prompt that another sequence had computed
+    int32_t n_restore       # it waits until so many tokens are restored
+    int32_t save_at         # once so many tokens are in memory, run() returns for them to be saved
     int32_t leader          # the sequence id whose prefix it waits for, -1: none
     int32_t n_shared        # how much of that prefix they have in common
     uint64_t *hashes        # (n_blocks,) of the whole blocks of tokens, as prefix.pyx chains them
     int32_t n_blocks
+    const char *salt        # (n_salt,) bytes; only sequences of one salt share anything
+    Py_ssize_t n_salt
+    uint64_t seed           # of the hashes, made of the salt
     int32_t finish
     bint ignore_eos
     bint show_control
@@ -36,6 +43,8 @@ cdef struct sequence_t:
 cdef class Sequence:
     cdef sequence_t state
     cdef Sampler sampler
+    cdef readonly bytes salt
+    cdef readonly tuple checkpoints
 
 cdef int sequence_append(sequence_t *self, int32_t token) noexcept nogil
 cdef int sequence_hash(sequence_t *self) noexcept nogil

@@ -19,7 +19,12 @@ class Sequence:
         stops: tuple[bytes, ...] = (),
         ignore_eos: bool = False,
         show_control: bool = False,
+        salt: bytes = b"",
+        checkpoints: tuple[int, ...] = (),
     ) -> Self: ...
+    salt: bytes
+    checkpoints: tuple[int, ...]
+    save_at: int
     @property
     def tag(self) -> int: ...
     @property

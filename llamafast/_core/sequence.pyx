@@ -11,12 +11,17 @@ from .vocab cimport Vocab
 
 from array import array
 
+cdef enum:
+    NEVER = 0x7FFFFFFF
+
 
 cdef class Sequence:
     """The engine's end of one choice.
 
     ``prompt`` is int32 token ids, at least one; ``max_tokens`` (at least 1) bounds the output. ``tag`` names the
-    sequence in the Outbox.
+    sequence in the Outbox. Sequences of different ``salt`` never share what they computed.
+    ``checkpoints`` are lengths of the prompt at which its state is likely to be wanted again, for whoever sets
+    ``save_at``.
 
     Raises ValueError for an empty prompt or an id outside the vocabulary (llama.cpp would abort).
     """
@@ -24,6 +29,7 @@ cdef class Sequence:
     def __cinit__(
         self, Vocab vocab not None, const int32_t[::1] prompt not None, Sampler sampler not None, *, int64_t tag,
         int32_t max_tokens, tuple stops=(), bint ignore_eos=False, bint show_control=False,
+        bytes salt not None=b"", tuple checkpoints=(),
     ):
         cdef sequence_t *s = &self.state
         cdef Py_ssize_t i
@@ -37,6 +43,7 @@ cdef class Sequence:
         s.tag = tag
         s.seq_id = -1
         s.output_row = s.leader = -1
+        s.save_at = NEVER
         s.n_prompt = s.n_tokens = <int32_t> prompt.shape[0]
         s.n_max = s.n_prompt + max_tokens
         s.capacity = s.n_prompt + min(max_tokens, 64)
@@ -48,7 +55,12 @@ cdef class Sequence:
         born(SEQUENCE)
         memcpy(s.tokens, &prompt[0], <size_t> s.n_prompt * sizeof(int32_t))
         text_init(&s.text, stops)
+        self.salt = salt
+        s.salt = salt
+        s.n_salt = len(salt)
+        s.seed = hash(salt) & 0xFFFFFFFFFFFFFFFF
         self.sampler = sampler
+        self.checkpoints = checkpoints
         s.sampler = &sampler.state
 
     def __dealloc__(self):
@@ -87,6 +99,15 @@ cdef class Sequence:
         return self.state.n_cached
 
     @property
+    def save_at(self):
+        """Runner.run returns SAVE_DUE once so many tokens are in memory."""
+        return self.state.save_at
+
+    @save_at.setter
+    def save_at(self, int32_t n_tokens):
+        self.state.save_at = n_tokens
+
+    @property
     def finished(self):
         return self.state.finish != FINISH_NONE
 
@@ -107,7 +128,7 @@ cdef int sequence_hash(sequence_t *self) noexcept nogil:
             return -1
         self.hashes = grown
     while self.n_blocks < n_blocks:
-        parent = self.hashes[self.n_blocks - 1] if self.n_blocks else 0
+        parent = self.hashes[self.n_blocks - 1] if self.n_blocks else self.seed
         self.hashes[self.n_blocks] = block_hash(parent, self.tokens + self.n_blocks * BLOCK)
         self.n_blocks += 1
     return 0

@@ -67,7 +67,7 @@ class Engine:
             n_seq_max=context.n_seq_max, n_cells=context.n_ctx if unified and context.n_seq_max > 1 else None
         )
         self.compute_threads: int = max(context.n_threads, context.n_threads_batch)
-        cache = PrefixCache(cache_bytes if context.can_trim else 0)
+        cache = PrefixCache(cache_bytes, n_cuttable=runner.n_cuttable, in_parts=runner.in_parts)
         self._embeddings = None if embedder is None else EmbeddingQueue(embedder, self._settle_from_worker)
         self._worker = Worker(runner, scheduler, cache, self._fail_from_worker, self._embeddings)
 
@@ -185,6 +185,8 @@ class Engine:
                 stops=tuple(stop.encode() for stop in plan.stop),
                 ignore_eos=plan.ignore_eos,
                 show_control=not plan.skip_special_tokens,
+                salt=plan.cache_salt.encode(),
+                checkpoints=plan.checkpoints,
             )
         except ValueError as error:
             raise InvalidRequest(str(error), param="prompt") from error

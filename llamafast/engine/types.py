@@ -40,7 +40,9 @@ class Plan(Struct, frozen=True, kw_only=True):
     ``prompts`` are arrays of int32 token ids, at least one id each. ``max_tokens`` bounds the output of one choice
     (None: as much as fits). ``stop`` strings end a choice and are not part of its text. With
     ``skip_special_tokens`` control tokens leave no text. ``ignore_eos`` lets generation run through
-    end-of-generation tokens. Requests with a lower ``priority`` run first and give way last.
+    end-of-generation tokens. Requests with a lower ``priority`` run first and give way last. Only requests of one
+    ``cache_salt`` share what they computed. ``checkpoints`` are lengths at which later prompts may part from this one
+    (the end of the system prompt, the start of the last user turn): there a state that cannot be cut is kept.
     """
 
     prompts: tuple[array[int], ...]
@@ -51,6 +53,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     skip_special_tokens: bool = True
     ignore_eos: bool = False
     priority: int = 0
+    cache_salt: str = ""
+    checkpoints: tuple[int, ...] = ()
 
 
 class Event(Struct, gc=False):

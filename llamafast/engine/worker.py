@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from llamafast._core import runner as core
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import Sequence
 from llamafast._core.status import drain_log
-from llamafast.engine.cache import PrefixCache
+from llamafast.engine.cache import Part, PrefixCache
 from llamafast.engine.embeddings import EmbeddingQueue
 from llamafast.engine.scheduler import Scheduler
 from llamafast.errors import EngineFailure, LlamafastError
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # An upper bound only: submit, cancel and finished sequences end a run of steps before.
 STEPS_PER_RUN = 1 << 20
+# Between two steps states are saved and restored for about this long, and always at least one part of each.
+COPY_SECONDS = 0.005
 
 # A step that embeds, in seconds: long enough to be efficient, short enough to hear a cancel; beside generation as long
 # as a step that generates, and need not be shorter than this.
@@ -52,6 +55,8 @@ class Worker:
         self._wake = threading.Condition()
         self._arrived: list[tuple[Sequence, int]] = []
         self._cancelled: list[int] = []
+        self._ended: deque[tuple[Sequence, str]] = deque()  # still in memory, and what they count as
+        self._restores: dict[Sequence, deque[Part]] = {}
         self._closing = False
         self._busy_since: float | None = None
         self._counts = {"submitted": 0, "admitted": 0, "completed": 0, "cancelled": 0, "failed": 0, "preempted": 0}
@@ -115,9 +120,9 @@ class Worker:
                 "free_sequences": self.runner.n_free,
                 "used_cells": self.runner.n_cells,
                 "total_cells": self.runner.total_cells,
-                "cache_entries": len(self.cache),
+                "cache_states": self.cache.n_states,
                 "cache_bytes": self.cache.used_bytes,
-                "cache_restored": self.cache.restored_tokens,
+                "cache_restores": self.cache.n_restores,
                 "cache_evictions": self.cache.evictions,
             }
             | (self.embeddings.counts() if self.embeddings else {})
@@ -161,18 +166,24 @@ class Worker:
             # generation and embedding take turns of equal length
             beside = max(EMBED_SECONDS_BESIDE, self._run_seconds)
             self.embeddings.step(beside if self.scheduler.has_work else EMBED_SECONDS)
+        deadline = time.monotonic() + COPY_SECONDS
+        self._release(deadline)
         for sequence in self.scheduler.admit():
             self._start(sequence)
             self._counts["admitted"] += 1
+        self._restore(deadline)
         if not self.scheduler.n_running:
             return
         start = time.monotonic()
-        status = self.runner.run(1 if self._embeds else STEPS_PER_RUN)
+        status = self.runner.run(1 if self._ended or self._restores or self._embeds else STEPS_PER_RUN)
         self._run_seconds = time.monotonic() - start
+        if status in (core.FINISHED, core.SAVE_DUE):
+            self._save_due()
         if status == core.FINISHED:
-            for sequence in self.runner.finished():
-                self._drop(sequence)
-                self._counts["completed"] += 1
+            ended = {sequence for sequence, _ in self._ended}
+            self._ended.extend((sequence, "completed") for sequence in self.runner.finished() if sequence not in ended)
+        elif status == core.SAVE_DUE:
+            pass
         elif status == core.NO_ROOM:
             self._make_room()
         elif status != core.PAUSED:
@@ -185,6 +196,9 @@ class Worker:
 
     def _make_room(self) -> None:
         """The memory is full: the youngest starts over later; alone, a sequence cannot be helped."""
+        if self._ended:
+            self._release(deadline=float("inf"))
+            return
         sequence = self.scheduler.preempt()
         if sequence is not None:
             self._stop(sequence)
@@ -193,16 +207,23 @@ class Worker:
         self._fail(self.scheduler.running, EngineFailure("the request does not fit the context's memory"))
 
     def _cancel(self, tags: set[int]) -> None:
-        for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
+        for sequence in self.scheduler.waiting:
             if sequence.tag in tags:
-                self._drop(sequence)
+                self.scheduler.remove(sequence)
                 self._counts["cancelled"] += 1
+        ended = {sequence for sequence, _ in self._ended}
+        for sequence in self.scheduler.running:
+            if sequence.tag in tags and sequence not in ended:
+                self.runner.halt(sequence)
+                self._ended.append((sequence, "cancelled"))
 
     def _fail(self, sequences: list[Sequence], error: LlamafastError) -> None:
         for sequence in sequences:
             # what a failed step left in memory is not worth keeping
             if self.scheduler.remove(sequence):
+                self._restores.pop(sequence, None)
                 self.runner.remove(sequence)
+        self._ended = deque(one for one in self._ended if one[0] not in sequences)
         self._counts["failed"] += len(sequences)
         self._on_failure([sequence.tag for sequence in sequences], error)
 
@@ -212,33 +233,60 @@ class Worker:
         self.runner.clear()
         if self.embeddings is not None:
             self.embeddings.reset()
+        self._ended.clear()
+        self._restores.clear()
         self._counts["failed"] += len(sequences)
         self._on_failure([sequence.tag for sequence in sequences], EngineFailure("the engine failed"))
 
-    def _drop(self, sequence: Sequence) -> None:
-        if self.scheduler.remove(sequence):
-            self._stop(sequence)
-
     def _start(self, sequence: Sequence) -> None:
         """Let a sequence run from the longest prefix there is: a running sequence's or a saved one."""
-        if len(self.cache):
-            hit = self.cache.find(sequence.tokens(), self.runner.shareable(sequence))
-            if hit is not None:
-                self.cache.restored_tokens += self.runner.add(sequence, *hit)
+        parts = self.cache.find(sequence.tokens(), sequence.salt, self.runner.shareable(sequence))
+        n_restore = parts[-1].stop if parts else 0
+        self.runner.add(sequence, n_restore)
+        if parts:
+            self._restores[sequence] = deque(parts)
+        sequence.save_at = self.cache.next_save(n_restore, sequence.n_prompt, sequence.checkpoints)
+
+    def _restore(self, deadline: float) -> None:
+        """Restore parts of prefixes until the deadline, at least one."""
+        while self._restores:
+            sequence, parts = next(iter(self._restores.items()))
+            if not self.runner.restore(sequence, *parts.popleft()) or not parts:
+                del self._restores[sequence]
+            if time.monotonic() >= deadline:
                 return
-        self.runner.add(sequence)
+
+    def _save_due(self) -> None:
+        """Save a part of whoever is due until the deadline, at least one; all where the next step loses the state."""
+        deadline = time.monotonic() + COPY_SECONDS
+        for sequence in self.runner.save_due():
+            self._save(sequence)
+            sequence.save_at = self.cache.next_save(sequence.n_past, sequence.n_prompt, sequence.checkpoints)
+            if self.cache.cuts_anywhere and time.monotonic() >= deadline:
+                return
+
+    def _release(self, deadline: float) -> None:
+        """Free the memory of sequences that have ended until the deadline, at least of one."""
+        while self._ended:
+            sequence, outcome = self._ended.popleft()
+            self.scheduler.remove(sequence)
+            self._stop(sequence)
+            self._counts[outcome] += 1
+            if time.monotonic() >= deadline:
+                return
 
     def _stop(self, sequence: Sequence) -> None:
         """Free a sequence's memory; what it computed is kept if it may be of use."""
+        self._restores.pop(sequence, None)
+        self._save(sequence)
+        self.runner.remove(sequence)
+
+    def _save(self, sequence: Sequence) -> None:
         try:
-            self._keep(sequence)
+            tokens = sequence.tokens()[: sequence.n_past]
+            start, stop = self.cache.unsaved(tokens, sequence.salt)
+            if stop:
+                self.cache.put(tokens[:stop], sequence.salt, self.runner.save(sequence, start, stop))
         except Exception:
             # a prefix that could not be kept is no reason to fail anybody
             logger.exception("cannot keep a prefix of %d tokens", sequence.n_past)
-        self.runner.remove(sequence)
-
-    def _keep(self, sequence: Sequence) -> None:
-        if self.cache.budget:
-            tokens = sequence.tokens()[: sequence.n_past]
-            if self.cache.wants(tokens, self.runner.saved_bytes(sequence)):
-                self.cache.put(tokens, self.runner.save(sequence))

@@ -1,4 +1,4 @@
-"""The index of token blocks against a model of the truth, and sharing between running sequences."""
+"""What sequences have in common: sharing while they run, and states that are saved and restored."""
 
 from __future__ import annotations
 
@@ -7,76 +7,27 @@ from array import array
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from core.test_runner import Rig
-from llamafast._core.prefix import PrefixIndex
+from llamafast._core.prefix import common_prefix
+from llamafast._core.runner import PAUSED, SAVE_DUE
 
-BLOCK = 16
-
-
-def tokens_of(path):
-    """Blocks named by small numbers, so that prefixes meet often."""
-    return array("i", [100 * block + i for block in path for i in range(BLOCK)])
+SMALL = st.lists(st.sampled_from([40, 41]), max_size=60)
 
 
-PATHS = st.lists(st.integers(0, 2), max_size=5).map(tuple)
+@given(head=SMALL, a=SMALL, b=SMALL, before=SMALL)
+def test_the_common_prefix_is_what_counting_gives(head, a, b, before):
+    one, other = [*head, *a], [*head, *b]
+    expected = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
+    expected = min(len(one), len(other)) if expected is None else expected
+    assert common_prefix(array("i", [*before, *one]), array("i", other), len(before)) == expected
 
 
-class IndexMachine(RuleBasedStateMachine):
-    """insert, remove and find against a dict of paths."""
-
-    def __init__(self):
-        super().__init__()
-        self.index = PrefixIndex()
-        self.paths = {}
-
-    @rule(owner=st.integers(0, 255), path=PATHS)
-    def insert(self, owner, path):
-        if owner not in self.paths:
-            self.index.insert(owner, tokens_of(path))
-            self.paths[owner] = path
-
-    @rule(data=st.data())
-    def remove(self, data):
-        if self.paths:
-            owner = data.draw(st.sampled_from(sorted(self.paths)))
-            self.index.remove(owner, tokens_of(self.paths.pop(owner)))
-
-    @rule(path=PATHS, rest=st.integers(0, BLOCK - 1))
-    def find(self, path, rest):
-        expected = 0
-        for n in range(1, len(path) + 1):
-            if any(other[:n] == path[:n] for other in self.paths.values()):
-                expected = n
-        owners = [o for o, other in sorted(self.paths.items()) if expected and other[:expected] == path[:expected]]
-        assert self.index.find(tokens_of(path) + array("i", [7] * rest)) == (expected, owners)
-
-    @invariant()
-    def holds_nothing_else(self):
-        assert len(self.index) == len({path[:n] for path in self.paths.values() for n in range(1, len(path) + 1)})
-
-
-TestIndex = IndexMachine.TestCase
-TestIndex.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-
-
-def test_the_table_grows_and_shrinks():
-    index = PrefixIndex()
-    texts = [array("i", [owner, *range(16 * 20 - 1)]) for owner in range(256)]
-    for owner, text in enumerate(texts):
-        index.insert(owner, text)
-    assert len(index) == 256 * 20
-    assert all(index.find(text) == (20, [owner]) for owner, text in enumerate(texts))
-    for owner, text in enumerate(texts):
-        index.remove(owner, text)
-    assert len(index) == 0
-
-
-@pytest.mark.parametrize("owner", [-1, 256])
-def test_owners_out_of_range_are_refused(owner):
-    with pytest.raises(ValueError, match="owner"):
-        PrefixIndex().insert(owner, tokens_of((1,)))
+@pytest.mark.parametrize("start", [3, 2**62])
+def test_nothing_is_in_common_behind_the_end(start):
+    assert common_prefix(array("i", [1, 2, 3]), array("i", [1, 2, 3]), start) == 0
+    with pytest.raises(ValueError, match="start"):
+        common_prefix(array("i", [1]), array("i", [1]), -1)
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +117,11 @@ def test_a_preempted_sequence_is_not_its_own_cache_hit(rig):
     sequence = rig.sequence([*SYSTEM, *SYSTEM], 1)
     rig.runner.add(sequence)
     rig.runner.run(1)
-    saved, n_saved = rig.runner.save(sequence), sequence.n_past
+    n_saved = sequence.n_past
+    saved = rig.runner.save(sequence, 0, n_saved)
     rig.runner.remove(sequence)
-    assert rig.runner.add(sequence, saved, n_saved) == n_saved
+    rig.runner.add(sequence, n_saved)
+    assert rig.runner.restore(sequence, saved, 0, n_saved)
     rig.run()
     after = rig.runner.counts()
     assert sequence.n_cached == 0
@@ -176,13 +129,90 @@ def test_a_preempted_sequence_is_not_its_own_cache_hit(rig):
     assert after["prefix_queries"] - before["prefix_queries"] == 200
 
 
+def test_a_state_is_saved_and_restored_in_parts(rig):
+    expected = rig.run(rig.sequence(SYSTEM, 1))
+    source = rig.sequence(SYSTEM, 2, max_tokens=20)
+    source.save_at = 60
+    rig.runner.add(source)
+    assert rig.runner.run(100) == SAVE_DUE
+    assert rig.runner.save_due() == [source]
+    source.save_at = 2**31 - 1
+    while source.n_past < 110:
+        rig.runner.run(1)
+    parts = [(rig.runner.save(source, *part), *part) for part in [(0, 40), (40, 41), (41, 110)]]
+    rig.runner.remove(source)
+    sequence = rig.sequence(SYSTEM, 1)
+    rig.runner.add(sequence, 99)
+    assert rig.runner.run(100) == PAUSED  # it waits
+    for saved, start, stop in parts:
+        assert rig.runner.restore(sequence, saved, start, min(stop, 99))
+    before = decoded(rig)
+    rig.collect()
+    assert rig.run() == expected
+    assert (decoded(rig) - before, sequence.n_cached) == (1, 99)
+
+
 def test_a_state_that_is_none_is_computed(rig):
     expected = rig.run(rig.sequence(SYSTEM, 1))
     sequence = rig.sequence(SYSTEM, 1)
-    assert rig.runner.add(sequence, b"not a state", 50) == 0
+    rig.runner.add(sequence, 50)
+    assert not rig.runner.restore(sequence, b"not a state", 0, 50)
     assert rig.run() == expected
-    with pytest.raises(ValueError, match="saved"):
-        rig.runner.add(rig.sequence(SYSTEM, 2), b"", 100)
+    with pytest.raises(ValueError, match="restore"):
+        rig.runner.add(rig.sequence(SYSTEM, 2), 100)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 0), (-1, 5), (5, 5), (0, 2000), (2, 1)])
+def test_parts_that_are_not_in_memory_are_refused(rig, start, stop):
+    sequence = rig.sequence(SYSTEM, 1)
+    rig.runner.add(sequence)
+    rig.runner.run(2)
+    with pytest.raises(ValueError, match="tokens"):
+        rig.runner.save(sequence, start, stop)
+    rig.runner.clear()
+    rig.collect()
+
+
+def test_who_restores_lends_to_who_waits(rig):
+    """Two prompts with 90 tokens in common: one restores 80 of them, the other one takes all from it."""
+    source = rig.sequence(SYSTEM, 1)
+    rig.runner.add(source)
+    while source.n_past < 80:
+        rig.runner.run(1)
+    saved = rig.runner.save(source, 0, 80)
+    rig.runner.remove(source)
+    rig.collect()
+    first, second = (rig.sequence([*SYSTEM[:90], *tail], tag) for tag, tail in ((1, [40, 41]), (2, [50])))
+    rig.runner.add(first, 80)
+    rig.runner.add(second)
+    assert rig.runner.run(100) == PAUSED
+    before = decoded(rig)
+    assert rig.runner.restore(first, saved, 0, 80)
+    rig.run()
+    assert (first.n_cached, second.n_cached) == (80, 90)
+    assert decoded(rig) - before == 10 + 2 + 1
+
+
+def test_tenants_share_nothing(rig):
+    first, second, third = (rig.sequence(SYSTEM, tag, salt=salt) for tag, salt in ((1, b"a"), (2, b"b"), (3, b"a")))
+    results = rig.run(first, second, third)
+    assert len(set(results.values())) == 1
+    assert [sequence.n_cached for sequence in (first, second, third)] == [0, 0, 99]
+
+
+def test_a_halted_sequence_has_no_more_rows(rig):
+    first, second = rig.sequence(SYSTEM, 1), rig.sequence([40], 2)
+    rig.runner.add(first)
+    rig.runner.add(second)
+    rig.runner.run(1)
+    rig.runner.halt(first)
+    n_past = first.n_past
+    while not second.finished:
+        rig.runner.run(100)
+    assert first.n_past == n_past
+    assert set(rig.runner.finished()) == {first, second}
+    rig.tidy()
+    rig.collect()
 
 
 TOKENS = st.lists(st.sampled_from([40, 41]), min_size=1, max_size=6)

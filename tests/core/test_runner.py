@@ -182,7 +182,7 @@ def test_finished_sequences_wait_to_be_removed(rig):
     sequence = rig.sequence([40], 1, max_tokens=3)
     rig.runner.add(sequence)
     assert rig.runner.run(100) == FINISHED
-    assert rig.runner.run(100) == FINISHED
+    assert rig.runner.run(100) == PAUSED
     assert rig.tidy() == [sequence]
     assert sequence.n_tokens == 4
     rig.collect()

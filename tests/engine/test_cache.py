@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.test_engine import GREEDY, collect, config, settled
-from llamafast.engine.cache import MAX_ENTRIES, MIN_TOKENS, PrefixCache
+from llamafast.engine.cache import MIN_TOKENS, NEVER, PART, PrefixCache
 from llamafast.engine.load import load_engine
 from llamafast.engine.memory import available_bytes
 from llamafast.engine.types import Plan, SamplingParams
@@ -23,84 +23,174 @@ def tokens(*parts):
 LONG = range(1000, 1200)
 
 
+def parts(cache, *lists, salt=b"", more_than=0):
+    """What a prompt would restore."""
+    return [tuple(part) for part in cache.find(tokens(*lists, [1]), salt, more_than)]
+
+
+def keep(cache, *lists, salt=b"", saved=b"state"):
+    """What the worker does once these tokens are in memory; the range that was news."""
+    start, stop = cache.unsaved(tokens(*lists), salt)
+    if stop:
+        cache.put(tokens(*lists)[:stop], salt, saved)
+    return start, stop
+
+
 def test_a_longer_prompt_finds_what_it_continues():
-    cache = PrefixCache(1000)
-    cache.put(tokens(LONG), b"state")
-    assert cache.find(tokens(LONG, [1, 2]), 0) == (b"state", 200)
-    assert cache.find(tokens(LONG[:90], [1, 2]), 0) == (b"state", 90)
-    assert cache.find(tokens(LONG), 0) == (b"state", 199)
-    assert cache.find(tokens([5], LONG), 0) is None
-    assert cache.find(tokens(LONG, [1, 2]), 200) is None
-
-
-def test_a_state_that_is_mostly_something_else_is_left_alone():
     cache = PrefixCache(10**6)
-    cache.put(tokens(LONG[:40], range(100_000, 104_000)), b"long")
-    assert cache.find(tokens(LONG[:40], [1, 2]), 0) is None
-    assert cache.find(tokens(LONG[:40], range(100_000, 100_100), [1]), 0) == (b"long", 140)
+    assert keep(cache, LONG) == (0, 200)
+    assert parts(cache, LONG, [2]) == [(b"state", 0, 200)]
+    assert parts(cache, LONG[:90], [2]) == [(b"state", 0, 90)]
+    assert cache.find(tokens(LONG), b"", 0) == [(b"state", 0, 199)]
+    assert parts(cache, [5], LONG) == []
+    assert parts(cache, LONG, more_than=190) == []
 
 
-def test_the_shortest_of_equals_is_restored():
+def test_what_prompts_have_in_common_is_stored_once():
     cache = PrefixCache(10**6)
-    cache.put(tokens(LONG[:64], range(500)), b"long")
-    cache.put(tokens(LONG[:64], range(9000, 9050)), b"short")
-    assert cache.find(tokens(LONG[:64], [1, 2]), 0) == (b"short", 64)
+    keep(cache, LONG[:100], range(50), saved=b"a")
+    assert keep(cache, LONG[:100], range(60, 120), saved=b"b") == (100, 160)
+    assert keep(cache, LONG[:100], range(60, 120), range(300, 350), saved=b"c") == (160, 210)
+    assert parts(cache, LONG[:100], range(60, 120), range(300, 340)) == [
+        (b"a", 0, 100),
+        (b"b", 100, 160),
+        (b"c", 160, 200),
+    ]
+    assert cache.n_states == 3
 
 
-def test_only_news_is_wanted():
-    cache = PrefixCache(1000)
-    assert not cache.wants(tokens(range(MIN_TOKENS - 1)), 1)
-    assert not cache.wants(tokens(LONG), 1001)
-    assert cache.wants(tokens(LONG), 1000)
-    cache.put(tokens(LONG), b"x" * 10)
-    assert not cache.wants(tokens(LONG), 10)
-    assert not cache.wants(tokens(LONG[:64]), 10)
-    assert cache.wants(tokens(LONG, [1]), 10)
+def test_only_news_is_saved():
+    cache = PrefixCache(10**6)
+    assert keep(cache, range(MIN_TOKENS - 1)) == (0, 0)
+    keep(cache, LONG)
+    assert keep(cache, LONG) == keep(cache, LONG[:64]) == keep(cache, LONG, range(MIN_TOKENS - 1)) == (0, 0)
+    assert keep(cache, LONG, range(MIN_TOKENS)) == (200, 200 + MIN_TOKENS)
+    assert PrefixCache(0).unsaved(tokens(LONG), b"") == (0, 0)
 
 
-def test_what_a_state_continues_is_not_kept_twice():
-    cache = PrefixCache(1000)
-    cache.put(tokens(LONG), b"x" * 10)
-    cache.put(tokens(LONG, LONG), b"x" * 20)
-    assert (len(cache), cache.used_bytes) == (1, 20)
+def test_a_part_is_never_long():
+    cache = PrefixCache(10**6)
+    assert keep(cache, range(10 * PART)) == (0, 2 * PART)
+    assert cache.next_save(0, 10 * PART, ()) == PART
+    assert cache.next_save(PART, 10 * PART, ()) == 2 * PART
 
 
-def test_the_least_recently_used_goes_first():
-    cache = PrefixCache(100)
+def test_what_cannot_be_cut_is_found_where_it_was_saved():
+    cache = PrefixCache(10**6, n_cuttable=0)
+    for length in (100, 200, 140):
+        keep(cache, LONG[:length], saved=b"%d" % length)
+    assert keep(cache, LONG[:140], range(60), saved=b"branch") == (140, 200)
+    assert parts(cache, LONG[:199]) == [(b"100", 0, 100), (b"140", 100, 140)]
+    assert parts(cache, LONG) == [(b"100", 0, 100), (b"200", 100, 200)]
+    assert parts(cache, LONG[:140], range(60)) == [(b"100", 0, 100), (b"140", 100, 140), (b"branch", 140, 200)]
+    assert parts(cache, LONG[:99]) == []
+
+
+def test_a_short_window_is_cut_anywhere_and_a_long_one_is_not():
+    cache = PrefixCache(10**6, n_cuttable=120)
+    keep(cache, LONG[:100], saved=b"short")
+    keep(cache, LONG, saved=b"long")
+    assert parts(cache, LONG[:90]) == [(b"short", 0, 90)]
+    assert parts(cache, LONG[:150]) == [(b"short", 0, 100)]
+    assert parts(cache, LONG, [2]) == [(b"short", 0, 100), (b"long", 100, 200)]
+
+
+def test_whole_states_replace_what_they_continue():
+    cache = PrefixCache(10**6, in_parts=False)
+    keep(cache, LONG[:100], saved=b"short")
+    assert keep(cache, LONG, saved=b"long") == (0, 200)
+    assert cache.n_states == 1
+    assert parts(cache, LONG[:80]) == [(b"long", 0, 80)]
+    keep(cache, LONG[:100], range(5000), saved=b"huge")
+    assert (cache.n_states, parts(cache, LONG[:100], range(10))[0][0]) == (2, b"huge")
+    assert parts(cache, LONG[:100], [3])[0][0] == b"long"
+
+
+def test_checkpoints_lie_where_they_were_asked_for_and_at_doubling_distances():
+    cache = PrefixCache(10**6, n_cuttable=0)
+    points, at = [], 0
+    while (at := cache.next_save(at, 5000, (700, 4900, 6000))) < 5000:
+        points.append(at)
+    assert points == [700, 904, 2048, 2952, 3976, 4096, 4488, 4744, 4872, 4900, 4936, 4996]
+    assert cache.next_save(5000, 5000, ()) == 6144
+    assert PrefixCache(0, n_cuttable=0).next_save(0, 5000, ()) == NEVER
+
+
+def test_tenants_find_nothing_of_each_other():
+    cache = PrefixCache(10**6)
+    keep(cache, LONG, salt=b"a")
+    assert parts(cache, LONG) == parts(cache, LONG, salt=b"b") == []
+    assert parts(cache, LONG, salt=b"a") == [(b"state", 0, 200)]
+
+
+def test_what_is_used_stays_and_what_is_cheap_to_compute_goes():
+    cache = PrefixCache(60_000)
     for first in range(10):
-        cache.put(tokens([first], LONG), b"x" * 10)
-    assert cache.find(tokens([0], LONG, [1]), 0)
-    cache.put(tokens([99], LONG), b"x" * 20)
-    assert cache.used_bytes == 100
-    assert cache.evictions == 2
-    kept = [first for first in range(10) if cache.find(tokens([first], LONG, [1]), 0)]
-    assert kept == [0, 3, 4, 5, 6, 7, 8, 9]
+        keep(cache, [first], LONG, saved=b"x" * 4000)
+    for _ in range(3):
+        assert parts(cache, [0], LONG)
+    for first in range(10, 30):
+        keep(cache, [first], LONG, saved=b"x" * 4000)
+    assert parts(cache, [0], LONG)
+    assert not parts(cache, [1], LONG)
+    keep(cache, [99], LONG[:40], saved=b"x" * 4000)
+    keep(cache, [98], LONG, saved=b"x" * 4000)
+    assert not parts(cache, [99], LONG[:40])
+    assert parts(cache, [98], LONG)
 
 
-def test_more_entries_than_the_index_knows():
+def test_what_was_popular_once_goes_at_last():
+    cache = PrefixCache(60_000)
+    keep(cache, [0], LONG, saved=b"x" * 4000)
+    for _ in range(50):
+        parts(cache, [0], LONG)
+    for first in range(1, 2000):
+        keep(cache, [first], LONG, saved=b"x" * 4000)
+    assert not parts(cache, [0], LONG)
+
+
+def test_thousands_of_prompts_are_kept():
     cache = PrefixCache(10**9)
-    for first in range(MAX_ENTRIES + 44):
-        cache.put(tokens([first], LONG), b"x")
-    assert (len(cache), cache.evictions) == (MAX_ENTRIES, 44)
+    for first in range(3000):
+        keep(cache, LONG[:64], [first], LONG)
+    assert cache.n_states == 3000
+    assert all(len(parts(cache, LONG[:64], [first], LONG)) == (2 if first else 1) for first in range(0, 3000, 100))
 
 
-@given(st.lists(st.tuples(st.lists(st.integers(0, 1), max_size=4), st.integers(1, 60)), max_size=40))
-def test_the_budget_holds_and_every_hit_is_true(states):
-    """States named by their path of 20-token parts: a hit begins with what was asked for."""
-    cache = PrefixCache(200)
-    stored = {}
-    for path, size in states:
-        key = tokens(range(50), *([100 * part + i for i in range(20)] for part in path))
-        hit = cache.find(key, 0)
-        if hit is not None:
-            saved, n = hit
-            assert stored[saved][:n] == key[:n]
-            assert n < len(key)
-        if cache.wants(key, size):
-            saved = bytes([len(stored) % 256, len(stored) // 256]) + b"x" * (size - 2)
-            stored[saved] = key
-            cache.put(key, saved)
-        assert cache.used_bytes <= 200 + 2
+PATHS = st.lists(st.integers(0, 2), max_size=5).map(tuple)
+KINDS = st.sampled_from([(NEVER, True), (NEVER, False), (0, True), (0, False), (90, True), (90, False)])
+
+
+@given(KINDS, st.lists(st.tuples(PATHS, st.integers(0, 19), st.integers(1, 3000), st.booleans()), max_size=40))
+def test_the_budget_holds_and_every_hit_is_true(kind, requests):
+    """Prompts named by their path of 35-token parts: what is found is exactly what was saved of the same tokens."""
+    n_cuttable, in_parts = kind
+    budget = 12_000
+    cache = PrefixCache(budget, n_cuttable=n_cuttable, in_parts=in_parts)
+    saved_from = {}
+    for serial, (path, rest, size, salted) in enumerate(requests):
+        key = tokens(*([100 * part + i for i in range(35)] for part in path), [7] * rest)
+        salt = b"salt" if salted else b""
+        at = 0
+        for saved, start, stop in cache.find(tokens(key, [1]), salt, 0):
+            source, first, last, of = saved_from[saved]
+            assert (source[:stop], of) == (key[:stop], salt)
+            assert start == (at if in_parts else 0)
+            assert first <= start < stop <= last
+            assert stop == last or last <= n_cuttable
+            at = stop
+        start, stop = cache.unsaved(key, salt)
+        assert start == 0 or in_parts
+        if stop:
+            saved = b"%d" % serial + b" " * size
+            saved_from[saved] = key[:stop], start, stop, salt
+            cache.put(key[:stop], salt, saved)
+        assert cache.used_bytes <= budget
+    # nothing is left behind when everything goes
+    while cache.n_states:
+        cache.budget = 0
+        cache._evict()
+    assert (cache.used_bytes, cache._root.children) == (0, {})
 
 
 def test_memory_is_the_lesser_of_machine_and_cgroup(tmp_path):
@@ -157,18 +247,6 @@ async def test_an_abandoned_prompt_is_kept(tiny_model):
     await engine.close()
 
 
-async def test_a_kind_of_memory_that_cannot_be_cut_keeps_nothing(tiny_model):
-    path = tiny_model("tiny-qwen35")
-    engine = load_engine(config(path, ram_bytes=10**8), path)
-    engine.start()
-    await ask(engine, [40] * 100)[1]
-    await settled(engine)
-    generation, answer = ask(engine, [*[40] * 100, 50])
-    await answer
-    assert generation.cached_tokens == 0
-    await engine.close()
-
-
 PROMPTS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 150), st.integers(33, 36)), min_size=1, max_size=10)
 
 
@@ -197,20 +275,3 @@ def test_the_cache_never_shows_in_the_text(tiny_model, rounds, ram):
         return answers
 
     assert asyncio.run(run(ram)) == asyncio.run(run(0))
-
-
-async def test_a_sliding_window_is_neither_kept_nor_shared(tiny_model):
-    """Its saved states lack what slid out; a hit would answer from a prompt with holes."""
-    path = tiny_model("tiny-gemma3-swa")
-    prompt = [33 + (i * 7) % 200 for i in range(300)]
-    answers = []
-    for ram in (10**8, 0):
-        engine = load_engine(config(path, n_ctx=2048, ram_bytes=ram), path)
-        engine.start()
-        await ask(engine, prompt)[1]
-        await settled(engine)
-        generation, answer = ask(engine, [*prompt[:100], 40], 30)
-        answers.append(await answer)
-        assert generation.cached_tokens == 0
-        await engine.close()
-    assert answers[0] == answers[1]

@@ -8,7 +8,7 @@ from array import array
 
 import pytest
 
-from llamafast.config import CacheConfig, Config, ModelConfig, ServerConfig
+from llamafast.config import CacheConfig, Config, ModelConfig, SchedulerConfig, ServerConfig
 from llamafast.engine.load import load_engine
 from llamafast.engine.types import Plan, SamplingParams
 from llamafast.errors import (
@@ -22,12 +22,13 @@ from llamafast.errors import (
 GREEDY = SamplingParams(temperature=0)
 
 
-def config(path, *, max_queue=512, ram_bytes=0, **model) -> Config:
+def config(path, *, max_queue=512, ram_bytes=0, prefill_chunk=None, **model) -> Config:
     settings = {"path": str(path), "n_ctx": 512, "n_seq_max": 4, "threads": 1, "flash_attn": False}
     return Config(
         model=ModelConfig(**settings | model),
         server=ServerConfig(max_queue=max_queue),
         cache=CacheConfig(ram_bytes=ram_bytes),
+        scheduler=SchedulerConfig(prefill_chunk=prefill_chunk),
     )
 
 

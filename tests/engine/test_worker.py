@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from array import array
 from dataclasses import dataclass, field
 
 import pytest
@@ -22,9 +23,14 @@ class FakeSequence:
     n_tokens: int = 10
     n_max: int = 20
     n_past: int = 0
+    n_prompt: int = 10
+    salt: bytes = b""
+    checkpoints: tuple = ()
+    save_at: int = 0
+    finished: bool = False
 
     def tokens(self):
-        return []
+        return array("i", range(self.n_tokens))
 
 
 @dataclass
@@ -38,8 +44,14 @@ class FakeRunner:
     n_cells: int = 0
     total_cells: int = 1000
 
-    def add(self, sequence):
+    def add(self, sequence, n_restore):
         self.running.append(sequence)
+
+    def shareable(self, sequence):
+        return 0
+
+    def halt(self, sequence):
+        sequence.finished = True
 
     def remove(self, sequence):
         self.running.remove(sequence)
@@ -47,8 +59,8 @@ class FakeRunner:
     def clear(self):
         self.running.clear()
 
-    def saved_bytes(self, sequence):
-        return 1
+    def save_due(self):
+        return []
 
     def run(self, max_steps):
         if self.hold is not None:
@@ -59,6 +71,8 @@ class FakeRunner:
         return step
 
     def finished(self):
+        for sequence in self.running:
+            sequence.finished = True
         return list(self.running)
 
     def in_last_step(self):
@@ -146,7 +160,7 @@ def test_no_room_for_one_alone_is_its_error(worker, runner, failures):
 
 def test_a_prefix_that_cannot_be_kept_fails_nobody(runner, failures, caplog):
     class BrokenCache(PrefixCache):
-        def wants(self, tokens, n_bytes):
+        def unsaved(self, tokens, salt):
             raise MemoryError
 
     worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), BrokenCache(10), lambda *_: failures.append(1))

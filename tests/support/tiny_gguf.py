@@ -372,6 +372,30 @@ def qwen35(path: Path, vocab: Vocabulary) -> None:
     model.save()
 
 
+def mamba(path: Path, vocab: Vocabulary) -> None:
+    """Recurrent only: two selective state space layers (the expansion must be 2)."""
+    shape = Shape(layers=2, heads=1, kv_heads=1, head=64)
+    inner, state, ranks, kernel = 2 * shape.embd, 16, 4, 4
+    model = ModelFile(path, "mamba", vocab, shape)
+    model.key("ssm.conv_kernel", kernel)
+    model.key("ssm.inner_size", inner)
+    model.key("ssm.state_size", state)
+    model.key("ssm.time_step_rank", ranks)
+    model.ends()
+    for block in (f"blk.{i}" for i in range(shape.layers)):
+        model.ones(shape.embd, f"{block}.attn_norm")
+        model.tensor(f"{block}.ssm_in.weight", model.random(2 * inner, shape.embd))
+        model.tensor(f"{block}.ssm_conv1d.weight", model.random(inner, kernel))
+        model.tensor(f"{block}.ssm_conv1d.bias", 0.1 * model.rng.standard_normal(inner, np.float32))
+        model.tensor(f"{block}.ssm_x.weight", model.random(ranks + 2 * state, inner))
+        model.tensor(f"{block}.ssm_dt.weight", model.random(inner, ranks))
+        model.tensor(f"{block}.ssm_dt.bias", 0.1 * model.rng.standard_normal(inner, np.float32))
+        model.tensor(f"{block}.ssm_a", -np.tile(np.linspace(0.05, 1.0, state, dtype=np.float32), (inner, 1)))
+        model.tensor(f"{block}.ssm_d", np.ones(inner, np.float32))
+        model.tensor(f"{block}.ssm_out.weight", model.random(shape.embd, inner))
+    model.save()
+
+
 def qwen3moe(path: Path, vocab: Vocabulary) -> None:
     """Eight experts, two used."""
     shape, experts, expert_ff = Shape(layers=2, heads=4, kv_heads=2, head=16), 8, 32
@@ -403,6 +427,7 @@ MODELS: dict[str, Callable[[Path], None]] = {
     "tiny-scripted": scripted,
     "tiny-gemma3-swa": lambda path: gemma3(path, Vocabulary(512)),
     "tiny-qwen35": lambda path: qwen35(path, Vocabulary(512)),
+    "tiny-mamba": lambda path: mamba(path, Vocabulary(512)),
     "tiny-qwen3moe": lambda path: qwen3moe(path, Vocabulary(512)),
 }
 
