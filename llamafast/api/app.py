@@ -15,6 +15,7 @@ from llamafast.api.embeddings import EmbeddingsEndpoint, RerankEndpoint, ScoreEn
 from llamafast.api.http import ClientGone, Exchange, Receive, Scope, Send
 from llamafast.api.sse import PING_SECONDS
 from llamafast.api.system import SystemEndpoints
+from llamafast.api.tokens import TokenEndpoints
 from llamafast.chat.format import ChatFormat
 from llamafast.engine.types import EnginePort
 from llamafast.errors import LlamafastError, MethodNotAllowed, NotFound
@@ -43,15 +44,18 @@ class App:
     ) -> None:
         self._max_body_bytes = max_body_bytes
         self._system = system = SystemEndpoints(engine, stall_seconds)
+        chat = ChatFormat(engine.info)
+        tokens = TokenEndpoints(engine, chat)
         self._routes: dict[str, Mapping[str, Handler]] = {
             "/v1/completions": {"POST": self._with_body(CompletionsEndpoint(engine, ping_seconds))},
-            "/v1/chat/completions": {
-                "POST": self._with_body(ChatEndpoint(engine, ChatFormat(engine.info), ping_seconds))
-            },
+            "/v1/chat/completions": {"POST": self._with_body(ChatEndpoint(engine, chat, ping_seconds))},
             "/v1/embeddings": {"POST": self._with_body(EmbeddingsEndpoint(engine))},
             "/v1/rerank": {"POST": self._with_body(RerankEndpoint(engine))},
             "/rerank": {"POST": self._with_body(RerankEndpoint(engine))},
             "/v1/score": {"POST": self._with_body(ScoreEndpoint(engine))},
+            "/apply-template": {"POST": self._with_body(tokens.apply_template)},
+            "/tokenize": {"POST": self._with_body(tokens.tokenize)},
+            "/detokenize": {"POST": self._with_body(tokens.detokenize)},
             "/v1/models": _get(system.models),
             "/healthz": _get(system.health),
             "/health": _get(system.health),

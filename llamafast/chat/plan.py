@@ -20,7 +20,11 @@ from llamafast.errors import ContextLengthExceeded, InvalidRequest
 MAX_TOTAL_CHOICES = 2048
 MAX_STOP_BYTES = 1024
 
-_RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
+_RESERVED_VARIABLES = frozenset(
+    {"messages", "tools", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token"}
+)
+# The values of `reasoning_effort` that ask for an answer without thinking.
+_NO_REASONING = frozenset({"none", "minimal"})
 
 Prompt = str | list[str | int | list[int]]
 
@@ -56,6 +60,9 @@ class ChatOptions(Options, Protocol):
     max_completion_tokens: int | None
     chat_template_kwargs: dict[str, Any] | None
     add_generation_prompt: bool | None
+    continue_final_message: bool | str | None
+    documents: list[dict[str, Any]] | None
+    enable_thinking: bool | None
     reasoning_effort: str | None
     reasoning_format: Literal["none", "auto", "deepseek"] | None
     verbosity: str | None
@@ -107,20 +114,13 @@ def plan_chat(request: ChatOptions, chat: ChatFormat, tokenizer: Tokenizer, info
 
     Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
     """
-    if chat.template is None:
-        raise InvalidRequest("this model has no chat template; use /v1/completions")
-    tools = _callable_tools(request)
-    text = chat.template.render(
-        normalise_messages(request.messages),
-        add_generation_prompt=request.add_generation_prompt is not False,
-        tools=[tool.definition for tool in tools] or None,
-        **_template_variables(request),
-    )
-    tokens = _tokenize(text, "messages", tokenizer, info, add_special=False)
+    text, tools = render_chat(request, chat)
+    _check_size(len(text), "messages", info)
+    tokens = _checked_tokens(chat.control.tokenize(text, tokenizer), "messages", info)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     return ChatPlan(
         _plan(request, (tokens,), max_tokens, info),
-        chat.parser(text, tools, split_reasoning=request.reasoning_format != "none"),
+        chat.parser(chat.control.unmark(text), tools, split_reasoning=request.reasoning_format != "none"),
         tools,
         request.parallel_tool_calls is not False and not request.functions,
     )
@@ -133,6 +133,28 @@ def _callable_tools(request: ChatOptions) -> tuple[Tool, ...]:
     tools = read_tools(request.tools) or read_functions(request.functions)
     choice = request.function_call if request.functions else request.tool_choice
     return () if choice == "none" else tools
+
+
+def render_chat(request: ChatOptions, chat: ChatFormat) -> tuple[str, tuple[Tool, ...]]:
+    """The conversation as text, with ``chat.control``'s marks, and the tools that the model may call.
+
+    Raises InvalidRequest or UnsupportedParameter.
+    """
+    tools = _callable_tools(request)
+    template = chat.template(tools)
+    continued = request.continue_final_message or False
+    if continued and request.add_generation_prompt:
+        raise InvalidRequest(
+            "`continue_final_message` and `add_generation_prompt` exclude each other", param="continue_final_message"
+        )
+    text = template.render(
+        normalise_messages(request.messages, template.accepts),
+        add_generation_prompt=not continued and request.add_generation_prompt is not False,
+        continue_final_message=continued,
+        tools=[tool.definition for tool in tools] or None,
+        **_template_variables(request),
+    )
+    return text, tools
 
 
 def _plan(options: Options, prompts: tuple[array[int], ...], max_tokens: int | None, info: ModelInfo) -> Plan:
@@ -204,19 +226,27 @@ def _prompt_tokens(prompt: str | list[int], path: str, tokenizer: Tokenizer, inf
     if not prompt:
         raise InvalidRequest(f"`{path}` must not be empty", param=path)
     if isinstance(prompt, str):
-        return _tokenize(prompt, path, tokenizer, info, add_special=True)
-    if min(prompt) < 0 or max(prompt) >= info.n_vocab:
-        raise InvalidRequest(f"`{path}` has a token id outside 0 to {info.n_vocab - 1}", param=path)
+        _check_size(len(prompt), path, info)
+        return _checked_tokens(tokenizer.tokenize(prompt, add_special=True, parse_special=True), path, info)
     if len(prompt) > info.max_seq_len:
         raise _too_long(path, f"{len(prompt)} tokens", info)
-    return array("i", prompt)
+    return checked_ids(prompt, path, info)
 
 
-def _tokenize(text: str, path: str, tokenizer: Tokenizer, info: ModelInfo, *, add_special: bool) -> array[int]:
-    if len(text) > info.max_seq_len * info.longest_piece:
-        # seconds of tokenising would only say by how much
-        raise _too_long(path, f"more than {len(text) // info.longest_piece} tokens", info)
-    tokens = tokenizer.tokenize(text, add_special=add_special, parse_special=True)
+def checked_ids(ids: list[int], path: str, info: ModelInfo) -> array[int]:
+    """Raises InvalidRequest for an id outside the vocabulary."""
+    if ids and not 0 <= min(ids) <= max(ids) < info.n_vocab:
+        raise InvalidRequest(f"`{path}` has a token id outside 0 to {info.n_vocab - 1}", param=path)
+    return array("i", ids)
+
+
+def _check_size(n_chars: int, path: str, info: ModelInfo) -> None:
+    """Refuse what cannot fit, before seconds of tokenising would only say by how much."""
+    if n_chars > info.max_seq_len * info.longest_piece:
+        raise _too_long(path, f"more than {n_chars // info.longest_piece} tokens", info)
+
+
+def _checked_tokens(tokens: array[int], path: str, info: ModelInfo) -> array[int]:
     if not tokens:
         raise InvalidRequest(f"`{path}` gives no tokens", param=path)
     if len(tokens) > info.max_seq_len:
@@ -237,5 +267,15 @@ def _template_variables(request: ChatOptions) -> dict[str, Any]:
         raise InvalidRequest(
             f"`chat_template_kwargs` must not set {', '.join(sorted(reserved))}", param="chat_template_kwargs"
         )
-    fields = {"reasoning_effort": request.reasoning_effort, "verbosity": request.verbosity}
+    effort, thinking = request.reasoning_effort, request.enable_thinking
+    if thinking is None and effort is not None:
+        thinking = effort not in _NO_REASONING
+    fields = {
+        "reasoning_effort": effort,
+        "verbosity": request.verbosity,
+        "documents": request.documents,
+        # one switch under the names that templates know it by
+        "enable_thinking": thinking,
+        "thinking": thinking,
+    }
     return {name: value for name, value in fields.items() if value is not None} | given

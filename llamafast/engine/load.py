@@ -128,6 +128,8 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         max_seq_len=max_seq_len(config.model, context) if generates or not embedding else embedding.max_tokens,
         max_output_tokens=config.model.max_output_tokens,
         chat_template=config.model.chat_template_text or model.chat_template(),
+        tool_use_template=None if config.model.chat_template_text else model.chat_template("tool_use"),
+        control_tokens=tuple(vocab.text(token) for token in range(vocab.n_tokens) if vocab.is_control(token)),
         longest_piece=vocab.longest_piece,
         bos_text=vocab.text(vocab.bos),
         eos_text=vocab.text(vocab.eos),

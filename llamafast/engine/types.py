@@ -102,7 +102,9 @@ class EmbeddingInfo(Struct, frozen=True, kw_only=True):
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
     """What the layers above may know of the loaded model. Lengths are in tokens, ``longest_piece`` is
-    the most bytes of text that one token can stand for. ``embedding`` is None for a model that does not embed."""
+    the most bytes of text that one token can stand for, ``control_tokens`` the texts of control tokens.
+    ``tool_use_template`` is a chat template of the model's own for conversations with tools. ``embedding`` is None for
+    a model that does not embed."""
 
     id: str
     created: int
@@ -117,6 +119,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     description: str
     generates: bool = True
     embedding: EmbeddingInfo | None = None
+    tool_use_template: str | None = None
+    control_tokens: tuple[str, ...] = ()
 
 
 class Tokenizer(Protocol):
@@ -133,6 +137,14 @@ class Tokenizer(Protocol):
 
     def pair(self, first: array[int], second: array[int]) -> array[int]:
         """Two texts, tokenised with ``add_special``, as the one input that a ranking model reads."""
+        ...
+
+    def text(self, token: int) -> str:
+        """The token as the vocabulary spells it, "" for an id that does not exist."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token stands for, those of control tokens included. Raises IndexError."""
         ...
 
 

@@ -175,7 +175,6 @@ IN_CHAT = {
     "audio": {"voice": "alloy"},
     "web_search_options": {},
     "echo": True,
-    "continue_final_message": True,
 }
 
 

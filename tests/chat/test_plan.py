@@ -201,7 +201,35 @@ def test_template_variables() -> None:
     assert TOKENIZER.detokenize(tokens) == "low|own|False"
 
 
-@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token"])
+@pytest.mark.parametrize(
+    ("fields", "thinking"),
+    [
+        ({}, ""),
+        ({"reasoning_effort": "none"}, "False"),
+        ({"reasoning_effort": "minimal"}, "False"),
+        ({"reasoning_effort": "low"}, "True"),
+        ({"reasoning_effort": "none", "enable_thinking": True}, "True"),
+        ({"enable_thinking": False}, "False"),
+        ({"enable_thinking": False, "chat_template_kwargs": {"enable_thinking": True, "thinking": True}}, "True"),
+    ],
+)
+def test_thinking_is_switched_under_both_names(fields: dict[str, Any], thinking: str) -> None:
+    source = "{{ enable_thinking }}|{{ thinking }}|{{ documents[0].title }}"
+    request = ChatRequest(messages=[{"role": "user"}], documents=[{"title": "t"}], **fields)
+    chat_format = written(source)
+    (tokens,) = plan_chat(request, chat_format, TOKENIZER, INFO).plan.prompts
+    assert TOKENIZER.detokenize(tokens) == f"{thinking}|{thinking}|t"
+
+
+def test_the_last_message_is_continued() -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Sure, "}]
+    (tokens,) = chat(messages=messages, continue_final_message=True).prompts
+    assert TOKENIZER.detokenize(tokens) == "<s><user>hi</s><assistant>Sure, "
+
+
+@pytest.mark.parametrize(
+    "name", ["messages", "tools", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token"]
+)
 def test_template_kwargs_cannot_replace_the_conversation(name: str) -> None:
     with pytest.raises(InvalidRequest, match=name) as caught:
         chat(chat_template_kwargs={name: 1})

@@ -32,6 +32,7 @@ INFO = ModelInfo(
     bos_text="<s>",
     eos_text="</s>",
     description="fake",
+    control_tokens=("<s>", "</s>"),
 )
 
 
@@ -52,8 +53,13 @@ class ByteTokenizer:
         return tokens
 
     def detokenize(self, tokens: array[int]) -> str:
-        texts = {BOS: b"<s>", EOS: b"</s>"}
-        return b"".join(texts.get(token) or bytes([token]) for token in tokens).decode(errors="replace")
+        return b"".join(map(self.piece, tokens)).decode(errors="replace")
+
+    def text(self, token: int) -> str:
+        return self.piece(token).decode(errors="replace") if 0 <= token < N_VOCAB else ""
+
+    def piece(self, token: int) -> bytes:
+        return next((name for name, control in self._CONTROL if control == token), None) or bytes([token])
 
     def pair(self, first: array[int], second: array[int]) -> array[int]:
         return first + array("i", [EOS]) + second[1:]

@@ -28,7 +28,6 @@ class ChatRequest(GenerationOptions, kw_only=True):
         "audio": (),
         "web_search_options": (),
         "echo": (False,),
-        "continue_final_message": (False, ""),
     }
 
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
@@ -36,6 +35,9 @@ class ChatRequest(GenerationOptions, kw_only=True):
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | str | None = None
+    documents: list[dict[str, Any]] | None = None
+    enable_thinking: bool | None = None
     reasoning_effort: str | None = None
     reasoning_format: Literal["none", "auto", "deepseek"] | None = None
     verbosity: str | None = None
@@ -52,7 +54,6 @@ class ChatRequest(GenerationOptions, kw_only=True):
     audio: dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None
     echo: bool | None = None
-    continue_final_message: bool | str | None = None
 
     store: bool | None = None
     metadata: dict[str, Any] | None = None

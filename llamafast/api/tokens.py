@@ -1,0 +1,86 @@
+"""POST /apply-template, /tokenize and /detokenize: what the model would read, nothing generated."""
+
+from __future__ import annotations
+
+from array import array
+
+import msgspec
+
+from llamafast.api.decode import decode_request
+from llamafast.api.delivery import run_sized
+from llamafast.api.http import Exchange
+from llamafast.api.schema.chat import ChatRequest
+from llamafast.api.schema.tokens import DetokenizeRequest, Prompt, Text, TokenizeRequest, TokenPiece, Tokens
+from llamafast.chat.format import ChatFormat
+from llamafast.chat.plan import checked_ids, render_chat
+from llamafast.engine.types import EnginePort
+from llamafast.errors import InvalidRequest
+
+_CHAT = msgspec.json.Decoder(ChatRequest)
+_TOKENIZE = msgspec.json.Decoder(TokenizeRequest)
+_DETOKENIZE = msgspec.json.Decoder(DetokenizeRequest)
+
+
+class TokenEndpoints:
+    def __init__(self, engine: EnginePort, chat: ChatFormat) -> None:
+        self._info = engine.info
+        self._tokenizer = engine.tokenizer
+        self._chat = chat
+
+    async def apply_template(self, exchange: Exchange, body: bytes) -> None:
+        """A chat request's prompt as text."""
+        await exchange.reply_json(await run_sized(len(body), self._applied, body))
+
+    async def tokenize(self, exchange: Exchange, body: bytes) -> None:
+        await exchange.reply_json(await run_sized(len(body), self._tokenized, body))
+
+    async def detokenize(self, exchange: Exchange, body: bytes) -> None:
+        await exchange.reply_json(await run_sized(len(body), self._detokenized, body))
+
+    def _applied(self, body: bytes) -> Prompt:
+        request = decode_request(_CHAT, body, self._info)
+        text, _ = render_chat(request, self._chat)
+        return Prompt(self._chat.control.unmark(text))
+
+    def _tokenized(self, body: bytes) -> Tokens:
+        request = decode_request(_TOKENIZE, body, self._info)
+        tokens = self._tokens(request)
+        strings: list[str] | msgspec.UnsetType | None = msgspec.UNSET
+        if request.return_token_strs is not None:
+            strings = [self._tokenizer.text(token) for token in tokens] if request.return_token_strs else None
+        return Tokens(
+            [self._piece(token) for token in tokens] if request.with_pieces else tokens.tolist(),
+            len(tokens),
+            self._info.max_seq_len,
+            strings,
+        )
+
+    def _tokens(self, request: TokenizeRequest) -> array[int]:
+        given = [name for name in ("content", "prompt") if getattr(request, name) is not None]
+        given += ["messages"] if request.messages else []
+        if len(given) != 1:
+            raise InvalidRequest("exactly one of `content`, `prompt` and `messages` must be given", param="content")
+        add_special = request.add_special if request.add_special_tokens is None else request.add_special_tokens
+        if request.messages:
+            if add_special:
+                raise InvalidRequest("a chat gets its special tokens from its template", param="add_special_tokens")
+            rendered, _ = render_chat(request, self._chat)
+            return self._chat.control.tokenize(rendered, self._tokenizer)
+        text = request.content if request.prompt is None else request.prompt
+        return self._tokenizer.tokenize(
+            text or "",
+            add_special=request.prompt is not None if add_special is None else add_special,
+            parse_special=request.parse_special is not False,
+        )
+
+    def _piece(self, token: int) -> TokenPiece:
+        piece = self._tokenizer.piece(token)
+        try:
+            return TokenPiece(token, piece.decode())
+        except UnicodeDecodeError:
+            return TokenPiece(token, list(piece))
+
+    def _detokenized(self, body: bytes) -> Text:
+        request = decode_request(_DETOKENIZE, body, self._info)
+        text = self._tokenizer.detokenize(checked_ids(request.tokens, "tokens", self._info))
+        return Text(text, text)

@@ -1,0 +1,85 @@
+"""Control tokens that a client wrote are text: only the template's own end a turn or begin another.
+
+Before rendering, every control token's text inside the client's strings is put between two noncharacters (code points
+that Unicode keeps out of interchange). After it, the runs of text that hold marks are tokenised without control tokens.
+Such a run reaches from one of the template's control tokens to the next. llama.cpp tokenises exactly these runs on
+their own, so cutting there changes nothing, and a prompt without marks is tokenised as it stands.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from llamafast.engine.types import Tokenizer
+from llamafast.errors import InvalidRequest
+
+_OPEN, _CLOSE = MARKS = "\ufdd0\ufdd1"
+_ANY_MARK = re.compile(f"[{MARKS}]")
+
+
+class ControlTokens:
+    """The texts of a vocabulary's control tokens."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        # a longer one wins over one that it contains, as in llama.cpp
+        found = "|".join(re.escape(text) for text in sorted(filter(None, texts), key=len, reverse=True)) or "(?!)"
+        self._token = re.compile(found)
+        self._marked_or_own = re.compile(f"{_OPEN}(?:{found}){_CLOSE}|(?P<mark>[{MARKS}])|(?P<own>{found})")
+
+    def mark(self, value: Any) -> Any:
+        """A copy of a JSON value with the control tokens in its strings and keys marked.
+
+        Raises InvalidRequest when it is nested too deeply.
+        """
+        try:
+            return self._mark(value)
+        except RecursionError as error:
+            raise InvalidRequest("the messages are nested too deeply", param="messages") from error
+
+    def _mark(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._token.sub(_put_between_marks, value)
+        if isinstance(value, dict):
+            return {self._mark(key): self._mark(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._mark(item) for item in value]
+        return value
+
+    @staticmethod
+    def unmark(text: str) -> str:
+        """Rendered text as a reader should see it."""
+        return _ANY_MARK.sub("", text)
+
+    def tokenize(self, text: str, tokenizer: Tokenizer) -> array[int]:
+        """The tokens of rendered text: the template's control tokens as such, marked ones as plain text."""
+        if not _ANY_MARK.search(text):
+            return tokenizer.tokenize(text, add_special=False, parse_special=True)
+        tokens = array("i")
+        for run, is_marked in self._runs(text):
+            tokens += tokenizer.tokenize(self.unmark(run), add_special=False, parse_special=not is_marked)
+        return tokens
+
+    def _runs(self, text: str) -> Iterator[tuple[str, bool]]:
+        """``text`` cut around the runs with marks, which end at the template's control tokens."""
+        start, plain_from, is_marked = 0, 0, False
+        for found in self._marked_or_own.finditer(text):
+            if found["own"] is None:
+                if not is_marked:
+                    yield text[start:plain_from], False
+                start, is_marked = (plain_from if not is_marked else start), True
+                continue
+            if is_marked:
+                yield text[start : found.start()], True
+                start, is_marked = found.start(), False
+            plain_from = found.end()
+        yield text[start:], is_marked
+
+
+NO_CONTROL_TOKENS = ControlTokens(())
+
+
+def _put_between_marks(token: re.Match[str]) -> str:
+    return f"{_OPEN}{token[0]}{_CLOSE}"
