@@ -238,13 +238,19 @@ class ServerConfig(Section, frozen=True, kw_only=True):
 
 
 class SchedulerConfig(Section, frozen=True, kw_only=True):
-    """``prefill_chunk``: most prompt tokens in one step that also decodes (null: the engine's default).
+    """``target_itl_ms``: how long a prompt may hold running answers up between two tokens (null: 1.5 times as long as
+    without it, or 200). ``prefill_chunk``: most prompt tokens in one step that also decodes, instead of that.
 
     ``priorities``: whether requests may say how urgent they are.
     """
 
     prefill_chunk: Positive | None = None
+    target_itl_ms: Annotated[float, Meta(gt=0, le=1e6)] | None = None
     priorities: bool = False
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.prefill_chunk is not None and self.target_itl_ms is not None:
+            yield "", "at most one of prefill_chunk and target_itl_ms may be set"
 
 
 class CacheConfig(Section, frozen=True, kw_only=True):

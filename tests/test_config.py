@@ -123,6 +123,7 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
     },
     "scheduler": {
         "prefill_chunk": (None, *NULL_POSITIVE),
+        "target_itl_ms": (None, [None, 0.5, 100], [0, -1, 1e7, "5", True]),
         "priorities": (False, [True, False], [None, 0, "true"]),
     },
     "cache": {"ram_bytes": (None, [None, 0, 2**40], [-1, 2**63, *WRONG_INT])},
@@ -329,6 +330,11 @@ def test_draft_source() -> None:
     assert parse_model(draft_model_from_package=PACKAGE).draft_source == shapes.FromPackage(**PACKAGE)
     (fault,) = faults({"model": {"path": "m", "draft_model_path": "d", "draft_model_from_pretrained": PRETRAINED}})
     assert fault == "model: at most one of draft_model_path and draft_model_from_pretrained may be set"
+
+
+def test_a_step_is_bounded_by_time_or_by_rows() -> None:
+    tree = {"model": {"path": "m"}, "scheduler": {"prefill_chunk": 8, "target_itl_ms": 50}}
+    assert faults(tree) == ["scheduler: at most one of prefill_chunk and target_itl_ms may be set"]
 
 
 def test_mtp_needs_room_in_a_batch() -> None:

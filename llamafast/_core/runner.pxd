@@ -31,6 +31,7 @@ cdef class Runner:
     cdef list free_seq_ids
     cdef int32_t n_batch
     cdef int32_t prefill_chunk
+    cdef double target_itl                      # seconds, 0: adaptive
     cdef int32_t attention_tile
     cdef bint prefills_alone                    # the last step held decoding back
     cdef int attention                          # atomic

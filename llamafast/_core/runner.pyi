@@ -14,7 +14,9 @@ SAVE_DUE: int
 
 @disjoint_base
 class Runner:
-    def __new__(cls, context: Context, vocab: Vocab, outbox: Outbox, *, prefill_chunk: int = 0) -> Self: ...
+    def __new__(
+        cls, context: Context, vocab: Vocab, outbox: Outbox, *, prefill_chunk: int = 0, target_itl: float = 0.0
+    ) -> Self: ...
     @property
     def n_running(self) -> int: ...
     @property

@@ -73,17 +73,20 @@ cdef class Runner:
     """Runs up to ``context.n_seq_max`` Sequences in one Context. All methods but ``interrupt``, ``counts`` and
     ``since_last_step`` belong to the engine thread.
 
-    ``prefill_chunk``: most prompt rows of a step that also decodes; 0 sizes it by measured step time.
+    ``target_itl``: how many seconds a step that also decodes may take, as far as its prompt rows decide that; 0:
+    STRETCH times what it would take without them, or STRETCH_SECONDS. ``prefill_chunk``: most prompt rows of such a
+    step, whatever they take; 0 leaves it to the time.
     """
 
     def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None, *,
-                  int32_t prefill_chunk=0):
+                  int32_t prefill_chunk=0, double target_itl=0):
         self.context = context
         self.vocab = vocab
         self.outbox = outbox
         self.n_batch = context.n_batch
         self.batch = Batch(self.n_batch)
         self.prefill_chunk = prefill_chunk
+        self.target_itl = target_itl
         self.attention_tile = MAX_ROWS if llama_supports_gpu_offload() else ATTENTION_TILE
         self.running = []
         # without a memory nobody can run
@@ -407,7 +410,9 @@ cdef int32_t prefill_budget(Runner self, int32_t n_decode) noexcept nogil:
     if self.cost.rows == 0:
         return FIRST_PREFILL
     cost_fit(&self.cost, &fixed, &per_row)
-    if n_decode:
+    if n_decode and self.target_itl > 0:
+        seconds = self.target_itl
+    elif n_decode:
         seconds = max(STRETCH * (fixed + per_row * n_decode), STRETCH_SECONDS)
     else:
         seconds = PREFILL_SECONDS

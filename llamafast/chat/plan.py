@@ -47,6 +47,7 @@ class Options(Protocol):
     stop: str | list[str] | None
     ignore_eos: bool | None
     priority: int | None
+    cache_salt: str | None
     skip_special_tokens: bool | None
 
 
@@ -168,6 +169,7 @@ def _plan(options: Options, prompts: tuple[array[int], ...], max_tokens: int | N
         skip_special_tokens=options.skip_special_tokens is not False,
         ignore_eos=bool(options.ignore_eos),
         priority=options.priority or 0,
+        cache_salt=options.cache_salt or "",
     )
 
 

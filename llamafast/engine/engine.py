@@ -43,6 +43,7 @@ class Engine:
         *,
         max_queue: int = 512,
         prefill_chunk: int | None = None,
+        target_itl_ms: float | None = None,
         cache_bytes: int = 0,
         priorities: bool = False,
         embedder: Embedder | None = None,
@@ -61,7 +62,9 @@ class Engine:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._outbox = Outbox(self._wake_write)
-        runner = Runner(context, vocab, self._outbox, prefill_chunk=prefill_chunk or 0)
+        runner = Runner(
+            context, vocab, self._outbox, prefill_chunk=prefill_chunk or 0, target_itl=(target_itl_ms or 0) / 1e3
+        )
         unified = context.n_ctx_seq == context.n_ctx
         scheduler: Scheduler[Sequence] = Scheduler(
             n_seq_max=context.n_seq_max, n_cells=context.n_ctx if unified and context.n_seq_max > 1 else None

@@ -164,6 +164,7 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         info,
         max_queue=config.server.max_queue,
         prefill_chunk=config.scheduler.prefill_chunk,
+        target_itl_ms=config.scheduler.target_itl_ms,
         cache_bytes=cache_bytes,
         priorities=config.scheduler.priorities,
         embedder=embedder,

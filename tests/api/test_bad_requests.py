@@ -85,6 +85,7 @@ async def test_bodies_that_are_not_a_request(client: AsgiClient, body: bytes, sa
         ("logit_bias", [{str(token): 0 for token in range(1025)}]),
         ("priority", [2**31, 0.5, "high"]),
         ("skip_special_tokens", [1, "true"]),
+        ("cache_salt", ["", "x" * 1025, 1, [], True]),
     ],
 )
 async def test_wrong_types_and_ranges_name_the_field(client: AsgiClient, field: str, values: list[Any]) -> None:

@@ -46,6 +46,11 @@ def refused(**fields: Any) -> InvalidRequest:
     return caught.value
 
 
+def test_a_salt_goes_along() -> None:
+    assert [plan(cache_salt="s").cache_salt for plan in (completion, chat)] == ["s", "s"]
+    assert [plan(cache_salt=None).cache_salt for plan in (completion, chat)] == ["", ""]
+
+
 def test_the_four_forms_of_a_prompt() -> None:
     assert prompts(completion("ab")) == [[BOS, 97, 98]]
     assert prompts(completion([97, 98])) == [[97, 98]]

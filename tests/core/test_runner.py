@@ -19,7 +19,7 @@ from llamafast._core.vocab import Vocab
 class Rig:
     """A Runner with everything below it. Flash attention is off: then logits do not depend on how steps are cut."""
 
-    def __init__(self, path, *, n_ctx=2048, n_batch=64, n_seq_max=16, prefill_chunk=0):
+    def __init__(self, path, *, n_ctx=2048, n_batch=64, n_seq_max=16, prefill_chunk=0, target_itl=0.0):
         self.model = Model(str(path))
         self.vocab = Vocab(self.model)
         self.context = Context(
@@ -29,7 +29,7 @@ class Rig:
         self.read_fd, self.write_fd = os.pipe()
         os.set_blocking(self.read_fd, False)
         self.outbox = Outbox(self.write_fd)
-        self.runner = Runner(self.context, self.vocab, self.outbox, prefill_chunk=prefill_chunk)
+        self.runner = Runner(self.context, self.vocab, self.outbox, prefill_chunk=prefill_chunk, target_itl=target_itl)
 
     def close(self):
         """Let go of everything: pytest itself holds on to the last test's fixtures."""
@@ -125,6 +125,24 @@ def test_prompts_in_chunks_beside_decoding_sequences(tiny_model):
     results = [rig.run(rig.sequence([40], 1, max_tokens=60), rig.sequence(long, 2)) for rig in (whole, chunked)]
     assert results[0] == results[1]
     assert chunked.runner.counts()["rows_max"] <= 64
+
+
+@pytest.mark.parametrize(("target_itl", "least", "most"), [(1e-9, 1, 12), (100.0, 50, 64)])
+def test_prompt_rows_beside_decoding_ones_are_as_many_as_the_time_allows(tiny_model, target_itl, least, most):
+    """With hardly any time a prompt still advances by 8 rows a step, rounded up; with much, by full steps."""
+    rig = Rig(tiny_model("tiny-llama"), target_itl=target_itl)
+    rig.runner.add(rig.sequence([40], 1, max_tokens=400))
+    rig.runner.run(20)
+    long = rig.sequence([(5 * k) % 300 + 33 for k in range(200)], 2)
+    rig.runner.add(long)
+    advances, before = [], 0
+    while long.n_past < 199:
+        rig.runner.run(1)
+        advances.append(long.n_past - before)
+        before = long.n_past
+    advances = [rows for rows in advances[:-1] if rows]  # the last one is what is left over
+    assert least <= min(advances)
+    assert max(advances) <= most
 
 
 def test_fewer_rows_than_sequences_are_refused(tiny_model):

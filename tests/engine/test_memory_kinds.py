@@ -135,3 +135,28 @@ async def test_a_small_memory_finishes_everybody_as_they_would_alone(tiny_model,
     assert engine.counters()["used_cells"] == 0
     for each in (engine, alone):
         await each.close()
+
+
+TENANT_REQUEST = st.tuples(st.sampled_from(["", "a", "b", "é"]), st.integers(0, 1), st.integers(17, 400))
+
+
+@pytest.mark.parametrize("kind", ["unified", "partitioned", "hybrid"])
+@settings(max_examples=8, deadline=None)
+@given(rounds=st.lists(st.lists(TENANT_REQUEST, min_size=1, max_size=5), min_size=1, max_size=4))
+def test_a_tenant_reuses_only_what_it_has_sent_itself(tiny_model, kind, rounds):
+    async def run():
+        engine = start(tiny_model, kind, 10**8)
+        sent = {}
+        for requests in rounds:
+            tasks = [asyncio.create_task(answer(engine, TEXTS[k][:n], 4, cache_salt=salt)) for salt, k, n in requests]
+            results = [await task for task in tasks]
+            for i, (salt, k, n) in enumerate(requests):
+                others = [m for j, (s, t, m) in enumerate(requests) if j != i and (s, t) == (salt, k)]
+                assert results[i][1] <= min(n - 1, max([*others, sent.get((salt, k), 0)], default=0))
+            for salt, k, n in requests:
+                # an answer could go on like the text
+                sent[salt, k] = max(sent.get((salt, k), 0), n + 4)
+            await settled(engine)
+        await engine.close()
+
+    asyncio.run(run())

@@ -18,6 +18,8 @@ Bias = Annotated[float, Meta(ge=-100, le=100)]
 # Any positive number in OpenAI-like servers; beyond these bounds a penalised logit would leave float32.
 RepetitionPenalty = Annotated[float, Meta(ge=1e-6, le=1e6)]
 
+CacheSalt = Annotated[str, Meta(min_length=1, max_length=1024)]
+
 # In a streamed chunk, text and index may be holes that ``api.sse.frame_pieces`` cuts out of the encoded chunk.
 StreamedText = str | Raw
 StreamedIndex = int | Raw
@@ -65,6 +67,7 @@ class GenerationOptions(Struct, kw_only=True):
     stop: str | Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)] | None = None
     ignore_eos: bool | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    cache_salt: CacheSalt | None = None
     skip_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
