@@ -30,6 +30,7 @@ MODULES: dict[str, list[str]] = {
     "cost": [],
     "outbox": [],
     "sequence": [],
+    "histograms": [],
     "runner": [],
     "embedder": [],
 }

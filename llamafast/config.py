@@ -226,7 +226,8 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     """The HTTP side.
 
     ``max_queue``: requests that may wait. ``stall_seconds``: /healthz turns red when work waits and no step finished
-    for that long. ``drain_seconds``: how long running requests may still take after SIGTERM.
+    for that long. ``drain_seconds``: how long running requests may still take after SIGTERM. ``request_log``: a line
+    per request on stderr. ``metrics_aliases``: other servers whose metric names /metrics repeats.
     """
 
     host: Text = "127.0.0.1"
@@ -235,6 +236,8 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     max_body_bytes: PositiveBytes = 64 * 2**20
     stall_seconds: Seconds = 60.0
     drain_seconds: Annotated[float, Meta(ge=0)] = 30.0
+    request_log: bool = True
+    metrics_aliases: tuple[Literal["vllm"], ...] = ()
 
 
 class SchedulerConfig(Section, frozen=True, kw_only=True):

@@ -1,33 +1,43 @@
 """The one table of Prometheus series.
 
 Series that the seed program has keep its names (prefixes ``llamacpp:`` and ``batch_server:``); new ones start with
-``llamafast:``. The engine's values are read when somebody scrapes: counting costs nothing per token.
+``llamafast:``. The engine's values are read when somebody scrapes: a series costs nothing until then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import Literal, NamedTuple
 
 from prometheus_client import (
     CONTENT_TYPE_PLAIN_0_0_4,
     CollectorRegistry,
     Counter,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from llamafast import __version__
+
+# Upper bounds of buckets, how many values fell into each (one more: beyond the last bound), and their sum.
+Histogram = tuple[Sequence[float], Sequence[int], float]
 
 
 class Series(NamedTuple):
-    """One engine series: the key the engine counts under, its name on the wire, type and help."""
+    """One engine series: the key the engine counts under, its name on the wire, type and help, and a label."""
 
     key: str
     name: str
-    kind: Literal["counter", "gauge"]
+    kind: Literal["counter", "gauge", "histogram"]
     text: str
+    label: tuple[str, str] | None = None
 
+
+FINISHED = "Sequences that ended, by reason"
 
 ENGINE_SERIES = (
     Series("prompt_tokens", "llamacpp:prompt_tokens_total", "counter", "Prompt tokens decoded"),
@@ -43,15 +53,26 @@ ENGINE_SERIES = (
     Series("waiting", "llamacpp:requests_deferred", "gauge", "Sequences waiting"),
     Series("steps", "batch_server:scheduler_step_calls_total", "counter", "Steps"),
     Series("step_seconds", "batch_server:scheduler_step_seconds_total", "counter", "Wall time in steps"),
+    Series("steps", "batch_server:process_batch_calls_total", "counter", "Steps whose output was processed"),
+    Series("sample_seconds", "batch_server:process_batch_seconds_total", "counter", "Time after llama_decode"),
+    Series("generated_tokens", "batch_server:sample_calls_total", "counter", "Tokens sampled"),
     Series("sample_seconds", "batch_server:sample_seconds_total", "counter", "Sampling, detokenising, stop matching"),
     Series("submitted", "batch_server:requests_submitted_total", "counter", "Sequences submitted"),
     Series("admitted", "batch_server:requests_admitted_total", "counter", "Sequences admitted, also after preemption"),
     Series("completed", "batch_server:requests_completed_total", "counter", "Sequences that finished"),
     Series("cancelled", "batch_server:requests_cancelled_total", "counter", "Sequences cancelled"),
     Series("failed", "batch_server:requests_failed_total", "counter", "Sequences that failed"),
+    Series("unfinished", "batch_server:active_completions", "gauge", "Sequences running or waiting"),
     Series("running", "batch_server:claimed_sequences", "gauge", "Sequence ids in use"),
     Series("free_sequences", "batch_server:unused_sequences", "gauge", "Sequence ids free"),
+    Series("cache_evictions", "batch_server:checkpoint_evictions_total", "counter", "Prefixes evicted from RAM"),
+    Series("prefixes", "batch_server:radix_trie_sequences", "gauge", "Prefixes that can be reused, running or in RAM"),
+    Series("used_cells", "batch_server:radix_trie_tokens", "gauge", "KV cells in use"),
     Series("preempted", "llamafast:preemptions_total", "counter", "Sequences sent back to the queue for room"),
+    Series("finished_stop", "llamafast:sequences_finished_total", "counter", FINISHED, ("reason", "stop")),
+    Series("finished_length", "llamafast:sequences_finished_total", "counter", FINISHED, ("reason", "length")),
+    Series("cancelled", "llamafast:sequences_finished_total", "counter", FINISHED, ("reason", "cancelled")),
+    Series("failed", "llamafast:sequences_finished_total", "counter", FINISHED, ("reason", "failed")),
     Series("rows", "llamafast:rows_total", "counter", "Rows of all steps"),
     Series("decode_seconds", "llamafast:decode_seconds_total", "counter", "Wall time in llama_decode"),
     Series("prefix_queries", "llamafast:prefix_cache_queries_total", "counter", "Prompt tokens looked up for reuse"),
@@ -63,8 +84,21 @@ ENGINE_SERIES = (
     Series("cache_restores", "llamafast:prefix_cache_restores_total", "counter", "Prefixes found in RAM"),
     Series("cache_evictions", "llamafast:prefix_cache_evictions_total", "counter", "Parts evicted for the budget"),
     Series("forks", "llamafast:prefix_cache_forks_total", "counter", "Prefixes lent by a running sequence"),
-    Series("used_cells", "llamafast:kv_cells_used", "gauge", "KV cells in use"),
+    Series("used_cells", "llamafast:kv_cells_used", "gauge", "KV cells in use; a shared one counts for each owner"),
     Series("total_cells", "llamafast:kv_cells", "gauge", "KV cells"),
+    Series("kv_usage", "llamafast:kv_usage_ratio", "gauge", "KV cells in use / KV cells, at most 1"),
+    Series("queue_seconds", "llamafast:queue_seconds", "histogram", "From submitted to admitted"),
+    Series(
+        "first_token_seconds", "llamafast:time_to_first_token_seconds", "histogram", "From submitted to first token"
+    ),
+    Series("inter_token_seconds", "llamafast:inter_token_seconds", "histogram", "From each token to the next"),
+    Series("end_to_end_seconds", "llamafast:end_to_end_seconds", "histogram", "From submitted to the last token"),
+    Series("step_seconds", "llamafast:step_seconds", "histogram", "Wall time of a step"),
+    Series("step_rows", "llamafast:step_rows", "histogram", "Rows of a step"),
+    Series("request_prompt_tokens", "llamafast:request_prompt_tokens", "histogram", "Prompt tokens, cached ones too"),
+    Series(
+        "request_generated_tokens", "llamafast:request_generated_tokens", "histogram", "Tokens of finished sequences"
+    ),
 )
 # Only of models that embed.
 EMBEDDING_SERIES = (
@@ -74,9 +108,55 @@ EMBEDDING_SERIES = (
     Series("embedding_seconds", "llamafast:embedding_seconds_total", "counter", "Wall time in these batches"),
 )
 
+# Series of the seed for what is not served yet. They stay 0, so that dashboards made for it find them.
+DORMANT_SERIES = tuple(
+    Series("", f"batch_server:{name}", "counter" if name.endswith("_total") else "gauge", "Always 0: not served yet")
+    for name in (
+        "free_sequences", "checkpoint_entries", "checkpoint_hits_total", "checkpoint_saves_total",
+        "sequence_cache_hits_total", "sequence_cache_save_requests_total", "sequence_cache_load_failures_total",
+        "sequence_cache_lookup_failures_total", "sequence_cache_save_failures_total",
+        "sequence_cache_tokens_loaded_total", "draft_seconds_total", "draft_process_seconds_total",
+        "draft_generate_seconds_total", "draft_sampled_batch_seconds_total", "draft_process_calls_total",
+        "draft_generate_calls_total", "draft_sampled_batch_calls_total", "draft_proposals_total",
+        "draft_tokens_proposed_total", "draft_tokens_accepted_total", "draft_tokens_rejected_total",
+        "draft_batches_verified_total", "draft_target_tokens_verified_total", "draft_target_tokens_wasted_total",
+        "draft_tokens_reused_as_pending_total", "draft_acceptance_rate", "draft_average_proposed_tokens",
+        "draft_average_verified_acceptance_length",
+    )
+)  # fmt: skip
+
+# The names of another server for the same things, for dashboards and autoscalers that know only those.
+ALIASES = {
+    "vllm": (
+        Series("running", "vllm:num_requests_running", "gauge", "Sequences running"),
+        Series("waiting", "vllm:num_requests_waiting", "gauge", "Sequences waiting"),
+        Series("kv_usage", "vllm:kv_cache_usage_perc", "gauge", "KV cells in use / KV cells, 0 to 1"),
+        Series("prefix_queries", "vllm:prefix_cache_queries_total", "counter", "Prompt tokens looked up for reuse"),
+        Series("prefix_hits", "vllm:prefix_cache_hits_total", "counter", "Prompt tokens reused"),
+        Series("prompts_total", "vllm:prompt_tokens_total", "counter", "Prompt tokens, cached ones too"),
+        Series("generated_tokens", "vllm:generation_tokens_total", "counter", "Tokens generated"),
+        Series("preempted", "vllm:num_preemptions_total", "counter", "Preemptions"),
+        Series("finished_stop", "vllm:request_success_total", "counter", FINISHED, ("finished_reason", "stop")),
+        Series("finished_length", "vllm:request_success_total", "counter", FINISHED, ("finished_reason", "length")),
+        Series("cancelled", "vllm:request_success_total", "counter", FINISHED, ("finished_reason", "abort")),
+        Series("queue_seconds", "vllm:request_queue_time_seconds", "histogram", "Time in the queue"),
+        Series("first_token_seconds", "vllm:time_to_first_token_seconds", "histogram", "Time to first token"),
+        Series("inter_token_seconds", "vllm:inter_token_latency_seconds", "histogram", "From each token to the next"),
+        Series(
+            "end_to_end_seconds", "vllm:e2e_request_latency_seconds", "histogram", "From submitted to the last token"
+        ),
+        Series("step_rows", "vllm:iteration_tokens_total", "histogram", "Rows of a step"),
+        Series("request_prompt_tokens", "vllm:request_prompt_tokens", "histogram", "Prompt tokens"),
+        Series("request_generated_tokens", "vllm:request_generation_tokens", "histogram", "Tokens generated"),
+    )
+}
+
 disable_created_metrics()  # type: ignore[no-untyped-call]
-_http = CollectorRegistry()
-_requests = Counter("llamafast:http_requests", "HTTP requests by route and status", ["path", "status"], registry=_http)
+_process = CollectorRegistry()
+ProcessCollector(registry=_process)
+_requests = Counter(
+    "llamafast:http_requests", "HTTP requests by route and status", ["path", "status"], registry=_process
+)
 
 
 def observe_http(path: str, status: int) -> None:
@@ -84,25 +164,68 @@ def observe_http(path: str, status: int) -> None:
     _requests.labels(path, status).inc()
 
 
-def render(counters: Mapping[str, float]) -> tuple[bytes, str]:
-    """The exposition (text format 0.0.4) of the engine's counters and the HTTP series, and its content type."""
+def render(
+    counters: Mapping[str, float], histograms: Mapping[str, Histogram], *, model: str, aliases: Collection[str] = ()
+) -> tuple[bytes, str]:
+    """The exposition (text format 0.0.4) of the engine's values and this process's, and its content type.
+
+    Series named in ``aliases`` carry the label ``model_name``, as their readers expect.
+    """
     registry = CollectorRegistry()
-    registry.register(_EngineCollector(counters))
-    return generate_latest(registry) + generate_latest(_http), CONTENT_TYPE_PLAIN_0_0_4
+    registry.register(_EngineCollector(counters, histograms, model, aliases))
+    return generate_latest(registry) + generate_latest(_process), CONTENT_TYPE_PLAIN_0_0_4
 
 
 class _EngineCollector(Collector):
-    def __init__(self, counters: Mapping[str, float]) -> None:
-        self.values = {**counters, **_rates(counters)}
+    def __init__(
+        self, counters: Mapping[str, float], histograms: Mapping[str, Histogram], model: str, aliases: Collection[str]
+    ) -> None:
+        self._values = {**counters, **_derived(counters, histograms)}
+        self._histograms = histograms
+        self._model = model
+        self._aliases = aliases
 
     def collect(self) -> Iterator[Metric]:
-        embedding = EMBEDDING_SERIES if EMBEDDING_SERIES[0].key in self.values else ()
-        for series in (*ENGINE_SERIES, *embedding):
-            family = CounterMetricFamily if series.kind == "counter" else GaugeMetricFamily
-            yield family(series.name, series.text, value=self.values[series.key])
+        about = {"version": __version__, "llama_cpp_python": version("llama-cpp-python"), "model": self._model}
+        info = GaugeMetricFamily("llamafast:build_info", "1; what runs is in the labels", labels=list(about))
+        info.add_metric(list(about.values()), 1)
+        yield info
+        embedding = EMBEDDING_SERIES if EMBEDDING_SERIES[0].key in self._values else ()
+        yield from self._families((*ENGINE_SERIES, *embedding, *DORMANT_SERIES), {})
+        lengths = "Verified drafts by accepted tokens; none yet: drafts are not served"
+        yield CounterMetricFamily("batch_server:draft_acceptance_length", lengths, labels=["accepted_tokens"])
+        for alias in self._aliases:
+            yield from self._families(ALIASES[alias], {"model_name": self._model})
+
+    def _families(self, table: Sequence[Series], labels: Mapping[str, str]) -> Iterator[Metric]:
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for series in table:
+            own = {**labels, **dict([series.label] if series.label else [])}
+            names, values = list(own), list(own.values())
+            if series.kind == "histogram":
+                histogram = HistogramMetricFamily(series.name, series.text, labels=names)
+                buckets, total = _cumulated(self._histograms[series.key])
+                histogram.add_metric(values, buckets, total)
+                yield histogram
+                continue
+            if (family := families.get(series.name)) is None:
+                kind = CounterMetricFamily if series.kind == "counter" else GaugeMetricFamily
+                family = families[series.name] = kind(series.name, series.text, labels=names)
+            family.add_metric(values, self._values[series.key] if series.key else 0)
+        yield from families.values()
 
 
-def _rates(counters: Mapping[str, float]) -> dict[str, float]:
+def _cumulated(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
+    """Prometheus's buckets: each counts what the ones before it count too."""
+    bounds, counts, total = histogram
+    buckets, so_far = [], 0
+    for bound, n in zip([*(f"{bound:g}" for bound in bounds), "+Inf"], counts, strict=True):
+        so_far += n
+        buckets.append((bound, float(so_far)))
+    return buckets, total
+
+
+def _derived(counters: Mapping[str, float], histograms: Mapping[str, Histogram]) -> dict[str, float]:
     def ratio(part: str, whole: str) -> float:
         return counters[part] / counters[whole] if counters[whole] else 0.0
 
@@ -110,4 +233,8 @@ def _rates(counters: Mapping[str, float]) -> dict[str, float]:
         "busy_per_step": ratio("sequences", "steps"),
         "prompt_rate": ratio("prompt_tokens", "prompt_seconds"),
         "generated_rate": ratio("generated_tokens", "generated_seconds"),
+        "kv_usage": min(1.0, ratio("used_cells", "total_cells")),
+        "unfinished": counters["running"] + counters["waiting"],
+        "prefixes": counters["running"] + counters["cache_states"],
+        "prompts_total": histograms["request_prompt_tokens"][2],
     }

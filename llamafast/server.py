@@ -39,7 +39,13 @@ def serve(config: Config, verbose: bool = False) -> None:
     path = resolve_model(config.model.source)
     with tqdm(total=100, desc="loading", unit="%", bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}") as bar:
         engine = load_engine(config, path, lambda fraction: _advance(bar, fraction))
-    app = App(engine, max_body_bytes=config.server.max_body_bytes, stall_seconds=config.server.stall_seconds)
+    app = App(
+        engine,
+        max_body_bytes=config.server.max_body_bytes,
+        stall_seconds=config.server.stall_seconds,
+        request_log=config.server.request_log,
+        metrics_aliases=config.server.metrics_aliases,
+    )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, engine, app))
 

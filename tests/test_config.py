@@ -120,6 +120,8 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "max_body_bytes": (64 * 1024 * 1024, [1, 2**40], [0, None, *WRONG_INT]),
         "stall_seconds": (60.0, [0.1, 5], [0, -1, None, "60", True]),
         "drain_seconds": (30.0, [0, 0.5, 100], [-0.1, None, "30", True]),
+        "request_log": (True, [True, False], [None, 0, "true"]),
+        "metrics_aliases": ((), [[], ["vllm"]], [None, "vllm", ["sglang"], [1]]),
     },
     "scheduler": {
         "prefill_chunk": (None, *NULL_POSITIVE),

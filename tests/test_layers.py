@@ -21,7 +21,7 @@ ALLOWED = {
     "api": ["llamafast.api", "llamafast.chat", "llamafast.engine.types", *FREE],
     "errors": [],
     "config": [],
-    "metrics": [],
+    "metrics": ["llamafast.__version__"],
     "config_file": ["llamafast.config", "llamafast.errors"],
     "hub": ["llamafast.config", "llamafast.errors"],
     "server": ["llamafast.api.app", "llamafast.engine", "llamafast.hub", *FREE],

@@ -2,6 +2,7 @@ from libc.stdint cimport int32_t, int64_t
 
 from .context cimport Batch, Context
 from .cost cimport step_cost_t
+from .histograms cimport histograms_t
 from .outbox cimport Outbox
 from .running cimport running_t
 from .sampler cimport scratch_t
@@ -38,6 +39,7 @@ cdef class Runner:
     cdef scratch_t scratch
     cdef step_cost_t cost
     cdef counters_t counters
+    cdef histograms_t observed
 
     cdef bint _set_state(self, int32_t seq_id, bytes saved)
     cdef bytes _get_state(self, int32_t seq_id)

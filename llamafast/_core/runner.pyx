@@ -16,6 +16,7 @@ from .headers.llama cimport (
     llama_memory_seq_rm, llama_state_seq_get_data, llama_state_seq_get_size, llama_state_seq_set_data,
     llama_supports_gpu_offload,
 )
+from .histograms cimport histograms_init, histograms_read, observe_admitted, observe_step, observe_token
 from .outbox cimport Outbox, outbox_publish, outbox_stage
 from .prefix cimport BLOCK
 from .running cimport (
@@ -70,8 +71,8 @@ cdef double PREFILL_SECONDS = 0.5
 
 
 cdef class Runner:
-    """Runs up to ``context.n_seq_max`` Sequences in one Context. All methods but ``interrupt``, ``counts`` and
-    ``since_last_step`` belong to the engine thread.
+    """Runs up to ``context.n_seq_max`` Sequences in one Context. All methods but ``interrupt``, ``counts``,
+    ``histograms`` and ``since_last_step`` belong to the engine thread.
 
     ``target_itl``: how many seconds a step that also decodes may take, as far as its prompt rows decide that; 0:
     STRETCH times what it would take without them, or STRETCH_SECONDS. ``prefill_chunk``: most prompt rows of such a
@@ -95,6 +96,7 @@ cdef class Runner:
             raise MemoryError
         if running_init(&self.live, context.memory, context.unified, context.n_cuttable) < 0:
             raise MemoryError
+        histograms_init(&self.observed)
         born(RUNNER)
         self.counters.last_step = now()
 
@@ -155,6 +157,7 @@ cdef class Runner:
         s.n_rows = 0
         s.n_past = 0
         s.n_restore = n_restore
+        observe_admitted(&self.observed, s)
         self.running.append(sequence)
         running_add(&self.live, s)
 
@@ -297,9 +300,15 @@ cdef class Runner:
         """Seconds since the last step finished. Any thread."""
         return now() - self.counters.last_step
 
+    def histograms(self):
+        """The distributions since the start: (upper bounds, counts between them, sum) by name. Any thread."""
+        return histograms_read(&self.observed)
+
     def counts(self):
         """Everything counted since the start, as a dict. Any thread; never waits for a step."""
         return self.counters | {
+            "finished_stop": self.observed.finished[FINISH_STOP],
+            "finished_length": self.observed.finished[FINISH_LENGTH],
             "prefix_queries": self.live.queries, "prefix_hits": self.live.hits + self.live.restored,
             "prefix_hits_running": self.live.hits, "prefix_hits_ram": self.live.restored, "forks": self.live.forks,
         }
@@ -331,7 +340,7 @@ cdef int runner_step(Runner self, int32_t n_decode) noexcept nogil:
             llama_get_logits_ith(self.context.ctx, self.live.states[i].output_row)
             break
     decoded = now()
-    code = runner_sample(self)
+    code = runner_sample(self, decoded)
     if outbox_publish(self.outbox) < 0:
         code = RUN_NO_MEMORY
     sampled = now()
@@ -346,6 +355,7 @@ cdef int runner_step(Runner self, int32_t n_decode) noexcept nogil:
     count.decode_seconds += decoded - start
     count.sample_seconds += sampled - decoded
     count.step_seconds += sampled - start
+    observe_step(&self.observed, sampled - start, n_rows)
     count.last_step = sampled
     return RUN_SAVE_DUE if save_due and code == RUN_PAUSED else code
 
@@ -420,7 +430,7 @@ cdef int32_t prefill_budget(Runner self, int32_t n_decode) noexcept nogil:
     return budget + (-(n_decode + budget) & (ROW_TILE - 1))
 
 
-cdef int runner_sample(Runner self) noexcept nogil:
+cdef int runner_sample(Runner self, double decoded) noexcept nogil:
     """Choose a token for every output row and stage what became text: RUN_PAUSED, RUN_FINISHED or a failure."""
     cdef int status = RUN_PAUSED
     cdef int32_t i, token
@@ -437,6 +447,7 @@ cdef int runner_sample(Runner self) noexcept nogil:
         if token < 0 or sequence_accept(self, s, token) < 0:
             return RUN_NO_MEMORY
         self.counters.generated_tokens += 1
+        observe_token(&self.observed, s, decoded)
         if s.finish != FINISH_NONE:
             status = RUN_FINISHED
     return status

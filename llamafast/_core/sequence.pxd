@@ -39,6 +39,9 @@ cdef struct sequence_t:
     bint show_control
     sampler_t *sampler      # the Sequence holds its owner
     text_t text
+    double submitted        # monotonic seconds
+    double admitted         # the first time, 0: not yet
+    double newest_token     # 0: none
 
 cdef class Sequence:
     cdef sequence_t state

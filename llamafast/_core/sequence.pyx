@@ -4,6 +4,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
 from .balance cimport SEQUENCE, born, died
+from .headers.clock cimport now
 from .prefix cimport BLOCK, block_hash
 from .sampler cimport Sampler
 from .text cimport text_free, text_init
@@ -62,6 +63,7 @@ cdef class Sequence:
         self.sampler = sampler
         self.checkpoints = checkpoints
         s.sampler = &sampler.state
+        s.submitted = now()
 
     def __dealloc__(self):
         if self.state.tokens != NULL:
@@ -106,6 +108,11 @@ cdef class Sequence:
     @save_at.setter
     def save_at(self, int32_t n_tokens):
         self.state.save_at = n_tokens
+
+    @property
+    def queue_seconds(self):
+        """From here to the first admission; None before."""
+        return self.state.admitted - self.state.submitted if self.state.admitted else None
 
     @property
     def finished(self):

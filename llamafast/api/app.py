@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from llamafast.api.completions import CompletionsEndpoint
 from llamafast.api.delivery import internal_error
 from llamafast.api.embeddings import EmbeddingsEndpoint, RerankEndpoint, ScoreEndpoint
 from llamafast.api.http import ClientGone, Exchange, Receive, Scope, Send
+from llamafast.api.request_log import log_request
 from llamafast.api.sse import PING_SECONDS
 from llamafast.api.system import SystemEndpoints
 from llamafast.api.tokens import TokenEndpoints
@@ -35,15 +36,24 @@ class App:
     """An OpenAI-compatible ASGI 3 application over one engine.
 
     ``max_body_bytes`` bounds a request's body, ``stall_seconds`` is how long the engine may stand still over waiting
-    work before /healthz turns red, ``ping_seconds`` how long a stream may be silent. Raises ConfigError when the
-    model's chat template does not compile. Paths are exact: with a trailing slash it is another URL.
+    work before /healthz turns red, ``ping_seconds`` how long a stream may be silent. ``request_log`` writes a line per
+    request, ``metrics_aliases`` repeats metrics under other servers' names (``metrics.ALIASES``). Paths are exact: with
+    a trailing slash it is another URL. Raises ConfigError when the model's chat template does not compile.
     """
 
     def __init__(
-        self, engine: EnginePort, *, max_body_bytes: int, stall_seconds: float, ping_seconds: float = PING_SECONDS
+        self,
+        engine: EnginePort,
+        *,
+        max_body_bytes: int,
+        stall_seconds: float,
+        ping_seconds: float = PING_SECONDS,
+        request_log: bool = True,
+        metrics_aliases: Collection[str] = (),
     ) -> None:
         self._max_body_bytes = max_body_bytes
-        self._system = system = SystemEndpoints(engine, stall_seconds)
+        self._request_log = request_log
+        self._system = system = SystemEndpoints(engine, stall_seconds, metrics_aliases)
         chat = ChatFormat(engine.info)
         tokens = TokenEndpoints(engine, chat)
         self._routes: dict[str, Mapping[str, Handler]] = {
@@ -85,6 +95,8 @@ class App:
             await _fail(exchange, internal_error())
         finally:
             metrics.observe_http(name, exchange.status)
+            if self._request_log:
+                log_request(exchange, name)
 
     def _route(self, path: str) -> tuple[str, Mapping[str, Handler]]:
         """The name of ``path`` in the metrics and its methods. The path is percent-decoded: ids may hold slashes."""

@@ -36,7 +36,7 @@ class ChatEndpoint:
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         request, plan = await run_sized(len(body), self._prepare, body)
-        generation = self._engine.submit(plan.plan)
+        generation = exchange.follow(self._engine.submit(plan.plan))
         replies = plan.replies()
         try:
             reply_id, created = f"chatcmpl-{uuid4().hex}", int(time.time())

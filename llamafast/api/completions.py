@@ -28,7 +28,7 @@ class CompletionsEndpoint:
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         request, plan, echoes = await run_sized(len(body), self._prepare, body)
-        generation = self._engine.submit(plan)
+        generation = exchange.follow(self._engine.submit(plan))
         try:
             reply = Completion(
                 id=f"cmpl-{uuid4().hex}", created=int(time.time()), model=self._engine.info.id, choices=[]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 from uuid import uuid4
@@ -12,6 +13,7 @@ from uuid import uuid4
 import msgspec
 
 from llamafast.api.schema.fragments import ErrorBody, ErrorObject
+from llamafast.engine.types import Generation
 from llamafast.errors import BodyTooLarge, LlamafastError, UnsupportedMediaType
 
 Scope = MutableMapping[str, Any]
@@ -27,6 +29,7 @@ JSON_TYPE = b"application/json"
 DISCARDED_BYTES = 256 * 2**20
 
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _CORS: Headers = (
     (b"access-control-allow-origin", b"*"),
     (b"access-control-expose-headers", b"x-request-id, retry-after, retry-after-ms"),
@@ -40,10 +43,14 @@ class ClientGone(Exception):
 class Exchange:
     """A request and its one reply: ``start``, any number of ``write``, the last one with ``more=False``.
 
-    ``status`` is that of the reply, 0 until it has started.
+    ``status`` is that of the reply, 0 until it has started. ``traceparent`` (W3C Trace Context) is the client's, empty
+    without a valid one; the reply repeats it, so that a proxy can tell whose trace an answer belongs to.
     """
 
-    __slots__ = ("_receive", "_send", "headers", "method", "path", "request_id", "status")
+    __slots__ = (
+        "_receive", "_send", "generation", "headers", "method", "path", "request_id", "started", "status",
+        "traceparent",
+    )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive
@@ -53,7 +60,16 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given if _SANE_REQUEST_ID.fullmatch(given) else b"req_%b" % uuid4().hex.encode()
+        trace = self.headers.get(b"traceparent", b"")
+        self.traceparent = trace if _TRACEPARENT.fullmatch(trace) else b""
         self.status = 0
+        self.started = time.monotonic()
+        self.generation: Generation | None = None
+
+    def follow(self, generation: Generation) -> Generation:
+        """Remember what answers this request: the request log tells its tokens and times."""
+        self.generation = generation
+        return generation
 
     async def read_json(self, limit: int) -> bytes:
         """The request's body, at most ``limit`` bytes whatever its Content-Length says.
@@ -94,9 +110,13 @@ class Exchange:
             {
                 "type": "http.response.start",
                 "status": status,
-                "headers": [*headers, *_CORS, (b"x-request-id", self.request_id)],
+                "headers": [*headers, *_CORS, *self._identity()],
             }
         )
+
+    def _identity(self) -> Headers:
+        identity: Headers = ((b"x-request-id", self.request_id),)
+        return (*identity, (b"traceparent", self.traceparent)) if self.traceparent else identity
 
     async def write(self, body: bytes, *, more: bool = True) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": more})

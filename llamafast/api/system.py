@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from llamafast import metrics
 from llamafast.api.http import Exchange
 from llamafast.api.schema.models import Model, ModelList
@@ -10,9 +12,10 @@ from llamafast.errors import ModelNotFound
 
 
 class SystemEndpoints:
-    def __init__(self, engine: EnginePort, stall_seconds: float) -> None:
+    def __init__(self, engine: EnginePort, stall_seconds: float, metrics_aliases: Collection[str]) -> None:
         self._engine = engine
         self._stall_seconds = stall_seconds
+        self._metrics_aliases = metrics_aliases
         self._model = _model(engine.info)
 
     async def models(self, exchange: Exchange) -> None:
@@ -32,7 +35,10 @@ class SystemEndpoints:
             await exchange.reply_json({"status": "ok"})
 
     async def metrics(self, exchange: Exchange) -> None:
-        body, content_type = metrics.render(self._engine.counters())
+        engine = self._engine
+        body, content_type = metrics.render(
+            engine.counters(), engine.histograms(), model=engine.info.id, aliases=self._metrics_aliases
+        )
         await exchange.reply(200, body, content_type.encode())
 
 

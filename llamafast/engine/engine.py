@@ -20,7 +20,7 @@ from llamafast.engine.cache import PrefixCache
 from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settled
 from llamafast.engine.generation import Generation
 from llamafast.engine.scheduler import Scheduler
-from llamafast.engine.types import EmbeddingPlan, FinishReason, ModelInfo, Plan, SamplingParams, Tokenizer
+from llamafast.engine.types import EmbeddingPlan, FinishReason, Histogram, ModelInfo, Plan, SamplingParams, Tokenizer
 from llamafast.engine.worker import Worker
 from llamafast.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest, LlamafastError, QueueFull
 
@@ -115,7 +115,7 @@ class Engine:
             if sequence is None:
                 generation.push(index, "", 0, "length")
             else:
-                generation.tags.append(sequence.tag)
+                generation.sequences.append(sequence)
                 self._live[sequence.tag] = (generation, index)
         self._worker.enqueue([sequence for sequence in sequences if sequence is not None], plan.priority)
         return generation
@@ -158,6 +158,10 @@ class Engine:
     def counters(self) -> dict[str, float]:
         """The engine's series for /metrics; never waits for a step."""
         return self._worker.counters()
+
+    def histograms(self) -> dict[str, Histogram]:
+        """The engine's distributions for /metrics; never waits for a step."""
+        return self._worker.histograms()
 
     def _check_open(self, n_more: int) -> None:
         """Whether ``n_more`` may wait. Raises EngineUnavailable or QueueFull."""
@@ -211,7 +215,7 @@ class Engine:
         )
 
     def _cancel(self, generation: Generation) -> None:
-        self._worker.cancel([tag for tag in generation.tags if self._forget(tag) is not None])
+        self._worker.cancel([s.tag for s in generation.sequences if self._forget(s.tag) is not None])
 
     def _deliver(self) -> None:
         """The pipe's reader: hand out what the steps since the last wake-up produced."""

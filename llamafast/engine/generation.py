@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
+from llamafast._core.sequence import Sequence
 from llamafast.engine.types import Event, FinishReason
 from llamafast.errors import LlamafastError
 
@@ -19,9 +21,12 @@ class Generation:
     def __init__(
         self, n_choices: int, prompt_tokens: int, cancel: Callable[[Generation], None], choices_per_prompt: int = 1
     ) -> None:
-        self.tags: list[int] = []
+        self.sequences: list[Sequence] = []
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
+        self.finish_reasons: set[FinishReason] = set()
+        self._submitted = time.monotonic()
+        self._first_token: float | None = None
         self._choices_per_prompt = choices_per_prompt
         self._cached: dict[int, int] = {}
         self._unfinished = n_choices
@@ -34,6 +39,21 @@ class Generation:
     def cached_tokens(self) -> int:
         """Prompt tokens that did not have to be computed; like ``prompt_tokens`` each prompt counts once."""
         return sum(self._cached.values())
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """How long its choices waited before they ran, the longest wait; None while one waits."""
+        longest = 0.0
+        for sequence in self.sequences:
+            if (waited := sequence.queue_seconds) is None:
+                return None
+            longest = max(longest, waited)
+        return longest
+
+    @property
+    def first_token_seconds(self) -> float | None:
+        """From submit to the arrival of the first token; None before."""
+        return None if self._first_token is None else self._first_token - self._submitted
 
     @property
     def finished(self) -> bool:
@@ -65,6 +85,8 @@ class Generation:
 
     def push(self, index: int, text: str, n_tokens: int, finish_reason: FinishReason | None, n_cached: int = 0) -> None:
         """Engine side: something became known of choice ``index``."""
+        if not self.completion_tokens and n_tokens:
+            self._first_token = time.monotonic()
         self.completion_tokens += n_tokens
         if index % self._choices_per_prompt == 0:
             self._cached[index] = n_cached
@@ -77,6 +99,7 @@ class Generation:
             event.finish_reason = finish_reason
         if finish_reason is not None:
             self._unfinished -= 1
+            self.finish_reasons.add(finish_reason)
         self._wake()
 
     def fail(self, error: LlamafastError) -> None:

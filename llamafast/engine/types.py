@@ -148,6 +148,10 @@ class Tokenizer(Protocol):
         ...
 
 
+# Upper bounds of buckets, how many values fell into each (one more: beyond the last bound), and their sum.
+Histogram = tuple[tuple[float, ...], list[int], float]
+
+
 class Generation(Protocol):
     """The caller's end of a submitted Plan: an async iterator of batches of Events.
 
@@ -158,6 +162,17 @@ class Generation(Protocol):
 
     prompt_tokens: int
     completion_tokens: int
+    finish_reasons: set[FinishReason]
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """How long its choices waited before they ran, the longest wait; None while one waits."""
+        ...
+
+    @property
+    def first_token_seconds(self) -> float | None:
+        """From submit to the arrival of the first token; None before."""
+        ...
 
     @property
     def cached_tokens(self) -> int:
@@ -201,4 +216,8 @@ class EnginePort(Protocol):
 
     def counters(self) -> dict[str, float]:
         """The current value of every engine series of ``llamafast.metrics``, by series key. Never waits for a step."""
+        ...
+
+    def histograms(self) -> dict[str, Histogram]:
+        """The same for its distributions."""
         ...

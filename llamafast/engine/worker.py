@@ -15,6 +15,7 @@ from llamafast._core.status import drain_log
 from llamafast.engine.cache import Part, PrefixCache
 from llamafast.engine.embeddings import EmbeddingQueue
 from llamafast.engine.scheduler import Scheduler
+from llamafast.engine.types import Histogram
 from llamafast.errors import EngineFailure, LlamafastError
 
 logger = logging.getLogger(__name__)
@@ -127,6 +128,10 @@ class Worker:
             }
             | (self.embeddings.counts() if self.embeddings else {})
         )
+
+    def histograms(self) -> dict[str, Histogram]:
+        """Any thread; never waits for a step."""
+        return self.runner.histograms()
 
     @property
     def _has_work(self) -> bool:

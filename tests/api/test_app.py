@@ -58,10 +58,11 @@ async def test_health(client: AsgiClient, engine: FakeEngine) -> None:
 async def test_metrics_are_those_of_the_engine(
     client: AsgiClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "render", lambda counters: (repr(counters).encode(), "text/x-test; v=1"))
-    engine.series = {"steps": 3.0}
+    monkeypatch.setattr(metrics, "render", lambda *args, **kwargs: (repr((args, kwargs)).encode(), "text/x-test; v=1"))
+    engine.series, engine.distributions = {"steps": 3.0}, {"step_rows": ((1.0,), [2, 1], 4.0)}
     response = await client.get("/metrics")
-    assert (response.status, response.body) == (200, b"{'steps': 3.0}")
+    told = ((engine.series, engine.distributions), {"model": engine.info.id, "aliases": ()})
+    assert (response.status, response.body) == (200, repr(told).encode())
     assert response.headers["content-type"] == "text/x-test; v=1"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from llamafast.engine.types import EmbeddingPlan, Event, Generation, ModelInfo, Plan
+from llamafast.engine.types import EmbeddingPlan, Event, FinishReason, Generation, Histogram, ModelInfo, Plan
 from llamafast.errors import LlamafastError, RequestCancelled
 
 BOS = 256
@@ -75,6 +75,9 @@ class ScriptedGeneration:
         self.cached_tokens = cached_tokens
         self.cancelled = False
         self.finished = False
+        self.finish_reasons: set[FinishReason] = set()
+        self.queue_seconds: float | None = 0.001
+        self.first_token_seconds: float | None = 0.002
         self._steps = iter(script)
 
     def __aiter__(self) -> Generation:
@@ -94,6 +97,7 @@ class ScriptedGeneration:
             else:
                 await asyncio.sleep(0)
                 self.completion_tokens += sum(event.n_tokens for event in step)
+                self.finish_reasons |= {event.finish_reason for event in step if event.finish_reason}
                 return [replace(event) for event in step]
         self.finished = True
         raise StopAsyncIteration
@@ -138,6 +142,7 @@ class FakeEngine:
         self.cached_tokens = 0
         self.stalled_seconds = 0.0
         self.series: dict[str, float] = {}
+        self.distributions: dict[str, Histogram] = {}
 
     @property
     def plan(self) -> Plan:
@@ -171,3 +176,6 @@ class FakeEngine:
 
     def counters(self) -> dict[str, float]:
         return self.series
+
+    def histograms(self) -> dict[str, Histogram]:
+        return self.distributions

@@ -1,0 +1,89 @@
+"""One line per request, whatever became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from support.asgi_client import AsgiClient
+from support.fake_engine import FakeEngine, play
+
+from llamafast.api.app import App
+from llamafast.errors import QueueFull
+
+PATHS = {
+    "/v1/completions": b'{"prompt": "hi", "stream": %b}',
+    "/v1/chat/completions": b'{"messages": [{"role": "user", "content": "hi"}], "stream": %b}',
+}
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.fixture(autouse=True)
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Filled by the request log."""
+    caplog.set_level(logging.INFO, "llamafast.requests")
+    return caplog.messages
+
+
+def fields(line: str) -> dict[str, str]:
+    word, *pairs = line.split(" ")
+    assert word == "request"
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("stream", [b"true", b"false"])
+async def test_a_good_request(
+    client: AsgiClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture, path: str, stream: bytes
+) -> None:
+    engine.cached_tokens = 1
+    await client.post(path, PATHS[path] % stream, x_request_id="abc", traceparent=TRACE)
+    (line,) = caplog.messages
+    told = fields(line)
+    assert float(told.pop("total_ms")) >= 0
+    prompt = told.pop("prompt")
+    assert int(prompt) == engine.generations[0].prompt_tokens
+    assert told == {
+        "id": "abc", "route": path, "status": "200", "cached": "1", "completion": "3", "finish": "stop",
+        "queue_ms": "1.0", "first_token_ms": "2.0", "traceparent": TRACE,
+    }  # fmt: skip
+
+
+async def test_a_refused_request(client: AsgiClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
+    await client.post("/v1/completions", b"{")
+    engine.refusal = QueueFull("full")
+    await client.post("/v1/completions", b'{"prompt": "x"}')
+    await client.get("/nowhere\n=")
+    assert [fields(line)["status"] for line in caplog.messages] == ["400", "429", "404"]
+    assert fields(caplog.messages[-1])["route"] == "other"
+    assert "prompt" not in fields(caplog.messages[0])
+
+
+async def test_a_client_that_leaves(client: AsgiClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
+    engine.script = play(asyncio.Event())
+    async with client.open_post("/v1/completions", b'{"prompt": "x"}') as connection:
+        await engine.submitted.wait()
+        connection.disconnect()
+        await connection.task
+    (line,) = caplog.messages
+    assert (fields(line)["status"], fields(line)["finish"]) == ("499", "none")
+
+
+async def test_probes_leave_no_line_and_it_can_be_switched_off(
+    client: AsgiClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    await client.get("/healthz")
+    silent = AsgiClient(App(engine, max_body_bytes=1000, stall_seconds=1, request_log=False))
+    await silent.post("/v1/completions", b'{"prompt": "x"}')
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/nowhere"])
+async def test_a_trace_is_passed_through(client: AsgiClient, path: str) -> None:
+    assert (await client.get(path, traceparent=TRACE)).headers["traceparent"] == TRACE
+
+
+@pytest.mark.parametrize("given", ["", "00-xyz", TRACE.upper(), TRACE + "\r\nx: y", TRACE + "-00"])
+async def test_an_invalid_trace_is_not(client: AsgiClient, given: str) -> None:
+    assert "traceparent" not in (await client.get("/healthz", traceparent=given)).headers
