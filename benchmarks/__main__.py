@@ -1,4 +1,4 @@
-"""``python -m benchmarks raw|serve``."""
+"""``python -m benchmarks raw|serve|embeddings``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from statistics import median
 
 import msgspec
 
-from benchmarks import raw
+from benchmarks import embeddings, raw
 from benchmarks.client import load
 from benchmarks.figures import ServedRun, summarize
 from benchmarks.pinning import DEFAULT_PIN, bound_to, cores_of
@@ -56,6 +56,10 @@ def arguments() -> argparse.Namespace:
     add("--pin", choices=("client", "both", "none"), default=DEFAULT_PIN,
         help="client: the client on the last core; both: and the server on the others; none: neither")  # fmt: skip
     raw_command.set_defaults(sampling="greedy")
+    embeddings_command = commands.add_parser("embeddings", help="/v1/embeddings, in pairs with the raw loop")
+    embeddings.add_arguments(embeddings_command, at_least(1))
+    embeddings_command.add_argument("--pin", choices=("client", "both", "none"), default=DEFAULT_PIN,
+                                    help="as of serve")  # fmt: skip
     return parser.parse_args()
 
 
@@ -142,7 +146,9 @@ def main() -> int:
     journal.write("conditions", command=options.command, **about)
     rows, failures = [], []
     try:
-        for work in workloads(options):
+        if options.command == "embeddings":
+            rows = embeddings.rows(options, journal)
+        for work in workloads(options) if options.command != "embeddings" else ():
             journal.write("workload", **msgspec.structs.asdict(work))
             if options.command == "raw":
                 runs = [raw.run(work) for _ in range(options.pairs)]
@@ -155,7 +161,8 @@ def main() -> int:
                 rows.append(serve_row(work, pairs))
     except (FileNotFoundError, RuntimeError, ServerFailure, subprocess.TimeoutExpired) as error:
         sys.exit(f"benchmarks: {error}")
-    print(f"model={options.model} sampling={options.sampling} threads={options.threads} pairs={options.pairs}")
+    sampling = f" sampling={options.sampling}" if options.command != "embeddings" else ""
+    print(f"model={options.model}{sampling} threads={options.threads} pairs={options.pairs}")
     print_table(rows)
     for reason in sorted(set(failures))[:5]:
         print(f"failed: {reason}", file=sys.stderr)

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import raw, server
+from benchmarks import embeddings, raw, server
 from benchmarks.client import Exchange, Load, completion_message, load, play_all
 from benchmarks.event_stream import BadAnswer, EventStream
 from benchmarks.figures import Failure, percentile, read_answer, summarize
@@ -399,6 +400,15 @@ def test_journal_appends_lines(tmp_path: Path) -> None:
         {"record": "serve", "ttft_p50": None},
     ]
     Journal(None).write("raw")
+
+
+def test_embeddings_are_measured_against_the_bare_loop(tiny_encoder: Callable[[str], Path]) -> None:
+    work = embeddings.EmbeddingWork(
+        model=str(tiny_encoder("tiny-bert")), clients=2, requests=2, inputs=3, tokens=16, threads=1
+    )
+    row = embeddings.measure(work, Namespace(pairs=1, pin="none"), Journal(None))
+    assert row["inputs x tokens"] == "3x16"
+    assert float(row["efficiency"]) > 0
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ STEPS_PER_RUN = 1 << 20
 # Between two steps states are saved and restored for about this long, and always at least one part of each.
 COPY_SECONDS = 0.005
 
-# A step that embeds, in seconds: long enough to be efficient, short enough to hear a cancel; beside generation as long
-# as a step that generates, and need not be shorter than this.
+# A step that embeds, in seconds: long enough to be efficient, short enough to hear a cancel. Beside generation it is
+# also a pause of every stream, and generation then gets as much time as it took.
 EMBED_SECONDS = 0.5
 EMBED_SECONDS_BESIDE = 0.1
 
@@ -51,7 +51,7 @@ class Worker:
         self.scheduler = scheduler
         self.cache = cache
         self.embeddings = embeddings
-        self._run_seconds = 0.0
+        self._owed_seconds = 0.0  # what generation gets before the next step that embeds
         self._on_failure = on_failure
         self._wake = threading.Condition()
         self._arrived: list[tuple[Sequence, int]] = []
@@ -167,10 +167,7 @@ class Worker:
             self._cancel(set(cancelled))
 
     def _round(self) -> None:
-        if self.embeddings is not None and self.embeddings.has_work:
-            # generation and embedding take turns of equal length
-            beside = max(EMBED_SECONDS_BESIDE, self._run_seconds)
-            self.embeddings.step(beside if self.scheduler.has_work else EMBED_SECONDS)
+        self._embed()
         deadline = time.monotonic() + COPY_SECONDS
         self._release(deadline)
         for sequence in self.scheduler.admit():
@@ -181,7 +178,7 @@ class Worker:
             return
         start = time.monotonic()
         status = self.runner.run(1 if self._ended or self._restores or self._embeds else STEPS_PER_RUN)
-        self._run_seconds = time.monotonic() - start
+        self._owed_seconds -= time.monotonic() - start
         if status in (core.FINISHED, core.SAVE_DUE):
             self._save_due()
         if status == core.FINISHED:
@@ -198,6 +195,19 @@ class Worker:
                 self.runner.in_last_step() or self.scheduler.running,
                 EngineFailure(f"llama_decode failed with code {status}"),
             )
+
+    def _embed(self) -> None:
+        """Let waiting inputs have a step when it is their turn; each side gets about as long as the other just had."""
+        if self.embeddings is None or not self.embeddings.has_work:
+            self._owed_seconds = 0.0
+            return
+        if not self.scheduler.n_running:
+            self._owed_seconds = 0.0
+            self.embeddings.step(EMBED_SECONDS)
+        elif self._owed_seconds <= 0:
+            start = time.monotonic()
+            self.embeddings.step(min(EMBED_SECONDS, max(EMBED_SECONDS_BESIDE, -self._owed_seconds)))
+            self._owed_seconds = time.monotonic() - start
 
     def _make_room(self) -> None:
         """The memory is full: the youngest starts over later; alone, a sequence cannot be helped."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from llamafast._core import runner as core
+from llamafast.engine import worker as worker_module
 from llamafast.engine.cache import PrefixCache
 from llamafast.engine.scheduler import Scheduler
 from llamafast.engine.worker import Worker
@@ -190,3 +191,48 @@ def test_it_is_stalled_only_while_work_waits(worker, runner):
     until(lambda: worker.stalled() > 0.01)
     runner.hold.set()
     until(lambda: worker.stalled() == 0)
+
+
+class FakeEmbeddings:
+    """Always has work; a step takes what it is given, and with one long input more."""
+
+    has_work = True
+    n_waiting = 0
+
+    def __init__(self, clock, slowness):
+        self.clock, self.slowness, self.seconds = clock, slowness, 0.0
+
+    def step(self, seconds):
+        self.clock.now += seconds * self.slowness
+        self.seconds += seconds * self.slowness
+
+
+class Clock:
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.mark.parametrize("step", [0.001, 0.035, 0.4])
+@pytest.mark.parametrize("slowness", [1.0, 7.0])
+def test_generation_and_embeddings_get_similar_time(monkeypatch, step, slowness):
+    clock = Clock()
+    monkeypatch.setattr(worker_module, "time", clock)
+    embeddings = FakeEmbeddings(clock, slowness)
+    runner = FakeRunner()
+    generated = 0.0
+
+    def run(max_steps):
+        nonlocal generated
+        assert max_steps == 1
+        clock.now += step
+        generated += step
+        return core.PAUSED
+
+    runner.run = run
+    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), PrefixCache(0), lambda *_: None, embeddings)
+    worker.scheduler.enqueue(FakeSequence(1))
+    while clock.now < 100:
+        worker._round()
+    assert 0.45 < generated / embeddings.seconds < 2.2
