@@ -29,6 +29,7 @@ MODULES: dict[str, list[str]] = {
     "running": [],
     "cost": [],
     "outbox": [],
+    "constraint": [],
     "sequence": [],
     "histograms": [],
     "runner": [],

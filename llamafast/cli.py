@@ -1,4 +1,4 @@
-"""The command line: ``llamafast serve cfg.json`` and ``llamafast check cfg.json``."""
+"""The command line: ``llamafast serve cfg.json``, ``llamafast check cfg.json``, ``llamafast grammar check``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_argument("config", type=Path, help="a JSON config file")
         if name == "serve":
             command.add_argument("-v", "--verbose", action="store_true", help="show llama.cpp's own log")
+    grammar = commands.add_parser("grammar", help="what a JSON schema allows, found out without a model")
+    grammar.add_argument(
+        "action", choices=["check"],
+        help='read lines {"schema": ..., "data": ...} (or "text"), answer each with {"result": ..., "reason": ...}',
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
+    if arguments.command == "grammar":
+        return _check_grammars()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr)
     try:
         config = load_config(arguments.config)
@@ -53,6 +60,13 @@ def _check(config: Config) -> None:
 
         settings["resolved"] = resolved_settings(config.model, resolve_model(config.model.source))
     print(msgspec.json.format(msgspec.json.encode(settings), indent=2).decode())
+
+
+def _check_grammars() -> int:
+    from llamafast.chat.constraint import check_lines
+
+    check_lines(sys.stdin)
+    return 0
 
 
 def _serve(config: Config, verbose: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -517,3 +519,14 @@ def test_any_json_loads_or_is_a_config_error(tree: Any) -> None:
 def test_any_bytes_are_a_config_error(raw: bytes) -> None:
     with pytest.raises(ConfigError):
         parse_config(raw)
+
+
+def test_the_grammar_checker_answers_line_by_line():
+    command = [sys.executable, "-m", "llamafast", "grammar", "check"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        for line, result in (('{"schema": {"type": "integer"}, "data": 3}', "accepted"), ("nonsense", "uncompilable")):
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["result"] == result
+        process.stdin.close()
+        assert process.wait(10) == 0

@@ -25,7 +25,7 @@ ALLOWED = {
     "config_file": ["llamafast.config", "llamafast.errors"],
     "hub": ["llamafast.config", "llamafast.errors"],
     "server": ["llamafast.api.app", "llamafast.engine", "llamafast.hub", *FREE],
-    "cli": ["llamafast.server", "llamafast.engine.load", "llamafast.hub", *CLI],
+    "cli": ["llamafast.server", "llamafast.engine.load", "llamafast.hub", "llamafast.chat.constraint", *CLI],
     "__main__": ["llamafast.cli"],
     "__init__": [],
 }
@@ -35,6 +35,7 @@ OWNERS = {
     "tqdm": {"server"},
     "huggingface_hub": {"hub"},
     "jinja2": {"chat/template"},
+    "llguidance": {"chat/grammar", "chat/constraint"},
     "prometheus_client": {"metrics"},
     "llama_cpp": set(),
 }

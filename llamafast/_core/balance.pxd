@@ -15,6 +15,7 @@ cdef enum Kind:
     BATCH
     OUTBOX
     SAMPLER
+    CONSTRAINT
     SEQUENCE
     RUNNER
     INPUT

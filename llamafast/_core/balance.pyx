@@ -21,5 +21,8 @@ def counting():
 
 def living():
     """How many of each kind are alive, by kind; all 0 in a release build."""
-    names = ("model", "vocab", "context", "batch", "outbox", "sampler", "sequence", "runner", "input", "embedder")
+    names = (
+        "model", "vocab", "context", "batch", "outbox", "sampler", "constraint", "sequence", "runner", "input",
+        "embedder",
+    )
     return {name: alive[kind] for kind, name in enumerate(names)}

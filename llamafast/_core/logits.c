@@ -236,6 +236,17 @@ int32_t logits_draw(
     return at + walk(weight, length_at(n, at), sum, &u);
 }
 
+void logits_mask(float *x, int32_t n, const uint32_t *allowed)
+{
+    for (int32_t at = 0; at < n; at += 32) {
+        const uint32_t bits = *allowed++;
+        const int32_t length = n - at < 32 ? n - at : 32;
+        for (int32_t i = 0; i < length && bits != UINT32_MAX; i++) {
+            x[at + i] = bits >> i & 1 ? x[at + i] : -INFINITY;
+        }
+    }
+}
+
 double logits_uniform(uint64_t seed, uint32_t position, uint32_t draw)
 {
     uint32_t counter[4] = {position, draw, 0, 0}, key[2] = {(uint32_t) seed, (uint32_t) (seed >> 32)};

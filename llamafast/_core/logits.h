@@ -55,6 +55,9 @@ int32_t logits_draw(
     const float *x, int32_t n, float scale, double u, const float *block_max, const float *block_sum, double total,
     float *weight);
 
+/* Set x[i] to -inf where bit i of `allowed` is 0. */
+void logits_mask(float *x, int32_t n, const uint32_t *allowed);
+
 /* A number in [0, 1) that depends on nothing but its arguments: Philox 4x32-10, a counter-based generator
  * (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3. SC 2011). */
 double logits_uniform(uint64_t seed, uint32_t position, uint32_t draw);

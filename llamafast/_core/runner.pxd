@@ -1,11 +1,13 @@
 from libc.stdint cimport int32_t, int64_t
 
+from .constraint cimport Masker
 from .context cimport Batch, Context
 from .cost cimport step_cost_t
 from .histograms cimport histograms_t
 from .outbox cimport Outbox
 from .running cimport running_t
 from .sampler cimport scratch_t
+from .sequence cimport Sequence
 from .vocab cimport Vocab
 
 cdef struct counters_t:
@@ -37,9 +39,11 @@ cdef class Runner:
     cdef bint prefills_alone                    # the last step held decoding back
     cdef int attention                          # atomic
     cdef scratch_t scratch
+    cdef readonly Masker masker
     cdef step_cost_t cost
     cdef counters_t counters
     cdef histograms_t observed
 
     cdef bint _set_state(self, int32_t seq_id, bytes saved)
     cdef bytes _get_state(self, int32_t seq_id)
+    cdef void _let_go(self, Sequence sequence)

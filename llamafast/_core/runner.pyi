@@ -2,6 +2,7 @@ from typing import Self
 
 from typing_extensions import disjoint_base
 
+from llamafast._core.constraint import Masker
 from llamafast._core.context import Context
 from llamafast._core.outbox import Outbox
 from llamafast._core.sequence import Sequence
@@ -17,6 +18,8 @@ class Runner:
     def __new__(
         cls, context: Context, vocab: Vocab, outbox: Outbox, *, prefill_chunk: int = 0, target_itl: float = 0.0
     ) -> Self: ...
+    @property
+    def masker(self) -> Masker: ...
     @property
     def n_running(self) -> int: ...
     @property

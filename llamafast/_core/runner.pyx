@@ -8,6 +8,9 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
 from .balance cimport RUNNER, born, died
+from .constraint cimport (
+    MASK_NONE, MAX_FORCED, Masker, constraint_park, constraint_ready, constraint_t, masker_ask, masker_wait,
+)
 from .context cimport Batch, Context, batch_add
 from .cost cimport cost_add, cost_fit
 from .headers.clock cimport now
@@ -23,9 +26,9 @@ from .running cimport (
     MAX_RUNNING, running_add, running_clear, running_free, running_init, running_longest, running_note, running_ready,
     running_remove, running_stop,
 )
-from .sampler cimport sampler_pick, scratch_free, scratch_init
+from .sampler cimport sampler_mask, sampler_pick, scratch_free, scratch_init
 from .sequence cimport (
-    FINISH_HALTED, FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Sequence, sequence_append, sequence_t,
+    FINISH_HALTED, FINISH_LENGTH, FINISH_NONE, FINISH_REFUSED, FINISH_STOP, Sequence, sequence_append, sequence_t,
 )
 from .text cimport text_drop, text_feed, text_ready
 from .vocab cimport TOKEN_CONTROL, TOKEN_EOG, Vocab
@@ -68,6 +71,10 @@ cdef double STRETCH = 1.5
 cdef double STRETCH_SECONDS = 0.2
 # A step that only prefills: long enough to be efficient, short enough to hear a cancel or a new request.
 cdef double PREFILL_SECONDS = 0.5
+# How long a step waits for masks that are late: while others could go on, as a share of llama_decode's time, and
+# where everybody waits for a mask, in seconds.
+cdef double MASK_PATIENCE = 0.1
+cdef double MASK_SECONDS = 0.05
 
 
 cdef class Runner:
@@ -86,6 +93,7 @@ cdef class Runner:
         self.outbox = outbox
         self.n_batch = context.n_batch
         self.batch = Batch(self.n_batch)
+        self.masker = Masker()
         self.prefill_chunk = prefill_chunk
         self.target_itl = target_itl
         self.attention_tile = MAX_ROWS if llama_supports_gpu_offload() else ATTENTION_TILE
@@ -157,6 +165,8 @@ cdef class Runner:
         s.n_rows = 0
         s.n_past = 0
         s.n_restore = n_restore
+        if s.constraint != NULL and s.constraint.state == MASK_NONE and masker_ask(self.masker, s.constraint, -1) < 0:
+            raise MemoryError
         observe_admitted(&self.observed, s)
         self.running.append(sequence)
         running_add(&self.live, s)
@@ -239,8 +249,7 @@ cdef class Runner:
         self.running.remove(sequence)
         running_remove(&self.live, s)
         llama_memory_seq_rm(self.context.memory, s.seq_id, -1, -1)
-        self.free_seq_ids.append(s.seq_id)
-        s.seq_id = -1
+        self._let_go(sequence)
         s.n_past = s.n_restore = 0
 
     def halt(self, Sequence sequence not None):
@@ -253,9 +262,15 @@ cdef class Runner:
         cdef Sequence sequence
         running_clear(&self.live)
         for sequence in self.running:
-            self.free_seq_ids.append(sequence.state.seq_id)
-            sequence.state.seq_id = -1
+            self._let_go(sequence)
         self.running.clear()
+
+    cdef void _let_go(self, Sequence sequence):
+        self.free_seq_ids.append(sequence.state.seq_id)
+        sequence.state.seq_id = -1
+        if sequence.constraint is not None:
+            sequence.constraint.state.parked = False
+            self.masker.hold(sequence.constraint)
 
     def finished(self):
         """The running sequences that have finished; they keep their memory until they are removed."""
@@ -289,9 +304,13 @@ cdef class Runner:
         with nogil:
             while status == RUN_PAUSED and step < max_steps and not flag_load(&self.attention):
                 n_generating = runner_fill(self)
-                if self.batch.batch.n_tokens == 0:
+                if self.batch.batch.n_tokens:
+                    status = runner_step(self, n_generating)
+                elif anybody_parked(self):
+                    masker_wait(self.masker, MASK_SECONDS)
+                    status = runner_publish(self, now())
+                else:
                     break
-                status = runner_step(self, n_generating)
                 step += 1
         flag_store(&self.attention, 0)
         return status
@@ -340,10 +359,9 @@ cdef int runner_step(Runner self, int32_t n_decode) noexcept nogil:
             llama_get_logits_ith(self.context.ctx, self.live.states[i].output_row)
             break
     decoded = now()
-    code = runner_sample(self, decoded)
-    if outbox_publish(self.outbox) < 0:
-        code = RUN_NO_MEMORY
-    sampled = now()
+    await_masks(self, decoded - start)
+    code = runner_publish(self, decoded)
+    sampled = count.last_step
     cost_add(&self.cost, n_rows, decoded - start)
     count.steps += 1
     count.rows += n_rows
@@ -356,17 +374,38 @@ cdef int runner_step(Runner self, int32_t n_decode) noexcept nogil:
     count.sample_seconds += sampled - decoded
     count.step_seconds += sampled - start
     observe_step(&self.observed, sampled - start, n_rows)
-    count.last_step = sampled
     return RUN_SAVE_DUE if save_due and code == RUN_PAUSED else code
 
 
+cdef int runner_publish(Runner self, double decoded) noexcept nogil:
+    """Choose tokens and hand over what became text: RUN_PAUSED, RUN_FINISHED or a failure."""
+    cdef int code = runner_sample(self, decoded)
+    if outbox_publish(self.outbox) < 0:
+        code = RUN_NO_MEMORY
+    self.counters.last_step = now()
+    return code
+
+
+cdef bint anybody_parked(Runner self) noexcept nogil:
+    cdef int32_t i
+    for i in range(self.live.n):
+        if is_parked(self.live.states[i]):
+            return True
+    return False
+
+
+cdef bint is_parked(const sequence_t *s) noexcept nogil:
+    """Whether its logits wait for a mask."""
+    return s.constraint != NULL and s.constraint.parked and s.finish == FINISH_NONE
+
+
 cdef int32_t runner_fill(Runner self) noexcept nogil:
-    """Fill the batch: every sequence that only needs its newest token, then prompts in order of admission.
+    """Fill the batch: every sequence that goes on generating, then prompts in order of admission.
 
     Returns how many rows continue a generation. n_batch >= n_seq_max, so every sequence finds at least one row.
     """
     cdef llama_batch *batch = &self.batch.batch
-    cdef int32_t i, k, take, budget, n_decode = 0, n_prefill = 0, n_generating = 0
+    cdef int32_t i, budget, spare, n_decode = 0, n_prefill = 0, n_generating = 0
     cdef sequence_t *s
     batch.n_tokens = 0
     for i in range(self.live.n):
@@ -376,8 +415,8 @@ cdef int32_t runner_fill(Runner self) noexcept nogil:
         s.ready = s.finish == FINISH_NONE and running_ready(&self.live, s)
         if not s.ready:
             continue
-        if s.n_tokens - s.n_past == 1:
-            n_decode += 1
+        if is_decoding(s):
+            n_decode += s.n_tokens - s.n_past
         else:
             n_prefill += s.n_tokens - s.n_past
     budget = min(prefill_budget(self, n_decode), n_prefill)
@@ -389,26 +428,35 @@ cdef int32_t runner_fill(Runner self) noexcept nogil:
     else:
         self.prefills_alone = False
     if not self.prefills_alone:
+        spare = self.n_batch - self.live.n
         for i in range(self.live.n):
             s = self.live.states[i]
-            if s.ready and s.n_tokens - s.n_past == 1:
-                s.output_row = batch_add(batch, s.tokens[s.n_past], s.n_past, s.seq_id, True)
-                s.n_rows = 1
-                n_generating += s.n_past >= s.n_prompt
+            if s.ready and is_decoding(s):
+                spare -= take_rows(batch, s, running_stop(&self.live, s, 1 + spare)) - 1
+                n_generating += s.n_rows if s.n_past >= s.n_prompt else 0
     budget = min(budget, self.n_batch - batch.n_tokens)
     for i in range(self.live.n):
         s = self.live.states[i]
-        take = min(budget, s.n_tokens - s.n_past)
-        if not s.ready or s.n_tokens - s.n_past == 1 or take <= 0:
-            continue
-        take = running_stop(&self.live, s, take)
-        for k in range(s.n_past, s.n_past + take):
-            s.output_row = batch_add(batch, s.tokens[k], k, s.seq_id, k == s.n_tokens - 1)
-        if s.n_past + take < s.n_tokens:
-            s.output_row = -1
-        s.n_rows = take
-        budget -= take
+        if s.ready and not is_decoding(s) and budget > 0:
+            budget -= take_rows(batch, s, running_stop(&self.live, s, budget))
     return n_generating
+
+
+cdef bint is_decoding(const sequence_t *s) noexcept nogil:
+    """Whether the rows it needs are not to wait for anybody's prompt: its newest token, or several it was forced to."""
+    cdef int32_t n_pending = s.n_tokens - s.n_past
+    return n_pending == 1 or (s.n_past >= s.n_prompt and n_pending <= MAX_FORCED)
+
+
+cdef int32_t take_rows(llama_batch *batch, sequence_t *s, int32_t most) noexcept nogil:
+    """Add the next rows of a sequence; returns how many. The row of its last token gives logits."""
+    cdef int32_t k
+    s.n_rows = min(most, s.n_tokens - s.n_past)
+    for k in range(s.n_past, s.n_past + s.n_rows):
+        s.output_row = batch_add(batch, s.tokens[k], k, s.seq_id, k == s.n_tokens - 1)
+    if s.n_past + s.n_rows < s.n_tokens:
+        s.output_row = -1
+    return s.n_rows
 
 
 cdef int32_t prefill_budget(Runner self, int32_t n_decode) noexcept nogil:
@@ -430,27 +478,68 @@ cdef int32_t prefill_budget(Runner self, int32_t n_decode) noexcept nogil:
     return budget + (-(n_decode + budget) & (ROW_TILE - 1))
 
 
+cdef void await_masks(Runner self, double decode_seconds) noexcept nogil:
+    """Give the masks of this step's rows a little time."""
+    cdef int32_t i, n_late = 0, n_outputs = 0
+    cdef sequence_t *s
+    for i in range(self.live.n):
+        s = self.live.states[i]
+        n_outputs += s.output_row >= 0
+        n_late += s.output_row >= 0 and s.constraint != NULL and not constraint_ready(s.constraint)
+    if n_late:
+        masker_wait(self.masker, MASK_SECONDS if n_late == n_outputs else MASK_PATIENCE * decode_seconds)
+
+
 cdef int runner_sample(Runner self, double decoded) noexcept nogil:
-    """Choose a token for every output row and stage what became text: RUN_PAUSED, RUN_FINISHED or a failure."""
+    """Choose a token for every row of logits and stage what became text: RUN_PAUSED, RUN_FINISHED or a failure."""
     cdef int status = RUN_PAUSED
-    cdef int32_t i, token
+    cdef int32_t i, n_before
     cdef sequence_t *s
     cdef float *logits
     for i in range(self.live.n):
         s = self.live.states[i]
-        if s.output_row < 0:
+        if is_parked(s):
+            logits = s.constraint.row
+        elif s.output_row >= 0:
+            logits = llama_get_logits_ith(self.context.ctx, s.output_row)
+            if logits == NULL:
+                return -1
+        else:
             continue
-        logits = llama_get_logits_ith(self.context.ctx, s.output_row)
-        if logits == NULL:
-            return -1
-        token = sampler_pick(s.sampler, &self.scratch, logits, s.tokens, s.n_tokens)
-        if token < 0 or sequence_accept(self, s, token) < 0:
+        n_before = s.n_tokens
+        if choose(self, s, logits) < 0:
             return RUN_NO_MEMORY
-        self.counters.generated_tokens += 1
-        observe_token(&self.observed, s, decoded)
+        if s.n_tokens > n_before:
+            observe_token(&self.observed, s, decoded)
         if s.finish != FINISH_NONE:
             status = RUN_FINISHED
     return status
+
+
+cdef int choose(Runner self, sequence_t *s, float *logits) noexcept nogil:
+    """The sequence's next token, or under a constraint several: 0, or -1 when out of memory."""
+    cdef constraint_t *c = s.constraint
+    cdef int32_t i, token
+    if c != NULL:
+        if not constraint_ready(c):
+            return 0 if c.parked else constraint_park(c, logits, self.scratch.n_vocab)
+        c.parked = False
+        if c.failed:
+            return sequence_finish(self, s, FINISH_REFUSED)
+        if c.n_forced:
+            for i in range(c.n_forced):
+                if s.finish == FINISH_NONE and sequence_accept(self, s, c.forced[i]) < 0:
+                    return -1
+            c.n_forced = 0
+        elif not c.complete:
+            sampler_mask(logits, self.scratch.n_vocab, c.mask)
+            token = sampler_pick(s.sampler, &self.scratch, logits, s.tokens, s.n_tokens)
+            if token < 0 or sequence_accept(self, s, token) < 0:
+                return -1
+            return masker_ask(self.masker, c, token) if s.finish == FINISH_NONE else 0
+        return sequence_finish(self, s, FINISH_STOP) if c.complete and s.finish == FINISH_NONE else 0
+    token = sampler_pick(s.sampler, &self.scratch, logits, s.tokens, s.n_tokens)
+    return -1 if token < 0 else sequence_accept(self, s, token)
 
 
 cdef int sequence_accept(Runner self, sequence_t *s, int32_t token) noexcept nogil:
@@ -458,14 +547,14 @@ cdef int sequence_accept(Runner self, sequence_t *s, int32_t token) noexcept nog
     cdef int32_t flags = self.vocab.pieces.flags[token]
     cdef int32_t begin = self.vocab.pieces.offset[token]
     cdef int32_t length = self.vocab.pieces.offset[token + 1] - begin
-    cdef int32_t ready
     cdef int stopped = 0
     if sequence_append(s, token) < 0:
         return -1
+    self.counters.generated_tokens += 1
     if s.n_tokens % BLOCK == 0:
         running_note(&self.live, s)
     if flags & TOKEN_EOG:
-        stopped = not s.ignore_eos
+        stopped = not s.ignore_eos or s.constraint != NULL
     elif s.show_control or not flags & TOKEN_CONTROL:
         stopped = text_feed(&s.text, self.vocab.pieces.text + begin, length)
         if stopped < 0:
@@ -474,7 +563,18 @@ cdef int sequence_accept(Runner self, sequence_t *s, int32_t token) noexcept nog
         s.finish = FINISH_STOP
     elif s.n_tokens >= s.n_max:
         s.finish = FINISH_LENGTH
-    ready = s.text.n_pending if s.finish != FINISH_NONE else text_ready(&s.text)
+    return sequence_stage(self, s)
+
+
+cdef int sequence_finish(Runner self, sequence_t *s, int32_t finish) noexcept nogil:
+    """End a sequence without another token: 0, or -1 when out of memory."""
+    s.finish = finish
+    return sequence_stage(self, s)
+
+
+cdef int sequence_stage(Runner self, sequence_t *s) noexcept nogil:
+    """Put what became certain of its text into the Outbox: 0, or -1 when out of memory."""
+    cdef int32_t ready = s.text.n_pending if s.finish != FINISH_NONE else text_ready(&s.text)
     if ready or s.finish != FINISH_NONE:
         if outbox_stage(self.outbox, s.tag, s.text.pending, ready, s.n_unreported, s.n_cached, s.finish) < 0:
             return -1

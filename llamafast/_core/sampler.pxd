@@ -1,4 +1,4 @@
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 # Working memory of sampler_pick: one for all samplers that are used by the same thread.
 cdef struct scratch_t:
@@ -61,3 +61,6 @@ cdef class Sampler:
 cdef int32_t sampler_pick(
     sampler_t *self, scratch_t *scratch, float *row, const int32_t *history, int32_t n_history
 ) noexcept nogil
+
+# Rule out the tokens whose bit of `allowed` is 0, in row (n_vocab,).
+cdef void sampler_mask(float *row, int32_t n_vocab, const uint32_t *allowed) noexcept nogil

@@ -18,8 +18,8 @@ from libc.string cimport memset
 
 from .balance cimport SAMPLER, born, died
 from .headers.logits cimport (
-    LOGITS_AVX512, LOGITS_BLOCK, LOGITS_SLACK, logits_compact, logits_draw, logits_find, logits_gather, logits_max,
-    logits_outweighs, logits_select, logits_sum_exp, logits_uniform, logits_use, logits_weights,
+    LOGITS_AVX512, LOGITS_BLOCK, LOGITS_SLACK, logits_compact, logits_draw, logits_find, logits_gather, logits_mask,
+    logits_max, logits_outweighs, logits_select, logits_sum_exp, logits_uniform, logits_use, logits_weights,
 )
 
 from operator import index
@@ -446,3 +446,7 @@ cdef int32_t sampler_pick(
     else:
         token = draw(self, scratch, row, self.n_vocab, position)
     return token if token >= 0 else best(self, scratch, row)
+
+
+cdef void sampler_mask(float *row, int32_t n_vocab, const uint32_t *allowed) noexcept nogil:
+    logits_mask(row, n_vocab, allowed)

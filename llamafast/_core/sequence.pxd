@@ -1,5 +1,6 @@
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
+from .constraint cimport Constraint, constraint_t
 from .sampler cimport Sampler, sampler_t
 from .text cimport text_t
 from .vocab cimport Vocab
@@ -8,7 +9,8 @@ cdef enum:
     FINISH_NONE = 0
     FINISH_STOP = 1
     FINISH_LENGTH = 2
-    FINISH_HALTED = 3       # nobody waits for it any more; never in the Outbox
+    FINISH_REFUSED = 3      # its constraint cannot be followed any further
+    FINISH_HALTED = 4       # nobody waits for it any more; never in the Outbox
 
 cdef struct sequence_t:
     int64_t tag             # names it in the Outbox
@@ -17,7 +19,7 @@ cdef struct sequence_t:
     int32_t capacity
     int32_t n_prompt
     int32_t n_tokens
-    int32_t n_past          # tokens[:n_past] are in memory; n_past < n_tokens while it runs
+    int32_t n_past          # tokens[:n_past] are in memory; all of them only while its logits wait for a mask
     int32_t n_max           # n_tokens stops growing here
     int32_t n_rows          # rows it has in the current step
     bint ready              # it may have rows in the current step
@@ -38,6 +40,7 @@ cdef struct sequence_t:
     bint ignore_eos
     bint show_control
     sampler_t *sampler      # the Sequence holds its owner
+    constraint_t *constraint  # the same; NULL: none
     text_t text
     double submitted        # monotonic seconds
     double admitted         # the first time, 0: not yet
@@ -46,6 +49,7 @@ cdef struct sequence_t:
 cdef class Sequence:
     cdef sequence_t state
     cdef Sampler sampler
+    cdef Constraint constraint
     cdef readonly bytes salt
     cdef readonly tuple checkpoints
 

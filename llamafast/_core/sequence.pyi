@@ -3,6 +3,7 @@ from typing import Self
 
 from typing_extensions import disjoint_base
 
+from llamafast._core.constraint import Constraint
 from llamafast._core.sampler import Sampler
 from llamafast._core.vocab import Vocab
 
@@ -21,6 +22,7 @@ class Sequence:
         show_control: bool = False,
         salt: bytes = b"",
         checkpoints: tuple[int, ...] = (),
+        constraint: Constraint | None = None,
     ) -> Self: ...
     salt: bytes
     checkpoints: tuple[int, ...]

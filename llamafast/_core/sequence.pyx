@@ -6,6 +6,7 @@ from libc.string cimport memcpy
 from .balance cimport SEQUENCE, born, died
 from .headers.clock cimport now
 from .prefix cimport BLOCK, block_hash
+from .constraint cimport Constraint
 from .sampler cimport Sampler
 from .text cimport text_free, text_init
 from .vocab cimport Vocab
@@ -20,9 +21,9 @@ cdef class Sequence:
     """The engine's end of one choice.
 
     ``prompt`` is int32 token ids, at least one; ``max_tokens`` (at least 1) bounds the output. ``tag`` names the
-    sequence in the Outbox. Sequences of different ``salt`` never share what they computed.
-    ``checkpoints`` are lengths of the prompt at which its state is likely to be wanted again, for whoever sets
-    ``save_at``.
+    sequence in the Outbox. Sequences of different ``salt`` never share what they computed. ``checkpoints`` are lengths
+    of the prompt at which its state is likely to be wanted again, for whoever sets ``save_at``. With a ``constraint``
+    (of its own) an end-of-generation token always ends it.
 
     Raises ValueError for an empty prompt or an id outside the vocabulary (llama.cpp would abort).
     """
@@ -30,7 +31,7 @@ cdef class Sequence:
     def __cinit__(
         self, Vocab vocab not None, const int32_t[::1] prompt not None, Sampler sampler not None, *, int64_t tag,
         int32_t max_tokens, tuple stops=(), bint ignore_eos=False, bint show_control=False,
-        bytes salt not None=b"", tuple checkpoints=(),
+        bytes salt not None=b"", tuple checkpoints=(), Constraint constraint=None,
     ):
         cdef sequence_t *s = &self.state
         cdef Py_ssize_t i
@@ -64,6 +65,9 @@ cdef class Sequence:
         self.checkpoints = checkpoints
         s.sampler = &sampler.state
         s.submitted = now()
+        self.constraint = constraint
+        if constraint is not None:
+            s.constraint = &constraint.state
 
     def __dealloc__(self):
         if self.state.tokens != NULL:

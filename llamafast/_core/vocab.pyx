@@ -85,6 +85,16 @@ cdef class Vocab:
     def is_control(self, int32_t token):
         return 0 <= token < self.pieces.n_tokens and bool(self.pieces.flags[token] & TOKEN_CONTROL)
 
+    def eog_tokens(self):
+        """The tokens that end generation."""
+        cdef int32_t token
+        return [token for token in range(self.pieces.n_tokens) if self.pieces.flags[token] & TOKEN_EOG]
+
+    @property
+    def llama_pointers(self):
+        """The addresses of the llama_vocab, which lives as long as this object, and of llama_tokenize."""
+        return <size_t> self.vocab, <size_t> <void *> llama_tokenize
+
     def tokenize(self, str text, *, bint add_special, bint parse_special):
         """Token ids of ``text`` as array('i').
 

@@ -17,6 +17,7 @@ from llamafast.api.request_log import log_request
 from llamafast.api.sse import PING_SECONDS
 from llamafast.api.system import SystemEndpoints
 from llamafast.api.tokens import TokenEndpoints
+from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
 from llamafast.engine.types import EnginePort
 from llamafast.errors import LlamafastError, MethodNotAllowed, NotFound
@@ -56,9 +57,10 @@ class App:
         self._system = system = SystemEndpoints(engine, stall_seconds, metrics_aliases)
         chat = ChatFormat(engine.info)
         tokens = TokenEndpoints(engine, chat)
+        constraints = Constraints(engine.tokenizer)
         self._routes: dict[str, Mapping[str, Handler]] = {
-            "/v1/completions": {"POST": self._with_body(CompletionsEndpoint(engine, ping_seconds))},
-            "/v1/chat/completions": {"POST": self._with_body(ChatEndpoint(engine, chat, ping_seconds))},
+            "/v1/completions": {"POST": self._with_body(CompletionsEndpoint(engine, constraints, ping_seconds))},
+            "/v1/chat/completions": {"POST": self._with_body(ChatEndpoint(engine, chat, constraints, ping_seconds))},
             "/v1/embeddings": {"POST": self._with_body(EmbeddingsEndpoint(engine))},
             "/v1/rerank": {"POST": self._with_body(RerankEndpoint(engine))},
             "/rerank": {"POST": self._with_body(RerankEndpoint(engine))},

@@ -9,7 +9,7 @@ import msgspec
 
 from llamafast.api.chat_frames import ChatFrames, finish_on_wire
 from llamafast.api.decode import decode_request
-from llamafast.api.delivery import read_replies, run_sized, stream, usage_of
+from llamafast.api.delivery import COMPILES, read_replies, run_sized, stream, usage_of
 from llamafast.api.http import Exchange
 from llamafast.api.schema.chat import (
     ChatChoice,
@@ -20,8 +20,9 @@ from llamafast.api.schema.chat import (
     FunctionCall,
     MessageToolCall,
 )
+from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
-from llamafast.chat.plan import ChatPlan, plan_chat
+from llamafast.chat.plan import plan_chat
 from llamafast.chat.reply import Delta, Message, Reply, ReplyFinish, assemble
 from llamafast.engine.types import EnginePort, Generation
 
@@ -29,14 +30,20 @@ _DECODER = msgspec.json.Decoder(ChatRequest)
 
 
 class ChatEndpoint:
-    def __init__(self, engine: EnginePort, chat: ChatFormat, ping_seconds: float) -> None:
+    def __init__(self, engine: EnginePort, chat: ChatFormat, constraints: Constraints, ping_seconds: float) -> None:
         self._engine = engine
         self._chat = chat
+        self._constraints = constraints
         self._ping_seconds = ping_seconds
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
-        request, plan = await run_sized(len(body), self._prepare, body)
-        generation = exchange.follow(self._engine.submit(plan.plan))
+        engine = self._engine
+        request = await run_sized(len(body), decode_request, _DECODER, body, engine.info)
+        n_bytes = COMPILES if request.constrained else len(body)
+        plan = await run_sized(
+            n_bytes, plan_chat, request, self._chat, engine.tokenizer, self._constraints, engine.info
+        )
+        generation = exchange.follow(engine.submit(plan.plan))
         replies = plan.replies()
         try:
             reply_id, created = f"chatcmpl-{uuid4().hex}", int(time.time())
@@ -55,10 +62,6 @@ class ChatEndpoint:
             await exchange.reply_json(reply)
         finally:
             generation.cancel()
-
-    def _prepare(self, body: bytes) -> tuple[ChatRequest, ChatPlan]:
-        request = decode_request(_DECODER, body, self._engine.info)
-        return request, plan_chat(request, self._chat, self._engine.tokenizer, self._engine.info)
 
 
 async def _choices(generation: Generation, replies: list[Reply], *, legacy: bool) -> list[ChatChoice]:

@@ -10,10 +10,11 @@ import msgspec
 from msgspec import UNSET
 
 from llamafast.api.decode import decode_request
-from llamafast.api.delivery import collect, run_sized, stream, usage_of
+from llamafast.api.delivery import COMPILES, collect, run_sized, stream, usage_of
 from llamafast.api.http import Exchange
 from llamafast.api.schema.completions import Completion, CompletionChoice, CompletionRequest
 from llamafast.api.sse import HOLE, encode, frame, frame_pieces
+from llamafast.chat.constraint import Constraints
 from llamafast.chat.plan import echo_texts, plan_completion
 from llamafast.engine.types import EnginePort, Event, Generation, Plan
 from llamafast.errors import InvalidRequest
@@ -22,12 +23,15 @@ _DECODER = msgspec.json.Decoder(CompletionRequest)
 
 
 class CompletionsEndpoint:
-    def __init__(self, engine: EnginePort, ping_seconds: float) -> None:
+    def __init__(self, engine: EnginePort, constraints: Constraints, ping_seconds: float) -> None:
         self._engine = engine
+        self._constraints = constraints
         self._ping_seconds = ping_seconds
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
-        request, plan, echoes = await run_sized(len(body), self._prepare, body)
+        request = await run_sized(len(body), decode_request, _DECODER, body, self._engine.info)
+        n_bytes = COMPILES if request.constrained else len(body)
+        plan, echoes = await run_sized(n_bytes, self._plan, request)
         generation = exchange.follow(self._engine.submit(plan))
         try:
             reply = Completion(
@@ -47,14 +51,13 @@ class CompletionsEndpoint:
         finally:
             generation.cancel()
 
-    def _prepare(self, body: bytes) -> tuple[CompletionRequest, Plan, list[str]]:
-        """The request, its Plan, and per prompt the text that precedes each answer."""
+    def _plan(self, request: CompletionRequest) -> tuple[Plan, list[str]]:
+        """The Plan, and per prompt the text that precedes each answer."""
         engine = self._engine
-        request = decode_request(_DECODER, body, engine.info)
         _check_best_of(request)
-        plan = plan_completion(request, engine.tokenizer, engine.info)
+        plan = plan_completion(request, engine.tokenizer, self._constraints, engine.info)
         echoes = echo_texts(request, plan, engine.tokenizer) if request.echo else [""] * len(plan.prompts)
-        return request, plan, echoes
+        return plan, echoes
 
 
 class CompletionFrames:

@@ -10,11 +10,13 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
+from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
+from llamafast.chat.grammar import ConstraintOptions
 from llamafast.chat.messages import normalise_messages
 from llamafast.chat.reply import NewParser, Reply
 from llamafast.chat.tools import Tool, read_functions, read_tools
-from llamafast.engine.types import ModelInfo, Plan, SamplingParams, Tokenizer
+from llamafast.engine.types import Matcher, ModelInfo, Plan, SamplingParams, Tokenizer
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
 
 MAX_TOTAL_CHOICES = 2048
@@ -29,7 +31,7 @@ _NO_REASONING = frozenset({"none", "minimal"})
 Prompt = str | list[str | int | list[int]]
 
 
-class Options(Protocol):
+class Options(ConstraintOptions, Protocol):
     """What a Plan takes from every request; None is the default."""
 
     temperature: float | None
@@ -87,7 +89,9 @@ class ChatPlan(NamedTuple):
         return [Reply(self.new_parser(), parallel=self.parallel) for _ in range(self.plan.n)]
 
 
-def plan_completion(request: CompletionOptions, tokenizer: Tokenizer, info: ModelInfo) -> Plan:
+def plan_completion(
+    request: CompletionOptions, tokenizer: Tokenizer, constraints: Constraints, info: ModelInfo
+) -> Plan:
     """Tokenise the prompts as they stand. Raises InvalidRequest or ContextLengthExceeded."""
     if request.max_tokens == 0 and not request.echo:
         raise InvalidRequest("`max_tokens` of 0 needs `echo`", param="max_tokens")
@@ -99,7 +103,7 @@ def plan_completion(request: CompletionOptions, tokenizer: Tokenizer, info: Mode
         )
     paths = ["prompt"] if len(prompts) == 1 else [f"prompt[{i}]" for i in range(len(prompts))]
     tokens = tuple(_prompt_tokens(prompt, path, tokenizer, info) for prompt, path in zip(prompts, paths, strict=True))
-    return _plan(request, tokens, request.max_tokens, info)
+    return _plan(request, tokens, request.max_tokens, constraints.requested(request), info)
 
 
 def echo_texts(request: CompletionOptions, plan: Plan, tokenizer: Tokenizer) -> list[str]:
@@ -110,7 +114,9 @@ def echo_texts(request: CompletionOptions, plan: Plan, tokenizer: Tokenizer) -> 
     ]
 
 
-def plan_chat(request: ChatOptions, chat: ChatFormat, tokenizer: Tokenizer, info: ModelInfo) -> ChatPlan:
+def plan_chat(
+    request: ChatOptions, chat: ChatFormat, tokenizer: Tokenizer, constraints: Constraints, info: ModelInfo
+) -> ChatPlan:
     """Render the conversation and tokenise the result, BOS being the template's affair.
 
     Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
@@ -120,7 +126,7 @@ def plan_chat(request: ChatOptions, chat: ChatFormat, tokenizer: Tokenizer, info
     tokens = _checked_tokens(chat.control.tokenize(text, tokenizer), "messages", info)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     return ChatPlan(
-        _plan(request, (tokens,), max_tokens, info),
+        _plan(request, (tokens,), max_tokens, constraints.requested(request), info),
         chat.parser(chat.control.unmark(text), tools, split_reasoning=request.reasoning_format != "none"),
         tools,
         request.parallel_tool_calls is not False and not request.functions,
@@ -158,7 +164,13 @@ def render_chat(request: ChatOptions, chat: ChatFormat) -> tuple[str, tuple[Tool
     return text, tools
 
 
-def _plan(options: Options, prompts: tuple[array[int], ...], max_tokens: int | None, info: ModelInfo) -> Plan:
+def _plan(
+    options: Options,
+    prompts: tuple[array[int], ...],
+    max_tokens: int | None,
+    matcher: Matcher | None,
+    info: ModelInfo,
+) -> Plan:
     return Plan(
         prompts=prompts,
         sampling=_sampling(options, info),
@@ -168,6 +180,7 @@ def _plan(options: Options, prompts: tuple[array[int], ...], max_tokens: int | N
         stop=_stop_strings(options.stop),
         skip_special_tokens=options.skip_special_tokens is not False,
         ignore_eos=bool(options.ignore_eos),
+        matcher=matcher,
         priority=options.priority or 0,
         cache_salt=options.cache_salt or "",
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import threading
 from array import array
 from contextlib import suppress
 from itertools import count
 
+from llamafast._core.constraint import Constraint, Masker
 from llamafast._core.context import Context
 from llamafast._core.embedder import Embedder, Input
 from llamafast._core.outbox import Outbox
@@ -26,6 +28,7 @@ from llamafast.errors import ContextLengthExceeded, EngineUnavailable, InvalidRe
 
 # what FINISH_* of the core means on the wire
 FINISH_REASONS: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length"}
+FINISH_REFUSED = 3
 
 
 class Engine:
@@ -70,6 +73,8 @@ class Engine:
             n_seq_max=context.n_seq_max, n_cells=context.n_ctx if unified and context.n_seq_max > 1 else None
         )
         self.compute_threads: int = max(context.n_threads, context.n_threads_batch)
+        self._masker: Masker = runner.masker
+        self._masking: threading.Thread | None = None
         cache = PrefixCache(cache_bytes, n_cuttable=runner.n_cuttable, in_parts=runner.in_parts)
         self._embeddings = None if embedder is None else EmbeddingQueue(embedder, self._settle_from_worker)
         self._worker = Worker(runner, scheduler, cache, self._fail_from_worker, self._embeddings)
@@ -90,6 +95,9 @@ class Engine:
         self._fail(list(self._live), shutdown)
         _settle([(request, shutdown) for request in self._embedding])
         await asyncio.to_thread(self._worker.close)
+        self._masker.close()
+        if self._masking is not None:
+            await asyncio.to_thread(self._masking.join)
         self._loop.remove_reader(self._wake_read)
         os.close(self._wake_read)
         os.close(self._wake_write)
@@ -105,6 +113,10 @@ class Engine:
         self._check_open(n_choices)
         if plan.priority and not self._priorities:
             raise InvalidRequest("`priority` is not enabled on this server", param="priority")
+        if plan.matcher is not None and self._masking is None:
+            # not before: on the CPUs that the caller is confined to by now
+            self._masking = threading.Thread(target=self._masker.run, name="llamafast-masker", daemon=True)
+            self._masking.start()
         generation = Generation(n_choices, sum(len(prompt) for prompt in plan.prompts), self._cancel, plan.n)
         sequences = [
             self._sequence(plan, prompt, prompt_index * plan.n + k)
@@ -194,6 +206,7 @@ class Engine:
                 show_control=not plan.skip_special_tokens,
                 salt=plan.cache_salt.encode(),
                 checkpoints=plan.checkpoints,
+                constraint=None if plan.matcher is None else Constraint(plan.matcher.deep_copy(), self.info.n_vocab),
             )
         except ValueError as error:
             raise InvalidRequest(str(error), param="prompt") from error
@@ -221,6 +234,9 @@ class Engine:
         """The pipe's reader: hand out what the steps since the last wake-up produced."""
         os.read(self._wake_read, 4096)
         for tag, text, n_tokens, n_cached, finish in self._outbox.drain():
+            if finish == FINISH_REFUSED:
+                self._fail([tag], InvalidRequest("the grammar became too complex to be followed"))
+                continue
             live = self._forget(tag) if finish else self._live.get(tag)
             if live is None:
                 continue  # cancelled while the step was running

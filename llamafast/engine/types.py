@@ -34,15 +34,22 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     seed: int | None = None
 
 
+class Matcher(Protocol):
+    """A compiled grammar at its start. The engine walks copies; what else it has to have is llguidance.LLMatcher's."""
+
+    def deep_copy(self) -> Matcher: ...
+
+
 class Plan(Struct, frozen=True, kw_only=True):
     """What one request wants generated: ``n`` choices for each prompt.
 
     ``prompts`` are arrays of int32 token ids, at least one id each. ``max_tokens`` bounds the output of one choice
     (None: as much as fits). ``stop`` strings end a choice and are not part of its text. With
     ``skip_special_tokens`` control tokens leave no text. ``ignore_eos`` lets generation run through
-    end-of-generation tokens. Requests with a lower ``priority`` run first and give way last. Only requests of one
-    ``cache_salt`` share what they computed. ``checkpoints`` are lengths at which later prompts may part from this one
-    (the end of the system prompt, the start of the last user turn): there a state that cannot be cut is kept.
+    end-of-generation tokens. ``matcher`` is a grammar that the text of every choice follows. Requests with a lower
+    ``priority`` run first and give way last. Only requests of one ``cache_salt`` share what they computed.
+    ``checkpoints`` are lengths at which later prompts may part from this one (the end of the system prompt, the start
+    of the last user turn): there a state that cannot be cut is kept.
     """
 
     prompts: tuple[array[int], ...]
@@ -52,6 +59,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     skip_special_tokens: bool = True
     ignore_eos: bool = False
+    matcher: Matcher | None = None
     priority: int = 0
     cache_salt: str = ""
     checkpoints: tuple[int, ...] = ()
@@ -123,13 +131,35 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     control_tokens: tuple[str, ...] = ()
 
 
-class Tokenizer(Protocol):
-    """The vocabulary as ``chat`` sees it; thread-safe."""
+class Vocabulary(Protocol):
+    """The tokens as a grammar sees them; thread-safe."""
+
+    @property
+    def n_tokens(self) -> int: ...
+
+    @property
+    def llama_pointers(self) -> tuple[int, int] | None:
+        """The addresses of the llama_vocab and of llama_tokenize, where there are any."""
+        ...
+
+    def piece(self, token: int, /) -> bytes:
+        """The bytes a token stands for, those of control tokens included."""
+        ...
+
+    def is_control(self, token: int, /) -> bool: ...
+
+    def eog_tokens(self) -> list[int]:
+        """The tokens that end generation."""
+        ...
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> array[int]:
         """Token ids (int32). ``add_special`` adds BOS/EOS where the model wants them; with ``parse_special``
         the text of control tokens becomes control tokens."""
         ...
+
+
+class Tokenizer(Vocabulary, Protocol):
+    """The vocabulary as ``chat`` sees it; thread-safe."""
 
     def detokenize(self, tokens: array[int]) -> str:
         """The text of a prompt, control tokens included; bytes that are not UTF-8 become U+FFFD."""

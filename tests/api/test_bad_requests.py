@@ -157,19 +157,11 @@ async def test_missing_messages(client: AsgiClient) -> None:
 EVERYWHERE = {
     "min_tokens": 1,
     "stop_token_ids": [1],
-    "grammar": "root ::= x",
-    "json_schema": {},
-    "structured_outputs": {"regex": "x"},
-    "guided_json": {},
-    "guided_regex": "x",
-    "guided_choice": ["x"],
-    "guided_grammar": "x",
     "return_token_ids": True,
 }
 IN_CHAT = {
     "tool_choice": "required",
     "function_call": {"name": "f"},
-    "response_format": {"type": "json_object"},
     "logprobs": True,
     "top_logprobs": 2,
     "modalities": ["text", "audio"],
@@ -220,6 +212,39 @@ FUNCTION = {"name": "f"}
 async def test_unusable_tools(client: AsgiClient, fields: dict[str, Any], param: str) -> None:
     response = await client.post(CHAT, {"messages": MESSAGES, **fields})
     assert (response.status, response.error["param"]) == (400, param)
+
+
+CONSTRAINTS = [
+    ("response_format", {"type": "json_schema"}, "schema` is required"),
+    ("response_format", {"type": "json_schema", "json_schema": {"schema": []}}, "object or a boolean"),
+    ("response_format", {"type": "yaml"}, "must be text"),
+    ("response_format", {}, "string `type`"),
+    ("response_format", {"type": "json_object", "schema": {"$ref": "#"}}, "no text matches"),
+    ("json_schema", {"type": "string", "pattern": "("}, "cannot be followed"),
+    ("json_schema", {"type": "array", "uniqueItems": True}, "uniqueItems"),
+    ("json_schema", {"description": "x" * 200_000}, "longer than"),
+    ("guided_json", "{", "not JSON"),
+    ("guided_regex", "(", "cannot be followed"),
+    ("guided_choice", ["a", ""], "non-empty"),
+    ("guided_grammar", "root ::= x", "not a valid grammar"),
+    ("grammar", "start: nowhere", "cannot be followed"),
+    ("structured_outputs", {"regex": 3}, "non-empty string"),
+    ("structured_outputs", {"structural_tag": {}}, "not supported"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "reason"), CONSTRAINTS)
+async def test_constraints_that_cannot_be_followed(client: AsgiClient, field: str, value: Any, reason: str) -> None:
+    for path, request in ((COMPLETIONS, {"prompt": "a"}), (CHAT, {"messages": MESSAGES})):
+        response = await client.post(path, {**request, field: value})
+        assert (response.status, response.error["param"]) == (400, field)
+        assert reason in response.error["message"]
+
+
+async def test_two_constraints_at_once(client: AsgiClient) -> None:
+    response = await client.post(COMPLETIONS, {"prompt": "a", "guided_regex": "a", "grammar": 'root ::= "a"'})
+    assert response.status == 400
+    assert "only one constraint" in response.error["message"]
 
 
 async def test_an_unknown_model(client: AsgiClient) -> None:

@@ -41,6 +41,18 @@ class ByteTokenizer:
 
     _CONTROL = ((b"<s>", BOS), (b"</s>", EOS))
 
+    n_tokens = N_VOCAB
+    llama_pointers = None
+
+    def piece(self, token: int) -> bytes:
+        return {BOS: b"<s>", EOS: b"</s>"}.get(token) or bytes([token])
+
+    def is_control(self, token: int) -> bool:
+        return token in (BOS, EOS)
+
+    def eog_tokens(self) -> list[int]:
+        return [EOS]
+
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> array[int]:
         raw, tokens = text.encode(), array("i", [BOS] if add_special else [])
         at = 0
@@ -57,9 +69,6 @@ class ByteTokenizer:
 
     def text(self, token: int) -> str:
         return self.piece(token).decode(errors="replace") if 0 <= token < N_VOCAB else ""
-
-    def piece(self, token: int) -> bytes:
-        return next((name for name, control in self._CONTROL if control == token), None) or bytes([token])
 
     def pair(self, first: array[int], second: array[int]) -> array[int]:
         return first + array("i", [EOS]) + second[1:]

@@ -21,4 +21,5 @@ cdef extern from "logits.h" nogil:
     int32_t logits_draw(
         const float *x, int32_t n, float scale, double u, const float *block_max, const float *block_sum, double total,
         float *weight)
+    void logits_mask(float *x, int32_t n, const uint32_t *allowed)
     double logits_uniform(uint64_t seed, uint32_t position, uint32_t draw)

@@ -21,7 +21,6 @@ class ChatRequest(GenerationOptions, kw_only=True):
         **GenerationOptions.unserved,
         "tool_choice": ("none", "auto"),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
         "logprobs": (False,),
         "top_logprobs": (0,),
         "modalities": ([], ["text"]),
@@ -47,7 +46,6 @@ class ChatRequest(GenerationOptions, kw_only=True):
 
     tool_choice: str | dict[str, Any] | None = None
     function_call: str | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     modalities: list[str] | None = None

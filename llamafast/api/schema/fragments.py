@@ -42,13 +42,6 @@ class GenerationOptions(Struct, kw_only=True):
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
         "min_tokens": (0,),
         "stop_token_ids": ([],),
-        "grammar": ("",),
-        "json_schema": (),
-        "structured_outputs": ({},),
-        "guided_json": (),
-        "guided_regex": ("",),
-        "guided_choice": ([],),
-        "guided_grammar": ("",),
         "return_token_ids": (False,),
     }
 
@@ -73,16 +66,27 @@ class GenerationOptions(Struct, kw_only=True):
     stream_options: StreamOptions | None = None
     user: str | None = None
 
-    min_tokens: int | None = None
-    stop_token_ids: list[int] | None = None
-    grammar: str | None = None
+    response_format: dict[str, Any] | None = None
     json_schema: dict[str, Any] | bool | None = None
+    grammar: str | None = None
     structured_outputs: dict[str, Any] | None = None
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
     return_token_ids: bool | None = None
+
+    @property
+    def constrained(self) -> bool:
+        """Whether a grammar may have to be compiled, which is nothing for the event loop."""
+        fields = (
+            self.response_format, self.json_schema, self.grammar, self.structured_outputs,
+            self.guided_json, self.guided_regex, self.guided_choice, self.guided_grammar,
+        )  # fmt: skip
+        return any(field is not None for field in fields)
 
     @property
     def wants_usage(self) -> bool:

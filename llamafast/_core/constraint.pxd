@@ -1,0 +1,54 @@
+from cpython.ref cimport PyObject
+from libc.stdint cimport int32_t, uint32_t
+
+cdef extern from "pthread.h" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+
+cdef enum:
+    # states of a constraint's mask; only the Masker's thread leaves MASK_ASKED
+    MASK_NONE = 0
+    MASK_ASKED = 1
+    MASK_READY = 2
+    MAX_FORCED = 64
+
+cdef struct constraint_t:
+    PyObject *owner         # its Constraint, not counted
+    int state               # atomic
+    int32_t token           # what was chosen last and is to be taken in, -1: nothing yet
+    uint32_t *mask          # (n_words,) bit t says that token t may come next
+    int32_t n_words
+    int32_t n_forced        # tokens that can only come next, taken in already; the mask is what may follow them
+    int32_t forced[MAX_FORCED]
+    bint complete           # after them nothing may follow
+    bint failed             # the grammar cannot be followed any further
+    bint parked             # its logits wait in row for the mask
+    float *row              # (n_vocab,)
+
+cdef class Constraint:
+    cdef constraint_t state
+    cdef object matcher
+    cdef bint fast_forward
+    cdef void advance(self)
+
+cdef class Masker:
+    cdef pthread_mutex_t lock
+    cdef pthread_cond_t asked
+    cdef pthread_cond_t done
+    cdef bint ready                     # lock and conditions exist
+    cdef bint closing
+    cdef constraint_t **queue           # (capacity,) a ring
+    cdef int32_t capacity
+    cdef int32_t first
+    cdef int32_t n_queued
+    cdef int32_t n_pending              # queued or being worked on
+    cdef list held                      # Constraints that were given up while the thread may work on them
+
+    cdef void hold(self, Constraint constraint)
+
+cdef bint constraint_ready(constraint_t *self) noexcept nogil
+cdef int constraint_park(constraint_t *self, const float *row, int32_t n_vocab) noexcept nogil
+cdef int masker_ask(Masker self, constraint_t *constraint, int32_t token) noexcept nogil
+cdef void masker_wait(Masker self, double seconds) noexcept nogil

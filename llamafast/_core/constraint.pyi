@@ -1,0 +1,13 @@
+from typing import Any, Self
+
+from typing_extensions import disjoint_base
+
+@disjoint_base
+class Constraint:
+    def __new__(cls, matcher: Any, n_vocab: int, *, fast_forward: bool = True) -> Self: ...
+
+@disjoint_base
+class Masker:
+    def __new__(cls) -> Self: ...
+    def run(self) -> None: ...
+    def close(self) -> None: ...

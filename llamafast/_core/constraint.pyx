@@ -1,0 +1,231 @@
+"""Which tokens may come next under a grammar, found out in a thread of its own while llama_decode runs.
+
+The engine thread asks (``masker_ask``) as soon as a token is chosen, without the GIL; the Masker's thread walks the
+grammar with the GIL, which llguidance lets go of for the long part. Whoever's mask is late keeps its row of logits and
+sits out the next step (``constraint_park``), so a slow grammar slows nobody else.
+"""
+from cpython.ref cimport PyObject
+from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, clockid_t, timespec
+
+from .balance cimport CONSTRAINT, born, died
+
+import logging
+
+logger = logging.getLogger("llamafast.constraint")
+
+
+cdef extern from "pthread.h" nogil:
+    ctypedef struct pthread_condattr_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *mutex, void *attr)
+    int pthread_mutex_destroy(pthread_mutex_t *mutex)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
+    int pthread_condattr_init(pthread_condattr_t *attr)
+    int pthread_condattr_setclock(pthread_condattr_t *attr, clockid_t clock)
+    int pthread_condattr_destroy(pthread_condattr_t *attr)
+    int pthread_cond_init(pthread_cond_t *cond, const pthread_condattr_t *attr)
+    int pthread_cond_destroy(pthread_cond_t *cond)
+    int pthread_cond_signal(pthread_cond_t *cond)
+    int pthread_cond_broadcast(pthread_cond_t *cond)
+    int pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex)
+    int pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex, const timespec *until)
+
+
+cdef extern from *:
+    """
+    static inline int state_load(int *state) { return __atomic_load_n(state, __ATOMIC_ACQUIRE); }
+    static inline void state_store(int *state, int value) { __atomic_store_n(state, value, __ATOMIC_RELEASE); }
+    """
+    int state_load(int *state) noexcept nogil
+    void state_store(int *state, int value) noexcept nogil
+
+
+cdef class Constraint:
+    """One sequence's walk through a grammar.
+
+    ``matcher`` is its own and has llguidance.LLMatcher's methods. With ``fast_forward`` tokens that the grammar leaves
+    no choice about are taken without sampling.
+    """
+
+    def __cinit__(self, matcher not None, int32_t n_vocab, *, bint fast_forward=True):
+        if n_vocab < 1:
+            raise ValueError(f"n_vocab is {n_vocab}: expected at least 1")
+        self.matcher = matcher
+        self.fast_forward = fast_forward
+        self.state.owner = <PyObject *> self
+        self.state.token = -1
+        self.state.n_words = (n_vocab + 31) // 32
+        self.state.mask = <uint32_t *> calloc(<size_t> self.state.n_words, sizeof(uint32_t))
+        if self.state.mask == NULL:
+            raise MemoryError
+        born(CONSTRAINT)
+
+    def __dealloc__(self):
+        if self.state.mask != NULL:
+            died(CONSTRAINT)
+        free(self.state.mask)
+        free(self.state.row)
+
+    cdef void advance(self):
+        """Take in what was chosen, then what is forced, and find out what may follow."""
+        cdef constraint_t *c = &self.state
+        cdef int32_t i
+        matcher = self.matcher
+        c.n_forced = 0
+        try:
+            if c.token >= 0:
+                matcher.consume_token(c.token)
+            if self.fast_forward and not matcher.is_stopped():
+                forced = matcher.compute_ff_tokens()[:MAX_FORCED]
+                if forced and matcher.consume_tokens(forced):
+                    for i in range(<int32_t> len(forced)):
+                        c.forced[i] = forced[i]
+                    c.n_forced = <int32_t> len(forced)
+            if not matcher.is_stopped():
+                matcher.unsafe_compute_mask_ptr(<size_t> c.mask, <size_t> c.n_words * sizeof(uint32_t))
+            c.complete = matcher.is_stopped()
+            c.failed = matcher.is_error()
+            if c.failed:
+                logger.warning("a grammar could not be followed: %s", matcher.get_error()[:500])
+        except Exception:
+            logger.exception("a grammar could not be followed")
+            c.failed = True
+
+
+cdef bint constraint_ready(constraint_t *self) noexcept nogil:
+    """Whether mask, forced, complete and failed are up to date."""
+    return state_load(&self.state) == MASK_READY
+
+
+cdef int constraint_park(constraint_t *self, const float *row, int32_t n_vocab) noexcept nogil:
+    """Keep a row of logits until the mask is there: 0, or -1 when out of memory."""
+    if self.row == NULL:
+        self.row = <float *> malloc(<size_t> n_vocab * sizeof(float))
+        if self.row == NULL:
+            return -1
+    memcpy(self.row, row, <size_t> n_vocab * sizeof(float))
+    self.parked = True
+    return 0
+
+
+cdef class Masker:
+    """The thread that computes masks: whoever made this runs ``run`` in it, and ``close`` ends it."""
+
+    def __cinit__(self):
+        cdef pthread_condattr_t attr
+        self.held = []
+        pthread_condattr_init(&attr)
+        pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
+        pthread_mutex_init(&self.lock, NULL)
+        pthread_cond_init(&self.asked, NULL)
+        pthread_cond_init(&self.done, &attr)
+        pthread_condattr_destroy(&attr)
+        self.ready = True
+
+    def __dealloc__(self):
+        if self.ready:
+            pthread_cond_destroy(&self.asked)
+            pthread_cond_destroy(&self.done)
+            pthread_mutex_destroy(&self.lock)
+        free(self.queue)
+
+    def run(self):
+        """Answer questions until ``close``."""
+        cdef constraint_t *constraint
+        cdef bint idle
+        while True:
+            with nogil:
+                constraint = masker_take(self)
+            if constraint == NULL:
+                return
+            (<Constraint> constraint.owner).advance()
+            idle = masker_answer(self, constraint)
+            if idle:
+                self.held.clear()
+
+    def close(self):
+        """Any thread: ``run`` returns after what it is doing."""
+        pthread_mutex_lock(&self.lock)
+        self.closing = True
+        pthread_cond_broadcast(&self.asked)
+        pthread_mutex_unlock(&self.lock)
+
+    cdef void hold(self, Constraint constraint):
+        """Keep a Constraint that its sequence lets go of alive as long as the thread may work on it."""
+        if state_load(&constraint.state.state) == MASK_ASKED:
+            self.held.append(constraint)
+
+
+cdef int masker_ask(Masker self, constraint_t *constraint, int32_t token) noexcept nogil:
+    """Queue the question what may follow ``token`` (-1: what may come first): 0, or -1 when out of memory."""
+    cdef constraint_t **grown
+    cdef int32_t i, capacity
+    cdef int code = 0
+    constraint.token = token
+    state_store(&constraint.state, MASK_ASKED)
+    pthread_mutex_lock(&self.lock)
+    if self.n_queued == self.capacity:
+        capacity = 2 * self.capacity + 64
+        grown = <constraint_t **> malloc(<size_t> capacity * sizeof(constraint_t *))
+        if grown != NULL:
+            for i in range(self.n_queued):
+                grown[i] = self.queue[(self.first + i) % self.capacity]
+            free(self.queue)
+            self.queue = grown
+            self.capacity = capacity
+            self.first = 0
+    if self.n_queued < self.capacity:
+        self.queue[(self.first + self.n_queued) % self.capacity] = constraint
+        self.n_queued += 1
+        self.n_pending += 1
+        pthread_cond_signal(&self.asked)
+    else:
+        code = -1
+        state_store(&constraint.state, MASK_NONE)
+    pthread_mutex_unlock(&self.lock)
+    return code
+
+
+cdef void masker_wait(Masker self, double seconds) noexcept nogil:
+    """Return when every question is answered, or after ``seconds``."""
+    cdef timespec until
+    cdef int64_t nanoseconds
+    clock_gettime(CLOCK_MONOTONIC, &until)
+    nanoseconds = until.tv_nsec + <int64_t> (seconds * 1e9)
+    until.tv_sec += nanoseconds // 1000000000
+    until.tv_nsec = nanoseconds % 1000000000
+    pthread_mutex_lock(&self.lock)
+    while self.n_pending and pthread_cond_timedwait(&self.done, &self.lock, &until) == 0:
+        pass
+    pthread_mutex_unlock(&self.lock)
+
+
+cdef constraint_t *masker_take(Masker self) noexcept nogil:
+    """The next question; NULL when closed."""
+    cdef constraint_t *constraint = NULL
+    pthread_mutex_lock(&self.lock)
+    while self.n_queued == 0 and not self.closing:
+        pthread_cond_wait(&self.asked, &self.lock)
+    if not self.closing:
+        constraint = self.queue[self.first]
+        self.first = (self.first + 1) % self.capacity
+        self.n_queued -= 1
+    pthread_mutex_unlock(&self.lock)
+    return constraint
+
+
+cdef bint masker_answer(Masker self, constraint_t *constraint) noexcept nogil:
+    """Publish an answer; whether no question is left."""
+    cdef bint idle
+    state_store(&constraint.state, MASK_READY)
+    pthread_mutex_lock(&self.lock)
+    self.n_pending -= 1
+    idle = self.n_pending == 0
+    if idle:
+        pthread_cond_broadcast(&self.done)
+    pthread_mutex_unlock(&self.lock)
+    return idle

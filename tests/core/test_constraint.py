@@ -1,0 +1,163 @@
+"""Constrained sequences on a tiny model: the mask, forced tokens, and grammars that are late or fail."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from core.test_runner import Rig
+from llamafast._core.constraint import Constraint
+
+
+class Cycle:
+    """A grammar that allows ``tokens`` one after another, each for itself, and then nothing more."""
+
+    def __init__(self, tokens, *, forced=0, pause=0.0, fails_at=None):
+        self.tokens, self.at = list(tokens), 0
+        self.forced, self.pause, self.fails_at = forced, pause, fails_at
+        self.threads = set()
+
+    def consume_token(self, token):
+        self.threads.add(threading.get_ident())
+        assert token == self.tokens[self.at]
+        self.at += 1
+        return True
+
+    def consume_tokens(self, tokens):
+        return all(self.consume_token(token) for token in tokens)
+
+    def compute_ff_tokens(self):
+        return self.tokens[self.at : self.at + self.forced] if self.at % 2 else []
+
+    def is_stopped(self):
+        return self.at == len(self.tokens) or self.is_error()
+
+    def is_error(self):
+        return self.at == self.fails_at
+
+    def get_error(self):
+        return "too complex"
+
+    def unsafe_compute_mask_ptr(self, pointer, n_bytes):
+        import ctypes
+
+        time.sleep(self.pause)
+        words = (ctypes.c_uint32 * (n_bytes // 4)).from_address(pointer)
+        ctypes.memset(words, 0, n_bytes)
+        token = self.tokens[self.at]
+        words[token // 32] = 1 << token % 32
+
+
+@pytest.fixture(scope="module")
+def rig(tiny_model):
+    rig = Rig(tiny_model("tiny-llama"))
+    masking = threading.Thread(target=rig.runner.masker.run)
+    masking.start()
+    rig.masking = masking
+    yield rig
+    rig.runner.masker.close()
+    masking.join()
+    rig.close()
+
+
+def constrained(rig, tokens, tag=1, max_tokens=64, sampling=None, fast_forward=True, **grammar):
+    matcher = Cycle(tokens, **grammar)
+    constraint = Constraint(matcher, rig.vocab.n_tokens, fast_forward=fast_forward)
+    sampling = sampling or {"temperature": 1.0, "seed": tag}
+    return rig.sequence([40, 41, 42], tag=tag, max_tokens=max_tokens, constraint=constraint, sampling=sampling), matcher
+
+
+def text_of(rig, tokens):
+    return b"".join(map(rig.vocab.piece, tokens)).decode()
+
+
+TOKENS = [72, 101, 108, 108, 111, 44, 32, 119, 111, 114, 108, 100]
+
+
+@pytest.mark.parametrize("forced", [0, 1, 3, 64])
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.9}, {"top_k": 40}])
+def test_only_what_the_grammar_allows_is_written(rig, forced, sampling):
+    sequence, matcher = constrained(rig, TOKENS, forced=forced, sampling=sampling)
+    steps = rig.runner.counts()["steps"]
+    assert rig.run(sequence) == {1: (text_of(rig, TOKENS), len(TOKENS), 1)}
+    assert matcher.threads == {rig.masking.ident}
+    if forced == 64:
+        # the first token is sampled, the others come without sampling
+        assert rig.runner.counts()["steps"] - steps <= 4
+
+
+def test_without_fast_forward_every_token_is_sampled(rig):
+    sequence, _ = constrained(rig, TOKENS, forced=3, fast_forward=False)
+    steps = rig.runner.counts()["steps"]
+    assert rig.run(sequence)[1][:2] == (text_of(rig, TOKENS), len(TOKENS))
+    assert rig.runner.counts()["steps"] - steps >= len(TOKENS)
+
+
+def test_the_limit_cuts_forced_tokens_too(rig):
+    sequence, _ = constrained(rig, TOKENS, forced=64, max_tokens=5)
+    assert rig.run(sequence) == {1: (text_of(rig, TOKENS[:5]), 5, 2)}
+
+
+def test_a_stop_string_ends_a_constrained_text(rig):
+    matcher = Cycle(TOKENS, forced=2)
+    sequence = rig.sequence(
+        [40], constraint=Constraint(matcher, rig.vocab.n_tokens), stops=(text_of(rig, TOKENS[3:5]).encode(),)
+    )
+    assert rig.run(sequence)[1][0] == text_of(rig, TOKENS[:3])
+
+
+def test_a_late_mask_delays_its_own_request_only(rig):
+    slow, _ = constrained(rig, TOKENS[:4], tag=1, pause=0.1)
+    free = rig.sequence([50, 51], tag=2, max_tokens=60)
+    alone = rig.run(rig.sequence([50, 51], tag=2, max_tokens=60))[2]
+    rig.runner.add(slow)
+    rig.runner.add(free)
+    while not free.finished:
+        rig.runner.run(1000)
+        rig.tidy()
+    assert not slow.finished
+    texts = rig.collect()
+    assert texts[2] == alone
+    while rig.runner.n_running:
+        rig.runner.run(1000)
+        rig.tidy()
+    assert texts.get(1, ("",))[0] + rig.collect()[1][0] == text_of(rig, TOKENS[:4])
+
+
+def test_a_grammar_that_fails_refuses_its_own_request(rig):
+    failing, _ = constrained(rig, TOKENS, tag=1, fails_at=3)
+    free = rig.sequence([50, 51], tag=2)
+    texts = rig.run(failing, free)
+    assert texts[1][2] == 3
+    assert texts[2][1:] == (16, 2)
+
+
+def test_a_preempted_sequence_goes_on_where_it_was(rig):
+    sequence, _ = constrained(rig, TOKENS, pause=0.02)
+    rig.runner.add(sequence)
+    while sequence.n_tokens < 3 + 4:
+        rig.runner.run(1)
+    rig.runner.remove(sequence)
+    before = rig.collect().get(1, ("",))[0]
+    assert before + rig.run(sequence)[1][0] == text_of(rig, TOKENS)
+
+
+def test_a_sequence_that_leaves_while_its_mask_is_computed(rig):
+    for _ in range(20):
+        sequence, _ = constrained(rig, TOKENS, pause=0.005)
+        rig.runner.add(sequence)
+        rig.runner.run(2)
+        rig.runner.remove(sequence)
+        del sequence
+    rig.collect()
+    finished, _ = constrained(rig, TOKENS)
+    assert rig.run(finished)[1][0] == text_of(rig, TOKENS)
+
+
+def test_bad_arguments(rig):
+    with pytest.raises(ValueError, match="n_vocab"):
+        Constraint(Cycle([1]), 0)
+    with pytest.raises(TypeError):
+        Constraint(None, 10)

@@ -1,0 +1,128 @@
+"""Constrained answers of real servers."""
+
+from __future__ import annotations
+
+import json
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import jsonschema
+import openai
+import pydantic
+import pytest
+
+from llamafast.chat.constraint import check
+
+
+@pytest.fixture
+def tiny(tiny_server):
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{tiny_server.port}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def real(smollm2_server):
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{smollm2_server.port}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+class Person(pydantic.BaseModel):
+    name: str
+    age: int
+
+
+SCHEMA = {**Person.model_json_schema(), "additionalProperties": False}
+
+
+def test_the_client_parses_a_model_of_pydantic(real):
+    answer = real.chat.completions.parse(
+        model="smollm2-135m",
+        messages=[{"role": "user", "content": "Anna is 31 years old. Who is she?"}],
+        response_format=Person, temperature=0, max_tokens=60,
+    )  # fmt: skip
+    assert isinstance(answer.choices[0].message.parsed, Person)
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_stream_is_the_same_text(real):
+    options = {
+        "model": "smollm2-135m", "messages": [{"role": "user", "content": "Describe a cat as JSON."}],
+        "temperature": 0, "max_tokens": 80,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "cat", "schema": SCHEMA}},
+    }  # fmt: skip
+    whole = real.chat.completions.create(**options).choices[0].message.content
+    pieces = [chunk.choices[0].delta.content or "" for chunk in real.chat.completions.create(**options, stream=True)]
+    assert "".join(pieces) == whole
+    Person.model_validate_json(whole)
+
+
+@pytest.mark.parametrize(
+    ("fields", "allowed"),
+    [
+        ({"guided_choice": ["yes", "no"]}, ("yes", "no")),
+        ({"guided_regex": "[ab]{3}c"}, [a + b + c + "c" for a in "ab" for b in "ab" for c in "ab"]),
+        ({"grammar": 'root ::= "left" | "right"'}, ("left", "right")),
+        ({"structured_outputs": {"choice": ["x", "xy"]}}, ("x", "xy")),
+        ({"guided_json": {"enum": ["é", 1]}}, ('"é"', "1")),
+        ({"json_schema": {"const": [1]}}, ("[1]",)),
+    ],
+)
+def test_the_other_fields(tiny, fields, allowed):
+    answer = tiny.completions.create(model="tiny/llama", prompt="a", max_tokens=200, n=4, extra_body=fields)
+    for choice in answer.choices:
+        assert choice.finish_reason == "stop"
+        assert choice.text in allowed or json.loads(choice.text) in map(json.loads, allowed)
+
+
+def random_schema(rng: random.Random, depth: int = 0) -> dict:
+    kind = rng.choice(["integer", "string", "boolean", "enum", "object", "array"] if depth < 3 else ["boolean", "enum"])
+    if kind == "enum":
+        return {"enum": rng.sample(["red", "green", 1, None, "ü"], rng.randint(1, 4))}
+    if kind == "string":
+        return {"type": "string", "maxLength": rng.randint(1, 12)}
+    if kind == "integer":
+        return {"type": "integer", "minimum": -rng.randint(0, 50), "maximum": rng.randint(50, 5000)}
+    if kind == "array":
+        return {"type": "array", "items": random_schema(rng, depth + 1), "maxItems": rng.randint(1, 3)}
+    if kind == "boolean":
+        return {"type": "boolean"}
+    named = {name: random_schema(rng, depth + 1) for name in rng.sample("abcdefgh", rng.randint(1, 4))}
+    required = rng.sample(sorted(named), rng.randint(1, len(named)))
+    return {"type": "object", "properties": named, "required": required, "additionalProperties": False}
+
+
+def test_five_hundred_schemas_at_temperature_one(tiny):
+    """Whatever the weights want to say: an answer that ended is valid, one that was cut is the beginning of one."""
+
+    def one(seed: int) -> tuple[dict, str, str]:
+        schema = random_schema(random.Random(seed))
+        answer = tiny.chat.completions.create(
+            model="tiny/llama", messages=[{"role": "user", "content": f"{seed}"}],
+            temperature=1, seed=seed, max_tokens=60,
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}},
+        )  # fmt: skip
+        return schema, answer.choices[0].message.content, answer.choices[0].finish_reason
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(one, range(500)))
+    ended = 0
+    for schema, text, reason in answers:
+        if reason == "stop":
+            ended += 1
+            jsonschema.validate(json.loads(text), schema)
+        else:
+            assert (check(schema, text).reason or "").startswith("not complete"), (schema, text)
+    assert ended > 200
+
+
+def test_bombs_cost_their_sender_only(tiny):
+    bombs = [
+        {"enum": [f"value {i}" for i in range(50_000)]},
+        {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(4_000)}},
+        {"$ref": "#"},
+    ]
+    for bomb in bombs:
+        with pytest.raises(openai.BadRequestError) as caught:
+            tiny.completions.create(model="tiny/llama", prompt="a", max_tokens=9, extra_body={"guided_json": bomb})
+        assert caught.value.param == "guided_json" or "too complex" in caught.value.message
+    assert tiny.completions.create(model="tiny/llama", prompt="a", max_tokens=3).choices[0].finish_reason == "length"
