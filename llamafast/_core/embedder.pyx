@@ -120,7 +120,8 @@ cdef class Embedder:
         born(EMBEDDER)
 
     def __dealloc__(self):
-        if self.batch is not None:
+        # set by a construction that came to its end; the collector may have cleared the objects by now
+        if self.last_step > 0:
             died(EMBEDDER)
 
     def fits(self, Input input not None):

@@ -155,6 +155,17 @@ def test_a_vector_that_is_not_finite_is_none_and_hurts_nobody_else(tiny_encoder,
         assert cosine(np.frombuffer(input.vectors, np.float32), vector) > 0.9999
 
 
+def test_a_pair_is_framed_as_its_vocabulary_wants(bert, minilm):
+    _, vocab = bert
+    bos, eos, sep = (vocab.tokenize(mark, add_special=False, parse_special=True)[0]
+                     for mark in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))  # fmt: skip
+    first, second = (vocab.tokenize(text, add_special=True, parse_special=False) for text in "ab")
+    assert list(vocab.pair(first, second)) == [bos, first[1], eos, sep, second[1], eos]
+    words = Vocab(Model(str(minilm), vocab_only=True))
+    first, second = (words.tokenize(text, add_special=True, parse_special=False) for text in ("hello", "world"))
+    assert list(words.pair(first, second)) == [101, 7592, 102, 2088, 102]
+
+
 def test_limits(bert):
     model, vocab = bert
     with pytest.raises(ValueError, match="without embeddings"):
@@ -206,14 +217,3 @@ def test_which_tensors_a_file_has(tiny_encoder, tmp_path):
     assert not has_tensor(str(tiny_encoder("tiny-bert")), "cls.weight", "cls.output.weight")
     (tmp_path / "no.gguf").write_text("no")
     assert not has_tensor(str(tmp_path / "no.gguf"), "cls.weight")
-
-
-def test_a_pair_is_framed_as_its_vocabulary_wants(bert, minilm):
-    _, vocab = bert
-    bos, eos, sep = (vocab.tokenize(mark, add_special=False, parse_special=True)[0]
-                     for mark in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))  # fmt: skip
-    first, second = (vocab.tokenize(text, add_special=True, parse_special=False) for text in "ab")
-    assert list(vocab.pair(first, second)) == [bos, first[1], eos, sep, second[1], eos]
-    words = Vocab(Model(str(minilm), vocab_only=True))
-    first, second = (words.tokenize(text, add_special=True, parse_special=False) for text in ("hello", "world"))
-    assert list(words.pair(first, second)) == [101, 7592, 102, 2088, 102]
