@@ -135,6 +135,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     alias: Text | None = None
     chat_template: str | tuple[str, ...] | None = None
     response_schema: dict[str, Any] | None = None
+    response_template: dict[str, Any] | None = None
     loras: tuple[LoraConfig, ...] = ()
     mtmd: MtmdConfig | None = None
 
@@ -192,6 +193,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         yield from _source_conflicts(self, "")
+        if self.response_schema is not None and self.response_template is not None:
+            yield "", "at most one of response_schema and response_template may be set"
         drafts = _sources(self, "draft_model_")
         if len(drafts) > 1:
             yield "", f"at most one of {' and '.join(drafts)} may be set"

@@ -57,7 +57,6 @@ def refuse_unsupported(config: Config) -> None:
     asked = {
         "model.loras": bool(model.loras),
         "model.mtmd": model.mtmd is not None,
-        "model.response_schema": model.response_schema is not None,
         "model.vocab_only": model.vocab_only is True,
         "model.draft_model": model.draft_model is not None,
         "model.draft_model_path": model.draft_model_path is not None,

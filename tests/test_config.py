@@ -178,6 +178,7 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "alias": (None, *NULL_TEXT),
         "chat_template": (None, [None, "", "t", [], ["a", "b"]], [1, {}, [1], ["a", None]]),
         "response_schema": (None, [None, {}, {"type": "object", "x": [1, None]}], [1, [], "x"]),
+        "response_template": (None, [None, {}, {"fields": {"content": {}}}], [1, [], "x"]),
         "loras": ((), [[], [{"path": "a"}]], [None, {}, [1], [{}], [None]]),
         "mtmd": (None, [None, {"mmproj_path": "p"}], [{}, [], 1]),
         "n_gpu_layers": (None, *NULL_INT),
@@ -336,6 +337,11 @@ def test_draft_source() -> None:
     assert fault == "model: at most one of draft_model_path and draft_model_from_pretrained may be set"
 
 
+def test_replies_are_read_in_one_way() -> None:
+    tree = {"model": {"path": "m", "response_schema": {}, "response_template": {}}}
+    assert faults(tree) == ["model: at most one of response_schema and response_template may be set"]
+
+
 def test_a_step_is_bounded_by_time_or_by_rows() -> None:
     tree = {"model": {"path": "m"}, "scheduler": {"prefill_chunk": 8, "target_itl_ms": 50}}
     assert faults(tree) == ["scheduler: at most one of prefill_chunk and target_itl_ms may be set"]
@@ -460,7 +466,6 @@ def test_configs_of_the_seed_shape_load_unchanged(name: str) -> None:
     [
         ("model.loras", [{"path": "a"}]),
         ("model.mtmd", {"mmproj_path": "p"}),
-        ("model.response_schema", {}),
         ("model.vocab_only", True),
         ("model.draft_model", "prompt-lookup-decoding"),
         ("model.draft_model_path", "d.gguf"),

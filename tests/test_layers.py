@@ -36,6 +36,7 @@ OWNERS = {
     "huggingface_hub": {"hub"},
     "jinja2": {"chat/template"},
     "llguidance": {"chat/grammar", "chat/constraint"},
+    "regex": {"chat/declared/regions", "chat/declared/contents", "chat/declared/response_template"},
     "prometheus_client": {"metrics"},
     "llama_cpp": set(),
 }

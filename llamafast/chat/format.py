@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llamafast.chat.control import ControlTokens
+from llamafast.chat.declared.response_schema import ResponseSchema
+from llamafast.chat.declared.response_template import ResponseTemplate
 from llamafast.chat.reply import NewParser, PlainReply
 from llamafast.chat.template import ChatTemplate
 from llamafast.chat.tools import Tool
@@ -13,10 +15,14 @@ from llamafast.errors import InvalidRequest
 
 
 class ChatFormat:
-    """Raises ConfigError when the model's chat template does not compile."""
+    """``declared`` is how the config says to read replies, None where it does not.
+
+    Raises ConfigError when the model's chat template does not compile, or for a declaration that cannot be used.
+    """
 
     def __init__(self, info: ModelInfo) -> None:
         self.control = ControlTokens(info.control_tokens)
+        self.declared = _declared(info)
         self._template = self._compiled(info.chat_template, info)
         self._tool_use = self._compiled(info.tool_use_template, info)
 
@@ -35,4 +41,12 @@ class ChatFormat:
 
     def parser(self, prompt: str, tools: Sequence[Tool], *, split_reasoning: bool) -> NewParser:
         """What reads the replies to ``prompt``; ``tools`` are those that the model may call."""
-        return PlainReply
+        if self.declared is None:
+            return PlainReply
+        return self.declared.parser(prompt, tools, split_reasoning=split_reasoning)
+
+
+def _declared(info: ModelInfo) -> ResponseSchema | ResponseTemplate | None:
+    if info.response_schema is not None:
+        return ResponseSchema(info.response_schema)
+    return None if info.response_template is None else ResponseTemplate(info.response_template)

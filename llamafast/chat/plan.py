@@ -10,6 +10,8 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
+from msgspec.structs import replace
+
 from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.grammar import ConstraintOptions
@@ -125,8 +127,11 @@ def plan_chat(
     _check_size(len(text), "messages", info)
     tokens = _checked_tokens(chat.control.tokenize(text, tokenizer), "messages", info)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    plan = _plan(request, (tokens,), max_tokens, constraints.requested(request), info)
+    if chat.declared is not None:  # control tokens are marks of what the config declares
+        plan = replace(plan, skip_special_tokens=False)
     return ChatPlan(
-        _plan(request, (tokens,), max_tokens, constraints.requested(request), info),
+        plan,
         chat.parser(chat.control.unmark(text), tools, split_reasoning=request.reasoning_format != "none"),
         tools,
         request.parallel_tool_calls is not False and not request.functions,

@@ -131,6 +131,8 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         tool_use_template=None if config.model.chat_template_text else model.chat_template("tool_use"),
         control_tokens=tuple(vocab.text(token) for token in range(vocab.n_tokens) if vocab.is_control(token)),
         longest_piece=vocab.longest_piece,
+        response_schema=config.model.response_schema,
+        response_template=config.model.response_template,
         bos_text=vocab.text(vocab.bos),
         eos_text=vocab.text(vocab.eos),
         description=model.description,

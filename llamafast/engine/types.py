@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
@@ -126,6 +126,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     eos_text: str
     description: str
     generates: bool = True
+    response_schema: dict[str, Any] | None = None
+    response_template: dict[str, Any] | None = None
     embedding: EmbeddingInfo | None = None
     tool_use_template: str | None = None
     control_tokens: tuple[str, ...] = ()

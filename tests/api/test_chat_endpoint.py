@@ -137,3 +137,35 @@ async def test_a_model_without_template_serves_completions_only() -> None:
 def test_a_broken_template_stops_the_start() -> None:
     with pytest.raises(ConfigError):
         App(FakeEngine(info=replace(INFO, chat_template="{% if %}")), max_body_bytes=1, stall_seconds=1)
+
+
+RESPONSE_TEMPLATE = {
+    "start_anchor": "<assistant>",
+    "fields": {
+        "thinking": {"open": "<think>", "close": "</think>"},
+        "content": {},
+        "tool_calls": {"open": "<call>", "close": "</call>", "content": "json", "repeats": True},
+    },
+}
+NOW = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_replies_are_read_as_the_config_declares(stream: bool) -> None:
+    script = say("<think>wh", "y</think>", "Look: <ca", 'll>{"name": "now", "argum', 'ents": {"a": "\\n"}}</call>')
+    engine = FakeEngine(script, info=replace(INFO, response_template=RESPONSE_TEMPLATE))
+    client = AsgiClient(App(engine, max_body_bytes=10_000, stall_seconds=1))
+    response = await client.post(PATH, {"messages": MESSAGES, "tools": [NOW], "stream": stream})
+    if not stream:
+        (choice,) = response.json["choices"]
+        (call,) = choice["message"]["tool_calls"]
+        said = [(choice["message"]["reasoning_content"], choice["message"]["content"], call["function"])]
+    else:
+        choices = [event["choices"][0] for event in response.events if event["choices"]]
+        deltas = [choice["delta"] for choice in choices]
+        functions = [call["function"] for delta in deltas for call in delta.get("tool_calls") or ()]
+        whole = {key: "".join(function.get(key, "") for function in functions) for key in ("name", "arguments")}
+        texts = ["".join(delta.get(key) or "" for delta in deltas) for key in ("reasoning_content", "content")]
+        said, choice = [(*texts, whole)], choices[-1]
+    assert said == [("why", "Look:", {"name": "now", "arguments": '{"a":"\\n"}'})]
+    assert choice["finish_reason"] == "tool_calls"

@@ -1,0 +1,1 @@
+"""Replies read as the config file declares: ``response_template`` and ``response_schema``."""
