@@ -85,6 +85,7 @@ ENGINE_SERIES = (
     Series("cache_evictions", "llamafast:prefix_cache_evictions_total", "counter", "Parts evicted for the budget"),
     Series("forks", "llamafast:prefix_cache_forks_total", "counter", "Prefixes lent by a running sequence"),
     Series("used_cells", "llamafast:kv_cells_used", "gauge", "KV cells in use; a shared one counts for each owner"),
+    Series("reserved_cells", "llamafast:kv_cells_reserved", "gauge", "KV cells that running sequences may need"),
     Series("total_cells", "llamafast:kv_cells", "gauge", "KV cells"),
     Series("kv_usage", "llamafast:kv_usage_ratio", "gauge", "KV cells in use / KV cells, at most 1"),
     Series("queue_seconds", "llamafast:queue_seconds", "histogram", "From submitted to admitted"),

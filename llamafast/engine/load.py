@@ -14,7 +14,7 @@ from llamafast._core.status import set_echo
 from llamafast._core.vocab import Vocab
 from llamafast.config import Config, ModelConfig
 from llamafast.engine.engine import Engine
-from llamafast.engine.memory import available_bytes
+from llamafast.engine.memory import available_bytes, return_large_blocks
 from llamafast.engine.pooling import create_embedder, embedding_params, embeds, made_to_embed
 from llamafast.engine.threads import physical_cores
 from llamafast.engine.types import ModelInfo
@@ -159,7 +159,8 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
     if cache_bytes is None:
         cache_bytes = available_bytes() // CACHE_SHARE
     if generates:
-        logger.info("cache    up to %.2f GB of host memory for finished prompts", cache_bytes / 1e9)
+        return_large_blocks()
+    logger.info("cache    up to %.2f GB of host memory for finished prompts", cache_bytes / 1e9)
     return Engine(
         context,
         vocab,

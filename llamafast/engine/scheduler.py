@@ -74,6 +74,11 @@ class Scheduler(Generic[S]):
         return len(self._running)
 
     @property
+    def n_reserved(self) -> int:
+        """Cells that those who run have or are expected to need."""
+        return sum(self._reservation(ticket) for ticket in list(self._running))
+
+    @property
     def running(self) -> list[S]:
         return [ticket.sequence for ticket in self._running]
 
@@ -88,7 +93,7 @@ class Scheduler(Generic[S]):
         """Move from waiting to running whoever may run now; the ones that were moved, in order."""
         admitted: list[Ticket[S]] = []
         blocked: list[Ticket[S]] = []
-        reserved = sum(self._reservation(ticket) for ticket in self._running)
+        reserved = self.n_reserved
         may_pass = True
         for ticket in self._waiting:
             if not may_pass or len(self._running) == self.n_seq_max:

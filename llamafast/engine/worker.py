@@ -120,6 +120,7 @@ class Worker:
                 "waiting": self.n_waiting,
                 "free_sequences": self.runner.n_free,
                 "used_cells": self.runner.n_cells,
+                "reserved_cells": self.scheduler.n_reserved,
                 "total_cells": self.runner.total_cells,
                 "cache_states": self.cache.n_states,
                 "cache_bytes": self.cache.used_bytes,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import random
 from array import array
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +16,7 @@ from hypothesis import strategies as st
 from engine.test_engine import GREEDY, collect, config, settled
 from llamafast.engine.cache import MIN_TOKENS, NEVER, PART, PrefixCache
 from llamafast.engine.load import load_engine
-from llamafast.engine.memory import available_bytes
+from llamafast.engine.memory import available_bytes, return_large_blocks
 from llamafast.engine.types import Plan, SamplingParams
 
 
@@ -191,6 +195,24 @@ def test_the_budget_holds_and_every_hit_is_true(kind, requests):
         cache.budget = 0
         cache._evict()
     assert (cache.used_bytes, cache._root.children) == (0, {})
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_resident_memory_stays_within_the_budget():
+    """Ten times the budget in states of many sizes comes and goes; holes between them count too."""
+    return_large_blocks()
+    chance, budget = random.Random(1), 64 * 2**20
+    cache = PrefixCache(budget)
+    gc.collect()
+    before = resident_bytes()
+    for first in range(1300):
+        keep(cache, [first], range(chance.randrange(100, 600)), saved=b"x" * chance.randrange(10_000, 1_000_000))
+    assert cache.evictions > 1000
+    assert cache.used_bytes > 0.9 * budget
+    assert resident_bytes() - before <= 1.05 * budget
 
 
 def test_memory_is_the_lesser_of_machine_and_cgroup(tmp_path):
