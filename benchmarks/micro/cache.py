@@ -3,7 +3,8 @@
     python -m benchmarks.micro.cache [--model NAME] [--conversations N] [--prompt-tokens N] [--ram-mb N] [--pairs N]
 
 Three figures, each from measurements that take turns:
-* throughput of 16 streams whose prompts have nothing in common, with the cache on ÷ with it off;
+* throughput of 16 streams whose prompts have nothing in common (tokens per second of CPU time), with the cache on ÷
+  with it off;
 * after N different conversations with more states than fit: the speed of a running answer ÷ that of a fresh engine,
   and the growth of resident memory ÷ the budget;
 * the time to the first token of a conversation that is continued ÷ that of computing it, for those still kept.
@@ -18,7 +19,7 @@ import random
 import time
 from array import array
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 from benchmarks.workload import PROMPT_IDS, resolve_model
 from llamafast.config import CacheConfig, Config, ModelConfig
@@ -61,20 +62,26 @@ async def settled(engine: Engine) -> None:
 
 
 async def throughput(engine: Engine, run: int, n_requests: int) -> float:
-    """Tokens per second of closed-loop streams."""
+    """Tokens of closed-loop streams per second of CPU time, which other processes disturb less than wall time."""
 
     async def stream(k: int) -> None:
         for i in range(n_requests):
             await ask(engine, prompt((run, k, i), 32), ANSWER)
 
-    started = time.perf_counter()
+    started = time.process_time()
     await asyncio.gather(*(stream(k) for k in range(STREAMS)))
-    return STREAMS * n_requests * ANSWER / (time.perf_counter() - started)
+    return STREAMS * n_requests * ANSWER / (time.process_time() - started)
 
 
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
+
+
+def spread(ratios: list[float]) -> str:
+    """The median and the quarters around it."""
+    low, middle, high = quantiles(ratios, n=4)
+    return f"{middle:.3f} (quartiles {low:.3f}, {high:.3f})"
 
 
 async def measure(options: argparse.Namespace) -> None:
@@ -88,7 +95,7 @@ async def measure(options: argparse.Namespace) -> None:
         speeds = {engine: await throughput(engine, run, options.requests) for engine in engines}
         if run:  # the first one warms up
             ratios.append(speeds[with_cache] / speeds[without])
-    print(f"throughput, cache on ÷ off, no hits: {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    print(f"throughput, cache on ÷ off, no hits: {spread(ratios)}")
     await with_cache.close()
 
     gc.collect()
@@ -112,7 +119,7 @@ async def measure(options: argparse.Namespace) -> None:
             first, last, _ = await ask(engine, prompt(("speed", pair), 32), 512)
             speeds[engine].append(511 / (last - first))
     ratios = [a / b for a, b in zip(speeds[full], speeds[without], strict=True)]
-    print(f"speed of a running answer, full ÷ fresh: {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    print(f"speed of a running answer, full ÷ fresh: {spread(ratios)}")
 
     kept, costs = 0, []
     for tokens in reversed(conversations):
@@ -137,7 +144,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=2000, help="of a conversation")
     parser.add_argument("--ram-mb", type=int, default=64, help="budget of the cache in MiB")
     parser.add_argument("--requests", type=int, default=4, help="a stream's, in a measurement of the throughput")
-    parser.add_argument("--pairs", type=int, default=25)
+    parser.add_argument("--pairs", type=int, default=41)
     asyncio.run(measure(parser.parse_args()))
 
 

@@ -32,6 +32,7 @@ cdef class Runner:
     cdef list running                           # Sequences in order of admission
     cdef running_t live                         # the same, in the same order
     cdef list free_seq_ids
+    cdef dict state_sizes                       # bytes of a state by its number of tokens
     cdef int32_t n_batch
     cdef int32_t prefill_chunk
     cdef double target_itl                      # seconds, 0: adaptive
@@ -45,5 +46,5 @@ cdef class Runner:
     cdef histograms_t observed
 
     cdef bint _set_state(self, int32_t seq_id, bytes saved)
-    cdef bytes _get_state(self, int32_t seq_id)
+    cdef bytes _get_state(self, int32_t seq_id, int32_t n_tokens)
     cdef void _let_go(self, Sequence sequence)

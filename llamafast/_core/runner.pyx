@@ -59,6 +59,8 @@ cdef enum:
     # from so many rows on, ggml's CPU attention works in tiles of rows, which suits rows of one sequence only
     ATTENTION_TILE = 64
     MAX_ROWS = 0x7FFFFFFF
+    # lengths of states whose sizes are remembered
+    MAX_KNOWN_SIZES = 1024
 
 PAUSED = RUN_PAUSED
 NO_ROOM = RUN_NO_ROOM
@@ -98,6 +100,7 @@ cdef class Runner:
         self.target_itl = target_itl
         self.attention_tile = MAX_ROWS if llama_supports_gpu_offload() else ATTENTION_TILE
         self.running = []
+        self.state_sizes = {}
         # without a memory nobody can run
         self.free_seq_ids = list(reversed(range(min(context.n_seq_max, MAX_RUNNING)))) if context.memory != NULL else []
         if scratch_init(&self.scratch, vocab.pieces.n_tokens) < 0:
@@ -213,15 +216,24 @@ cdef class Runner:
             done = llama_state_seq_set_data(self.context.ctx, <const uint8_t *> data, size, seq_id) != 0
         return done
 
-    cdef bytes _get_state(self, int32_t seq_id):
-        cdef size_t size = llama_state_seq_get_size(self.context.ctx, seq_id)
+    cdef bytes _get_state(self, int32_t seq_id, int32_t n_tokens):
+        """The state of all that ``seq_id`` has in memory: ``n_tokens`` tokens.
+
+        Asking for its size costs about as much as a small state itself; where a sequence can be cut anywhere, the size
+        follows from the number of tokens.
+        """
+        cdef object known = self.state_sizes.get(n_tokens)
+        cdef size_t size = llama_state_seq_get_size(self.context.ctx, seq_id) if known is None else known
         cdef bytes saved = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> size)
         cdef char *data = saved
         cdef size_t written
         with nogil:
             written = llama_state_seq_get_data(self.context.ctx, <uint8_t *> data, size, seq_id)
         if written != size:
+            self.state_sizes.clear()
             raise AssertionError(f"llama_state_seq_get_data wrote {written} of {size} bytes")
+        if self.context.n_cuttable == MAX_ROWS and n_tokens <= MAX_KNOWN_SIZES:
+            self.state_sizes[n_tokens] = size
         return saved
 
     def save(self, Sequence sequence not None, int32_t start, int32_t stop):
@@ -236,10 +248,10 @@ cdef class Runner:
         if stop < s.n_past and (scratch < 0 or s.n_past > self.context.n_cuttable):
             raise ValueError(f"a state of {s.n_past} tokens cannot be cut to {stop}")
         if scratch < 0 or (start == 0 and stop == s.n_past):
-            return self._get_state(s.seq_id)
+            return self._get_state(s.seq_id, s.n_past)
         llama_memory_seq_cp(self.context.memory, s.seq_id, scratch, start, stop)
         try:
-            return self._get_state(scratch)
+            return self._get_state(scratch, stop - start)
         finally:
             llama_memory_seq_rm(self.context.memory, scratch, -1, -1)
 

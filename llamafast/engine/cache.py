@@ -144,7 +144,7 @@ class PrefixCache:
         """Which of the ``tokens`` in memory to save, as [start, stop); (0, 0) for none."""
         if not self.budget:
             return 0, 0
-        _, start = self._deepest(self._path(tokens, salt))
+        _, start = self._base(self._path(tokens, salt))
         stop = len(tokens)
         if self.in_parts and stop <= self.n_cuttable:
             stop = min(stop, start + 2 * PART)
@@ -155,7 +155,7 @@ class PrefixCache:
     def put(self, tokens: array[int], salt: bytes, saved: bytes) -> None:
         """Keep the state of those of ``tokens`` that ``unsaved`` named, their end included."""
         path = self._path(tokens, salt)
-        base, start = self._deepest(path)
+        base, start = self._base(path)
         if base is not None and not self.in_parts:
             if self.cuts_anywhere and base.stop == start and not base.node.children:
                 # the longer state contains the shorter one
@@ -215,6 +215,13 @@ class PrefixCache:
             if stop:
                 return node.states[stop], stop
         return None, 0
+
+    def _base(self, path: list[tuple[Node, int]]) -> tuple[State | None, int]:
+        """The state that a new one is to continue, and where: not one that gives only a few tokens."""
+        state, stop = self._deepest(path)
+        if state is not None and stop - state.start < MIN_TOKENS:
+            return state.base, state.start
+        return state, stop
 
     def _value(self, state: State) -> None:
         state.priority = self._age + state.uses * state.spares / state.n_bytes

@@ -63,6 +63,15 @@ def test_what_prompts_have_in_common_is_stored_once():
     assert cache.n_states == 3
 
 
+def test_a_few_common_tokens_bind_no_states_together():
+    """Else one that nobody wants would stay as long as those that begin like it."""
+    cache = PrefixCache(10**6)
+    keep(cache, LONG[: MIN_TOKENS - 1], range(50), saved=b"a")
+    assert keep(cache, LONG[: MIN_TOKENS - 1], range(60, 120), saved=b"b") == (0, MIN_TOKENS + 59)
+    assert parts(cache, LONG[: MIN_TOKENS - 1], range(60, 120)) == [(b"b", 0, MIN_TOKENS + 59)]
+    assert parts(cache, LONG[: MIN_TOKENS - 1], range(50)) == [(b"a", 0, MIN_TOKENS + 49)]
+
+
 def test_only_news_is_saved():
     cache = PrefixCache(10**6)
     assert keep(cache, range(MIN_TOKENS - 1)) == (0, 0)
