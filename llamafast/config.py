@@ -230,7 +230,8 @@ class ServerConfig(Section, frozen=True, kw_only=True):
 
     ``max_queue``: requests that may wait. ``stall_seconds``: /healthz turns red when work waits and no step finished
     for that long. ``drain_seconds``: how long running requests may still take after SIGTERM. ``request_log``: a line
-    per request on stderr. ``metrics_aliases``: other servers whose metric names /metrics repeats.
+    per request on stderr. ``metrics_aliases``: other servers whose metric names /metrics repeats. ``max_websockets``
+    are open at once, each for ``websocket_seconds`` at most; 0 switches upgrades off.
     """
 
     host: Text = "127.0.0.1"
@@ -241,6 +242,20 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     drain_seconds: Annotated[float, Meta(ge=0)] = 30.0
     request_log: bool = True
     metrics_aliases: tuple[Literal["vllm"], ...] = ()
+    max_websockets: Natural = 1024
+    websocket_seconds: Seconds = 3600.0
+
+
+class ResponsesConfig(Section, frozen=True, kw_only=True):
+    """Responses that are kept to be continued or read again, in memory or in the SQLite file ``path``.
+
+    ``max_count`` 0 keeps none.
+    """
+
+    max_count: Natural = 4096
+    max_bytes: Bytes = 256 * 2**20
+    max_age_seconds: Seconds = 86400.0
+    path: Text | None = None
 
 
 class SchedulerConfig(Section, frozen=True, kw_only=True):
@@ -280,4 +295,5 @@ class Config(Section, frozen=True, kw_only=True):
     server: ServerConfig = ServerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     cache: CacheConfig = CacheConfig()
+    responses: ResponsesConfig = ResponsesConfig()
     disk_cache: DiskCacheConfig | None = None

@@ -49,6 +49,15 @@ class ModelNotFound(InvalidRequest):
     code = "model_not_found"
 
 
+class PreviousResponseNotFound(InvalidRequest):
+    """The request continues a response that is not kept (any more)."""
+
+    code = "previous_response_not_found"
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(f"there is no response {response_id[:128]!r} to continue", param="previous_response_id")
+
+
 class NotFound(InvalidRequest):
     """No such URL."""
 
@@ -61,6 +70,13 @@ class MethodNotAllowed(InvalidRequest):
 
     status = 405
     code = "method_not_allowed"
+
+
+class UpgradeRequired(InvalidRequest):
+    """The URL is that of a WebSocket."""
+
+    status = 426
+    code = "upgrade_required"
 
 
 class BodyTooLarge(InvalidRequest):

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+from contextlib import suppress
 from typing import Any
 
 import uvloop
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
 MAX_CONNECTIONS = 16384
+# For the last frames of WebSockets: nothing runs any more, but a client may read slowly or not at all.
+CLOSE_SECONDS = 5.0
 
 
 def serve(config: Config, verbose: bool = False) -> None:
@@ -45,6 +48,9 @@ def serve(config: Config, verbose: bool = False) -> None:
         stall_seconds=config.server.stall_seconds,
         request_log=config.server.request_log,
         metrics_aliases=config.server.metrics_aliases,
+        max_websockets=config.server.max_websockets,
+        websocket_seconds=config.server.websocket_seconds,
+        responses=config.responses,
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, engine, app))
@@ -58,6 +64,7 @@ async def _serve(config: Config, engine: Engine, app: App) -> None:
         interface=Interfaces.ASGI,
         backlog=BACKLOG,
         backpressure=MAX_CONNECTIONS,
+        websockets=config.server.max_websockets > 0,
         log_level=LogLevels.error,
     )
     stopping = asyncio.Event()
@@ -71,7 +78,10 @@ async def _serve(config: Config, engine: Engine, app: App) -> None:
     logger.info("serving  http://%s:%d/v1", config.server.host, config.server.port)
     await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
     logger.info("stopping: running requests have %g s to finish", config.server.drain_seconds)
+    app.drain()
     await engine.close(config.server.drain_seconds)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(app.closed(), CLOSE_SECONDS)
     if serving.done():
         serving.result()
     else:

@@ -42,7 +42,7 @@ def minimal(section: str) -> dict[str, Any]:
     """The smallest valid tree that has ``section``."""
     tree: dict[str, Any] = {"model": {"path": "m.gguf"}}
     match section:
-        case "server" | "scheduler" | "cache":
+        case "server" | "scheduler" | "cache" | "responses":
             tree[section] = {}
         case "disk_cache":
             tree[section] = {"path": "cache", "max_bytes": 1}
@@ -113,6 +113,7 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "server": (shapes.ServerConfig(), [{}], [None, [], 1]),
         "scheduler": (shapes.SchedulerConfig(), [{}], [None, [], 1]),
         "cache": (shapes.CacheConfig(), [{}], [None, [], 1]),
+        "responses": (shapes.ResponsesConfig(), [{}], [None, [], 1]),
         "disk_cache": (None, [None], [{}, [], 1]),
     },
     "server": {
@@ -124,6 +125,8 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "drain_seconds": (30.0, [0, 0.5, 100], [-0.1, None, "30", True]),
         "request_log": (True, [True, False], [None, 0, "true"]),
         "metrics_aliases": ((), [[], ["vllm"]], [None, "vllm", ["sglang"], [1]]),
+        "max_websockets": (1024, [0, 1], [-1, None, *WRONG_INT]),
+        "websocket_seconds": (3600.0, [0.1, 5], [0, -1, None, "60", True]),
     },
     "scheduler": {
         "prefill_chunk": (None, *NULL_POSITIVE),
@@ -131,6 +134,12 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "priorities": (False, [True, False], [None, 0, "true"]),
     },
     "cache": {"ram_bytes": (None, [None, 0, 2**40], [-1, 2**63, *WRONG_INT])},
+    "responses": {
+        "max_count": (4096, [0, 1], [-1, None, *WRONG_INT]),
+        "max_bytes": (256 * 1024 * 1024, [0, 2**40], [-1, 2**63, None, *WRONG_INT]),
+        "max_age_seconds": (86400.0, [0.1, 5], [0, -1, None, "60", True]),
+        "path": (None, [None, "responses.sqlite"], ["", 1, []]),
+    },
     "disk_cache": {
         "path": (REQUIRED, *TEXT),
         "max_bytes": (REQUIRED, [0, 2**40], [-1, None, *WRONG_INT]),

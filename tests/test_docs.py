@@ -14,6 +14,7 @@ from llamafast.config import (
     FromPackage,
     FromPretrained,
     ModelConfig,
+    ResponsesConfig,
     SchedulerConfig,
     ServerConfig,
 )
@@ -23,7 +24,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
-    "section", [Config, CacheConfig, ServerConfig, SchedulerConfig, ModelConfig, FromPretrained, FromPackage]
+    "section",
+    [Config, CacheConfig, ServerConfig, SchedulerConfig, ResponsesConfig, ModelConfig, FromPretrained, FromPackage],
 )
 def test_every_config_key_is_documented(section):
     text = (ROOT / "docs" / "config.md").read_text()

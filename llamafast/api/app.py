@@ -14,19 +14,27 @@ from llamafast.api.delivery import internal_error
 from llamafast.api.embeddings import EmbeddingsEndpoint, RerankEndpoint, ScoreEndpoint
 from llamafast.api.http import ClientGone, Exchange, Receive, Scope, Send
 from llamafast.api.request_log import log_request
+from llamafast.api.responder import Responder
+from llamafast.api.response_socket import ResponseSockets
+from llamafast.api.response_store import ResponseStore
+from llamafast.api.responses import ResponsesEndpoint
 from llamafast.api.sse import PING_SECONDS
 from llamafast.api.system import SystemEndpoints
 from llamafast.api.tokens import TokenEndpoints
+from llamafast.api.websocket import WebSocket
 from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
+from llamafast.config import ResponsesConfig
 from llamafast.engine.types import EnginePort
-from llamafast.errors import LlamafastError, MethodNotAllowed, NotFound
+from llamafast.errors import LlamafastError, MethodNotAllowed, NotFound, UpgradeRequired
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Exchange], Awaitable[None]]
 BodyHandler = Callable[[Exchange, bytes], Coroutine[Any, Any, None]]
 
+_RESPONSES = "/v1/responses"
+_UPGRADE = ((b"upgrade", b"websocket"),)
 _MODEL_PREFIX = "/v1/models/"
 _MODEL_ROUTE = "/v1/models/{id}"
 _NO_ROUTE = "other"
@@ -39,7 +47,8 @@ class App:
     ``max_body_bytes`` bounds a request's body, ``stall_seconds`` is how long the engine may stand still over waiting
     work before /healthz turns red, ``ping_seconds`` how long a stream may be silent. ``request_log`` writes a line per
     request, ``metrics_aliases`` repeats metrics under other servers' names (``metrics.ALIASES``). Paths are exact: with
-    a trailing slash it is another URL. Raises ConfigError when the model's chat template does not compile.
+    a trailing slash it is another URL. ``max_websockets`` are open at once, each for ``websocket_seconds``. Raises
+    ConfigError when the model's chat template does not compile or the store of ``responses`` does not open.
     """
 
     def __init__(
@@ -51,6 +60,9 @@ class App:
         ping_seconds: float = PING_SECONDS,
         request_log: bool = True,
         metrics_aliases: Collection[str] = (),
+        max_websockets: int = 1024,
+        websocket_seconds: float = 3600.0,
+        responses: ResponsesConfig = ResponsesConfig(),  # noqa: B008
     ) -> None:
         self._max_body_bytes = max_body_bytes
         self._request_log = request_log
@@ -58,6 +70,16 @@ class App:
         chat = ChatFormat(engine.info)
         tokens = TokenEndpoints(engine, chat)
         constraints = Constraints(engine.tokenizer)
+        responder, store = Responder(engine, chat, constraints), ResponseStore(responses)
+        self._responses = ResponsesEndpoint(engine, responder, store, ping_seconds)
+        self._sockets = ResponseSockets(
+            engine,
+            responder,
+            store,
+            max_sockets=max_websockets,
+            max_seconds=websocket_seconds,
+            max_history_bytes=max_body_bytes,
+        )
         self._routes: dict[str, Mapping[str, Handler]] = {
             "/v1/completions": {"POST": self._with_body(CompletionsEndpoint(engine, constraints, ping_seconds))},
             "/v1/chat/completions": {"POST": self._with_body(ChatEndpoint(engine, chat, constraints, ping_seconds))},
@@ -68,6 +90,8 @@ class App:
             "/apply-template": {"POST": self._with_body(tokens.apply_template)},
             "/tokenize": {"POST": self._with_body(tokens.tokenize)},
             "/detokenize": {"POST": self._with_body(tokens.detokenize)},
+            _RESPONSES: {"POST": self._with_body(self._responses.create), "GET": _upgrade_required},
+            "/v1/responses/input_tokens": {"POST": self._with_body(self._responses.input_tokens)},
             "/v1/models": _get(system.models),
             "/healthz": _get(system.health),
             "/health": _get(system.health),
@@ -80,8 +104,16 @@ class App:
         elif scope["type"] == "lifespan":
             await _lifespan(receive, send)
         else:
-            await receive()
-            await send({"type": "websocket.close", "code": 1000})
+            socket = WebSocket(scope, receive, send, self._max_body_bytes)
+            await (self._sockets.serve(socket) if socket.path == _RESPONSES else socket.reject())
+
+    def drain(self) -> None:
+        """Close every WebSocket when what runs on it is done; requests over HTTP end by themselves."""
+        self._sockets.drain()
+
+    async def closed(self) -> None:
+        """Until no WebSocket is open."""
+        await self._sockets.closed()
 
     async def _serve(self, exchange: Exchange) -> None:
         name = _NO_ROUTE
@@ -106,7 +138,25 @@ class App:
             return path, methods
         if path.startswith(_MODEL_PREFIX):
             return _MODEL_ROUTE, _get(partial(self._system.model, model_id=path.removeprefix(_MODEL_PREFIX)))
+        if path.startswith(f"{_RESPONSES}/"):
+            return self._response_route(path.removeprefix(f"{_RESPONSES}/"))
         raise NotFound(f"there is nothing at {path[:256]!r}")
+
+    def _response_route(self, path: str) -> tuple[str, Mapping[str, Handler]]:
+        response_id, _, what = path.partition("/")
+        endpoints = self._responses
+        routes: dict[str, Mapping[str, Handler]] = {
+            "": {
+                **_get(partial(endpoints.retrieve, response_id=response_id)),
+                "DELETE": partial(endpoints.delete, response_id=response_id),
+            },
+            "input_items": _get(partial(endpoints.input_items, response_id=response_id)),
+            "cancel": {"POST": partial(endpoints.cancel, response_id=response_id)},
+        }
+        methods = routes.get(what)
+        if methods is None:
+            raise NotFound(f"there is nothing at {path[:256]!r} below {_RESPONSES!r}")
+        return "/".join([_RESPONSES, "{id}", *([what] if what else [])]), methods
 
     def _with_body(self, endpoint: BodyHandler) -> Handler:
         async def handler(exchange: Exchange) -> None:
@@ -118,6 +168,11 @@ class App:
 
 def _get(handler: Handler) -> Mapping[str, Handler]:
     return {"GET": handler, "HEAD": handler}
+
+
+async def _upgrade_required(exchange: Exchange) -> None:
+    """A GET that reaches HTTP: an upgrade where WebSockets are off, or none at all."""
+    await exchange.reply_error(UpgradeRequired("send POST, or open a WebSocket where they are on"), _UPGRADE)
 
 
 async def _dispatch(exchange: Exchange, methods: Mapping[str, Handler]) -> None:

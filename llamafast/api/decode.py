@@ -26,7 +26,7 @@ def decode_request(decoder: msgspec.json.Decoder[Request], body: bytes, info: Mo
     """
     request = decode_body(decoder, body)
     check_model(request.model, info)
-    _check_served(request)
+    check_served(request)
     return request
 
 
@@ -75,7 +75,8 @@ def _invalid_field(text: str) -> InvalidRequest:
     return InvalidRequest(f"`{path}`: {what}" if path else f"the body: {what}", param=path or None)
 
 
-def _check_served(request: GenerationOptions) -> None:
+def check_served(request: GenerationOptions) -> None:
+    """Raises UnsupportedParameter for a field of ``unserved`` that asks for something."""
     for name, idle in request.unserved.items():
         value = getattr(request, name)
         if value is not None and value not in idle:

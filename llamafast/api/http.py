@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
+from urllib.parse import parse_qs
 from uuid import uuid4
 
 import msgspec
@@ -48,7 +49,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_receive", "_send", "generation", "headers", "method", "path", "request_id", "started", "status",
+        "_receive", "_send", "generation", "headers", "method", "path", "query", "request_id", "started", "status",
         "traceparent",
     )  # fmt: skip
 
@@ -57,6 +58,7 @@ class Exchange:
         self._send = send
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.query = _parameters(scope.get("query_string", b""))
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given if _SANE_REQUEST_ID.fullmatch(given) else b"req_%b" % uuid4().hex.encode()
@@ -171,6 +173,11 @@ class Exchange:
     async def _disconnected(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+
+def _parameters(query: bytes) -> dict[str, str]:
+    """The last value of each name."""
+    return {name: values[-1] for name, values in parse_qs(query.decode("latin-1")).items()} if query else {}
 
 
 def error_body(error: LlamafastError) -> ErrorBody:

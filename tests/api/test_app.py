@@ -240,7 +240,7 @@ async def test_lifespan(engine: FakeEngine) -> None:
     assert sent == [{"type": "lifespan.startup.complete"}, {"type": "lifespan.shutdown.complete"}]
 
 
-async def test_a_websocket_is_turned_away(engine: FakeEngine) -> None:
+async def test_a_websocket_that_leads_nowhere_is_turned_away(engine: FakeEngine) -> None:
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -250,7 +250,7 @@ async def test_a_websocket_is_turned_away(engine: FakeEngine) -> None:
         sent.append(message)
 
     app = App(engine, max_body_bytes=1, stall_seconds=1)
-    await app({"type": "websocket", "path": "/v1/responses"}, receive, send)
+    await app({"type": "websocket", "path": "/v1/completions"}, receive, send)
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 

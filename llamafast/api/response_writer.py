@@ -1,0 +1,151 @@
+"""Deltas → the events of one response, in the order OpenAI's clients enforce."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from llamafast.api.response_items import (
+    OpenCall,
+    OpenCustomCall,
+    OpenFunctionCall,
+    OpenItem,
+    OpenMessage,
+    OpenReasoning,
+)
+from llamafast.api.schema import response_events as events
+from llamafast.api.schema.fragments import Usage
+from llamafast.api.schema.response_events import Event, ItemStatus, OutputItem
+from llamafast.api.schema.responses import IncompleteDetails, Response, ResponseError, ResponseUsage
+from llamafast.chat.reply import (
+    ContentDelta,
+    Delta,
+    ReasoningDelta,
+    ReplyFinish,
+    ToolCallArguments,
+    ToolCallBegin,
+    ToolCallEnd,
+)
+from llamafast.chat.response_tools import ToolTable
+from llamafast.errors import LlamafastError
+
+TextT = TypeVar("TextT", OpenMessage, OpenReasoning)
+
+
+class ResponseWriter:
+    """Tells one response; every method returns the events that follow the ones before.
+
+    An item is closed as soon as another kind of Delta comes, a call when it ends. ``response`` is a snapshot that is
+    final after ``closing`` or ``failure``: streamed or not, an answer is what its events say.
+    """
+
+    def __init__(self, response: Response, tools: ToolTable, stream_id: str | UnsetType = UNSET) -> None:
+        self.response = response
+        self._tools = tools
+        self._stream_id = stream_id
+        self._sequence_number = 0
+        self._events: list[Event] = []
+        self._n_items = 0
+        self._output: dict[int, OutputItem] = {}
+        self._text: OpenMessage | OpenReasoning | None = None
+        self._calls: dict[int, OpenCall] = {}
+
+    def opening(self) -> list[Event]:
+        self._emit(events.Created, response=self.response)
+        self._emit(events.InProgress, response=self.response)
+        return self._take()
+
+    def add(self, deltas: Iterable[Delta]) -> list[Event]:
+        for delta in deltas:
+            match delta:
+                case ContentDelta():
+                    self._in_text(OpenMessage).add(delta.text, self._emit)
+                case ReasoningDelta():
+                    self._in_text(OpenReasoning).add(delta.text, self._emit)
+                case ToolCallBegin():
+                    self._close_text("completed")
+                    self._calls[delta.index] = call = self._call(delta)
+                    call.open(self._emit)
+                case ToolCallArguments():
+                    self._calls[delta.index].add(delta.text, self._emit)
+                case ToolCallEnd():
+                    self._close(self._calls.pop(delta.index), "completed")
+        return self._take()
+
+    def closing(self, reason: ReplyFinish, usage: Usage) -> list[Event]:
+        """The answer is over. An answer without any text is an empty message, so that a conversation can go on."""
+        cut = reason == "length"
+        self._close_open("incomplete" if cut else "completed")
+        if not self._n_items:
+            self._in_text(OpenMessage)
+            self._close_text("completed")
+        if cut:
+            details = IncompleteDetails("max_output_tokens")
+            return self._end(
+                events.Incomplete, status="incomplete", incomplete_details=details, usage=ResponseUsage.of(usage)
+            )
+        return self._complete(usage)
+
+    def closing_prefill(self, usage: Usage) -> list[Event]:
+        """Nothing was to be generated: the prompt is in memory, the output is empty."""
+        return self._complete(usage)
+
+    def failure(self, error: LlamafastError) -> list[Event]:
+        """The answer ends with an error; what was written of it stays."""
+        self._close_open("incomplete")
+        return self._end(events.Failed, status="failed", error=ResponseError(error.code or error.type, error.message))
+
+    def _complete(self, usage: Usage) -> list[Event]:
+        return self._end(
+            events.Completed, status="completed", completed_at=int(time.time()), usage=ResponseUsage.of(usage)
+        )
+
+    def _end(self, kind: type[Event], **changes: Any) -> list[Event]:
+        output = [self._output[index] for index in sorted(self._output)]
+        self.response = msgspec.structs.replace(self.response, output=output, **changes)
+        self._emit(kind, response=self.response)
+        return self._take()
+
+    def _in_text(self, kind: type[TextT]) -> TextT:
+        """The open item of this kind, opened now if it was not."""
+        if isinstance(self._text, kind):
+            return self._text
+        self._close_text("completed")
+        self._text = text = kind(self._next_index())
+        text.open(self._emit)
+        return text
+
+    def _call(self, begin: ToolCallBegin) -> OpenCall:
+        tool = self._tools.tool_name(begin.name)
+        kind: type[OpenCall] = OpenCustomCall if tool.custom else OpenFunctionCall
+        return kind(self._next_index(), begin.id, tool)
+
+    def _next_index(self) -> int:
+        self._n_items += 1
+        return self._n_items - 1
+
+    def _close_text(self, status: ItemStatus) -> None:
+        if self._text is not None:
+            self._close(self._text, status)
+            self._text = None
+
+    def _close_open(self, status: ItemStatus) -> None:
+        self._close_text(status)
+        for call in self._calls.values():
+            self._close(call, status)
+        self._calls.clear()
+
+    def _close(self, item: OpenItem, status: ItemStatus) -> None:
+        self._output[item.output_index] = item.close(status, self._emit)
+
+    def _emit(self, kind: type[Event], /, **fields: Any) -> None:
+        self._events.append(kind(sequence_number=self._sequence_number, stream_id=self._stream_id, **fields))
+        self._sequence_number += 1
+
+    def _take(self) -> list[Event]:
+        taken, self._events = self._events, []
+        return taken

@@ -1,0 +1,159 @@
+"""What a response is made of (output items) and how it is told (stream events)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import UNSET, Struct, UnsetType
+
+from llamafast.api.schema.responses import Response
+
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+
+class OutputText(Struct, kw_only=True):
+    type: Literal["output_text"] = "output_text"
+    annotations: list[Any]
+    logprobs: list[Any]
+    text: str
+
+
+class ReasoningText(Struct, kw_only=True):
+    type: Literal["reasoning_text"] = "reasoning_text"
+    text: str
+
+
+class OutputMessage(Struct, kw_only=True):
+    id: str
+    type: Literal["message"] = "message"
+    status: ItemStatus
+    content: list[OutputText]
+    role: Literal["assistant"] = "assistant"
+
+
+class ReasoningItem(Struct, kw_only=True):
+    """``encrypted_content`` is there, null, for those who ask to ``include`` it: the text itself is in ``content``."""
+
+    id: str
+    type: Literal["reasoning"] = "reasoning"
+    status: ItemStatus
+    summary: list[Any]
+    content: list[ReasoningText]
+    encrypted_content: None = None
+
+
+class FunctionCall(Struct, kw_only=True):
+    id: str
+    type: Literal["function_call"] = "function_call"
+    status: ItemStatus
+    call_id: str
+    name: str
+    namespace: str | UnsetType = UNSET
+    arguments: str
+
+
+class CustomToolCall(Struct, kw_only=True):
+    id: str
+    type: Literal["custom_tool_call"] = "custom_tool_call"
+    status: ItemStatus
+    call_id: str
+    name: str
+    namespace: str | UnsetType = UNSET
+    input: str
+
+
+OutputItem = OutputMessage | ReasoningItem | FunctionCall | CustomToolCall
+
+
+class Event(Struct, kw_only=True, tag_field="type"):
+    """``sequence_number`` counts the events of one response from 0. Over a WebSocket, ``stream_id`` names the lane."""
+
+    sequence_number: int
+    stream_id: str | UnsetType = UNSET
+
+    @property
+    def type(self) -> str:
+        return str(self.__struct_config__.tag)
+
+
+class Created(Event, kw_only=True, tag="response.created"):
+    response: Response
+
+
+class InProgress(Event, kw_only=True, tag="response.in_progress"):
+    response: Response
+
+
+class Completed(Event, kw_only=True, tag="response.completed"):
+    response: Response
+
+
+class Incomplete(Event, kw_only=True, tag="response.incomplete"):
+    response: Response
+
+
+class Failed(Event, kw_only=True, tag="response.failed"):
+    response: Response
+
+
+class ItemEvent(Event, kw_only=True):
+    output_index: int
+
+
+class ItemAdded(ItemEvent, kw_only=True, tag="response.output_item.added"):
+    item: OutputItem
+
+
+class ItemDone(ItemEvent, kw_only=True, tag="response.output_item.done"):
+    item: OutputItem
+
+
+class InItem(ItemEvent, kw_only=True):
+    item_id: str
+
+
+class InPart(InItem, kw_only=True):
+    content_index: Literal[0] = 0
+
+
+class PartAdded(InPart, kw_only=True, tag="response.content_part.added"):
+    part: OutputText | ReasoningText
+
+
+class PartDone(InPart, kw_only=True, tag="response.content_part.done"):
+    part: OutputText | ReasoningText
+
+
+class TextDelta(InPart, kw_only=True, tag="response.output_text.delta"):
+    delta: str
+    logprobs: list[Any]
+
+
+class TextDone(InPart, kw_only=True, tag="response.output_text.done"):
+    text: str
+    logprobs: list[Any]
+
+
+class ReasoningTextDelta(InPart, kw_only=True, tag="response.reasoning_text.delta"):
+    delta: str
+
+
+class ReasoningTextDone(InPart, kw_only=True, tag="response.reasoning_text.done"):
+    text: str
+
+
+class ArgumentsDelta(InItem, kw_only=True, tag="response.function_call_arguments.delta"):
+    delta: str
+
+
+class ArgumentsDone(InItem, kw_only=True, tag="response.function_call_arguments.done"):
+    name: str
+    arguments: str
+
+
+class CustomInputDelta(InItem, kw_only=True, tag="response.custom_tool_call_input.delta"):
+    delta: str
+
+
+class CustomInputDone(InItem, kw_only=True, tag="response.custom_tool_call_input.done"):
+    input: str

@@ -1,0 +1,178 @@
+"""POST /v1/responses: the request and the Response object."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import Meta, Struct
+
+from llamafast.api.schema.fragments import GenerationOptions, Usage
+
+Status = Literal["completed", "failed", "in_progress", "cancelled", "queued", "incomplete"]
+Metadata = Annotated[dict[str, str], Meta(max_length=16)]
+
+
+class ReasoningOptions(Struct):
+    """``summary`` is echoed: the reasoning itself is shown, so there is nothing to summarise."""
+
+    effort: str | None = None
+    summary: str | None = None
+
+
+class TextOptions(Struct):
+    format: dict[str, Any] | None = None
+    verbosity: str | None = None
+
+
+class ResponsesRequest(GenerationOptions, kw_only=True):
+    """Items stay plain objects: they are checked where they become messages.
+
+    The fields from ``safety_identifier`` on are checked for their type and have no effect beyond the echo.
+    """
+
+    unserved: ClassVar[dict[str, tuple[object, ...]]] = {
+        **GenerationOptions.unserved,
+        "n": (1,),
+        "background": (False,),
+        "background_options": (),
+        "conversation": (),
+        "prompt": (),
+    }
+
+    input: str | list[dict[str, Any]] | None = None
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: ReasoningOptions | None = None
+    text: TextOptions | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    conversation: str | dict[str, Any] | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_tool_calls: Annotated[int, Meta(ge=1)] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    include: list[str] | None = None
+    store: bool | None = None
+    metadata: Metadata | None = None
+    background: bool | None = None
+    background_options: dict[str, Any] | None = None
+    prompt: dict[str, Any] | None = None
+
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    moderation: dict[str, Any] | None = None
+    access_programs: dict[str, Any] | None = None
+    context_management: list[dict[str, Any]] | None = None
+    image: dict[str, Any] | None = None
+    client_metadata: dict[str, Any] | None = None
+
+    @property
+    def compiles(self) -> bool:
+        """Whether ``text.format`` or an extension may ask for a grammar."""
+        return self.constrained or (self.text is not None and self.text.format is not None)
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return "message.output_text.logprobs" in (self.include or ())
+
+
+class InputTokensDetails(Struct):
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class OutputTokensDetails(Struct):
+    reasoning_tokens: int
+
+
+class ResponseUsage(Struct):
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+    @classmethod
+    def of(cls, usage: Usage) -> ResponseUsage:
+        """Chat's counts under the names they have here. What is computed is kept as a matter of course, not written
+        to a cache on demand, so ``cache_write_tokens`` is 0."""
+        return cls(
+            usage.prompt_tokens,
+            InputTokensDetails(usage.prompt_tokens_details.cached_tokens, 0),
+            usage.completion_tokens,
+            OutputTokensDetails(usage.completion_tokens_details.reasoning_tokens),
+            usage.total_tokens,
+        )
+
+
+class ResponseError(Struct):
+    code: str
+    message: str
+
+
+class IncompleteDetails(Struct):
+    reason: Literal["max_output_tokens"]
+
+
+class Response(Struct, kw_only=True):
+    """Every key is always there, null where it says nothing."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    completed_at: int | None = None
+    status: Status
+    background: Literal[False] = False
+    error: ResponseError | None = None
+    incomplete_details: IncompleteDetails | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    model: str
+    output: list[Any]
+    parallel_tool_calls: bool
+    presence_penalty: float
+    frequency_penalty: float
+    previous_response_id: str | None
+    prompt_cache_key: str | None
+    prompt_cache_retention: str | None
+    reasoning: ReasoningOptions
+    safety_identifier: str | None
+    service_tier: Literal["default"] = "default"
+    store: bool
+    temperature: float
+    text: TextOptions
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["auto", "disabled"]
+    usage: ResponseUsage | None = None
+    user: str | None
+    metadata: dict[str, str]
+
+
+class DeletedResponse(Struct):
+    id: str
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True
+
+
+class InputTokens(Struct):
+    input_tokens: int
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+
+
+class ItemList(Struct):
+    """A page of items, newest first unless asked otherwise."""
+
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+    object: Literal["list"] = "list"

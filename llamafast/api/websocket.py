@@ -1,0 +1,60 @@
+"""One WebSocket over ASGI: text frames of bounded size in, text frames out."""
+
+from __future__ import annotations
+
+from llamafast.api.http import ClientGone, Receive, Scope, Send
+
+# RFC 6455, and 1012 to 1014 from IANA's registry
+GOING_AWAY = 1001
+UNSUPPORTED_DATA = 1003
+MESSAGE_TOO_BIG = 1009
+TRY_AGAIN_LATER = 1013
+
+
+class Refused(Exception):
+    """What the client sent ends the connection, with ``code``."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code: int = code
+        self.reason = reason
+
+
+class WebSocket:
+    """``accept``, then any number of ``receive`` and ``send``, then ``close`` unless the client went first."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, max_frame_bytes: int) -> None:
+        self.path: str = scope["path"]
+        self._receive = receive
+        self._send = send
+        self._max_frame_bytes = max_frame_bytes
+
+    async def accept(self) -> None:
+        """Raises ClientGone."""
+        if (await self._receive())["type"] != "websocket.connect":
+            raise ClientGone
+        await self._send({"type": "websocket.accept"})
+
+    async def reject(self) -> None:
+        """Refuse the upgrade: the client gets a 403."""
+        await self._receive()
+        await self._send({"type": "websocket.close", "code": 1000})
+
+    async def receive(self) -> bytes:
+        """The next text frame as UTF-8. Raises ClientGone, or Refused for a frame that is binary or too large."""
+        message = await self._receive()
+        if message["type"] != "websocket.receive":
+            raise ClientGone
+        text = message.get("text")
+        if text is None:
+            raise Refused(UNSUPPORTED_DATA, "frames must be text")
+        frame: bytes = text.encode()
+        if len(frame) > self._max_frame_bytes:
+            raise Refused(MESSAGE_TOO_BIG, f"a frame has at most {self._max_frame_bytes} bytes")
+        return frame
+
+    async def send(self, frame: bytes) -> None:
+        await self._send({"type": "websocket.send", "text": frame.decode()})
+
+    async def close(self, code: int, reason: str) -> None:
+        await self._send({"type": "websocket.close", "code": code, "reason": reason})

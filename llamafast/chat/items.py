@@ -1,0 +1,199 @@
+"""A conversation as Responses items → the same as chat messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from llamafast.chat.response_tools import chat_name, custom_arguments
+from llamafast.errors import InvalidRequest, UnsupportedParameter
+
+Item = dict[str, Any]
+Message = dict[str, Any]
+
+_ROLES = frozenset({"user", "assistant", "system", "developer"})
+_INSTRUCTIONS = frozenset({"system", "developer"})
+_TEXT_PARTS = {
+    "input_text": "text",
+    "output_text": "text",
+    "text": "text",
+    "summary_text": "text",
+    "reasoning_text": "text",
+    "refusal": "refusal",
+}
+# What OpenAI's own tools and bookkeeping leave in a conversation: nothing that a prompt has words for.
+_SILENT = frozenset(
+    {
+        "additional_tools",
+        "code_interpreter_call",
+        "compaction",
+        "compaction_trigger",
+        "computer_call",
+        "computer_call_output",
+        "configuration_update",
+        "file_search_call",
+        "image_generation_call",
+        "mcp_approval_request",
+        "mcp_approval_response",
+        "mcp_call",
+        "mcp_list_tools",
+        "program",
+        "program_output",
+        "tool_search_call",
+        "tool_search_output",
+        "web_search_call",
+    }
+)
+# Calls of tools that clients run, each with the field that says what to do.
+_CLIENT_CALLS = {"local_shell_call": "action", "shell_call": "action", "apply_patch_call": "operation"}
+_OUTPUTS = frozenset(
+    {
+        "function_call_output",
+        "custom_tool_call_output",
+        "local_shell_call_output",
+        "shell_call_output",
+        "apply_patch_call_output",
+    }
+)
+
+
+def messages_of(items: Sequence[Item], instructions: str | None = None, n_before: int = 0) -> list[Message]:
+    """The chat messages that ``items`` stand for, ``instructions`` first.
+
+    What one turn of the model left behind (reasoning, text, calls) becomes one message again, as the template wrote
+    it when the model went on from there. The first ``n_before`` items come from earlier responses: paths of errors
+    count from after them. Raises InvalidRequest or UnsupportedParameter; ``param`` is the path to the field.
+    """
+    conversation = _Conversation()
+    if instructions:
+        conversation.instruct(instructions)
+    for i, item in enumerate(items):
+        conversation.add(item, f"input[{i - n_before}]")
+    return conversation.messages
+
+
+class _Conversation:
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self._names: dict[str, str] = {}
+
+    def instruct(self, text: str, role: str = "system") -> None:
+        """Instructions before anything else was said are one message: many templates take a system message only
+        where it comes first."""
+        if len(self.messages) == 1 and self.messages[0]["role"] in _INSTRUCTIONS:
+            self.messages[0]["content"] += f"\n\n{text}"
+        else:
+            self.messages.append({"role": role, "content": text})
+
+    def add(self, item: Item, path: str) -> None:
+        kind = item.get("type", "message")
+        if not isinstance(kind, str):
+            raise InvalidRequest(f"`{path}.type` must be a string", param=f"{path}.type")
+        if kind == "message":
+            self._message(item, path)
+        elif kind == "reasoning":
+            self._reasoning(item, path)
+        elif kind in ("function_call", "custom_tool_call"):
+            namespace = item.get("namespace")
+            name = chat_name(_string(item, "name", path), namespace if isinstance(namespace, str) else None)
+            custom = kind == "custom_tool_call"
+            text = _string(item, "input" if custom else "arguments", path)
+            self._call(item, path, name, custom_arguments(text) if custom else text)
+        elif kind in _CLIENT_CALLS:
+            self._call(item, path, kind.removesuffix("_call"), json.dumps(item.get(_CLIENT_CALLS[kind])))
+        elif kind in _OUTPUTS:
+            self._output(item, path)
+        elif kind not in _SILENT:
+            raise InvalidRequest(f"{path}: there is no item of type {kind[:64]!r}", param=f"{path}.type")
+
+    def _message(self, item: Item, path: str) -> None:
+        role = item.get("role")
+        if not isinstance(role, str) or role not in _ROLES:
+            raise InvalidRequest(f"`{path}.role` must be one of {', '.join(sorted(_ROLES))}", param=f"{path}.role")
+        text = _content(item.get("content"), f"{path}.content")
+        if role in _INSTRUCTIONS:
+            self.instruct(text, role)
+        elif role == "user":
+            self.messages.append({"role": "user", "content": text})
+        else:
+            turn = self._turn(new=self._open_turn() is None or self._has_spoken())
+            turn["content"] += text
+            if isinstance(item.get("phase"), str):
+                turn["phase"] = item["phase"]
+
+    def _reasoning(self, item: Item, path: str) -> None:
+        text = "".join(_texts(item.get("content"), f"{path}.content"))
+        text = text or "\n".join(_texts(item.get("summary"), f"{path}.summary"))
+        if text:
+            turn = self._open_turn()
+            turn = self._turn(new=turn is None or bool(turn["content"]) or "tool_calls" in turn)
+            turn["reasoning_content"] = turn.get("reasoning_content", "") + text
+
+    def _call(self, item: Item, path: str, name: str, arguments: str) -> None:
+        call_id = _call_id(item, path)
+        self._names[call_id] = name
+        function = {"name": name, "arguments": arguments}
+        call = {"id": call_id, "type": "function", "function": function}
+        self._turn(new=self._open_turn() is None).setdefault("tool_calls", []).append(call)
+
+    def _output(self, item: Item, path: str) -> None:
+        call_id = _call_id(item, path)
+        name = self._names.get(call_id)
+        if name is None:
+            raise InvalidRequest(f"{path}: no call has the id {call_id[:64]!r}", param=f"{path}.call_id")
+        text = _output_text(item.get("output", item.get("status")), f"{path}.output")
+        self.messages.append({"role": "tool", "tool_call_id": call_id, "name": name, "content": text})
+
+    def _open_turn(self) -> Message | None:
+        """The model's turn that the conversation ends with."""
+        return self.messages[-1] if self.messages and self.messages[-1]["role"] == "assistant" else None
+
+    def _has_spoken(self) -> bool:
+        """Whether the open turn is complete with its text. Text beside calls belongs to their turn, as the calls'
+        results have to follow it."""
+        turn = self.messages[-1]
+        return bool(turn["content"]) and "tool_calls" not in turn
+
+    def _turn(self, *, new: bool) -> Message:
+        if new:
+            self.messages.append({"role": "assistant", "content": ""})
+        return self.messages[-1]
+
+
+def _content(content: Any, path: str) -> str:
+    return content if isinstance(content, str) else "".join(_texts(content, path))
+
+
+def _output_text(output: Any, path: str) -> str:
+    """A tool's result: text, parts, or whatever else it is as JSON."""
+    if isinstance(output, list) and all(isinstance(part, dict) and "type" in part for part in output):
+        return "".join(_texts(output, path))
+    return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+
+
+def _texts(parts: Any, path: str) -> Iterator[str]:
+    if parts is None:
+        return
+    if not isinstance(parts, list):
+        raise InvalidRequest(f"`{path}` must be a string or a list of parts", param=path)
+    for j, part in enumerate(parts):
+        where = f"{path}[{j}]"
+        if not isinstance(part, Mapping) or not isinstance(kind := part.get("type"), str):
+            raise InvalidRequest(f"`{where}` must be an object with a string `type`", param=where)
+        if kind not in _TEXT_PARTS:
+            raise UnsupportedParameter(f"{where}: {kind[:64]!r} is not supported yet", param=f"{where}.type")
+        yield _string(part, _TEXT_PARTS[kind], where)
+
+
+def _call_id(item: Item, path: str) -> str:
+    # a local shell's output names its call by ``id``
+    field = "id" if item.get("type") == "local_shell_call_output" and "call_id" not in item else "call_id"
+    return _string(item, field, path)
+
+
+def _string(item: Mapping[str, Any], field: str, path: str) -> str:
+    value = item.get(field)
+    if not isinstance(value, str):
+        raise InvalidRequest(f"`{path}.{field}` must be a string", param=f"{path}.{field}")
+    return value

@@ -1,0 +1,169 @@
+"""The tools of the Responses API → functions as chat templates know them, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from llamafast.chat.custom_input import INPUT
+from llamafast.errors import InvalidRequest, UnsupportedParameter
+
+# joins namespace and name: templates, grammars and clients of chat completions take no dot in a function's name
+_SEPARATOR = "__"
+_CHOICES = frozenset({"none", "auto", "required"})
+
+Json = Mapping[str, Any]
+
+
+class ToolName(NamedTuple):
+    """Who is called: ``custom`` tools take free text, others JSON."""
+
+    name: str
+    namespace: str | None = None
+    custom: bool = False
+
+
+def chat_name(name: str, namespace: str | None) -> str:
+    """The one name a tool has in the prompt."""
+    return f"{namespace}{_SEPARATOR}{name}" if namespace else name
+
+
+class ToolTable:
+    """The tools a model is shown; those of other kinds run at OpenAI and are not shown.
+
+    ``functions`` are definitions as in chat completions, null when there are none.
+    """
+
+    def __init__(self, tools: Sequence[Json], items: Sequence[Json] = ()) -> None:
+        """``tools`` are the request's; ``additional_tools`` among the ``items`` of its conversation bring more, the
+        later one in place of an earlier one of the same name.
+
+        Raises InvalidRequest for a tool without type or name, and for two of one name in ``tools``.
+        """
+        self._names: dict[str, ToolName] = {}
+        functions: dict[str, dict[str, Any]] = {}
+        for tool, namespace, path in _flattened(tools, "tools"):
+            name = _text(tool, "name", path)
+            shown = chat_name(name, namespace)
+            if shown in functions:
+                raise InvalidRequest(f"`{path}`: there are two tools named {shown[:64]!r}", param=f"{path}.name")
+            self._names[shown] = ToolName(name, namespace, tool["type"] == "custom")
+            functions[shown] = _function(tool, shown, path)
+        for item in items:
+            if item.get("type") == "additional_tools":
+                more = ToolTable(_objects(item, "tools", "additional_tools"))
+                self._names |= more._names
+                functions |= {function["function"]["name"]: function for function in more.functions or ()}
+        self.functions: list[dict[str, Any]] | None = list(functions.values()) or None
+
+    def tool_name(self, shown: str) -> ToolName:
+        """Who it is that the model called; a name that it made up is a function's."""
+        return self._names.get(shown) or ToolName(shown)
+
+    def choose(self, choice: str | Json | None) -> str | dict[str, Any] | None:
+        """``tool_choice`` as chat completions spell it.
+
+        Raises InvalidRequest when it names no tool, UnsupportedParameter when it forces one that does not run here.
+        """
+        if choice is None:
+            return None
+        if isinstance(choice, str):
+            if choice not in _CHOICES:
+                raise InvalidRequest(f"`tool_choice` must be one of {', '.join(sorted(_CHOICES))}", param="tool_choice")
+            return choice if self.functions or choice != "required" else self._nothing_to_call()
+        match choice.get("type"):
+            case "function" | "custom":
+                return _named(self._shown(choice, "tool_choice"))
+            case "allowed_tools":
+                return self._allowed(choice)
+        kind = str(choice.get("type"))[:64]
+        raise UnsupportedParameter(f"`tool_choice`: a tool of type {kind!r} does not run here", param="tool_choice")
+
+    def _allowed(self, choice: Json) -> dict[str, Any]:
+        tools, mode = _objects(choice, "tools", "tool_choice"), choice.get("mode")
+        if mode not in ("auto", "required"):
+            raise InvalidRequest("`tool_choice.mode` must be auto or required", param="tool_choice.mode")
+        shown = [
+            self._shown(tool, f"tool_choice.tools[{i}]")
+            for i, tool in enumerate(tools)
+            if tool.get("type") in ("function", "custom")
+        ]
+        if mode == "required" and not shown:
+            self._nothing_to_call()
+        return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [_named(name) for name in shown]}}
+
+    def _shown(self, tool: Json, path: str) -> str:
+        namespace = tool.get("namespace")
+        shown = chat_name(_text(tool, "name", path), namespace if isinstance(namespace, str) else None)
+        if shown not in self._names:
+            raise InvalidRequest(f"`{path}` names {shown[:64]!r}, which is not among `tools`", param=path)
+        return shown
+
+    def _nothing_to_call(self) -> Any:
+        raise InvalidRequest("`tool_choice` requires a call, and no tool here can be called", param="tool_choice")
+
+
+def _named(shown: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": shown}}
+
+
+def _flattened(tools: Sequence[Json], path: str) -> Iterator[tuple[Json, str | None, str]]:
+    """The functions and custom tools, each with its namespace and its path in the request."""
+    for i, tool in enumerate(tools):
+        where = f"{path}[{i}]"
+        kind = _text(tool, "type", where)
+        if kind in ("function", "custom"):
+            yield tool, None, where
+        elif kind == "namespace":
+            namespace = _text(tool, "name", where)
+            for j, member in enumerate(_objects(tool, "tools", where)):
+                if member.get("type") in ("function", "custom"):
+                    yield member, namespace, f"{where}.tools[{j}]"
+
+
+def _function(tool: Json, shown: str, path: str) -> dict[str, Any]:
+    definition: dict[str, Any] = {"name": shown}
+    if tool["type"] == "custom":
+        definition["description"] = _custom_description(tool, path)
+        definition["parameters"] = {
+            "type": "object",
+            "properties": {INPUT: {"type": "string", "description": "The tool's whole input, as plain text."}},
+            "required": [INPUT],
+            "additionalProperties": False,
+        }
+    else:
+        definition |= {key: tool[key] for key in ("description", "parameters", "strict") if tool.get(key) is not None}
+    return {"type": "function", "function": definition}
+
+
+def _custom_description(tool: Json, path: str) -> str:
+    """What the tool is for and, where its input has a grammar, the grammar."""
+    description, form = tool.get("description") or "", tool.get("format") or {}
+    if not isinstance(description, str):
+        raise InvalidRequest(f"`{path}.description` must be a string", param=f"{path}.description")
+    if not isinstance(form, dict):
+        raise InvalidRequest(f"`{path}.format` must be an object", param=f"{path}.format")
+    if form.get("type") != "grammar":
+        return description
+    grammar = f"The input follows this {form.get('syntax')} grammar:\n{form.get('definition')}"
+    return f"{description}\n\n{grammar}" if description else grammar
+
+
+def custom_arguments(text: str) -> str:
+    """The arguments a model would have written to give a custom tool the input ``text``."""
+    return json.dumps({INPUT: text}, ensure_ascii=False)
+
+
+def _objects(owner: Json, field: str, path: str) -> list[dict[str, Any]]:
+    values = owner.get(field)
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise InvalidRequest(f"`{path}.{field}` must be a list of objects", param=f"{path}.{field}")
+    return values
+
+
+def _text(tool: Json, field: str, path: str) -> str:
+    value = tool.get(field)
+    if not isinstance(value, str) or not value:
+        raise InvalidRequest(f"`{path}.{field}` must be a string that is not empty", param=f"{path}.{field}")
+    return value

@@ -1,0 +1,245 @@
+"""WS /v1/responses over a scripted engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from support.asgi_client import AsgiClient
+from support.asgi_websocket import websocket
+from support.fake_engine import FakeEngine, play, say
+
+from llamafast.api import response_socket
+from llamafast.api.app import App
+from llamafast.engine.types import Event
+from llamafast.errors import EngineFailure, QueueFull
+
+URL = "/v1/responses"
+
+
+@pytest.fixture
+def app(engine: FakeEngine) -> App:
+    return App(engine, max_body_bytes=2000, stall_seconds=5)
+
+
+def prompt(engine: FakeEngine) -> str:
+    return engine.tokenizer.detokenize(engine.generations[-1].plan.prompts[0])
+
+
+async def test_the_events_are_those_of_http(app: App) -> None:
+    async with websocket(app) as socket:
+        socket.create(input="Hi", stream=True)
+        events = await socket.until("response.completed")
+    assert [event["type"].removeprefix("response.") for event in events] == [
+        "created", "in_progress", "output_item.added", "content_part.added", "output_text.delta", "output_text.delta",
+        "output_text.done", "content_part.done", "output_item.done", "completed",
+    ]  # fmt: skip
+    assert [event["sequence_number"] for event in events] == list(range(10))
+    assert not any("stream_id" in event for event in events)
+
+
+async def test_a_conversation_that_is_not_stored(app: App, engine: FakeEngine) -> None:
+    async with websocket(app) as socket, websocket(app) as other:
+        first = await socket.answer(input="One", store=False)
+        second = await socket.answer(input="Two", store=False, previous_response_id=first["id"])
+        assert prompt(engine) == "<s><user>One</s><assistant>Hello world</s><user>Two</s><assistant>"
+        other.create(input="Three", previous_response_id=second["id"])
+        error = await other.event()
+        assert error["type"] == "error"
+        assert error["status"] == 400
+        assert error["error"]["code"] == "previous_response_not_found"
+        socket.create(input="Three", previous_response_id=first["id"])  # not the newest any more
+        assert (await socket.event())["error"]["code"] == "previous_response_not_found"
+    assert (await AsgiClient(app).get(f"{URL}/{second['id']}")).status == 404
+
+
+async def test_what_is_stored_is_found_from_everywhere(app: App, engine: FakeEngine) -> None:
+    async with websocket(app) as socket:
+        first = await socket.answer(input="One")
+    async with websocket(app) as socket:
+        second = await socket.answer(input="Two", previous_response_id=first["id"])
+    response = await AsgiClient(app).post(URL, {"input": "Three", "previous_response_id": second["id"]})
+    assert response.status == 200
+    assert "<user>One</s>" in prompt(engine)
+
+
+async def test_a_prefill(app: App, engine: FakeEngine) -> None:
+    async with websocket(app) as socket:
+        warm = await socket.answer(input="One", generate=False, store=False)
+        assert (warm["output"], warm["usage"]["output_tokens"]) == ([], 0)
+        assert prompt(engine) == "<s><user>One</s>"
+        assert engine.plan.max_tokens == 1
+        await socket.answer(input="Two", previous_response_id=warm["id"], store=False)
+    assert prompt(engine) == "<s><user>One</s><user>Two</s><assistant>"
+
+
+async def test_errors_keep_the_socket_open(app: App, engine: FakeEngine) -> None:
+    frames: list[tuple[Any, str | None]] = [
+        ("{", "invalid_json"),
+        ("[1]", "invalid_request_error"),
+        ({"type": "response.stop"}, "unknown_event_type"),
+        ({}, "unknown_event_type"),
+        ({"type": "response.create", "stream_id": "", "input": "x"}, "invalid_stream_id"),
+        ({"type": "response.create", "stream_id": 1, "input": "x"}, "invalid_request_error"),
+        ({"type": "response.create", "input": "x", "background": True}, "unsupported_parameter"),
+        ({"type": "response.create", "input": "x", "model": "other"}, "model_not_found"),
+        ({"type": "response.create", "input": "x" * 1500}, "context_length_exceeded"),
+        ('{"a":' * 300, "invalid_json"),
+        ({"type": "response.create", "input": "x", "temperature": 9}, None),
+    ]
+    async with websocket(app) as socket:
+        for frame, code in frames:
+            socket.send(frame)
+            error = await socket.event()
+            assert error["type"] == "error"
+            assert error["status"] >= 400
+            assert error["error"].keys() == {"message", "type", "param", "code"}
+            assert error["error"]["code"] == code
+        engine.refusal = QueueFull("full")
+        socket.create(input="Hi")
+        assert (await socket.event())["status"] == 429
+        engine.refusal = None
+        engine.script = play([Event(0, "Hel", 1)], EngineFailure("broken"))
+        socket.create(input="Hi")
+        assert (await socket.until("response.failed"))[-1]["response"]["error"]["code"] == "engine_failure"
+        engine.script = play(RuntimeError("a bug"))
+        socket.create(input="Hi")
+        assert (await socket.until("error"))[-1]["status"] == 500
+        engine.script = say("Fine")
+        await socket.answer(input="Hi")
+
+
+async def test_steering_is_refused(app: App) -> None:
+    async with websocket(app) as socket:
+        socket.send({"type": "response.steer", "previous_response_id": "resp_1", "input": "More", "stream_id": "a"})
+        failed = await socket.event()
+    assert (failed["type"], failed["error"]["code"]) == ("response.steer.failed", "steering_not_supported")
+    assert failed["steer"] == {"previous_response_id": "resp_1", "input": "More"}
+    assert failed["stream_id"] == "a"
+
+
+async def test_a_continuation_that_fails_is_forgotten(app: App, engine: FakeEngine) -> None:
+    async with websocket(app) as socket:
+        first = await socket.answer(input="One", store=False)
+        socket.create(input="x", temperature=9, previous_response_id=first["id"])
+        assert (await socket.event())["error"]["param"] == "temperature"
+        engine.refusal = QueueFull("full")
+        socket.create(input="Two", previous_response_id=first["id"])
+        await socket.event()
+        engine.refusal = None
+        socket.create(input="Two", previous_response_id=first["id"])
+        assert (await socket.event())["error"]["code"] == "previous_response_not_found"
+
+
+async def test_lanes(app: App, engine: FakeEngine) -> None:
+    """Requests of one lane wait for each other, lanes do not."""
+    gate = asyncio.Event()
+    scripts = iter([play([Event(0, "slow", 1)], gate, [Event(0, "", 1, "stop")]), say("quick"), say("after")])
+    engine.script = lambda plan: next(scripts)(plan)
+    async with websocket(app) as socket:
+        socket.create(input="One", stream_id="a")
+        await socket.until("response.output_text.delta")
+        socket.create(input="Two", stream_id="a")
+        socket.create(input="Three", stream_id="b")
+        quick = await socket.until("response.completed")
+        assert {event["stream_id"] for event in quick} == {"b"}
+        assert len(engine.generations) == 2
+        gate.set()
+        slow = await socket.until("response.completed")
+        assert {event["stream_id"] for event in slow} == {"a"}
+        await socket.until("response.completed")
+        socket.create(input="x", n=2, stream_id="c")
+        assert (await socket.event())["stream_id"] == "c"
+
+
+async def test_limits_of_lanes(app: App, engine: FakeEngine) -> None:
+    engine.script = play(60.0)
+    async with websocket(app) as socket:
+        for i in range(response_socket.MAX_LANES):
+            socket.create(input="x", stream_id=str(i))
+        while len(engine.generations) < response_socket.MAX_RUNNING:
+            await socket.event()
+        socket.create(input="x", stream_id="more")
+        assert (await socket.until("error"))[-1]["error"]["code"] == "websocket_stream_limit_reached"
+        for _ in range(response_socket.MAX_WAITING + 1):
+            socket.create(input="x", stream_id="0")
+        assert (await socket.until("error"))[-1]["error"]["code"] == "rate_limit_exceeded"
+        assert len(engine.generations) == response_socket.MAX_RUNNING
+    assert all(generation.cancelled for generation in engine.generations)
+
+
+@pytest.mark.parametrize(("frame", "code"), [(b"\0", 1003), ("x" * 2001, 1009)])
+async def test_frames_that_end_the_connection(app: App, frame: Any, code: int) -> None:
+    async with websocket(app) as socket:
+        socket.send(frame)
+        await socket.task
+        assert socket.closed == code
+
+
+async def test_a_client_that_leaves_is_cancelled(app: App, engine: FakeEngine) -> None:
+    engine.script = play([Event(0, "a", 1)], 60.0)
+    async with websocket(app) as socket:
+        socket.create(input="One")
+        await socket.until("response.output_text.delta")
+    assert engine.generations[0].cancelled
+
+
+async def test_a_draining_server_finishes_what_runs(app: App, engine: FakeEngine) -> None:
+    gate = asyncio.Event()
+    engine.script = play([Event(0, "a", 1)], gate, [Event(0, "b", 1, "stop")])
+    async with websocket(app) as busy, websocket(app) as idle:
+        busy.create(input="One")
+        await busy.until("response.output_text.delta")
+        app.drain()
+        await idle.task
+        assert idle.closed == 1001
+        assert busy.closed is None
+        gate.set()
+        await busy.until("response.completed")
+        await busy.task
+        assert busy.closed == 1001
+    async with websocket(app) as late:
+        await late.task
+        assert late.closed == 1001
+
+
+async def test_too_many_sockets(engine: FakeEngine) -> None:
+    app = App(engine, max_body_bytes=1000, stall_seconds=1, max_websockets=1)
+    async with websocket(app) as first:
+        await first.answer(input="x")
+        async with websocket(app) as second:
+            await second.task
+            assert second.closed == 1013
+    async with websocket(app) as third:
+        await third.answer(input="x")
+
+
+async def test_a_socket_grows_old(engine: FakeEngine) -> None:
+    app = App(engine, max_body_bytes=1000, stall_seconds=1, websocket_seconds=0.02)
+    async with websocket(app) as socket:
+        error = await socket.event()
+        await socket.task
+        assert error["error"]["code"] == "websocket_connection_limit_reached"
+        assert socket.closed == 1001
+
+
+async def test_a_socket_remembers_no_more_than_a_body(app: App, engine: FakeEngine) -> None:
+    async with websocket(app) as socket:
+        long = "x" * 300
+        lanes = [await socket.answer(input=long, store=False, stream_id=str(i)) for i in range(4)]
+        codes = []
+        for i, lane in enumerate(lanes):
+            socket.create(input="y", previous_response_id=lane["id"], generate=False, stream_id=str(i), store=False)
+            last = await one_of(socket.event, "response.completed", "error")
+            codes.append(last.get("error", {}).get("code"))
+        assert codes[0] == "previous_response_not_found"
+        assert codes[-1] is None
+
+
+async def one_of(event: Callable[[], Any], *kinds: str) -> dict[str, Any]:
+    told: dict[str, Any] = {"type": None}
+    while told["type"] not in kinds:
+        told = await event()
+    return told

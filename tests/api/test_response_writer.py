@@ -1,0 +1,145 @@
+"""Deltas to events: order, identity and numbers, for any sequence of Deltas."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+from openai import omit
+from openai.lib.streaming.responses._responses import ResponseStreamState
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter
+from support.blank_response import blank_response
+
+from llamafast.api.response_writer import ResponseWriter
+from llamafast.api.schema.fragments import CompletionTokensDetails, PromptTokensDetails, Usage
+from llamafast.api.schema.response_events import Event
+from llamafast.chat.reply import ContentDelta, Delta, ReasoningDelta, ToolCallArguments, ToolCallBegin, ToolCallEnd
+from llamafast.chat.response_tools import ToolTable
+from llamafast.errors import EngineFailure
+
+TOOLS = [
+    {"type": "function", "name": "plain"},
+    {"type": "custom", "name": "free"},
+    {"type": "namespace", "name": "space", "tools": [{"type": "function", "name": "nested"}]},
+]
+USAGE = Usage(3, 4, 7, PromptTokensDetails(1), CompletionTokensDetails(2))
+EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+
+
+def writer() -> ResponseWriter:
+    return ResponseWriter(blank_response("resp_1"), ToolTable(TOOLS))
+
+
+def tell(deltas: list[Delta], reason: str = "stop") -> list[dict[str, Any]]:
+    told = writer()
+    return as_json(told.opening() + told.add(deltas) + told.closing(reason, USAGE))
+
+
+def as_json(events: list[Event]) -> list[dict[str, Any]]:
+    return json.loads(msgspec.json.encode(events))
+
+
+def accumulate(events: list[dict[str, Any]]) -> Any:
+    """What the openai package makes of the events; it raises on any that is out of order."""
+    state: ResponseStreamState[Any] = ResponseStreamState(input_tools=[], text_format=omit)
+    snapshot = None
+    for number, event in enumerate(events):
+        assert event["sequence_number"] == number
+        parsed = EVENT.validate_python(event)
+        state.handle_event(parsed)
+        snapshot = parsed
+    return snapshot.response
+
+
+def call(index: int, name: str, *pieces: str) -> list[Delta]:
+    arguments = [ToolCallArguments(index, piece) for piece in pieces]
+    return [ToolCallBegin(index, f"call_{index}", name), *arguments, ToolCallEnd(index)]
+
+
+def test_one_of_each() -> None:
+    deltas = [
+        ReasoningDelta("Hm"),
+        ReasoningDelta("m."),
+        ContentDelta("Look: "),
+        *call(0, "plain", '{"a"', ": 1}"),
+        *call(1, "free", '{"inp', 'ut": "one\\n', 'two"}'),
+        *call(2, "space__nested", "{}"),
+        *call(3, "made_up", "{}"),
+    ]
+    events = tell(deltas)
+    final = accumulate(events)
+    assert [item.type for item in final.output] == [
+        "reasoning", "message", "function_call", "custom_tool_call", "function_call", "function_call",
+    ]  # fmt: skip
+    reasoning, message, plain, free, nested, made_up = final.output
+    assert reasoning.content[0].text == "Hmm."
+    assert message.content[0].text == "Look: "
+    assert (plain.name, plain.arguments, plain.call_id, plain.namespace) == ("plain", '{"a": 1}', "call_0", None)
+    assert (free.name, free.input) == ("free", "one\ntwo")
+    assert (nested.namespace, nested.name) == ("space", "nested")
+    assert (made_up.namespace, made_up.name) == (None, "made_up")
+    assert final.usage.input_tokens_details.cached_tokens == 1
+    assert final.usage.output_tokens_details.reasoning_tokens == 2
+    pieces = [event["delta"] for event in events if event["type"] == "response.custom_tool_call_input.delta"]
+    assert "".join(pieces) == "one\ntwo"
+    assert len(pieces) > 1
+
+
+def test_an_item_is_done_as_soon_as_the_next_begins() -> None:
+    told = writer()
+    told.opening()
+    told.add([ReasoningDelta("Hm")])
+    kinds = [event.type.removeprefix("response.") for event in told.add([ContentDelta("A")])]
+    assert kinds == [
+        "reasoning_text.done", "content_part.done", "output_item.done",
+        "output_item.added", "content_part.added", "output_text.delta",
+    ]  # fmt: skip
+    told.add([ToolCallBegin(0, "c", "plain")])
+    kinds = [event.type.removeprefix("response.") for event in told.add([ToolCallEnd(0)])]
+    assert kinds == ["function_call_arguments.done", "output_item.done"]
+
+
+def test_a_call_that_is_cut_off() -> None:
+    events = tell([ToolCallBegin(0, "c", "plain"), ToolCallArguments(0, '{"a')], "length")
+    assert events[-1]["type"] == "response.incomplete"
+    (item,) = events[-1]["response"]["output"]
+    assert (item["status"], item["arguments"]) == ("incomplete", '{"a')
+
+
+def test_a_failure_closes_what_is_open() -> None:
+    told = writer()
+    told.opening()
+    told.add([ContentDelta("A")])
+    events = as_json(told.failure(EngineFailure("broken")))
+    assert [event["type"] for event in events[-2:]] == ["response.output_item.done", "response.failed"]
+    assert told.response.status == "failed"
+
+
+TEXTS = st.text(max_size=4)
+
+
+@st.composite
+def replies(draw: st.DrawFn) -> list[Delta]:
+    deltas: list[Delta] = []
+    n_calls = 0
+    for kind in draw(st.lists(st.sampled_from(["content", "reasoning", "call"]), max_size=8)):
+        if kind == "call":
+            name = draw(st.sampled_from(["plain", "free", "space__nested", "x"]))
+            deltas += call(n_calls, name, *draw(st.lists(TEXTS, max_size=3)))
+            n_calls += 1
+        else:
+            deltas.append((ContentDelta if kind == "content" else ReasoningDelta)(draw(TEXTS)))
+    return deltas
+
+
+@given(replies(), st.sampled_from(["stop", "length", "tool_calls"]))
+def test_the_order_suits_openai_whatever_the_model_says(deltas: list[Delta], reason: str) -> None:
+    final = accumulate(tell(deltas, reason))
+    joined = "".join(delta.text for delta in deltas if isinstance(delta, ContentDelta))
+    assert "".join(item.content[0].text for item in final.output if item.type == "message") == joined
+    added = [item.id for item in final.output]
+    assert len(set(added)) == len(added)

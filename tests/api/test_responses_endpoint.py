@@ -1,0 +1,219 @@
+"""POST /v1/responses over a scripted engine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from support.asgi_client import AsgiClient, Response
+from support.fake_engine import INFO, FakeEngine, play, say
+
+from llamafast.engine.types import Event
+from llamafast.errors import EngineFailure, QueueFull
+
+URL = "/v1/responses"
+KEYS = {
+    "id", "object", "created_at", "completed_at", "status", "incomplete_details", "model", "previous_response_id",
+    "instructions", "output", "error", "tools", "tool_choice", "truncation", "parallel_tool_calls", "text", "top_p",
+    "presence_penalty", "frequency_penalty", "top_logprobs", "temperature", "reasoning", "usage", "max_output_tokens",
+    "max_tool_calls", "store", "background", "service_tier", "metadata", "safety_identifier", "prompt_cache_key",
+}  # fmt: skip
+FUNCTION = {"type": "function", "name": "get_weather", "parameters": {"type": "object", "properties": {}}}
+
+
+def events_of(response: Response) -> list[dict[str, Any]]:
+    """The events of a stream: named, numbered from 0, ended by [DONE]."""
+    *frames, done = response.frames
+    assert done == "data: [DONE]"
+    events = []
+    for number, frame in enumerate(frames):
+        name, data = frame.split("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        assert event["sequence_number"] == number
+        events.append(event)
+    return events
+
+
+async def stream(client: AsgiClient, **body: Any) -> list[dict[str, Any]]:
+    response = await client.post(URL, {"stream": True, **body})
+    assert response.status == 200
+    return events_of(response)
+
+
+def prompt(engine: FakeEngine) -> str:
+    return engine.tokenizer.detokenize(engine.generations[-1].plan.prompts[0])
+
+
+async def test_a_text(client: AsgiClient, engine: FakeEngine) -> None:
+    engine.cached_tokens = 3
+    response = await client.post(URL, {"input": "Hi", "instructions": "Be kind.", "metadata": {"a": "b"}})
+    body = response.json
+    assert response.status == 200
+    assert body.keys() >= KEYS
+    assert prompt(engine) == "<s><system>Be kind.</s><user>Hi</s><assistant>"
+    assert body["status"] == "completed"
+    assert (body["error"], body["incomplete_details"]) == (None, None)
+    assert body["metadata"] == {"a": "b"}
+    assert body["instructions"] == "Be kind."
+    assert body["temperature"] == engine.generations[-1].plan.sampling.temperature
+    assert body["text"] == {"format": {"type": "text"}, "verbosity": None}
+    (message,) = body["output"]
+    assert message.pop("id").startswith("msg_")
+    assert message == {
+        "type": "message",
+        "status": "completed",
+        "role": "assistant",
+        "content": [{"type": "output_text", "text": "Hello world", "annotations": [], "logprobs": []}],
+    }
+    n_prompt = len(engine.generations[-1].plan.prompts[0])
+    assert body["usage"] == {
+        "input_tokens": n_prompt,
+        "input_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 0},
+        "output_tokens": 3,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": n_prompt + 3,
+    }
+
+
+async def test_a_stream_says_what_the_whole_answer_says(client: AsgiClient) -> None:
+    whole = (await client.post(URL, {"input": "Hi"})).json
+    events = await stream(client, input="Hi")
+    assert [event["type"].removeprefix("response.") for event in events] == [
+        "created", "in_progress", "output_item.added", "content_part.added", "output_text.delta", "output_text.delta",
+        "output_text.done", "content_part.done", "output_item.done", "completed",
+    ]  # fmt: skip
+    assert events[0]["response"]["status"] == "in_progress"
+    assert events[0]["response"].keys() == whole.keys()
+    last = events[-1]["response"]
+    assert last["output"][0]["content"] == whole["output"][0]["content"]
+    assert last["usage"] == whole["usage"]
+    assert {event["response"]["id"] for event in events if "response" in event} == {last["id"]}
+
+
+async def test_no_more_room_is_incomplete(client: AsgiClient, engine: FakeEngine) -> None:
+    engine.script = say("Hello", reason="length")
+    events = await stream(client, input="Hi", max_output_tokens=1)
+    assert engine.plan.max_tokens == 1
+    assert events[-1]["type"] == "response.incomplete"
+    response = events[-1]["response"]
+    assert response["status"] == "incomplete"
+    assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert response["output"][0]["status"] == "incomplete"
+    assert response["max_output_tokens"] == 1
+
+
+async def test_silence_is_an_empty_message(client: AsgiClient, engine: FakeEngine) -> None:
+    engine.script = say()
+    body = (await client.post(URL, {"input": "Hi"})).json
+    assert [part["text"] for part in body["output"][0]["content"]] == [""]
+
+
+async def test_a_failing_engine(client: AsgiClient, engine: FakeEngine) -> None:
+    engine.script = play([Event(0, "Hel", 1)], EngineFailure("broken"))
+    events = await stream(client, input="Hi")
+    assert events[-1]["type"] == "response.failed"
+    assert events[-1]["response"]["error"] == {"code": "engine_failure", "message": "broken"}
+    assert events[-1]["response"]["output"][0]["status"] == "incomplete"
+    response = await client.post(URL, {"input": "Hi"})
+    assert (response.status, response.error["code"]) == (500, "engine_failure")
+    engine.script = play(RuntimeError("a bug"))
+    events = await stream(client, input="Hi")
+    assert events[-1]["response"]["error"]["message"] == "the server had an internal error"
+
+
+async def test_what_is_refused_before_it_starts(client: AsgiClient, engine: FakeEngine) -> None:
+    engine.refusal = QueueFull("full")
+    response = await client.post(URL, {"input": "Hi", "stream": True})
+    assert (response.status, response.error["code"]) == (429, "rate_limit_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "input"),
+        ({"input": []}, "input"),
+        ({"input": 1}, "input"),
+        ({"input": [1]}, "input[0]"),
+        ({"input": [{}]}, "input[0].role"),
+        ({"input": [{"role": "tool", "content": ""}]}, "input[0].role"),
+        ({"input": [{"role": [], "content": ""}]}, "input[0].role"),
+        ({"input": [{"type": []}]}, "input[0].type"),
+        ({"input": [{"type": "banana"}]}, "input[0].type"),
+        ({"input": [{"role": "user", "content": 1}]}, "input[0].content"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text"),
+        ({"input": [{"type": "function_call", "name": "f", "arguments": {}}]}, "input[0].arguments"),
+        ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input[0].call_id"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": ""}]}, "input[0].call_id"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].id"),
+        ({"input": [{"type": "item_reference"}]}, "input[0].id"),
+        ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
+        ({"input": "x", "temperature": 3}, "temperature"),
+        ({"input": "x", "truncation": "some"}, "truncation"),
+        ({"input": "x", "background": True}, "background"),
+        ({"input": "x", "include": ["message.output_text.logprobs"]}, "include"),
+        ({"input": "x", "conversation": "conv_1"}, "conversation"),
+        ({"input": "x", "prompt": {"id": "p"}}, "prompt"),
+        ({"input": "x", "metadata": {"a": 1}}, "metadata"),
+        ({"input": "x", "tools": [{}]}, "tools[0].type"),
+        ({"input": "x", "tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"input": "x", "tools": [{"type": "custom", "name": "c", "format": "grammar"}]}, "tools[0].format"),
+        ({"input": "x", "tools": [FUNCTION, FUNCTION]}, "tools[1].name"),
+        ({"input": "x", "tools": [{"type": "namespace", "name": "n"}]}, "tools[0].tools"),
+        ({"input": "x", "tool_choice": "banana"}, "tool_choice"),
+        ({"input": "x", "tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
+        ({"input": "x", "tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"input": "x", "tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice.tools"),
+        ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"input": "x" * 3000}, "input"),
+    ],
+)
+async def test_bad_requests(client: AsgiClient, fields: dict[str, Any], param: str) -> None:
+    for path in (URL, f"{URL}/input_tokens"):
+        response = await client.post(path, fields)
+        assert (response.status, response.error["param"]) == (400, param)
+
+
+async def test_hosted_tools_and_null_fields_are_taken(client: AsgiClient, engine: FakeEngine) -> None:
+    tools = [{"type": "web_search"}, {"type": "file_search"}, {"type": "mcp", "server_label": "x"}, FUNCTION]
+    nothing = dict.fromkeys(("instructions", "tools", "store", "text", "reasoning", "truncation", "include", "stream"))
+    assert (await client.post(URL, {"input": "Hi", **nothing})).status == 200
+    body = (await client.post(URL, {"input": "Hi", "tools": tools, "include": ["reasoning.encrypted_content"]})).json
+    assert body["tools"] == tools
+
+
+async def test_truncation_drops_the_oldest_turns(client: AsgiClient, engine: FakeEngine) -> None:
+    turns = [{"role": role, "content": f"{i}{'.' * 100}"} for i in range(4) for role in ("user", "assistant")] + [
+        {"role": "user", "content": "last"}
+    ]
+    response = await client.post(URL, {"input": turns, "instructions": "Stay."})
+    assert (response.status, response.error["code"]) == (400, "context_length_exceeded")
+    body = (await client.post(URL, {"input": turns, "instructions": "Stay.", "truncation": "auto"})).json
+    assert body["truncation"] == "auto"
+    text = prompt(engine)
+    assert len(engine.generations[-1].plan.prompts[0]) <= INFO.max_seq_len
+    assert text.startswith("<s><system>Stay.</s><user>")
+    assert text.endswith("<user>last</s><assistant>")
+    assert [f"<user>{i}." in text for i in range(4)] == [False, False, True, True]
+    response = await client.post(URL, {"input": "x" * 600, "truncation": "auto"})
+    assert response.error["code"] == "context_length_exceeded"
+
+
+async def test_input_tokens(client: AsgiClient, engine: FakeEngine) -> None:
+    body = (await client.post(f"{URL}/input_tokens", {"input": "Hi"})).json
+    await client.post(URL, {"input": "Hi"})
+    assert body == {"object": "response.input_tokens", "input_tokens": len(engine.plan.prompts[0])}
+
+
+async def test_a_client_that_leaves(client: AsgiClient, engine: FakeEngine) -> None:
+    engine.script = play([Event(0, "Hel", 1)], 60.0)
+    async with client.open_post(URL, {"input": "Hi", "stream": True}) as connection:
+        await connection.until_writes(2)
+    assert engine.generations[0].cancelled
+
+
+async def test_upgrades_over_http(client: AsgiClient) -> None:
+    response = await client.get(URL)
+    assert (response.status, response.headers["upgrade"]) == (426, "websocket")

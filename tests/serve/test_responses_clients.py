@@ -1,0 +1,150 @@
+"""The Responses API as its clients use it: the real openai package and openai-agents against the real server."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import agents
+import openai
+import pytest
+
+TEXT = "Hello there, this reply is fixed."
+WEATHER: Any = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "Tells the weather.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    "strict": False,
+}
+
+
+def ask(text: str) -> str:
+    return f"<|s_{text}|>"
+
+
+@pytest.fixture
+def url(scripted_server) -> str:
+    return f"http://127.0.0.1:{scripted_server.port}/v1"
+
+
+@pytest.fixture
+def client(url):
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def final(client: openai.OpenAI, **fields: Any) -> Any:
+    """The Response at the end of a stream; the SDK raises on any event out of order."""
+    with client.responses.stream(model="scripted", temperature=0, **fields) as stream:
+        for _ in stream:
+            pass
+        return stream.get_final_response()
+
+
+def test_text(client) -> None:
+    response = final(client, input=ask("text"))
+    assert response.output_text == TEXT
+    whole = client.responses.create(model="scripted", temperature=0, input=ask("text"))
+    assert whole.output_text == TEXT
+    assert whole.usage.output_tokens == response.usage.output_tokens
+
+
+def test_a_namespace(client) -> None:
+    space: Any = {"type": "namespace", "name": "home", "description": "", "tools": [WEATHER]}
+    response = client.responses.create(model="scripted", temperature=0, input=ask("text"), tools=[space])
+    assert response.output_text == TEXT
+
+
+def test_a_reply_cut_short(client) -> None:
+    with client.responses.stream(model="scripted", input=ask("text"), max_output_tokens=2) as stream:
+        last = list(stream)[-1]
+    assert last.type == "response.incomplete"
+    assert last.response.status == "incomplete"
+    assert last.response.incomplete_details.reason == "max_output_tokens"
+
+
+def test_refusals(client) -> None:
+    for stream in (True, False):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.create(model="scripted", input="x" * 100_000, stream=stream)
+        assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model="scripted", input="x", previous_response_id="resp_none")
+    assert caught.value.code == "previous_response_not_found"
+
+
+def test_stored_responses(client) -> None:
+    created = client.responses.create(model="scripted", temperature=0, input=ask("text"))
+    assert client.responses.retrieve(created.id).output_text == TEXT
+    (item,) = client.responses.input_items.list(created.id).data
+    assert item.content[0].text == ask("text")
+    assert client.responses.input_tokens.count(model="scripted", input=ask("text")).input_tokens == (
+        created.usage.input_tokens
+    )
+    client.responses.delete(created.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(created.id)
+
+
+async def test_async(url) -> None:
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+
+        async def one(kind: str) -> Any:
+            async with client.responses.stream(model="scripted", temperature=0, input=ask(kind)) as stream:
+                return await stream.get_final_response()
+
+        text, json = await asyncio.gather(one("text"), one("json"))
+    assert text.output_text == TEXT
+    assert json.output_text.startswith("{")
+
+
+def test_a_socket(client) -> None:
+    with client.responses.connect() as socket:
+        socket.response.create(model="scripted", input=ask("text"), temperature=0, store=False)
+        first = until_completed(socket)
+        assert first.output_text == TEXT
+        socket.response.create(
+            model="scripted", input=ask("think"), temperature=0, store=False, previous_response_id=first.id
+        )
+        second = until_completed(socket)
+        assert second.usage.input_tokens_details.cached_tokens > 0
+        socket.response.create(model="scripted", input="x", previous_response_id="resp_none")
+        error = socket.recv()
+        assert (error.type, error.error.code) == ("error", "previous_response_not_found")
+
+
+def until_completed(socket: Any) -> Any:
+    for event in socket:
+        assert event.type != "error", event
+        if event.type == "response.completed":
+            return event.response
+    raise AssertionError("the socket closed")
+
+
+async def test_an_async_socket(url) -> None:
+    async with (
+        openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client,
+        client.responses.connect() as socket,
+    ):
+        await socket.response.create(model="scripted", input=ask("text"), temperature=0)
+        async for event in socket:
+            if event.type == "response.completed":
+                assert event.response.output[0].content[0].text == TEXT
+                break
+
+
+async def test_an_agent(url) -> None:
+    """openai-agents, at once and streamed."""
+    agents.set_tracing_disabled(True)
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        agent = agents.Agent(
+            name="a",
+            model=agents.OpenAIResponsesModel("scripted", openai_client=client),
+            model_settings=agents.ModelSettings(temperature=0),
+        )
+        assert (await agents.Runner.run(agent, ask("text"))).final_output == TEXT
+        streamed = agents.Runner.run_streamed(agent, ask("text"))
+        kinds = [event.type async for event in streamed.stream_events()]
+        assert "raw_response_event" in kinds
+        assert streamed.final_output == TEXT

@@ -1,0 +1,42 @@
+"""The Responses API through the openai package for node, which npm installs once into .cache/node."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PACKAGES = ("openai@7.57.0", "ws@8")
+CACHE = Path(__file__).parents[2] / ".cache" / "node"
+SCRIPT = Path(__file__).with_name("responses_client.mjs")
+TEXT = "Hello there, this reply is fixed."
+
+
+@pytest.fixture(scope="module")
+def checks(scripted_server) -> dict[str, Any]:
+    """What the script saw, by the name of the check."""
+    if not (CACHE / "node_modules" / "openai").exists():
+        install = ["npm", "install", "--prefix", str(CACHE), "--no-audit", "--no-fund", "--silent", *PACKAGES]
+        subprocess.run(install, check=True, timeout=120)
+    # node looks for packages beside the script
+    script = shutil.copy(SCRIPT, CACHE)
+    url = f"http://127.0.0.1:{scripted_server.port}/v1"
+    done = subprocess.run(["node", script, url], check=True, timeout=60, capture_output=True, text=True)
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    return {check.pop("check"): check for check in told}
+
+
+def test_streams(checks) -> None:
+    assert checks["text"]["text"] == TEXT
+    assert checks["incomplete"]["status"] == "incomplete"
+    assert checks["refused"] == {"status": 400, "code": "previous_response_not_found"}
+
+
+def test_a_socket(checks) -> None:
+    assert "socket error" not in checks
+    assert checks["socket"]["text"] == TEXT
+    assert checks["socket"]["previous"].startswith("resp_")
