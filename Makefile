@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/smollm2-135m.json
+JOBS ?= 1
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 LLAMA_CPP_PYTHON = llama-cpp-python==0.3.36
 CORE_SOURCES = setup.py $(wildcard llamafast/_core/*.pyx llamafast/_core/*.pxd llamafast/_core/*.h llamafast/_core/headers/*) llamafast/_core/logits.c
 
-.PHONY: serve test lint bench debug asan build clean
+.PHONY: serve test lint bench llama-server debug asan build clean
 
 serve: $(VENV)/.built $(VENV)/.models $(if $(findstring minilm,$(CONFIG)),$(VENV)/.minilm)
 	$(BIN)/llamafast serve $(CONFIG)
@@ -23,8 +24,16 @@ lint: $(VENV)/.built $(VENV)/.test $(VENV)/.lint
 	$(BIN)/python -m mypy.stubtest llamafast._core --allowlist tests/core/stubtest_allowlist.txt --ignore-unused-allowlist
 	$(BIN)/python setup.py build_ext --force --build-lib build/lint --build-temp build/lint 2>&1 | tee build/lint.log | grep -E -A5 "warning:|hint:" && exit 1 || true
 
-bench: $(VENV)/.built $(VENV)/.models $(VENV)/.minilm $(VENV)/.bench
-	$(BIN)/python -m benchmarks serve
+# The short set, under ten minutes. `make llama-server` once before lets llama.cpp's own server take part.
+bench: $(VENV)/.built $(VENV)/.models $(VENV)/.bench
+	$(BIN)/python -m benchmarks compare
+
+# From the same llama.cpp source as the library we link: about ten minutes of one core.
+llama-server: $(VENV)/.built $(VENV)/.bench
+	cmake -S "$$($(BIN)/python -m benchmarks.contenders)" -B .cache/benchmarks/llama-server -DCMAKE_BUILD_TYPE=Release \
+		-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_UI=OFF \
+		-DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF
+	cmake --build .cache/benchmarks/llama-server --target llama-server --parallel $(JOBS)
 
 build: $(VENV)/.built
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks raw|serve|embeddings``."""
+"""``python -m benchmarks raw|serve|embeddings|compare|threads``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ import msgspec
 
 from benchmarks import embeddings, raw
 from benchmarks.client import load
-from benchmarks.figures import ServedRun, summarize
+from benchmarks.compare import compare, failures
+from benchmarks.comparison_report import page, plot, summary
+from benchmarks.contenders import CONTENDERS, Unavailable
+from benchmarks.figures import Goal, ServedRun, summarize
 from benchmarks.pinning import DEFAULT_PIN, bound_to, cores_of
 from benchmarks.raw import RawRun
 from benchmarks.report import Journal, conditions, print_table, spread
+from benchmarks.scenarios import SETS
 from benchmarks.server import Server, ServerFailure, serving
+from benchmarks.threads import LIBGOMP_DEFAULT, measure_threads
 from benchmarks.workload import Workload, resolve_model
+from llamafast.engine.threads import physical_cores
 
 # A run without --requests lasts about this long in the raw loop.
 RUN_SECONDS = 3.0
@@ -39,27 +45,52 @@ def arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     raw_command = commands.add_parser("raw", help="the bare llama_decode loop")
     serve_command = commands.add_parser("serve", help="the server under load, in pairs with the raw loop")
-    for command in (raw_command, serve_command):
+    compare_command = commands.add_parser("compare", help="llamafast beside other servers over the same requests")
+    threads_command = commands.add_parser(
+        "threads", help="thread counts and barrier spins, alone and beside a neighbour"
+    )
+    for command in (raw_command, serve_command, threads_command):
         add = command.add_argument
         add("--model", default="tiny-llama-chain", help="a tiny model's name, smollm2 or the path of a GGUF")
         add("--streams", type=at_least(1), nargs="+", help="sequences at once; several values make several rows (16)")
         add("--requests", type=at_least(1), help="requests a stream sends (as many as make a run of 3 s)")
         add("--prompt-tokens", type=at_least(1), help="tokens of a prompt (32)")
         add("--tokens", type=at_least(2), help="tokens generated a request (128)")
-        add("--threads", type=at_least(1), default=1, help="compute threads (1)")
         add("--partitioned", action="store_true", help="a KV stream per sequence (kv_unified false)")
         add("--pairs", type=at_least(1), default=5, help="repetitions (5)")
         add("--json", type=Path, metavar="OUT", help="append every figure to this file, a JSON object a line")
     add = serve_command.add_argument
     add("--sampling", choices=("greedy", "top-p"), default="greedy", help="top-p is temperature 1, top_p 0.95 (greedy)")
     add("--timeout", type=float, default=300.0, help="seconds after which a request has failed (300)")
-    add("--pin", choices=("client", "both", "none"), default=DEFAULT_PIN,
-        help="client: the client on the last core; both: and the server on the others; none: neither")  # fmt: skip
     raw_command.set_defaults(sampling="greedy")
     embeddings_command = commands.add_parser("embeddings", help="/v1/embeddings, in pairs with the raw loop")
     embeddings.add_arguments(embeddings_command, at_least(1))
-    embeddings_command.add_argument("--pin", choices=("client", "both", "none"), default=DEFAULT_PIN,
-                                    help="as of serve")  # fmt: skip
+    for command in (serve_command, embeddings_command, compare_command):
+        command.add_argument("--pin", choices=("client", "both", "none"), default=DEFAULT_PIN,
+            help="client: the client on the last core; both: and the server on the others; none: neither")  # fmt: skip
+    for command in (raw_command, serve_command):
+        command.add_argument("--threads", type=at_least(1), default=1, help="compute threads (1)")
+    threads_command.set_defaults(sampling="greedy")
+    add = threads_command.add_argument
+    add(
+        "--threads",
+        type=at_least(1),
+        nargs="+",
+        default=[1, physical_cores()],
+        help="compute threads (1 and all cores)",
+    )
+    add("--spins", type=at_least(0), nargs="+", default=[LIBGOMP_DEFAULT, 100_000, 20_000, 5_000, 0],
+        help="values of GOMP_SPINCOUNT (300000 100000 20000 5000 0)")  # fmt: skip
+    add("--timeout", type=float, default=300.0, help="seconds after which a request has failed (300)")
+    add = compare_command.add_argument
+    add("--set", choices=SETS, default="short", help="which scenarios (short)")
+    add("--only", default="", metavar="TEXT", help="those of them whose name contains this")
+    add("--servers", nargs="+", choices=CONTENDERS, help="who takes part (whoever is available)")
+    add("--pairs", type=at_least(1), default=3, help="runs of each server (3)")
+    add("--timeout", type=float, default=300.0, help="seconds after which a request has failed (300)")
+    add("--goal-ttft", type=float, default=0.5, help="seconds to the first token of a good answer (0.5)")
+    add("--goal-tpot", type=float, default=0.05, help="seconds per further token of a good answer (0.05)")
+    add("--out", type=Path, default=Path(".cache/comparison"), help="folder of the report (.cache/comparison)")
     return parser.parse_args()
 
 
@@ -69,7 +100,8 @@ def workloads(options: argparse.Namespace) -> Iterator[Workload]:
         work = Workload(
             model=str(path), streams=streams, requests=options.requests or 1,
             prompt_tokens=options.prompt_tokens or defaults.prompt_tokens, tokens=options.tokens or defaults.tokens,
-            sampling=options.sampling, threads=options.threads, partitioned=options.partitioned,
+            sampling=options.sampling, threads=options.threads if options.command != "threads" else 1,
+            partitioned=options.partitioned,
         )  # fmt: skip
         if options.requests is None:
             requests = round(RUN_SECONDS / raw.run(work).wall_s)
@@ -80,9 +112,9 @@ def workloads(options: argparse.Namespace) -> Iterator[Workload]:
 def served_run(server: Server, work: Workload, run: int, cores: set[int] | None, timeout: float) -> ServedRun:
     before = server.cpu_seconds()
     with bound_to(cores):
-        result = load(work, server.port, run, timeout)
+        result = load(work.asks(run), server.port, timeout)
     after = server.cpu_seconds()
-    return summarize(result, work, None if before is None or after is None else after - before)
+    return summarize(result, None if before is None or after is None else after - before)
 
 
 def measure_pairs(work: Workload, options: argparse.Namespace, journal: Journal) -> list[tuple[RawRun, ServedRun]]:
@@ -136,10 +168,43 @@ def milliseconds(p50: list[float], p99: list[float]) -> str:
     return f"{1000 * median(p50):.2f}/{1000 * median(p99):.2f}"
 
 
+def run_comparison(options: argparse.Namespace) -> int:
+    """Measure, write results.jsonl, report.md and plots into ``--out``, print the ratios; 1 if a request failed."""
+    versions: dict[str, object] = {}
+    for name in options.servers or CONTENDERS:
+        try:
+            versions[name] = CONTENDERS[name].about()
+        except Unavailable as reason:
+            if options.servers:
+                sys.exit(f"benchmarks: {reason}")
+            print(f"without {name}: {reason}", file=sys.stderr)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "results.jsonl").unlink(missing_ok=True)
+    journal, about = Journal(options.out / "results.jsonl"), conditions() | versions
+    journal.write("conditions", command=" ".join(sys.argv), **about)
+    scenarios = [scenario for scenario in SETS[options.set]() if options.only in scenario.name]
+    if not scenarios:
+        sys.exit(f"benchmarks: no scenario of the {options.set} set has {options.only!r} in its name")
+    goal = Goal(options.goal_ttft, options.goal_tpot)
+    results = compare(scenarios, list(versions), options.pairs, cores_of(options.pin), options.timeout, goal, journal)
+    report = options.out / "report.md"
+    report.write_text(page(results, about, goal, plot(results, options.out)))
+    print(*summary(results), f"the whole report: {report}", sep="\n")
+    failed = failures(results)
+    for (scenario, name), reasons in failed.items():
+        print(f"failed: {scenario}, {name}: {len(reasons)} requests, {reasons[0][:200]}", file=sys.stderr)
+    return 1 if failed else 0
+
+
 def main() -> int:
     options = arguments()
     # a termination must run the blocks that end the server
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if options.command == "compare":
+        try:
+            return run_comparison(options)
+        except (FileNotFoundError, RuntimeError, ServerFailure, Unavailable) as error:
+            sys.exit(f"benchmarks: {error}")
     journal = Journal(options.json)
     about = conditions()
     print(" ".join(f"{name}={value}" for name, value in about.items()))
@@ -150,7 +215,13 @@ def main() -> int:
             rows = embeddings.rows(options, journal)
         for work in workloads(options) if options.command != "embeddings" else ():
             journal.write("workload", **msgspec.structs.asdict(work))
-            if options.command == "raw":
+            if options.command == "threads":
+                measured, failed = measure_threads(
+                    work, options.threads, options.spins, options.pairs, options.timeout, journal
+                )
+                rows += measured
+                failures += failed
+            elif options.command == "raw":
                 runs = [raw.run(work) for _ in range(options.pairs)]
                 for run in runs:
                     journal.write("raw", **msgspec.structs.asdict(run))

@@ -1,4 +1,7 @@
-"""A closed-loop load client: one connection per stream, the next request when the last answer has ended.
+"""A load client: closed loops and open ones.
+
+In a closed loop every stream has a connection and sends the next request when the last answer has ended; in an open one
+every request is sent at its own time, on a connection of its own.
 
 While the load runs, an event costs a time stamp and an append. What the events say is read afterwards.
 """
@@ -8,25 +11,16 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from time import perf_counter, process_time
 from typing import cast
 
-import msgspec
 import uvloop
 
+from benchmarks.ask import Ask
 from benchmarks.event_stream import BadAnswer, EventStream
-from benchmarks.workload import SAMPLING_FIELDS, Workload
+from benchmarks.figures import Exchange, Load, spoken
 
-
-@dataclass(eq=False)
-class Exchange:
-    """One request on the wire: when it was sent, what arrived when, and how it broke."""
-
-    sent: float
-    events: list[tuple[float, bytes]] = field(default_factory=list)
-    ended: float = 0.0
-    error: str | None = None
+Scripts = Sequence[Sequence[Ask]]
 
 
 class Connection(asyncio.Protocol):
@@ -36,22 +30,38 @@ class Connection(asyncio.Protocol):
         # uvloop's transports are no subclasses of asyncio's
         self.transport = cast(asyncio.Transport, transport)
         self.done: asyncio.Future[None] | None = None
+        self.n_carried = 0
 
     def data_received(self, data: bytes) -> None:
         now = perf_counter()
         if self.done is None or self.done.done():
             self.transport.abort()
             return
+        ask, events = self.exchange.ask, self.exchange.events
         try:
             for event in self.answer.feed(data):
-                self.exchange.events.append((now, event))
+                events.append((now, event))
         except BadAnswer as error:
             self.end(now, str(error))
-        else:
-            if self.answer.finished:
-                self.end(now, None)
+            return
+        if self.answer.finished:
+            self.end(now, None)
+        elif ask.leave_after is not None and len(events) >= ask.leave_after:
+            self.exchange.left = True
+            self.end(now, None)
+            self.transport.abort()
+        elif ask.pause_s:
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_later(ask.pause_s, self.read_on)
+
+    def read_on(self) -> None:
+        """The end of a slow reader's pause."""
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self.n_carried > 1 and not self.answer.begun:
+            self.exchange.stale = True
         self.end(perf_counter(), f"connection lost: {exc or 'closed by the server'}")
 
     def end(self, now: float, error: str | None) -> None:
@@ -60,11 +70,13 @@ class Connection(asyncio.Protocol):
             self.exchange.ended, self.exchange.error = now, error
             self.done.set_result(None)
 
-    async def send(self, message: bytes, limit_s: float) -> Exchange:
+    async def send(self, ask: Ask, limit_s: float, history: str = "") -> Exchange:
         """The whole exchange; an answer that takes longer than ``limit_s`` is an error."""
+        message = ask.message(history)
         self.done = asyncio.get_running_loop().create_future()
         self.answer = EventStream()
-        self.exchange = Exchange(sent=perf_counter())
+        self.exchange = Exchange(ask, sent=perf_counter())
+        self.n_carried += 1
         if self.transport.is_closing():
             self.end(perf_counter(), "connection lost: closed by the server")
         self.transport.write(message)
@@ -75,74 +87,70 @@ class Connection(asyncio.Protocol):
         return self.exchange
 
 
-def completion_message(work: Workload, prompt: Sequence[int]) -> bytes:
-    """A streaming /v1/completions request as bytes."""
-    body = msgspec.json.encode(
-        {
-            "model": "benchmark",
-            "prompt": prompt,
-            "max_tokens": work.tokens,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **SAMPLING_FIELDS[work.sampling],
-        }
-    )
-    head = (
-        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
 async def connect(port: int) -> Connection:
     loop = asyncio.get_running_loop()
     return (await loop.create_connection(Connection, "127.0.0.1", port))[1]
 
 
-async def play(port: int, connection: Connection, messages: Sequence[bytes], limit_s: float) -> list[Exchange]:
+async def play(port: int, connection: Connection, script: Sequence[Ask], limit_s: float) -> list[Exchange]:
     """One stream's requests in turn, on a new connection after a failure."""
-    exchanges = []
-    for message in messages:
-        if connection.transport.is_closing():
-            try:
+    exchanges: list[Exchange] = []
+    history = ""
+    for ask in script:
+        try:
+            if connection.transport.is_closing():
                 connection = await connect(port)
-            except OSError as error:
-                now = perf_counter()
-                exchanges.append(Exchange(sent=now, ended=now, error=f"cannot connect: {error}"))
-                continue
-        exchanges.append(await connection.send(message, limit_s))
+            exchange = await connection.send(ask, limit_s, history)
+            if exchange.stale:
+                # a server may close an idle connection at any time: clients send again on a new one
+                connection = await connect(port)
+                exchange = await connection.send(ask, limit_s, history)
+        except OSError as error:
+            exchange = unconnected(ask, error)
+        exchanges.append(exchange)
+        if ask.follows:
+            history += ask.body["prompt"] + spoken(exchange)
     connection.transport.abort()
     return exchanges
 
 
-async def play_all(port: int, scripts: Sequence[Sequence[bytes]], limit_s: float) -> list[Exchange]:
-    """Every stream at once, connected beforehand."""
+async def play_at(port: int, ask: Ask, start: float, limit_s: float) -> Exchange:
+    """One request of an open loop; its connection is made before its time."""
+    try:
+        await asyncio.sleep(start + ask.at - 0.05 - perf_counter())
+        connection = await connect(port)
+        await asyncio.sleep(start + ask.at - perf_counter())
+    except OSError as error:
+        return unconnected(ask, error)
+    try:
+        return await connection.send(ask, limit_s)
+    finally:
+        connection.transport.abort()
+
+
+def unconnected(ask: Ask, error: OSError) -> Exchange:
+    now = perf_counter()
+    return Exchange(ask, sent=now, ended=now, error=f"cannot connect: {error}")
+
+
+async def play_all(port: int, scripts: Scripts, limit_s: float, *, timed: bool = False) -> list[Exchange]:
+    """Every script at once, connected beforehand; ``timed`` sends every request at its own time instead."""
+    if timed:
+        start = perf_counter() + 0.1
+        return await asyncio.gather(*(play_at(port, ask, start, limit_s) for script in scripts for ask in script))
     connections = [await connect(port) for _ in scripts]
     plays = (play(port, *stream, limit_s) for stream in zip(connections, scripts, strict=True))
     return [exchange for exchanges in await asyncio.gather(*plays) for exchange in exchanges]
 
 
-@dataclass(frozen=True, eq=False)
-class Load:
-    """All exchanges of one run, and the CPU seconds the client spent on them."""
-
-    exchanges: list[Exchange]
-    client_cpu_s: float
-
-
-def load(work: Workload, port: int, run: int, limit_s: float) -> Load:
-    """Put ``work`` on the server at loopback ``port``; ``run`` picks the prompts."""
-    scripts = [
-        [completion_message(work, work.prompt(run, stream, request)) for request in range(work.requests)]
-        for stream in range(work.streams)
-    ]
+def load(scripts: Scripts, port: int, limit_s: float, *, timed: bool = False) -> Load:
+    """Put ``scripts`` on the server at loopback ``port``."""
     gc.collect()
     gc.disable()
     try:
         cpu = process_time()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            exchanges = runner.run(play_all(port, scripts, limit_s))
+            exchanges = runner.run(play_all(port, scripts, limit_s, timed=timed))
         return Load(exchanges, process_time() - cpu)
     finally:
         gc.enable()

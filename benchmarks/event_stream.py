@@ -8,10 +8,11 @@ class BadAnswer(Exception):
 
 
 class EventStream:
-    """Incremental parser of one answer; ``finished`` after its last chunk."""
+    """Incremental parser of one answer; ``begun`` after its first byte, ``finished`` after its last chunk."""
 
     def __init__(self) -> None:
         self.finished = False
+        self.begun = False
         self._in_body = False
         self._wire = bytearray()
         self._event = b""
@@ -22,6 +23,7 @@ class EventStream:
         Raises BadAnswer for another status or framing, and for bytes after the last chunk.
         """
         self._wire += data
+        self.begun = True
         if not self._in_body and not self._read_head():
             return []
         payload = self._read_chunks()

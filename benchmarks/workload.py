@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from benchmarks.ask import Ask
 from tests.support import tiny_gguf
 
 Sampling = Literal["greedy", "top-p"]
@@ -59,6 +60,21 @@ class Workload(Struct, frozen=True, kw_only=True):
     def prompt(self, run: int, stream: int, request: int) -> list[int]:
         """Token ids that differ for every run, stream and request, so that no prefix cache helps."""
         return random.Random(f"{run}/{stream}/{request}").choices(PROMPT_IDS, k=self.prompt_tokens)
+
+    def asks(self, run: int) -> list[list[Ask]]:
+        """The requests of every stream."""
+        limits = {"max_tokens": self.tokens, "ignore_eos": True, **SAMPLING_FIELDS[self.sampling]}
+        return [
+            [
+                Ask(
+                    body={"prompt": self.prompt(run, stream, request), **limits},
+                    prompt_tokens=self.prompt_tokens,
+                    tokens=self.tokens,
+                )
+                for request in range(self.requests)
+            ]
+            for stream in range(self.streams)
+        ]
 
     def context_settings(self) -> dict[str, Any]:
         """llama_context_params of both sides, by llama.h's names."""

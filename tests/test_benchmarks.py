@@ -19,15 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import embeddings, raw, server
-from benchmarks.client import Exchange, Load, completion_message, load, play_all
+from benchmarks.ask import Ask
+from benchmarks.client import load, play_all
 from benchmarks.event_stream import BadAnswer, EventStream
-from benchmarks.figures import Failure, percentile, read_answer, summarize
+from benchmarks.figures import Exchange, Failure, Goal, Load, percentile, read_answer, spoken, summarize
 from benchmarks.report import Journal, print_table, spread
 from benchmarks.workload import Workload, resolve_model
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 WORK = Workload(model="m.gguf", streams=2, requests=2, prompt_tokens=3, tokens=2, sampling="greedy", threads=1,
                 partitioned=False)  # fmt: skip
+ASK = WORK.asks(1)[0][0]
 
 
 def chunk(payload: bytes) -> bytes:
@@ -132,13 +134,6 @@ async def answering(reply: Answerer) -> AsyncIterator[int]:
         yield listener.sockets[0].getsockname()[1]
 
 
-def scripts(work: Workload) -> list[list[bytes]]:
-    return [
-        [completion_message(work, work.prompt(1, stream, request)) for request in range(work.requests)]
-        for stream in range(work.streams)
-    ]
-
-
 async def test_every_stream_sends_its_requests_on_one_connection() -> None:
     bodies: list[dict[str, object]] = []
     writers = set()
@@ -149,7 +144,7 @@ async def test_every_stream_sends_its_requests_on_one_connection() -> None:
         writer.write(answer(GOOD))
 
     async with answering(reply) as port:
-        exchanges = await play_all(port, scripts(WORK), 5)
+        exchanges = await play_all(port, WORK.asks(1), 5)
     assert [exchange.error for exchange in exchanges] == [None] * 4
     assert [[event for _, event in exchange.events] for exchange in exchanges] == [GOOD] * 4
     assert len(writers) == 2
@@ -173,8 +168,8 @@ async def test_times_are_those_of_arrival() -> None:
 
     work = msgspec.structs.replace(WORK, streams=1, requests=1)
     async with answering(reply) as port:
-        (exchange,) = await play_all(port, scripts(work), 5)
-    first, second = read_answer(exchange, work).times
+        (exchange,) = await play_all(port, work.asks(1), 5)
+    first, second = read_answer(exchange).times
     assert first >= 0.05
     assert second >= 0.15
     assert first < second <= exchange.ended - exchange.sent
@@ -197,8 +192,8 @@ async def test_failures_are_counted_and_the_stream_goes_on() -> None:
 
     work = msgspec.structs.replace(WORK, streams=1, requests=4)
     async with answering(reply) as port:
-        exchanges = await play_all(port, scripts(work), 0.5)
-    run = summarize(Load(exchanges, 0.0), work, None)
+        exchanges = await play_all(port, work.asks(1), 0.5)
+    run = summarize(Load(exchanges, 0.0), None)
     assert len(run.failures) == 3
     assert "429" in run.failures[0]
     assert "connection lost" in run.failures[1]
@@ -216,7 +211,7 @@ async def test_a_server_that_is_gone_is_a_failure() -> None:
         pass
     listening = await asyncio.start_server(lambda _, writer: reply({}, writer), "127.0.0.1", port)
     async with listening:
-        exchanges = await play_all(port, scripts(work), 5)
+        exchanges = await play_all(port, work.asks(1), 5)
     assert "connection lost" in str(exchanges[0].error)
     assert "cannot connect" in str(exchanges[1].error)
 
@@ -226,9 +221,74 @@ async def test_load_runs_outside_of_an_event_loop() -> None:
         writer.write(answer(GOOD))
 
     async with answering(reply) as port:
-        result = await asyncio.to_thread(load, WORK, port, 1, 5)
-    assert summarize(result, WORK, None).failures == []
+        result = await asyncio.to_thread(load, WORK.asks(1), port, 5)
+    assert summarize(result, None).failures == []
     assert result.client_cpu_s > 0
+
+
+async def test_a_client_leaves_where_it_is_told_to() -> None:
+    async def reply(body: dict[str, object], writer: asyncio.StreamWriter) -> None:
+        writer.write(answer([event("x")] * 3)[:-5])
+
+    leaver = msgspec.structs.replace(ASK, leave_after=2)
+    async with answering(reply) as port:
+        exchanges = await play_all(port, [[leaver, leaver]], 5)
+    assert [exchange.left for exchange in exchanges] == [True, True]
+    run = summarize(Load(exchanges, 0), None)
+    assert (run.left, run.requests, run.failures) == (2, 0, [])
+
+
+async def test_a_slow_reader_reads_late() -> None:
+    async def reply(body: dict[str, object], writer: asyncio.StreamWriter) -> None:
+        wire = answer(GOOD)
+        for start in range(0, len(wire), 200):
+            writer.write(wire[start : start + 200])
+            await asyncio.sleep(0.005)
+
+    async with answering(reply) as port:
+        (slow,) = await play_all(port, [[msgspec.structs.replace(ASK, pause_s=0.1)]], 5)
+    assert slow.error is None
+    assert slow.ended - slow.sent >= 0.1
+
+
+async def test_an_open_loop_sends_at_its_times() -> None:
+    async def reply(body: dict[str, object], writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.2)
+        writer.write(answer(GOOD))
+
+    asks = [[msgspec.structs.replace(ASK, at=at)] for at in (0.0, 0.1)]
+    async with answering(reply) as port:
+        first, second = await play_all(port, asks, 5, timed=True)
+    assert first.error is None is second.error
+    assert second.sent - first.sent == pytest.approx(0.1, abs=0.05)
+    assert second.sent < first.ended
+
+
+async def test_a_follower_repeats_what_was_said() -> None:
+    prompts = []
+
+    async def reply(body: dict[str, object], writer: asyncio.StreamWriter) -> None:
+        prompts.append(body["prompt"])
+        writer.write(answer(GOOD))
+
+    turn = Ask(body={"prompt": "q"}, tokens=2, follows=True)
+    async with answering(reply) as port:
+        await play_all(port, [[turn, turn]], 5)
+    assert prompts == ["q", "qabq"]
+
+
+async def test_a_stale_connection_is_replaced() -> None:
+    replies = iter([True, False, True])
+
+    async def reply(body: dict[str, object], writer: asyncio.StreamWriter) -> None:
+        if next(replies):
+            writer.write(answer(GOOD))
+        else:
+            writer.close()
+
+    async with answering(reply) as port:
+        exchanges = await play_all(port, [[ASK, ASK]], 5)
+    assert [exchange.error for exchange in exchanges] == [None, None]
 
 
 # the figures
@@ -236,12 +296,12 @@ async def test_load_runs_outside_of_an_event_loop() -> None:
 
 def exchange(times: Iterable[float], events: Iterable[bytes] = GOOD, sent: float = 10.0) -> Exchange:
     stamped = [(sent + after, event) for after, event in zip(times, events, strict=True)]
-    return Exchange(sent=sent, events=stamped, ended=stamped[-1][0])
+    return Exchange(ASK, sent=sent, events=stamped, ended=stamped[-1][0])
 
 
 def test_summary() -> None:
     exchanges = [exchange([0.1, 0.3, 0.3, 0.3]), exchange([0.2, 0.25, 0.25, 0.4], sent=10.1)]
-    run = summarize(Load(exchanges, 0.01), WORK, 0.002)
+    run = summarize(Load(exchanges, 0.01), 0.002, Goal(ttft=0.15, tpot=1))
     assert run.wall_s == pytest.approx(0.5)
     assert run.tokens == 4
     assert run.text_events == 4
@@ -250,16 +310,20 @@ def test_summary() -> None:
     assert (run.itl_p50, run.itl_p99) == pytest.approx((0.05, 0.2))
     assert run.server_cpu_per_1000 == pytest.approx(0.5)
     assert run.cached_tokens == 0
+    assert (run.e2el_p50, run.e2el_p99) == pytest.approx((0.3, 0.4))
+    assert (run.tpot_p50, run.tpot_p99) == pytest.approx((0.2, 0.2))
+    assert run.goodput == pytest.approx(2)
+    assert run.request_rate == pytest.approx(4)
 
 
 def test_a_comment_and_an_event_without_text_are_no_tokens() -> None:
     events = [b": ping", event(), *GOOD]
-    assert read_answer(exchange([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], events), WORK).times == pytest.approx([0.3, 0.4])
+    assert read_answer(exchange([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], events)).times == pytest.approx([0.3, 0.4])
 
 
 def test_cached_tokens_are_told() -> None:
     events = [event("a"), event("b", "length"), usage(3, 2, cached=1), DONE]
-    assert read_answer(exchange([1, 2, 3, 4], events), WORK).cached_tokens == 1
+    assert read_answer(exchange([1, 2, 3, 4], events)).cached_tokens == 1
 
 
 @pytest.mark.parametrize(
@@ -267,7 +331,7 @@ def test_cached_tokens_are_told() -> None:
     [
         (GOOD[:3], "DONE"),
         ([DONE], "usage|says None"),
-        ([*GOOD[:2], DONE], "says None"),
+        ([event("a"), event("b", "stop"), DONE], "says None"),
         ([*GOOD[:2], usage(3, 1), DONE], "completion_tokens=1"),
         ([*GOOD[:2], usage(4, 2), DONE], "prompt_tokens=4"),
         ([event("a"), event("b", "stop"), usage(3, 2), DONE], "stop"),
@@ -278,11 +342,33 @@ def test_cached_tokens_are_told() -> None:
 )
 def test_an_answer_that_is_not_what_was_asked_for_fails(events: list[bytes], reason: str) -> None:
     with pytest.raises(Failure, match=reason):
-        read_answer(exchange(range(len(events)), events), WORK)
+        read_answer(exchange(range(len(events)), events))
+
+
+def test_a_server_without_usage_is_believed_at_the_limit() -> None:
+    answer = read_answer(exchange([1, 2, 3], [*GOOD[:2], DONE]))
+    assert (answer.tokens, answer.cached_tokens) == (2, 0)
+
+
+def test_of_an_open_answer_usage_tells_the_length() -> None:
+    open_ended = Exchange(Ask(body={}), sent=0, ended=4)
+    open_ended.events = list(enumerate([event("a"), event("b", "stop"), usage(9, 5), DONE], start=1))
+    assert read_answer(open_ended).tokens == 5
+
+
+def test_chat_chunks_count_what_they_say() -> None:
+    deltas = [{"role": "assistant", "content": None}, {"reasoning_content": "r"}, {"content": "c"},
+              {"tool_calls": [{"index": 0}]}]  # fmt: skip
+    chunks = [b"data: " + json.dumps({"choices": [{"delta": delta}]}).encode() for delta in deltas]
+    chat = Exchange(Ask(body={}), sent=0, ended=6, events=list(enumerate([*chunks, usage(1, 3), DONE], start=1)))
+    assert spoken(chat) == "rc{"
+    with pytest.raises(Failure, match="None"):
+        read_answer(Exchange(ASK, sent=0, ended=6, events=chat.events))
+    assert read_answer(chat).times == [2, 3, 4]
 
 
 def test_a_run_without_one_good_answer_has_no_times() -> None:
-    run = summarize(Load([exchange([0.1], [DONE])], 0.0), WORK, 0.1)
+    run = summarize(Load([exchange([0.1], [DONE])], 0.0), 0.1)
     assert run.tokens == 0
     assert len(run.failures) == 1
     assert math.isnan(run.ttft_p50)
@@ -350,7 +436,7 @@ def test_a_server_that_dies_at_start_is_reported(tmp_path: Path) -> None:
     log.write_text("no such model")
     process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
     with pytest.raises(server.ServerFailure, match=r"(?s)exited with 3.*no such model"):
-        server.wait_until_healthy(process, server.free_port(), log)
+        server.wait_until_healthy(process, server.free_port(), "/healthz", log)
 
 
 def test_a_server_that_will_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,119 @@
+"""Servers in turn over the same requests, their runs interleaved: a slow minute of the machine hits all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+import msgspec
+from msgspec import Struct
+from tqdm import tqdm
+
+from benchmarks import raw
+from benchmarks.client import load
+from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.figures import Goal, ServedRun, summarize
+from benchmarks.pinning import bound_to
+from benchmarks.raw import RawRun
+from benchmarks.report import Journal
+from benchmarks.scenarios import Scenario, Scripts
+from benchmarks.server import Server
+
+
+class Result(Struct, frozen=True, kw_only=True):
+    """What a scenario gave: the runs of each server by name, the raw loop's beside them, peak memory in bytes."""
+
+    scenario: str
+    about: str
+    served: dict[str, list[ServedRun]]
+    raw_rates: list[float]
+    peak_bytes: dict[str, int | None]
+
+
+def scripts_for(contender: Contender, scenario: Scenario, run: int) -> Scripts:
+    """The scenario's requests as this server must be asked."""
+    extra = contender.fields(scenario.size.model)
+    return [
+        [msgspec.structs.replace(ask, body={**ask.body, **extra}) for ask in script] for script in scenario.scripts(run)
+    ]
+
+
+def measure(
+    contender: Contender,
+    server: Server,
+    scenario: Scenario,
+    run: int,
+    cores: set[int] | None,
+    limit_s: float,
+    goal: Goal,
+) -> ServedRun:
+    scripts = scripts_for(contender, scenario, run)
+    before = server.cpu_seconds()
+    with bound_to(cores):
+        result = load(scripts, server.port, limit_s, timed=scenario.timed)
+    after = server.cpu_seconds()
+    return summarize(result, None if before is None or after is None else after - before, goal)
+
+
+def compare(
+    scenarios: Sequence[Scenario], names: Sequence[str], pairs: int, cores: tuple[set[int] | None, set[int] | None],
+    limit_s: float, goal: Goal, journal: Journal,
+) -> list[Result]:  # fmt: skip
+    """Every scenario, every server, ``pairs`` times; each server starts afresh for a scenario and warms up first.
+
+    Raises ServerFailure when a server does not start.
+    """
+    results = []
+    with tqdm(total=len(scenarios) * pairs * len(names), unit="run", smoothing=0) as bar:
+        for scenario in scenarios:
+            bar.set_description(scenario.name)
+            results.append(compare_one(scenario, names, pairs, cores, limit_s, goal, journal, bar))
+    return results
+
+
+def compare_one(
+    scenario: Scenario, names: Sequence[str], pairs: int, cores: tuple[set[int] | None, set[int] | None],
+    limit_s: float, goal: Goal, journal: Journal, bar: tqdm,
+) -> Result:  # fmt: skip
+    server_cores, client_cores = cores
+    served: dict[str, list[ServedRun]] = {name: [] for name in names}
+    bare: list[RawRun] = []
+    with ExitStack() as stack:
+        servers = {
+            name: stack.enter_context(
+                CONTENDERS[name].serving(scenario.size.model, scenario.size.context_settings(), server_cores)
+            )
+            for name in names
+        }
+        for name in names:
+            warm_up(CONTENDERS[name], servers[name], scenario, limit_s)
+        for run in range(1, pairs + 1):
+            if scenario.raw:
+                bare.append(raw.run(scenario.size))
+                journal.write("raw", scenario=scenario.name, run=run, **msgspec.structs.asdict(bare[-1]))
+            turn = run % len(names)
+            for name in (*names[turn:], *names[:turn]):
+                figures = measure(CONTENDERS[name], servers[name], scenario, run, client_cores, limit_s, goal)
+                served[name].append(figures)
+                journal.write("served", scenario=scenario.name, server=name, run=run, **msgspec.structs.asdict(figures))
+                bar.update()
+        peaks = {name: server.peak_bytes() for name, server in servers.items()}
+    journal.write("memory", scenario=scenario.name, peak_bytes=peaks)
+    rates = [run.output_rate(scenario.size) for run in bare]
+    return Result(scenario=scenario.name, about=scenario.about, served=served, raw_rates=rates, peak_bytes=peaks)
+
+
+def warm_up(contender: Contender, server: Server, scenario: Scenario, limit_s: float) -> None:
+    """The first request of a run nobody measures."""
+    first = next(ask for script in scripts_for(contender, scenario, 0) for ask in script)
+    load([[msgspec.structs.replace(first, at=0.0)]], server.port, limit_s)
+
+
+def failures(results: Sequence[Result]) -> Mapping[tuple[str, str], list[str]]:
+    """The reasons of failed requests, by scenario and server."""
+    return {
+        (result.scenario, name): reasons
+        for result in results
+        for name, runs in result.served.items()
+        if (reasons := [reason for run in runs for reason in run.failures])
+    }
