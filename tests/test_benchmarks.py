@@ -335,7 +335,6 @@ def test_cached_tokens_are_told() -> None:
         ([*GOOD[:2], usage(3, 1), DONE], "completion_tokens=1"),
         ([*GOOD[:2], usage(4, 2), DONE], "prompt_tokens=4"),
         ([event("a"), event("b", "stop"), usage(3, 2), DONE], "stop"),
-        ([event(), event("", "length"), usage(3, 2), DONE], "no event had text"),
         ([event("a"), b'data: {"error": {"message": "boom"}}', DONE], "boom"),
         ([b"data: {", DONE], "truncated"),
     ],
@@ -348,6 +347,13 @@ def test_an_answer_that_is_not_what_was_asked_for_fails(events: list[bytes], rea
 def test_a_server_without_usage_is_believed_at_the_limit() -> None:
     answer = read_answer(exchange([1, 2, 3], [*GOOD[:2], DONE]))
     assert (answer.tokens, answer.cached_tokens) == (2, 0)
+
+
+def test_an_answer_without_text_has_tokens_and_no_latencies() -> None:
+    silent = exchange([1, 2, 3, 4], [event(), event("", "length"), usage(3, 2), DONE])
+    run = summarize(Load([silent], 0.0), None, Goal(ttft=5, tpot=1))
+    assert (run.tokens, run.silent, run.good, run.failures) == (2, 1, 1, [])
+    assert math.isnan(run.ttft_p50)
 
 
 def test_of_an_open_answer_usage_tells_the_length() -> None:

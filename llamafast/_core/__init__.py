@@ -21,7 +21,8 @@ if _found != LLAMA_CPP_PYTHON:
         f"install llama-cpp-python=={LLAMA_CPP_PYTHON}"
     )
 
-# libgomp reads this once, when it is loaded. Its default lets a thread that waits at a barrier spin for milliseconds,
-# which takes the core away from whatever the barrier waits for as soon as another thread of the machine is busy.
+# libgomp reads this once, when it is loaded. Its default, 300,000 spins, keeps a thread that waits at a barrier on its
+# core for milliseconds, which takes the core away from whatever the barrier waits for as soon as the machine runs
+# anything else. `python -m benchmarks threads` measures it; docs/benchmarks.md has the table this number is from.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
