@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import msgspec
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai import omit
 from openai.lib.streaming.responses._responses import ResponseStreamState
@@ -136,6 +136,8 @@ def replies(draw: st.DrawFn) -> list[Delta]:
     return deltas
 
 
+# the first draw of text builds hypothesis's tables
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(replies(), st.sampled_from(["stop", "length", "tool_calls"]))
 def test_the_order_suits_openai_whatever_the_model_says(deltas: list[Delta], reason: str) -> None:
     final = accumulate(tell(deltas, reason))

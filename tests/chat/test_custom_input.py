@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llamafast.chat.custom_input import CustomInput
+
+# the first draw of text builds hypothesis's tables
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def read(pieces: list[str]) -> tuple[str, str]:
@@ -18,6 +21,7 @@ def read(pieces: list[str]) -> tuple[str, str]:
     return live, reader.finish()
 
 
+@UNHURRIED
 @given(st.text(), st.booleans(), st.sampled_from([None, 2]), st.integers(1, 7))
 def test_any_text_in_any_pieces(text: str, ascii: bool, indent: int | None, size: int) -> None:
     arguments = json.dumps({"input": text}, ensure_ascii=ascii, indent=indent)
@@ -25,6 +29,7 @@ def test_any_text_in_any_pieces(text: str, ascii: bool, indent: int | None, size
     assert read(pieces) == (text, "")
 
 
+@UNHURRIED
 @given(st.text(max_size=200), st.integers(1, 7))
 def test_cuts_do_not_matter_for_anything_else(arguments: str, size: int) -> None:
     pieces = [arguments[i : i + size] for i in range(0, len(arguments), size)]
