@@ -134,6 +134,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     from_package: FromPackage | None = None
     alias: Text | None = None
     chat_template: str | tuple[str, ...] | None = None
+    dialect: Text | None = None  # how the model writes tool calls and reasoning; null: its template tells
     response_schema: dict[str, Any] | None = None
     response_template: dict[str, Any] | None = None
     loras: tuple[LoraConfig, ...] = ()

@@ -23,6 +23,7 @@ from benchmarks.ask import Ask
 from benchmarks.client import load, play_all
 from benchmarks.event_stream import BadAnswer, EventStream
 from benchmarks.figures import Exchange, Failure, Goal, Load, percentile, read_answer, spoken, summarize
+from benchmarks.micro import reply as reply_benchmark
 from benchmarks.report import Journal, print_table, spread
 from benchmarks.workload import Workload, resolve_model
 
@@ -512,3 +513,9 @@ def test_the_command_line_refuses_what_makes_no_sense(arguments: list[str]) -> N
     )
     assert done.returncode == 2
     assert b"usage" in done.stderr
+
+
+def test_the_reply_benchmark_measures_every_case(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["reply", "--tokens", "10", "--rounds", "1"])
+    reply_benchmark.main()
+    assert [line[:46].rstrip() for line in capsys.readouterr().out.splitlines()[1:]] == list(reply_benchmark.CASES)

@@ -185,6 +185,7 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "from_pretrained": (None, *PRETRAINED_OR_NULL),
         "from_package": (None, *PRETRAINED_OR_NULL),
         "alias": (None, *NULL_TEXT),
+        "dialect": (None, [None, "hermes"], [1, ""]),
         "chat_template": (None, [None, "", "t", [], ["a", "b"]], [1, {}, [1], ["a", None]]),
         "response_schema": (None, [None, {}, {"type": "object", "x": [1, None]}], [1, [], "x"]),
         "response_template": (None, [None, {}, {"fields": {"content": {}}}], [1, [], "x"]),

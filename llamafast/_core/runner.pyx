@@ -28,7 +28,8 @@ from .running cimport (
 )
 from .sampler cimport sampler_mask, sampler_pick, scratch_free, scratch_init
 from .sequence cimport (
-    FINISH_HALTED, FINISH_LENGTH, FINISH_NONE, FINISH_REFUSED, FINISH_STOP, Sequence, sequence_append, sequence_t,
+    FINISH_HALTED, FINISH_LENGTH, FINISH_NONE, FINISH_REFUSED, FINISH_STOP, Sequence, sequence_append,
+    sequence_preserves, sequence_t,
 )
 from .text cimport text_drop, text_feed, text_ready
 from .vocab cimport TOKEN_CONTROL, TOKEN_EOG, Vocab
@@ -567,7 +568,7 @@ cdef int sequence_accept(Runner self, sequence_t *s, int32_t token) noexcept nog
         running_note(&self.live, s)
     if flags & TOKEN_EOG:
         stopped = not s.ignore_eos or s.constraint != NULL
-    elif s.show_control or not flags & TOKEN_CONTROL:
+    elif not flags & TOKEN_CONTROL or s.show_control or sequence_preserves(s, token):
         stopped = text_feed(&s.text, self.vocab.pieces.text + begin, length)
         if stopped < 0:
             return -1

@@ -39,6 +39,8 @@ cdef struct sequence_t:
     int32_t finish
     bint ignore_eos
     bint show_control
+    const int32_t *preserved    # (n_preserved,) control tokens whose text is shown all the same
+    int32_t n_preserved
     sampler_t *sampler      # the Sequence holds its owner
     constraint_t *constraint  # the same; NULL: none
     text_t text
@@ -50,8 +52,10 @@ cdef class Sequence:
     cdef sequence_t state
     cdef Sampler sampler
     cdef Constraint constraint
+    cdef bytes preserved
     cdef readonly bytes salt
     cdef readonly tuple checkpoints
 
+cdef bint sequence_preserves(const sequence_t *self, int32_t token) noexcept nogil
 cdef int sequence_append(sequence_t *self, int32_t token) noexcept nogil
 cdef int sequence_hash(sequence_t *self) noexcept nogil

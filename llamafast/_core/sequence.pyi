@@ -20,6 +20,7 @@ class Sequence:
         stops: tuple[bytes, ...] = (),
         ignore_eos: bool = False,
         show_control: bool = False,
+        preserved: array[int] | None = None,
         salt: bytes = b"",
         checkpoints: tuple[int, ...] = (),
         constraint: Constraint | None = None,

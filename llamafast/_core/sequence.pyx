@@ -25,13 +25,16 @@ cdef class Sequence:
     of the prompt at which its state is likely to be wanted again, for whoever sets ``save_at``. With a ``constraint``
     (of its own) an end-of-generation token always ends it.
 
+    Control tokens leave text only with ``show_control``, or when they are among the ids ``preserved`` (int32).
+
     Raises ValueError for an empty prompt or an id outside the vocabulary (llama.cpp would abort).
     """
 
     def __cinit__(
         self, Vocab vocab not None, const int32_t[::1] prompt not None, Sampler sampler not None, *, int64_t tag,
         int32_t max_tokens, tuple stops=(), bint ignore_eos=False, bint show_control=False,
-        bytes salt not None=b"", tuple checkpoints=(), Constraint constraint=None,
+        const int32_t[::1] preserved=None, bytes salt not None=b"", tuple checkpoints=(),
+        Constraint constraint=None,
     ):
         cdef sequence_t *s = &self.state
         cdef Py_ssize_t i
@@ -51,6 +54,10 @@ cdef class Sequence:
         s.capacity = s.n_prompt + min(max_tokens, 64)
         s.ignore_eos = ignore_eos
         s.show_control = show_control
+        if preserved is not None and preserved.shape[0]:
+            self.preserved = (<char *> &preserved[0])[:preserved.shape[0] * <Py_ssize_t> sizeof(int32_t)]
+            s.preserved = <const int32_t *> <const char *> self.preserved
+            s.n_preserved = <int32_t> preserved.shape[0]
         s.tokens = <int32_t *> malloc(<size_t> s.capacity * sizeof(int32_t))
         if s.tokens == NULL:
             raise MemoryError
@@ -143,6 +150,15 @@ cdef int sequence_hash(sequence_t *self) noexcept nogil:
         self.hashes[self.n_blocks] = block_hash(parent, self.tokens + self.n_blocks * BLOCK)
         self.n_blocks += 1
     return 0
+
+
+cdef bint sequence_preserves(const sequence_t *self, int32_t token) noexcept nogil:
+    """Whether a control token's text is shown although control tokens are not; they are few, and rare in text."""
+    cdef int32_t i
+    for i in range(self.n_preserved):
+        if self.preserved[i] == token:
+            return True
+    return False
 
 
 cdef int sequence_append(sequence_t *self, int32_t token) noexcept nogil:

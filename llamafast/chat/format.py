@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from llamafast.chat.control import ControlTokens
 from llamafast.chat.declared.response_schema import ResponseSchema
 from llamafast.chat.declared.response_template import ResponseTemplate
+from llamafast.chat.dialects.forms import Dialect
+from llamafast.chat.dialects.parser import DialectParser
+from llamafast.chat.dialects.tables import dialect_named, recognised
 from llamafast.chat.reply import NewParser, PlainReply
 from llamafast.chat.template import ChatTemplate
 from llamafast.chat.tools import Tool
-from llamafast.engine.types import ModelInfo
+from llamafast.engine.types import ModelInfo, Tokenizer
 from llamafast.errors import InvalidRequest
 
 
 class ChatFormat:
-    """``declared`` is how the config says to read replies, None where it does not.
+    """``declared`` is how the config says to read replies, None where it does not: then the ``dialect`` does, and
+    ``preserved_tokens`` are control tokens that are marks of it, whose text the parser has to see.
 
-    Raises ConfigError when the model's chat template does not compile, or for a declaration that cannot be used.
+    Raises ConfigError when the model's chat template does not compile, for a declaration that cannot be used or an
+    unknown dialect.
     """
 
-    def __init__(self, info: ModelInfo) -> None:
+    def __init__(self, info: ModelInfo, tokenizer: Tokenizer) -> None:
         self.control = ControlTokens(info.control_tokens)
         self.declared = _declared(info)
         self._template = self._compiled(info.chat_template, info)
         self._tool_use = self._compiled(info.tool_use_template, info)
+        if info.dialect is None:
+            self.dialect = recognised(f"{info.chat_template or ''}{info.tool_use_template or ''}")
+        else:
+            self.dialect = dialect_named(info.dialect)
+        marks = [tokenizer.tokenize(mark, add_special=False, parse_special=True) for mark in self.dialect.marks()]
+        self.preserved_tokens = tuple(sorted({tokens[0] for tokens in marks if len(tokens) == 1}))
 
     def _compiled(self, source: str | None, info: ModelInfo) -> ChatTemplate | None:
         return None if source is None else ChatTemplate(source, info.bos_text, info.eos_text, self.control)
@@ -41,12 +53,24 @@ class ChatFormat:
 
     def parser(self, prompt: str, tools: Sequence[Tool], *, split_reasoning: bool) -> NewParser:
         """What reads the replies to ``prompt``; ``tools`` are those that the model may call."""
-        if self.declared is None:
+        if self.declared is not None:
+            return self.declared.parser(prompt, tools, split_reasoning=split_reasoning)
+        dialect = self.dialect
+        if not (tools or dialect.channels or dialect.dropped or (dialect.reasoning and split_reasoning)):
             return PlainReply
-        return self.declared.parser(prompt, tools, split_reasoning=split_reasoning)
+        begun = _begun(dialect, prompt)
+        return partial(DialectParser, dialect, tools, split_reasoning=split_reasoning, begun=begun)
 
 
 def _declared(info: ModelInfo) -> ResponseSchema | ResponseTemplate | None:
     if info.response_schema is not None:
         return ResponseSchema(info.response_schema)
     return None if info.response_template is None else ResponseTemplate(info.response_template)
+
+
+def _begun(dialect: Dialect, prompt: str) -> str:
+    """What ``prompt`` has written of the reply, as far as the parser must know of it."""
+    if dialect.channels:
+        return prompt[max(prompt.rfind("<|start|>"), 0) :]
+    end = prompt[-256:].rstrip()
+    return next((begin for begin, _ in dialect.reasoning if end.endswith(begin)), "")

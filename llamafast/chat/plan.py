@@ -16,7 +16,7 @@ from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.grammar import ConstraintOptions
 from llamafast.chat.messages import normalise_messages
-from llamafast.chat.reply import NewParser, Reply
+from llamafast.chat.reply import NewParser, PlainReply, Reply
 from llamafast.chat.tools import Tool, read_functions, read_tools
 from llamafast.engine.types import Matcher, ModelInfo, Plan, SamplingParams, Tokenizer
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
@@ -128,14 +128,13 @@ def plan_chat(
     tokens = _checked_tokens(chat.control.tokenize(text, tokenizer), "messages", info)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     plan = _plan(request, (tokens,), max_tokens, constraints.requested(request), info)
-    if chat.declared is not None:  # control tokens are marks of what the config declares
-        plan = replace(plan, skip_special_tokens=False)
-    return ChatPlan(
-        plan,
-        chat.parser(chat.control.unmark(text), tools, split_reasoning=request.reasoning_format != "none"),
-        tools,
-        request.parallel_tool_calls is not False and not request.functions,
-    )
+    new_parser: NewParser = PlainReply
+    if plan.matcher is None:  # a text that follows a grammar is all content
+        new_parser = chat.parser(chat.control.unmark(text), tools, split_reasoning=request.reasoning_format != "none")
+    if new_parser is not PlainReply:  # which control tokens are marks is known of a dialect, not of a declaration
+        hides = plan.skip_special_tokens and chat.declared is None
+        plan = replace(plan, skip_special_tokens=hides, preserved_tokens=chat.preserved_tokens)
+    return ChatPlan(plan, new_parser, tools, request.parallel_tool_calls is not False and not request.functions)
 
 
 def _callable_tools(request: ChatOptions) -> tuple[Tool, ...]:

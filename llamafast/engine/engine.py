@@ -204,6 +204,7 @@ class Engine:
                 stops=tuple(stop.encode() for stop in plan.stop),
                 ignore_eos=plan.ignore_eos,
                 show_control=not plan.skip_special_tokens,
+                preserved=array("i", plan.preserved_tokens),
                 salt=plan.cache_salt.encode(),
                 checkpoints=plan.checkpoints,
                 constraint=None if plan.matcher is None else Constraint(plan.matcher.deep_copy(), self.info.n_vocab),

@@ -133,6 +133,7 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         longest_piece=vocab.longest_piece,
         response_schema=config.model.response_schema,
         response_template=config.model.response_template,
+        dialect=config.model.dialect,
         bos_text=vocab.text(vocab.bos),
         eos_text=vocab.text(vocab.eos),
         description=model.description,

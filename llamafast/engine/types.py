@@ -45,11 +45,11 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     ``prompts`` are arrays of int32 token ids, at least one id each. ``max_tokens`` bounds the output of one choice
     (None: as much as fits). ``stop`` strings end a choice and are not part of its text. With
-    ``skip_special_tokens`` control tokens leave no text. ``ignore_eos`` lets generation run through
-    end-of-generation tokens. ``matcher`` is a grammar that the text of every choice follows. Requests with a lower
-    ``priority`` run first and give way last. Only requests of one ``cache_salt`` share what they computed.
-    ``checkpoints`` are lengths at which later prompts may part from this one (the end of the system prompt, the start
-    of the last user turn): there a state that cannot be cut is kept.
+    ``skip_special_tokens`` control tokens leave no text, but for those whose ids are in ``preserved_tokens``.
+    ``ignore_eos`` lets generation run through end-of-generation tokens. ``matcher`` is a grammar that the text of every
+    choice follows. Requests with a lower ``priority`` run first and give way last. Only requests of one ``cache_salt``
+    share what they computed. ``checkpoints`` are lengths at which later prompts may part from this one (the end of the
+    system prompt, the start of the last user turn): there a state that cannot be cut is kept.
     """
 
     prompts: tuple[array[int], ...]
@@ -58,6 +58,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     skip_special_tokens: bool = True
+    preserved_tokens: tuple[int, ...] = ()
     ignore_eos: bool = False
     matcher: Matcher | None = None
     priority: int = 0
@@ -111,8 +112,8 @@ class EmbeddingInfo(Struct, frozen=True, kw_only=True):
 class ModelInfo(Struct, frozen=True, kw_only=True):
     """What the layers above may know of the loaded model. Lengths are in tokens, ``longest_piece`` is
     the most bytes of text that one token can stand for, ``control_tokens`` the texts of control tokens.
-    ``tool_use_template`` is a chat template of the model's own for conversations with tools. ``embedding`` is None for
-    a model that does not embed."""
+    ``tool_use_template`` is a chat template of the model's own for conversations with tools, ``dialect`` names how it
+    writes tool calls where its templates do not tell. ``embedding`` is None for a model that does not embed."""
 
     id: str
     created: int
@@ -128,6 +129,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     generates: bool = True
     response_schema: dict[str, Any] | None = None
     response_template: dict[str, Any] | None = None
+    dialect: str | None = None
     embedding: EmbeddingInfo | None = None
     tool_use_template: str | None = None
     control_tokens: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from msgspec.structs import replace
-from support.fake_engine import INFO
+from support.fake_engine import INFO, ByteTokenizer
 
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.reply import assemble
@@ -23,11 +23,11 @@ SCHEMA = {"type": "object", "properties": {"content": {"type": "string", "x-rege
 )
 def test_replies_are_read_as_declared(declared: dict, text: str, message: tuple[str, str]) -> None:
     info = replace(INFO, chat_template="<tool_call>", control_tokens=("<s>", "</s>", "<|b|>"), **declared)
-    parser = ChatFormat(info).parser("", (), split_reasoning=True)()
+    parser = ChatFormat(info, ByteTokenizer()).parser("", (), split_reasoning=True)()
     assert assemble(parser.feed(text) + parser.finish())[:2] == message
 
 
 def test_a_declaration_that_cannot_be_used_stops_the_start() -> None:
     for declared in ({"response_template": {}}, {"response_schema": {"x-regex": "("}}):
         with pytest.raises(ConfigError, match=next(iter(declared))):
-            ChatFormat(replace(INFO, **declared))
+            ChatFormat(replace(INFO, **declared), ByteTokenizer())

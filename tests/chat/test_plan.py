@@ -19,7 +19,7 @@ from llamafast.engine.types import Plan, SamplingParams
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
 
 TOKENIZER = ByteTokenizer()
-CHAT = ChatFormat(INFO)
+CHAT = ChatFormat(INFO, TOKENIZER)
 CONSTRAINTS = Constraints(TOKENIZER)
 
 
@@ -34,7 +34,7 @@ def chat(**fields: Any) -> Plan:
 
 
 def written(template: str | None) -> ChatFormat:
-    return ChatFormat(msgspec.structs.replace(INFO, chat_template=template))
+    return ChatFormat(msgspec.structs.replace(INFO, chat_template=template), TOKENIZER)
 
 
 def prompts(plan: Plan) -> list[list[int]]:

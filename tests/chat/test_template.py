@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 from msgspec.structs import replace
-from support.fake_engine import INFO
+from support.fake_engine import INFO, ByteTokenizer
 from support.templates import TEMPLATES
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -257,8 +257,8 @@ def test_a_template_may_build_lists() -> None:
 
 
 def test_the_template_for_tools_is_taken_when_there_are_tools() -> None:
-    chat = ChatFormat(replace(INFO, chat_template="plain", tool_use_template="tools"))
+    chat = ChatFormat(replace(INFO, chat_template="plain", tool_use_template="tools"), ByteTokenizer())
     tools = read_tools([TOOL])
     assert [chat.template(given).source for given in ((), tools)] == ["plain", "tools"]
-    chat = ChatFormat(INFO)
+    chat = ChatFormat(INFO, ByteTokenizer())
     assert chat.template(tools) is chat.template(())

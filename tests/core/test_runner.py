@@ -15,6 +15,8 @@ from llamafast._core.sampler import Sampler
 from llamafast._core.sequence import Sequence
 from llamafast._core.vocab import Vocab
 
+CONTROL = ("<|fim_prefix|>", "<|fim_middle|>")
+
 
 class Rig:
     """A Runner with everything below it. Flash attention is off: then logits do not depend on how steps are cut."""
@@ -213,3 +215,12 @@ def test_counters(tiny_model):
     assert (counts["prompt_tokens"], counts["generated_tokens"], counts["rows"]) == (10, 5, 14)
     assert counts["decode_seconds"] <= counts["step_seconds"]
     assert rig.runner.since_last_step() < 60
+
+
+def test_only_preserved_control_tokens_leave_text(rig):
+    shown, hidden = (rig.vocab.tokenize(mark, add_special=False, parse_special=True)[0] for mark in CONTROL)
+    for token, text in ((shown, CONTROL[0] * 3), (hidden, "")):
+        sequence = rig.sequence(
+            [33, 34], max_tokens=3, preserved=array("i", [shown]), sampling={"logit_bias": ((token, 1000.0),)}
+        )
+        assert rig.run(sequence)[1][:2] == (text, 3)

@@ -72,10 +72,25 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     ),
     "<|s_think|>": ("<think>", "\nLet me", " reason", " briefly.\n", "</think>", "\n\nThe", " answer is 4."),
     "<|s_json|>": ('{"a"', ": 1, ", '"b": [', "true", ", null]}"),
+    "<|s_calls|>": (
+        "Two", " calls.\n", "<tool", '_call>{"name":', ' "get_wea', 'ther", "argum', 'ents": {"city": "Ro',
+        'me"}}</tool', "_call>\n<to", 'ol_call>{"name": "get_', "weather", '", "arguments": {"ci', 'ty": "Oslo"',
+        "}}</", "tool_call>",
+    ),
+    "<|s_all|>": (
+        "<thi", "nk>\nI need", " the weather.\n</", "think>\n\n", "On it.", '<tool_call>\n{"name"', ': "get_weather"',
+        ', "arguments"', ': {"city"', ': "Bonn', '"}}\n</tool_call', ">\n",
+    ),
 }  # fmt: skip
-# The first trigger found in the last message ends the prompt.
+# The first trigger found in the last message ends the prompt. The comment shows how the model reasons.
 SCRIPTED_CHATML = (
-    CHATML
+    """\
+{%- if tools -%}
+    {{- '<|im_start|>system\\nCall with <tool_call> one of ' ~ tools | tojson ~ '<|im_end|>\\n' -}}
+{%- endif -%}
+{#- <think> </think> -#}
+"""
+    + CHATML
     + f"""\
 {{%- if add_generation_prompt -%}}
     {{%- for trigger in {list(SCRIPTS)} if trigger in messages[-1].content | string -%}}

@@ -1,0 +1,87 @@
+"""The nouns of a dialect: what surrounds reasoning and tool calls in the text that a family of models writes."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+from msgspec import Struct
+
+
+class CallForm(Struct, frozen=True, kw_only=True, dict=True):
+    """How tool calls are written, to the letter, white space included:
+
+        begin CALL between CALL … end
+
+    ``listed`` puts a JSON array's brackets inside ``begin`` and ``end``. What a CALL is depends on ``shape``:
+
+    * ``object``: ``before`` a JSON object of ``name_key`` (a string) and ``arguments_key`` (an object) ``after``
+    * ``named``: ``before name_prefix`` NAME ``name_end`` ARGUMENTS ``after``, where ``numbered`` puts ``:`` and the
+      call's index behind the name. ARGUMENTS is a JSON object; with ``string_quote`` its strings stand between that
+      mark, unescaped, and its keys stand bare.
+    * ``tagged``: ``before`` NAME ``name_end``, for each parameter ``parameter_begin`` KEY ``key_end`` VALUE
+      ``value_end``, then ``after``. VALUE is bare text for a string and JSON for anything else, in front of which
+      ``key_end_json`` stands where it is not empty.
+    * ``python``: NAME ``(`` KEY ``=`` VALUE ``, `` … ``)``, the values Python literals
+
+    A grammar that forces a call is written from these. Reading is laxer: white space between marks may be anything,
+    calls may be separated by commas or semicolons, brackets and what follows the last argument may be missing, and
+    ``loose`` are other texts that a call may begin with, in place of all that precedes its name or its object.
+    """
+
+    shape: Literal["object", "named", "tagged", "python"]
+    begin: str = ""
+    before: str = ""
+    after: str = ""
+    between: str = ""
+    end: str = ""
+    listed: bool = False
+    name_key: str = "name"
+    arguments_key: str = "arguments"
+    name_prefix: str = ""
+    numbered: bool = False
+    name_end: str = ""
+    id_begin: str = ""  # a call's id may stand between NAME and name_end, behind this mark
+    string_quote: str = ""
+    parameter_begin: str = ""
+    key_end: str = ""
+    key_end_json: str = ""
+    value_end: str = ""
+    loose: tuple[str, ...] = ()
+
+    @cached_property
+    def opening(self) -> tuple[str, ...]:
+        """The marks before the first call's name or object; empty for a call that nothing announces."""
+        return (*self.begin.split(), *self.before.split())
+
+    @property
+    def openers(self) -> tuple[str, ...]:
+        """The marks by which a call is recognised within text."""
+        return (*self.opening[:1], *self.loose)
+
+
+class Dialect(Struct, frozen=True, kw_only=True):
+    """``evidence``: texts that a chat template of this family contains, all of them.
+
+    ``reasoning`` are pairs of marks around reasoning, ``dropped`` marks without meaning for the reader. Where
+    ``calls_end_reasoning`` models forget to close their reasoning before they call. ``channels`` is Harmony: a reply
+    is a row of messages with headers, and ``forms`` only says how a call is to be written.
+    """
+
+    name: str
+    evidence: tuple[str, ...] = ()
+    reasoning: tuple[tuple[str, str], ...] = (("<think>", "</think>"),)
+    forms: tuple[CallForm, ...] = ()
+    dropped: tuple[str, ...] = ()
+    calls_end_reasoning: bool = False
+    channels: bool = False
+
+    def marks(self) -> tuple[str, ...]:
+        """Every text that the parser has to see, also where one is a single control token."""
+        found = [mark for pair in self.reasoning for mark in pair] + list(self.dropped)
+        for form in self.forms:
+            fields = [form.begin, form.before, form.after, form.end, form.name_end, form.id_begin]
+            fields += [form.parameter_begin, form.key_end, form.key_end_json, form.value_end]
+            found += [mark for field in fields for mark in field.split()]
+            found += [*form.loose, form.string_quote]
+        return tuple(dict.fromkeys(mark for mark in found if mark))

@@ -1,0 +1,79 @@
+"""Which parser reads the replies of a model, and what it needs from the engine."""
+
+from __future__ import annotations
+
+from array import array
+
+import pytest
+from msgspec.structs import replace
+from support.fake_engine import INFO, ByteTokenizer
+
+from llamafast.api.schema.chat import ChatRequest
+from llamafast.chat.constraint import Constraints
+from llamafast.chat.format import ChatFormat
+from llamafast.chat.plan import ChatPlan, plan_chat
+from llamafast.chat.reply import Message, PlainReply, assemble
+from llamafast.errors import ConfigError
+
+TOOLS = [{"type": "function", "function": {"name": "now"}}]
+CALL = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
+TAIL = "{{ messages[-1].content }}{% if add_generation_prompt %}<think>\n{% endif %}{# </think> #}"
+
+
+class MarkTokenizer(ByteTokenizer):
+    """The mark of a tool call is a control token."""
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> array[int]:
+        if text == "<tool_call>" and parse_special:
+            return array("i", [300])
+        return super().tokenize(text, add_special=add_special, parse_special=parse_special)
+
+
+def planned(template: str, dialect: str | None = None, **fields: object) -> ChatPlan:
+    info = replace(INFO, chat_template=template, dialect=dialect)
+    tokenizer = MarkTokenizer()
+    request = ChatRequest(messages=[{"role": "user", "content": "hi"}], **fields)  # type: ignore[arg-type]
+    return plan_chat(request, ChatFormat(info, tokenizer), tokenizer, Constraints(tokenizer), info)
+
+
+def reads(plan: ChatPlan, text: str) -> Message:
+    parser = plan.new_parser()
+    return assemble(parser.feed(text) + parser.finish())
+
+
+def test_a_chat_that_cannot_reason_or_call_is_not_parsed() -> None:
+    plan = planned("<tool_call>")
+    assert plan.new_parser is PlainReply
+    assert plan.plan.preserved_tokens == ()
+
+
+def test_marks_that_are_control_tokens_leave_text_where_a_parser_reads_them() -> None:
+    plan = planned("<tool_call>", tools=TOOLS)
+    assert plan.plan.preserved_tokens == (300,)
+    assert [call.name for call in reads(plan, CALL).tool_calls] == ["now"]
+
+
+def test_tools_of_no_use() -> None:
+    assert planned("<tool_call>", tools=TOOLS, tool_choice="none").new_parser is PlainReply
+    assert planned("<tool_call>", tools=[]).new_parser is PlainReply
+
+
+def test_reasoning_that_the_prompt_has_opened() -> None:
+    assert reads(planned(TAIL), "Hm.\n</think>\n\nYes.") == ("Yes.", "Hm.", [])
+    plan = planned(TAIL, add_generation_prompt=False)
+    assert reads(plan, "Hm.") == ("Hm.", "", [])
+    plan = planned(TAIL, reasoning_format="none")
+    assert reads(plan, "Hm.\n</think>\n\nYes.") == ("Hm.\n</think>\n\nYes.", "", [])
+
+
+def test_harmony_begins_within_the_header_that_the_prompt_has_begun() -> None:
+    plan = planned("<|start|>user<|message|>hi<|end|><|start|>assistant{# <|channel|> #}")
+    assert reads(plan, "<|channel|>final<|message|>Yes.") == ("Yes.", "", [])
+    plan = planned("<|start|>assistant<|channel|>analysis<|message|>I", dialect="harmony")
+    assert reads(plan, " see.") == ("", " see.", [])
+
+
+def test_the_config_may_name_the_dialect() -> None:
+    assert reads(planned("plain", dialect="qwen-xml"), "<think>Hm.</think>Yes.") == ("Yes.", "Hm.", [])
+    with pytest.raises(ConfigError, match=r"model\.dialect"):
+        planned("plain", dialect="klingon")
