@@ -5,8 +5,8 @@ from .context cimport Batch, Context
 from .cost cimport step_cost_t
 from .histograms cimport histograms_t
 from .outbox cimport Outbox
+from .pick cimport scratch_t
 from .running cimport running_t
-from .sampler cimport scratch_t
 from .sequence cimport Sequence
 from .vocab cimport Vocab
 

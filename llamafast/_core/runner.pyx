@@ -21,12 +21,12 @@ from .headers.llama cimport (
 )
 from .histograms cimport histograms_init, histograms_read, observe_admitted, observe_step, observe_token
 from .outbox cimport Outbox, outbox_publish, outbox_stage
+from .pick cimport sampler_mask, sampler_pick, scratch_free, scratch_init
 from .prefix cimport BLOCK
 from .running cimport (
     MAX_RUNNING, running_add, running_clear, running_free, running_init, running_longest, running_note, running_ready,
     running_remove, running_stop,
 )
-from .sampler cimport sampler_mask, sampler_pick, scratch_free, scratch_init
 from .sequence cimport (
     FINISH_HALTED, FINISH_LENGTH, FINISH_NONE, FINISH_REFUSED, FINISH_STOP, Sequence, sequence_append,
     sequence_preserves, sequence_t,

@@ -41,6 +41,27 @@ TRUNCATIONS: list[dict[str, Any]] = [
 ]
 
 
+RARE: list[dict[str, Any]] = [
+    {"typical_p": 0.5},
+    {"typical_p": 0.95, "temperature": 0.7},
+    {"top_n_sigma": 1.0},
+    {"top_n_sigma": 2.5, "temperature": 1.4, "top_k": 100},
+    {"xtc_probability": 1.0, "xtc_threshold": 0.05},
+    {"xtc_probability": 1.0, "xtc_threshold": 0.01, "min_p": 0.02, "temperature": 0.9},
+    {"dynatemp_range": 0.5, "temperature": 0.8, "top_k": 50},
+    {"dynatemp_range": 2.0, "dynatemp_exponent": 2.5, "temperature": 1.0, "top_k": 20},
+    {"dynatemp_range": 0.7, "temperature": 0.0, "top_k": 20},
+    {"mirostat": 1},
+    {"mirostat": 1, "mirostat_tau": 2.0, "temperature": 0.7},
+    {"mirostat": 2},
+    {"mirostat": 2, "mirostat_tau": 1.0, "temperature": 1.5},
+    {"samplers": ("min_p", "top_k"), "min_p": 0.05, "top_k": 30, "top_p": 0.1, "temperature": 0.1},
+    {"samplers": ("temperature", "top_p"), "temperature": 1.6, "top_p": 0.7},
+    {"samplers": ("temperature", "min_p", "top_k"), "temperature": 0.5, "min_p": 0.1, "top_k": 10},
+    {"typical_p": 0.9, "top_k": 200, "top_p": 0.9, "min_p": 0.01, "top_n_sigma": 4.0, "temperature": 1.2},
+]
+
+
 def name_of(parameters: dict[str, Any]) -> str:
     return "-".join(f"{key}={value}" for key, value in parameters.items()) or "plain"
 
@@ -105,6 +126,104 @@ def test_distribution_is_the_chains(row: Floats, parameters: dict[str, Any]) -> 
     counts = draws(parameters, row, 6_000)
     assert not counts[probabilities == 0].any()
     assert fit(counts, probabilities) > 1e-4
+
+
+@pytest.mark.parametrize("parameters", RARE, ids=name_of)
+@pytest.mark.parametrize("name", ["one", "seven", "flat-513", "peaked-513", "normal-20001"])
+def test_rare_stages_are_the_chains(name: str, parameters: dict[str, Any]) -> None:
+    row = ROWS[name]
+    probabilities = Chain(len(row), **parameters).probabilities(row)
+    sampler_per_draw = "mirostat" in parameters  # its target moves with every draw
+    if sampler_per_draw:
+        seeds = range(1_500)
+        picks = [Sampler(len(row), **parameters, seed=seed).pick(row, EMPTY) for seed in seeds]
+        counts = np.bincount(picks, minlength=len(row))
+    else:
+        counts = draws(parameters, row, 1_500)
+    assert not counts[probabilities == 0].any()
+    assert fit(counts, probabilities) > 1e-4
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_mirostat_steers_the_surprise(version: int) -> None:
+    """Its mean approaches tau, measured as mirostat does: among the tokens that were left."""
+    row = normal(5_000, 1.5)
+    chance = np.exp(row - row.max(), dtype=np.float64)
+    bits = -np.log2(chance / chance.sum())
+    for tau in (3.0, 6.0):
+        sampler = Sampler(len(row), mirostat=version, mirostat_tau=tau, mirostat_eta=0.2, seed=5)
+        picks = [sampler.pick(row, POSITIONS[:i]) for i in range(600)]
+        assert bits[picks[100:]].mean() < bits.min() + 2 * tau
+        assert bits[picks[100:]].mean() == pytest.approx(tau, abs=1.5 + bits.min())
+
+
+def test_xtc_is_as_frequent_as_asked() -> None:
+    row = np.array([5.0, 5.0, 0.0], np.float32)
+    counts = draws({"xtc_probability": 0.3, "xtc_threshold": 0.2, "temperature": 0.01}, row, 6_000)
+    assert counts[2] == 0
+    assert counts.min(initial=6_000, where=counts > 0) == pytest.approx(6_000 * 0.35, rel=0.06)
+
+
+def test_greedy_after_rare_stages() -> None:
+    """Temperature 0 takes the best of what is left: without the top choices, another one."""
+    row = normal(300)
+    row[[7, 9]] = 12.0, 11.0
+    xtc = {"xtc_probability": 1.0, "xtc_threshold": 0.1}
+    assert Sampler(300, temperature=0.0, **xtc).pick(row.copy(), EMPTY) == 9
+    assert Sampler(300, temperature=0.0, typical_p=0.5, top_n_sigma=1.0).pick(row.copy(), EMPTY) == 7
+
+
+@pytest.mark.parametrize("samplers", [("top_k", "penalties"), ("temperature", "penalties", "min_p")])
+def test_penalties_after_truncation(samplers: tuple[str, ...]) -> None:
+    parameters = {"top_k": 20, "min_p": 0.05, "temperature": 1.5, "frequency_penalty": 0.8, "samplers": samplers}
+    row = normal(60, 1.0)
+    chain = Chain(60, **parameters)
+    chain.accept(HISTORY.tolist())
+    probabilities = chain.probabilities(row)
+    picks = [Sampler(60, **parameters, seed=seed).pick(row.copy(), HISTORY) for seed in range(4_000)]
+    counts = np.bincount(picks, minlength=60)
+    assert not counts[probabilities == 0].any()
+    assert fit(counts, probabilities) > 1e-4
+
+
+DRY: list[dict[str, Any]] = [
+    {"dry_multiplier": 0.8},
+    {"dry_multiplier": 1.5, "dry_base": 1.1, "dry_allowed_length": 0},
+    {"dry_multiplier": -0.5, "dry_allowed_length": 1, "dry_penalty_last_n": 20},
+    {"dry_multiplier": 1e30, "dry_base": 3.0},
+]
+
+
+@pytest.mark.parametrize("parameters", DRY, ids=name_of)
+@pytest.mark.parametrize("n_words", [2, 3, 8])
+def test_dry_edits_the_row_as_the_chain_does(parameters: dict[str, Any], n_words: int) -> None:
+    rng = np.random.default_rng(n_words)
+    for _ in range(60):
+        history = rng.integers(0, n_words, int(rng.integers(0, 90))).astype(np.int32)
+        row = normal(40)
+        chain = Chain(40, **parameters, temperature=1.0)
+        chain.accept(history.tolist())
+        expected = chain.logits(row)
+        parameters.setdefault("dry_penalty_last_n", 64)
+        Sampler(40, **parameters).pick(row, history)
+        np.testing.assert_array_equal(row, expected)
+
+
+def test_dry_does_not_reach_over_a_breaker() -> None:
+    """7 breaks alone, 8 only before 9."""
+    history = np.array([1, 2, 3, 4, 7, 1, 2, 3], np.int32)
+
+    def penalized_by(history: Ids, breakers: list[tuple[int, tuple[int, ...]]]) -> list[int]:
+        row = np.zeros(10, np.float32)
+        Sampler(10, dry_multiplier=1.0, dry_breakers=breakers).pick(row, history)
+        return np.flatnonzero(row).tolist()
+
+    assert penalized_by(history, []) == [4]
+    assert penalized_by(history, [(7, ())]) == [4]
+    assert penalized_by(history, [(2, ())]) == []
+    assert penalized_by(history, [(4, ())]) == []
+    assert penalized_by(history, [(2, (3,))]) == []
+    assert penalized_by(history, [(2, (4,)), (9, ())]) == [4]
 
 
 @pytest.mark.parametrize(
@@ -296,7 +415,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("parameters", [*TRUNCATIONS, {"temperature": 0.0}, {"temperature": 1e-45}], ids=name_of)
+@pytest.mark.parametrize("parameters", [*TRUNCATIONS, *RARE, {"temperature": 0.0}, {"temperature": 1e-45}], ids=name_of)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_rows(name: str, parameters: dict[str, Any]) -> None:
     values, allowed = HOSTILE[name]
@@ -354,6 +473,18 @@ def test_hostile_penalties_stay_inside_the_vocabulary() -> None:
         ({"logit_bias": [(-1, 1.0)]}, "token id -1 is outside"),
         ({"logit_bias": [(2**70, 1.0)]}, "is outside"),
         ({"logit_bias": [(1, math.inf)]}, "logit_bias is inf"),
+        ({"typical_p": 1.1}, "typical_p is 1.1"),
+        ({"top_n_sigma": math.nan}, "top_n_sigma is nan"),
+        ({"xtc_probability": -0.1}, "xtc_probability is -0.1"),
+        ({"xtc_threshold": 2.0}, "xtc_threshold is 2.0"),
+        ({"dynatemp_range": math.inf}, "dynatemp_range is inf"),
+        ({"mirostat": 3}, "mirostat is 3"),
+        ({"mirostat_tau": math.nan}, "mirostat_tau is nan"),
+        ({"dry_base": 0.0}, "dry_base is 0.0"),
+        ({"dry_allowed_length": -1}, "dry_allowed_length is -1"),
+        ({"dry_penalty_last_n": -2}, "dry_penalty_last_n is -2"),
+        ({"samplers": ("top_k", "infill")}, "samplers has 'infill'"),
+        ({"samplers": ("top_k",) * 17}, "samplers has 17 stages"),
         ({"seed": 2**64}, "seed is"),
         ({"seed": -(2**63) - 1}, "seed is"),
     ],

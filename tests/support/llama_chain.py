@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import (
     CDLL,
     POINTER,
     Structure,
     byref,
     c_bool,
+    c_char_p,
     c_float,
     c_int32,
     c_int64,
@@ -51,6 +52,13 @@ def _library() -> CDLL:
         "init_top_p": (c_void_p, [c_float, c_size_t]),
         "init_min_p": (c_void_p, [c_float, c_size_t]),
         "init_temp": (c_void_p, [c_float]),
+        "init_typical": (c_void_p, [c_float, c_size_t]),
+        "init_top_n_sigma": (c_void_p, [c_float]),
+        "init_xtc": (c_void_p, [c_float, c_float, c_size_t, c_uint32]),
+        "init_temp_ext": (c_void_p, [c_float, c_float, c_float]),
+        "init_mirostat": (c_void_p, [c_int32, c_uint32, c_float, c_float, c_int32]),
+        "init_mirostat_v2": (c_void_p, [c_uint32, c_float, c_float]),
+        "init_dry": (c_void_p, [c_void_p, c_float, c_float, c_int32, c_int32, POINTER(c_char_p), c_size_t]),
         "init_penalties": (c_void_p, [c_int32, c_int32, c_float, c_float, c_float]),
         "init_logit_bias": (c_void_p, [c_int32, c_int32, POINTER(_LogitBias)]),
         "accept": (None, [c_void_p, c_int32]),
@@ -67,10 +75,14 @@ def _library() -> CDLL:
 _lib = _library()
 
 
-class Chain:
-    """logit_bias → penalties → top_k → top_p → min_p → temp (or greedy), with dist at the end when it has a seed.
+ORDER = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
 
-    A stage whose parameter switches it off is left out, as llama-server and the seed program do.
+
+class Chain:
+    """logit_bias, then ``samplers`` in their order, with dist at the end when it has a seed.
+
+    A stage whose parameter switches it off is left out, as llama-server and the seed program do; greedy ends one
+    whose temperature is 0. mirostat takes the place of what truncates. DRY needs a llama_vocab and breakers' texts.
     """
 
     def __init__(
@@ -81,34 +93,77 @@ class Chain:
         top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
+        typical_p: float = 1.0,
+        top_n_sigma: float = 0.0,
+        xtc_probability: float = 0.0,
+        xtc_threshold: float = 0.1,
+        dynatemp_range: float = 0.0,
+        dynatemp_exponent: float = 1.0,
+        mirostat: int = 0,
+        mirostat_tau: float = 5.0,
+        mirostat_eta: float = 0.1,
         repetition_penalty: float = 1.0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         penalty_last_n: int = 64,
+        dry_multiplier: float = 0.0,
+        dry_base: float = 1.75,
+        dry_allowed_length: int = 2,
+        dry_penalty_last_n: int = 64,
+        dry_breakers: Sequence[bytes] = (),
+        vocab: int = 0,
         logit_bias: Sequence[tuple[int, float]] = (),
         seed: int | None = None,
+        samplers: Sequence[str] = ORDER,
     ) -> None:
         self._chain = c_void_p(_lib.llama_sampler_chain_init(_ChainParams(True)))
         if logit_bias:
             biases = (_LogitBias * len(logit_bias))(*(_LogitBias(*pair) for pair in logit_bias))
             self._add(_lib.llama_sampler_init_logit_bias(n_vocab, len(logit_bias), biases))
-        if (repetition_penalty, presence_penalty, frequency_penalty) != (1, 0, 0):
-            self._add(
-                _lib.llama_sampler_init_penalties(
+        penalized = (repetition_penalty, presence_penalty, frequency_penalty) != (1, 0, 0)
+        breakers = (c_char_p * len(dry_breakers))(*dry_breakers)
+        stages: dict[str, tuple[bool, Callable[[], int]]] = {
+            "penalties": (
+                penalized,
+                lambda: _lib.llama_sampler_init_penalties(
                     n_vocab, penalty_last_n, repetition_penalty, frequency_penalty, presence_penalty
-                )
-            )
-        if temperature <= 0:
+                ),
+            ),
+            "dry": (
+                dry_multiplier != 0,
+                lambda: _lib.llama_sampler_init_dry(
+                    vocab, dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n, breakers, len(breakers)
+                ),
+            ),
+            "top_n_sigma": (top_n_sigma > 0, lambda: _lib.llama_sampler_init_top_n_sigma(top_n_sigma)),
+            "top_k": (top_k > 0, lambda: _lib.llama_sampler_init_top_k(top_k)),
+            "typ_p": (typical_p < 1, lambda: _lib.llama_sampler_init_typical(typical_p, 1)),
+            "top_p": (top_p < 1, lambda: _lib.llama_sampler_init_top_p(top_p, 1)),
+            "min_p": (min_p > 0, lambda: _lib.llama_sampler_init_min_p(min_p, 1)),
+            "xtc": (
+                xtc_probability > 0,
+                lambda: _lib.llama_sampler_init_xtc(xtc_probability, xtc_threshold, 1, seed or 0),
+            ),
+            "temperature": (
+                True,
+                lambda: _lib.llama_sampler_init_temp_ext(temperature, dynatemp_range, dynatemp_exponent),
+            ),
+        }
+        if mirostat:
+            samplers = [name for name in samplers if name in ("penalties", "dry", "temperature")]
+        if temperature <= 0 and not dynatemp_range and set(samplers) == set(ORDER):
+            samplers = [name for name in samplers if name in ("penalties", "dry")]
+        for name in samplers:
+            wanted, make = stages[name]
+            if wanted:
+                self._add(make())
+        if mirostat == 1:
+            self._add(_lib.llama_sampler_init_mirostat(n_vocab, seed or 0, mirostat_tau, mirostat_eta, 100))
+        elif mirostat == 2:
+            self._add(_lib.llama_sampler_init_mirostat_v2(seed or 0, mirostat_tau, mirostat_eta))
+        elif temperature <= 0 and "temperature" not in samplers:
             self._add(_lib.llama_sampler_init_greedy())
-            return
-        if top_k > 0:
-            self._add(_lib.llama_sampler_init_top_k(top_k))
-        if top_p < 1:
-            self._add(_lib.llama_sampler_init_top_p(top_p, 1))
-        if min_p > 0:
-            self._add(_lib.llama_sampler_init_min_p(min_p, 1))
-        self._add(_lib.llama_sampler_init_temp(temperature))
-        if seed is not None:
+        elif seed is not None:
             self._add(_lib.llama_sampler_init_dist(seed))
 
     def _add(self, stage: int) -> None:

@@ -1,0 +1,373 @@
+"""The choice of the next token, straight on the row of logits.
+
+The stages are those of llama.cpp's chain logit_bias, penalties, top_k, top_p, min_p, temp, dist (or greedy), and so is
+the distribution: top_p and min_p look at temperature 1, top_p at what top_k left. All of top_k, top_p and min_p keep
+the tokens above some logit, so each of them is a search for a threshold and nothing is sorted. Candidates that tie
+at top_p's threshold all stay; of those that tie at top_k's the lowest ids stay. Where it is cheaper, top_p first draws
+from the whole row and tests the token against the nucleus, as FlashInfer's rejection sampling does; a rejected draw is
+followed by one from the nucleus, so the distribution is the same.
+
+With rarer stages, or in another order, ``draw_by_stages`` takes all tokens through them one after the other, as the
+chain does.
+
+Random numbers depend on the seed and on the token's position alone. A row without a finite maximum gives its first
++inf, or token 0.
+"""
+from libc.float cimport FLT_MAX, FLT_MIN
+from libc.math cimport INFINITY, expf, isfinite, log2, logf
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+from .dry cimport dry_penalize
+from .headers.logits cimport (
+    LOGITS_AVX512, LOGITS_BLOCK, LOGITS_SLACK, logits_compact, logits_draw, logits_find, logits_gather, logits_mask,
+    logits_max, logits_outweighs, logits_select, logits_sum_exp, logits_uniform, logits_use, logits_weights,
+)
+from .headers.stages cimport (
+    stage_dynamic_temperature, stage_mirostat_k, stage_top_n_sigma, stage_typical_p, stage_xtc,
+)
+from .penalties cimport penalize
+
+cdef enum:
+    SAMPLED = 32        # an estimate looks at every 32nd block
+    FLAT = 128          # a row is flat if its tokens weigh more than a 128th of what they would if all were the best
+    MIROSTAT_M = 100    # the most likely tokens that mirostat 1.0 estimates by
+
+logits_use(LOGITS_AVX512)
+
+
+cdef int scratch_init(scratch_t *self, int32_t n_vocab) noexcept nogil:
+    """One block of memory, of which a sampler touches what it needs: 0, or -1 when out of memory."""
+    cdef size_t blocks = <size_t> n_vocab / LOGITS_BLOCK + 1 + LOGITS_SLACK
+    cdef size_t row = <size_t> n_vocab + LOGITS_BLOCK + LOGITS_SLACK
+    cdef float *memory = <float *> malloc((2 * blocks + 4 * row) * sizeof(float))
+    if memory == NULL:
+        return -1
+    self.block_max = memory
+    self.block_sum = self.block_max + blocks
+    self.logit = self.block_sum + blocks
+    self.id = <int32_t *> (self.logit + row)
+    self.weight = self.logit + 2 * row
+    self.narrowed = self.logit + 3 * row
+    self.n_vocab = n_vocab
+    return 0
+
+
+cdef void scratch_free(scratch_t *self) noexcept nogil:
+    free(self.block_max)
+    memset(self, 0, sizeof(scratch_t))
+
+
+cdef int32_t best(sampler_t *self, scratch_t *scratch, const float *row) noexcept nogil:
+    """The lowest id that has the largest logit."""
+    cdef float largest = logits_max(row, self.n_vocab, scratch.block_max)
+    return 0 if largest == -INFINITY else logits_find(row, self.n_vocab, scratch.block_max, largest)
+
+
+cdef int32_t keep_top_k(sampler_t *self, scratch_t *scratch, const float *row, float largest) noexcept nogil:
+    """Collect the top_k largest logits; returns how many there are."""
+    cdef int32_t blocks = (self.n_vocab + LOGITS_BLOCK - 1) / LOGITS_BLOCK
+    cdef int32_t n
+    cdef float threshold = -FLT_MAX
+    if self.top_k <= blocks:
+        # so many blocks have a logit this large
+        threshold = max(threshold, logits_select(
+            scratch.block_max, blocks, self.top_k, False, -INFINITY, largest, scratch.narrowed))
+    n = logits_gather(row, self.n_vocab, scratch.block_max, threshold, scratch.logit, scratch.id)
+    return cut_top_k(scratch, n, self.top_k, threshold, largest)
+
+
+cdef int32_t cut_top_k(scratch_t *scratch, int32_t n, int32_t top_k, float low, float high) noexcept nogil:
+    """Reduce n candidates, all of them in [low, high], to the top_k largest; returns how many are left."""
+    cdef int32_t i, spare = top_k, kept = 0
+    cdef float threshold
+    if n <= top_k:
+        return n
+    threshold = logits_select(scratch.logit, n, top_k, False, low, high, scratch.narrowed)
+    n = logits_compact(scratch.logit, n, threshold, scratch.logit, scratch.id)
+    if n <= top_k:
+        return n
+    for i in range(n):
+        spare -= scratch.logit[i] > threshold
+    for i in range(n):
+        if scratch.logit[i] > threshold or spare > 0:
+            spare -= scratch.logit[i] == threshold
+            scratch.logit[kept] = scratch.logit[i]
+            scratch.id[kept] = scratch.id[i]
+            kept += 1
+    return kept
+
+
+cdef float least_weight(double cut, int32_t n) noexcept nogil:
+    """A weight below which no token survives the loss of ``cut``: n of them weigh less. 1e-3 covers rounding."""
+    return max(<float> (cut / n * (1 - 1e-3)), FLT_MIN)
+
+
+cdef int32_t keep_top_p(sampler_t *self, scratch_t *scratch, int32_t n, double total) noexcept nogil:
+    """Reduce n weighted candidates to the nucleus of what weighs ``total``; returns how many are left."""
+    cdef float low = least_weight((1 - self.top_p) * total, self.n_vocab)
+    cdef float threshold = logits_select(
+        scratch.weight, n, max(self.top_p * total, FLT_MIN), True, low, 1, scratch.narrowed)
+    return logits_compact(scratch.weight, n, threshold, scratch.logit, scratch.id)
+
+
+cdef float lowest_by_min_p(sampler_t *self, float largest) noexcept nogil:
+    return max(-FLT_MAX, largest + logf(self.min_p)) if self.min_p > 0 else -FLT_MAX
+
+
+cdef float estimated_bound(
+    sampler_t *self, scratch_t *scratch, const float *row, float largest, double cut
+) noexcept nogil:
+    """A logit such that the tokens below it probably weigh less than ``cut``, but not much less, from some blocks."""
+    cdef int32_t n = 0, at = 0
+    cdef double total = 0, share
+    cdef float weight
+    while at <= self.n_vocab - LOGITS_BLOCK:
+        total += logits_weights(row + at, LOGITS_BLOCK, largest, 1, scratch.weight + n)
+        n += LOGITS_BLOCK
+        at += SAMPLED * LOGITS_BLOCK
+    share = 0.8 * cut * n / self.n_vocab
+    weight = logits_select(
+        scratch.weight, n, max(total - share, FLT_MIN), True, least_weight(share, n), 1, scratch.narrowed)
+    return largest + logf(max(weight, FLT_MIN))
+
+
+cdef int32_t gather_top_p(
+    sampler_t *self, scratch_t *scratch, const float *row, float largest, float lowest, double total
+) noexcept nogil:
+    """Collect the nucleus from ``lowest`` up and some more, with weights; returns how many there are."""
+    cdef double cut = (1 - self.top_p) * total
+    cdef float safe = max(lowest, largest + logf(least_weight(cut, self.n_vocab)))
+    cdef float bound = safe
+    cdef int32_t n
+    if self.n_vocab >= 4 * SAMPLED * LOGITS_BLOCK:
+        bound = max(safe, estimated_bound(self, scratch, row, largest, cut))
+    n = logits_gather(row, self.n_vocab, scratch.block_max, bound, scratch.logit, scratch.id)
+    if logits_weights(scratch.logit, n, largest, 1, scratch.weight) < self.top_p * total and bound > safe:
+        n = logits_gather(row, self.n_vocab, scratch.block_max, safe, scratch.logit, scratch.id)
+        logits_weights(scratch.logit, n, largest, 1, scratch.weight)
+    return n
+
+
+cdef int32_t draw(sampler_t *self, scratch_t *scratch, const float *x, int32_t n, uint32_t position) noexcept nogil:
+    """An index into n logits drawn at the sampler's temperature, -1 when the largest is not finite."""
+    cdef float largest
+    cdef double total = logits_sum_exp(x, n, self.scale, scratch.block_max, scratch.block_sum, &largest)
+    if not isfinite(largest):
+        return -1
+    return logits_draw(
+        x, n, self.scale, logits_uniform(self.seed, position, 0), scratch.block_max, scratch.block_sum, total,
+        scratch.weight)
+
+
+cdef int32_t propose(
+    sampler_t *self, scratch_t *scratch, const float *row, uint32_t position, float largest, float lowest, double total
+) noexcept nogil:
+    """A token drawn from the whole row if it is from ``lowest`` up and in the nucleus, else -1.
+
+    It is in the nucleus when the tokens no more likely than it weigh more than 1 - top_p, which is soon found out.
+    """
+    cdef double cut = (1 - self.top_p) * total
+    cdef double weight = total
+    cdef int32_t token
+    cdef float logit
+    if self.scale != 1:
+        weight = logits_sum_exp(row, self.n_vocab, self.scale, scratch.block_max, scratch.block_sum, &largest)
+    token = logits_draw(
+        row, self.n_vocab, self.scale, logits_uniform(self.seed, position, 1), scratch.block_max, scratch.block_sum,
+        weight, scratch.weight)
+    logit = row[token]
+    if logit >= lowest and (expf(logit - largest) > cut or logits_outweighs(
+        row, self.n_vocab, logit, cut, scratch.block_max, scratch.block_sum if self.scale == 1 else NULL, largest
+    )):
+        return token
+    return -1
+
+
+cdef int32_t draw_top_k(sampler_t *self, scratch_t *scratch, const float *row, uint32_t position) noexcept nogil:
+    cdef float largest = logits_max(row, self.n_vocab, scratch.block_max)
+    cdef double total
+    cdef int32_t n
+    if not isfinite(largest):
+        return -1
+    n = keep_top_k(self, scratch, row, largest)
+    if self.top_p < 1:
+        total = logits_weights(scratch.logit, n, largest, 1, scratch.weight)
+        n = keep_top_p(self, scratch, n, total)
+    n = logits_compact(scratch.logit, n, lowest_by_min_p(self, largest), scratch.logit, scratch.id)
+    return scratch.id[draw(self, scratch, scratch.logit, n, position)]
+
+
+cdef int32_t draw_top_p(sampler_t *self, scratch_t *scratch, const float *row, uint32_t position) noexcept nogil:
+    cdef float largest, lowest
+    cdef double total = logits_sum_exp(row, self.n_vocab, 1, scratch.block_max, scratch.block_sum, &largest)
+    cdef int32_t n, token
+    if not isfinite(largest):
+        return -1
+    lowest = lowest_by_min_p(self, largest)
+    # Rejection is next to free when the sums serve the draw too, and pays in a flat row, whose nucleus is most of it.
+    if self.scale == 1 or total * FLAT > self.n_vocab:
+        token = propose(self, scratch, row, position, largest, lowest, total)
+        if token >= 0:
+            return token
+    n = gather_top_p(self, scratch, row, largest, lowest, total)
+    n = keep_top_p(self, scratch, n, total)
+    return scratch.id[draw(self, scratch, scratch.logit, n, position)]
+
+
+cdef int32_t draw_min_p(sampler_t *self, scratch_t *scratch, const float *row, uint32_t position) noexcept nogil:
+    cdef float largest = logits_max(row, self.n_vocab, scratch.block_max)
+    cdef int32_t n
+    if not isfinite(largest):
+        return -1
+    n = logits_gather(
+        row, self.n_vocab, scratch.block_max, lowest_by_min_p(self, largest), scratch.logit, scratch.id)
+    return scratch.id[draw(self, scratch, scratch.logit, n, position)]
+
+
+cdef int32_t draw_by_stages(
+    sampler_t *self, scratch_t *scratch, float *row, const int32_t *history, int32_t n_history
+) noexcept nogil:
+    """The general way: all candidates go through the stages one by one. -1 when out of memory."""
+    cdef int32_t i, n, k
+    cdef float largest = logits_max(row, self.n_vocab, scratch.block_max)
+    if not isfinite(largest):
+        return best(self, scratch, row)
+    n = logits_gather(row, self.n_vocab, scratch.block_max, -FLT_MAX, scratch.logit, scratch.id)
+    for k in range(self.n_stages):
+        if self.stages[k] == STAGE_PENALTIES or self.stages[k] == STAGE_DRY:
+            # they look tokens up by id: candidates go back to the row for it
+            for i in range(n):
+                row[scratch.id[i]] = scratch.logit[i]
+            if self.stages[k] == STAGE_PENALTIES:
+                i = penalize(&self.penalties, row, history, n_history)
+            else:
+                i = dry_penalize(&self.dry, row, history, n_history)
+            if i != 0:
+                return -1
+            for i in range(n):
+                scratch.logit[i] = row[scratch.id[i]]
+        else:
+            n = apply_stage(self, scratch, self.stages[k], n, <uint32_t> n_history)
+        if n == 0:
+            return best(self, scratch, row)
+    i = draw_candidate(scratch, n, self.seed, <uint32_t> n_history)
+    if i < 0:
+        return best(self, scratch, row)
+    if self.mirostat:
+        self.mirostat_mu -= self.mirostat_eta * (surprise(scratch, n, i) - self.mirostat_tau)
+    return scratch.id[i]
+
+
+cdef int32_t apply_stage(
+    sampler_t *self, scratch_t *scratch, stage_t stage, int32_t n, uint32_t position
+) noexcept nogil:
+    """Reduce or scale n candidates; returns how many are left, 0 where the largest is not finite."""
+    cdef float largest = logits_max(scratch.logit, n, scratch.block_max)
+    cdef float temperature, limit
+    cdef double total
+    cdef int32_t i
+    if not isfinite(largest):
+        return 0
+    if stage == STAGE_TOP_K:
+        return cut_top_k(scratch, n, self.top_k, -FLT_MAX, largest)
+    if stage == STAGE_MIN_P:
+        return logits_compact(scratch.logit, n, lowest_by_min_p(self, largest), scratch.logit, scratch.id)
+    if stage == STAGE_TOP_N_SIGMA:
+        return stage_top_n_sigma(scratch.logit, scratch.id, n, self.top_n_sigma)
+    if stage == STAGE_MIROSTAT and self.mirostat == 1:
+        return mirostat_top_k(self, scratch, n, largest)
+    total = logits_weights(scratch.logit, n, largest, 1, scratch.weight)
+    if stage == STAGE_TOP_P:
+        return keep_top_p(self, scratch, n, total)
+    if stage == STAGE_TYPICAL_P:
+        return stage_typical_p(
+            scratch.logit, scratch.id, n, self.typical_p, largest, scratch.weight, total, scratch.narrowed)
+    if stage == STAGE_XTC:
+        if logits_uniform(self.seed, position, 2) >= self.xtc_probability:
+            return n
+        return stage_xtc(scratch.logit, scratch.id, n, self.xtc_threshold, scratch.weight, total)
+    if stage == STAGE_MIROSTAT:
+        # a surprise of at most mu bits: -log2(weight / total) <= mu
+        limit = <float> min(1.0, total * 2.0 ** -self.mirostat_mu)
+        return logits_compact(scratch.weight, n, limit, scratch.logit, scratch.id)
+    temperature = self.temperature
+    if self.dynatemp_range > 0:
+        temperature = stage_dynamic_temperature(
+            scratch.logit, n, max(0, temperature - self.dynatemp_range), temperature + self.dynatemp_range,
+            self.dynatemp_exponent, largest, scratch.weight, total)
+    if not temperature > 0:
+        return cut_top_k(scratch, n, 1, -FLT_MAX, largest)
+    for i in range(n):
+        scratch.logit[i] = max(-FLT_MAX, (scratch.logit[i] - largest) / temperature)
+    return n
+
+
+cdef int32_t mirostat_top_k(sampler_t *self, scratch_t *scratch, int32_t n, float largest) noexcept nogil:
+    cdef float top[MIROSTAT_M]
+    cdef int32_t i, k, m = 0
+    cdef float threshold, value
+    if n < 2:
+        return n
+    threshold = logits_select(
+        scratch.logit, n, min(n, <int32_t> MIROSTAT_M), False, -FLT_MAX, largest, scratch.narrowed)
+    for i in range(n):
+        value = scratch.logit[i]
+        if value < threshold or (m == MIROSTAT_M and value <= top[m - 1]):
+            continue
+        m = min(m + 1, <int32_t> MIROSTAT_M)
+        k = m - 1
+        while k > 0 and top[k - 1] < value:
+            top[k] = top[k - 1]
+            k -= 1
+        top[k] = value
+    return cut_top_k(scratch, n, stage_mirostat_k(top, m, self.n_vocab, self.mirostat_mu), -FLT_MAX, largest)
+
+
+cdef int32_t draw_candidate(scratch_t *scratch, int32_t n, uint64_t seed, uint32_t position) noexcept nogil:
+    """An index into n candidates, -1 when the largest is not finite."""
+    cdef float largest
+    cdef double total = logits_sum_exp(scratch.logit, n, 1, scratch.block_max, scratch.block_sum, &largest)
+    if not isfinite(largest):
+        return -1
+    return logits_draw(
+        scratch.logit, n, 1, logits_uniform(seed, position, 0), scratch.block_max, scratch.block_sum, total,
+        scratch.weight)
+
+
+cdef float surprise(scratch_t *scratch, int32_t n, int32_t at) noexcept nogil:
+    """-log2 of a candidate's probability."""
+    cdef float largest = logits_max(scratch.logit, n, scratch.block_max)
+    cdef double total = logits_weights(scratch.logit, n, largest, 1, scratch.weight)
+    return <float> -log2(max(<double> scratch.weight[at], FLT_MIN) / total)
+
+
+cdef int32_t sampler_pick(
+    sampler_t *self, scratch_t *scratch, float *row, const int32_t *history, int32_t n_history
+) noexcept nogil:
+    cdef uint32_t position = <uint32_t> n_history
+    cdef int32_t i, token
+    if scratch.n_vocab < self.n_vocab:
+        return -1
+    for i in range(self.n_bias):
+        row[self.bias[i].token] += self.bias[i].bias
+    if self.n_stages > 0:
+        return draw_by_stages(self, scratch, row, history, n_history)
+    if self.penalties.last_n != 0 and penalize(&self.penalties, row, history, n_history) != 0:
+        return -1
+    if self.greedy:
+        return best(self, scratch, row)
+    if self.top_k > 0:
+        token = draw_top_k(self, scratch, row, position)
+    elif self.top_p < 1:
+        token = draw_top_p(self, scratch, row, position)
+    elif self.min_p > 0:
+        token = draw_min_p(self, scratch, row, position)
+    else:
+        token = draw(self, scratch, row, self.n_vocab, position)
+    return token if token >= 0 else best(self, scratch, row)
+
+
+cdef void sampler_mask(float *row, int32_t n_vocab, const uint32_t *allowed) noexcept nogil:
+    logits_mask(row, n_vocab, allowed)
