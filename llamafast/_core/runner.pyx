@@ -5,6 +5,7 @@
 state of decoding takes no Python decision and no lock but the Outbox's.
 """
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
 from .balance cimport RUNNER, born, died
@@ -551,8 +552,26 @@ cdef int choose(Runner self, sequence_t *s, float *logits) noexcept nogil:
                 return -1
             return masker_ask(self.masker, c, token) if s.finish == FINISH_NONE else 0
         return sequence_finish(self, s, FINISH_STOP) if c.complete and s.finish == FINISH_NONE else 0
+    if s.n_tokens < s.n_min:
+        rule_out_ends(self, s, logits)
     token = sampler_pick(s.sampler, &self.scratch, logits, s.tokens, s.n_tokens)
     return -1 if token < 0 else sequence_accept(self, s, token)
+
+
+cdef void rule_out_ends(Runner self, const sequence_t *s, float *logits) noexcept nogil:
+    cdef int32_t i
+    for i in range(self.vocab.pieces.n_eog):
+        logits[self.vocab.pieces.eog[i]] = -INFINITY
+    for i in range(s.n_stop_tokens):
+        logits[s.stop_tokens[i]] = -INFINITY
+
+
+cdef bint is_stop_token(const sequence_t *s, int32_t token) noexcept nogil:
+    cdef int32_t i
+    for i in range(s.n_stop_tokens):
+        if s.stop_tokens[i] == token:
+            return True
+    return False
 
 
 cdef int sequence_accept(Runner self, sequence_t *s, int32_t token) noexcept nogil:
@@ -568,6 +587,8 @@ cdef int sequence_accept(Runner self, sequence_t *s, int32_t token) noexcept nog
         running_note(&self.live, s)
     if flags & TOKEN_EOG:
         stopped = not s.ignore_eos or s.constraint != NULL
+    elif is_stop_token(s, token):
+        stopped = 1
     elif not flags & TOKEN_CONTROL or s.show_control or sequence_preserves(s, token):
         stopped = text_feed(&s.text, self.vocab.pieces.text + begin, length)
         if stopped < 0:

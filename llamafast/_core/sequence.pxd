@@ -22,6 +22,9 @@ cdef struct sequence_t:
     int32_t n_tokens
     int32_t n_past          # tokens[:n_past] are in memory; all of them only while its logits wait for a mask
     int32_t n_max           # n_tokens stops growing here
+    int32_t n_min           # the tokens that end it cannot come before
+    int32_t *stop_tokens    # (n_stop_tokens,) that end it beside the end-of-generation tokens
+    int32_t n_stop_tokens
     int32_t n_rows          # rows it has in the current step
     bint ready              # it may have rows in the current step
     int32_t output_row      # which of them gives logits, -1: none

@@ -20,10 +20,11 @@ cdef enum:
 cdef class Sequence:
     """The engine's end of one choice.
 
-    ``prompt`` is int32 token ids, at least one; ``max_tokens`` (at least 1) bounds the output. ``tag`` names the
-    sequence in the Outbox. Sequences of different ``salt`` never share what they computed. ``checkpoints`` are lengths
-    of the prompt at which its state is likely to be wanted again, for whoever sets ``save_at``. With a ``constraint``
-    (of its own) an end-of-generation token always ends it.
+    ``prompt`` is int32 token ids, at least one; ``max_tokens`` (at least 1) bounds the output. It ends at a stop string
+    (which stays with ``keep_stop``), a stop token or an end-of-generation token, at those not before ``min_tokens``.
+    ``tag`` names the sequence in the Outbox. Sequences of different ``salt`` never share what they computed.
+    ``checkpoints`` are lengths of the prompt at which its state is likely to be wanted again, for whoever sets
+    ``save_at``. With a ``constraint`` (of its own) an end-of-generation token always ends it.
 
     Control tokens leave text only with ``show_control``, or when they are among the ids ``preserved`` (int32).
 
@@ -32,9 +33,9 @@ cdef class Sequence:
 
     def __cinit__(
         self, Vocab vocab not None, const int32_t[::1] prompt not None, Sampler sampler not None, *, int64_t tag,
-        int32_t max_tokens, tuple stops=(), bint ignore_eos=False, bint show_control=False,
-        const int32_t[::1] preserved=None, bytes salt not None=b"", tuple checkpoints=(),
-        Constraint constraint=None,
+        int32_t max_tokens, int32_t min_tokens=0, tuple stops=(), tuple stop_tokens=(), bint keep_stop=False,
+        bint ignore_eos=False, bint show_control=False, const int32_t[::1] preserved=None,
+        bytes salt not None=b"", tuple checkpoints=(), Constraint constraint=None,
     ):
         cdef sequence_t *s = &self.state
         cdef Py_ssize_t i
@@ -62,6 +63,17 @@ cdef class Sequence:
         if s.tokens == NULL:
             raise MemoryError
         born(SEQUENCE)
+        s.n_min = s.n_prompt + min(max(min_tokens, 0), max_tokens)
+        if stop_tokens:
+            s.stop_tokens = <int32_t *> malloc(<size_t> len(stop_tokens) * sizeof(int32_t))
+            if s.stop_tokens == NULL:
+                raise MemoryError
+        for token in stop_tokens:
+            if not 0 <= token < vocab.pieces.n_tokens:
+                raise ValueError(f"token id {token} is outside the vocabulary of {vocab.pieces.n_tokens}")
+            s.stop_tokens[s.n_stop_tokens] = token
+            s.n_stop_tokens += 1
+        s.text.keep_stop = keep_stop
         memcpy(s.tokens, &prompt[0], <size_t> s.n_prompt * sizeof(int32_t))
         text_init(&s.text, stops)
         self.salt = salt
@@ -81,6 +93,7 @@ cdef class Sequence:
             died(SEQUENCE)
         free(self.state.tokens)
         free(self.state.hashes)
+        free(self.state.stop_tokens)
         text_free(&self.state.text)
 
     @property

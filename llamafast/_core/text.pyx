@@ -56,8 +56,8 @@ cdef void text_free(text_t *self) noexcept nogil:
 
 
 cdef int text_feed(text_t *self, const char *piece, int32_t length) noexcept nogil:
-    """Append bytes. 1 when a stop string was completed (pending then ends where it began), 0 when not, -1 when out
-    of memory. Of stops completed by the same byte the longest wins."""
+    """Append bytes. 1 when a stop string was completed (pending then ends where it began, or with it), 0 when not, -1
+    when out of memory. Of stops completed by the same byte the longest wins."""
     cdef int32_t i, k, longest
     cdef stop_t *stop
     cdef char *grown
@@ -82,7 +82,8 @@ cdef int text_feed(text_t *self, const char *piece, int32_t length) noexcept nog
                 longest = max(longest, stop.length)
                 stop.matched = stop.fail[stop.length - 1]
         if longest:
-            self.n_pending -= longest
+            if not self.keep_stop:
+                self.n_pending -= longest
             return 1
     return 0
 

@@ -13,6 +13,8 @@ cdef struct pieces_t:
     int32_t *offset     # (n_tokens + 1)
     uint8_t *flags      # (n_tokens,) TOKEN_* bits
     char *text
+    int32_t *eog        # (n_eog,) the tokens with TOKEN_EOG
+    int32_t n_eog
 
 cdef class Vocab:
     cdef Model model

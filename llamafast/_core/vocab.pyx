@@ -2,6 +2,7 @@
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from libc.limits cimport INT_MIN
 from libc.stdint cimport int32_t
+from libc.string cimport memcmp
 
 from .balance cimport VOCAB, born, died
 from .headers.llama cimport (
@@ -12,6 +13,9 @@ from .headers.llama cimport (
 from .model cimport Model
 
 from array import array
+
+cdef extern from "string.h" nogil:
+    void *memmem(const void *haystack, size_t n_haystack, const void *needle, size_t n_needle)
 
 
 cdef class Vocab:
@@ -29,6 +33,7 @@ cdef class Vocab:
         PyMem_RawFree(self.pieces.offset)
         PyMem_RawFree(self.pieces.flags)
         PyMem_RawFree(self.pieces.text)
+        PyMem_RawFree(self.pieces.eog)
 
     @property
     def n_tokens(self):
@@ -87,13 +92,39 @@ cdef class Vocab:
 
     def eog_tokens(self):
         """The tokens that end generation."""
-        cdef int32_t token
-        return [token for token in range(self.pieces.n_tokens) if self.pieces.flags[token] & TOKEN_EOG]
+        cdef int32_t i
+        return [self.pieces.eog[i] for i in range(self.pieces.n_eog)]
 
     @property
     def llama_pointers(self):
         """The addresses of the llama_vocab, which lives as long as this object, and of llama_tokenize."""
         return <size_t> self.vocab, <size_t> <void *> llama_tokenize
+
+    def breakers(self, bytes text not None):
+        """The ways in which tokens can spell ``text``, as pairs of a token and the tuple of those after it.
+
+        The token holds all of the text, or ends with the first part of it and the others are the rest, tokenised. In
+        ascending order, each pair once.
+        """
+        cdef list found = []
+        cdef dict tails = {}
+        cdef int32_t token, overlap, begin, end
+        cdef int32_t n_text = <int32_t> len(text)
+        cdef const char *wanted = text
+        if n_text == 0:
+            return found
+        for token in range(self.pieces.n_tokens):
+            begin, end = self.pieces.offset[token], self.pieces.offset[token + 1]
+            if memmem(self.pieces.text + begin, <size_t> (end - begin), wanted, <size_t> n_text) != NULL:
+                found.append((token, ()))
+                continue
+            for overlap in range(min(n_text - 1, end - begin), 0, -1):
+                if memcmp(self.pieces.text + end - overlap, wanted, <size_t> overlap) == 0:
+                    if overlap not in tails:
+                        rest = text[overlap:].decode("utf-8", "ignore")
+                        tails[overlap] = tuple(self.tokenize(rest, add_special=False, parse_special=False))
+                    found.append((token, tails[overlap]))
+        return sorted(set(found))
 
     def tokenize(self, str text, *, bint add_special, bint parse_special):
         """Token ids of ``text`` as array('i').
@@ -176,7 +207,16 @@ cdef int pieces_read(pieces_t *pieces, const llama_vocab *vocab) except -1:
             if n < 0:
                 raise AssertionError(f"llama_token_to_piece({token}) needs {-n} bytes, {capacity - used} given")
         used += <size_t> n
+        pieces.n_eog += llama_vocab_is_eog(vocab, token)
         pieces.flags[token] = ((TOKEN_EOG if llama_vocab_is_eog(vocab, token) else 0)
                                | (TOKEN_CONTROL if llama_vocab_is_control(vocab, token) else 0))
     pieces.offset[n_tokens] = <int32_t> used
+    pieces.eog = <int32_t *> PyMem_RawMalloc((<size_t> pieces.n_eog + 1) * sizeof(int32_t))
+    if pieces.eog == NULL:
+        raise MemoryError
+    pieces.n_eog = 0
+    for token in range(n_tokens):
+        if pieces.flags[token] & TOKEN_EOG:
+            pieces.eog[pieces.n_eog] = token
+            pieces.n_eog += 1
     return 0

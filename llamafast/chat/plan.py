@@ -7,7 +7,7 @@ been checked by then.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from msgspec.structs import replace
@@ -17,8 +17,9 @@ from llamafast.chat.format import ChatFormat
 from llamafast.chat.grammar import ConstraintOptions
 from llamafast.chat.messages import normalise_messages
 from llamafast.chat.reply import NewParser, PlainReply, Reply
+from llamafast.chat.sampling import SamplingOptions, read_sampling
 from llamafast.chat.tools import Tool, read_functions, read_tools
-from llamafast.engine.types import Matcher, ModelInfo, Plan, SamplingParams, Tokenizer
+from llamafast.engine.types import Matcher, ModelInfo, Plan, Tokenizer
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
 
 MAX_TOTAL_CHOICES = 2048
@@ -33,23 +34,16 @@ _NO_REASONING = frozenset({"none", "minimal"})
 Prompt = str | list[str | int | list[int]]
 
 
-class Options(ConstraintOptions, Protocol):
+class Options(SamplingOptions, ConstraintOptions, Protocol):
     """What a Plan takes from every request; None is the default."""
 
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    min_p: float | None
-    repetition_penalty: float | None
-    repeat_penalty: float | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    logit_bias: dict[str, float] | None
-    seed: int | None
     n: int | None
     max_tokens: int | None
     stop: str | list[str] | None
     ignore_eos: bool | None
+    min_tokens: int | None
+    stop_token_ids: list[int] | None
+    include_stop_str_in_output: bool | None
     priority: int | None
     cache_salt: str | None
     skip_special_tokens: bool | None
@@ -105,7 +99,7 @@ def plan_completion(
         )
     paths = ["prompt"] if len(prompts) == 1 else [f"prompt[{i}]" for i in range(len(prompts))]
     tokens = tuple(_prompt_tokens(prompt, path, tokenizer, info) for prompt, path in zip(prompts, paths, strict=True))
-    return _plan(request, tokens, request.max_tokens, constraints.requested(request), info)
+    return _plan(request, tokens, request.max_tokens, constraints.requested(request), tokenizer, info)
 
 
 def echo_texts(request: CompletionOptions, plan: Plan, tokenizer: Tokenizer) -> list[str]:
@@ -127,7 +121,7 @@ def plan_chat(
     _check_size(len(text), "messages", info)
     tokens = _checked_tokens(chat.control.tokenize(text, tokenizer), "messages", info)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
-    plan = _plan(request, (tokens,), max_tokens, constraints.requested(request), info)
+    plan = _plan(request, (tokens,), max_tokens, constraints.requested(request), tokenizer, info)
     new_parser: NewParser = PlainReply
     if plan.matcher is None:  # a text that follows a grammar is all content
         new_parser = chat.parser(chat.control.unmark(text), tools, split_reasoning=request.reasoning_format != "none")
@@ -173,51 +167,42 @@ def _plan(
     prompts: tuple[array[int], ...],
     max_tokens: int | None,
     matcher: Matcher | None,
+    tokenizer: Tokenizer,
     info: ModelInfo,
 ) -> Plan:
     return Plan(
         prompts=prompts,
-        sampling=_sampling(options, info),
+        sampling=read_sampling(options, tokenizer, info),
         n=options.n or 1,
         # No output outgrows the context, so a larger number means the same and a huge one never leaves this room.
         max_tokens=None if max_tokens is None else min(max_tokens, info.max_seq_len),
         stop=_stop_strings(options.stop),
         skip_special_tokens=options.skip_special_tokens is not False,
         ignore_eos=bool(options.ignore_eos),
+        min_tokens=_min_tokens(options, max_tokens, matcher),
+        stop_token_ids=_stop_tokens(options.stop_token_ids, info),
+        keep_stop=bool(options.include_stop_str_in_output),
         matcher=matcher,
         priority=options.priority or 0,
         cache_salt=options.cache_salt or "",
     )
 
 
-def _sampling(options: Options, info: ModelInfo) -> SamplingParams:
-    repetition = options.repeat_penalty if options.repetition_penalty is None else options.repetition_penalty
-    chosen: dict[str, Any] = {
-        "temperature": options.temperature,
-        "top_k": None if options.top_k is None else min(max(options.top_k, 0), info.n_vocab),
-        "top_p": options.top_p,
-        "min_p": options.min_p,
-        "repetition_penalty": repetition,
-        "presence_penalty": options.presence_penalty,
-        "frequency_penalty": options.frequency_penalty,
-        "logit_bias": _logit_bias(options.logit_bias, info) if options.logit_bias else None,
-        "seed": options.seed,
-    }
-    return SamplingParams(**{name: value for name, value in chosen.items() if value is not None})
+def _stop_tokens(tokens: Sequence[int] | None, info: ModelInfo) -> tuple[int, ...]:
+    if tokens and not 0 <= min(tokens) <= max(tokens) < info.n_vocab:
+        raise InvalidRequest(f"`stop_token_ids` has a token id outside 0 to {info.n_vocab - 1}", param="stop_token_ids")
+    return tuple(dict.fromkeys(tokens or ()))
 
 
-def _logit_bias(bias: Mapping[str, float], info: ModelInfo) -> tuple[tuple[int, float], ...]:
-    digits = len(str(info.n_vocab))
-    by_token: dict[int, float] = {}
-    for key, value in bias.items():
-        token = int(key) if key.isascii() and key.isdigit() and len(key) <= digits else -1
-        if not 0 <= token < info.n_vocab:
-            raise InvalidRequest(
-                f"`logit_bias` has the key {key[:32]!r}: not a token id from 0 to {info.n_vocab - 1}",
-                param="logit_bias",
-            )
-        by_token[token] = value
-    return tuple(by_token.items())
+def _min_tokens(options: Options, max_tokens: int | None, matcher: Matcher | None) -> int:
+    least = options.min_tokens or 0
+    if max_tokens is not None and least > max_tokens:
+        raise InvalidRequest("`min_tokens` must not be larger than `max_tokens`", param="min_tokens")
+    if least and matcher is not None:
+        raise InvalidRequest(
+            "`min_tokens` cannot be combined with a grammar, which decides the end", param="min_tokens"
+        )
+    return min(least, 2**31 - 1)
 
 
 def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -8,7 +8,10 @@ import secrets
 import threading
 from array import array
 from contextlib import suppress
+from functools import lru_cache
 from itertools import count
+
+from msgspec.structs import asdict
 
 from llamafast._core.constraint import Constraint, Masker
 from llamafast._core.context import Context
@@ -29,6 +32,8 @@ from llamafast.errors import ContextLengthExceeded, EngineUnavailable, InvalidRe
 # what FINISH_* of the core means on the wire
 FINISH_REASONS: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length"}
 FINISH_REFUSED = 3
+
+BREAKERS_KEPT = 64
 
 
 class Engine:
@@ -54,6 +59,8 @@ class Engine:
         self.info = info
         self.tokenizer: Tokenizer = vocab
         self._vocab = vocab
+        # finding the tokens of a breaker takes a look at the whole vocabulary
+        self._breakers = lru_cache(BREAKERS_KEPT)(vocab.breakers)
         self._max_queue = max_queue
         self._priorities = priorities
         self._tags = count(1)
@@ -201,6 +208,9 @@ class Engine:
                 self._sampler(plan.sampling, index),
                 tag=next(self._tags),
                 max_tokens=max_tokens,
+                min_tokens=plan.min_tokens,
+                stop_tokens=plan.stop_token_ids,
+                keep_stop=plan.keep_stop,
                 stops=tuple(stop.encode() for stop in plan.stop),
                 ignore_eos=plan.ignore_eos,
                 show_control=not plan.skip_special_tokens,
@@ -214,19 +224,11 @@ class Engine:
 
     def _sampler(self, params: SamplingParams, index: int) -> Sampler:
         seed = secrets.randbits(64) if params.seed is None else (params.seed + index) & 0xFFFF_FFFF_FFFF_FFFF
-        return Sampler(
-            self.info.n_vocab,
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            repetition_penalty=params.repetition_penalty,
-            presence_penalty=params.presence_penalty,
-            frequency_penalty=params.frequency_penalty,
-            penalty_last_n=params.penalty_last_n,
-            logit_bias=params.logit_bias,
-            seed=seed,
-        )
+        values = asdict(params) | {"seed": seed}
+        breakers = values.pop("dry_sequence_breakers")
+        if params.dry_multiplier:
+            values["dry_breakers"] = sorted({pair for text in breakers for pair in self._breakers(text.encode())})
+        return Sampler(self.info.n_vocab, **values)
 
     def _cancel(self, generation: Generation) -> None:
         self._worker.cancel([s.tag for s in generation.sequences if self._forget(s.tag) is not None])

@@ -16,6 +16,7 @@ from llamafast.config import Config, ModelConfig
 from llamafast.engine.engine import Engine
 from llamafast.engine.memory import available_bytes, return_large_blocks
 from llamafast.engine.pooling import create_embedder, embedding_params, embeds, made_to_embed
+from llamafast.engine.recommended import recommended_sampling
 from llamafast.engine.threads import physical_cores
 from llamafast.engine.types import ModelInfo
 from llamafast.errors import ConfigError, ModelLoadError
@@ -137,6 +138,7 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         bos_text=vocab.text(vocab.bos),
         eos_text=vocab.text(vocab.eos),
         description=model.description,
+        sampling=recommended_sampling(model),
         generates=generates,
         embedding=embedding,
     )

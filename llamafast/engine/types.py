@@ -12,24 +12,40 @@ Pooling = Literal["none", "mean", "cls", "last", "rank"]
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True):
-    """How the next token is chosen.
+    """How the next token is chosen: the logit bias, then the stages of ``samplers`` in their order, then a draw.
 
-    Applied in this order, the order of the seed program's ``llama_sampler`` chain with llama-server's extra
-    stages where llama-server has them: logit bias, penalties, top-k, top-p, min-p, temperature, draw.
-    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0, ``repetition_penalty`` 1 and penalties 0
-    switch a stage off. Penalties look at the last ``penalty_last_n`` tokens of prompt and output
-    (-1: all of them). ``seed`` None draws a fresh seed per request; with a seed, the choice ``k`` of a request
-    uses ``seed + k``.
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p``, ``typical_p`` and ``repetition_penalty`` 1 and what else is 0
+    switch a stage off, as do ``top_n_sigma`` below 0 and ``xtc_threshold`` above 0.5. Penalties look at the last
+    ``penalty_last_n`` tokens of prompt and output, DRY at ``dry_penalty_last_n`` (-1: all of them). ``mirostat`` 1 or 2
+    takes the place of whatever truncates. ``seed`` None draws a fresh seed per request; with a seed, the choice ``k``
+    of a request uses ``seed + k``.
     """
 
     temperature: float = 0.8
     top_k: int = 0
     top_p: float = 0.95
     min_p: float = 0.0
+    typical_p: float = 1.0
+    top_n_sigma: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     penalty_last_n: int = 64
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    samplers: tuple[str, ...] = (
+        "penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"
+    )  # fmt: skip
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
 
@@ -44,12 +60,13 @@ class Plan(Struct, frozen=True, kw_only=True):
     """What one request wants generated: ``n`` choices for each prompt.
 
     ``prompts`` are arrays of int32 token ids, at least one id each. ``max_tokens`` bounds the output of one choice
-    (None: as much as fits). ``stop`` strings end a choice and are not part of its text. With
+    (None: as much as fits). ``stop`` strings end a choice and are not part of its text, unless ``keep_stop``. With
     ``skip_special_tokens`` control tokens leave no text, but for those whose ids are in ``preserved_tokens``.
-    ``ignore_eos`` lets generation run through end-of-generation tokens. ``matcher`` is a grammar that the text of every
-    choice follows. Requests with a lower ``priority`` run first and give way last. Only requests of one ``cache_salt``
-    share what they computed. ``checkpoints`` are lengths at which later prompts may part from this one (the end of the
-    system prompt, the start of the last user turn): there a state that cannot be cut is kept.
+    ``ignore_eos`` lets generation run through end-of-generation tokens. ``stop_token_ids`` end a choice too and leave
+    no text; neither they nor the end-of-generation tokens can come before ``min_tokens``. ``matcher`` is a grammar that
+    the text of every choice follows. Requests with a lower ``priority`` run first and give way last. Only requests of
+    one ``cache_salt`` share what they computed. ``checkpoints`` are lengths at which later prompts may part from this
+    one (the end of the system prompt, the start of the last user turn): there a state that cannot be cut is kept.
     """
 
     prompts: tuple[array[int], ...]
@@ -60,6 +77,9 @@ class Plan(Struct, frozen=True, kw_only=True):
     skip_special_tokens: bool = True
     preserved_tokens: tuple[int, ...] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    keep_stop: bool = False
     matcher: Matcher | None = None
     priority: int = 0
     cache_salt: str = ""
@@ -113,7 +133,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """What the layers above may know of the loaded model. Lengths are in tokens, ``longest_piece`` is
     the most bytes of text that one token can stand for, ``control_tokens`` the texts of control tokens.
     ``tool_use_template`` is a chat template of the model's own for conversations with tools, ``dialect`` names how it
-    writes tool calls where its templates do not tell. ``embedding`` is None for a model that does not embed."""
+    writes tool calls where its templates do not tell. ``sampling`` is what a request gets that asks for nothing else.
+    ``embedding`` is None for a model that does not embed."""
 
     id: str
     created: int
@@ -126,6 +147,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     bos_text: str
     eos_text: str
     description: str
+    sampling: SamplingParams = SamplingParams()
     generates: bool = True
     response_schema: dict[str, Any] | None = None
     response_template: dict[str, Any] | None = None

@@ -72,7 +72,26 @@ async def test_bodies_that_are_not_a_request(client: AsgiClient, body: bytes, sa
         ("repeat_penalty", [0, -1, "1"]),
         ("presence_penalty", [-2.1, 2.1, "0"]),
         ("frequency_penalty", [-2.1, 2.1, "0"]),
-        ("logit_bias", [[], "x", {"1": "x"}, {"1": 101}, {"1": -101}, {"1": None}, {"x": 1}, {"258": 1}]),
+        ("logit_bias", ["x", {"1": "x"}, {"1": 101}, {"1": -101}, {"1": None}, {"x": 1}, {"258": 1}, {"1": True}]),
+        (
+            "logit_bias",
+            [[1], [[1]], [[1, 2, 3]], [[258, 1]], [[-1, 1]], [["a", 101]], [[1.5, 1]], [[1, True]], [[1, 0]] * 1025],
+        ),
+        ("typical_p", [-0.1, 1.1, "1"]),
+        ("top_n_sigma", ["1", 1e300]),
+        ("xtc_probability", [2, -1]),
+        ("xtc_threshold", [2, -1]),
+        ("dynatemp_range", [-1, "x"]),
+        ("mirostat", [3, -1, True, "2", 1.5]),
+        ("dry_base", [0.5, 1e300]),
+        ("dry_allowed_length", [-1, 2**31]),
+        ("dry_penalty_last_n", [-2, 2**31]),
+        ("repeat_last_n", [-2, 1.5]),
+        ("dry_sequence_breakers", ["x", [""], ["x" * 41], ["x"] * 17, [1]]),
+        ("samplers", ["q", ["infill"], ["top_k", 1], ["top_k"] * 17, "k" * 17, {}]),
+        ("min_tokens", [-1, "1", 1.5]),
+        ("stop_token_ids", [[258], [-1], [10**30], [0] * 129, 1, ["1"]]),
+        ("include_stop_str_in_output", [1, "true"]),
         ("seed", ["1", 1.5, 2**63, -(2**63) - 1, True]),
         ("n", ["1", 0, -1, 129, 10**30, 1.5, True]),
         ("max_tokens", ["5", -1, 1.5, True, []]),
@@ -115,6 +134,8 @@ async def test_wrong_types_and_ranges_name_the_field(client: AsgiClient, field: 
         ({"prompt": [10**25]}, "prompt"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "best_of": 0}, "best_of"),
+        ({"prompt": "a", "max_tokens": 5, "min_tokens": 6}, "min_tokens"),
+        ({"prompt": "a", "min_tokens": 1, "grammar": 'root ::= "a"'}, "min_tokens"),
         ({"prompt": "a", "echo": 1}, "echo"),
     ],
 )
@@ -155,8 +176,6 @@ async def test_missing_messages(client: AsgiClient) -> None:
 
 
 EVERYWHERE = {
-    "min_tokens": 1,
-    "stop_token_ids": [1],
     "return_token_ids": True,
 }
 IN_CHAT = {
@@ -286,6 +305,9 @@ FIELDS = [
     "functions",
     "stop",
     "logit_bias",
+    "samplers",
+    "min_tokens",
+    "stop_token_ids",
     "stream_options",
     "n",
     "response_format",

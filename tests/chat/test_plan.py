@@ -111,6 +111,39 @@ def test_null_is_the_default_everywhere() -> None:
     assert chat(**dict.fromkeys(fields)) == chat()
 
 
+def test_what_the_model_recommends_is_the_default() -> None:
+    info = msgspec.structs.replace(INFO, sampling=SamplingParams(temperature=0.3, top_k=64))
+    request = msgspec.convert({"prompt": "a", "top_k": 0}, CompletionRequest)
+    sampling = plan_completion(request, TOKENIZER, CONSTRAINTS, info).sampling
+    assert (sampling.temperature, sampling.top_k) == (0.3, 0)
+
+
+def test_rare_sampling_fields() -> None:
+    values: dict[str, Any] = {
+        "typical_p": 0.5, "top_n_sigma": 1.5, "xtc_probability": 0.25, "xtc_threshold": 0.25, "dynatemp_range": 0.5,
+        "dynatemp_exponent": 2.0, "mirostat": 2, "mirostat_tau": 4.0, "mirostat_eta": 0.25, "dry_multiplier": 0.75,
+        "dry_base": 2.0, "dry_allowed_length": 3, "dry_penalty_last_n": -1,
+    }  # fmt: skip
+    plan = completion(**values, repeat_last_n=100, dry_sequence_breakers=["x", "y", "x"], samplers="kmt")
+    assert plan.sampling == SamplingParams(
+        **values, penalty_last_n=100, dry_sequence_breakers=("x", "y"), samplers=("top_k", "min_p", "temperature")
+    )
+    assert completion(samplers=["temp", "typical_p"]).sampling.samplers == ("temperature", "typ_p")
+
+
+def test_biases_of_llama_server() -> None:
+    assert completion(logit_bias=[[5, 1.5], ["ab", -2], [7, False]]).sampling.logit_bias == (
+        (5, 1.5), (97, -2.0), (98, -2.0), (7, -1e30),
+    )  # fmt: skip
+    assert completion(logit_bias={"5": False}).sampling.logit_bias == ((5, -1e30),)
+    assert completion(logit_bias=[]).sampling.logit_bias == ()
+
+
+def test_what_ends_a_choice() -> None:
+    plan = completion(stop_token_ids=[5, 6, 5], min_tokens=3, include_stop_str_in_output=True)
+    assert (plan.stop_token_ids, plan.min_tokens, plan.keep_stop) == ((5, 6), 3, True)
+
+
 def test_sampling_fields() -> None:
     plan = completion(
         temperature=0,

@@ -93,9 +93,13 @@ def test_a_seeded_sequence_does_not_depend_on_its_neighbours(rig):
     assert together[7] == alone[7]
 
 
-def test_a_removed_sequence_goes_on_where_it_was(rig):
-    expected = rig.run(rig.sequence([50, 60, 70], 1, max_tokens=30))
-    sequence = rig.sequence([50, 60, 70], 1, max_tokens=30)
+RARE = {"temperature": 1.3, "mirostat": 1, "dry_multiplier": 0.8, "frequency_penalty": 0.4, "seed": 6}
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "typical_p": 0.8, "xtc_probability": 0.5}, RARE])
+def test_a_removed_sequence_goes_on_where_it_was(rig, sampling):
+    expected = rig.run(rig.sequence([50, 60, 70], 1, max_tokens=30, sampling=sampling))
+    sequence = rig.sequence([50, 60, 70], 1, max_tokens=30, sampling=sampling)
     rig.runner.add(sequence)
     assert rig.runner.run(10) == PAUSED
     rig.runner.remove(sequence)

@@ -87,3 +87,14 @@ def test_kv_overrides_reach_the_model(smollm2):
     assert Vocab(model).eos == 1
     with pytest.raises(ValueError, match="127"):
         Model(str(smollm2), kv_overrides={"x" * 200: True})
+
+
+def test_breakers_are_all_ways_to_spell_a_text(vocab):
+    """Every token that holds the text, and every one that ends with a part of it, with the rest after it."""
+    found = vocab.breakers(b"he")
+    pieces = {token: vocab.piece(token) for token in range(vocab.n_tokens)}
+    assert {token for token, tail in found if not tail} == {token for token, piece in pieces.items() if b"he" in piece}
+    assert all(pieces[token].endswith(b"h") for token, tail in found if tail)
+    assert all(b"".join(pieces[t] for t in tail) == b"e" for _, tail in found if tail)
+    assert found == sorted(found)
+    assert vocab.breakers(b"") == []

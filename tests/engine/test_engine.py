@@ -10,6 +10,7 @@ import pytest
 
 from llamafast.config import CacheConfig, Config, ModelConfig, SchedulerConfig, ServerConfig
 from llamafast.engine.load import load_engine
+from llamafast.engine.recommended import recommended_sampling
 from llamafast.engine.types import Plan, SamplingParams
 from llamafast.errors import (
     ConfigError,
@@ -189,3 +190,63 @@ async def test_every_kind_of_memory(tiny_model, name, kv_unified):
     together = await asyncio.gather(*(collect(engine.submit(one)) for one in plans))
     assert together == alone
     await engine.close()
+
+
+async def test_tokens_that_end_a_choice(engine):
+    """A stop token leaves no text and cannot come too soon; it counts as generated."""
+    always = SamplingParams(temperature=0, logit_bias=((97, 1000.0),))
+    generation = engine.submit(plan(40, 41, sampling=always, stop_token_ids=(97,)))
+    assert await collect(generation) == [("", "stop")]
+    assert generation.completion_tokens == 1
+    generation = engine.submit(plan(40, 41, sampling=always, stop_token_ids=(97,), min_tokens=5))
+    ((_, reason),) = await collect(generation)
+    assert (generation.completion_tokens, reason) == (6, "stop")
+    eos = engine.tokenizer.eog_tokens()[0]
+    ending = SamplingParams(temperature=0, logit_bias=((eos, 1000.0),))
+    generation = engine.submit(plan(40, 41, sampling=ending, min_tokens=3))
+    await collect(generation)
+    assert generation.completion_tokens == 4
+
+
+async def test_a_stop_string_may_stay(engine):
+    ((text, _),) = await collect(engine.submit(plan(40, 41, ignore_eos=True)))
+    stop = text[2:4]
+    for keep_stop in (False, True):
+        ((cut, reason),) = await collect(engine.submit(plan(40, 41, stop=(stop,), keep_stop=keep_stop)))
+        assert (cut, reason) == (text[: text.index(stop)] + stop * keep_stop, "stop")
+
+
+RARE = SamplingParams(
+    temperature=1.3, seed=7, typical_p=0.9, mirostat=2, dry_multiplier=0.8, frequency_penalty=0.3, xtc_probability=0.5
+)
+
+
+async def test_rare_sampling_does_not_depend_on_neighbours(tiny_model):
+    """Mirostat remembers, DRY looks back: alone and in a crowd the text is the same."""
+    engine = load_engine(config(tiny_model("tiny-llama"), n_ctx=256, n_seq_max=8), tiny_model("tiny-llama"))
+    engine.start()
+    wanted = plan(40, 41, 42, sampling=RARE, max_tokens=100, ignore_eos=True)
+    alone = await collect(engine.submit(wanted))
+    crowd = [engine.submit(plan(50 + i, 60, max_tokens=80, ignore_eos=True)) for i in range(4)]
+    among = engine.submit(wanted)
+    assert await collect(among) == alone
+    for generation in crowd:
+        await collect(generation)
+    await engine.close()
+
+
+def test_recommended_sampling(caplog):
+    class Gguf:
+        def metadata(self, key):
+            return {
+                "general.sampling.temp": "0.3", "general.sampling.top_k": "64", "general.sampling.top_p": "7",
+                "general.sampling.min_p": "x", "general.sampling.penalty_repeat": "1.05",
+                "general.sampling.sequence": "top_k;temperature", "general.sampling.mirostat": "9",
+            }.get(key)  # fmt: skip
+
+    assert recommended_sampling(Gguf()) == SamplingParams(
+        temperature=0.3, top_k=64, repetition_penalty=1.05, samplers=("top_k", "temperature")
+    )
+    assert [record.message.split(" is ")[0] for record in caplog.records] == [
+        "the model's recommended top_p", "the model's recommended min_p", "the model's recommended mirostat",
+    ]  # fmt: skip

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Raw, Struct
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
 MAX_BIASED_TOKENS = 1024
+MAX_STOP_TOKENS = 128
+MAX_BREAKERS = 16
 SYSTEM_FINGERPRINT = "fp_llamafast"
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
@@ -16,6 +18,9 @@ Probability = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 # Any positive number in OpenAI-like servers; beyond these bounds a penalised logit would leave float32.
+# Nor do these have bounds of their own elsewhere.
+Amount = Annotated[float, Meta(ge=-1e6, le=1e6)]
+Window = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 RepetitionPenalty = Annotated[float, Meta(ge=1e-6, le=1e6)]
 
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -40,8 +45,6 @@ class GenerationOptions(Struct, kw_only=True):
     """
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
-        "min_tokens": (0,),
-        "stop_token_ids": ([],),
         "return_token_ids": (False,),
     }
 
@@ -54,11 +57,34 @@ class GenerationOptions(Struct, kw_only=True):
     repeat_penalty: RepetitionPenalty | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[str, Bias], Meta(max_length=MAX_BIASED_TOKENS)] | None = None
+    typical_p: Probability | None = None
+    top_n_sigma: Amount | None = None
+    xtc_probability: Probability | None = None
+    xtc_threshold: Probability | None = None
+    dynatemp_range: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    dynatemp_exponent: Amount | None = None
+    mirostat: Literal[0, 1, 2] | None = None
+    mirostat_tau: Amount | None = None
+    mirostat_eta: Amount | None = None
+    repeat_last_n: Window | None = None
+    dry_multiplier: Amount | None = None
+    dry_base: Annotated[float, Meta(ge=1, le=1e6)] | None = None
+    dry_allowed_length: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    dry_penalty_last_n: Window | None = None
+    dry_sequence_breakers: Annotated[list[str], Meta(max_length=MAX_BREAKERS)] | None = None
+    samplers: str | list[str] | None = None
+    logit_bias: (
+        Annotated[dict[str, Bias | bool], Meta(max_length=MAX_BIASED_TOKENS)]
+        | Annotated[list[tuple[int | str, Bias | bool]], Meta(max_length=MAX_BIASED_TOKENS)]
+        | None
+    ) = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     stop: str | Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)] | None = None
     ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Meta(ge=0)] | None = None
+    stop_token_ids: Annotated[list[int], Meta(max_length=MAX_STOP_TOKENS)] | None = None
+    include_stop_str_in_output: bool | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: CacheSalt | None = None
     skip_special_tokens: bool | None = None
@@ -75,8 +101,6 @@ class GenerationOptions(Struct, kw_only=True):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
 
-    min_tokens: int | None = None
-    stop_token_ids: list[int] | None = None
     return_token_ids: bool | None = None
 
     @property

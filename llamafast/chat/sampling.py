@@ -1,0 +1,123 @@
+"""How a request wants its tokens chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from msgspec.structs import replace
+
+from llamafast.engine.types import ModelInfo, SamplingParams, Tokenizer
+from llamafast.errors import InvalidRequest
+
+MAX_BREAKER_BYTES = 40
+MAX_STAGES = 16
+
+# llama-server's letters and further names for the stages of SamplingParams.samplers.
+STAGES = {
+    "e": "penalties",
+    "d": "dry",
+    "s": "top_n_sigma",
+    "k": "top_k",
+    "y": "typ_p",
+    "p": "top_p",
+    "m": "min_p",
+    "x": "xtc",
+    "t": "temperature",
+    "typical_p": "typ_p",
+    "typical": "typ_p",
+    "temp": "temperature",
+}
+# A bias that nothing outweighs: the sum stays a number.
+BANNED = -1e30
+
+Biases = Mapping[str, float | bool] | Sequence[tuple[int | str, float | bool]]
+
+
+class SamplingOptions(Protocol):
+    """What a request may say about sampling; None is the model's default. Wire names are those of SamplingParams, but
+    for the two old names here."""
+
+    repeat_penalty: float | None
+    repeat_last_n: int | None
+    top_k: int | None
+    logit_bias: Any
+    samplers: Any
+    dry_sequence_breakers: list[str] | None
+
+
+def read_sampling(options: SamplingOptions, tokenizer: Tokenizer, info: ModelInfo) -> SamplingParams:
+    """Raises InvalidRequest."""
+    chosen: dict[str, Any] = {
+        "repetition_penalty": options.repeat_penalty,
+        "penalty_last_n": options.repeat_last_n,
+    }
+    for name in SamplingParams.__struct_fields__:
+        if (value := getattr(options, name, None)) is not None:
+            chosen[name] = value
+    if options.top_k is not None:
+        chosen["top_k"] = min(max(options.top_k, 0), info.n_vocab)
+    if options.logit_bias is not None:
+        chosen["logit_bias"] = _logit_bias(options.logit_bias, tokenizer, info)
+    if options.samplers is not None:
+        chosen["samplers"] = stage_names(options.samplers)
+    if options.dry_sequence_breakers is not None:
+        chosen["dry_sequence_breakers"] = _breakers(options.dry_sequence_breakers)
+    return replace(info.sampling, **{name: value for name, value in chosen.items() if value is not None})
+
+
+def stage_names(samplers: Iterable[str]) -> tuple[str, ...]:
+    """Stages by name, or a string of llama-server's letters. Raises InvalidRequest."""
+    names = tuple(STAGES.get(name, name) for name in samplers)
+    if len(names) > MAX_STAGES:
+        raise InvalidRequest(f"`samplers` has more than {MAX_STAGES} stages", param="samplers")
+    known = SamplingParams().samplers
+    for name in names:
+        if name not in known:
+            raise InvalidRequest(
+                f"`samplers` has {name[:32]!r}: expected {', '.join(known)} or their letters", param="samplers"
+            )
+    return names
+
+
+def _breakers(breakers: list[str]) -> tuple[str, ...]:
+    for breaker in breakers:
+        if not 1 <= len(breaker.encode()) <= MAX_BREAKER_BYTES:
+            raise InvalidRequest(
+                f"a string of `dry_sequence_breakers` has 1 to {MAX_BREAKER_BYTES} bytes of UTF-8",
+                param="dry_sequence_breakers",
+            )
+    return tuple(dict.fromkeys(breakers))
+
+
+def _logit_bias(bias: Biases, tokenizer: Tokenizer, info: ModelInfo) -> tuple[tuple[int, float], ...]:
+    """OpenAI's object of token ids, or llama-server's pairs of an id or a text, whose tokens all get the bias.
+
+    ``false`` bans a token.
+    """
+    by_token: dict[int, float] = {}
+    if isinstance(bias, Mapping):
+        for key, value in bias.items():
+            by_token[_token_id(key, info)] = _bias(value)
+    else:
+        for token, value in bias:
+            if isinstance(token, str):
+                tokens = list(tokenizer.tokenize(token, add_special=False, parse_special=True))
+            else:
+                tokens = [_token_id(str(token), info)]
+            by_token.update(dict.fromkeys(tokens, _bias(value)))
+    return tuple(by_token.items())
+
+
+def _token_id(key: str, info: ModelInfo) -> int:
+    if key.isascii() and key.isdigit() and len(key) <= len(str(info.n_vocab)) and int(key) < info.n_vocab:
+        return int(key)
+    raise InvalidRequest(
+        f"`logit_bias` has the key {key[:32]!r}: not a token id from 0 to {info.n_vocab - 1}", param="logit_bias"
+    )
+
+
+def _bias(value: float | bool) -> float:
+    if value is True:
+        raise InvalidRequest("`logit_bias` has the value true: expected a number or false", param="logit_bias")
+    return BANNED if value is False else value
