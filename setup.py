@@ -27,6 +27,7 @@ MODULES: dict[str, list[str]] = {
     "dry": [],
     "pick": ["logits.c", "stages.c"],
     "sampler": [],
+    "logprobs": [],
     "text": [],
     "prefix": [],
     "running": [],

@@ -1,10 +1,22 @@
 from cpython.pythread cimport PyThread_type_lock
 from libc.stdint cimport int32_t, int64_t
 
+from .pick cimport logprob_t
+
 cdef struct buffer_t:
     char *bytes
     size_t used
     size_t capacity
+
+# What is told of a sequence; its text and its entries follow it.
+cdef struct record_t:
+    int64_t tag
+    int32_t length      # bytes of text
+    int32_t n_tokens
+    int32_t n_cached
+    int32_t finish
+    int32_t n_entries   # log probabilities
+    bint of_prompt      # they are those of its prompt
 
 cdef class Outbox:
     cdef buffer_t staged        # the engine thread's own
@@ -14,6 +26,6 @@ cdef class Outbox:
     cdef int wake_fd
 
 cdef int outbox_stage(
-    Outbox self, int64_t tag, const char *text, int32_t length, int32_t n_tokens, int32_t n_cached, int32_t finish
+    Outbox self, const record_t *record, const char *text, const logprob_t *entries
 ) noexcept nogil
 cdef int outbox_publish(Outbox self) noexcept nogil

@@ -4,27 +4,20 @@ The engine thread stages one record per sequence that has something to say and p
 step. Publishing into an empty box writes one byte to a pipe, which wakes the event loop once for all streams; what
 later steps publish before the loop has come round is taken by the same wake-up.
 """
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.pythread cimport (
     PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock,
 )
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
 from .balance cimport OUTBOX, born, died
+from .pick cimport logprob_t
 
 
 cdef extern from "unistd.h" nogil:
     ssize_t write(int fd, const void *buffer, size_t count)
-
-
-cdef struct record_t:
-    int64_t tag
-    int32_t length      # bytes of text that follow
-    int32_t n_tokens
-    int32_t n_cached
-    int32_t finish
 
 
 cdef int buffer_append(buffer_t *self, const void *data, size_t size) noexcept nogil:
@@ -38,25 +31,20 @@ cdef int buffer_append(buffer_t *self, const void *data, size_t size) noexcept n
             return -1
         self.bytes = grown
         self.capacity = capacity
-    memcpy(self.bytes + self.used, data, size)
+    if size:
+        memcpy(self.bytes + self.used, data, size)
     self.used += size
     return 0
 
 
 cdef int outbox_stage(
-    Outbox self, int64_t tag, const char *text, int32_t length, int32_t n_tokens, int32_t n_cached, int32_t finish
+    Outbox self, const record_t *record, const char *text, const logprob_t *entries
 ) noexcept nogil:
     """Add a record to the current step: 0, or -1 when out of memory."""
-    cdef record_t record
-    record.tag = tag
-    record.length = length
-    record.n_tokens = n_tokens
-    record.n_cached = n_cached
-    record.finish = finish
     cdef size_t before = self.staged.used
-    if buffer_append(&self.staged, &record, sizeof(record)) < 0:
-        return -1
-    if buffer_append(&self.staged, text, length) < 0:
+    if (buffer_append(&self.staged, record, sizeof(record_t)) < 0
+            or buffer_append(&self.staged, text, <size_t> record.length) < 0
+            or buffer_append(&self.staged, entries, <size_t> record.n_entries * sizeof(logprob_t)) < 0):
         self.staged.used = before
         return -1
     return 0
@@ -103,8 +91,10 @@ cdef class Outbox:
         free(self.draining.bytes)
 
     def drain(self):
-        """Every published record, oldest first: (tag, text, n_tokens, n_cached, finish), finish 0 while running."""
+        """Every published record, oldest first: (tag, text, n_tokens, n_cached, finish, logprobs), finish 0 while
+        running; ``logprobs`` is None or whether they are the prompt's, and pairs of int32 and float32."""
         cdef record_t record
+        cdef size_t size
         cdef size_t at = 0
         cdef list rows = []
         PyThread_acquire_lock(self.lock, 1)
@@ -114,11 +104,16 @@ cdef class Outbox:
             while at < self.draining.used:
                 memcpy(&record, self.draining.bytes + at, sizeof(record))
                 at += sizeof(record)
+                size = <size_t> record.n_entries * sizeof(logprob_t)
+                logprobs = None
+                if size:
+                    logprobs = bool(record.of_prompt), PyBytes_FromStringAndSize(
+                        self.draining.bytes + at + record.length, <Py_ssize_t> size)
                 rows.append((
                     record.tag, PyUnicode_DecodeUTF8(self.draining.bytes + at, record.length, "replace"),
-                    record.n_tokens, record.n_cached, record.finish,
+                    record.n_tokens, record.n_cached, record.finish, logprobs,
                 ))
-                at += record.length
+                at += <size_t> record.length + size
         finally:
             # what is left here would be taken for published records
             self.draining.used = 0

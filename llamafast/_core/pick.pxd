@@ -12,6 +12,7 @@ cdef struct scratch_t:
     int32_t *id             # (n_vocab,) their token ids
     float *weight           # (n_vocab,) their exponentials
     float *narrowed         # (n_vocab,) what a search for a threshold has left
+    float *raw              # (n_vocab,) logits as the model gave them, for who has to report them
 
 cdef int scratch_init(scratch_t *self, int32_t n_vocab) noexcept nogil  # 0, or -1 when out of memory
 cdef void scratch_free(scratch_t *self) noexcept nogil
@@ -60,6 +61,15 @@ cdef struct sampler_t:
     bias_t *bias            # (n_bias,)
     penalties_t penalties
     dry_t dry
+
+cdef struct logprob_t:
+    int32_t token           # -1: there are no more tokens than those before
+    float logprob
+
+# Log probabilities in row (n_vocab,): in out[0] the token's, then the n_top largest ones in descending order.
+cdef void row_logprobs(
+    scratch_t *scratch, const float *row, int32_t token, int32_t n_top, logprob_t *out
+) noexcept nogil
 
 # The token that follows history[:n_history], or -1 when out of memory or when the scratch is for a smaller vocabulary.
 # row is (n_vocab,) and is edited in place. Between two calls the history may grow, and shrink and change within its

@@ -14,7 +14,7 @@ Random numbers depend on the seed and on the token's position alone. A row witho
 +inf, or token 0.
 """
 from libc.float cimport FLT_MAX, FLT_MIN
-from libc.math cimport INFINITY, expf, isfinite, log2, logf
+from libc.math cimport INFINITY, expf, isfinite, log, log2, logf
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
@@ -41,7 +41,7 @@ cdef int scratch_init(scratch_t *self, int32_t n_vocab) noexcept nogil:
     """One block of memory, of which a sampler touches what it needs: 0, or -1 when out of memory."""
     cdef size_t blocks = <size_t> n_vocab / LOGITS_BLOCK + 1 + LOGITS_SLACK
     cdef size_t row = <size_t> n_vocab + LOGITS_BLOCK + LOGITS_SLACK
-    cdef float *memory = <float *> malloc((2 * blocks + 4 * row) * sizeof(float))
+    cdef float *memory = <float *> malloc((2 * blocks + 5 * row) * sizeof(float))
     if memory == NULL:
         return -1
     self.block_max = memory
@@ -50,6 +50,7 @@ cdef int scratch_init(scratch_t *self, int32_t n_vocab) noexcept nogil:
     self.id = <int32_t *> (self.logit + row)
     self.weight = self.logit + 2 * row
     self.narrowed = self.logit + 3 * row
+    self.raw = self.logit + 4 * row
     self.n_vocab = n_vocab
     return 0
 
@@ -367,6 +368,36 @@ cdef int32_t sampler_pick(
     else:
         token = draw(self, scratch, row, self.n_vocab, position)
     return token if token >= 0 else best(self, scratch, row)
+
+
+cdef void row_logprobs(
+    scratch_t *scratch, const float *row, int32_t token, int32_t n_top, logprob_t *out
+) noexcept nogil:
+    cdef int32_t n_vocab = scratch.n_vocab
+    cdef int32_t blocks = (n_vocab + LOGITS_BLOCK - 1) / LOGITS_BLOCK
+    cdef int32_t i, k, n, kept = 0
+    cdef float largest, threshold = -FLT_MAX
+    cdef double total = logits_sum_exp(row, n_vocab, 1, scratch.block_max, scratch.block_sum, &largest)
+    cdef double norm = largest + log(total)
+    out[0] = logprob_t(token, <float> (row[token] - norm))
+    if n_top <= 0:
+        return
+    if n_top <= blocks and largest > -INFINITY:
+        # so many blocks have a logit this large
+        threshold = max(threshold, logits_select(
+            scratch.block_max, blocks, n_top, False, -INFINITY, largest, scratch.narrowed))
+    n = logits_gather(row, n_vocab, scratch.block_max, threshold, scratch.logit, scratch.id)
+    for i in range(n):
+        if kept == n_top and scratch.logit[i] <= out[kept].logprob:
+            continue
+        kept = min(kept + 1, n_top)
+        k = kept
+        while k > 1 and out[k - 1].logprob < scratch.logit[i]:
+            out[k] = out[k - 1]
+            k -= 1
+        out[k] = logprob_t(scratch.id[i], scratch.logit[i])
+    for k in range(1, n_top + 1):
+        out[k] = logprob_t(out[k].token, <float> (out[k].logprob - norm)) if k <= kept else logprob_t(-1, 0)
 
 
 cdef void sampler_mask(float *row, int32_t n_vocab, const uint32_t *allowed) noexcept nogil:

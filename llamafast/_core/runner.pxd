@@ -35,6 +35,7 @@ cdef class Runner:
     cdef dict state_sizes                       # bytes of a state by its number of tokens
     cdef int32_t n_batch
     cdef int32_t prefill_chunk
+    cdef int32_t n_scored_max                   # rows of a step that score one prompt
     cdef double target_itl                      # seconds, 0: adaptive
     cdef int32_t attention_tile
     cdef bint prefills_alone                    # the last step held decoding back

@@ -7,6 +7,7 @@ state of decoding takes no Python decision and no lock but the Outbox's.
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.string cimport memcpy
 
 from .balance cimport RUNNER, born, died
 from .constraint cimport (
@@ -21,8 +22,9 @@ from .headers.llama cimport (
     llama_supports_gpu_offload,
 )
 from .histograms cimport histograms_init, histograms_read, observe_admitted, observe_step, observe_token
-from .outbox cimport Outbox, outbox_publish, outbox_stage
-from .pick cimport sampler_mask, sampler_pick, scratch_free, scratch_init
+from .logprobs cimport logprobs_add, logprobs_drop, logprobs_ready
+from .outbox cimport Outbox, outbox_publish, outbox_stage, record_t
+from .pick cimport logprob_t, row_logprobs, sampler_mask, sampler_pick, scratch_free, scratch_init
 from .prefix cimport BLOCK
 from .running cimport (
     MAX_RUNNING, running_add, running_clear, running_free, running_init, running_longest, running_note, running_ready,
@@ -63,6 +65,8 @@ cdef enum:
     MAX_ROWS = 0x7FFFFFFF
     # lengths of states whose sizes are remembered
     MAX_KNOWN_SIZES = 1024
+    # llama.cpp keeps the logits of all rows of a step that ask for them, and never gives the memory back
+    SCORED_BYTES = 1 << 26
 
 PAUSED = RUN_PAUSED
 NO_ROOM = RUN_NO_ROOM
@@ -99,6 +103,7 @@ cdef class Runner:
         self.batch = Batch(self.n_batch)
         self.masker = Masker()
         self.prefill_chunk = prefill_chunk
+        self.n_scored_max = max(<int32_t> MIN_PREFILL, <int32_t> (SCORED_BYTES // (4 * vocab.pieces.n_tokens)))
         self.target_itl = target_itl
         self.attention_tile = MAX_ROWS if llama_supports_gpu_offload() else ATTENTION_TILE
         self.running = []
@@ -419,7 +424,7 @@ cdef int32_t runner_fill(Runner self) noexcept nogil:
     Returns how many rows continue a generation. n_batch >= n_seq_max, so every sequence finds at least one row.
     """
     cdef llama_batch *batch = &self.batch.batch
-    cdef int32_t i, budget, spare, n_decode = 0, n_prefill = 0, n_generating = 0
+    cdef int32_t i, budget, spare, take, n_decode = 0, n_prefill = 0, n_generating = 0
     cdef sequence_t *s
     batch.n_tokens = 0
     for i in range(self.live.n):
@@ -452,7 +457,10 @@ cdef int32_t runner_fill(Runner self) noexcept nogil:
     for i in range(self.live.n):
         s = self.live.states[i]
         if s.ready and not is_decoding(s) and budget > 0:
-            budget -= take_rows(batch, s, running_stop(&self.live, s, budget))
+            take = running_stop(&self.live, s, budget)
+            if s.logprobs.n_scored < s.n_prompt:
+                take = min(take, self.n_scored_max)
+            budget -= take_rows(batch, s, take)
     return n_generating
 
 
@@ -465,9 +473,12 @@ cdef bint is_decoding(const sequence_t *s) noexcept nogil:
 cdef int32_t take_rows(llama_batch *batch, sequence_t *s, int32_t most) noexcept nogil:
     """Add the next rows of a sequence; returns how many. The row of its last token gives logits."""
     cdef int32_t k
+    cdef bint scored
     s.n_rows = min(most, s.n_tokens - s.n_past)
+    s.first_row = batch.n_tokens
     for k in range(s.n_past, s.n_past + s.n_rows):
-        s.output_row = batch_add(batch, s.tokens[k], k, s.seq_id, k == s.n_tokens - 1)
+        scored = s.logprobs.n_scored <= k + 1 < s.n_prompt
+        s.output_row = batch_add(batch, s.tokens[k], k, s.seq_id, scored or k == s.n_tokens - 1)
     if s.n_past + s.n_rows < s.n_tokens:
         s.output_row = -1
     return s.n_rows
@@ -512,6 +523,8 @@ cdef int runner_sample(Runner self, double decoded) noexcept nogil:
     cdef float *logits
     for i in range(self.live.n):
         s = self.live.states[i]
+        if s.n_rows and s.logprobs.n_scored < s.n_prompt and score_prompt(self, s) < 0:
+            return RUN_NO_MEMORY
         if is_parked(s):
             logits = s.constraint.row
         elif s.output_row >= 0:
@@ -521,7 +534,11 @@ cdef int runner_sample(Runner self, double decoded) noexcept nogil:
         else:
             continue
         n_before = s.n_tokens
-        if choose(self, s, logits) < 0:
+        if s.n_tokens == s.n_max:
+            # only the prompt was wanted
+            if sequence_finish(self, s, FINISH_LENGTH) < 0:
+                return RUN_NO_MEMORY
+        elif choose(self, s, logits) < 0:
             return RUN_NO_MEMORY
         if s.n_tokens > n_before:
             observe_token(&self.observed, s, decoded)
@@ -530,10 +547,30 @@ cdef int runner_sample(Runner self, double decoded) noexcept nogil:
     return status
 
 
+cdef int score_prompt(Runner self, sequence_t *s) noexcept nogil:
+    """Report the log probabilities that the rows of this step give to the prompt: 0, or -1 when out of memory."""
+    cdef int32_t i, k, first = s.n_past - s.n_rows
+    cdef logprob_t *entries
+    cdef float *logits
+    for i in range(s.n_rows):
+        k = first + i + 1
+        if not s.logprobs.n_scored <= k < s.n_prompt:
+            continue
+        logits = llama_get_logits_ith(self.context.ctx, s.first_row + i)
+        entries = logprobs_add(&s.logprobs, 0)
+        if logits == NULL or entries == NULL:
+            return -1
+        row_logprobs(&self.scratch, logits, s.tokens[k], s.logprobs.n_top, entries)
+        s.logprobs.n_scored = k + 1
+    return stage_record(self, s, 0, s.logprobs.n, True)
+
+
 cdef int choose(Runner self, sequence_t *s, float *logits) noexcept nogil:
     """The sequence's next token, or under a constraint several: 0, or -1 when out of memory."""
     cdef constraint_t *c = s.constraint
     cdef int32_t i, token
+    if s.logprobs.n_top >= 0 and (c == NULL or constraint_ready(c)):
+        memcpy(self.scratch.raw, logits, <size_t> self.scratch.n_vocab * sizeof(float))
     if c != NULL:
         if not constraint_ready(c):
             return 0 if c.parked else constraint_park(c, logits, self.scratch.n_vocab)
@@ -590,6 +627,8 @@ cdef int sequence_accept(Runner self, sequence_t *s, int32_t token) noexcept nog
     elif is_stop_token(s, token):
         stopped = 1
     elif not flags & TOKEN_CONTROL or s.show_control or sequence_preserves(s, token):
+        if s.logprobs.n_top >= 0 and length > 0 and note_logprobs(self, s, token, length) < 0:
+            return -1
         stopped = text_feed(&s.text, self.vocab.pieces.text + begin, length)
         if stopped < 0:
             return -1
@@ -606,12 +645,39 @@ cdef int sequence_finish(Runner self, sequence_t *s, int32_t finish) noexcept no
     return sequence_stage(self, s)
 
 
+cdef int note_logprobs(Runner self, sequence_t *s, int32_t token, int32_t length) noexcept nogil:
+    """Keep the log probabilities of a generated token until its text leaves: 0, or -1 when out of memory."""
+    cdef logprob_t *entries = logprobs_add(&s.logprobs, length)
+    if entries == NULL:
+        return -1
+    row_logprobs(&self.scratch, self.scratch.raw, token, s.logprobs.n_top, entries)
+    return 0
+
+
 cdef int sequence_stage(Runner self, sequence_t *s) noexcept nogil:
     """Put what became certain of its text into the Outbox: 0, or -1 when out of memory."""
     cdef int32_t ready = s.text.n_pending if s.finish != FINISH_NONE else text_ready(&s.text)
-    if ready or s.finish != FINISH_NONE:
-        if outbox_stage(self.outbox, s.tag, s.text.pending, ready, s.n_unreported, s.n_cached, s.finish) < 0:
-            return -1
-        text_drop(&s.text, ready)
-        s.n_unreported = 0
+    if not ready and s.finish == FINISH_NONE:
+        return 0
+    return stage_record(self, s, ready, logprobs_ready(&s.logprobs, ready, s.finish != FINISH_NONE), False)
+
+
+cdef int stage_record(
+    Runner self, sequence_t *s, int32_t length, int32_t n_logprobs, bint of_prompt
+) noexcept nogil:
+    """Put the first bytes of its text and the first log probabilities into the Outbox: 0, or -1 when out of memory."""
+    cdef record_t record
+    record.tag = s.tag
+    record.length = length
+    record.n_tokens = s.n_unreported
+    record.n_cached = s.n_cached
+    record.finish = s.finish
+    record.n_entries = n_logprobs * (1 + s.logprobs.n_top)
+    record.of_prompt = of_prompt
+    if outbox_stage(self.outbox, &record, s.text.pending, s.logprobs.entries) < 0:
+        return -1
+    if s.logprobs.n_top >= 0:
+        logprobs_drop(&s.logprobs, n_logprobs, length)
+    text_drop(&s.text, length)
+    s.n_unreported = 0
     return 0

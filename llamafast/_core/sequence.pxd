@@ -1,6 +1,7 @@
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from .constraint cimport Constraint, constraint_t
+from .logprobs cimport logprobs_t
 from .pick cimport sampler_t
 from .sampler cimport Sampler
 from .text cimport text_t
@@ -27,6 +28,7 @@ cdef struct sequence_t:
     int32_t n_stop_tokens
     int32_t n_rows          # rows it has in the current step
     bint ready              # it may have rows in the current step
+    int32_t first_row       # which of the batch the first of them is
     int32_t output_row      # which of them gives logits, -1: none
     int32_t n_unreported    # tokens generated since the last record in the Outbox
     int32_t n_runs          # how often it was admitted: once, and once more for each preemption
@@ -51,6 +53,7 @@ cdef struct sequence_t:
     double submitted        # monotonic seconds
     double admitted         # the first time, 0: not yet
     double newest_token     # 0: none
+    logprobs_t logprobs
 
 cdef class Sequence:
     cdef sequence_t state

@@ -21,6 +21,8 @@ class Sequence:
         stops: tuple[bytes, ...] = (),
         stop_tokens: tuple[int, ...] = (),
         keep_stop: bool = False,
+        top_logprobs: int = -1,
+        score_prompt: bool = False,
         ignore_eos: bool = False,
         show_control: bool = False,
         preserved: array[int] | None = None,

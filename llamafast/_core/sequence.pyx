@@ -5,6 +5,7 @@ from libc.string cimport memcpy
 
 from .balance cimport SEQUENCE, born, died
 from .headers.clock cimport now
+from .logprobs cimport logprobs_free
 from .prefix cimport BLOCK, block_hash
 from .constraint cimport Constraint
 from .sampler cimport Sampler
@@ -28,20 +29,27 @@ cdef class Sequence:
 
     Control tokens leave text only with ``show_control``, or when they are among the ids ``preserved`` (int32).
 
+    ``top_logprobs`` (-1: none) asks for the log probabilities of the generated tokens and of so many of the most likely
+    ones beside each; with ``score_prompt`` for those of the prompt too, of which nothing must be taken from others, and
+    ``max_tokens`` may be 0.
+
     Raises ValueError for an empty prompt or an id outside the vocabulary (llama.cpp would abort).
     """
 
     def __cinit__(
         self, Vocab vocab not None, const int32_t[::1] prompt not None, Sampler sampler not None, *, int64_t tag,
         int32_t max_tokens, int32_t min_tokens=0, tuple stops=(), tuple stop_tokens=(), bint keep_stop=False,
-        bint ignore_eos=False, bint show_control=False, const int32_t[::1] preserved=None,
+        int32_t top_logprobs=-1, bint score_prompt=False, bint ignore_eos=False, bint show_control=False,
+        const int32_t[::1] preserved=None,
         bytes salt not None=b"", tuple checkpoints=(), Constraint constraint=None,
     ):
         cdef sequence_t *s = &self.state
         cdef Py_ssize_t i
         if prompt.shape[0] == 0 or prompt.shape[0] > 0x7FFFFFFF - <Py_ssize_t> max_tokens:
             raise ValueError(f"a prompt of {prompt.shape[0]} tokens")
-        if max_tokens < 1:
+        if top_logprobs < -1 or (score_prompt and top_logprobs < 0):
+            raise ValueError(f"top_logprobs is {top_logprobs}")
+        if max_tokens < 1 - score_prompt:
             raise ValueError(f"max_tokens is {max_tokens}")
         for i in range(prompt.shape[0]):
             if not 0 <= prompt[i] < vocab.pieces.n_tokens:
@@ -63,6 +71,9 @@ cdef class Sequence:
         if s.tokens == NULL:
             raise MemoryError
         born(SEQUENCE)
+        s.logprobs.n_top = top_logprobs
+        # of the first token there is none
+        s.logprobs.n_scored = 1 if score_prompt else s.n_prompt
         s.n_min = s.n_prompt + min(max(min_tokens, 0), max_tokens)
         if stop_tokens:
             s.stop_tokens = <int32_t *> malloc(<size_t> len(stop_tokens) * sizeof(int32_t))
@@ -94,6 +105,7 @@ cdef class Sequence:
         free(self.state.tokens)
         free(self.state.hashes)
         free(self.state.stop_tokens)
+        logprobs_free(&self.state.logprobs)
         text_free(&self.state.text)
 
     @property

@@ -11,6 +11,7 @@ from llamafast.api.chat_frames import ChatFrames, finish_on_wire
 from llamafast.api.decode import decode_request
 from llamafast.api.delivery import COMPILES, read_replies, run_sized, stream, usage_of
 from llamafast.api.http import Exchange
+from llamafast.api.logprobs import TokenNames, chat_logprobs
 from llamafast.api.schema.chat import (
     ChatChoice,
     ChatChunk,
@@ -24,7 +25,7 @@ from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import plan_chat
 from llamafast.chat.reply import Delta, Message, Reply, ReplyFinish, assemble
-from llamafast.engine.types import EnginePort, Generation
+from llamafast.engine.types import EnginePort, Generation, TokenLogprob
 
 _DECODER = msgspec.json.Decoder(ChatRequest)
 
@@ -45,18 +46,19 @@ class ChatEndpoint:
         )
         generation = exchange.follow(engine.submit(plan.plan))
         replies = plan.replies()
+        names = TokenNames(request, engine.tokenizer)
         try:
             reply_id, created = f"chatcmpl-{uuid4().hex}", int(time.time())
             if request.stream:
                 chunk = ChatChunk(id=reply_id, created=created, model=self._engine.info.id, choices=[])
-                frames = ChatFrames(chunk, replies, request)
+                frames = ChatFrames(chunk, replies, request, names)
                 await stream(exchange, generation, frames, self._ping_seconds)
                 return
             reply = ChatCompletion(
                 id=reply_id,
                 created=created,
                 model=self._engine.info.id,
-                choices=await _choices(generation, replies, legacy=bool(request.functions)),
+                choices=await _choices(generation, replies, request, names),
                 usage=usage_of(generation, replies),
             )
             await exchange.reply_json(reply)
@@ -64,16 +66,26 @@ class ChatEndpoint:
             generation.cancel()
 
 
-async def _choices(generation: Generation, replies: list[Reply], *, legacy: bool) -> list[ChatChoice]:
+async def _choices(
+    generation: Generation, replies: list[Reply], request: ChatRequest, names: TokenNames
+) -> list[ChatChoice]:
+    legacy = bool(request.functions)
+    logprobs: list[list[TokenLogprob]] = [[] for _ in replies]
     deltas: list[list[Delta]] = [[] for _ in replies]
     finished: dict[int, ReplyFinish] = {}
     async for parts in read_replies(generation, replies):
         for part in parts:
             deltas[part.choice] += part.deltas
+            logprobs[part.choice] += part.logprobs
             if part.finish_reason is not None:
                 finished[part.choice] = part.finish_reason
     return [
-        ChatChoice(index, _message(assemble(said), legacy), finish_on_wire(finished[index], legacy))
+        ChatChoice(
+            index,
+            _message(assemble(said), legacy),
+            finish_on_wire(finished[index], legacy),
+            chat_logprobs(logprobs[index], names) if request.logprobs else None,
+        )
         for index, said in enumerate(deltas)
     ]
 

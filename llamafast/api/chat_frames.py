@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET
 
 from llamafast.api.delivery import usage_of
+from llamafast.api.logprobs import TokenNames, chat_logprobs
 from llamafast.api.schema.chat import (
     ChatChunk,
     ChatChunkChoice,
@@ -36,10 +37,11 @@ class ChatFrames:
     Text and arguments, which come with every token, are filled into frames that were encoded once.
     """
 
-    def __init__(self, chunk: ChatChunk, replies: list[Reply], request: ChatRequest) -> None:
+    def __init__(self, chunk: ChatChunk, replies: list[Reply], request: ChatRequest, names: TokenNames) -> None:
         self._wants_usage = request.wants_usage
         self._chunk_without_choices = msgspec.structs.replace(chunk, usage=None if self._wants_usage else UNSET)
         self._replies = replies
+        self._names = names
         self._legacy = bool(request.functions)
         self._may_call = bool(request.tools or request.functions)
         self._content = self._pieces(ChatDelta(content=HOLE))
@@ -53,8 +55,12 @@ class ChatFrames:
         yield b"".join(self._frame(index, role) for index in range(len(self._replies)))
 
     def event(self, event: Event) -> bytes:
-        index, deltas, finish_reason = self._replies[event.index].read(event)
+        index, deltas, finish_reason, token_logprobs = self._replies[event.index].read(event)
         frames = [self._delta(index, delta) for delta in deltas]
+        if token_logprobs:
+            # they come before the text they belong to, which may be held back still
+            logprobs = chat_logprobs(token_logprobs, self._names)
+            frames.insert(0, frame(self._chunk(ChatChunkChoice(index, ChatDelta(), logprobs=logprobs))))
         if finish_reason is not None:
             frames.append(self._frame(index, ChatDelta(), finish_on_wire(finish_reason, self._legacy)))
         return b"".join(frames)

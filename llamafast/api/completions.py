@@ -10,8 +10,9 @@ import msgspec
 from msgspec import UNSET
 
 from llamafast.api.decode import decode_request
-from llamafast.api.delivery import COMPILES, collect, run_sized, stream, usage_of
+from llamafast.api.delivery import COMPILES, Answer, collect, run_sized, stream, usage_of
 from llamafast.api.http import Exchange
+from llamafast.api.logprobs import CompletionLogprobs
 from llamafast.api.schema.completions import Completion, CompletionChoice, CompletionRequest
 from llamafast.api.sse import HOLE, encode, frame, frame_pieces
 from llamafast.chat.constraint import Constraints
@@ -37,14 +38,23 @@ class CompletionsEndpoint:
             reply = Completion(
                 id=f"cmpl-{uuid4().hex}", created=int(time.time()), model=self._engine.info.id, choices=[]
             )
+            writer = (
+                None if request.logprobs is None else CompletionLogprobs(request, plan, echoes, self._engine.tokenizer)
+            )
             if request.stream:
-                frames = CompletionFrames(reply, echoes, plan.n, request.wants_usage)
+                frames = CompletionFrames(reply, echoes, plan.n, writer, request.wants_usage)
                 await stream(exchange, generation, frames, self._ping_seconds)
                 return
             answers = await collect(generation, len(plan.prompts) * plan.n)
+            kept = list(_best(answers, plan.n, request.n or 1))
             reply.choices = [
-                CompletionChoice(echoes[index // plan.n] + answer.text, index, answer.finish_reason)
-                for index, answer in enumerate(answers)
+                CompletionChoice(
+                    echoes[at // plan.n] + answers[at].text,
+                    index,
+                    answers[at].finish_reason,
+                    None if writer is None else writer.whole(at, answers[at]),
+                )
+                for index, at in enumerate(kept)
             ]
             reply.usage = usage_of(generation)
             await exchange.reply_json(reply)
@@ -54,7 +64,8 @@ class CompletionsEndpoint:
     def _plan(self, request: CompletionRequest) -> tuple[Plan, list[str]]:
         """The Plan, and per prompt the text that precedes each answer."""
         engine = self._engine
-        _check_best_of(request)
+        if request.stream and (request.best_of or 1) > (request.n or 1):
+            raise InvalidRequest("`best_of` larger than `n` cannot be streamed", param="best_of")
         plan = plan_completion(request, engine.tokenizer, self._constraints, engine.info)
         echoes = echo_texts(request, plan, engine.tokenizer) if request.echo else [""] * len(plan.prompts)
         return plan, echoes
@@ -63,23 +74,36 @@ class CompletionsEndpoint:
 class CompletionFrames:
     """The pieces of a streamed completion (``api.sse.Frames``); ``reply`` is what all its chunks have in common."""
 
-    def __init__(self, reply: Completion, echoes: list[str], n: int, wants_usage: bool) -> None:
+    def __init__(
+        self, reply: Completion, echoes: list[str], n: int, writer: CompletionLogprobs | None, wants_usage: bool
+    ) -> None:
         self._reply = msgspec.structs.replace(reply, usage=None if wants_usage else UNSET)
         self._echoes = echoes
         self._n = n
+        self._writer = writer
         self._wants_usage = wants_usage
         self._before, self._between, self._after = frame_pieces(self._chunk(CompletionChoice(HOLE, HOLE)))
 
     def opening(self) -> Iterator[bytes]:
         for prompt_index, echo in enumerate(self._echoes):
-            for k in range(self._n if echo else 0):
+            # with log probabilities an echo waits for those of the prompt
+            for k in range(self._n if echo and self._writer is None else 0):
                 yield self._text(prompt_index * self._n + k, echo)
 
     def event(self, event: Event) -> bytes:
-        text = self._text(event.index, event.text) if event.text else b""
+        text = self._with_logprobs(self._writer, event) if self._writer else self._plain(event)
         if event.finish_reason is None:
             return text
         return text + frame(self._chunk(CompletionChoice("", event.index, event.finish_reason)))
+
+    def _plain(self, event: Event) -> bytes:
+        return self._text(event.index, event.text) if event.text else b""
+
+    def _with_logprobs(self, writer: CompletionLogprobs, event: Event) -> bytes:
+        return b"".join(
+            frame(self._chunk(CompletionChoice(text, event.index, None, logprobs)))
+            for text, logprobs in writer.parts(event)
+        )
 
     def closing(self, generation: Generation) -> bytes:
         if not self._wants_usage:
@@ -93,9 +117,8 @@ class CompletionFrames:
         return msgspec.structs.replace(self._reply, choices=[choice])
 
 
-def _check_best_of(request: CompletionRequest) -> None:
-    n = request.n or 1
-    if request.best_of is None or request.best_of == n:
-        return
-    problem = "is not supported yet when larger than" if request.best_of > n else "must not be smaller than"
-    raise InvalidRequest(f"`best_of` {problem} `n`", param="best_of")
+def _best(answers: list[Answer], n_tried: int, n: int) -> Iterator[int]:
+    """Of the ``n_tried`` answers to each prompt the ``n`` whose tokens are likeliest on average, in their order."""
+    for first in range(0, len(answers), n_tried):
+        tried = range(first, first + n_tried)
+        yield from sorted(sorted(tried, key=lambda at: -answers[at].mean_logprob)[:n])

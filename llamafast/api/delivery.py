@@ -12,7 +12,7 @@ from llamafast.api.http import Exchange
 from llamafast.api.schema.fragments import CompletionTokensDetails, PromptTokensDetails, Usage
 from llamafast.api.sse import EventStream, Frames
 from llamafast.chat.reply import Reply, ReplyPart
-from llamafast.engine.types import FinishReason, Generation
+from llamafast.engine.types import FinishReason, Generation, TokenLogprob
 from llamafast.errors import LlamafastError
 
 P = ParamSpec("P")
@@ -31,6 +31,12 @@ class Answer(NamedTuple):
 
     text: str
     finish_reason: FinishReason
+    logprobs: list[TokenLogprob]
+    prompt_logprobs: list[TokenLogprob]
+
+    @property
+    def mean_logprob(self) -> float:
+        return sum(token.logprob for token in self.logprobs) / max(1, len(self.logprobs))
 
 
 async def run_sized(n_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -63,13 +69,20 @@ async def stream(exchange: Exchange, generation: Generation, frames: Frames, pin
 async def collect(generation: Generation, n_choices: int) -> list[Answer]:
     """All choices of ``generation`` by index. Raises the LlamafastError that ended it."""
     texts: list[list[str]] = [[] for _ in range(n_choices)]
+    logprobs: list[list[TokenLogprob]] = [[] for _ in range(n_choices)]
+    prompt_logprobs: list[list[TokenLogprob]] = [[] for _ in range(n_choices)]
     reasons: dict[int, FinishReason] = {}
     async for batch in generation:
         for event in batch:
             texts[event.index].append(event.text)
+            logprobs[event.index] += event.logprobs or ()
+            prompt_logprobs[event.index] += event.prompt_logprobs or ()
             if event.finish_reason is not None:
                 reasons[event.index] = event.finish_reason
-    return [Answer("".join(text), reasons[index]) for index, text in enumerate(texts)]
+    return [
+        Answer("".join(texts[index]), reasons[index], logprobs[index], prompt_logprobs[index])
+        for index in range(n_choices)
+    ]
 
 
 async def read_replies(generation: Generation, replies: Sequence[Reply]) -> AsyncIterator[list[ReplyPart]]:

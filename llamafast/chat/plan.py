@@ -52,10 +52,14 @@ class Options(SamplingOptions, ConstraintOptions, Protocol):
 class CompletionOptions(Options, Protocol):
     prompt: Prompt
     echo: bool | None
+    best_of: int | None
+    logprobs: int | None
 
 
 class ChatOptions(Options, Protocol):
     messages: list[dict[str, Any]]
+    logprobs: bool | None
+    top_logprobs: int | None
     max_completion_tokens: int | None
     chat_template_kwargs: dict[str, Any] | None
     add_generation_prompt: bool | None
@@ -92,14 +96,23 @@ def plan_completion(
     if request.max_tokens == 0 and not request.echo:
         raise InvalidRequest("`max_tokens` of 0 needs `echo`", param="max_tokens")
     prompts = split_prompts(request.prompt, "prompt")
-    n = request.n or 1
+    n = request.best_of or request.n or 1
+    if n < (request.n or 1):
+        raise InvalidRequest("`best_of` must not be smaller than `n`", param="best_of")
     if len(prompts) * n > MAX_TOTAL_CHOICES:
         raise InvalidRequest(
             f"the number of prompts times `n` must be at most {MAX_TOTAL_CHOICES}", param="n" if n > 1 else "prompt"
         )
     paths = ["prompt"] if len(prompts) == 1 else [f"prompt[{i}]" for i in range(len(prompts))]
     tokens = tuple(_prompt_tokens(prompt, path, tokenizer, info) for prompt, path in zip(prompts, paths, strict=True))
-    return _plan(request, tokens, request.max_tokens, constraints.requested(request), tokenizer, info)
+    plan = _plan(request, tokens, request.max_tokens, constraints.requested(request), tokenizer, info)
+    ranked = n > (request.n or 1)
+    return replace(
+        plan,
+        n=n,
+        top_logprobs=0 if ranked and request.logprobs is None else request.logprobs,
+        prompt_logprobs=bool(request.echo) and request.logprobs is not None,
+    )
 
 
 def echo_texts(request: CompletionOptions, plan: Plan, tokenizer: Tokenizer) -> list[str]:
@@ -121,7 +134,11 @@ def plan_chat(
     _check_size(len(text), "messages", info)
     tokens = _checked_tokens(chat.control.tokenize(text, tokenizer), "messages", info)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidRequest("`top_logprobs` needs `logprobs`", param="top_logprobs")
     plan = _plan(request, (tokens,), max_tokens, constraints.requested(request), tokenizer, info)
+    if request.logprobs:
+        plan = replace(plan, top_logprobs=request.top_logprobs or 0)
     new_parser: NewParser = PlainReply
     if plan.matcher is None:  # a text that follows a grammar is all content
         new_parser = chat.parser(chat.control.unmark(text), tools, split_reasoning=request.reasoning_format != "none")

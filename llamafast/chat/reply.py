@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
-from llamafast.engine.types import Event
+from llamafast.engine.types import Event, TokenLogprob
 
 
 class ContentDelta(Struct, frozen=True, gc=False):
@@ -80,6 +80,7 @@ class ReplyPart(NamedTuple):
     choice: int
     deltas: list[Delta]
     finish_reason: ReplyFinish | None
+    logprobs: Sequence[TokenLogprob] = ()
 
 
 class Reply:
@@ -107,7 +108,7 @@ class Reply:
         if not self._parallel:
             deltas = self._first_call_only(deltas)
         called = self._called and event.finish_reason == "stop"
-        return ReplyPart(event.index, deltas, "tool_calls" if called else event.finish_reason)
+        return ReplyPart(event.index, deltas, "tool_calls" if called else event.finish_reason, event.logprobs or ())
 
     def _count(self, event: Event, deltas: list[Delta]) -> None:
         self._uncounted += event.n_tokens

@@ -10,6 +10,7 @@ from array import array
 from contextlib import suppress
 from functools import lru_cache
 from itertools import count
+from struct import iter_unpack
 
 from msgspec.structs import asdict
 
@@ -25,7 +26,16 @@ from llamafast.engine.cache import PrefixCache
 from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settled
 from llamafast.engine.generation import Generation
 from llamafast.engine.scheduler import Scheduler
-from llamafast.engine.types import EmbeddingPlan, FinishReason, Histogram, ModelInfo, Plan, SamplingParams, Tokenizer
+from llamafast.engine.types import (
+    EmbeddingPlan,
+    FinishReason,
+    Histogram,
+    ModelInfo,
+    Plan,
+    SamplingParams,
+    Tokenizer,
+    TokenLogprob,
+)
 from llamafast.engine.worker import Worker
 from llamafast.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest, LlamafastError, QueueFull
 
@@ -125,6 +135,7 @@ class Engine:
             self._masking = threading.Thread(target=self._masker.run, name="llamafast-masker", daemon=True)
             self._masking.start()
         generation = Generation(n_choices, sum(len(prompt) for prompt in plan.prompts), self._cancel, plan.n)
+        generation.top_logprobs = plan.top_logprobs or 0
         sequences = [
             self._sequence(plan, prompt, prompt_index * plan.n + k)
             for prompt_index, prompt in enumerate(plan.prompts)
@@ -199,14 +210,16 @@ class Engine:
             )
         limits = (plan.max_tokens, self.info.max_output_tokens, room)
         max_tokens = min(limit for limit in limits if limit is not None)
-        if max_tokens == 0:
+        if max_tokens == 0 and not plan.prompt_logprobs:
             return None
+        tag = next(self._tags)
+        logprobs = plan.top_logprobs is not None
         try:
             return Sequence(
                 self._vocab,
                 prompt,
                 self._sampler(plan.sampling, index),
-                tag=next(self._tags),
+                tag=tag,
                 max_tokens=max_tokens,
                 min_tokens=plan.min_tokens,
                 stop_tokens=plan.stop_token_ids,
@@ -215,9 +228,14 @@ class Engine:
                 ignore_eos=plan.ignore_eos,
                 show_control=not plan.skip_special_tokens,
                 preserved=array("i", plan.preserved_tokens),
-                salt=plan.cache_salt.encode(),
+                top_logprobs=-1 if plan.top_logprobs is None else plan.top_logprobs,
+                score_prompt=plan.prompt_logprobs,
+                # every row of a prompt that is scored has to be computed: it shares with nobody
+                salt=b"%d" % tag if plan.prompt_logprobs else plan.cache_salt.encode(),
                 checkpoints=plan.checkpoints,
-                constraint=None if plan.matcher is None else Constraint(plan.matcher.deep_copy(), self.info.n_vocab),
+                constraint=None
+                if plan.matcher is None
+                else Constraint(plan.matcher.deep_copy(), self.info.n_vocab, fast_forward=not logprobs),
             )
         except ValueError as error:
             raise InvalidRequest(str(error), param="prompt") from error
@@ -236,7 +254,7 @@ class Engine:
     def _deliver(self) -> None:
         """The pipe's reader: hand out what the steps since the last wake-up produced."""
         os.read(self._wake_read, 4096)
-        for tag, text, n_tokens, n_cached, finish in self._outbox.drain():
+        for tag, text, n_tokens, n_cached, finish, logprobs in self._outbox.drain():
             if finish == FINISH_REFUSED:
                 self._fail([tag], InvalidRequest("the grammar became too complex to be followed"))
                 continue
@@ -244,7 +262,20 @@ class Engine:
             if live is None:
                 continue  # cancelled while the step was running
             generation, index = live
-            generation.push(index, text, n_tokens, FINISH_REASONS[finish], n_cached)
+            if logprobs is None:
+                generation.push(index, text, n_tokens, FINISH_REASONS[finish], n_cached)
+                continue
+            of_prompt, entries = logprobs
+            tokens = _token_logprobs(entries, generation.top_logprobs)
+            generation.push(
+                index,
+                text,
+                n_tokens,
+                FINISH_REASONS[finish],
+                n_cached,
+                None if of_prompt else tokens,
+                tokens if of_prompt else None,
+            )
 
     def _forget(self, tag: int) -> tuple[Generation, int] | None:
         """Take a choice out of the live ones; None when it is not there any more."""
@@ -267,6 +298,15 @@ class Engine:
         for generation in {self._live[tag][0] for tag in tags if tag in self._live}:
             self._cancel(generation)
             generation.fail(error)
+
+
+def _token_logprobs(entries: bytes, n_top: int) -> list[TokenLogprob]:
+    """What the core wrote: for every token 1 + n_top pairs of int32 and float32; ids below 0 are no tokens."""
+    pairs: list[tuple[int, float]] = list(iter_unpack("if", entries))
+    return [
+        TokenLogprob(pairs[at][0], pairs[at][1], [pair for pair in pairs[at + 1 : at + 1 + n_top] if pair[0] >= 0])
+        for at in range(0, len(pairs), 1 + n_top)
+    ]
 
 
 def _settle(settled: Settled) -> None:

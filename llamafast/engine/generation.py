@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from llamafast._core.sequence import Sequence
-from llamafast.engine.types import Event, FinishReason
+from llamafast.engine.types import Event, FinishReason, TokenLogprob
 from llamafast.errors import LlamafastError
 
 
@@ -24,6 +24,7 @@ class Generation:
         self.sequences: list[Sequence] = []
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
+        self.top_logprobs = 0
         self.finish_reasons: set[FinishReason] = set()
         self._submitted = time.monotonic()
         self._first_token: float | None = None
@@ -83,7 +84,16 @@ class Generation:
         if not self.finished:
             self._cancel(self)
 
-    def push(self, index: int, text: str, n_tokens: int, finish_reason: FinishReason | None, n_cached: int = 0) -> None:
+    def push(
+        self,
+        index: int,
+        text: str,
+        n_tokens: int,
+        finish_reason: FinishReason | None,
+        n_cached: int = 0,
+        logprobs: list[TokenLogprob] | None = None,
+        prompt_logprobs: list[TokenLogprob] | None = None,
+    ) -> None:
         """Engine side: something became known of choice ``index``."""
         if not self.completion_tokens and n_tokens:
             self._first_token = time.monotonic()
@@ -92,11 +102,15 @@ class Generation:
             self._cached[index] = n_cached
         event = self._pending.get(index)
         if event is None:
-            self._pending[index] = Event(index, text, n_tokens, finish_reason)
+            self._pending[index] = Event(index, text, n_tokens, finish_reason, logprobs, prompt_logprobs)
         else:
             event.text += text
             event.n_tokens += n_tokens
             event.finish_reason = finish_reason
+            if logprobs:
+                event.logprobs = (event.logprobs or []) + logprobs
+            if prompt_logprobs:
+                event.prompt_logprobs = (event.prompt_logprobs or []) + prompt_logprobs
         if finish_reason is not None:
             self._unfinished -= 1
             self.finish_reasons.add(finish_reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -63,10 +63,12 @@ class Plan(Struct, frozen=True, kw_only=True):
     (None: as much as fits). ``stop`` strings end a choice and are not part of its text, unless ``keep_stop``. With
     ``skip_special_tokens`` control tokens leave no text, but for those whose ids are in ``preserved_tokens``.
     ``ignore_eos`` lets generation run through end-of-generation tokens. ``stop_token_ids`` end a choice too and leave
-    no text; neither they nor the end-of-generation tokens can come before ``min_tokens``. ``matcher`` is a grammar that
-    the text of every choice follows. Requests with a lower ``priority`` run first and give way last. Only requests of
-    one ``cache_salt`` share what they computed. ``checkpoints`` are lengths at which later prompts may part from this
-    one (the end of the system prompt, the start of the last user turn): there a state that cannot be cut is kept.
+    no text; neither they nor the end-of-generation tokens can come before ``min_tokens``. With ``top_logprobs`` every
+    Event has the log probabilities of its tokens, and so many alternatives; with ``prompt_logprobs`` those of the
+    prompt come too, which is computed whole for it. ``matcher`` is a grammar that the text of every choice follows.
+    Requests with a lower ``priority`` run first and give way last. Only requests of one ``cache_salt`` share what they
+    computed. ``checkpoints`` are lengths at which later prompts may part from this one (the end of the system prompt,
+    the start of the last user turn): there a state that cannot be cut is kept.
     """
 
     prompts: tuple[array[int], ...]
@@ -80,23 +82,38 @@ class Plan(Struct, frozen=True, kw_only=True):
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     keep_stop: bool = False
+    top_logprobs: int | None = None
+    prompt_logprobs: bool = False
     matcher: Matcher | None = None
     priority: int = 0
     cache_salt: str = ""
     checkpoints: tuple[int, ...] = ()
 
 
+class TokenLogprob(NamedTuple):
+    """A token, its log probability and the most likely tokens in its place with theirs: of the model's distribution,
+    before bias, penalties, temperature and truncation."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
 class Event(Struct, gc=False):
     """What one or more steps tell about one choice. ``index`` is ``prompt_index * n + k``.
 
     ``text`` is what became certain (never half a character, never part of a stop string), ``n_tokens`` how many
-    tokens were generated since the previous Event of this choice, the end-of-generation token included.
+    tokens were generated since the previous Event of this choice, the end-of-generation token included. ``logprobs``
+    are those of the tokens that ``text`` consists of (tokens without text have none), ``prompt_logprobs`` those of the
+    prompt from its second token on; None where nobody asked.
     """
 
     index: int
     text: str
     n_tokens: int
     finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 class EmbeddingPlan(Struct, frozen=True, kw_only=True):

@@ -90,6 +90,8 @@ async def test_bodies_that_are_not_a_request(client: AsgiClient, body: bytes, sa
         ("dry_sequence_breakers", ["x", [""], ["x" * 41], ["x"] * 17, [1]]),
         ("samplers", ["q", ["infill"], ["top_k", 1], ["top_k"] * 17, "k" * 17, {}]),
         ("min_tokens", [-1, "1", 1.5]),
+        ("logprobs", [-1, 21, "1", 1.5]),
+        ("return_tokens_as_token_ids", [1, "true"]),
         ("stop_token_ids", [[258], [-1], [10**30], [0] * 129, 1, ["1"]]),
         ("include_stop_str_in_output", [1, "true"]),
         ("seed", ["1", 1.5, 2**63, -(2**63) - 1, True]),
@@ -181,8 +183,6 @@ EVERYWHERE = {
 IN_CHAT = {
     "tool_choice": "required",
     "function_call": {"name": "f"},
-    "logprobs": True,
-    "top_logprobs": 2,
     "modalities": ["text", "audio"],
     "audio": {"voice": "alloy"},
     "web_search_options": {},
@@ -193,7 +193,7 @@ IN_CHAT = {
 @pytest.mark.parametrize(
     ("path", "request_body", "field", "value"),
     [
-        *[(COMPLETIONS, {"prompt": "a"}, *item) for item in {**EVERYWHERE, "logprobs": 0, "suffix": "x"}.items()],
+        *[(COMPLETIONS, {"prompt": "a"}, *item) for item in {**EVERYWHERE, "suffix": "x"}.items()],
         *[(CHAT, {"messages": MESSAGES}, *item) for item in {**EVERYWHERE, **IN_CHAT}.items()],
     ],
 )
@@ -213,6 +213,9 @@ FUNCTION = {"name": "f"}
     ("fields", "param"),
     [
         ({"tools": [1]}, "tools[0]"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
         ({"tools": [{"function": FUNCTION}]}, "tools[0]"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": [{"type": "custom", "custom": FUNCTION}]}, "tools[0].type"),

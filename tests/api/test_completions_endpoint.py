@@ -151,9 +151,9 @@ async def test_best_of_n_is_n(client: AsgiClient, best_of: int | None) -> None:
     assert len((await client.post(PATH, {"prompt": "a", "n": 2, "best_of": best_of})).json["choices"]) == 2
 
 
-@pytest.mark.parametrize(("best_of", "said"), [(3, "not supported yet"), (1, "smaller")])
+@pytest.mark.parametrize(("best_of", "said"), [(3, "cannot be streamed"), (1, "smaller")])
 async def test_best_of_anything_else(client: AsgiClient, best_of: int, said: str) -> None:
-    response = await client.post(PATH, {"prompt": "a", "n": 2, "best_of": best_of})
+    response = await client.post(PATH, {"prompt": "a", "n": 2, "best_of": best_of, "stream": True})
     assert (response.status, response.error["param"]) == (400, "best_of")
     assert said in response.error["message"]
 

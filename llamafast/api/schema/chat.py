@@ -6,7 +6,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from llamafast.api.schema.fragments import SYSTEM_FINGERPRINT, GenerationOptions, StreamedIndex, StreamedText, Usage
+from llamafast.api.schema.fragments import (
+    MAX_TOP_LOGPROBS,
+    SYSTEM_FINGERPRINT,
+    GenerationOptions,
+    StreamedIndex,
+    StreamedText,
+    Usage,
+)
 
 ChatFinish = Literal["stop", "length", "tool_calls", "function_call"]
 
@@ -21,8 +28,6 @@ class ChatRequest(GenerationOptions, kw_only=True):
         **GenerationOptions.unserved,
         "tool_choice": ("none", "auto"),
         "function_call": ("none", "auto"),
-        "logprobs": (False,),
-        "top_logprobs": (0,),
         "modalities": ([], ["text"]),
         "audio": (),
         "web_search_options": (),
@@ -47,7 +52,7 @@ class ChatRequest(GenerationOptions, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     function_call: str | dict[str, Any] | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None
@@ -86,11 +91,28 @@ class ChatMessage(Struct):
     function_call: FunctionCall | UnsetType = UNSET
 
 
+class TopLogprob(Struct):
+    """``bytes`` are the token's own: one character may be divided among several tokens."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(Struct):
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
 class ChatChoice(Struct):
     index: int
     message: ChatMessage
     finish_reason: ChatFinish | None
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
 
 
 class ChatCompletion(Struct, kw_only=True):
@@ -135,7 +157,7 @@ class ChatChunkChoice(Struct):
     index: StreamedIndex
     delta: ChatDelta
     finish_reason: ChatFinish | None = None
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
 
 
 class ChatChunk(Struct, kw_only=True):

@@ -6,7 +6,14 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from llamafast.api.schema.fragments import SYSTEM_FINGERPRINT, GenerationOptions, StreamedIndex, StreamedText, Usage
+from llamafast.api.schema.fragments import (
+    MAX_TOP_LOGPROBS,
+    SYSTEM_FINGERPRINT,
+    GenerationOptions,
+    StreamedIndex,
+    StreamedText,
+    Usage,
+)
 from llamafast.engine.types import FinishReason
 
 DEFAULT_MAX_TOKENS = 16
@@ -17,7 +24,6 @@ class CompletionRequest(GenerationOptions, kw_only=True):
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
         **GenerationOptions.unserved,
-        "logprobs": (),
         "suffix": ("",),
     }
 
@@ -25,15 +31,32 @@ class CompletionRequest(GenerationOptions, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=0)] | None = DEFAULT_MAX_TOKENS
     echo: bool | None = None
     best_of: Annotated[int, Meta(ge=1)] | None = None
-    logprobs: int | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     suffix: str | None = None
+
+
+class Logprobs(Struct):
+    """Parallel lists; the first token of a prompt has no log probability. ``text_offset`` counts characters."""
+
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] = []
+    text_offset: list[int] = []
+
+    def joined(self, other: Logprobs) -> Logprobs:
+        return Logprobs(
+            self.tokens + other.tokens,
+            self.token_logprobs + other.token_logprobs,
+            self.top_logprobs + other.top_logprobs,
+            self.text_offset + other.text_offset,
+        )
 
 
 class CompletionChoice(Struct):
     text: StreamedText
     index: StreamedIndex
     finish_reason: FinishReason | None = None
-    logprobs: None = None
+    logprobs: Logprobs | None = None
 
 
 class Completion(Struct, kw_only=True):

@@ -11,6 +11,7 @@ MAX_STOP_STRINGS = 16
 MAX_BIASED_TOKENS = 1024
 MAX_STOP_TOKENS = 128
 MAX_BREAKERS = 16
+MAX_TOP_LOGPROBS = 20
 SYSTEM_FINGERPRINT = "fp_llamafast"
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
@@ -88,6 +89,7 @@ class GenerationOptions(Struct, kw_only=True):
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: CacheSalt | None = None
     skip_special_tokens: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None

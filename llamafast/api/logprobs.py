@@ -1,0 +1,107 @@
+"""Log probabilities as OpenAI writes them: chat's list of objects, completions' four parallel lists."""
+
+from __future__ import annotations
+
+from codecs import IncrementalDecoder, getincrementaldecoder
+from collections.abc import Iterable, Iterator
+
+from llamafast.api.delivery import Answer
+from llamafast.api.schema.chat import ChatTokenLogprob, ChoiceLogprobs, TopLogprob
+from llamafast.api.schema.completions import CompletionRequest, Logprobs
+from llamafast.api.schema.fragments import GenerationOptions
+from llamafast.engine.types import Event, Plan, Tokenizer, TokenLogprob
+
+_Decoder = getincrementaldecoder("utf-8")
+
+# What OpenAI gives for a token that is next to impossible; JSON has no infinity.
+LOWEST = -9999.0
+
+
+def finite(logprob: float) -> float:
+    return logprob if logprob > LOWEST else LOWEST
+
+
+class TokenNames:
+    """Tokens as text, whose bytes that are not UTF-8 by themselves become U+FFFD, or as "token_id:N" where the request
+    has vLLM's ``return_tokens_as_token_ids``."""
+
+    def __init__(self, request: GenerationOptions, tokenizer: Tokenizer) -> None:
+        self._as_ids = bool(request.return_tokens_as_token_ids)
+        self.piece = tokenizer.piece
+
+    def __getitem__(self, token: int) -> str:
+        return f"token_id:{token}" if self._as_ids else self.piece(token).decode("utf-8", "replace")
+
+
+def chat_logprobs(tokens: Iterable[TokenLogprob], names: TokenNames) -> ChoiceLogprobs:
+    return ChoiceLogprobs(
+        [
+            ChatTokenLogprob(
+                names[token],
+                finite(logprob),
+                list(names.piece(token)),
+                [TopLogprob(names[other], finite(p), list(names.piece(other))) for other, p in top],
+            )
+            for token, logprob, top in tokens
+        ]
+    )
+
+
+class CompletionLogprobs:
+    """The log probabilities of one request's choices, those of an echoed prompt included."""
+
+    def __init__(self, request: CompletionRequest, plan: Plan, echoes: list[str], tokenizer: Tokenizer) -> None:
+        self._names = TokenNames(request, tokenizer)
+        self._plan = plan
+        self._echoes = echoes if plan.prompt_logprobs else []
+        self._control = tokenizer.is_control
+        self._prompts: dict[int, list[TokenLogprob]] = {}
+        self._offsets: dict[int, int] = {}
+        self._decoders: dict[int, IncrementalDecoder] = {}
+
+    def whole(self, index: int, answer: Answer) -> Logprobs:
+        """Those of a finished choice."""
+        if not self._echoes:
+            return self._lists(index, answer.logprobs)
+        return self._prompt(index, answer.prompt_logprobs).joined(self._lists(index, answer.logprobs))
+
+    def parts(self, event: Event) -> Iterator[tuple[str, Logprobs]]:
+        """What an Event adds to a stream, as pairs of text and its log probabilities: first the echoed prompt, once
+        the first token is there."""
+        prompt = self._prompts.setdefault(event.index, [])
+        prompt += event.prompt_logprobs or ()
+        if self._echoes and event.index not in self._offsets and (event.n_tokens or event.finish_reason):
+            yield self._echoes[event.index // self._plan.n], self._prompt(event.index, prompt)
+        if event.text or event.logprobs:
+            yield event.text, self._lists(event.index, event.logprobs or ())
+
+    def _prompt(self, index: int, tokens: list[TokenLogprob]) -> Logprobs:
+        """The first token that is seen has no log probability; a BOS that the client did not write is not seen."""
+        prompt_index = index // self._plan.n
+        first = self._plan.prompts[prompt_index][0]
+        if (
+            tokens
+            and self._control(first)
+            and not self._echoes[prompt_index].encode().startswith(self._names.piece(first))
+        ):
+            first, tokens = tokens[0].token, tokens[1:]
+        opening = self._lists(index, [TokenLogprob(first, 0.0, [])])
+        opening.token_logprobs = [None]
+        return opening.joined(self._lists(index, tokens))
+
+    def _lists(self, index: int, tokens: Iterable[TokenLogprob]) -> Logprobs:
+        offset = self._offsets.get(index, 0)
+        decoder = self._decoders.setdefault(index, _Decoder("replace"))
+        lists = Logprobs()
+        for token, logprob, top in tokens:
+            name, piece = self._names[token], self._names.piece(token)
+            lists.tokens.append(name)
+            lists.token_logprobs.append(finite(logprob))
+            # the chosen token is always among them; of tokens with one text the likeliest counts
+            best = {self._names[other]: finite(p) for other, p in reversed(top)}
+            lists.top_logprobs.append({name: finite(logprob)} | best if top else None)
+            # where the token goes on with a character that one before began, the offset is that character's
+            lists.text_offset.append(offset)
+            offset += len(decoder.decode(piece))
+        self._offsets[index] = offset
+        return lists
