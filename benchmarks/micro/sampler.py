@@ -32,6 +32,9 @@ CASES: dict[str, dict[str, Any]] = {
     "min-p 0.05, temperature 1": {"temperature": 1.0, "top_p": 1.0, "min_p": 0.05},
     "top-p 0.95, temperature 1": {"temperature": 1.0, "top_p": 0.95},
     "top-p 0.95, temperature 0.7": {"temperature": 0.7, "top_p": 0.95},
+    "typical 0.95, temperature 1": {"temperature": 1.0, "typical_p": 0.95},
+    "top-n-sigma 1, temperature 1": {"temperature": 1.0, "top_n_sigma": 1.0},
+    "mirostat 2": {"mirostat": 2},
     "all penalties, greedy": {
         "temperature": 0.0,
         "repetition_penalty": 1.1,
