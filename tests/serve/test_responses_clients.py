@@ -50,6 +50,41 @@ def test_text(client) -> None:
     assert whole.usage.output_tokens == response.usage.output_tokens
 
 
+def test_reasoning(client) -> None:
+    response = final(client, input=ask("think"))
+    reasoning, message = response.output
+    assert reasoning.type == "reasoning"
+    assert "Let me reason briefly." in reasoning.content[0].text
+    assert response.output_text.strip() == "The answer is 4."
+    assert response.usage.output_tokens_details.reasoning_tokens > 0
+    assert message.type == "message"
+
+
+def test_a_function_call(client) -> None:
+    response = final(client, input=ask("tool"), tools=[WEATHER])
+    (call,) = response.output
+    assert (call.type, call.name, call.arguments) == ("function_call", "get_weather", '{"city": "Paris"}')
+    again = client.responses.create(
+        model="scripted",
+        temperature=0,
+        tools=[WEATHER],
+        previous_response_id=response.id,
+        input=[{"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}, user(ask("text"))],
+    )
+    assert again.output_text == TEXT
+
+
+def user(text: str) -> Any:
+    return {"role": "user", "content": text}
+
+
+def test_a_custom_tool(client) -> None:
+    custom: Any = {"type": "custom", "name": "get_weather"}
+    response = final(client, input=ask("tool"), tools=[custom])
+    (call,) = response.output
+    assert (call.type, call.name, call.input) == ("custom_tool_call", "get_weather", "Paris")
+
+
 def test_a_namespace(client) -> None:
     space: Any = {"type": "namespace", "name": "home", "description": "", "tools": [WEATHER]}
     response = client.responses.create(model="scripted", temperature=0, input=ask("text"), tools=[space])
@@ -94,9 +129,9 @@ async def test_async(url) -> None:
             async with client.responses.stream(model="scripted", temperature=0, input=ask(kind)) as stream:
                 return await stream.get_final_response()
 
-        text, json = await asyncio.gather(one("text"), one("json"))
+        text, thought = await asyncio.gather(one("text"), one("think"))
     assert text.output_text == TEXT
-    assert json.output_text.startswith("{")
+    assert thought.output[0].type == "reasoning"
 
 
 def test_a_socket(client) -> None:
@@ -134,17 +169,27 @@ async def test_an_async_socket(url) -> None:
                 break
 
 
-async def test_an_agent(url) -> None:
-    """openai-agents, at once and streamed."""
+async def test_an_agent_calls_its_tool(url) -> None:
+    """openai-agents: the model calls a function, the agent runs it, the model answers."""
+    asked: list[str] = []
+
+    @agents.function_tool
+    def get_weather(city: str) -> str:
+        """Tells the weather."""
+        asked.append(city)
+        return ask("text")
+
     agents.set_tracing_disabled(True)
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
         agent = agents.Agent(
             name="a",
             model=agents.OpenAIResponsesModel("scripted", openai_client=client),
+            tools=[get_weather],
             model_settings=agents.ModelSettings(temperature=0),
         )
-        assert (await agents.Runner.run(agent, ask("text"))).final_output == TEXT
-        streamed = agents.Runner.run_streamed(agent, ask("text"))
+        result = await agents.Runner.run(agent, ask("tool"))
+        assert (asked, result.final_output) == (["Paris"], TEXT)
+        streamed = agents.Runner.run_streamed(agent, ask("tool"))
         kinds = [event.type async for event in streamed.stream_events()]
         assert "raw_response_event" in kinds
         assert streamed.final_output == TEXT

@@ -32,6 +32,11 @@ def checks(scripted_server) -> dict[str, Any]:
 
 def test_streams(checks) -> None:
     assert checks["text"]["text"] == TEXT
+    assert checks["reasoning"]["output"][0]["type"] == "reasoning"
+    (call,) = checks["function"]["output"]
+    assert (call["type"], json.loads(call["arguments"])) == ("function_call", {"city": "Paris"})
+    (custom,) = checks["custom"]["output"]
+    assert (custom["type"], custom["input"]) == ("custom_tool_call", "Paris")
     assert checks["incomplete"]["status"] == "incomplete"
     assert checks["refused"] == {"status": 400, "code": "previous_response_not_found"}
 
