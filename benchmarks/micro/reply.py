@@ -14,12 +14,14 @@ from collections.abc import Callable
 from statistics import median
 
 from llamafast.api.chat_frames import ChatFrames
+from llamafast.api.logprobs import TokenNames
 from llamafast.api.schema.chat import ChatChunk, ChatRequest
 from llamafast.chat.dialects.parser import DialectParser
 from llamafast.chat.dialects.tables import dialect_named
 from llamafast.chat.reply import PlainReply, Reply, ReplyParser
 from llamafast.chat.tools import read_tools
 from llamafast.engine.types import Event
+from tests.support.fake_engine import ByteTokenizer
 
 TOOLS = [
     {
@@ -60,7 +62,7 @@ def seconds(new_parser: Callable[[], ReplyParser], opening: list[str], token: st
     """The time of each token."""
     request = ChatRequest(messages=[{}], tools=TOOLS)
     chunk = ChatChunk(id="chatcmpl-0", created=0, model="model", choices=[])
-    frames = ChatFrames(chunk, [Reply(new_parser())], request)
+    frames = ChatFrames(chunk, [Reply(new_parser())], request, TokenNames(request, ByteTokenizer()))
     for text in opening:
         frames.event(Event(0, text, 1))
     times = []
