@@ -40,7 +40,8 @@ class ChatEndpoint:
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         engine = self._engine
         request = await run_sized(len(body), decode_request, _DECODER, body, engine.info)
-        n_bytes = COMPILES if request.constrained else len(body)
+        compiles = request.constrained or request.tools or request.functions
+        n_bytes = COMPILES if compiles else len(body)
         plan = await run_sized(
             n_bytes, plan_chat, request, self._chat, engine.tokenizer, self._constraints, engine.info
         )

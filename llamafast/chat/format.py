@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from llamafast.chat.call_grammar import CallGrammar
 from llamafast.chat.control import ControlTokens
 from llamafast.chat.declared.response_schema import ResponseSchema
 from llamafast.chat.declared.response_template import ResponseTemplate
-from llamafast.chat.dialects.forms import Dialect
 from llamafast.chat.dialects.parser import DialectParser
 from llamafast.chat.dialects.tables import dialect_named, recognised
 from llamafast.chat.reply import NewParser, PlainReply
@@ -35,8 +35,11 @@ class ChatFormat:
             self.dialect = recognised(f"{info.chat_template or ''}{info.tool_use_template or ''}")
         else:
             self.dialect = dialect_named(info.dialect)
-        marks = [tokenizer.tokenize(mark, add_special=False, parse_special=True) for mark in self.dialect.marks()]
-        self.preserved_tokens = tuple(sorted({tokens[0] for tokens in marks if len(tokens) == 1}))
+        marks = {mark: tokenizer.tokenize(mark, add_special=False, parse_special=True) for mark in self.dialect.marks()}
+        single = {mark: tokens[0] for mark, tokens in marks.items() if len(tokens) == 1}
+        self.preserved_tokens = tuple(sorted(set(single.values())))
+        control = {mark: token for mark, token in single.items() if tokenizer.is_control(token)}
+        self.calls = CallGrammar(self.dialect, control.get, tokenizer.eog_tokens())
 
     def _compiled(self, source: str | None, info: ModelInfo) -> ChatTemplate | None:
         return None if source is None else ChatTemplate(source, info.bos_text, info.eos_text, self.control)
@@ -58,19 +61,16 @@ class ChatFormat:
         dialect = self.dialect
         if not (tools or dialect.channels or dialect.dropped or (dialect.reasoning and split_reasoning)):
             return PlainReply
-        begun = _begun(dialect, prompt)
+        begun = prompt[max(prompt.rfind("<|start|>"), 0) :] if dialect.channels else self.begun_reasoning(prompt)
         return partial(DialectParser, dialect, tools, split_reasoning=split_reasoning, begun=begun)
+
+    def begun_reasoning(self, prompt: str) -> str:
+        """The mark of reasoning that ``prompt`` ends with, "" where there is none."""
+        end = prompt[-256:].rstrip()
+        return next((begin for begin, _ in self.dialect.reasoning if end.endswith(begin)), "")
 
 
 def _declared(info: ModelInfo) -> ResponseSchema | ResponseTemplate | None:
     if info.response_schema is not None:
         return ResponseSchema(info.response_schema)
     return None if info.response_template is None else ResponseTemplate(info.response_template)
-
-
-def _begun(dialect: Dialect, prompt: str) -> str:
-    """What ``prompt`` has written of the reply, as far as the parser must know of it."""
-    if dialect.channels:
-        return prompt[max(prompt.rfind("<|start|>"), 0) :]
-    end = prompt[-256:].rstrip()
-    return next((begin for begin, _ in dialect.reasoning if end.endswith(begin)), "")

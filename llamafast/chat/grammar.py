@@ -89,13 +89,6 @@ def lark_grammar(text: str, param: str) -> Grammar:
         raise InvalidRequest(f"`{param}` is not a valid grammar: {str(error)[:300]}", param=param) from error
 
 
-def after_thinking(grammar: Grammar, end: str) -> list[Grammar]:
-    """Free text up to and including ``end`` and the white space behind it, then ``grammar``."""
-    escaped = "".join(c if c.isalnum() else f"\\x{{{ord(c):x}}}" for c in end)
-    thinking = f"start: thinking space? @answer\nthinking[lazy]: /(.|\\n)*{escaped}/\nspace: /[ \\t\\r\\n]{{1,20}}/"
-    return [{"lark_grammar": thinking}, {"name": "answer", **grammar}]
-
-
 def _response_format(value: Mapping[str, Any]) -> Grammar | None:
     kind = value.get("type")
     if kind == "text":

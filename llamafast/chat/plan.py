@@ -14,11 +14,11 @@ from msgspec.structs import replace
 
 from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
-from llamafast.chat.grammar import ConstraintOptions
+from llamafast.chat.grammar import ConstraintOptions, requested_grammar
 from llamafast.chat.messages import normalise_messages
 from llamafast.chat.reply import NewParser, PlainReply, Reply
 from llamafast.chat.sampling import SamplingOptions, read_sampling
-from llamafast.chat.tools import Tool, read_functions, read_tools
+from llamafast.chat.tools import Tool, ToolChoice, choose_tools, read_functions, read_tools
 from llamafast.engine.types import Matcher, ModelInfo, Plan, Tokenizer
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
 
@@ -130,40 +130,59 @@ def plan_chat(
 
     Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
     """
-    text, tools = render_chat(request, chat)
+    text, choice = render_chat(request, chat)
     _check_size(len(text), "messages", info)
     tokens = _checked_tokens(chat.control.tokenize(text, tokenizer), "messages", info)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("`top_logprobs` needs `logprobs`", param="top_logprobs")
-    plan = _plan(request, (tokens,), max_tokens, constraints.requested(request), tokenizer, info)
+    prompt = chat.control.unmark(text)
+    matcher = _reply_matcher(request, chat, choice, prompt, constraints)
+    plan = _plan(request, (tokens,), max_tokens, matcher, tokenizer, info)
     if request.logprobs:
         plan = replace(plan, top_logprobs=request.top_logprobs or 0)
     new_parser: NewParser = PlainReply
-    if plan.matcher is None:  # a text that follows a grammar is all content
-        new_parser = chat.parser(chat.control.unmark(text), tools, split_reasoning=request.reasoning_format != "none")
+    if matcher is None or choice.callable or chat.dialect.reasons:  # else a text that follows a grammar is all content
+        new_parser = chat.parser(prompt, choice.callable, split_reasoning=request.reasoning_format != "none")
     if new_parser is not PlainReply:  # which control tokens are marks is known of a dialect, not of a declaration
         hides = plan.skip_special_tokens and chat.declared is None
         plan = replace(plan, skip_special_tokens=hides, preserved_tokens=chat.preserved_tokens)
-    return ChatPlan(plan, new_parser, tools, request.parallel_tool_calls is not False and not request.functions)
+    parallel = request.parallel_tool_calls is not False and not request.functions
+    return ChatPlan(plan, new_parser, choice.callable, parallel)
 
 
-def _callable_tools(request: ChatOptions) -> tuple[Tool, ...]:
-    """The tools that the model may call: none of them when the request says so."""
+def _reply_matcher(
+    request: ChatOptions, chat: ChatFormat, choice: ToolChoice, prompt: str, constraints: Constraints
+) -> Matcher | None:
+    """The grammar of the whole reply: reasoning, calls and answer as far as the request constrains them."""
+    answer, param = requested_grammar(request) or (None, "tools")
+    grammars = chat.calls.reply(
+        choice.callable,
+        answer,
+        forced=choice.forced,
+        # models that are forced to call often do not know when to end: several calls only where that is asked for
+        parallel=bool(request.parallel_tool_calls),
+        begun=chat.begun_reasoning(prompt),
+    )
+    return None if grammars is None else constraints.compile(grammars, param)
+
+
+def _tool_choice(request: ChatOptions) -> ToolChoice:
     if request.functions and request.tools:
         raise InvalidRequest("`functions` is the old form of `tools`: send one of them", param="functions")
     tools = read_tools(request.tools) or read_functions(request.functions)
-    choice = request.function_call if request.functions else request.tool_choice
-    return () if choice == "none" else tools
+    if request.functions:
+        return choose_tools(tools, request.function_call, "function_call")
+    return choose_tools(tools, request.tool_choice)
 
 
-def render_chat(request: ChatOptions, chat: ChatFormat) -> tuple[str, tuple[Tool, ...]]:
-    """The conversation as text, with ``chat.control``'s marks, and the tools that the model may call.
+def render_chat(request: ChatOptions, chat: ChatFormat) -> tuple[str, ToolChoice]:
+    """The conversation as text, with ``chat.control``'s marks, and what the model may do with its tools.
 
     Raises InvalidRequest or UnsupportedParameter.
     """
-    tools = _callable_tools(request)
-    template = chat.template(tools)
+    choice = _tool_choice(request)
+    template = chat.template(choice.shown)
     continued = request.continue_final_message or False
     if continued and request.add_generation_prompt:
         raise InvalidRequest(
@@ -173,10 +192,10 @@ def render_chat(request: ChatOptions, chat: ChatFormat) -> tuple[str, tuple[Tool
         normalise_messages(request.messages, template.accepts),
         add_generation_prompt=not continued and request.add_generation_prompt is not False,
         continue_final_message=continued,
-        tools=[tool.definition for tool in tools] or None,
+        tools=[tool.definition for tool in choice.shown] or None,
         **_template_variables(request),
     )
-    return text, tools
+    return text, choice
 
 
 def _plan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 
@@ -41,6 +41,60 @@ def read_functions(functions: Sequence[Any] | None) -> tuple[Tool, ...]:
     """``functions`` of a request: the form that ``tools`` replaced. Raises InvalidRequest."""
     read = [_read_function(function, f"functions[{i}]") for i, function in enumerate(functions or ())]
     return _distinct(read, "functions")
+
+
+class ToolChoice(NamedTuple):
+    """``shown`` are the tools that the template lists, ``callable`` those that the model may call; with ``forced`` it
+    has to call one of them."""
+
+    shown: tuple[Tool, ...]
+    callable: tuple[Tool, ...]
+    forced: bool
+
+
+def choose_tools(tools: tuple[Tool, ...], choice: Any, param: str = "tool_choice") -> ToolChoice:
+    """What ``choice`` makes of ``tools``, in OpenAI's forms: a mode, one function, or ``allowed_tools``.
+
+    Raises InvalidRequest where it names no tool or an unknown one, or has another form.
+    """
+    if choice is None or choice in ("none", "auto", "required"):
+        if choice == "required" and not tools:
+            raise InvalidRequest(f"`{param}` is only possible with tools", param=param)
+        allowed = () if choice == "none" else tools
+        return ToolChoice(allowed, allowed, choice == "required")
+    if isinstance(choice, dict):
+        if choice.get("type") == "allowed_tools":
+            inner = choice.get("allowed_tools", choice)
+            names = [_chosen_name(tool) for tool in _list(inner, "tools")]
+            mode = inner.get("mode", "auto") if isinstance(inner, dict) else None
+            if names and mode in ("auto", "required"):
+                return ToolChoice(tools, tuple(_named(tools, name, param) for name in names), mode == "required")
+        elif choice.get("type", "function") == "function":
+            return ToolChoice(tools, (_named(tools, _chosen_name(choice), param),), True)
+    raise InvalidRequest(
+        f"`{param}` must be none, auto, required, one function or allowed_tools of type function", param=param
+    )
+
+
+def _chosen_name(choice: Any) -> str | None:
+    """The name in ``{"function": {"name": …}}`` or, in the old form and Responses', ``{"name": …}``."""
+    if isinstance(choice, dict):
+        inner = choice.get("function", choice)
+        name = inner.get("name") if isinstance(inner, dict) else None
+        return name if isinstance(name, str) else None
+    return None
+
+
+def _list(value: Any, key: str) -> list[Any]:
+    found = value.get(key) if isinstance(value, dict) else None
+    return found if isinstance(found, list) else []
+
+
+def _named(tools: tuple[Tool, ...], name: str | None, param: str) -> Tool:
+    for tool in tools:
+        if tool.name == name:
+            return tool
+    raise InvalidRequest(f"`{param}` names {(name or '')[:64]!r}, which is none of the tools", param=param)
 
 
 def _read_function(function: Any, path: str) -> Tool:

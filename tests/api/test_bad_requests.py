@@ -181,8 +181,6 @@ EVERYWHERE = {
     "return_token_ids": True,
 }
 IN_CHAT = {
-    "tool_choice": "required",
-    "function_call": {"name": "f"},
     "modalities": ["text", "audio"],
     "audio": {"voice": "alloy"},
     "web_search_options": {},
@@ -207,6 +205,8 @@ async def test_what_is_not_served_is_refused_by_name(
 
 
 FUNCTION = {"name": "f"}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+IMPOSSIBLE = {**FUNCTION, "strict": True, "parameters": {"not": {}}}
 
 
 @pytest.mark.parametrize(
@@ -229,6 +229,16 @@ FUNCTION = {"name": "f"}
         ({"functions": [FUNCTION], "tools": [{"type": "function", "function": FUNCTION}]}, "functions"),
         ({"functions": [{**FUNCTION, "description": 1}]}, "functions[0].description"),
         ({"reasoning_format": "raw"}, "reasoning_format"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": "sometimes"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": []}}}, "tool_choice"),
+        ({"functions": [FUNCTION], "function_call": {"name": "g"}}, "function_call"),
+        (
+            {"tools": [{"type": "function", "function": {**FUNCTION, "strict": True, "parameters": {"not": {}}}}]},
+            "tools",
+        ),
     ],
 )
 async def test_unusable_tools(client: AsgiClient, fields: dict[str, Any], param: str) -> None:

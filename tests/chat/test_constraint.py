@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.fake_engine import ByteTokenizer
 
 from llamafast.chat.constraint import Constraints, check, check_lines
-from llamafast.chat.grammar import after_thinking, json_schema_grammar, lark_grammar
+from llamafast.chat.grammar import lark_grammar
 from llamafast.errors import InvalidRequest
 
 PERSON = {
@@ -143,14 +143,6 @@ def test_grammars_in_both_notations():
     assert walk([lark_grammar('start: "a"+ /[0-9]/', "x")], "aaa5") == (4, True)
     with pytest.raises(InvalidRequest, match="not a valid grammar"):
         lark_grammar('root ::= ("a"', "x")
-
-
-def test_a_grammar_may_begin_after_the_thinking():
-    grammars = after_thinking(json_schema_grammar(PERSON, "x"), "</think>")
-    text = 'so: {"name"\n</thin </think>\n\n{"name": "b"}'
-    assert walk(grammars, text) == (len(text), True)
-    assert walk(grammars, "anything <think> goes") == (21, False)
-    assert walk(grammars, "</think>no")[0] == 8
 
 
 def test_the_line_protocol():

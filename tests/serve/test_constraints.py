@@ -126,3 +126,32 @@ def test_bombs_cost_their_sender_only(tiny):
             tiny.completions.create(model="tiny/llama", prompt="a", max_tokens=9, extra_body={"guided_json": bomb})
         assert caught.value.param == "guided_json" or "too complex" in caught.value.message
     assert tiny.completions.create(model="tiny/llama", prompt="a", max_tokens=3).choices[0].finish_reason == "length"
+
+
+def test_forced_calls_on_random_tools(real):
+    """Whatever the tools: the model calls one of them with arguments that fit."""
+
+    def one(seed: int) -> tuple[dict, object]:
+        rng = random.Random(seed)
+        schemas = {}
+        for k in range(rng.randint(1, 3)):
+            names = rng.sample(["city", "unit", "count", "flag"], rng.randint(1, 3))
+            kinds = [{"enum": ["a", "b"]}, {"type": "integer", "minimum": 0, "maximum": 99}, {"type": "boolean"}]
+            schemas[f"tool_{seed}_{k}"] = {
+                "type": "object", "properties": {name: rng.choice(kinds) for name in names},
+                "required": names, "additionalProperties": False,
+            }  # fmt: skip
+        tools = [{"type": "function", "function": {"name": n, "parameters": s}} for n, s in schemas.items()]
+        name = rng.choice(sorted(schemas))
+        named = {"type": "function", "function": {"name": name}}
+        answer = real.chat.completions.create(
+            model="smollm2-135m", messages=[{"role": "user", "content": "Use a tool."}], tools=tools, max_tokens=90,
+            tool_choice=rng.choice(["required", named]), temperature=1, seed=seed,
+        )  # fmt: skip
+        return schemas, answer.choices[0]
+
+    with ThreadPoolExecutor(8) as pool:
+        for schemas, choice in pool.map(one, range(24)):
+            assert choice.finish_reason == "tool_calls"
+            (call,) = choice.message.tool_calls
+            jsonschema.validate(json.loads(call.function.arguments), schemas[call.function.name])

@@ -26,8 +26,6 @@ class ChatRequest(GenerationOptions, kw_only=True):
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
         **GenerationOptions.unserved,
-        "tool_choice": ("none", "auto"),
-        "function_call": ("none", "auto"),
         "modalities": ([], ["text"]),
         "audio": (),
         "web_search_options": (),

@@ -76,6 +76,11 @@ class Dialect(Struct, frozen=True, kw_only=True):
     calls_end_reasoning: bool = False
     channels: bool = False
 
+    @property
+    def reasons(self) -> bool:
+        """Whether a reply may have more parts than its answer, also where no tools are."""
+        return bool(self.reasoning) or self.channels
+
     def marks(self) -> tuple[str, ...]:
         """Every text that the parser has to see, also where one is a single control token."""
         found = [mark for pair in self.reasoning for mark in pair] + list(self.dropped)

@@ -1,0 +1,206 @@
+"""Grammars of tool calls in the letter of a dialect: for calls that a request forces, and for strict tools.
+
+A grammar is built in Lark's notation as llguidance extends it: ``%json`` embeds a schema, ``<[id]>`` is a control
+token, ``[suffix=…]`` ends free text at the first occurrence of a mark.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
+from typing import Any
+
+from llamafast.chat.dialects.forms import CallForm, Dialect
+from llamafast.chat.grammar import Grammar, json_schema_grammar
+from llamafast.chat.tools import Tool
+from llamafast.errors import UnsupportedParameter
+
+# Most calls of one reply, where a request forces calls and allows more than one.
+MAX_CALLS = 16
+
+# Harmony's headers; the prompt has written "<|start|>assistant".
+_ANALYSIS = "<|channel|>analysis<|message|>"
+_FINAL = "<|channel|>final<|message|>"
+
+
+class CallGrammar:
+    """Writes grammars for one dialect. ``control_token`` gives the id of a control token's text, None for other
+    text; ``ends`` are the control tokens that end a reply, which no grammar spells out."""
+
+    def __init__(self, dialect: Dialect, control_token: Callable[[str], int | None], ends: Iterable[int]) -> None:
+        self._dialect = dialect
+        self._control_token = control_token
+        self._ends = frozenset(ends)
+        marks = [mark for mark in dialect.marks() if control_token(mark) is not None]
+        self._marks = re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or "(?!)")
+
+    def reply(
+        self, tools: Sequence[Tool], answer: Grammar | None, *, forced: bool, parallel: bool, begun: str
+    ) -> list[Grammar] | None:
+        """What a reply may be; None: any text. Calls of ``tools`` only when ``forced``, else these or ``answer``, or
+        free text when that is None, in which only calls of strict tools are constrained.
+
+        One call, with ``parallel`` up to ``MAX_CALLS``. ``begun`` is the mark that the prompt ends with where it has
+        begun the reply's reasoning; where it has not, a model that reasons may begin. Raises UnsupportedParameter for a
+        dialect that writes arguments in no form of JSON.
+        """
+        if not forced and answer is None and not any(tool.strict for tool in tools):
+            return None
+        rules = _Rules()
+        section = self._section(tools, rules, parallel=parallel) if tools else ""
+        if forced:
+            start = section
+        elif answer is not None:
+            start = f"{self._literal(_FINAL) if self._dialect.channels else ''} @answer"
+            start = f"{section} | {start}" if section else start
+        else:
+            start = self._free_text_and(tools, rules)
+        thoughts = self._thoughts(begun, rules)
+        named = [{"name": "answer", **answer}] if answer is not None and not forced else []
+        return [{"lark_grammar": rules.text(f"{thoughts} ({start})")}, *named]
+
+    def _section(self, tools: Sequence[Tool], rules: _Rules, *, parallel: bool) -> str:
+        form = self._form()
+        call = rules.add(" | ".join(self._call(form, form.before, tool, rules) for tool in tools))
+        more = f"({self._literal(form.between)} {call}){{0,{MAX_CALLS - 1}}}" if parallel else ""
+        begin = self._literal(form.begin + "[" * form.listed)
+        return f"{begin} {call} {more} {self._literal(']' * form.listed + form.end)}"
+
+    def _free_text_and(self, tools: Sequence[Tool], rules: _Rules) -> str:
+        """Free text in which a call, once it is begun, is one of ``tools`` with its arguments."""
+        form = self._form()
+        if not form.opening:
+            # a bare object is a call only where the reply begins with it
+            return f"{self._section(tools, rules, parallel=False)} | /[^ \\t\\r\\n{{](.|\\n)*/"
+        opener = form.opening[0]
+        opening = (form.begin + "[" * form.listed + form.before).removeprefix(opener)
+        first = rules.add(" | ".join(self._call(form, opening, tool, rules) for tool in tools))
+        following = rules.add(" | ".join(self._call(form, form.before, tool, rules) for tool in tools))
+        more = f"({self._literal(form.between)} {following})*" if form.begin else ""
+        end = self._literal("]" * form.listed + form.end)
+        rest = _regex(opener) if self._control_token(opener) is None else "(?!)"
+        free = "/(.|\\n)*/" + (f" & ~/(.|\\n)*{rest}(.|\\n)*/" if rest != "(?!)" else "")
+        return f"({self._until(opener, rules)} {first} {more} {end})* {rules.terminal(free)}"
+
+    def _thoughts(self, begun: str, rules: _Rules) -> str:
+        """The reasoning before a reply."""
+        if self._dialect.channels:
+            begin, end = self._literal(_ANALYSIS), self._literal("<|start|>assistant")
+            return f"({begin} {self._until('<|end|>', rules)} {end})?"
+        spans = [span for span in self._dialect.reasoning if begun in ("", span[0])]
+        if not spans:
+            return ""
+        written = [("" if begun else self._literal(begin)) + f" {self._until(end, rules)}" for begin, end in spans]
+        space = rules.terminal("/[ \\t\\r\\n]{1,20}/")
+        return f"(({' | '.join(written)}) {space}?)" + ("" if begun else "?")
+
+    def _form(self) -> CallForm:
+        for form in self._dialect.forms:
+            if not form.string_quote:
+                return form
+        raise UnsupportedParameter(
+            f"this model's way to write calls ({self._dialect.name}) cannot be forced", param="tool_choice"
+        )
+
+    def _call(self, form: CallForm, before_name: str, tool: Tool, rules: _Rules) -> str:
+        before, after = self._literal(before_name), self._literal(form.after)
+        if form.shape == "object":
+            name = self._literal(f'{{"{form.name_key}": {json.dumps(tool.name)}, "{form.arguments_key}": ')
+            return f"{before} {name} {_json(tool.parameters, tool)} {self._literal('}')} {after}"
+        name = self._literal(f"{form.name_prefix}{tool.name}") + (" /:[0-9]/" if form.numbered else "")
+        if form.shape == "named":
+            return f"{before} {name} {self._literal(form.name_end)} {_json(tool.parameters, tool)} {after}"
+        if form.shape == "tagged":
+            parameters = _in_order(tool, "", lambda key, schema: self._tagged(form, tool, key, schema, rules), rules)
+            return f"{before} {name} {self._literal(form.name_end)} {parameters} {after}"
+        parameters = _in_order(
+            tool, '", "', lambda key, schema: f"{self._literal(f'{key}=')} {_json(schema, tool)}", rules
+        )
+        return f'{before} {name} "(" {parameters} ")" {after}'
+
+    def _tagged(self, form: CallForm, tool: Tool, key: str, schema: Any, rules: _Rules) -> str:
+        begin = f"{self._literal(form.parameter_begin)} {self._literal(key)}"
+        values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+        if values and all(isinstance(value, str) for value in values):
+            choice = " | ".join(_quoted(value) for value in values)
+            return f"{begin} {self._literal(form.key_end)} ({choice}) {self._literal(form.value_end)}"
+        if schema.get("type") == "string":
+            # a reader takes the mark for the end with and without the white space around it
+            end = form.value_end.strip()
+            rest = self._literal(form.value_end[form.value_end.index(end) + len(end) :])
+            return f"{begin} {self._literal(form.key_end)} {self._until(end, rules)} {rest}"
+        value = f"{_json(schema, tool)} {self._literal(form.value_end)}"
+        return f"{begin} {self._literal(form.key_end_json or form.key_end)} {value}"
+
+    def _until(self, end: str, rules: _Rules) -> str:
+        """Free text and the mark that ends it."""
+        if self._control_token(end) is not None:
+            return f"/(.|\\n)*/ {self._literal(end)}"
+        return rules.add("/(.|\\n)*/", attributes=f"[suffix={_quoted(end)}]")
+
+    def _literal(self, text: str) -> str:
+        """``text`` with its control tokens as tokens."""
+        pieces, at = [], 0
+        for match in self._marks.finditer(text):
+            pieces.append(_quoted(text[at : match.start()]))
+            token = self._control_token(match[0])
+            pieces.append("" if token in self._ends else f"<[{token}]>")
+            at = match.end()
+        return " ".join(filter(None, [*pieces, _quoted(text[at:])]))
+
+
+class _Rules:
+    """The rules beside ``start``."""
+
+    def __init__(self) -> None:
+        self._rules: list[str] = []
+        self._numbers = count()
+
+    def add(self, body: str, attributes: str = "") -> str:
+        name = f"r{next(self._numbers)}"
+        self._rules.append(f"{name}{attributes}: {body}")
+        return name
+
+    def terminal(self, body: str) -> str:
+        name = f"T{next(self._numbers)}"
+        self._rules.append(f"{name}: {body}")
+        return name
+
+    def text(self, start: str) -> str:
+        return "\n".join([f"start: {start}", *self._rules])
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if text else ""
+
+
+def _regex(text: str) -> str:
+    return "".join(c if c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
+
+
+def _json(schema: Any, tool: Tool) -> str:
+    """A value of ``schema``, which may refer to the definitions of the tool's own schema."""
+    definitions = {key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters}
+    if isinstance(schema, dict):
+        schema = {**definitions, **schema}
+    grammar = json_schema_grammar(schema, "tools", exact=tool.strict)
+    return f"%json {json.dumps(grammar['json_schema'])}"
+
+
+def _in_order(tool: Tool, separator: str, write: Callable[[str, Any], str], rules: _Rules) -> str:
+    """The parameters of a tool in the order of its schema, those that are not required or not."""
+    properties = tool.parameters.get("properties")
+    required = tool.parameters.get("required")
+    named = list(properties.items()) if isinstance(properties, dict) else []
+    needed = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+    first = following = ""
+    for key, schema in reversed(named):
+        written = rules.add(write(key, schema if isinstance(schema, dict) else {}))
+        one = f"{written} {following}".strip()
+        if key in needed:
+            first, following = one, f"{separator} {one}".strip()
+        else:
+            first, following = rules.add(f"{one} | {first}"), rules.add(f"{separator} {one} | {following}")
+    return first

@@ -1,0 +1,157 @@
+"""Grammars of calls: what they let through is what the dialect's parser reads as calls that fit the schema."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+from support.fake_engine import BOS, EOS, ByteTokenizer
+
+from llamafast.chat.call_grammar import CallGrammar
+from llamafast.chat.constraint import Constraints
+from llamafast.chat.dialects.forms import CallForm, Dialect
+from llamafast.chat.dialects.parser import DialectParser
+from llamafast.chat.dialects.tables import DIALECTS, GENERIC
+from llamafast.chat.grammar import json_schema_grammar
+from llamafast.chat.reply import assemble
+from llamafast.chat.tools import Tool
+from llamafast.errors import UnsupportedParameter
+
+CONSTRAINTS = Constraints(ByteTokenizer())
+WEATHER = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "unit": {"enum": ["c", "f"]},
+        "days": {"$ref": "#/$defs/days"},
+        "deep": {"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+    "$defs": {"days": {"type": "integer", "minimum": 0, "maximum": 9}},
+}
+TOOLS = (
+    Tool("get_weather", WEATHER, True, {}),
+    Tool("noop", {"type": "object", "properties": {}, "additionalProperties": False}, True, {}),
+)
+FORCIBLE = [dialect for dialect in (*DIALECTS, GENERIC) if not dialect.forms[0].string_quote]
+
+
+def matcher(dialect: Dialect, tools: tuple[Tool, ...] = TOOLS, answer: Any = None, **options: Any) -> Any:
+    grammar = CallGrammar(dialect, lambda text: None, ())
+    grammars = grammar.reply(tools, answer, **{"forced": False, "parallel": False, "begun": ""} | options)
+    assert grammars is not None
+    return CONSTRAINTS.compile(grammars, "tools").deep_copy()
+
+
+def written(walk: Any, rng: random.Random, end: bytes) -> str:
+    """A text that the grammar allows, drawn at random: mostly letters and what ends things, free text ``end``."""
+    out = bytearray()
+    while not walk.is_stopped() and len(out) < 4000:
+        if end and rng.random() < 0.1 and walk.validate_tokens(list(end)) == len(end):
+            walk.consume_tokens(list(end))
+            out += end
+            continue
+        mask = walk.compute_bitmask()
+        allowed = [byte for byte in range(256) if mask[byte // 8] >> byte % 8 & 1]
+        if not allowed or (walk.is_accepting() and rng.random() < 0.5):
+            break
+        closing = [byte for byte in allowed if byte in b'}"]<,)']
+        plain = [byte for byte in allowed if 97 <= byte < 123 or 48 <= byte < 58] or allowed
+        byte = rng.choice(closing if closing and rng.random() < 0.5 else plain)
+        assert walk.consume_token(byte)
+        out.append(byte)
+    return out.decode()
+
+
+@pytest.mark.parametrize("dialect", FORCIBLE, ids=lambda dialect: dialect.name)
+def test_a_forced_reply_is_read_as_calls_that_fit(dialect):
+    dialect = Dialect(name=dialect.name, forms=dialect.forms, channels=dialect.channels, reasoning=())
+    start = matcher(dialect, forced=True, parallel=True)
+    schemas = {tool.name: tool.parameters for tool in TOOLS}
+    called = set()
+    for seed in range(12):
+        walk = start.deep_copy()
+        text = written(walk, random.Random(seed), dialect.forms[0].value_end.encode())
+        if not walk.is_accepting():
+            continue
+        parser = DialectParser(dialect, TOOLS)
+        message = assemble(parser.feed(text) + parser.finish())
+        assert message.tool_calls, text
+        assert not message.content.strip(), text
+        for call in message.tool_calls:
+            jsonschema.validate(json.loads(call.arguments), schemas[call.name])
+            called.add(call.name)
+    assert called == set(schemas)
+
+
+def test_a_dialect_whose_arguments_are_no_json_cannot_be_forced():
+    gemma = next(dialect for dialect in DIALECTS if dialect.forms[0].string_quote)
+    with pytest.raises(UnsupportedParameter, match="cannot be forced"):
+        matcher(gemma, forced=True)
+
+
+def takes(walk: Any, text: str) -> tuple[int, bool]:
+    walk = walk.deep_copy()
+    return walk.try_consume_tokens(list(text.encode())), walk.is_accepting()
+
+
+CALL = '<tool_call>\n{"name": "noop", "arguments": {}}\n</tool_call>'
+HERMES = Dialect(name="hermes", forms=GENERIC.forms[:1])
+
+
+def test_strict_tools_constrain_calls_and_nothing_else():
+    walk = matcher(HERMES)
+    for text in ("Any text, {} < <tool", CALL, f"First {CALL} then more.", f"{CALL}\n{CALL}"):
+        assert takes(walk, text) == (len(text), True), text
+    assert takes(walk, 'x <tool_call>\n{"name": "other"')[0] == 24
+    assert takes(walk, '<tool_call>\n{"name": "noop", "arguments": {"a"')[0] < 46
+    loose = (Tool("noop", TOOLS[1].parameters, False, {}),)
+    assert CallGrammar(HERMES, lambda text: None, ()).reply(loose, None, forced=False, parallel=True, begun="") is None
+
+
+def test_an_answer_in_a_format_or_a_call():
+    walk = matcher(HERMES, answer=json_schema_grammar({"type": "integer"}, "x"))
+    assert takes(walk, "17") == (2, True)
+    assert takes(walk, CALL) == (len(CALL), True)
+    assert takes(walk, "seventeen")[0] == 0
+
+
+def test_reasoning_comes_before_what_is_constrained():
+    thinker = Dialect(name="x", forms=HERMES.forms, reasoning=(("<think>", "</think>"),))
+    answer = json_schema_grammar({"type": "integer"}, "x")
+    free = matcher(thinker, (), answer)
+    assert takes(free, "17") == (2, True)
+    text = "<think>so {}</think>\n\n17"
+    assert takes(free, text) == (len(text), True)
+    begun = matcher(thinker, (), answer, begun="<think>")
+    assert takes(begun, "17")[1] is False
+    assert takes(begun, "hm</think>\n17") == (13, True)
+    assert takes(begun, "</think>no")[0] == 8
+
+
+def test_harmony_answers_in_its_final_channel():
+    harmony = next(dialect for dialect in DIALECTS if dialect.channels)
+    walk = matcher(harmony, TOOLS, json_schema_grammar({"type": "integer"}, "x"))
+    thought = "<|channel|>analysis<|message|>Easy.<|end|><|start|>assistant"
+    for text in (thought + "<|channel|>final<|message|>17", "<|channel|>final<|message|>17"):
+        assert takes(walk, text) == (len(text), True)
+        parser = DialectParser(harmony, TOOLS, begun="<|start|>assistant")
+        assert assemble(parser.feed(text) + parser.finish()).content == "17"
+    assert takes(walk, "17")[0] == 0
+
+
+def test_control_tokens_are_tokens():
+    form = CallForm(shape="named", before="<s>", name_end=":", after="</s>")
+    controls = {"<s>": BOS, "</s>": EOS}
+    grammar = CallGrammar(Dialect(name="x", forms=(form,), reasoning=()), controls.get, [EOS])
+    grammars = grammar.reply(TOOLS[1:], None, forced=True, parallel=False, begun="")
+    walk: Any = CONSTRAINTS.compile(grammars, "tools").deep_copy()
+    assert walk.try_consume_tokens(list(b"<s>")) == 0
+    walk = CONSTRAINTS.compile(grammars, "tools").deep_copy()
+    # the mark that ends the reply is left to the model
+    assert walk.try_consume_tokens([BOS, *b"noop:{}"]) == 8
+    assert walk.is_accepting()
