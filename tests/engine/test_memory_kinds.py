@@ -29,12 +29,9 @@ TEXTS = [[33 + (k * 7 + i * (k + 3)) % 250 for i in range(400)] for k in range(3
 
 
 def start(tiny_model, kind, ram_bytes, **settings):
-    # random weights make near-ties, which the rounding of 16-bit keys and values would decide by how steps are cut
     name, options = KINDS[kind]
     path = tiny_model(name)
-    engine = load_engine(
-        config(path, **{"n_ctx": 8192, "ram_bytes": ram_bytes, "type_k": 0, "type_v": 0} | options | settings), path
-    )
+    engine = load_engine(config(path, **{"n_ctx": 8192, "ram_bytes": ram_bytes} | options | settings), path)
     engine.start()
     return engine
 
