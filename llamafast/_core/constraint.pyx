@@ -40,6 +40,7 @@ cdef extern from *:
     static inline int state_load(int *state) { return __atomic_load_n(state, __ATOMIC_ACQUIRE); }
     static inline void state_store(int *state, int value) { __atomic_store_n(state, value, __ATOMIC_RELEASE); }
     """
+    int __builtin_ctz(unsigned int bits) noexcept nogil
     int state_load(int *state) noexcept nogil
     void state_store(int *state, int value) noexcept nogil
 
@@ -71,22 +72,21 @@ cdef class Constraint:
         free(self.state.row)
 
     cdef void advance(self):
-        """Take in what was chosen, then what is forced, and find out what may follow."""
+        """Take in what was chosen, then every token that alone may follow, and find out what may follow these."""
         cdef constraint_t *c = &self.state
-        cdef int32_t i
+        cdef int32_t token = c.token
         matcher = self.matcher
         c.n_forced = 0
         try:
-            if c.token >= 0:
-                matcher.consume_token(c.token)
-            if self.fast_forward and not matcher.is_stopped():
-                forced = matcher.compute_ff_tokens()[:MAX_FORCED]
-                if forced and matcher.consume_tokens(forced):
-                    for i in range(<int32_t> len(forced)):
-                        c.forced[i] = forced[i]
-                    c.n_forced = <int32_t> len(forced)
-            if not matcher.is_stopped():
+            if token >= 0:
+                matcher.consume_token(token)
+            while not matcher.is_stopped():
                 matcher.unsafe_compute_mask_ptr(<size_t> c.mask, <size_t> c.n_words * sizeof(uint32_t))
+                token = only_bit(c.mask, c.n_words) if self.fast_forward and c.n_forced < MAX_FORCED else -1
+                if token < 0 or not matcher.consume_token(token):
+                    break
+                c.forced[c.n_forced] = token
+                c.n_forced += 1
             c.complete = matcher.is_stopped()
             c.failed = matcher.is_error()
             if c.failed:
@@ -94,6 +94,18 @@ cdef class Constraint:
         except Exception:
             logger.exception("a grammar could not be followed")
             c.failed = True
+
+
+cdef int32_t only_bit(const uint32_t *words, int32_t n_words) noexcept nogil:
+    """The index of the bit that is set, -1 where none or several are."""
+    cdef int32_t i, found = -1
+    for i in range(n_words):
+        if words[i] == 0:
+            continue
+        if found >= 0 or words[i] & (words[i] - 1):
+            return -1
+        found = i
+    return -1 if found < 0 else 32 * found + __builtin_ctz(words[found])
 
 
 cdef bint constraint_ready(constraint_t *self) noexcept nogil:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 
@@ -12,7 +13,10 @@ from llamafast._core.constraint import Constraint
 
 
 class Cycle:
-    """A grammar that allows ``tokens`` one after another, each for itself, and then nothing more."""
+    """A grammar of ``tokens`` one after another, and then nothing more.
+
+    Behind every token that allows a second one (which must not be chosen) come ``forced`` that leave no choice.
+    """
 
     def __init__(self, tokens, *, forced=0, pause=0.0, fails_at=None):
         self.tokens, self.at = list(tokens), 0
@@ -25,12 +29,6 @@ class Cycle:
         self.at += 1
         return True
 
-    def consume_tokens(self, tokens):
-        return all(self.consume_token(token) for token in tokens)
-
-    def compute_ff_tokens(self):
-        return self.tokens[self.at : self.at + self.forced] if self.at % 2 else []
-
     def is_stopped(self):
         return self.at == len(self.tokens) or self.is_error()
 
@@ -41,13 +39,12 @@ class Cycle:
         return "too complex"
 
     def unsafe_compute_mask_ptr(self, pointer, n_bytes):
-        import ctypes
-
         time.sleep(self.pause)
         words = (ctypes.c_uint32 * (n_bytes // 4)).from_address(pointer)
         ctypes.memset(words, 0, n_bytes)
-        token = self.tokens[self.at]
-        words[token // 32] = 1 << token % 32
+        allowed = [self.tokens[self.at]] + [SECOND] * (self.at % (self.forced + 1) == 0)
+        for token in allowed:
+            words[token // 32] |= 1 << token % 32
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +62,7 @@ def rig(tiny_model):
 def constrained(rig, tokens, tag=1, max_tokens=64, sampling=None, fast_forward=True, **grammar):
     matcher = Cycle(tokens, **grammar)
     constraint = Constraint(matcher, rig.vocab.n_tokens, fast_forward=fast_forward)
-    sampling = sampling or {"temperature": 1.0, "seed": tag}
+    sampling = {"logit_bias": [(SECOND, -1e9)], **(sampling or {"temperature": 1.0, "seed": tag})}
     return rig.sequence([40, 41, 42], tag=tag, max_tokens=max_tokens, constraint=constraint, sampling=sampling), matcher
 
 
@@ -73,6 +70,7 @@ def text_of(rig, tokens):
     return b"".join(map(rig.vocab.piece, tokens)).decode()
 
 
+SECOND = 500
 TOKENS = [72, 101, 108, 108, 111, 44, 32, 119, 111, 114, 108, 100]
 
 
@@ -103,7 +101,10 @@ def test_the_limit_cuts_forced_tokens_too(rig):
 def test_a_stop_string_ends_a_constrained_text(rig):
     matcher = Cycle(TOKENS, forced=2)
     sequence = rig.sequence(
-        [40], constraint=Constraint(matcher, rig.vocab.n_tokens), stops=(text_of(rig, TOKENS[3:5]).encode(),)
+        [40],
+        constraint=Constraint(matcher, rig.vocab.n_tokens),
+        stops=(text_of(rig, TOKENS[3:5]).encode(),),
+        sampling={"logit_bias": [(SECOND, -1e9)]},
     )
     assert rig.run(sequence)[1][0] == text_of(rig, TOKENS[:3])
 
