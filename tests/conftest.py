@@ -7,9 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support import tiny_encoders, tiny_gguf
 
 from recipes import minilm as minilm_recipe
+
+# one run is like another, and a loaded machine is no fault
+settings.register_profile("llamafast", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("llamafast")
 
 # ggml's barriers spin: everything that decodes here uses one thread
 os.environ["OMP_NUM_THREADS"] = "1"

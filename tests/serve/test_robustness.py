@@ -100,8 +100,11 @@ async def test_a_thousand_mixed_requests_a_quarter_leaving(tiny_server):
     )
     assert {status for status in statuses if status is not None} == {200}
     values = await until(port, there=0)
+    # the last one leaves the gauge of running sequences before it gives its id back
+    async with asyncio.timeout(10):
+        while values["batch_server:unused_sequences"] < 16:
+            values = await metrics(port)
     assert values["batch_server:claimed_sequences"] == 0
-    assert values["batch_server:unused_sequences"] == 16
     assert values["llamafast:kv_cells_used"] == 0
     assert json.loads((await exchange(port, reference))[1])["choices"] == before
 
