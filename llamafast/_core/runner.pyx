@@ -76,7 +76,7 @@ SAVE_DUE = RUN_SAVE_DUE
 # A step that decodes may take this many times what it would take without prefill rows, and need not take less than
 # so many seconds: where decoding is faster than anybody reads, prompts come first.
 cdef double STRETCH = 1.5
-cdef double STRETCH_SECONDS = 0.2
+cdef double STRETCH_SECONDS = 0.3
 # A step that only prefills: long enough to be efficient, short enough to hear a cancel or a new request.
 cdef double PREFILL_SECONDS = 0.5
 # How long a step waits for masks that are late: while others could go on, as a share of llama_decode's time, and
