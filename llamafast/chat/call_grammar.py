@@ -20,6 +20,9 @@ from llamafast.errors import UnsupportedParameter
 # Most calls of one reply, where a request forces calls and allows more than one.
 MAX_CALLS = 16
 
+# Inside of arguments: as in what models are trained on.
+_WHITESPACE = " ?"
+
 # Harmony's headers; the prompt has written "<|start|>assistant".
 _ANALYSIS = "<|channel|>analysis<|message|>"
 _FINAL = "<|channel|>final<|message|>"
@@ -185,7 +188,7 @@ def _json(schema: Any, tool: Tool) -> str:
     definitions = {key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters}
     if isinstance(schema, dict):
         schema = {**definitions, **schema}
-    grammar = json_schema_grammar(schema, "tools", exact=tool.strict)
+    grammar = json_schema_grammar(schema, "tools", exact=tool.strict, whitespace=_WHITESPACE)
     return f"%json {json.dumps(grammar['json_schema'])}"
 
 

@@ -62,9 +62,10 @@ def requested_grammar(options: ConstraintOptions) -> tuple[Grammar, str] | None:
     return found[0] if found else None
 
 
-def json_schema_grammar(schema: Any, param: str, *, exact: bool = True) -> Grammar:
+def json_schema_grammar(schema: Any, param: str, *, exact: bool = True, whitespace: str = _WHITESPACE) -> Grammar:
     """Texts that are JSON values of ``schema``, an object's declared properties in the order of the schema.
 
+    ``whitespace`` is a regular expression of what may stand between the tokens of the JSON.
     ``exact``: a keyword that cannot be followed is an error later on, else it is left out.
     """
     if not isinstance(schema, dict | bool):
@@ -76,7 +77,7 @@ def json_schema_grammar(schema: Any, param: str, *, exact: bool = True) -> Gramm
         raise InvalidRequest(f"`{param}`: the schema is nested too deeply", param=param) from error
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
-    options: Any = {"whitespace_pattern": _WHITESPACE, "lenient": not exact, "coerce_one_of": not exact}
+    options: Any = {"whitespace_pattern": whitespace, "lenient": not exact, "coerce_one_of": not exact}
     return {"json_schema": {**schema, "x-guidance": options}}
 
 

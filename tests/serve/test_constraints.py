@@ -7,6 +7,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 import jsonschema
+import langchain_openai
 import openai
 import pydantic
 import pytest
@@ -31,6 +32,7 @@ class Person(pydantic.BaseModel):
     age: int
 
 
+N_FORCED = 24
 SCHEMA = {**Person.model_json_schema(), "additionalProperties": False}
 
 
@@ -42,6 +44,19 @@ def test_the_client_parses_a_model_of_pydantic(real):
     )  # fmt: skip
     assert isinstance(answer.choices[0].message.parsed, Person)
     assert answer.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+def test_langchain_gets_its_structured_output(smollm2_server, method):
+    model = langchain_openai.ChatOpenAI(
+        base_url=f"http://127.0.0.1:{smollm2_server.port}/v1", api_key="none", model="smollm2-135m", temperature=0,
+        max_completion_tokens=100, max_retries=0,
+    )  # fmt: skip
+    question = 'Write JSON: {"name": "Anna", "age": 31}'
+    if method == "json_mode":
+        assert isinstance(model.with_structured_output(None, method=method).invoke(question), dict)
+    else:
+        assert isinstance(model.with_structured_output(Person, method=method).invoke(question), Person)
 
 
 def test_a_stream_is_the_same_text(real):
@@ -151,7 +166,7 @@ def test_forced_calls_on_random_tools(real):
         return schemas, answer.choices[0]
 
     with ThreadPoolExecutor(8) as pool:
-        for schemas, choice in pool.map(one, range(24)):
+        for schemas, choice in pool.map(one, range(N_FORCED)):
             assert choice.finish_reason == "tool_calls"
             (call,) = choice.message.tool_calls
             jsonschema.validate(json.loads(call.function.arguments), schemas[call.function.name])
