@@ -17,7 +17,7 @@ def balanced(request):
     yield
     for item in request.session.items:
         # pytest keeps what it gave to the last test
-        if item.getparent(pytest.Module) is request.node:
+        if item.getparent(pytest.Module) is request.node and item.funcargs:
             item.funcargs.clear()
     gc.collect()
     assert living() == before
