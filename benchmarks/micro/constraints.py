@@ -33,12 +33,8 @@ def rate(port: int, work: Workload, fields: dict[str, object], run: int) -> floa
     """Tokens per second of ``work.streams`` requests at once."""
 
     def one(stream: int) -> int:
-        body = {
-            "prompt": work.prompt(run, stream, 0),
-            "max_tokens": work.tokens,
-            "temperature": 1,
-            "seed": run,
-        } | fields
+        asked = {"prompt": work.prompt(run, stream, 0), "max_tokens": work.tokens, "temperature": 1, "seed": run}
+        body = json.dumps(asked | fields).encode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/v1/completions", body, {"content-type": "application/json"}
         )
