@@ -36,6 +36,8 @@ MODULES: dict[str, list[str]] = {
     "constraint": [],
     "sequence": [],
     "histograms": [],
+    "batching": [],
+    "choosing": [],
     "runner": [],
     "embedder": [],
 }

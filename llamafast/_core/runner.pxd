@@ -1,14 +1,13 @@
 from libc.stdint cimport int32_t, int64_t
 
+from .batching cimport batching_t
+from .choosing cimport Chooser
 from .constraint cimport Masker
 from .context cimport Batch, Context
-from .cost cimport step_cost_t
 from .histograms cimport histograms_t
 from .outbox cimport Outbox
-from .pick cimport scratch_t
 from .running cimport running_t
 from .sequence cimport Sequence
-from .vocab cimport Vocab
 
 cdef struct counters_t:
     int64_t steps
@@ -26,23 +25,16 @@ cdef struct counters_t:
 
 cdef class Runner:
     cdef Context context
-    cdef Vocab vocab
     cdef Batch batch
     cdef Outbox outbox
     cdef list running                           # Sequences in order of admission
     cdef running_t live                         # the same, in the same order
     cdef list free_seq_ids
     cdef dict state_sizes                       # bytes of a state by its number of tokens
-    cdef int32_t n_batch
-    cdef int32_t prefill_chunk
-    cdef int32_t n_scored_max                   # rows of a step that score one prompt
-    cdef double target_itl                      # seconds, 0: adaptive
-    cdef int32_t attention_tile
-    cdef bint prefills_alone                    # the last step held decoding back
+    cdef batching_t batching
     cdef int attention                          # atomic
-    cdef scratch_t scratch
     cdef readonly Masker masker
-    cdef step_cost_t cost
+    cdef Chooser chooser
     cdef counters_t counters
     cdef histograms_t observed
 

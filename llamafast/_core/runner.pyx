@@ -5,37 +5,28 @@
 state of decoding takes no Python decision and no lock but the Outbox's.
 """
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint8_t
-from libc.string cimport memcpy
 
 from .balance cimport RUNNER, born, died
-from .constraint cimport (
-    MASK_NONE, MAX_FORCED, Masker, constraint_park, constraint_ready, constraint_t, masker_ask, masker_wait,
-)
-from .context cimport Batch, Context, batch_add
-from .cost cimport cost_add, cost_fit
+from .batching cimport batching_fill, batching_init
+from .choosing cimport Chooser, chooser_next, chooser_score
+from .constraint cimport MASK_NONE, Masker, constraint_ready, masker_ask, masker_wait
+from .context cimport Batch, Context
+from .cost cimport cost_add
 from .headers.clock cimport now
 from .headers.llama cimport (
-    llama_batch, llama_decode, llama_get_logits_ith, llama_memory_seq_cp, llama_memory_seq_pos_max,
-    llama_memory_seq_rm, llama_state_seq_get_data, llama_state_seq_get_size, llama_state_seq_set_data,
-    llama_supports_gpu_offload,
+    llama_decode, llama_get_logits_ith, llama_memory_seq_cp, llama_memory_seq_pos_max, llama_memory_seq_rm,
+    llama_state_seq_get_data, llama_state_seq_get_size, llama_state_seq_set_data,
 )
 from .histograms cimport histograms_init, histograms_read, observe_admitted, observe_step, observe_token
-from .logprobs cimport logprobs_add, logprobs_drop, logprobs_ready
-from .outbox cimport Outbox, outbox_publish, outbox_stage, record_t
-from .pick cimport logprob_t, row_logprobs, sampler_mask, sampler_pick, scratch_free, scratch_init
+from .outbox cimport Outbox, outbox_publish
 from .prefix cimport BLOCK
 from .running cimport (
-    MAX_RUNNING, running_add, running_clear, running_free, running_init, running_longest, running_note, running_ready,
-    running_remove, running_stop,
+    MAX_RUNNING, running_add, running_clear, running_free, running_init, running_longest, running_note,
+    running_remove,
 )
-from .sequence cimport (
-    FINISH_HALTED, FINISH_LENGTH, FINISH_NONE, FINISH_REFUSED, FINISH_STOP, Sequence, sequence_append,
-    sequence_preserves, sequence_t,
-)
-from .text cimport text_drop, text_feed, text_ready
-from .vocab cimport TOKEN_CONTROL, TOKEN_EOG, Vocab
+from .sequence cimport FINISH_HALTED, FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Sequence, sequence_t
+from .vocab cimport Vocab
 
 
 cdef extern from *:
@@ -54,31 +45,15 @@ cdef enum:
     RUN_FINISHED = 3
     RUN_NO_MEMORY = 4
     RUN_SAVE_DUE = 5    # somebody has reached its save_at
-    # rows of prompt in a step, however slow rows are: prefill always advances
-    MIN_PREFILL = 8
-    # the same, before the first step was measured
-    FIRST_PREFILL = 64
-    # ggml's CPU kernels multiply four rows of a batch at a time; one to three more cost nearly as much as four
-    ROW_TILE = 4
-    # from so many rows on, ggml's CPU attention works in tiles of rows, which suits rows of one sequence only
-    ATTENTION_TILE = 64
     MAX_ROWS = 0x7FFFFFFF
     # lengths of states whose sizes are remembered
     MAX_KNOWN_SIZES = 1024
-    # llama.cpp keeps the logits of all rows of a step that ask for them, and never gives the memory back
-    SCORED_BYTES = 1 << 26
 
 PAUSED = RUN_PAUSED
 NO_ROOM = RUN_NO_ROOM
 FINISHED = RUN_FINISHED
 SAVE_DUE = RUN_SAVE_DUE
 
-# A step that decodes may take this many times what it would take without prefill rows, and need not take less than
-# so many seconds: where decoding is faster than anybody reads, prompts come first.
-cdef double STRETCH = 1.5
-cdef double STRETCH_SECONDS = 0.3
-# A step that only prefills: long enough to be efficient, short enough to hear a cancel or a new request.
-cdef double PREFILL_SECONDS = 0.5
 # How long a step waits for masks that are late: while others could go on, as a share of llama_decode's time, and
 # where everybody waits for a mask, in seconds.
 cdef double MASK_PATIENCE = 0.1
@@ -97,21 +72,15 @@ cdef class Runner:
     def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None, *,
                   int32_t prefill_chunk=0, double target_itl=0):
         self.context = context
-        self.vocab = vocab
         self.outbox = outbox
-        self.n_batch = context.n_batch
-        self.batch = Batch(self.n_batch)
+        self.batch = Batch(context.n_batch)
         self.masker = Masker()
-        self.prefill_chunk = prefill_chunk
-        self.n_scored_max = max(<int32_t> MIN_PREFILL, <int32_t> (SCORED_BYTES // (4 * vocab.pieces.n_tokens)))
-        self.target_itl = target_itl
-        self.attention_tile = MAX_ROWS if llama_supports_gpu_offload() else ATTENTION_TILE
+        self.chooser = Chooser(context, vocab, outbox, self.masker)
+        batching_init(&self.batching, context.n_batch, vocab.pieces.n_tokens, prefill_chunk, target_itl)
         self.running = []
         self.state_sizes = {}
         # without a memory nobody can run
         self.free_seq_ids = list(reversed(range(min(context.n_seq_max, MAX_RUNNING)))) if context.memory != NULL else []
-        if scratch_init(&self.scratch, vocab.pieces.n_tokens) < 0:
-            raise MemoryError
         if running_init(&self.live, context.memory, context.unified, context.n_cuttable) < 0:
             raise MemoryError
         histograms_init(&self.observed)
@@ -119,9 +88,8 @@ cdef class Runner:
         self.counters.last_step = now()
 
     def __dealloc__(self):
-        if self.scratch.n_vocab:
+        if self.counters.last_step:
             died(RUNNER)
-        scratch_free(&self.scratch)
         running_free(&self.live)
 
     @property
@@ -322,7 +290,7 @@ cdef class Runner:
         cdef int32_t n_generating
         with nogil:
             while status == RUN_PAUSED and step < max_steps and not flag_load(&self.attention):
-                n_generating = runner_fill(self)
+                n_generating = batching_fill(&self.batching, &self.live, &self.batch.batch)
                 if self.batch.batch.n_tokens:
                     status = runner_step(self, n_generating)
                 elif anybody_parked(self):
@@ -381,7 +349,7 @@ cdef int runner_step(Runner self, int32_t n_decode) noexcept nogil:
     await_masks(self, decoded - start)
     code = runner_publish(self, decoded)
     sampled = count.last_step
-    cost_add(&self.cost, n_rows, decoded - start)
+    cost_add(&self.batching.cost, n_rows, decoded - start)
     count.steps += 1
     count.rows += n_rows
     count.rows_max = max(count.rows_max, n_rows)
@@ -418,91 +386,6 @@ cdef bint is_parked(const sequence_t *s) noexcept nogil:
     return s.constraint != NULL and s.constraint.parked and s.finish == FINISH_NONE
 
 
-cdef int32_t runner_fill(Runner self) noexcept nogil:
-    """Fill the batch: every sequence that goes on generating, then prompts in order of admission.
-
-    Returns how many rows continue a generation. n_batch >= n_seq_max, so every sequence finds at least one row.
-    """
-    cdef llama_batch *batch = &self.batch.batch
-    cdef int32_t i, budget, spare, take, n_decode = 0, n_prefill = 0, n_generating = 0
-    cdef sequence_t *s
-    batch.n_tokens = 0
-    for i in range(self.live.n):
-        s = self.live.states[i]
-        s.n_rows = 0
-        s.output_row = -1
-        s.ready = s.finish == FINISH_NONE and running_ready(&self.live, s)
-        if not s.ready:
-            continue
-        if is_decoding(s):
-            n_decode += s.n_tokens - s.n_past
-        else:
-            n_prefill += s.n_tokens - s.n_past
-    budget = min(prefill_budget(self, n_decode), n_prefill)
-    if n_decode and n_decode + budget >= self.attention_tile:
-        # rows of many sequences in ggml's tiled attention cost more than a step of their own
-        self.prefills_alone = budget >= self.attention_tile and not self.prefills_alone
-        if not self.prefills_alone:
-            budget = min(budget, max(MIN_PREFILL, self.attention_tile - ROW_TILE - n_decode))
-    else:
-        self.prefills_alone = False
-    if not self.prefills_alone:
-        spare = self.n_batch - self.live.n
-        for i in range(self.live.n):
-            s = self.live.states[i]
-            if s.ready and is_decoding(s):
-                spare -= take_rows(batch, s, running_stop(&self.live, s, 1 + spare)) - 1
-                n_generating += s.n_rows if s.n_past >= s.n_prompt else 0
-    budget = min(budget, self.n_batch - batch.n_tokens)
-    for i in range(self.live.n):
-        s = self.live.states[i]
-        if s.ready and not is_decoding(s) and budget > 0:
-            take = running_stop(&self.live, s, budget)
-            if s.logprobs.n_scored < s.n_prompt:
-                take = min(take, self.n_scored_max)
-            budget -= take_rows(batch, s, take)
-    return n_generating
-
-
-cdef bint is_decoding(const sequence_t *s) noexcept nogil:
-    """Whether the rows it needs are not to wait for anybody's prompt: its newest token, or several it was forced to."""
-    cdef int32_t n_pending = s.n_tokens - s.n_past
-    return n_pending == 1 or (s.n_past >= s.n_prompt and n_pending <= MAX_FORCED)
-
-
-cdef int32_t take_rows(llama_batch *batch, sequence_t *s, int32_t most) noexcept nogil:
-    """Add the next rows of a sequence; returns how many. The row of its last token gives logits."""
-    cdef int32_t k
-    cdef bint scored
-    s.n_rows = min(most, s.n_tokens - s.n_past)
-    s.first_row = batch.n_tokens
-    for k in range(s.n_past, s.n_past + s.n_rows):
-        scored = s.logprobs.n_scored <= k + 1 < s.n_prompt
-        s.output_row = batch_add(batch, s.tokens[k], k, s.seq_id, scored or k == s.n_tokens - 1)
-    if s.n_past + s.n_rows < s.n_tokens:
-        s.output_row = -1
-    return s.n_rows
-
-
-cdef int32_t prefill_budget(Runner self, int32_t n_decode) noexcept nogil:
-    """How many prompt rows may join, or delay, a step with ``n_decode`` decode rows."""
-    cdef double per_row, fixed, seconds
-    cdef int32_t budget
-    if n_decode and self.prefill_chunk:
-        return self.prefill_chunk
-    if self.cost.rows == 0:
-        return FIRST_PREFILL
-    cost_fit(&self.cost, &fixed, &per_row)
-    if n_decode and self.target_itl > 0:
-        seconds = self.target_itl
-    elif n_decode:
-        seconds = max(STRETCH * (fixed + per_row * n_decode), STRETCH_SECONDS)
-    else:
-        seconds = PREFILL_SECONDS
-    budget = max(MIN_PREFILL, <int32_t> min((seconds - fixed) / per_row, 1e6) - n_decode)
-    return budget + (-(n_decode + budget) & (ROW_TILE - 1))
-
-
 cdef void await_masks(Runner self, double decode_seconds) noexcept nogil:
     """Give the masks of this step's rows a little time."""
     cdef int32_t i, n_late = 0, n_outputs = 0
@@ -523,7 +406,7 @@ cdef int runner_sample(Runner self, double decoded) noexcept nogil:
     cdef float *logits
     for i in range(self.live.n):
         s = self.live.states[i]
-        if s.n_rows and s.logprobs.n_scored < s.n_prompt and score_prompt(self, s) < 0:
+        if s.n_rows and s.logprobs.n_scored < s.n_prompt and chooser_score(self.chooser, s) < 0:
             return RUN_NO_MEMORY
         if is_parked(s):
             logits = s.constraint.row
@@ -534,150 +417,13 @@ cdef int runner_sample(Runner self, double decoded) noexcept nogil:
         else:
             continue
         n_before = s.n_tokens
-        if s.n_tokens == s.n_max:
-            # only the prompt was wanted
-            if sequence_finish(self, s, FINISH_LENGTH) < 0:
-                return RUN_NO_MEMORY
-        elif choose(self, s, logits) < 0:
+        if chooser_next(self.chooser, s, logits) < 0:
             return RUN_NO_MEMORY
         if s.n_tokens > n_before:
+            self.counters.generated_tokens += s.n_tokens - n_before
             observe_token(&self.observed, s, decoded)
+            if s.n_tokens // BLOCK > n_before // BLOCK:
+                running_note(&self.live, s)
         if s.finish != FINISH_NONE:
             status = RUN_FINISHED
     return status
-
-
-cdef int score_prompt(Runner self, sequence_t *s) noexcept nogil:
-    """Report the log probabilities that the rows of this step give to the prompt: 0, or -1 when out of memory."""
-    cdef int32_t i, k, first = s.n_past - s.n_rows
-    cdef logprob_t *entries
-    cdef float *logits
-    for i in range(s.n_rows):
-        k = first + i + 1
-        if not s.logprobs.n_scored <= k < s.n_prompt:
-            continue
-        logits = llama_get_logits_ith(self.context.ctx, s.first_row + i)
-        entries = logprobs_add(&s.logprobs, 0)
-        if logits == NULL or entries == NULL:
-            return -1
-        row_logprobs(&self.scratch, logits, s.tokens[k], s.logprobs.n_top, entries)
-        s.logprobs.n_scored = k + 1
-    return stage_record(self, s, 0, s.logprobs.n, True)
-
-
-cdef int choose(Runner self, sequence_t *s, float *logits) noexcept nogil:
-    """The sequence's next token, or under a constraint several: 0, or -1 when out of memory."""
-    cdef constraint_t *c = s.constraint
-    cdef int32_t i, token
-    if s.logprobs.n_top >= 0 and (c == NULL or constraint_ready(c)):
-        memcpy(self.scratch.raw, logits, <size_t> self.scratch.n_vocab * sizeof(float))
-    if c != NULL:
-        if not constraint_ready(c):
-            return 0 if c.parked else constraint_park(c, logits, self.scratch.n_vocab)
-        c.parked = False
-        if c.failed:
-            return sequence_finish(self, s, FINISH_REFUSED)
-        if c.n_forced:
-            for i in range(c.n_forced):
-                if s.finish == FINISH_NONE and sequence_accept(self, s, c.forced[i]) < 0:
-                    return -1
-            c.n_forced = 0
-        elif not c.complete:
-            sampler_mask(logits, self.scratch.n_vocab, c.mask)
-            token = sampler_pick(s.sampler, &self.scratch, logits, s.tokens, s.n_tokens)
-            if token < 0 or sequence_accept(self, s, token) < 0:
-                return -1
-            return masker_ask(self.masker, c, token) if s.finish == FINISH_NONE else 0
-        return sequence_finish(self, s, FINISH_STOP) if c.complete and s.finish == FINISH_NONE else 0
-    if s.n_tokens < s.n_min:
-        rule_out_ends(self, s, logits)
-    token = sampler_pick(s.sampler, &self.scratch, logits, s.tokens, s.n_tokens)
-    return -1 if token < 0 else sequence_accept(self, s, token)
-
-
-cdef void rule_out_ends(Runner self, const sequence_t *s, float *logits) noexcept nogil:
-    cdef int32_t i
-    for i in range(self.vocab.pieces.n_eog):
-        logits[self.vocab.pieces.eog[i]] = -INFINITY
-    for i in range(s.n_stop_tokens):
-        logits[s.stop_tokens[i]] = -INFINITY
-
-
-cdef bint is_stop_token(const sequence_t *s, int32_t token) noexcept nogil:
-    cdef int32_t i
-    for i in range(s.n_stop_tokens):
-        if s.stop_tokens[i] == token:
-            return True
-    return False
-
-
-cdef int sequence_accept(Runner self, sequence_t *s, int32_t token) noexcept nogil:
-    """Append a generated token, decide whether the sequence ends, stage its text: 0, or -1 when out of memory."""
-    cdef int32_t flags = self.vocab.pieces.flags[token]
-    cdef int32_t begin = self.vocab.pieces.offset[token]
-    cdef int32_t length = self.vocab.pieces.offset[token + 1] - begin
-    cdef int stopped = 0
-    if sequence_append(s, token) < 0:
-        return -1
-    self.counters.generated_tokens += 1
-    if s.n_tokens % BLOCK == 0:
-        running_note(&self.live, s)
-    if flags & TOKEN_EOG:
-        stopped = not s.ignore_eos or s.constraint != NULL
-    elif is_stop_token(s, token):
-        stopped = 1
-    elif not flags & TOKEN_CONTROL or s.show_control or sequence_preserves(s, token):
-        if s.logprobs.n_top >= 0 and length > 0 and note_logprobs(self, s, token, length) < 0:
-            return -1
-        stopped = text_feed(&s.text, self.vocab.pieces.text + begin, length)
-        if stopped < 0:
-            return -1
-    if stopped:
-        s.finish = FINISH_STOP
-    elif s.n_tokens >= s.n_max:
-        s.finish = FINISH_LENGTH
-    return sequence_stage(self, s)
-
-
-cdef int sequence_finish(Runner self, sequence_t *s, int32_t finish) noexcept nogil:
-    """End a sequence without another token: 0, or -1 when out of memory."""
-    s.finish = finish
-    return sequence_stage(self, s)
-
-
-cdef int note_logprobs(Runner self, sequence_t *s, int32_t token, int32_t length) noexcept nogil:
-    """Keep the log probabilities of a generated token until its text leaves: 0, or -1 when out of memory."""
-    cdef logprob_t *entries = logprobs_add(&s.logprobs, length)
-    if entries == NULL:
-        return -1
-    row_logprobs(&self.scratch, self.scratch.raw, token, s.logprobs.n_top, entries)
-    return 0
-
-
-cdef int sequence_stage(Runner self, sequence_t *s) noexcept nogil:
-    """Put what became certain of its text into the Outbox: 0, or -1 when out of memory."""
-    cdef int32_t ready = s.text.n_pending if s.finish != FINISH_NONE else text_ready(&s.text)
-    if not ready and s.finish == FINISH_NONE:
-        return 0
-    return stage_record(self, s, ready, logprobs_ready(&s.logprobs, ready, s.finish != FINISH_NONE), False)
-
-
-cdef int stage_record(
-    Runner self, sequence_t *s, int32_t length, int32_t n_logprobs, bint of_prompt
-) noexcept nogil:
-    """Put the first bytes of its text and the first log probabilities into the Outbox: 0, or -1 when out of memory."""
-    cdef record_t record
-    record.tag = s.tag
-    record.length = length
-    record.n_tokens = s.n_unreported
-    record.n_cached = s.n_cached
-    record.finish = s.finish
-    record.n_entries = n_logprobs * (1 + s.logprobs.n_top)
-    record.of_prompt = of_prompt
-    if outbox_stage(self.outbox, &record, s.text.pending, s.logprobs.entries) < 0:
-        return -1
-    if s.logprobs.n_top >= 0:
-        logprobs_drop(&s.logprobs, n_logprobs, length)
-    text_drop(&s.text, length)
-    s.n_unreported = 0
-    return 0

@@ -1,0 +1,20 @@
+from libc.stdint cimport int32_t
+
+from .cost cimport step_cost_t
+from .headers.llama cimport llama_batch
+from .running cimport running_t
+
+# What decides how many rows a step gets.
+cdef struct batching_t:
+    int32_t n_batch
+    int32_t n_scored_max        # rows of a step that score one prompt
+    int32_t prefill_chunk       # most prompt rows beside decode rows, 0: as many as the time allows
+    double target_itl           # seconds, 0: adaptive
+    int32_t attention_tile
+    bint prefills_alone         # the last step held decoding back
+    step_cost_t cost
+
+cdef void batching_init(
+    batching_t *self, int32_t n_batch, int32_t n_vocab, int32_t prefill_chunk, double target_itl
+) noexcept nogil
+cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch) noexcept nogil

@@ -1,0 +1,124 @@
+"""Which rows a step computes: decode rows first, then as much of the prompts as the time allows."""
+from libc.stdint cimport int32_t
+
+from .constraint cimport MAX_FORCED
+from .context cimport batch_add
+from .cost cimport cost_fit
+from .headers.llama cimport llama_batch, llama_supports_gpu_offload
+from .running cimport running_ready, running_stop
+from .sequence cimport FINISH_NONE, sequence_t
+
+cdef enum:
+    # rows of prompt in a step, however slow rows are: prefill always advances
+    MIN_PREFILL = 8
+    # the same, before the first step was measured
+    FIRST_PREFILL = 64
+    # ggml's CPU kernels multiply four rows of a batch at a time; one to three more cost nearly as much as four
+    ROW_TILE = 4
+    # from so many rows on, ggml's CPU attention works in tiles of rows, which suits rows of one sequence only
+    ATTENTION_TILE = 64
+    MAX_ROWS = 0x7FFFFFFF
+    # llama.cpp keeps the logits of all rows of a step that ask for them, and never gives the memory back
+    SCORED_BYTES = 1 << 26
+
+# A step that decodes may take this many times what it would take without prefill rows, and need not take less than
+# so many seconds: where decoding is faster than anybody reads, prompts come first.
+cdef double STRETCH = 1.5
+cdef double STRETCH_SECONDS = 0.3
+# A step that only prefills: long enough to be efficient, short enough to hear a cancel or a new request.
+cdef double PREFILL_SECONDS = 0.5
+
+
+cdef void batching_init(
+    batching_t *self, int32_t n_batch, int32_t n_vocab, int32_t prefill_chunk, double target_itl
+) noexcept nogil:
+    """``self`` is zeroed."""
+    self.n_batch = n_batch
+    self.n_scored_max = max(<int32_t> MIN_PREFILL, <int32_t> (SCORED_BYTES // (4 * n_vocab)))
+    self.prefill_chunk = prefill_chunk
+    self.target_itl = target_itl
+    self.attention_tile = MAX_ROWS if llama_supports_gpu_offload() else ATTENTION_TILE
+
+
+cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch) noexcept nogil:
+    """Fill the batch: every sequence that goes on generating, then prompts in order of admission.
+
+    Returns how many rows continue a generation. n_batch >= n_seq_max, so every sequence finds at least one row.
+    """
+    cdef int32_t i, budget, spare, take, n_decode = 0, n_prefill = 0, n_generating = 0
+    cdef sequence_t *s
+    batch.n_tokens = 0
+    for i in range(live.n):
+        s = live.states[i]
+        s.n_rows = 0
+        s.output_row = -1
+        s.ready = s.finish == FINISH_NONE and running_ready(live, s)
+        if not s.ready:
+            continue
+        if is_decoding(s):
+            n_decode += s.n_tokens - s.n_past
+        else:
+            n_prefill += s.n_tokens - s.n_past
+    budget = min(prefill_budget(self, n_decode), n_prefill)
+    if n_decode and n_decode + budget >= self.attention_tile:
+        # rows of many sequences in ggml's tiled attention cost more than a step of their own
+        self.prefills_alone = budget >= self.attention_tile and not self.prefills_alone
+        if not self.prefills_alone:
+            budget = min(budget, max(MIN_PREFILL, self.attention_tile - ROW_TILE - n_decode))
+    else:
+        self.prefills_alone = False
+    if not self.prefills_alone:
+        spare = self.n_batch - live.n
+        for i in range(live.n):
+            s = live.states[i]
+            if s.ready and is_decoding(s):
+                spare -= take_rows(batch, s, running_stop(live, s, 1 + spare)) - 1
+                n_generating += s.n_rows if s.n_past >= s.n_prompt else 0
+    budget = min(budget, self.n_batch - batch.n_tokens)
+    for i in range(live.n):
+        s = live.states[i]
+        if s.ready and not is_decoding(s) and budget > 0:
+            take = running_stop(live, s, budget)
+            if s.logprobs.n_scored < s.n_prompt:
+                take = min(take, self.n_scored_max)
+            budget -= take_rows(batch, s, take)
+    return n_generating
+
+
+cdef bint is_decoding(const sequence_t *s) noexcept nogil:
+    """Whether the rows it needs are not to wait for anybody's prompt: its newest token, or several it was forced to."""
+    cdef int32_t n_pending = s.n_tokens - s.n_past
+    return n_pending == 1 or (s.n_past >= s.n_prompt and n_pending <= MAX_FORCED)
+
+
+cdef int32_t take_rows(llama_batch *batch, sequence_t *s, int32_t most) noexcept nogil:
+    """Add the next rows of a sequence; returns how many. The row of its last token gives logits."""
+    cdef int32_t k
+    cdef bint scored
+    s.n_rows = min(most, s.n_tokens - s.n_past)
+    s.first_row = batch.n_tokens
+    for k in range(s.n_past, s.n_past + s.n_rows):
+        scored = s.logprobs.n_scored <= k + 1 < s.n_prompt
+        s.output_row = batch_add(batch, s.tokens[k], k, s.seq_id, scored or k == s.n_tokens - 1)
+    if s.n_past + s.n_rows < s.n_tokens:
+        s.output_row = -1
+    return s.n_rows
+
+
+cdef int32_t prefill_budget(const batching_t *self, int32_t n_decode) noexcept nogil:
+    """How many prompt rows may join, or delay, a step with ``n_decode`` decode rows."""
+    cdef double per_row, fixed, seconds
+    cdef int32_t budget
+    if n_decode and self.prefill_chunk:
+        return self.prefill_chunk
+    if self.cost.rows == 0:
+        return FIRST_PREFILL
+    cost_fit(&self.cost, &fixed, &per_row)
+    if n_decode and self.target_itl > 0:
+        seconds = self.target_itl
+    elif n_decode:
+        seconds = max(STRETCH * (fixed + per_row * n_decode), STRETCH_SECONDS)
+    else:
+        seconds = PREFILL_SECONDS
+    budget = max(MIN_PREFILL, <int32_t> min((seconds - fixed) / per_row, 1e6) - n_decode)
+    return budget + (-(n_decode + budget) & (ROW_TILE - 1))
