@@ -21,7 +21,7 @@ MODULES: dict[str, list[str]] = {
     "balance": [],
     "status": [],
     "vocab": [],
-    "model": [],
+    "model": ["weight_layouts.c"],
     "context": [],
     "penalties": [],
     "dry": [],

@@ -2,3 +2,4 @@ from .headers.llama cimport llama_model
 
 cdef class Model:
     cdef llama_model *model
+    cdef readonly bint use_extra_bufts      # its weights may lie as suits the CPU's matrix units

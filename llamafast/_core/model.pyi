@@ -14,10 +14,13 @@ class Model:
         main_gpu: int | None = None,
         tensor_split: Iterable[float] | None = None,
         load_mode: int | None = None,
+        use_extra_bufts: bool | None = None,
         kv_overrides: Mapping[str, bool | int | float | str] | None = None,
         vocab_only: bool = False,
         on_progress: Callable[[float], None] | None = None,
     ) -> Self: ...
+    @property
+    def use_extra_bufts(self) -> bool: ...
     @property
     def n_ctx_train(self) -> int: ...
     @property

@@ -14,6 +14,7 @@ from .headers.llama cimport (
     llama_model_n_cls_out, llama_model_n_ctx_train, llama_model_n_embd_out, llama_model_n_layer,
     llama_model_n_params, llama_model_n_swa, llama_model_params, llama_model_size,
 )
+from .headers.weight_layouts cimport weight_layouts_work
 from .status cimport check_ptr, forget_log
 
 
@@ -21,13 +22,15 @@ cdef class Model:
     """Owns a llama_model. The Vocab and every Context made from it hold a reference to it.
 
     ``on_progress(fraction)`` is called while loading, on the loading thread; an exception in it stops the load and is
-    raised. The other keywords are fields of llama_model_params; None leaves llama.h's default.
+    raised. The other keywords are fields of llama_model_params; None leaves llama.h's default, and
+    ``use_extra_bufts`` to whether this machine can compute with them.
 
     Raises ModelLoadError with llama.cpp's reason, ValueError for a parameter llama.cpp cannot take.
     """
 
     def __cinit__(self, str path, *, n_gpu_layers=None, split_mode=None, main_gpu=None, tensor_split=None,
-                  load_mode=None, dict kv_overrides=None, bint vocab_only=False, on_progress=None):
+                  load_mode=None, use_extra_bufts=None, dict kv_overrides=None, bint vocab_only=False,
+                  on_progress=None):
         cdef llama_model_params params = llama_model_default_params()
         cdef bytes raw_path = path.encode()
         cdef const char *c_path = raw_path
@@ -43,6 +46,9 @@ cdef class Model:
         if load_mode is not None:
             params.load_mode = load_mode
         params.vocab_only = vocab_only
+        if use_extra_bufts is None:
+            use_extra_bufts = vocab_only or weight_layouts_work()
+        params.use_extra_bufts = self.use_extra_bufts = use_extra_bufts
         if on_progress is not None:
             params.progress_callback = report_progress
             params.progress_callback_user_data = <void *> progress

@@ -143,6 +143,9 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         embedding=embedding,
     )
     logger.info("model    %s: %s, %.2f GB", info.id, info.description, model.size / 1e9)
+    if not model.use_extra_bufts:
+        logger.warning("weights  not laid out for this CPU's AMX unit: the installed libggml-cpu crashes in it. "
+                       "A newer compiler (GCC 12.4, 13.3 or later) builds one that is faster.")  # fmt: skip
     logger.info(
         "context  %d cells, %d sequences of up to %d tokens, steps of up to %d rows",
         context.n_ctx,

@@ -75,6 +75,7 @@ cdef extern from "llama.h" nogil:
         void *progress_callback_user_data
         const llama_model_kv_override *kv_overrides
         bint vocab_only
+        bint use_extra_bufts
 
     cdef struct llama_context_params:
         uint32_t n_ctx
