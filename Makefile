@@ -26,7 +26,7 @@ lint: $(VENV)/.built $(VENV)/.test $(VENV)/.lint
 	$(BIN)/python setup.py build_ext --force --build-lib build/lint --build-temp build/lint 2>&1 | tee build/lint.log | grep -E -A5 "warning:|hint:" && exit 1 || true
 
 # The short set, under ten minutes. `make llama-server` once before lets llama.cpp's own server take part.
-bench: $(VENV)/.built $(VENV)/.models $(VENV)/.bench
+bench: $(VENV)/.built $(VENV)/.models $(VENV)/.minilm $(VENV)/.bench
 	$(BIN)/python -m benchmarks compare
 
 # From the same llama.cpp source as the library we link: about ten minutes of one core.

@@ -63,7 +63,7 @@ def arguments() -> argparse.Namespace:
     add("--sampling", choices=("greedy", "top-p"), default="greedy", help="top-p is temperature 1, top_p 0.95 (greedy)")
     add("--timeout", type=float, default=300.0, help="seconds after which a request has failed (300)")
     raw_command.set_defaults(sampling="greedy")
-    embeddings_command = commands.add_parser("embeddings", help="/v1/embeddings, in pairs with the raw loop")
+    embeddings_command = commands.add_parser("embeddings", help="/v1/embeddings beside other servers and the raw loop")
     embeddings.add_arguments(embeddings_command, at_least(1))
     for command in (serve_command, embeddings_command, compare_command):
         command.add_argument("--pin", choices=("client", "both", "none"), default=DEFAULT_PIN,
@@ -168,8 +168,8 @@ def milliseconds(p50: list[float], p99: list[float]) -> str:
     return f"{1000 * median(p50):.2f}/{1000 * median(p99):.2f}"
 
 
-def run_comparison(options: argparse.Namespace) -> int:
-    """Measure, write results.jsonl, report.md and plots into ``--out``, print the ratios; 1 if a request failed."""
+def participants(options: argparse.Namespace) -> dict[str, object]:
+    """The servers that take part, and their versions. Raises SystemExit where one that was named cannot be had."""
     versions: dict[str, object] = {}
     for name in options.servers or CONTENDERS:
         try:
@@ -178,6 +178,12 @@ def run_comparison(options: argparse.Namespace) -> int:
             if options.servers:
                 sys.exit(f"benchmarks: {reason}")
             print(f"without {name}: {reason}", file=sys.stderr)
+    return versions
+
+
+def run_comparison(options: argparse.Namespace) -> int:
+    """Measure, write results.jsonl, report.md and plots into ``--out``, print the ratios; 1 if a request failed."""
+    versions = participants(options)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.jsonl").unlink(missing_ok=True)
     journal, about = Journal(options.out / "results.jsonl"), conditions() | versions
@@ -206,13 +212,14 @@ def main() -> int:
         except (FileNotFoundError, RuntimeError, ServerFailure, Unavailable) as error:
             sys.exit(f"benchmarks: {error}")
     journal = Journal(options.json)
-    about = conditions()
+    versions = participants(options) if options.command == "embeddings" else {}
+    about = conditions() | versions
     print(" ".join(f"{name}={value}" for name, value in about.items()))
     journal.write("conditions", command=options.command, **about)
     rows, failures = [], []
     try:
         if options.command == "embeddings":
-            rows = embeddings.rows(options, journal)
+            rows, failures = embeddings.measure(options, list(versions), journal)
         for work in workloads(options) if options.command != "embeddings" else ():
             journal.write("workload", **msgspec.structs.asdict(work))
             if options.command == "threads":

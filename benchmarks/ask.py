@@ -9,7 +9,7 @@ from msgspec import Struct
 
 
 class Ask(Struct, frozen=True, kw_only=True):
-    """A streaming request.
+    """A streaming request, or with ``vectors`` one for so many embeddings.
 
     ``prompt_tokens`` and ``tokens`` are what usage must say, None what nobody can know before; an answer of known
     length must end with "length". In an open loop it is sent ``at`` seconds after the start. The client hangs up after
@@ -21,6 +21,7 @@ class Ask(Struct, frozen=True, kw_only=True):
     path: str = "/v1/completions"
     prompt_tokens: int | None = None
     tokens: int | None = None
+    vectors: int = 0
     at: float = 0.0
     leave_after: int | None = None
     pause_s: float = 0.0
@@ -29,7 +30,8 @@ class Ask(Struct, frozen=True, kw_only=True):
 
     def message(self, history: str = "") -> bytes:
         """The request as bytes; ``history`` is what was said before, for one that ``follows``."""
-        fields = {"model": "benchmark", "stream": True, "stream_options": {"include_usage": True}, **self.body}
+        stream = {} if self.vectors else {"stream": True, "stream_options": {"include_usage": True}}
+        fields = {"model": "benchmark", **stream, **self.body}
         if self.follows:
             fields["prompt"] = history + fields["prompt"]
         body = msgspec.json.encode(fields)

@@ -17,7 +17,7 @@ from typing import cast
 import uvloop
 
 from benchmarks.ask import Ask
-from benchmarks.event_stream import BadAnswer, EventStream
+from benchmarks.event_stream import BadAnswer, EventStream, WholeBody
 from benchmarks.figures import Exchange, Load, spoken
 
 Scripts = Sequence[Sequence[Ask]]
@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
         """The whole exchange; an answer that takes longer than ``limit_s`` is an error."""
         message = ask.message(history)
         self.done = asyncio.get_running_loop().create_future()
-        self.answer = EventStream()
+        self.answer = WholeBody() if ask.vectors else EventStream()
         self.exchange = Exchange(ask, sent=perf_counter())
         self.n_carried += 1
         if self.transport.is_closing():
@@ -92,13 +92,13 @@ async def connect(port: int) -> Connection:
     return (await loop.create_connection(Connection, "127.0.0.1", port))[1]
 
 
-async def play(port: int, connection: Connection, script: Sequence[Ask], limit_s: float) -> list[Exchange]:
-    """One stream's requests in turn, on a new connection after a failure."""
+async def play(port: int, connection: Connection | None, script: Sequence[Ask], limit_s: float) -> list[Exchange]:
+    """One stream's requests in turn, on a new connection after a failure and where there is none."""
     exchanges: list[Exchange] = []
     history = ""
     for ask in script:
         try:
-            if connection.transport.is_closing():
+            if connection is None or connection.transport.is_closing():
                 connection = await connect(port)
             exchange = await connection.send(ask, limit_s, history)
             if exchange.stale:
@@ -110,7 +110,8 @@ async def play(port: int, connection: Connection, script: Sequence[Ask], limit_s
         exchanges.append(exchange)
         if ask.follows:
             history += ask.body["prompt"] + spoken(exchange)
-    connection.transport.abort()
+    if connection is not None:
+        connection.transport.abort()
     return exchanges
 
 
@@ -138,7 +139,13 @@ async def play_all(port: int, scripts: Scripts, limit_s: float, *, timed: bool =
     if timed:
         start = perf_counter() + 0.1
         return await asyncio.gather(*(play_at(port, ask, start, limit_s) for script in scripts for ask in script))
-    connections = [await connect(port) for _ in scripts]
+    connections: list[Connection | None] = []
+    for _ in scripts:
+        try:
+            connections.append(await connect(port))
+        except OSError:
+            # a server that is gone: each of its requests says so
+            connections.append(None)
     plays = (play(port, *stream, limit_s) for stream in zip(connections, scripts, strict=True))
     return [exchange for exchanges in await asyncio.gather(*plays) for exchange in exchanges]
 

@@ -9,12 +9,10 @@ import msgspec
 from msgspec import Struct
 from tqdm import tqdm
 
-from benchmarks import raw
 from benchmarks.client import load
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.figures import Goal, ServedRun, summarize
 from benchmarks.pinning import bound_to
-from benchmarks.raw import RawRun
 from benchmarks.report import Journal
 from benchmarks.scenarios import Scenario, Scripts
 from benchmarks.server import Server
@@ -32,10 +30,11 @@ class Result(Struct, frozen=True, kw_only=True):
 
 def scripts_for(contender: Contender, scenario: Scenario, run: int) -> Scripts:
     """The scenario's requests as this server must be asked."""
+    scripts = scenario.scripts(run)
+    if any(ask.vectors for script in scripts for ask in script):
+        return scripts
     extra = contender.fields(scenario.size.model)
-    return [
-        [msgspec.structs.replace(ask, body={**ask.body, **extra}) for ask in script] for script in scenario.scripts(run)
-    ]
+    return [[msgspec.structs.replace(ask, body={**ask.body, **extra}) for ask in script] for script in scripts]
 
 
 def measure(
@@ -45,7 +44,7 @@ def measure(
     run: int,
     cores: set[int] | None,
     limit_s: float,
-    goal: Goal,
+    goal: Goal | None,
 ) -> ServedRun:
     scripts = scripts_for(contender, scenario, run)
     before = server.cpu_seconds()
@@ -57,7 +56,7 @@ def measure(
 
 def compare(
     scenarios: Sequence[Scenario], names: Sequence[str], pairs: int, cores: tuple[set[int] | None, set[int] | None],
-    limit_s: float, goal: Goal, journal: Journal,
+    limit_s: float, goal: Goal | None, journal: Journal,
 ) -> list[Result]:  # fmt: skip
     """Every scenario, every server, ``pairs`` times; each server starts afresh for a scenario and warms up first.
 
@@ -73,11 +72,11 @@ def compare(
 
 def compare_one(
     scenario: Scenario, names: Sequence[str], pairs: int, cores: tuple[set[int] | None, set[int] | None],
-    limit_s: float, goal: Goal, journal: Journal, bar: tqdm,
+    limit_s: float, goal: Goal | None, journal: Journal, bar: tqdm,
 ) -> Result:  # fmt: skip
     server_cores, client_cores = cores
     served: dict[str, list[ServedRun]] = {name: [] for name in names}
-    bare: list[RawRun] = []
+    rates: list[float] = []
     with ExitStack() as stack:
         servers = {
             name: stack.enter_context(
@@ -88,9 +87,9 @@ def compare_one(
         for name in names:
             warm_up(CONTENDERS[name], servers[name], scenario, limit_s)
         for run in range(1, pairs + 1):
-            if scenario.raw:
-                bare.append(raw.run(scenario.size))
-                journal.write("raw", scenario=scenario.name, run=run, **msgspec.structs.asdict(bare[-1]))
+            if scenario.raw_rate is not None:
+                rates.append(scenario.raw_rate())
+                journal.write("raw", scenario=scenario.name, run=run, rate=rates[-1])
             turn = run % len(names)
             for name in (*names[turn:], *names[:turn]):
                 figures = measure(CONTENDERS[name], servers[name], scenario, run, client_cores, limit_s, goal)
@@ -99,7 +98,6 @@ def compare_one(
                 bar.update()
         peaks = {name: server.peak_bytes() for name, server in servers.items()}
     journal.write("memory", scenario=scenario.name, peak_bytes=peaks)
-    rates = [run.output_rate(scenario.size) for run in bare]
     return Result(scenario=scenario.name, about=scenario.about, served=served, raw_rates=rates, peak_bytes=peaks)
 
 

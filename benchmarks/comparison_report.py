@@ -119,13 +119,16 @@ def page(results: Sequence[Result], about: Mapping[str, object], goal: Goal, plo
 
 
 def plot(results: Sequence[Result], folder: Path) -> list[str]:
-    """A bar chart per entry of ``PLOTS``, on a logarithmic axis; the names of the files."""
+    """A bar chart per entry of ``PLOTS`` that has a value, on a logarithmic axis; the names of the files."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    drawn = []
     for file, (title, unit, measure) in PLOTS.items():
+        if not any(isfinite(middle(runs, measure)) for result in results for runs in result.served.values()):
+            continue
         figure, axes = pyplot.subplots(figsize=(max(6, 1.6 * len(results)), 4.5), layout="constrained")
         names = list(results[0].served)
         for place, name in enumerate(names):
@@ -139,4 +142,5 @@ def plot(results: Sequence[Result], folder: Path) -> list[str]:
         axes.legend()
         figure.savefig(folder / file, dpi=120)
         pyplot.close(figure)
-    return list(PLOTS)
+        drawn.append(file)
+    return drawn

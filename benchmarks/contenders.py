@@ -48,7 +48,7 @@ class Contender:
         raise NotImplementedError
 
     def fields(self, model: str) -> dict[str, Any]:
-        """What must be added to a request for it to mean the same as to the others."""
+        """What must be added to a request that generates for it to mean the same as to the others."""
         return {}
 
     @contextmanager
@@ -107,7 +107,8 @@ class LlamaServer(Contender):
             "--threads-batch": settings["n_threads_batch"],
         }  # fmt: skip
         unified = "--kv-unified" if settings["kv_unified"] else "--no-kv-unified"
-        return [self.binary(), *(str(word) for pair in options.items() for word in pair), unified, "--no-ui"]
+        embeds = ["--embeddings"] if settings.get("embedding") else []
+        return [self.binary(), *(str(word) for pair in options.items() for word in pair), *embeds, unified, "--no-ui"]
 
 
 class Seed(Contender):

@@ -1,10 +1,13 @@
-"""The answer a load client reads: HTTP/1.1, chunked, Server-Sent Events. As little work per byte as Python allows."""
+"""The answer a load client reads: HTTP/1.1, chunked, Server-Sent Events, or one body whose length is known.
+
+As little work per byte as Python allows.
+"""
 
 from __future__ import annotations
 
 
 class BadAnswer(Exception):
-    """The server answered with something else than a chunked 200."""
+    """The server answered with something else than a 200 in the framing that was asked for."""
 
 
 class EventStream:
@@ -60,3 +63,28 @@ class EventStream:
         if self.finished and wire:
             raise BadAnswer(f"bytes after the last chunk: {bytes(wire[:100])!r}")
         return payload
+
+
+class WholeBody:
+    """Incremental parser of an answer with a Content-Length; its body is its only event."""
+
+    def __init__(self) -> None:
+        self.finished = False
+        self.begun = False
+        self._wire = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The body, once ``data`` completes it. Raises BadAnswer for another status or framing, and for more bytes."""
+        self._wire += data
+        self.begun = True
+        head, _, body = self._wire.partition(b"\r\n\r\n")
+        if len(head) == len(self._wire):
+            return []
+        head, _, length = head.lower().partition(b"\r\ncontent-length:")
+        if not head.startswith(b"http/1.1 200 ") or not length:
+            raise BadAnswer(self._wire[:1000].decode(errors="replace"))
+        missing = int(length.partition(b"\r\n")[0]) - len(body)
+        if missing < 0:
+            raise BadAnswer(f"bytes after the body: {body[missing:][:100]!r}")
+        self.finished = missing == 0
+        return [body] if self.finished else []

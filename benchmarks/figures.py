@@ -75,10 +75,21 @@ class Usage(msgspec.Struct):
     prompt_tokens_details: PromptDetails | None = None
 
 
+class EmbeddingUsage(msgspec.Struct):
+    prompt_tokens: int
+
+
 class Chunk(msgspec.Struct):
     choices: list[Choice] = []
     usage: Usage | None = None
     error: dict[str, object] | None = None
+
+
+class Vectors(msgspec.Struct):
+    """The answer of /v1/embeddings."""
+
+    data: list[msgspec.Raw]
+    usage: EmbeddingUsage
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -179,6 +190,8 @@ def read_answer(exchange: Exchange) -> Answer:
     """
     if exchange.error is not None:
         raise Failure(exchange.error)
+    if exchange.ask.vectors:
+        return read_vectors(exchange)
     if not exchange.events or exchange.events[-1][1] != b"data: [DONE]":
         raise Failure("the stream ended without [DONE]")
     ask = exchange.ask
@@ -205,6 +218,20 @@ def read_answer(exchange: Exchange) -> Answer:
     assert usage is not None
     cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
     return Answer(times, usage.completion_tokens, cached, exchange.ended - exchange.sent)
+
+
+def read_vectors(exchange: Exchange) -> Answer:
+    """The tokens that were embedded; all of the answer comes at once. Raises Failure."""
+    ((_, body),) = exchange.events
+    try:
+        vectors = msgspec.json.decode(body, type=Vectors)
+    except msgspec.DecodeError as error:
+        raise Failure(f"{error}: {body[:200]!r}") from None
+    expected = (exchange.ask.vectors, exchange.ask.prompt_tokens)
+    if (len(vectors.data), vectors.usage.prompt_tokens) != expected:
+        raise Failure(f"expected vectors, tokens {expected}; got {len(vectors.data)}, {vectors.usage.prompt_tokens}")
+    seconds = exchange.ended - exchange.sent
+    return Answer([seconds], vectors.usage.prompt_tokens, 0, seconds)
 
 
 def summarize(load: Load, server_cpu_s: float | None, goal: Goal | None = None) -> ServedRun:

@@ -92,10 +92,13 @@ def run_here(work: Workload) -> RawRun:
     return RawRun(prefill_s=prefill_s, decode_s=decode_s, wall_s=perf_counter() - start)
 
 
-def run(work: Workload) -> RawRun:
-    """``run_here`` in a new process. Raises RuntimeError with what that process wrote when it fails."""
+def in_new_process(module: str, work: msgspec.Struct) -> bytes:
+    """What ``module`` prints when it is run with ``work`` on stdin.
+
+    Raises RuntimeError with what that process wrote when it fails.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.raw"],
+        [sys.executable, "-m", module],
         input=msgspec.json.encode(work),
         capture_output=True,
         cwd=ROOT,
@@ -104,7 +107,12 @@ def run(work: Workload) -> RawRun:
     )
     if done.returncode != 0:
         raise RuntimeError(f"the raw loop failed:\n{done.stderr.decode(errors='replace')[-2000:]}")
-    return msgspec.json.decode(done.stdout, type=RawRun)
+    return done.stdout
+
+
+def run(work: Workload) -> RawRun:
+    """``run_here`` in a new process. Raises RuntimeError with what that process wrote when it fails."""
+    return msgspec.json.decode(in_new_process("benchmarks.raw", work), type=RawRun)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from itertools import accumulate
 import msgspec
 from msgspec import Struct
 
+from benchmarks import embedding_work, raw
 from benchmarks.ask import Ask
+from benchmarks.embedding_work import EmbeddingWork, embedding_model
 from benchmarks.workload import PROMPT_IDS, SAMPLING_FIELDS, Workload, resolve_model
 
 Scripts = list[list[Ask]]
@@ -31,14 +33,15 @@ WEATHER = {
 
 
 class Scenario(Struct, frozen=True, kw_only=True):
-    """``size`` gives the context; the raw loop does the same work where ``raw``. ``scripts`` are the requests of a run,
-    a list per client; ``timed`` ones are sent at their own times (an open loop)."""
+    """``size`` gives the context; ``raw_rate`` lets the raw loop do the same work and says its tokens per second.
+    ``scripts`` are the requests of a run, a list per client; ``timed`` ones are sent at their own times (an open
+    loop)."""
 
     name: str
     about: str
-    size: Workload
+    size: Workload | EmbeddingWork
     scripts: Callable[[int], Scripts]
-    raw: bool = False
+    raw_rate: Callable[[], float] | None = None
     timed: bool = False
 
     @property
@@ -74,7 +77,25 @@ def streams(model: str, n: int, requests: int, *, prompt: int = 32, tokens: int 
         about=f"{n} streams, {requests} requests each of {prompt}+{tokens} tokens",
         size=size,
         scripts=size.asks,
-        raw=True,
+        raw_rate=lambda: raw.run(size).output_rate(size),
+    )
+
+
+def embeddings(model: str, work: EmbeddingWork) -> Scenario:
+    """Clients that embed; the tokens of an answer are those that were embedded, its TTFT is its whole latency."""
+    return Scenario(
+        name=f"{model} embeddings {work.inputs}x{work.tokens} x{work.clients}",
+        about=f"{work.clients} clients, {work.requests} requests each of {work.inputs} texts with {work.tokens} tokens",
+        size=work,
+        scripts=work.asks,
+        raw_rate=lambda: work.all_tokens / embedding_work.run(work),
+    )
+
+
+def minilm(clients: int, requests: int, inputs: int, tokens: int) -> Scenario:
+    path = str(embedding_model("minilm"))
+    return embeddings(
+        "minilm", EmbeddingWork(model=path, clients=clients, requests=requests, inputs=inputs, tokens=tokens)
     )
 
 
@@ -235,6 +256,7 @@ def short_set() -> Iterator[Scenario]:
     yield streams("smollm2", 8, 1, prompt=60, tokens=32)
     yield shared_prefix("smollm2", 6, 256, 16, 8)
     yield poisson("tiny-llama-chain", 6, 40, 64, 64)
+    yield minilm(16, 4, 1, 64)
 
 
 def long_set() -> Iterator[Scenario]:
@@ -252,6 +274,9 @@ def long_set() -> Iterator[Scenario]:
     yield slow_readers("tiny-llama-chain", 16, 4, 200)
     yield constrained("smollm2", 4, 2, tools=False)
     yield constrained("smollm2", 4, 2, tools=True)
+    yield minilm(1, 4, 32, 64)
+    yield minilm(64, 2, 1, 16)
+    yield minilm(4, 4, 1, 256)
 
 
 SETS: dict[str, Callable[[], Iterator[Scenario]]] = {"short": short_set, "long": long_set}

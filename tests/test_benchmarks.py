@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from benchmarks import embeddings, raw, server
 from benchmarks.ask import Ask
 from benchmarks.client import load, play_all
-from benchmarks.event_stream import BadAnswer, EventStream
+from benchmarks.embedding_work import EmbeddingWork
+from benchmarks.event_stream import BadAnswer, EventStream, WholeBody
 from benchmarks.figures import Exchange, Failure, Goal, Load, percentile, read_answer, spoken, summarize
 from benchmarks.micro import reply as reply_benchmark
 from benchmarks.report import Journal, print_table, spread
@@ -102,6 +103,28 @@ def test_byte_by_byte() -> None:
 def test_other_answers_are_bad(wire: bytes) -> None:
     with pytest.raises(BadAnswer):
         EventStream().feed(wire)
+
+
+def test_a_whole_body_comes_in_any_pieces() -> None:
+    wire = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n\r\n\r\n"
+    body = WholeBody()
+    assert [event for byte in wire for event in body.feed(bytes([byte]))] == [b"\r\n\r\n"]
+    assert body.finished
+    assert WholeBody().feed(wire) == [b"\r\n\r\n"]
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}more",
+    ],
+    ids=["status", "chunked", "more bytes"],
+)
+def test_other_answers_are_no_whole_body(wire: bytes) -> None:
+    with pytest.raises(BadAnswer):
+        WholeBody().feed(wire)
 
 
 def test_a_refusal_is_quoted() -> None:
@@ -215,6 +238,8 @@ async def test_a_server_that_is_gone_is_a_failure() -> None:
         exchanges = await play_all(port, work.asks(1), 5)
     assert "connection lost" in str(exchanges[0].error)
     assert "cannot connect" in str(exchanges[1].error)
+    exchanges = await play_all(port, WORK.asks(1), 5)
+    assert ["cannot connect" in str(exchange.error) for exchange in exchanges] == [True] * 4
 
 
 async def test_load_runs_outside_of_an_event_loop() -> None:
@@ -496,12 +521,53 @@ def test_journal_appends_lines(tmp_path: Path) -> None:
 
 
 def test_embeddings_are_measured_against_the_bare_loop(tiny_encoder: Callable[[str], Path]) -> None:
-    work = embeddings.EmbeddingWork(
-        model=str(tiny_encoder("tiny-bert")), clients=2, requests=2, inputs=3, tokens=16, threads=1
-    )
-    row = embeddings.measure(work, Namespace(pairs=1, pin="none"), Journal(None))
-    assert row["inputs x tokens"] == "3x16"
-    assert float(row["efficiency"]) > 0
+    options = Namespace(
+        model=str(tiny_encoder("tiny-bert")), clients=[1, 2], inputs=3, tokens=[16], requests=2, threads=1, pairs=1,
+        pin="none", timeout=30,
+    )  # fmt: skip
+    rows, failed = embeddings.measure(options, ["llamafast"], Journal(None))
+    assert failed == []
+    assert [(row["clients"], row["inputs x tokens"], row["server"], row["failed"]) for row in rows] == [
+        ("1", "3x16", "raw loop", ""),
+        ("1", "3x16", "llamafast", "0"),
+        ("2", "3x16", "raw loop", ""),
+        ("2", "3x16", "llamafast", "0"),
+    ]
+    assert all(float(row["of raw"]) > 0 for row in rows[1::2])
+
+
+def test_the_shapes_are_those_of_the_command_line() -> None:
+    nothing = Namespace(clients=None, inputs=None, tokens=None)
+    assert {shape[2] for shape in embeddings.shapes(nothing)} == {16, 64, 256}
+    assert {shape[0] for shape in embeddings.shapes(nothing)} == {1, 8, 32, 64}
+    assert embeddings.shapes(Namespace(clients=[1, 4], inputs=None, tokens=None)) == [(1, 32, 64), (4, 32, 64)]
+    assert embeddings.shapes(Namespace(clients=None, inputs=1, tokens=[5, 6])) == [(1, 1, 5), (1, 1, 6)]
+
+
+EMBED = EmbeddingWork(model="m.gguf", clients=1, requests=2, inputs=2, tokens=3).asks(1)
+
+
+async def test_vectors_are_counted_and_checked() -> None:
+    bodies: list[dict[str, object]] = []
+
+    async def reply(body: dict[str, object], writer: asyncio.StreamWriter) -> None:
+        bodies.append(body)
+        data = [{"index": i, "embedding": "AAAAAA=="} for i in range(3 - len(bodies))]
+        content = json.dumps({"data": data, "usage": {"prompt_tokens": 6, "total_tokens": 6}}).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
+
+    async with answering(reply) as port:
+        run = summarize(Load(await play_all(port, EMBED, 5), 0.0), None)
+    assert run.failures == ["expected vectors, tokens (2, 6); got 1, 6"]
+    assert (run.requests, run.tokens) == (1, 6)
+    assert run.ttft_p50 == run.e2el_p50 > 0
+    assert [set(body) for body in bodies] == [{"model", "input", "encoding_format"}] * 2
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"data": []}', b'{"error": {"message": "full"}}'])
+def test_what_is_no_list_of_vectors_fails(body: bytes) -> None:
+    with pytest.raises(Failure):
+        read_answer(Exchange(EMBED[0][0], sent=0.0, ended=1.0, events=[(1.0, body)]))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from benchmarks.compare import Result, failures, scripts_for
 from benchmarks.comparison_report import page, plot, ratios, summary
 from benchmarks.contenders import CONTENDERS, Contender, Llamafast, LlamaServer, Seed, Unavailable, end_tokens
 from benchmarks.figures import Exchange, Goal, Load, summarize
-from benchmarks.scenarios import SETS, Scenario, poisson, shared_prefix, streams
+from benchmarks.scenarios import SETS, Scenario, minilm, poisson, shared_prefix, streams
 from benchmarks.server import serving
 from benchmarks.threads import busy_neighbour, measure_threads
 from benchmarks.workload import Workload
@@ -43,8 +43,10 @@ def test_every_request_fits_its_context(scenarios: list[Scenario]) -> None:
         scripts = scenario.scripts(1)
         assert scenario.timed or len(scripts) <= settings["n_seq_max"]
         for ask in (ask for script in scripts for ask in script):
-            assert (ask.prompt_tokens or 0) + (ask.tokens or 0) <= settings["n_ctx"], scenario.name
-            assert json.loads(ask.message("history ").partition(b"\r\n\r\n")[2])["stream"] is True
+            each = (ask.prompt_tokens or 0) // max(1, ask.vectors) + (ask.tokens or 0)
+            assert each <= settings["n_ctx"], scenario.name
+            body = json.loads(ask.message("history ").partition(b"\r\n\r\n")[2])
+            assert body.get("stream", False) is not bool(ask.vectors)
 
 
 def test_runs_repeat_and_differ(scenarios: list[Scenario]) -> None:
@@ -75,6 +77,8 @@ def test_all_get_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     pairs = dict(zip(command[1::2], command[2::2], strict=False))
     assert command[0] == sys.executable
     assert command[-2:] == ["--kv-unified", "--no-ui"]
+    assert "--embeddings" not in command
+    assert "--embeddings" in LlamaServer().command("m.gguf", SETTINGS | {"embedding": True}, 1234, tmp_path)
     assert (pairs["--ctx-size"], pairs["--batch-size"], pairs["--ubatch-size"]) == ("8192", "512", "256")
     assert (pairs["--parallel"], pairs["--threads"], pairs["--threads-batch"]) == ("4", "3", "5")
     Llamafast().command("m.gguf", SETTINGS, 1234, tmp_path)
@@ -118,6 +122,8 @@ def test_the_seed_is_kept_from_ending_early() -> None:
     (ask, *_), *_ = scripts_for(Seed(), scenario, 1)
     assert ask.body["logit_bias"] == {str(token): -100.0 for token in ends}
     assert scripts_for(Llamafast(), scenario, 1) == scenario.scripts(1)
+    vectors = minilm(2, 1, 1, 8)
+    assert scripts_for(Seed(), vectors, 1) == vectors.scripts(1)
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +206,14 @@ def test_ratios_are_pair_by_pair(results: list[Result]) -> None:
 
 def test_failures_are_told(results: list[Result]) -> None:
     assert failures(results) == {("one", "seed"): ["lost | its way"]}
+
+
+def test_what_no_server_has_a_value_for_is_not_drawn(tmp_path: Path) -> None:
+    vectors = Exchange(Ask(body={}, vectors=1, prompt_tokens=3), sent=0, ended=1)
+    vectors.events.append((1, b'{"data": [{}], "usage": {"prompt_tokens": 3}}'))
+    run = summarize(Load([vectors], 0.1), 0.5)
+    alone = Result(scenario="one", about="", served={"llamafast": [run]}, raw_rates=[], peak_bytes={"llamafast": None})
+    assert plot([alone], tmp_path) == ["throughput.png", "ttft.png"]
 
 
 def test_the_page_tells_everything(results: list[Result], tmp_path: Path) -> None:
