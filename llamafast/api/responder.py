@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from llamafast.api.decode import check_served
 from llamafast.api.delivery import read_replies, usage_of
+from llamafast.api.logprobs import SpelledTexts, TokenNames
 from llamafast.api.response_writer import ResponseWriter
 from llamafast.api.schema.chat import ChatRequest
 from llamafast.api.schema.fragments import GenerationOptions, Usage
@@ -23,7 +24,7 @@ from llamafast.chat.items import Item, messages_of
 from llamafast.chat.plan import ChatPlan, plan_chat
 from llamafast.chat.response_tools import ToolTable
 from llamafast.engine.types import EnginePort, Generation
-from llamafast.errors import ContextLengthExceeded, InvalidRequest, LlamafastError, UnsupportedParameter
+from llamafast.errors import ContextLengthExceeded, InvalidRequest, LlamafastError
 
 # chat's names for fields that have others here
 _PARAMS = {
@@ -83,8 +84,6 @@ class Responder:
         With ``prefill`` the prompt ends where the next turn will go on, and nothing is generated. Thread-safe.
         Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
         """
-        if request.wants_logprobs:
-            raise UnsupportedParameter("log probabilities are not supported here yet", param="include")
         tools = ToolTable(request.tools or (), [*before, *given])
         chat = self._chat_request(request, tools, prefill)
         try:
@@ -94,7 +93,8 @@ class Responder:
             error.param = _PARAMS.get(error.param, error.param) if error.param else None
             raise
         response = self._response(request, plan, store)
-        return Turn(before, given, plan, ResponseWriter(response, tools, stream_id), prefill)
+        spelled = SpelledTexts(TokenNames(request, self._engine.tokenizer)) if chat.logprobs else None
+        return Turn(before, given, plan, ResponseWriter(response, tools, stream_id, spelled), prefill)
 
     async def events(self, turn: Turn, generation: Generation) -> AsyncIterator[list[Event]]:
         """The events of ``turn``, batch by batch as they become known. Raises the LlamafastError that ended it."""
@@ -107,7 +107,7 @@ class Responder:
             return
         async for parts in read_replies(generation, replies):
             for part in parts:
-                told = writer.add(part.deltas)
+                told = writer.add(part.deltas, part.logprobs)
                 if part.finish_reason is not None:
                     told += writer.closing(part.finish_reason, usage_of(generation, replies))
                 if told:
@@ -120,6 +120,7 @@ class Responder:
         if prefill:
             shared["min_tokens"] = None
         shared["response_format"] = None if prefill else _response_format(text.format)
+        wants_logprobs = request.wants_logprobs and not prefill
         return ChatRequest(
             **shared,
             messages=[],
@@ -130,6 +131,8 @@ class Responder:
             parallel_tool_calls=request.parallel_tool_calls,
             reasoning_effort=request.reasoning.effort if request.reasoning else None,
             verbosity=text.verbosity,
+            logprobs=wants_logprobs,
+            top_logprobs=request.top_logprobs if wants_logprobs else None,
             chat_template_kwargs=request.chat_template_kwargs,
         )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 from uuid import uuid4
 
 from msgspec import UNSET, UnsetType
 
 from llamafast.api.schema import response_events as events
+from llamafast.api.schema.chat import ChatTokenLogprob
 from llamafast.api.schema.response_events import Event, ItemStatus, OutputItem
 from llamafast.chat.custom_input import CustomInput
 from llamafast.chat.response_tools import ToolName
@@ -68,18 +70,25 @@ class OpenText(OpenItem):
 
 
 class OpenMessage(OpenText):
+    """``logprobs`` are those of the tokens of its text."""
+
     prefix = "msg"
 
-    def add(self, text: str, emit: Emit) -> None:
+    def __init__(self, output_index: int) -> None:
+        super().__init__(output_index)
+        self._logprobs: list[ChatTokenLogprob] = []
+
+    def add(self, text: str, emit: Emit, logprobs: Sequence[ChatTokenLogprob] = ()) -> None:
         super().add(text, emit)
-        emit(events.TextDelta, output_index=self.output_index, item_id=self.id, delta=text, logprobs=[])
+        self._logprobs += logprobs
+        emit(events.TextDelta, output_index=self.output_index, item_id=self.id, delta=text, logprobs=list(logprobs))
 
     def close(self, status: ItemStatus, emit: Emit) -> OutputItem:
-        emit(events.TextDone, **self._in_part, text=self._text, logprobs=[])
+        emit(events.TextDone, **self._in_part, text=self._text, logprobs=self._logprobs)
         return super().close(status, emit)
 
     def _part(self, text: str) -> events.OutputText:
-        return events.OutputText(text=text, annotations=[], logprobs=[])
+        return events.OutputText(text=text, annotations=[], logprobs=self._logprobs if text else [])
 
     def _item(self, status: ItemStatus) -> OutputItem:
         content = [] if status == "in_progress" else [self._part(self._text)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from llamafast.api.logprobs import SpelledTexts
 from llamafast.api.response_items import (
     OpenCall,
     OpenCustomCall,
@@ -31,6 +33,7 @@ from llamafast.chat.reply import (
     ToolCallEnd,
 )
 from llamafast.chat.response_tools import ToolTable
+from llamafast.engine.types import TokenLogprob
 from llamafast.errors import LlamafastError
 
 TextT = TypeVar("TextT", OpenMessage, OpenReasoning)
@@ -40,12 +43,20 @@ class ResponseWriter:
     """Tells one response; every method returns the events that follow the ones before.
 
     An item is closed as soon as another kind of Delta comes, a call when it ends. ``response`` is a snapshot that is
-    final after ``closing`` or ``failure``: streamed or not, an answer is what its events say.
+    final after ``closing`` or ``failure``: streamed or not, an answer is what its events say. ``spelled`` tells log
+    probabilities where they are wanted.
     """
 
-    def __init__(self, response: Response, tools: ToolTable, stream_id: str | UnsetType = UNSET) -> None:
+    def __init__(
+        self,
+        response: Response,
+        tools: ToolTable,
+        stream_id: str | UnsetType = UNSET,
+        spelled: SpelledTexts | None = None,
+    ) -> None:
         self.response = response
         self._tools = tools
+        self._spelled = spelled
         self._stream_id = stream_id
         self._sequence_number = 0
         self._events: list[Event] = []
@@ -59,11 +70,13 @@ class ResponseWriter:
         self._emit(events.InProgress, response=self.response)
         return self._take()
 
-    def add(self, deltas: Iterable[Delta]) -> list[Event]:
-        for delta in deltas:
+    def add(self, deltas: Sequence[Delta], tokens: Sequence[TokenLogprob] = ()) -> list[Event]:
+        """``tokens`` are those that came with the ``deltas``."""
+        logprobs = repeat([]) if self._spelled is None else self._spelled.of(deltas, tokens)
+        for delta, spelled in zip(deltas, logprobs, strict=False):
             match delta:
                 case ContentDelta():
-                    self._in_text(OpenMessage).add(delta.text, self._emit)
+                    self._in_text(OpenMessage).add(delta.text, self._emit, spelled)
                 case ReasoningDelta():
                     self._in_text(OpenReasoning).add(delta.text, self._emit)
                 case ToolCallBegin():

@@ -9,7 +9,7 @@ import pytest
 from support.asgi_client import AsgiClient, Response
 from support.fake_engine import INFO, FakeEngine, play, say
 
-from llamafast.engine.types import Event
+from llamafast.engine.types import Event, TokenLogprob
 from llamafast.errors import EngineFailure, QueueFull
 
 URL = "/v1/responses"
@@ -123,6 +123,39 @@ async def test_a_failing_engine(client: AsgiClient, engine: FakeEngine) -> None:
     assert events[-1]["response"]["error"]["message"] == "the server had an internal error"
 
 
+async def test_log_probabilities(client: AsgiClient, engine: FakeEngine) -> None:
+    engine.script = play(
+        [Event(0, "H", 1, logprobs=[TokenLogprob(72, -0.5, [(72, -0.5), (73, -2.0)])])],
+        [Event(0, "i", 1, logprobs=[TokenLogprob(105, -1.0, [(105, -1.0), (33, -9e9)])])],
+        [Event(0, "", 1, "stop")],
+    )
+    first = {"token": "H", "logprob": -0.5, "bytes": [72]}
+    second = {"token": "i", "logprob": -1.0, "bytes": [105]}
+    told = [
+        {**first, "top_logprobs": [first, {"token": "I", "logprob": -2.0, "bytes": [73]}]},
+        {**second, "top_logprobs": [second, {"token": "!", "logprob": -9999.0, "bytes": [33]}]},
+    ]
+    asked = {"input": "Hi", "include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    events = await stream(client, **asked)
+    assert [event["logprobs"] for event in events if event["type"] == "response.output_text.delta"] == [
+        [told[0]], [told[1]],
+    ]  # fmt: skip
+    (done,) = (event for event in events if event["type"] == "response.output_text.done")
+    (part,) = (event["part"] for event in events if event["type"] == "response.content_part.done")
+    assert done["logprobs"] == part["logprobs"] == told
+    body = (await client.post(URL, asked)).json
+    assert body["output"][0]["content"][0]["logprobs"] == told
+    assert body["top_logprobs"] == 2
+    assert [generation.plan.top_logprobs for generation in engine.generations] == [2, 2]
+
+
+async def test_how_many_alternatives(client: AsgiClient, engine: FakeEngine) -> None:
+    asked = [{"include": ["message.output_text.logprobs"]}, {"top_logprobs": 3}, {"top_logprobs": 0}, {"include": []}]
+    for fields in asked:
+        await client.post(URL, {"input": "Hi", **fields})
+    assert [generation.plan.top_logprobs for generation in engine.generations] == [0, 3, None, None]
+
+
 async def test_what_is_refused_before_it_starts(client: AsgiClient, engine: FakeEngine) -> None:
     engine.refusal = QueueFull("full")
     response = await client.post(URL, {"input": "Hi", "stream": True})
@@ -153,7 +186,7 @@ async def test_what_is_refused_before_it_starts(client: AsgiClient, engine: Fake
         ({"input": "x", "temperature": 3}, "temperature"),
         ({"input": "x", "truncation": "some"}, "truncation"),
         ({"input": "x", "background": True}, "background"),
-        ({"input": "x", "include": ["message.output_text.logprobs"]}, "include"),
+        ({"input": "x", "top_logprobs": 21}, "top_logprobs"),
         ({"input": "x", "conversation": "conv_1"}, "conversation"),
         ({"input": "x", "prompt": {"id": "p"}}, "prompt"),
         ({"input": "x", "metadata": {"a": 1}}, "metadata"),

@@ -99,6 +99,25 @@ def test_a_reply_cut_short(client) -> None:
     assert last.response.incomplete_details.reason == "max_output_tokens"
 
 
+def test_log_probabilities(tiny_server) -> None:
+    """Those of chat completions, in the deltas and in the message."""
+    options: Any = {"model": "tiny/llama", "temperature": 0, "top_logprobs": 2, "extra_body": {"ignore_eos": True}}
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{tiny_server.port}/v1", api_key="none", max_retries=0) as client:
+        chat = client.chat.completions.create(messages=[user("hi")], max_tokens=12, logprobs=True, **options)
+        asked = options | {"input": "hi", "max_output_tokens": 12, "include": ["message.output_text.logprobs"]}
+        with client.responses.stream(**asked) as stream:
+            deltas = [event for event in stream if event.type == "response.output_text.delta"]
+        whole = client.responses.create(**asked)
+    content = chat.choices[0].logprobs.content
+    (part,) = whole.output[0].content
+    assert part.text == chat.choices[0].message.content
+    assert [(told.token, told.logprob) for told in part.logprobs] == [(told.token, told.logprob) for told in content]
+    assert [told.bytes for told in part.logprobs] == [told.bytes for told in content]
+    assert all(len(told.top_logprobs) == 2 for told in part.logprobs)
+    streamed = [(told.token, told.logprob) for delta in deltas for told in delta.logprobs]
+    assert streamed == [(told.token, told.logprob) for told in part.logprobs]
+
+
 def test_refusals(client) -> None:
     for stream in (True, False):
         with pytest.raises(openai.BadRequestError) as caught:

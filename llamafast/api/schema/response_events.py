@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
+from llamafast.api.schema.chat import ChatTokenLogprob
 from llamafast.api.schema.responses import Response
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -14,7 +15,7 @@ ItemStatus = Literal["in_progress", "completed", "incomplete"]
 class OutputText(Struct, kw_only=True):
     type: Literal["output_text"] = "output_text"
     annotations: list[Any]
-    logprobs: list[Any]
+    logprobs: list[ChatTokenLogprob]
     text: str
 
 
@@ -126,12 +127,12 @@ class PartDone(InPart, kw_only=True, tag="response.content_part.done"):
 
 class TextDelta(InPart, kw_only=True, tag="response.output_text.delta"):
     delta: str
-    logprobs: list[Any]
+    logprobs: list[ChatTokenLogprob]
 
 
 class TextDone(InPart, kw_only=True, tag="response.output_text.done"):
     text: str
-    logprobs: list[Any]
+    logprobs: list[ChatTokenLogprob]
 
 
 class ReasoningTextDelta(InPart, kw_only=True, tag="response.reasoning_text.delta"):

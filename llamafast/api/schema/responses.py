@@ -78,7 +78,8 @@ class ResponsesRequest(GenerationOptions, kw_only=True):
 
     @property
     def wants_logprobs(self) -> bool:
-        return "message.output_text.logprobs" in (self.include or ())
+        """Who names a number of alternatives wants them also without ``include``."""
+        return "message.output_text.logprobs" in (self.include or ()) or bool(self.top_logprobs)
 
 
 class InputTokensDetails(Struct):
