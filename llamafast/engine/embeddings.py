@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 
 from llamafast._core.embedder import Embedder, Input
 from llamafast._core.status import drain_log
 from llamafast.errors import EngineFailure, LlamafastError
+
+# A step that embeds, in seconds: long enough to be efficient, short enough to hear a cancel. Beside generation it is
+# also a pause of every stream.
+STEP_SECONDS = 0.5
+STEP_SECONDS_BESIDE = 0.1
 
 
 class EmbeddingRequest:
@@ -124,3 +130,36 @@ class EmbeddingQueue:
         for request in requests:
             request.closed = True
         return [(request, EngineFailure(reason)) for request in requests]
+
+
+class Turns:
+    """Shares the engine thread: as long as inputs wait and sequences run, each side gets as many seconds as the other.
+
+    Engine thread only.
+    """
+
+    def __init__(self, queue: EmbeddingQueue) -> None:
+        self._queue = queue
+        self._owed_seconds = 0.0  # what generation gets before the next step that embeds; below 0 embeddings are owed
+
+    def generated(self, seconds: float, *, shared: bool) -> None:
+        """Generation had ``seconds``; ``shared`` says whether inputs waited for it to end."""
+        self._owed_seconds -= seconds
+        if not shared:
+            # nobody saves up time by being away
+            self._owed_seconds = max(0.0, self._owed_seconds)
+
+    def embed(self, *, beside: bool) -> None:
+        """Let inputs that wait have their turn, ``beside`` generation that wants the time too."""
+        if not beside:
+            self._owed_seconds = 0.0
+            if self._queue.has_work:
+                self._queue.step(STEP_SECONDS)
+            return
+        # a full batch may take much less than what is owed
+        while self._queue.has_work and self._owed_seconds <= 0:
+            start = time.monotonic()
+            self._queue.step(min(STEP_SECONDS, max(STEP_SECONDS_BESIDE, -self._owed_seconds)))
+            self._owed_seconds += time.monotonic() - start
+            if self._owed_seconds > -STEP_SECONDS_BESIDE:
+                return  # too little for a step: paid with the next turn

@@ -13,7 +13,7 @@ from llamafast._core.runner import Runner
 from llamafast._core.sequence import Sequence
 from llamafast._core.status import drain_log
 from llamafast.engine.cache import Part, PrefixCache
-from llamafast.engine.embeddings import EmbeddingQueue
+from llamafast.engine.embeddings import EmbeddingQueue, Turns
 from llamafast.engine.scheduler import Scheduler
 from llamafast.engine.types import Histogram
 from llamafast.errors import EngineFailure, LlamafastError
@@ -24,11 +24,6 @@ logger = logging.getLogger(__name__)
 STEPS_PER_RUN = 1 << 20
 # Between two steps states are saved and restored for about this long, and always at least one part of each.
 COPY_SECONDS = 0.005
-
-# A step that embeds, in seconds: long enough to be efficient, short enough to hear a cancel. Beside generation it is
-# also a pause of every stream, and generation then gets as much time as it took.
-EMBED_SECONDS = 0.5
-EMBED_SECONDS_BESIDE = 0.1
 
 
 class Worker:
@@ -51,7 +46,7 @@ class Worker:
         self.scheduler = scheduler
         self.cache = cache
         self.embeddings = embeddings
-        self._owed_seconds = 0.0  # what generation gets before the next step that embeds
+        self._turns = None if embeddings is None else Turns(embeddings)
         self._on_failure = on_failure
         self._wake = threading.Condition()
         self._arrived: list[tuple[Sequence, int]] = []
@@ -168,7 +163,11 @@ class Worker:
             self._cancel(set(cancelled))
 
     def _round(self) -> None:
-        self._embed()
+        self._generate()
+        if self._turns is not None:
+            self._turns.embed(beside=self.scheduler.has_work)
+
+    def _generate(self) -> None:
         deadline = time.monotonic() + COPY_SECONDS
         self._release(deadline)
         for sequence in self.scheduler.admit():
@@ -177,9 +176,10 @@ class Worker:
         self._restore(deadline)
         if not self.scheduler.n_running:
             return
-        start = time.monotonic()
-        status = self.runner.run(1 if self._ended or self._restores or self._embeds else STEPS_PER_RUN)
-        self._owed_seconds -= time.monotonic() - start
+        start, shared = time.monotonic(), self._embeds
+        status = self.runner.run(1 if self._ended or self._restores or shared else STEPS_PER_RUN)
+        if self._turns is not None:
+            self._turns.generated(time.monotonic() - start, shared=shared)
         if status in (core.FINISHED, core.SAVE_DUE):
             self._save_due()
         if status == core.FINISHED:
@@ -196,19 +196,6 @@ class Worker:
                 self.runner.in_last_step() or self.scheduler.running,
                 EngineFailure(f"llama_decode failed with code {status}"),
             )
-
-    def _embed(self) -> None:
-        """Let waiting inputs have a step when it is their turn; each side gets about as long as the other just had."""
-        if self.embeddings is None or not self.embeddings.has_work:
-            self._owed_seconds = 0.0
-            return
-        if not self.scheduler.n_running:
-            self._owed_seconds = 0.0
-            self.embeddings.step(EMBED_SECONDS)
-        elif self._owed_seconds <= 0:
-            start = time.monotonic()
-            self.embeddings.step(min(EMBED_SECONDS, max(EMBED_SECONDS_BESIDE, -self._owed_seconds)))
-            self._owed_seconds = time.monotonic() - start
 
     def _make_room(self) -> None:
         """The memory is full: the youngest starts over later; alone, a sequence cannot be helped."""

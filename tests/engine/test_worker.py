@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from llamafast._core import runner as core
+from llamafast.engine import embeddings as embeddings_module
 from llamafast.engine import worker as worker_module
 from llamafast.engine.cache import PrefixCache
 from llamafast.engine.scheduler import Scheduler
@@ -194,17 +195,25 @@ def test_it_is_stalled_only_while_work_waits(worker, runner):
 
 
 class FakeEmbeddings:
-    """Always has work; a step takes what it is given, and with one long input more."""
+    """Has work unless ``works`` says otherwise. A step takes what it is given, with one long input more, and never
+    more than a full batch does."""
 
-    has_work = True
     n_waiting = 0
 
-    def __init__(self, clock, slowness):
-        self.clock, self.slowness, self.seconds = clock, slowness, 0.0
+    def __init__(self, clock, slowness=1.0, full_batch=10.0, works=lambda: True):
+        self.clock, self.slowness, self.full_batch, self.works = clock, slowness, full_batch, works
+        self.seconds = 0.0
+        self.longest = 0.0
+
+    @property
+    def has_work(self):
+        return self.works()
 
     def step(self, seconds):
-        self.clock.now += seconds * self.slowness
-        self.seconds += seconds * self.slowness
+        took = min(seconds, self.full_batch) * self.slowness
+        self.clock.now += took
+        self.seconds += took
+        self.longest = max(self.longest, took)
 
 
 class Clock:
@@ -214,25 +223,66 @@ class Clock:
         return self.now
 
 
-@pytest.mark.parametrize("step", [0.001, 0.035, 0.4])
-@pytest.mark.parametrize("slowness", [1.0, 7.0])
-def test_generation_and_embeddings_get_similar_time(monkeypatch, step, slowness):
-    clock = Clock()
-    monkeypatch.setattr(worker_module, "time", clock)
-    embeddings = FakeEmbeddings(clock, slowness)
-    runner = FakeRunner()
-    generated = 0.0
+class ClockedRunner(FakeRunner):
+    """Never finishes anybody; a step takes as long as it is told."""
 
-    def run(max_steps):
-        nonlocal generated
-        assert max_steps == 1
-        clock.now += step
-        generated += step
+    def __init__(self, clock, step):
+        super().__init__()
+        self.clock, self.step, self.seconds = clock, step, 0.0
+
+    def run(self, max_steps):
+        self.clock.now += self.step
+        self.seconds += self.step
         return core.PAUSED
 
-    runner.run = run
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(worker_module, "time", clock)
+    monkeypatch.setattr(embeddings_module, "time", clock)
+    return clock
+
+
+def sharing(runner, embeddings):
+    """A worker without a thread whose Runner has a sequence."""
     worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), PrefixCache(0), lambda *_: None, embeddings)
     worker.scheduler.enqueue(FakeSequence(1))
+    return worker
+
+
+@pytest.mark.parametrize("step", [0.001, 0.035, 0.3])
+@pytest.mark.parametrize(("slowness", "full_batch"), [(1.0, 10.0), (7.0, 10.0), (1.0, 0.1), (1.0, 0.004)])
+def test_generation_and_embeddings_get_equal_time(clock, step, slowness, full_batch):
+    runner, embeddings = ClockedRunner(clock, step), FakeEmbeddings(clock, slowness, full_batch)
+    worker = sharing(runner, embeddings)
     while clock.now < 100:
         worker._round()
-    assert 0.45 < generated / embeddings.seconds < 2.2
+    assert 0.95 < runner.seconds / embeddings.seconds < 1.05
+    assert embeddings.longest <= max(0.1, step) * slowness + 1e-9
+
+
+def test_generation_that_comes_is_not_held_up_by_embeddings_that_wait(clock):
+    runner, embeddings = ClockedRunner(clock, 0.3), FakeEmbeddings(clock)
+    sharing(runner, embeddings)._round()
+    assert runner.seconds == 0.3
+    assert embeddings.seconds == pytest.approx(0.3)
+
+
+def test_embeddings_that_come_have_saved_up_no_time(clock):
+    runner = ClockedRunner(clock, 30.0)
+    embeddings = FakeEmbeddings(clock, works=lambda: clock.now > 0)
+    worker = sharing(runner, embeddings)
+    worker._round()
+    assert embeddings.seconds == pytest.approx(0.1)
+
+
+def test_a_pause_of_the_embeddings_does_not_cancel_what_they_took(clock):
+    runner = ClockedRunner(clock, 0.005)
+    embeddings = FakeEmbeddings(clock, works=lambda: len(calls) % 3 != 1)
+    calls = []
+    worker = sharing(runner, embeddings)
+    while clock.now < 100:
+        calls.append(None)
+        worker._round()
+    assert 0.95 < runner.seconds / embeddings.seconds < 1.3
