@@ -49,6 +49,24 @@ class ModelNotFound(InvalidRequest):
     code = "model_not_found"
 
 
+class DoesNotGenerate(InvalidRequest):
+    """The model only embeds, or with ``ranks`` only ranks."""
+
+    def __init__(self, *, ranks: bool) -> None:
+        instead = "/v1/rerank" if ranks else "/v1/embeddings"
+        super().__init__(f"this model does not generate text; it serves {instead}", param="model")
+
+
+class DoesNotEmbed(InvalidRequest):
+    """The model only generates, by its GGUF or its config."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            'this model makes no embeddings; `"embedding": true` in the config\'s `model` section turns them on',
+            param="model",
+        )
+
+
 class PreviousResponseNotFound(InvalidRequest):
     """The request continues a response that is not kept (any more)."""
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from llamafast.chat.plan import Prompt, split_prompts
 from llamafast.engine.types import EmbeddingInfo, EmbeddingPlan, ModelInfo, Tokenizer
-from llamafast.errors import ContextLengthExceeded, InvalidRequest
+from llamafast.errors import ContextLengthExceeded, DoesNotEmbed, InvalidRequest
 
 # OpenAI's limits of one request
 MAX_INPUTS = 2048
@@ -39,8 +39,8 @@ def plan_embeddings(
     Raises InvalidRequest or ContextLengthExceeded.
     """
     embedding = _embedding(info)
-    if embedding.pooling == "rank":
-        raise InvalidRequest("this model ranks, it makes no embeddings; use /v1/rerank")
+    if info.ranks:
+        raise InvalidRequest("this model ranks, it makes no embeddings; it serves /v1/rerank", param="model")
     if dimensions is not None and dimensions > embedding.width:
         raise InvalidRequest(f"`dimensions` must be at most {embedding.width}", param="dimensions")
     inputs = split_prompts(prompt, "input")
@@ -69,7 +69,7 @@ def plan_pairs(
     for field, side in zip(fields, zip(*pairs, strict=True), strict=True):
         if not all(side):
             raise InvalidRequest(f"`{field}` must not be empty", param=field)
-    if embedding.pooling == "rank":
+    if info.ranks:
         return _ranked(pairs, fields[1], raw, tokenizer, info, embedding)
     if embedding.pooling == "none" or not embedding.rerank_by_cosine:
         raise InvalidRequest(
@@ -129,7 +129,7 @@ def _by_cosine(
 
 def _embedding(info: ModelInfo) -> EmbeddingInfo:
     if info.embedding is None:
-        raise InvalidRequest("this model makes no embeddings; `model.embedding` in the config turns them on")
+        raise DoesNotEmbed
     return info.embedding
 
 

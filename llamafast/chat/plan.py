@@ -20,7 +20,7 @@ from llamafast.chat.reply import NewParser, PlainReply, Reply
 from llamafast.chat.sampling import SamplingOptions, read_sampling
 from llamafast.chat.tools import Tool, ToolChoice, choose_tools, read_functions, read_tools
 from llamafast.engine.types import Matcher, ModelInfo, Plan, Tokenizer
-from llamafast.errors import ContextLengthExceeded, InvalidRequest
+from llamafast.errors import ContextLengthExceeded, DoesNotGenerate, InvalidRequest
 
 MAX_TOTAL_CHOICES = 2048
 MAX_STOP_BYTES = 1024
@@ -93,6 +93,7 @@ def plan_completion(
     request: CompletionOptions, tokenizer: Tokenizer, constraints: Constraints, info: ModelInfo
 ) -> Plan:
     """Tokenise the prompts as they stand. Raises InvalidRequest or ContextLengthExceeded."""
+    _check_generates(info)
     if request.max_tokens == 0 and not request.echo:
         raise InvalidRequest("`max_tokens` of 0 needs `echo`", param="max_tokens")
     prompts = split_prompts(request.prompt, "prompt")
@@ -130,6 +131,7 @@ def plan_chat(
 
     Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
     """
+    _check_generates(info)
     text, choice = render_chat(request, chat)
     _check_size(len(text), "messages", info)
     tokens = _checked_tokens(chat.control.tokenize(text, tokenizer), "messages", info)
@@ -149,6 +151,12 @@ def plan_chat(
         plan = replace(plan, skip_special_tokens=hides, preserved_tokens=chat.preserved_tokens)
     parallel = request.parallel_tool_calls is not False and not request.functions
     return ChatPlan(plan, new_parser, choice.callable, parallel)
+
+
+def _check_generates(info: ModelInfo) -> None:
+    """Before anything else: a template or grammar that is missing would only hide what is wrong."""
+    if not info.generates:
+        raise DoesNotGenerate(ranks=info.ranks)
 
 
 def _reply_matcher(

@@ -9,12 +9,25 @@ from collections.abc import Callable
 
 from llamafast._core.embedder import Embedder, Input
 from llamafast._core.status import drain_log
-from llamafast.errors import EngineFailure, LlamafastError
+from llamafast._core.vocab import Vocab
+from llamafast.engine.types import EmbeddingPlan
+from llamafast.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, LlamafastError
 
 # A step that embeds, in seconds: long enough to be efficient, short enough to hear a cancel. Beside generation it is
 # also a pause of every stream.
 STEP_SECONDS = 0.5
 STEP_SECONDS_BESIDE = 0.1
+
+
+def inputs_of(plan: EmbeddingPlan, vocab: Vocab, max_tokens: int) -> list[Input]:
+    """Raises ContextLengthExceeded or InvalidRequest for an input that the Embedder would not take."""
+    longest = max(map(len, plan.inputs))
+    if longest > max_tokens:
+        raise ContextLengthExceeded(f"an input has {longest} tokens, this model takes {max_tokens}", param="input")
+    try:
+        return [Input(vocab, tokens, dimensions=plan.dimensions, normalize=plan.normalize) for tokens in plan.inputs]
+    except ValueError as error:
+        raise InvalidRequest(str(error), param="input") from error
 
 
 class EmbeddingRequest:

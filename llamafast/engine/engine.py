@@ -16,14 +16,14 @@ from msgspec.structs import asdict
 
 from llamafast._core.constraint import Constraint, Masker
 from llamafast._core.context import Context
-from llamafast._core.embedder import Embedder, Input
+from llamafast._core.embedder import Embedder
 from llamafast._core.outbox import Outbox
 from llamafast._core.runner import Runner
 from llamafast._core.sampler import Sampler
 from llamafast._core.sequence import Sequence
 from llamafast._core.vocab import Vocab
 from llamafast.engine.cache import PrefixCache
-from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settled
+from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settled, inputs_of
 from llamafast.engine.generation import Generation
 from llamafast.engine.scheduler import Scheduler
 from llamafast.engine.types import (
@@ -37,7 +37,15 @@ from llamafast.engine.types import (
     TokenLogprob,
 )
 from llamafast.engine.worker import Worker
-from llamafast.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest, LlamafastError, QueueFull
+from llamafast.errors import (
+    ContextLengthExceeded,
+    DoesNotEmbed,
+    DoesNotGenerate,
+    EngineUnavailable,
+    InvalidRequest,
+    LlamafastError,
+    QueueFull,
+)
 
 # what FINISH_* of the core means on the wire
 FINISH_REASONS: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length"}
@@ -125,7 +133,7 @@ class Engine:
         Raises QueueFull, EngineUnavailable, ContextLengthExceeded or InvalidRequest; then nothing was queued.
         """
         if not self.info.generates:
-            raise InvalidRequest("this model does not generate text; it serves /v1/embeddings or /v1/rerank")
+            raise DoesNotGenerate(ranks=self.info.ranks)
         n_choices = len(plan.prompts) * plan.n
         self._check_open(n_choices)
         if plan.priority and not self._priorities:
@@ -157,19 +165,9 @@ class Engine:
         """
         info = self.info.embedding
         if info is None or self._embeddings is None:
-            raise InvalidRequest("this model makes no embeddings; set `model.embedding` in the config")
+            raise DoesNotEmbed
         self._check_open(1)
-        longest = max(map(len, plan.inputs))
-        if longest > info.max_tokens:
-            raise ContextLengthExceeded(f"an input has {longest} tokens, this model takes {info.max_tokens}")
-        try:
-            inputs = [
-                Input(self._vocab, tokens, dimensions=plan.dimensions, normalize=plan.normalize)
-                for tokens in plan.inputs
-            ]
-        except ValueError as error:
-            raise InvalidRequest(str(error), param="input") from error
-        request = EmbeddingRequest(inputs, self._loop.create_future())
+        request = EmbeddingRequest(inputs_of(plan, self._vocab, info.max_tokens), self._loop.create_future())
         self._embedding.add(request)
         self._embeddings.enqueue(request)
         self._worker.wake()
@@ -179,7 +177,7 @@ class Engine:
             request.closed = True
             self._embedding.remove(request)
             self._note_drained()
-        return [input.vectors or b"" for input in inputs]
+        return [input.vectors or b"" for input in request.inputs]
 
     def stalled(self) -> float:
         """Seconds since the last step while work was waiting; 0 when idle."""

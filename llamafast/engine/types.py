@@ -173,6 +173,11 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     tool_use_template: str | None = None
     control_tokens: tuple[str, ...] = ()
 
+    @property
+    def ranks(self) -> bool:
+        """Whether vectors of this model are scores."""
+        return self.embedding is not None and self.embedding.pooling == "rank"
+
 
 class Vocabulary(Protocol):
     """The tokens as a grammar sees them; thread-safe."""

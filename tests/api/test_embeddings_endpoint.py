@@ -150,12 +150,41 @@ async def test_the_engines_errors(error, status):
 async def test_a_model_that_does_not_embed_and_one_that_ranks(client):
     plain = AsgiClient(App(FakeEngine(), max_body_bytes=1 << 20, stall_seconds=5))
     for path, body in ((PATH, {"input": "a"}), ("/v1/rerank", {"query": "a", "documents": ["b"]})):
-        assert "model.embedding" in (await plain.post(path, body)).error["message"]
+        error = (await plain.post(path, body)).error
+        assert '"embedding": true' in error["message"]
+        assert (error["param"], error["type"]) == ("model", "invalid_request_error")
     ranker, _ = serving(pooling="rank", width=1)
     assert "/v1/rerank" in (await ranker.post(PATH, {"input": "a"})).error["message"]
     assert "rerank_by_cosine" in (await client.post("/v1/rerank", {"query": "a", "documents": ["b"]})).error["message"]
     sorter, _ = serving(pooling="rank", width=3)
     assert "3 classes" in (await sorter.post("/v1/rerank", {"query": "a", "documents": ["b"]})).error["message"]
+
+
+@pytest.mark.parametrize(("pooling", "instead"), [("mean", "/v1/embeddings"), ("rank", "/v1/rerank")])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/completions", {"prompt": "a", "stream": True}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "x"}], "stream": True}),
+        ("/v1/responses", {"input": "a"}),
+        ("/v1/responses", {"input": "a", "stream": True}),
+        ("/v1/responses/input_tokens", {"input": "a"}),
+    ],
+)
+async def test_what_only_embeds_says_so_when_asked_for_text(pooling, instead, path, body):
+    embedding = replace(MEAN, pooling=pooling, width=1)
+    engine = FakeEngine(info=replace(INFO, embedding=embedding, generates=False, chat_template=None))
+    client = AsgiClient(App(engine, max_body_bytes=1 << 20, stall_seconds=5))
+    response = await client.post(path, body)
+    assert response.status == 400
+    assert response.error == {
+        "message": f"this model does not generate text; it serves {instead}",
+        "type": "invalid_request_error",
+        "param": "model",
+        "code": None,
+    }
 
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/rerank"])

@@ -8,10 +8,12 @@ import math
 import random
 import re
 
+import httpx
 import numpy as np
 import openai
 import pytest
 from langchain_openai import OpenAIEmbeddings
+from llama_index.embeddings.openai import OpenAIEmbedding
 from support import tiny_encoders
 from support.tiny_encoders import bert_hidden
 
@@ -129,6 +131,30 @@ def test_langchain(server, expected):
     )
     assert np.dot(embeddings.embed_query(TEXTS[0]), expected[0]) > 0.9999
     assert np.dot(embeddings.embed_documents(TEXTS)[3], expected[3]) > 0.9999
+
+
+async def test_llama_index(server, expected):
+    async with httpx.AsyncClient() as async_http_client:
+        with httpx.Client() as http_client:
+
+            def embedding(**options):
+                return OpenAIEmbedding(
+                    # `model` takes only OpenAI's own
+                    model_name="minilm", api_base=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0,
+                    http_client=http_client, async_http_client=async_http_client, **options,
+                )  # fmt: skip
+
+            client = embedding(embed_batch_size=2)
+            assert np.dot(client.get_query_embedding(TEXTS[0]), expected[0]) > 0.9999
+            for vector, reference in zip(client.get_text_embedding_batch(TEXTS), expected, strict=True):
+                assert np.dot(vector, reference) > 0.9999
+            assert np.dot(await client.aget_text_embedding(TEXTS[3]), expected[3]) > 0.9999
+            head = expected[0][:64]
+            short = embedding(dimensions=64).get_query_embedding(TEXTS[0])
+            assert np.dot(short, head / np.linalg.norm(head)) > 0.9999
+            with pytest.raises(openai.BadRequestError) as caught:
+                client.get_text_embedding("word " * 600)
+            assert caught.value.code == "context_length_exceeded"
 
 
 async def post(port: int, path: str, body: object) -> tuple[int, dict]:
