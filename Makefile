@@ -29,12 +29,15 @@ lint: $(VENV)/.built $(VENV)/.test $(VENV)/.lint
 bench: $(VENV)/.built $(VENV)/.models $(VENV)/.minilm $(VENV)/.bench
 	$(BIN)/python -m benchmarks compare
 
+# Where the benchmarks keep what they download and build; benchmarks/contenders.py reads the same variable.
+LLAMAFAST_BENCH_CACHE ?= .cache/benchmarks
+
 # From the same llama.cpp source as the library we link: about ten minutes of one core.
 llama-server: $(VENV)/.built $(VENV)/.bench
-	cmake -S "$$($(BIN)/python -m benchmarks.contenders)" -B .cache/benchmarks/llama-server -DCMAKE_BUILD_TYPE=Release \
+	cmake -S "$$($(BIN)/python -m benchmarks.contenders)" -B $(LLAMAFAST_BENCH_CACHE)/llama-server -DCMAKE_BUILD_TYPE=Release \
 		-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_UI=OFF \
 		-DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF
-	cmake --build .cache/benchmarks/llama-server --target llama-server --parallel $(JOBS)
+	cmake --build $(LLAMAFAST_BENCH_CACHE)/llama-server --target llama-server --parallel $(JOBS)
 
 build: $(VENV)/.built
 

@@ -23,11 +23,11 @@ LIBGOMP_DEFAULT = 300_000
 
 
 @contextmanager
-def busy_neighbour() -> Iterator[None]:
-    """A process that never sleeps, on whatever core the kernel gives it."""
+def busy_neighbour() -> Iterator[int]:
+    """A process that never sleeps, on whatever core the kernel gives it; its id."""
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        yield
+        yield process.pid
     finally:
         process.kill()
         process.wait()
