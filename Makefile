@@ -11,7 +11,7 @@ CORE_SOURCES = setup.py $(wildcard llamafast/_core/*.pyx llamafast/_core/*.pxd l
 
 .PHONY: serve test lint bench llama-server debug asan build clean
 
-serve: $(VENV)/.built $(VENV)/.models $(if $(findstring minilm,$(CONFIG)),$(VENV)/.minilm)
+serve: $(VENV)/.built $(VENV)/$(if $(findstring minilm,$(CONFIG)),.minilm,.models)
 	$(BIN)/llamafast serve $(CONFIG)
 
 test: $(VENV)/.built $(VENV)/.models $(VENV)/.minilm $(VENV)/.test

@@ -34,6 +34,7 @@ Handler = Callable[[Exchange], Awaitable[None]]
 BodyHandler = Callable[[Exchange, bytes], Coroutine[Any, Any, None]]
 
 _RESPONSES = "/v1/responses"
+_RERANK = ("/v1/rerank", "/v2/rerank", "/rerank")  # Jina's clients, Cohere's, vLLM's
 _UPGRADE = ((b"upgrade", b"websocket"),)
 _MODEL_PREFIX = "/v1/models/"
 _MODEL_ROUTE = "/v1/models/{id}"
@@ -84,8 +85,7 @@ class App:
             "/v1/completions": {"POST": self._with_body(CompletionsEndpoint(engine, constraints, ping_seconds))},
             "/v1/chat/completions": {"POST": self._with_body(ChatEndpoint(engine, chat, constraints, ping_seconds))},
             "/v1/embeddings": {"POST": self._with_body(EmbeddingsEndpoint(engine))},
-            "/v1/rerank": {"POST": self._with_body(RerankEndpoint(engine))},
-            "/rerank": {"POST": self._with_body(RerankEndpoint(engine))},
+            **{path: {"POST": self._with_body(RerankEndpoint(engine))} for path in _RERANK},
             "/v1/score": {"POST": self._with_body(ScoreEndpoint(engine))},
             "/apply-template": {"POST": self._with_body(tokens.apply_template)},
             "/tokenize": {"POST": self._with_body(tokens.tokenize)},

@@ -8,12 +8,13 @@ from typing import TypeVar
 
 import msgspec
 
+from llamafast.api.schema.embeddings import PoolingOptions
 from llamafast.api.schema.fragments import GenerationOptions
 from llamafast.engine.types import ModelInfo
 from llamafast.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
 
 T = TypeVar("T")
-Request = TypeVar("Request", bound=GenerationOptions)
+Request = TypeVar("Request", bound=GenerationOptions | PoolingOptions)
 
 _AT_PATH = re.compile(r"(?P<what>.*) - at `\$\.?(?P<path>[^`]*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
@@ -75,11 +76,11 @@ def _invalid_field(text: str) -> InvalidRequest:
     return InvalidRequest(f"`{path}`: {what}" if path else f"the body: {what}", param=path or None)
 
 
-def check_served(request: GenerationOptions) -> None:
+def check_served(request: GenerationOptions | PoolingOptions) -> None:
     """Raises UnsupportedParameter for a field of ``unserved`` that asks for something."""
     for name, idle in request.unserved.items():
         value = getattr(request, name)
         if value is not None and value not in idle:
             raise UnsupportedParameter(f"`{name}` is not supported yet", param=name)
-    if request.stream_options is not None and not request.stream:
+    if isinstance(request, GenerationOptions) and request.stream_options is not None and not request.stream:
         raise InvalidRequest("`stream_options` needs `stream`", param="stream_options")

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import msgspec
 
-from llamafast.api.decode import check_model, decode_body
+from llamafast.api.decode import decode_request
 from llamafast.api.delivery import run_sized
 from llamafast.api.http import JSON_TYPE, Exchange
 from llamafast.api.schema.embeddings import (
@@ -48,9 +48,8 @@ class EmbeddingsEndpoint:
         await exchange.reply(200, reply, JSON_TYPE)
 
     def _prepare(self, body: bytes) -> tuple[EmbeddingsRequest, EmbeddingPlan]:
-        request = decode_body(_EMBEDDINGS, body)
         info = self._engine.info
-        check_model(request.model, info)
+        request = decode_request(_EMBEDDINGS, body, info)
         tokenizer = self._engine.tokenizer
         return request, plan_embeddings(request.input, request.dimensions, request.embd_normalize, tokenizer, info)
 
@@ -93,9 +92,8 @@ class RerankEndpoint:
         )
 
     def _prepare(self, body: bytes) -> tuple[RerankRequest, PairScoring]:
-        request = decode_body(_RERANK, body)
         info = self._engine.info
-        check_model(request.model, info)
+        request = decode_request(_RERANK, body, info)
         pairs = [(request.query, _text(document)) for document in request.documents]
         raw = bool(request.raw_scores)
         return request, plan_pairs(pairs, ("query", "documents"), raw, self._engine.tokenizer, info)
@@ -119,9 +117,8 @@ class ScoreEndpoint:
         )
 
     def _prepare(self, body: bytes) -> PairScoring:
-        request = decode_body(_SCORE, body)
         info = self._engine.info
-        check_model(request.model, info)
+        request = decode_request(_SCORE, body, info)
         first, second = ([side] if isinstance(side, str) else side for side in (request.text_1, request.text_2))
         if len(first) == 1:
             first = first * len(second)

@@ -6,9 +6,11 @@ import math
 import re
 from array import array
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from operator import mul
 from typing import NamedTuple
 
+from llamafast.chat.control import ControlTokens
 from llamafast.chat.plan import Prompt, split_prompts
 from llamafast.engine.types import EmbeddingInfo, EmbeddingPlan, ModelInfo, Tokenizer
 from llamafast.errors import ContextLengthExceeded, DoesNotEmbed, InvalidRequest
@@ -20,6 +22,9 @@ MAX_TOTAL_TOKENS = 300_000
 MAX_VALUES = 1 << 23
 
 EUCLIDEAN, AS_THEY_ARE = 2, -1  # embd_normalize
+
+# for a template of rankings; finding them in a text takes a compiled expression
+_control_tokens = lru_cache(1)(ControlTokens)
 
 _SLOT = re.compile(r"\{(query|document)\}")
 
@@ -47,7 +52,7 @@ def plan_embeddings(
     paths = ["input"] if len(inputs) == 1 else [f"input[{i}]" for i in range(len(inputs))]
     _check_size([text for text in inputs if isinstance(text, str)], len(inputs), "input", info)
     tokens = [_tokens(text, path, tokenizer, info) for text, path in zip(inputs, paths, strict=True)]
-    plan = _plan(tokens, paths, "input", info)
+    plan = _plan(tokens, [(path,) for path in paths], info)
     per_token = embedding.pooling == "none"
     n_values = (sum(map(len, tokens)) if per_token else len(tokens)) * (dimensions or embedding.width)
     if n_values > MAX_VALUES:
@@ -65,39 +70,55 @@ def plan_pairs(
     InvalidRequest or ContextLengthExceeded.
     """
     embedding = _embedding(info)
+    _check_ranks(info, embedding)
     _check_size([text for pair in pairs for text in dict.fromkeys(pair)], len(pairs), fields[1], info)
-    for field, side in zip(fields, zip(*pairs, strict=True), strict=True):
-        if not all(side):
-            raise InvalidRequest(f"`{field}` must not be empty", param=field)
+    paths = _pair_paths(pairs, fields)
+    for pair, names in zip(pairs, paths, strict=True):
+        for text, path in zip(pair, names, strict=True):
+            if not text:
+                raise InvalidRequest(f"`{path}` must not be empty", param=path)
     if info.ranks:
-        return _ranked(pairs, fields[1], raw, tokenizer, info, embedding)
-    if embedding.pooling == "none" or not embedding.rerank_by_cosine:
-        raise InvalidRequest(
-            "this model does not rank; with `model.rerank_by_cosine` in the config an embedding model may"
-        )
-    return _by_cosine(pairs, fields, tokenizer, info)
+        return _ranked(pairs, paths, raw, tokenizer, info, embedding)
+    return _by_cosine(pairs, paths, tokenizer, info)
+
+
+def _check_ranks(info: ModelInfo, embedding: EmbeddingInfo) -> None:
+    if embedding.pooling == "none":
+        problem = "this model gives a vector for each token, which cannot rank"
+    elif not info.ranks and not embedding.rerank_by_cosine:
+        problem = 'this model does not rank; `"rerank_by_cosine": true` in the config\'s `model` section lets it'
+    elif info.ranks and embedding.width != 1 and not embedding.softmax_rank:
+        problem = f"this model sorts into {embedding.width} classes, it does not rank"
+    else:
+        return
+    raise InvalidRequest(problem, param="model")
+
+
+def _pair_paths(pairs: Sequence[tuple[str, str]], fields: tuple[str, str]) -> list[tuple[str, str]]:
+    """What the two texts of each pair are called: a first text that all pairs share has no index."""
+    one = len({first for first, _ in pairs}) == 1
+    return [(fields[0] if one else f"{fields[0]}[{i}]", f"{fields[1]}[{i}]") for i in range(len(pairs))]
 
 
 def _ranked(
     pairs: Sequence[tuple[str, str]],
-    field: str,
+    paths: Sequence[tuple[str, str]],
     raw: bool,
     tokenizer: Tokenizer,
     info: ModelInfo,
     embedding: EmbeddingInfo,
 ) -> PairScoring:
-    if embedding.width != 1 and not embedding.softmax_rank:
-        raise InvalidRequest(f"this model sorts into {embedding.width} classes, it does not rank")
     template = embedding.rerank_template
     if template is not None:
-        inputs = [tokenizer.tokenize(_fill(template, *pair), add_special=False, parse_special=True) for pair in pairs]
+        control = _control_tokens(info.control_tokens)
+        inputs = [control.tokenize(_fill(template, *control.mark(pair)), tokenizer) for pair in pairs]
     else:
         sides = {
             text: tokenizer.tokenize(text, add_special=True, parse_special=False)
             for text in dict.fromkeys(text for pair in pairs for text in pair)
         }
         inputs = [tokenizer.pair(sides[first], sides[second]) for first, second in pairs]
-    plan = _plan(inputs, [f"{field}[{i}]" for i in range(len(inputs))], field, info)
+    plan = _plan(inputs, paths, info)
     is_logit = not (raw or embedding.softmax_rank)
 
     def scores(vectors: list[bytes]) -> list[float]:
@@ -108,17 +129,15 @@ def _ranked(
 
 
 def _by_cosine(
-    pairs: Sequence[tuple[str, str]], fields: tuple[str, str], tokenizer: Tokenizer, info: ModelInfo
+    pairs: Sequence[tuple[str, str]], paths: Sequence[tuple[str, str]], tokenizer: Tokenizer, info: ModelInfo
 ) -> PairScoring:
-    places: dict[str, int] = {}
-    paths: list[str] = []
-    for pair in pairs:
-        for text, field in zip(pair, fields, strict=True):
-            if text not in places:
-                places[text] = len(places)
-                paths.append(field)
-    tokens = [_tokens(text, path, tokenizer, info) for text, path in zip(places, paths, strict=True)]
-    plan = _plan(tokens, paths, fields[1], info)
+    named: dict[str, str] = {}
+    for pair, names in zip(pairs, paths, strict=True):
+        for text, path in zip(pair, names, strict=True):
+            named.setdefault(text, path)
+    places = {text: place for place, text in enumerate(named)}
+    tokens = [_tokens(text, path, tokenizer, info) for text, path in named.items()]
+    plan = _plan(tokens, [(path,) for path in named.values()], info)
 
     def scores(vectors: list[bytes]) -> list[float]:
         unit = [array("f", vector) for vector in vectors]
@@ -154,18 +173,20 @@ def _tokens(text: str | list[int], path: str, tokenizer: Tokenizer, info: ModelI
     return array("i", text)
 
 
-def _plan(inputs: Sequence[array[int]], paths: Sequence[str], field: str, info: ModelInfo) -> tuple[array[int], ...]:
-    """``inputs``, all of them neither empty nor too long."""
+def _plan(inputs: Sequence[array[int]], paths: Sequence[tuple[str, ...]], info: ModelInfo) -> tuple[array[int], ...]:
+    """``inputs``, all of them neither empty nor too long; ``paths`` name the fields that each is made of."""
     limit = _embedding(info).max_tokens
-    for tokens, path in zip(inputs, paths, strict=True):
+    for tokens, names in zip(inputs, paths, strict=True):
+        made_of = " and ".join(f"`{name}`" for name in names)
         if not tokens:
-            raise InvalidRequest(f"`{path}` gives no tokens", param=path)
+            raise InvalidRequest(f"no tokens in {made_of}", param=names[-1])
         if len(tokens) > limit:
             raise ContextLengthExceeded(
-                f"`{path}` has {len(tokens)} tokens; this model takes at most {limit} in one input", param=path
+                f"{len(tokens)} tokens in {made_of}; this model takes at most {limit} in one input", param=names[-1]
             )
     total = sum(map(len, inputs))
     if total > MAX_TOTAL_TOKENS:
+        field = paths[-1][-1].partition("[")[0]
         raise InvalidRequest(f"`{field}` has {total} tokens, a request at most {MAX_TOTAL_TOKENS}", param=field)
     return tuple(inputs)
 

@@ -166,7 +166,7 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         cache_bytes = available_bytes() // CACHE_SHARE
     if generates:
         return_large_blocks()
-    logger.info("cache    up to %.2f GB of host memory for finished prompts", cache_bytes / 1e9)
+        logger.info("cache    up to %.2f GB of host memory for finished prompts", cache_bytes / 1e9)
     return Engine(
         context,
         vocab,

@@ -112,6 +112,9 @@ async def test_without_pooling_there_is_a_vector_a_token_not_normalised():
         ({"input": "a", "embd_normalize": -2}, "embd_normalize"),
         ({"input": "a", "embd_normalize": 2**31}, "embd_normalize"),
         ({"input": "a", "model": "other"}, "model"),
+        ({"input": "a", "normalize": False}, "normalize"),
+        ({"input": "a", "add_special_tokens": False}, "add_special_tokens"),
+        ({"input": "a", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
     ],
 )
 async def test_malformed_requests_name_the_field(body, param):
@@ -187,7 +190,32 @@ async def test_what_only_embeds_says_so_when_asked_for_text(pooling, instead, pa
     }
 
 
-@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank"])
+async def test_a_pair_that_is_too_long_names_both_texts():
+    client, _ = serving(pooling="rank", width=1)
+    error = (await client.post("/v1/rerank", {"query": "q" * 15, "documents": ["a"]})).error
+    assert error["message"].startswith("18 tokens in `query` and `documents[0]`;")
+    assert error["code"] == "context_length_exceeded"
+    client, _ = serving(rerank_by_cosine=True)
+    error = (await client.post("/v1/rerank", {"query": "q", "documents": ["a", "b" * 16]})).error
+    assert error["message"].startswith("17 tokens in `documents[1]`;")
+
+
+async def test_vectors_of_single_tokens_rank_nothing():
+    client, _ = serving(pooling="none", rerank_by_cosine=True)
+    error = (await client.post("/v1/rerank", {"query": "a", "documents": ["b"]})).error
+    assert (error["param"], "each token" in error["message"]) == ("model", True)
+
+
+async def test_what_a_document_says_is_no_control_token():
+    client, engine = serving(pooling="rank", width=1)
+    template = "<s>{document}</s>{query}"
+    engine.info = replace(engine.info, embedding=replace(engine.info.embedding, rerank_template=template))
+    assert (await client.post("/v1/rerank", {"query": "q", "documents": ["</s>"]})).status == 200
+    (tokens,) = engine.embedding_plans[0].inputs
+    assert list(tokens) == [BOS, *b"</s>", EOS, *b"q"]
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
 async def test_rerank(path):
     client, engine = serving(pooling="rank", width=1)
     # the score of a pair is its first token: a template lets the document decide it
@@ -244,7 +272,9 @@ async def test_score_field_by_field_and_by_cosine():
         ("/v1/rerank", {"query": "a"}, "documents"),
         ("/v1/rerank", {"query": "a", "documents": []}, "documents"),
         ("/v1/rerank", {"query": "", "documents": ["a"]}, "query"),
-        ("/v1/rerank", {"query": "a", "documents": ["b", ""]}, "documents"),
+        ("/v1/rerank", {"query": "a", "documents": ["b", ""]}, "documents[1]"),
+        ("/v1/rerank", {"query": "a", "documents": ["b"], "max_tokens_per_doc": 9}, "max_tokens_per_doc"),
+        ("/v1/rerank", {"query": "a", "documents": ["b"], "truncate_prompt_tokens": -1}, "truncate_prompt_tokens"),
         ("/v1/rerank", {"query": "a", "documents": [1]}, "documents[0]"),
         ("/v1/rerank", {"query": "a", "documents": [{"title": "b"}]}, "documents[0].text"),
         ("/v1/rerank", {"query": "a", "documents": ["b"] * 2049}, "documents"),
@@ -252,6 +282,8 @@ async def test_score_field_by_field_and_by_cosine():
         ("/v1/rerank", {"query": "a", "documents": ["b"], "top_n": 0}, "top_n"),
         ("/v1/score", {"text_1": ["a", "b"], "text_2": ["c"]}, "text_1"),
         ("/v1/score", {"text_1": "", "text_2": ["c"]}, "text_1"),
+        ("/v1/score", {"text_1": ["a", ""], "text_2": ["c", "d"]}, "text_1[1]"),
+        ("/v1/score", {"text_1": "a", "text_2": ["c"], "priority": 1}, "priority"),
         ("/v1/score", {"text_1": [], "text_2": "c"}, "text_1"),
     ],
 )

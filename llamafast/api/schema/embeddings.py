@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 
-class EmbeddingsRequest(Struct, kw_only=True):
+class PoolingOptions(Struct, kw_only=True):
+    """The request fields that all three endpoints have in common; ``unserved`` is that of GenerationOptions."""
+
+    unserved: ClassVar[dict[str, tuple[object, ...]]] = {
+        "truncate_prompt_tokens": (),
+        "priority": (0,),
+    }
+
+    model: str | None = None
+    user: str | None = None
+    truncate_prompt_tokens: Any = None
+    priority: Any = None
+
+
+class EmbeddingsRequest(PoolingOptions, kw_only=True):
     """``input`` is a string, token ids, a list of strings or a list of lists of token ids.
 
     ``embd_normalize`` is llama-server's: -1 not at all, 0 the largest absolute value to 32760, p > 0 the p-norm to 1.
     """
 
+    unserved: ClassVar[dict[str, tuple[object, ...]]] = {
+        **PoolingOptions.unserved,
+        "add_special_tokens": (True,),
+        "normalize": (True,),
+    }
+
     input: str | list[str | int | list[int]]
-    model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1)] | None = None
     embd_normalize: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
-    user: str | None = None
+    add_special_tokens: Any = None
+    normalize: Any = None
 
 
 # Floats, or base64 of little-endian float32.
@@ -49,16 +69,22 @@ class DocumentText(Struct):
     text: str
 
 
-class RerankRequest(Struct, kw_only=True):
+class RerankRequest(PoolingOptions, kw_only=True):
     """``raw_scores`` gives the model's logits instead of probabilities."""
+
+    unserved: ClassVar[dict[str, tuple[object, ...]]] = {
+        **PoolingOptions.unserved,
+        "max_chunks_per_doc": (),
+        "max_tokens_per_doc": (),
+    }
 
     query: str
     documents: Annotated[list[str | DocumentText], Meta(min_length=1)]
-    model: str | None = None
     top_n: Annotated[int, Meta(ge=1)] | None = None
     return_documents: bool | None = None
     raw_scores: bool | None = None
-    user: str | None = None
+    max_chunks_per_doc: Any = None
+    max_tokens_per_doc: Any = None
 
 
 class RankedDocument(Struct):
@@ -79,14 +105,12 @@ class Ranking(Struct, kw_only=True):
     usage: EmbeddingUsage
 
 
-class ScoreRequest(Struct, kw_only=True):
+class ScoreRequest(PoolingOptions, kw_only=True):
     """Each of ``text_1`` with the same of ``text_2``, or one with all of ``text_2``."""
 
     text_1: str | Annotated[list[str], Meta(min_length=1)]
     text_2: str | Annotated[list[str], Meta(min_length=1)]
-    model: str | None = None
     raw_scores: bool | None = None
-    user: str | None = None
 
 
 class Score(Struct):
