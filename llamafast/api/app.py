@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
-from llamafast import metrics
 from llamafast.api.chat import ChatEndpoint
 from llamafast.api.completions import CompletionsEndpoint
 from llamafast.api.delivery import internal_error
 from llamafast.api.embeddings import EmbeddingsEndpoint, RerankEndpoint, ScoreEndpoint
 from llamafast.api.http import ClientGone, Exchange, Receive, Scope, Send
-from llamafast.api.request_log import log_request
+from llamafast.api.request_log import RequestLog
 from llamafast.api.responder import Responder
+from llamafast.api.response_plan import ResponsePlanner
 from llamafast.api.response_socket import ResponseSockets
 from llamafast.api.response_store import ResponseStore
 from llamafast.api.responses import ResponsesEndpoint
@@ -40,6 +40,7 @@ _MODEL_PREFIX = "/v1/models/"
 _MODEL_ROUTE = "/v1/models/{id}"
 _NO_ROUTE = "other"
 _CLIENT_GONE_STATUS = 499
+_FORBIDDEN_STATUS = 403
 
 
 class App:
@@ -66,17 +67,18 @@ class App:
         responses: ResponsesConfig = ResponsesConfig(),  # noqa: B008
     ) -> None:
         self._max_body_bytes = max_body_bytes
-        self._request_log = request_log
+        self._request_log = RequestLog(lines=request_log)
         self._system = system = SystemEndpoints(engine, stall_seconds, metrics_aliases)
         chat = ChatFormat(engine.info, engine.tokenizer)
         tokens = TokenEndpoints(engine, chat)
         constraints = Constraints(engine.tokenizer)
-        responder, store = Responder(engine, chat, constraints), ResponseStore(responses)
-        self._responses = ResponsesEndpoint(engine, responder, store, ping_seconds)
+        store = ResponseStore(responses)
+        responder = Responder(engine, ResponsePlanner(engine, chat, constraints), store)
+        self._responses = ResponsesEndpoint(engine.info, responder, store, ping_seconds)
         self._sockets = ResponseSockets(
-            engine,
             responder,
-            store,
+            engine.info,
+            self._request_log,
             max_sockets=max_websockets,
             max_seconds=websocket_seconds,
             max_history_bytes=max_body_bytes,
@@ -105,7 +107,7 @@ class App:
             await _lifespan(receive, send)
         else:
             socket = WebSocket(scope, receive, send, self._max_body_bytes)
-            await (self._sockets.serve(socket) if socket.path == _RESPONSES else socket.reject())
+            await (self._sockets.serve(socket) if socket.path == _RESPONSES else self._reject(socket))
 
     def drain(self) -> None:
         """Close every WebSocket when what runs on it is done; requests over HTTP end by themselves."""
@@ -125,12 +127,17 @@ class App:
         except LlamafastError as error:
             await _fail(exchange, error)
         except Exception:
-            log.exception("request %s failed: %s %r", exchange.request_id.decode(), exchange.method, exchange.path)
+            request_id = exchange.identity.request_id.decode()
+            log.exception("request %s failed: %s %r", request_id, exchange.method, exchange.path)
             await _fail(exchange, internal_error())
         finally:
-            metrics.observe_http(name, exchange.status)
-            if self._request_log:
-                log_request(exchange, name)
+            self._request_log.add(exchange, name)
+
+    async def _reject(self, socket: WebSocket) -> None:
+        record = socket.record()
+        record.status = _FORBIDDEN_STATUS
+        await socket.reject()
+        self._request_log.add(record, _NO_ROUTE)
 
     def _route(self, path: str) -> tuple[str, Mapping[str, Handler]]:
         """The name of ``path`` in the metrics and its methods. The path is percent-decoded: ids may hold slashes."""

@@ -62,7 +62,7 @@ async def stream(exchange: Exchange, generation: Generation, frames: Frames, pin
         except LlamafastError as error:
             await events.fail(error)
         except Exception:
-            log.exception("request %s failed in mid-stream", exchange.request_id.decode())
+            log.exception("request %s failed in mid-stream", exchange.identity.request_id.decode())
             await events.fail(internal_error())
 
 

@@ -6,8 +6,8 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 from uuid import uuid4
 
@@ -41,37 +41,55 @@ class ClientGone(Exception):
     """The client left before its answer was complete; there is nobody to tell."""
 
 
-class Exchange:
-    """A request and its one reply: ``start``, any number of ``write``, the last one with ``more=False``.
+class Identity(NamedTuple):
+    """Who asks, by the headers. ``request_id`` is the client's where it is sane, else a new one; ``traceparent`` (W3C
+    Trace Context) is empty without a valid one."""
 
-    ``status`` is that of the reply, 0 until it has started. ``traceparent`` (W3C Trace Context) is the client's, empty
-    without a valid one; the reply repeats it, so that a proxy can tell whose trace an answer belongs to.
-    """
+    request_id: bytes
+    traceparent: bytes
 
-    __slots__ = (
-        "_receive", "_send", "generation", "headers", "method", "path", "query", "request_id", "started", "status",
-        "traceparent",
-    )  # fmt: skip
+    @classmethod
+    def of(cls, headers: Mapping[bytes, bytes]) -> Identity:
+        given, trace = headers.get(b"x-request-id", b""), headers.get(b"traceparent", b"")
+        return cls(
+            given if _SANE_REQUEST_ID.fullmatch(given) else b"req_%b" % uuid4().hex.encode(),
+            trace if _TRACEPARENT.fullmatch(trace) else b"",
+        )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._receive = receive
-        self._send = send
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.query = _parameters(scope.get("query_string", b""))
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        given = self.headers.get(b"x-request-id", b"")
-        self.request_id = given if _SANE_REQUEST_ID.fullmatch(given) else b"req_%b" % uuid4().hex.encode()
-        trace = self.headers.get(b"traceparent", b"")
-        self.traceparent = trace if _TRACEPARENT.fullmatch(trace) else b""
+
+class Record:
+    """What the request log and the metrics tell of a request. ``status`` is that of the reply, 0 until there is one."""
+
+    __slots__ = ("generation", "identity", "method", "started", "status")
+
+    def __init__(self, method: str, identity: Identity) -> None:
+        self.method = method
+        self.identity = identity
         self.status = 0
         self.started = time.monotonic()
         self.generation: Generation | None = None
 
     def follow(self, generation: Generation) -> Generation:
-        """Remember what answers this request: the request log tells its tokens and times."""
+        """Remember what answers this request: its tokens and times are told."""
         self.generation = generation
         return generation
+
+
+class Exchange(Record):
+    """A request and its one reply: ``start``, any number of ``write``, the last one with ``more=False``.
+
+    The reply repeats the request's identity, so that a proxy can tell whose trace an answer belongs to.
+    """
+
+    __slots__ = ("_receive", "_send", "headers", "path", "query")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        super().__init__(scope["method"], Identity.of(self.headers))
+        self._receive = receive
+        self._send = send
+        self.path: str = scope["path"]
+        self.query = _parameters(scope.get("query_string", b""))
 
     async def read_json(self, limit: int) -> bytes:
         """The request's body, at most ``limit`` bytes whatever its Content-Length says.
@@ -112,13 +130,13 @@ class Exchange:
             {
                 "type": "http.response.start",
                 "status": status,
-                "headers": [*headers, *_CORS, *self._identity()],
+                "headers": [*headers, *_CORS, *self._identity_headers()],
             }
         )
 
-    def _identity(self) -> Headers:
-        identity: Headers = ((b"x-request-id", self.request_id),)
-        return (*identity, (b"traceparent", self.traceparent)) if self.traceparent else identity
+    def _identity_headers(self) -> Headers:
+        request_id, trace = self.identity
+        return ((b"x-request-id", request_id), *(((b"traceparent", trace),) if trace else ()))
 
     async def write(self, body: bytes, *, more: bool = True) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": more})

@@ -1,4 +1,4 @@
-"""One line per request: who asked, how it ended, what it took."""
+"""What becomes known of each request when it has ended: a count in the metrics, a line in the log."""
 
 from __future__ import annotations
 
@@ -6,25 +6,37 @@ import logging
 import time
 from collections.abc import Iterator
 
-from llamafast.api.http import Exchange
+from llamafast import metrics
+from llamafast.api.http import Record
 
 log = logging.getLogger("llamafast.requests")
 
-
-def log_request(exchange: Exchange, route: str) -> None:
-    """``key=value`` pairs of an exchange that has ended. GETs that went well are probes and scrapes: not worth a line.
-
-    ``route`` is the name of the endpoint: nothing a client wrote but its checked ids gets into the log.
-    """
-    if log.isEnabledFor(logging.INFO) and (exchange.method == "POST" or exchange.status >= 400):
-        log.info("request %s", " ".join(f"{key}={value}" for key, value in _fields(exchange, route)))
+# Others that went well are probes and scrapes: not worth a line.
+_LOGGED_METHODS = frozenset({"POST", "WS"})
 
 
-def _fields(exchange: Exchange, route: str) -> Iterator[tuple[str, object]]:
-    yield "id", exchange.request_id.decode()
+class RequestLog:
+    """``lines``: whether requests also get a line each, in ``key=value`` pairs."""
+
+    def __init__(self, *, lines: bool) -> None:
+        self._lines = lines
+
+    def add(self, record: Record, route: str) -> None:
+        """``route`` is the name of the endpoint: nothing a client wrote but its checked ids gets into the log."""
+        metrics.observe_http(route, record.status)
+        if self._lines and log.isEnabledFor(logging.INFO) and _is_news(record):
+            log.info("request %s", " ".join(f"{key}={value}" for key, value in _fields(record, route)))
+
+
+def _is_news(record: Record) -> bool:
+    return record.method in _LOGGED_METHODS or record.status >= 400
+
+
+def _fields(record: Record, route: str) -> Iterator[tuple[str, object]]:
+    yield "id", record.identity.request_id.decode()
     yield "route", route
-    yield "status", exchange.status
-    if (generation := exchange.generation) is not None:
+    yield "status", record.status
+    if (generation := record.generation) is not None:
         yield "prompt", generation.prompt_tokens
         yield "cached", generation.cached_tokens
         yield "completion", generation.completion_tokens
@@ -35,6 +47,6 @@ def _fields(exchange: Exchange, route: str) -> Iterator[tuple[str, object]]:
         ):
             if seconds is not None:
                 yield key, f"{1000 * seconds:.1f}"
-    yield "total_ms", f"{1000 * (time.monotonic() - exchange.started):.1f}"
-    if exchange.traceparent:
-        yield "traceparent", exchange.traceparent.decode()
+    yield "total_ms", f"{1000 * (time.monotonic() - record.started):.1f}"
+    if record.identity.traceparent:
+        yield "traceparent", record.identity.traceparent.decode()

@@ -2,99 +2,70 @@
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, NamedTuple
 from uuid import uuid4
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from llamafast.api.decode import check_served
-from llamafast.api.delivery import read_replies, usage_of
-from llamafast.api.logprobs import SpelledTexts, TokenNames
-from llamafast.api.response_writer import ResponseWriter
-from llamafast.api.schema.chat import ChatRequest
-from llamafast.api.schema.fragments import GenerationOptions, Usage
+from llamafast.api.delivery import COMPILES, internal_error, read_replies, run_sized, usage_of
+from llamafast.api.response_plan import ResponsePlanner, Turn
+from llamafast.api.response_store import Conversation, ResponseStore
+from llamafast.api.schema.fragments import Usage
 from llamafast.api.schema.response_events import Event
-from llamafast.api.schema.responses import ReasoningOptions, Response, ResponsesRequest, TextOptions
-from llamafast.chat.constraint import Constraints
-from llamafast.chat.format import ChatFormat
-from llamafast.chat.items import Item, messages_of
-from llamafast.chat.plan import ChatPlan, plan_chat
-from llamafast.chat.response_tools import ToolTable
+from llamafast.api.schema.responses import ResponsesRequest
+from llamafast.chat.items import Item
 from llamafast.engine.types import EnginePort, Generation
-from llamafast.errors import ContextLengthExceeded, InvalidRequest, LlamafastError
+from llamafast.errors import InvalidRequest, LlamafastError, PreviousResponseNotFound
 
-# chat's names for fields that have others here
-_PARAMS = {
-    "messages": "input",
-    "max_completion_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "reasoning_effort": "reasoning.effort",
-    "verbosity": "text.verbosity",
-}
+log = logging.getLogger(__name__)
+
 _ID_PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "custom_tool_call": "ctc"}
 
 # Items of other conversations that one request may refer to: each is looked up on its own.
 MAX_REFERENCES = 1000
 
+Recall = Callable[[str], Conversation | None]
 FindItem = Callable[[str], Item | None]
 
 
-class Turn(NamedTuple):
-    """A response that is about to be generated: ``before`` and ``input`` are the conversation that it answers."""
-
-    before: Sequence[Item]
-    input: list[Item]
-    plan: ChatPlan
-    writer: ResponseWriter
-    prefill: bool
-
-    @property
-    def response(self) -> Response:
-        return self.writer.response
-
-    def conversation(self) -> list[Item]:
-        """Everything said, the answer included, once there is one."""
-        return [*self.before, *self.input, *msgspec.to_builtins(self.response.output)]
-
-
 class Responder:
-    """Plans responses and plays them; knows no transport and keeps nothing."""
+    """Prepares responses, plays them and keeps those that are to be stored; knows no transport."""
 
-    def __init__(self, engine: EnginePort, chat: ChatFormat, constraints: Constraints) -> None:
+    def __init__(self, engine: EnginePort, planner: ResponsePlanner, store: ResponseStore) -> None:
         self._engine = engine
-        self._chat = chat
-        self._constraints = constraints
+        self._planner = planner
+        self._store = store
 
-    def prepare(
+    async def prepare(
         self,
         request: ResponsesRequest,
-        before: Sequence[Item],
-        given: list[Item],
+        n_bytes: int,
         *,
-        store: bool,
+        recall: Recall | None = None,
         prefill: bool = False,
         stream_id: str | UnsetType = UNSET,
     ) -> Turn:
-        """All that can be refused is refused here. ``before`` is the conversation of ``previous_response_id``,
-        ``given`` what ``input_items`` made of the request's input.
+        """All that can be refused before the engine is asked is refused here. ``n_bytes`` is the request's size,
+        ``recall`` what else is remembered than what was stored.
 
-        With ``prefill`` the prompt ends where the next turn will go on, and nothing is generated. Thread-safe.
-        Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
+        Raises InvalidRequest, UnsupportedParameter, PreviousResponseNotFound or ContextLengthExceeded.
         """
-        tools = ToolTable(request.tools or (), [*before, *given])
-        chat = self._chat_request(request, tools, prefill)
-        try:
-            check_served(chat)
-            plan = self._plan(chat, [*before, *given], request, len(before))
-        except LlamafastError as error:
-            error.param = _PARAMS.get(error.param, error.param) if error.param else None
-            raise
-        response = self._response(request, plan, store)
-        spelled = SpelledTexts(TokenNames(request, self._engine.tokenizer)) if chat.logprobs else None
-        return Turn(before, given, plan, ResponseWriter(response, tools, stream_id, spelled), prefill)
+        before = self._recall(request.previous_response_id, recall)
+        return await run_sized(
+            COMPILES if request.compiles else n_bytes + before.n_bytes,
+            self._planner.turn,
+            request,
+            before.items,
+            _input_items(request, before.items, self._store.item),
+            prefill=prefill,
+            stream_id=stream_id,
+        )
+
+    def submit(self, turn: Turn) -> Generation:
+        """Raises what the engine refuses ``turn`` with."""
+        return self._engine.submit(turn.plan.plan)
 
     async def events(self, turn: Turn, generation: Generation) -> AsyncIterator[list[Event]]:
         """The events of ``turn``, batch by batch as they become known. Raises the LlamafastError that ended it."""
@@ -103,89 +74,45 @@ class Responder:
         if turn.prefill:
             async for _ in generation:
                 pass
-            yield writer.closing_prefill(_without_output(usage_of(generation)))
+            told = writer.closing_prefill(_without_output(usage_of(generation)))
+            self._keep(turn)
+            yield told
             return
         async for parts in read_replies(generation, replies):
             for part in parts:
                 told = writer.add(part.deltas, part.logprobs)
                 if part.finish_reason is not None:
                     told += writer.closing(part.finish_reason, usage_of(generation, replies))
+                    self._keep(turn)
                 if told:
                     yield told
 
-    def _chat_request(self, request: ResponsesRequest, tools: ToolTable, prefill: bool) -> ChatRequest:
-        """The same request in the words of chat completions, but for its messages."""
-        shared = {name: getattr(request, name) for name in GenerationOptions.__struct_fields__}
-        text = request.text or TextOptions()
-        if prefill:
-            shared["min_tokens"] = None
-        shared["response_format"] = None if prefill else _response_format(text.format)
-        wants_logprobs = request.wants_logprobs and not prefill
-        return ChatRequest(
-            **shared,
-            messages=[],
-            max_completion_tokens=1 if prefill else request.max_output_tokens,
-            add_generation_prompt=not prefill,
-            tools=tools.functions,
-            tool_choice=tools.choose(request.tool_choice),
-            parallel_tool_calls=request.parallel_tool_calls,
-            reasoning_effort=request.reasoning.effort if request.reasoning else None,
-            verbosity=text.verbosity,
-            logprobs=wants_logprobs,
-            top_logprobs=request.top_logprobs if wants_logprobs else None,
-            chat_template_kwargs=request.chat_template_kwargs,
-        )
-
-    def _plan(self, chat: ChatRequest, items: list[Item], request: ResponsesRequest, n_before: int) -> ChatPlan:
-        """The Plan of ``items``; with truncation ``auto``, of as many of the newest ones as fit."""
-
-        def plan(n_dropped: int) -> ChatPlan:
-            messages = messages_of(items, request.instructions, n_before)
-            if not messages:
-                raise InvalidRequest("`input` must not be empty", param="input")
-            chat.messages = _without_oldest(messages, n_dropped)
-            return plan_chat(chat, self._chat, self._engine.tokenizer, self._constraints, self._engine.info)
-
+    async def stream(self, turn: Turn, generation: Generation) -> AsyncIterator[list[Event]]:
+        """The same where the client reads along: an error becomes the last event."""
         try:
-            return plan(0)
-        except ContextLengthExceeded:
-            if request.truncation != "auto":
-                raise
-        return _first_that_fits(plan, _n_turns(messages_of(items, request.instructions, n_before)))
+            async for told in self.events(turn, generation):
+                yield told
+        except LlamafastError as error:
+            yield turn.writer.failure(error)
+        except Exception:
+            log.exception("response %s failed in mid-stream", turn.response.id)
+            yield turn.writer.failure(internal_error())
 
-    def _response(self, request: ResponsesRequest, plan: ChatPlan, store: bool) -> Response:
-        sampling, text = plan.plan.sampling, request.text or TextOptions()
-        return Response(
-            id=f"resp_{uuid4().hex}",
-            created_at=int(time.time()),
-            status="in_progress",
-            instructions=request.instructions,
-            max_output_tokens=request.max_output_tokens,
-            max_tool_calls=request.max_tool_calls,
-            model=self._engine.info.id,
-            output=[],
-            parallel_tool_calls=request.parallel_tool_calls is not False,
-            presence_penalty=sampling.presence_penalty,
-            frequency_penalty=sampling.frequency_penalty,
-            previous_response_id=request.previous_response_id,
-            prompt_cache_key=request.prompt_cache_key,
-            prompt_cache_retention=request.prompt_cache_retention,
-            reasoning=request.reasoning or ReasoningOptions(),
-            safety_identifier=request.safety_identifier,
-            store=store,
-            temperature=sampling.temperature,
-            text=TextOptions(text.format or {"type": "text"}, text.verbosity),
-            tool_choice="auto" if request.tool_choice is None else request.tool_choice,
-            tools=request.tools or [],
-            top_logprobs=request.top_logprobs or 0,
-            top_p=sampling.top_p,
-            truncation=request.truncation or "disabled",
-            user=request.user,
-            metadata=request.metadata or {},
-        )
+    def _recall(self, response_id: str | None, recall: Recall | None) -> Conversation:
+        if response_id is None:
+            return Conversation([], 0)
+        conversation = (recall and recall(response_id)) or self._store.conversation(response_id)
+        if conversation is None:
+            raise PreviousResponseNotFound(response_id)
+        return conversation
+
+    def _keep(self, turn: Turn) -> None:
+        """Before the client is told that it is there."""
+        if turn.response.store:
+            self._store.put(turn.response, turn.before, turn.input)
 
 
-def input_items(request: ResponsesRequest, before: Sequence[Item], find_item: FindItem) -> list[Item]:
+def _input_items(request: ResponsesRequest, before: Sequence[Item], find_item: FindItem) -> list[Item]:
     """The request's own items, each with an id. An ``item_reference`` is replaced by what it refers to, among
     ``before`` or else by ``find_item``. Raises InvalidRequest when that is not there."""
     given = request.input or []
@@ -215,43 +142,3 @@ def input_items(request: ResponsesRequest, before: Sequence[Item], find_item: Fi
 def _without_output(usage: Usage) -> Usage:
     """A prompt is computed by asking for one token more, which nobody sees."""
     return msgspec.structs.replace(usage, completion_tokens=0, total_tokens=usage.prompt_tokens)
-
-
-def _response_format(form: dict[str, Any] | None) -> dict[str, Any] | None:
-    """``text.format`` as chat completions spell it."""
-    if form is None or form.get("type") != "json_schema":
-        return form
-    return {"type": "json_schema", "json_schema": {key: value for key, value in form.items() if key != "type"}}
-
-
-def _turn_starts(messages: Sequence[dict[str, Any]]) -> list[int]:
-    return [i for i, message in enumerate(messages) if message["role"] == "user"]
-
-
-def _n_turns(messages: Sequence[dict[str, Any]]) -> int:
-    return len(_turn_starts(messages))
-
-
-def _without_oldest(messages: list[dict[str, Any]], n_turns: int) -> list[dict[str, Any]]:
-    """Without the oldest ``n_turns`` turns (from one user message to the next); what precedes them all stays."""
-    if not n_turns:
-        return messages
-    starts = _turn_starts(messages)
-    return messages[: starts[0]] + messages[starts[n_turns] :]
-
-
-def _first_that_fits(plan: Callable[[int], ChatPlan], n_turns: int) -> ChatPlan:
-    """``plan`` of as few dropped turns as make it fit. Raises ContextLengthExceeded when the newest alone does not."""
-    low, high = 1, n_turns - 1
-    if high < low:
-        return plan(0)
-    best = plan(high)
-    while low < high:
-        middle = (low + high) // 2
-        try:
-            best = plan(middle)
-        except ContextLengthExceeded:
-            low = middle + 1
-        else:
-            high = middle
-    return best

@@ -2,46 +2,46 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import msgspec
 
 from llamafast.api.decode import decode_request
-from llamafast.api.delivery import COMPILES, internal_error, run_sized
+from llamafast.api.delivery import run_sized
 from llamafast.api.http import JSON_TYPE, Exchange
-from llamafast.api.responder import Responder, Turn, input_items
-from llamafast.api.response_store import Conversation, ResponseStore
+from llamafast.api.responder import Responder
+from llamafast.api.response_plan import Turn
+from llamafast.api.response_store import ResponseStore
 from llamafast.api.schema.response_events import Event
 from llamafast.api.schema.responses import DeletedResponse, InputTokens, ItemList, ResponsesRequest
 from llamafast.api.sse import EventStream, encode
 from llamafast.chat.items import Item
-from llamafast.engine.types import EnginePort, Generation
-from llamafast.errors import InvalidRequest, LlamafastError, NotFound, PreviousResponseNotFound
-
-log = logging.getLogger(__name__)
+from llamafast.engine.types import ModelInfo
+from llamafast.errors import InvalidRequest, NotFound
 
 _DECODER = msgspec.json.Decoder(ResponsesRequest)
 _DEFAULT_PAGE, _LONGEST_PAGE = 20, 100
 
 
 class ResponsesEndpoint:
-    def __init__(self, engine: EnginePort, responder: Responder, store: ResponseStore, ping_seconds: float) -> None:
-        self._engine = engine
+    def __init__(self, info: ModelInfo, responder: Responder, store: ResponseStore, ping_seconds: float) -> None:
+        self._info = info
         self._responder = responder
         self._store = store
         self._ping_seconds = ping_seconds
 
     async def create(self, exchange: Exchange, body: bytes) -> None:
         request, turn = await self._prepare(body)
-        generation = exchange.follow(self._engine.submit(turn.plan.plan))
+        generation = exchange.follow(self._responder.submit(turn))
         try:
             if request.stream:
-                await self._stream(exchange, turn, generation)
+                async with EventStream(exchange, self._ping_seconds) as stream:
+                    async for events in self._responder.stream(turn, generation):
+                        await stream.write(_frames(events))
+                    await stream.end(b"")
                 return
             async for _ in self._responder.events(turn, generation):
                 pass
-            self._keep(turn)
             await exchange.reply_json(turn.response)
         finally:
             generation.cancel()
@@ -77,44 +77,8 @@ class ResponsesEndpoint:
         await exchange.reply_json(_page(items, exchange.query))
 
     async def _prepare(self, body: bytes) -> tuple[ResponsesRequest, Turn]:
-        request = await run_sized(len(body), decode_request, _DECODER, body, self._engine.info)
-        before = self._recall(request.previous_response_id)
-        given = input_items(request, before.items, self._store.item)
-        turn = await run_sized(
-            COMPILES if request.compiles else len(body) + before.n_bytes,
-            self._responder.prepare,
-            request,
-            before.items,
-            given,
-            store=request.store is not False,
-        )
-        return request, turn
-
-    def _recall(self, response_id: str | None) -> Conversation:
-        if response_id is None:
-            return Conversation([], 0)
-        conversation = self._store.conversation(response_id)
-        if conversation is None:
-            raise PreviousResponseNotFound(response_id)
-        return conversation
-
-    async def _stream(self, exchange: Exchange, turn: Turn, generation: Generation) -> None:
-        async with EventStream(exchange, self._ping_seconds) as stream:
-            try:
-                async for events in self._responder.events(turn, generation):
-                    if turn.response.status != "in_progress":
-                        self._keep(turn)
-                    await stream.write(_frames(events))
-            except LlamafastError as error:
-                await stream.write(_frames(turn.writer.failure(error)))
-            except Exception:
-                log.exception("request %s failed in mid-stream", exchange.request_id.decode())
-                await stream.write(_frames(turn.writer.failure(internal_error())))
-            await stream.end(b"")
-
-    def _keep(self, turn: Turn) -> None:
-        if turn.response.store:
-            self._store.put(turn.response, turn.before, turn.input)
+        request = await run_sized(len(body), decode_request, _DECODER, body, self._info)
+        return request, await self._responder.prepare(request, len(body))
 
 
 def _frames(events: Sequence[Event]) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llamafast.api.http import ClientGone, Receive, Scope, Send
+from llamafast.api.http import ClientGone, Identity, Receive, Record, Scope, Send
 
 # RFC 6455, and 1012 to 1014 from IANA's registry
 GOING_AWAY = 1001
@@ -21,13 +21,24 @@ class Refused(Exception):
 
 
 class WebSocket:
-    """``accept``, then any number of ``receive`` and ``send``, then ``close`` unless the client went first."""
+    """``accept``, then any number of ``receive`` and ``send``, then ``close`` unless the client went first.
+
+    ``identity`` is that of the upgrade; the requests that come over the socket are counted in theirs.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, max_frame_bytes: int) -> None:
         self.path: str = scope["path"]
+        self.identity = Identity.of(dict(scope["headers"]))
+        self._n_records = 0
         self._receive = receive
         self._send = send
         self._max_frame_bytes = max_frame_bytes
+
+    def record(self) -> Record:
+        """Of one more request."""
+        self._n_records += 1
+        request_id = b"%b-%d" % (self.identity.request_id, self._n_records)
+        return Record("WS", self.identity._replace(request_id=request_id))
 
     async def accept(self) -> None:
         """Raises ClientGone."""

@@ -250,7 +250,7 @@ async def test_a_websocket_that_leads_nowhere_is_turned_away(engine: FakeEngine)
         sent.append(message)
 
     app = App(engine, max_body_bytes=1, stall_seconds=1)
-    await app({"type": "websocket", "path": "/v1/completions"}, receive, send)
+    await app({"type": "websocket", "path": "/v1/completions", "headers": []}, receive, send)
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 

@@ -7,10 +7,13 @@ import logging
 
 import pytest
 from support.asgi_client import AsgiClient
+from support.asgi_websocket import websocket
 from support.fake_engine import FakeEngine, play
 
+from llamafast import metrics
 from llamafast.api.app import App
-from llamafast.errors import QueueFull
+from llamafast.engine.types import Event
+from llamafast.errors import EngineFailure, QueueFull
 
 PATHS = {
     "/v1/completions": b'{"prompt": "hi", "stream": %b}',
@@ -68,6 +71,46 @@ async def test_a_client_that_leaves(client: AsgiClient, engine: FakeEngine, capl
         await connection.task
     (line,) = caplog.messages
     assert (fields(line)["status"], fields(line)["finish"]) == ("499", "none")
+
+
+async def test_requests_over_a_socket(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line and a count each, under the id of the upgrade."""
+    counted: list[tuple[str, int]] = []
+    monkeypatch.setattr(metrics, "observe_http", lambda path, status: counted.append((path, status)))
+    app = App(engine, max_body_bytes=1000, stall_seconds=1)
+    async with websocket(app, headers=[(b"x-request-id", b"abc"), (b"traceparent", TRACE.encode())]) as socket:
+        await socket.answer(input="Hi")
+        socket.create(input="Hi", temperature=9)
+        await socket.event()
+        socket.send("{")
+        await socket.event()
+        engine.script = play(EngineFailure("broken"))
+        socket.create(input="Hi")
+        await socket.until("response.failed")
+        engine.script = play([Event(0, "a", 1)], 60.0)
+        socket.create(input="Hi")
+        await socket.until("response.output_text.delta")
+    told = [fields(line) for line in caplog.messages]
+    assert [line["id"] for line in told] == [f"abc-{n}" for n in range(1, 6)]
+    assert [line["status"] for line in told] == ["200", "400", "400", "200", "499"]
+    assert counted == [("ws:/v1/responses", int(line["status"])) for line in told]
+    assert {line["route"] for line in told} == {"ws:/v1/responses"}
+    assert {line["traceparent"] for line in told} == {TRACE}
+    assert int(told[0]["prompt"]) == engine.generations[0].prompt_tokens
+    assert (told[0]["completion"], told[0]["finish"], told[0]["first_token_ms"]) == ("3", "stop", "2.0")
+    assert "prompt" not in told[1]
+
+
+async def test_sockets_that_are_turned_away(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
+    app = App(engine, max_body_bytes=1000, stall_seconds=1, max_websockets=0)
+    for path in ("/v1/responses", "/v1/completions"):
+        async with websocket(app, path) as socket:
+            await socket.task
+    assert [(fields(line)["route"], fields(line)["status"]) for line in caplog.messages] == [
+        ("ws:/v1/responses", "503"), ("other", "403"),
+    ]  # fmt: skip
 
 
 async def test_probes_leave_no_line_and_it_can_be_switched_off(

@@ -11,7 +11,7 @@ from support.asgi_client import AsgiClient
 from support.asgi_websocket import websocket
 from support.fake_engine import FakeEngine, play, say
 
-from llamafast.api import response_socket
+from llamafast.api import response_lanes
 from llamafast.api.app import App
 from llamafast.engine.types import Event
 from llamafast.errors import EngineFailure, QueueFull
@@ -106,7 +106,8 @@ async def test_errors_keep_the_socket_open(app: App, engine: FakeEngine) -> None
         assert (await socket.until("response.failed"))[-1]["response"]["error"]["code"] == "engine_failure"
         engine.script = play(RuntimeError("a bug"))
         socket.create(input="Hi")
-        assert (await socket.until("error"))[-1]["status"] == 500
+        error = (await socket.until("response.failed"))[-1]["response"]["error"]
+        assert error == {"code": "server_error", "message": "the server had an internal error"}
         engine.script = say("Fine")
         await socket.answer(input="Hi")
 
@@ -157,16 +158,16 @@ async def test_lanes(app: App, engine: FakeEngine) -> None:
 async def test_limits_of_lanes(app: App, engine: FakeEngine) -> None:
     engine.script = play(60.0)
     async with websocket(app) as socket:
-        for i in range(response_socket.MAX_LANES):
+        for i in range(response_lanes.MAX_LANES):
             socket.create(input="x", stream_id=str(i))
-        while len(engine.generations) < response_socket.MAX_RUNNING:
+        while len(engine.generations) < response_lanes.MAX_RUNNING:
             await socket.event()
         socket.create(input="x", stream_id="more")
         assert (await socket.until("error"))[-1]["error"]["code"] == "websocket_stream_limit_reached"
-        for _ in range(response_socket.MAX_WAITING + 1):
+        for _ in range(response_lanes.MAX_WAITING + 1):
             socket.create(input="x", stream_id="0")
         assert (await socket.until("error"))[-1]["error"]["code"] == "rate_limit_exceeded"
-        assert len(engine.generations) == response_socket.MAX_RUNNING
+        assert len(engine.generations) == response_lanes.MAX_RUNNING
     assert all(generation.cancelled for generation in engine.generations)
 
 
@@ -230,12 +231,11 @@ async def test_a_socket_remembers_no_more_than_a_body(app: App, engine: FakeEngi
         long = "x" * 300
         lanes = [await socket.answer(input=long, store=False, stream_id=str(i)) for i in range(4)]
         codes = []
-        for i, lane in enumerate(lanes):
-            socket.create(input="y", previous_response_id=lane["id"], generate=False, stream_id=str(i), store=False)
+        for i in (0, 3):
+            socket.create(input="y", previous_response_id=lanes[i]["id"], generate=False, stream_id=str(i), store=False)
             last = await one_of(socket.event, "response.completed", "error")
             codes.append(last.get("error", {}).get("code"))
-        assert codes[0] == "previous_response_not_found"
-        assert codes[-1] is None
+        assert codes == ["previous_response_not_found", None]
 
 
 async def one_of(event: Callable[[], Any], *kinds: str) -> dict[str, Any]:

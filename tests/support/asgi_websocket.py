@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -58,11 +58,13 @@ class Socket:
 
 
 @asynccontextmanager
-async def websocket(app: Any, path: str = "/v1/responses") -> AsyncIterator[Socket]:
+async def websocket(
+    app: Any, path: str = "/v1/responses", headers: Sequence[tuple[bytes, bytes]] = ()
+) -> AsyncIterator[Socket]:
     """An open socket; at the end of the context the client is gone."""
     socket = Socket()
     socket._to_app.put_nowait({"type": "websocket.connect"})
-    scope = {"type": "websocket", "path": path, "headers": [], "query_string": b""}
+    scope = {"type": "websocket", "path": path, "headers": list(headers), "query_string": b""}
     socket.task = asyncio.create_task(app(scope, socket._to_app.get, socket.asgi_send))
     try:
         yield socket

@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from llamafast.api.schema.fragments import (
     MAX_TOP_LOGPROBS,
     SYSTEM_FINGERPRINT,
-    GenerationOptions,
+    PlatformOptions,
     StreamedIndex,
     StreamedText,
     Usage,
@@ -18,14 +18,14 @@ from llamafast.api.schema.fragments import (
 ChatFinish = Literal["stop", "length", "tool_calls", "function_call"]
 
 
-class ChatRequest(GenerationOptions, kw_only=True):
+class ChatRequest(PlatformOptions, kw_only=True):
     """Messages stay plain objects: the template may read fields that OpenAI does not name.
 
     The fields from ``store`` on are checked for their type and have no effect here.
     """
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
-        **GenerationOptions.unserved,
+        **PlatformOptions.unserved,
         "modalities": ([], ["text"]),
         "audio": (),
         "web_search_options": (),
@@ -59,12 +59,6 @@ class ChatRequest(GenerationOptions, kw_only=True):
     store: bool | None = None
     metadata: dict[str, Any] | None = None
     prediction: dict[str, Any] | None = None
-    safety_identifier: str | None = None
-    service_tier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
-    prompt_cache_retention: str | None = None
-    moderation: dict[str, Any] | None = None
 
 
 class FunctionCall(Struct):

@@ -120,6 +120,17 @@ class GenerationOptions(Struct, kw_only=True):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
+class PlatformOptions(GenerationOptions, kw_only=True):
+    """What chat and responses take of OpenAI's own platform: checked for its type, no effect beyond an echo."""
+
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    moderation: dict[str, Any] | None = None
+
+
 class PromptTokensDetails(Struct):
     cached_tokens: int
 

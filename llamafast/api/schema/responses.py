@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
-from llamafast.api.schema.fragments import GenerationOptions, Usage
+from llamafast.api.schema.fragments import PlatformOptions, Usage
 
 Status = Literal["completed", "failed", "in_progress", "cancelled", "queued", "incomplete"]
 Metadata = Annotated[dict[str, str], Meta(max_length=16)]
@@ -24,14 +24,14 @@ class TextOptions(Struct):
     verbosity: str | None = None
 
 
-class ResponsesRequest(GenerationOptions, kw_only=True):
+class ResponsesRequest(PlatformOptions, kw_only=True):
     """Items stay plain objects: they are checked where they become messages.
 
-    The fields from ``safety_identifier`` on are checked for their type and have no effect beyond the echo.
+    The fields from ``access_programs`` on are checked for their type and have no effect.
     """
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
-        **GenerationOptions.unserved,
+        **PlatformOptions.unserved,
         "n": (1,),
         "background": (False,),
         "background_options": (),
@@ -60,12 +60,6 @@ class ResponsesRequest(GenerationOptions, kw_only=True):
     background_options: dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None
 
-    safety_identifier: str | None = None
-    service_tier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
-    prompt_cache_retention: str | None = None
-    moderation: dict[str, Any] | None = None
     access_programs: dict[str, Any] | None = None
     context_management: list[dict[str, Any]] | None = None
     image: dict[str, Any] | None = None
@@ -73,8 +67,8 @@ class ResponsesRequest(GenerationOptions, kw_only=True):
 
     @property
     def compiles(self) -> bool:
-        """Whether ``text.format`` or an extension may ask for a grammar."""
-        return self.constrained or (self.text is not None and self.text.format is not None)
+        """Whether ``text.format``, a tool or an extension may ask for a grammar."""
+        return self.constrained or bool(self.tools) or (self.text is not None and self.text.format is not None)
 
     @property
     def wants_logprobs(self) -> bool:

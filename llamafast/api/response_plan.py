@@ -1,0 +1,199 @@
+"""A request for a response and the conversation it continues → its Plan and the Response it will become."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from llamafast.api.decode import check_served
+from llamafast.api.logprobs import SpelledTexts, TokenNames
+from llamafast.api.response_writer import ResponseWriter
+from llamafast.api.schema.chat import ChatRequest
+from llamafast.api.schema.fragments import GenerationOptions
+from llamafast.api.schema.responses import ReasoningOptions, Response, ResponsesRequest, TextOptions
+from llamafast.chat.constraint import Constraints
+from llamafast.chat.format import ChatFormat
+from llamafast.chat.items import Item, messages_of
+from llamafast.chat.plan import ChatPlan, plan_chat
+from llamafast.chat.response_tools import ToolTable
+from llamafast.engine.types import EnginePort
+from llamafast.errors import ContextLengthExceeded, InvalidRequest, LlamafastError
+
+# chat's names for fields that have others here
+_PARAMS = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "verbosity": "text.verbosity",
+}
+
+
+class Turn(NamedTuple):
+    """A response that is about to be generated: ``before`` and ``input`` are the conversation that it answers."""
+
+    before: Sequence[Item]
+    input: list[Item]
+    plan: ChatPlan
+    writer: ResponseWriter
+    prefill: bool
+
+    @property
+    def response(self) -> Response:
+        return self.writer.response
+
+    def conversation(self) -> list[Item]:
+        """Everything said, the answer included, once there is one."""
+        return [*self.before, *self.input, *msgspec.to_builtins(self.response.output)]
+
+
+class ResponsePlanner:
+    """Plans responses: knows no transport, keeps nothing and starts nothing. Thread-safe."""
+
+    def __init__(self, engine: EnginePort, chat: ChatFormat, constraints: Constraints) -> None:
+        self._engine = engine
+        self._chat = chat
+        self._constraints = constraints
+
+    def turn(
+        self,
+        request: ResponsesRequest,
+        before: Sequence[Item],
+        given: list[Item],
+        *,
+        prefill: bool = False,
+        stream_id: str | UnsetType = UNSET,
+    ) -> Turn:
+        """All that can be refused is refused here. ``before`` is the conversation of ``previous_response_id``,
+        ``given`` the items of the request itself, each with an id.
+
+        With ``prefill`` the prompt ends where the next turn will go on, and nothing is generated. Raises
+        InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
+        """
+        tools = ToolTable(request.tools or (), [*before, *given])
+        chat = self._chat_request(request, tools, prefill)
+        try:
+            check_served(chat)
+            plan = self._plan(chat, [*before, *given], request, len(before))
+        except LlamafastError as error:
+            error.param = _PARAMS.get(error.param, error.param) if error.param else None
+            raise
+        response = self._response(request, plan)
+        spelled = SpelledTexts(TokenNames(request, self._engine.tokenizer)) if chat.logprobs else None
+        return Turn(before, given, plan, ResponseWriter(response, tools, stream_id, spelled), prefill)
+
+    def _chat_request(self, request: ResponsesRequest, tools: ToolTable, prefill: bool) -> ChatRequest:
+        """The same request in the words of chat completions, but for its messages."""
+        shared = {name: getattr(request, name) for name in GenerationOptions.__struct_fields__}
+        text = request.text or TextOptions()
+        if prefill:
+            shared["min_tokens"] = None
+        shared["response_format"] = None if prefill else _response_format(text.format)
+        wants_logprobs = request.wants_logprobs and not prefill
+        return ChatRequest(
+            **shared,
+            messages=[],
+            max_completion_tokens=1 if prefill else request.max_output_tokens,
+            add_generation_prompt=not prefill,
+            tools=tools.functions,
+            tool_choice=tools.choose(request.tool_choice),
+            parallel_tool_calls=request.parallel_tool_calls,
+            reasoning_effort=request.reasoning.effort if request.reasoning else None,
+            verbosity=text.verbosity,
+            logprobs=wants_logprobs,
+            top_logprobs=request.top_logprobs if wants_logprobs else None,
+            chat_template_kwargs=request.chat_template_kwargs,
+        )
+
+    def _plan(self, chat: ChatRequest, items: list[Item], request: ResponsesRequest, n_before: int) -> ChatPlan:
+        """The Plan of ``items``; with truncation ``auto``, of as many of the newest ones as fit."""
+
+        def plan(n_dropped: int) -> ChatPlan:
+            messages = messages_of(items, request.instructions, n_before)
+            if not messages:
+                raise InvalidRequest("`input` must not be empty", param="input")
+            chat.messages = _without_oldest(messages, n_dropped)
+            return plan_chat(chat, self._chat, self._engine.tokenizer, self._constraints, self._engine.info)
+
+        try:
+            return plan(0)
+        except ContextLengthExceeded:
+            if request.truncation != "auto":
+                raise
+        return _first_that_fits(plan, _n_turns(messages_of(items, request.instructions, n_before)))
+
+    def _response(self, request: ResponsesRequest, plan: ChatPlan) -> Response:
+        sampling, text = plan.plan.sampling, request.text or TextOptions()
+        return Response(
+            id=f"resp_{uuid4().hex}",
+            created_at=int(time.time()),
+            status="in_progress",
+            instructions=request.instructions,
+            max_output_tokens=request.max_output_tokens,
+            max_tool_calls=request.max_tool_calls,
+            model=self._engine.info.id,
+            output=[],
+            parallel_tool_calls=request.parallel_tool_calls is not False,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            previous_response_id=request.previous_response_id,
+            prompt_cache_key=request.prompt_cache_key,
+            prompt_cache_retention=request.prompt_cache_retention,
+            reasoning=request.reasoning or ReasoningOptions(),
+            safety_identifier=request.safety_identifier,
+            store=request.store is not False,
+            temperature=sampling.temperature,
+            text=TextOptions(text.format or {"type": "text"}, text.verbosity),
+            tool_choice="auto" if request.tool_choice is None else request.tool_choice,
+            tools=request.tools or [],
+            top_logprobs=request.top_logprobs or 0,
+            top_p=sampling.top_p,
+            truncation=request.truncation or "disabled",
+            user=request.user,
+            metadata=request.metadata or {},
+        )
+
+
+def _response_format(form: dict[str, Any] | None) -> dict[str, Any] | None:
+    """``text.format`` as chat completions spell it."""
+    if form is None or form.get("type") != "json_schema":
+        return form
+    return {"type": "json_schema", "json_schema": {key: value for key, value in form.items() if key != "type"}}
+
+
+def _turn_starts(messages: Sequence[dict[str, Any]]) -> list[int]:
+    return [i for i, message in enumerate(messages) if message["role"] == "user"]
+
+
+def _n_turns(messages: Sequence[dict[str, Any]]) -> int:
+    return len(_turn_starts(messages))
+
+
+def _without_oldest(messages: list[dict[str, Any]], n_turns: int) -> list[dict[str, Any]]:
+    """Without the oldest ``n_turns`` turns (from one user message to the next); what precedes them all stays."""
+    if not n_turns:
+        return messages
+    starts = _turn_starts(messages)
+    return messages[: starts[0]] + messages[starts[n_turns] :]
+
+
+def _first_that_fits(plan: Callable[[int], ChatPlan], n_turns: int) -> ChatPlan:
+    """``plan`` of as few dropped turns as make it fit. Raises ContextLengthExceeded when the newest alone does not."""
+    low, high = 1, n_turns - 1
+    if high < low:
+        return plan(0)
+    best = plan(high)
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            best = plan(middle)
+        except ContextLengthExceeded:
+            low = middle + 1
+        else:
+            high = middle
+    return best
