@@ -21,3 +21,7 @@ cdef class Context:
     # A sequence of up to so many tokens can be cut anywhere; a longer one goes on only from where its state was taken.
     cdef readonly int32_t n_cuttable
     cdef readonly int32_t scratch       # a sequence id beyond n_seq_max through which parts are moved, -1: none
+    cdef dict state_sizes               # bytes of a state by its number of tokens
+
+    cdef bytes state(self, int32_t seq_id, int32_t n_tokens)
+    cdef bint set_state(self, int32_t seq_id, bytes saved)

@@ -1,16 +1,27 @@
 """A llama_context, its memory and its batches."""
-from libc.stdint cimport int32_t
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport int32_t, uint8_t
 
 from .balance cimport BATCH, CONTEXT, born, died
 from .headers.llama cimport (
     llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params, llama_decode, llama_free,
     llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_pos_max, llama_memory_seq_rm,
     llama_n_batch, llama_n_ctx, llama_n_ctx_seq, llama_n_seq_max, llama_n_threads, llama_n_threads_batch,
-    llama_n_ubatch, llama_pooling_type, llama_synchronize,
+    llama_n_ubatch, llama_pooling_type, llama_state_seq_get_data, llama_state_seq_get_size, llama_state_seq_set_data,
+    llama_synchronize,
 )
 from .model cimport Model
 from .prefix cimport MAX_SEQ
 from .status cimport check_ptr, forget_log
+
+
+cdef enum:
+    UNLIMITED = 0x7FFFFFFF
+    # lengths of states whose sizes are remembered
+    MAX_KNOWN_SIZES = 1024
+    # A copy of so few bytes takes less than a tenth of a millisecond. Getting the GIL back takes up to 5 ms when the
+    # event loop is busy, so such a copy keeps it.
+    SHORT_COPY = 1 << 18
 
 
 cdef class Batch:
@@ -81,6 +92,7 @@ cdef class Context:
     ):
         cdef llama_context_params params = llama_context_default_params()
         self.model = model
+        self.state_sizes = {}
         if n_ctx is not None: params.n_ctx = n_ctx
         if n_batch is not None: params.n_batch = n_batch
         if n_ubatch is not None: params.n_ubatch = n_ubatch
@@ -128,7 +140,7 @@ cdef class Context:
             self.n_cuttable = 0
         else:
             # a saved state lacks what a sliding window has left behind, whatever swa_full says
-            self.n_cuttable = model.n_swa or 0x7FFFFFFF
+            self.n_cuttable = model.n_swa or UNLIMITED
 
     def __dealloc__(self):
         if self.ctx != NULL:
@@ -189,6 +201,41 @@ cdef class Context:
     def seq_rm(self, llama_seq_id seq_id, llama_pos p0, llama_pos p1):
         """Remove positions [p0, p1) (negative: open end); False where this memory cannot remove a part."""
         return bool(llama_memory_seq_rm(self.memory, seq_id, p0, p1))
+
+    cdef bytes state(self, int32_t seq_id, int32_t n_tokens):
+        """The state of all that ``seq_id`` has in memory: ``n_tokens`` tokens.
+
+        Asking for its size costs about as much as a small state itself; where a sequence can be cut anywhere, the size
+        follows from the number of tokens.
+        """
+        cdef object known = self.state_sizes.get(n_tokens)
+        cdef size_t size = llama_state_seq_get_size(self.ctx, seq_id) if known is None else known
+        cdef bytes saved = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> size)
+        cdef uint8_t *data = <uint8_t *> <char *> saved
+        cdef size_t written
+        if size <= SHORT_COPY:
+            written = llama_state_seq_get_data(self.ctx, data, size, seq_id)
+        else:
+            with nogil:
+                written = llama_state_seq_get_data(self.ctx, data, size, seq_id)
+        if written != size:
+            self.state_sizes.clear()
+            raise AssertionError(f"llama_state_seq_get_data wrote {written} of {size} bytes")
+        if self.n_cuttable == UNLIMITED and n_tokens <= MAX_KNOWN_SIZES:
+            self.state_sizes[n_tokens] = size
+        return saved
+
+    cdef bint set_state(self, int32_t seq_id, bytes saved):
+        """Replace all that ``seq_id`` has in memory; False where llama.cpp does not take it."""
+        cdef const uint8_t *data = <const uint8_t *> <const char *> saved
+        cdef size_t size = len(saved)
+        cdef size_t read
+        if size <= SHORT_COPY:
+            read = llama_state_seq_set_data(self.ctx, data, size, seq_id)
+        else:
+            with nogil:
+                read = llama_state_seq_set_data(self.ctx, data, size, seq_id)
+        return read != 0
 
     def seq_pos_max(self, llama_seq_id seq_id):
         """The largest position in memory, -1 for an empty sequence."""

@@ -30,7 +30,6 @@ cdef class Runner:
     cdef list running                           # Sequences in order of admission
     cdef running_t live                         # the same, in the same order
     cdef list free_seq_ids
-    cdef dict state_sizes                       # bytes of a state by its number of tokens
     cdef batching_t batching
     cdef int attention                          # atomic
     cdef readonly Masker masker
@@ -38,6 +37,4 @@ cdef class Runner:
     cdef counters_t counters
     cdef histograms_t observed
 
-    cdef bint _set_state(self, int32_t seq_id, bytes saved)
-    cdef bytes _get_state(self, int32_t seq_id, int32_t n_tokens)
     cdef void _let_go(self, Sequence sequence)

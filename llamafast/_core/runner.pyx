@@ -4,8 +4,7 @@
 ``interrupt``, or llama_decode refused. One step is fill, decode, sample, detokenise, match stops, publish. The steady
 state of decoding takes no Python decision and no lock but the Outbox's.
 """
-from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t
 
 from .balance cimport RUNNER, born, died
 from .batching cimport batching_fill, batching_init
@@ -16,7 +15,6 @@ from .cost cimport cost_add
 from .headers.clock cimport now
 from .headers.llama cimport (
     llama_decode, llama_get_logits_ith, llama_memory_seq_cp, llama_memory_seq_pos_max, llama_memory_seq_rm,
-    llama_state_seq_get_data, llama_state_seq_get_size, llama_state_seq_set_data,
 )
 from .histograms cimport histograms_init, histograms_read, observe_admitted, observe_step, observe_token
 from .outbox cimport Outbox, outbox_publish
@@ -45,9 +43,6 @@ cdef enum:
     RUN_FINISHED = 3
     RUN_NO_MEMORY = 4
     RUN_SAVE_DUE = 5    # somebody has reached its save_at
-    MAX_ROWS = 0x7FFFFFFF
-    # lengths of states whose sizes are remembered
-    MAX_KNOWN_SIZES = 1024
 
 PAUSED = RUN_PAUSED
 NO_ROOM = RUN_NO_ROOM
@@ -78,7 +73,6 @@ cdef class Runner:
         self.chooser = Chooser(context, vocab, outbox, self.masker)
         batching_init(&self.batching, context.n_batch, vocab.pieces.n_tokens, prefill_chunk, target_itl)
         self.running = []
-        self.state_sizes = {}
         # without a memory nobody can run
         self.free_seq_ids = list(reversed(range(min(context.n_seq_max, MAX_RUNNING)))) if context.memory != NULL else []
         if running_init(&self.live, context.memory, context.unified, context.n_cuttable) < 0:
@@ -161,12 +155,12 @@ cdef class Runner:
         if seq_id < 0 or not start < stop <= s.n_restore:
             raise ValueError(f"tokens {start} to {stop} of {s.n_restore} to restore")
         if scratch < 0:
-            done = self._set_state(seq_id, saved)
+            done = self.context.set_state(seq_id, saved)
             done = done and llama_memory_seq_rm(self.context.memory, seq_id, stop, -1)
         else:
             if start != s.n_past:
                 raise ValueError(f"tokens from {start} on after {s.n_past}")
-            done = self._set_state(scratch, saved)
+            done = self.context.set_state(scratch, saved)
             if done:
                 llama_memory_seq_cp(self.context.memory, scratch, seq_id, start, stop)
             llama_memory_seq_rm(self.context.memory, scratch, -1, -1)
@@ -183,34 +177,6 @@ cdef class Runner:
             self.live.restored += s.n_past - before
         return s.n_past == stop
 
-    cdef bint _set_state(self, int32_t seq_id, bytes saved):
-        cdef const char *data = saved
-        cdef size_t size = len(saved)
-        cdef bint done
-        with nogil:
-            done = llama_state_seq_set_data(self.context.ctx, <const uint8_t *> data, size, seq_id) != 0
-        return done
-
-    cdef bytes _get_state(self, int32_t seq_id, int32_t n_tokens):
-        """The state of all that ``seq_id`` has in memory: ``n_tokens`` tokens.
-
-        Asking for its size costs about as much as a small state itself; where a sequence can be cut anywhere, the size
-        follows from the number of tokens.
-        """
-        cdef object known = self.state_sizes.get(n_tokens)
-        cdef size_t size = llama_state_seq_get_size(self.context.ctx, seq_id) if known is None else known
-        cdef bytes saved = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> size)
-        cdef char *data = saved
-        cdef size_t written
-        with nogil:
-            written = llama_state_seq_get_data(self.context.ctx, <uint8_t *> data, size, seq_id)
-        if written != size:
-            self.state_sizes.clear()
-            raise AssertionError(f"llama_state_seq_get_data wrote {written} of {size} bytes")
-        if self.context.n_cuttable == MAX_ROWS and n_tokens <= MAX_KNOWN_SIZES:
-            self.state_sizes[n_tokens] = size
-        return saved
-
     def save(self, Sequence sequence not None, int32_t start, int32_t stop):
         """The state of a running sequence's tokens [start, stop) as bytes.
 
@@ -223,10 +189,10 @@ cdef class Runner:
         if stop < s.n_past and (scratch < 0 or s.n_past > self.context.n_cuttable):
             raise ValueError(f"a state of {s.n_past} tokens cannot be cut to {stop}")
         if scratch < 0 or (start == 0 and stop == s.n_past):
-            return self._get_state(s.seq_id, s.n_past)
+            return self.context.state(s.seq_id, s.n_past)
         llama_memory_seq_cp(self.context.memory, s.seq_id, scratch, start, stop)
         try:
-            return self._get_state(scratch, stop - start)
+            return self.context.state(scratch, stop - start)
         finally:
             llama_memory_seq_rm(self.context.memory, scratch, -1, -1)
 
