@@ -38,6 +38,7 @@ class Series(NamedTuple):
 
 
 FINISHED = "Sequences that ended, by reason"
+EVICTED = "States dropped from RAM, by reason"
 
 ENGINE_SERIES = (
     Series("prompt_tokens", "llamacpp:prompt_tokens_total", "counter", "Prompt tokens decoded"),
@@ -65,7 +66,16 @@ ENGINE_SERIES = (
     Series("unfinished", "batch_server:active_completions", "gauge", "Sequences running or waiting"),
     Series("running", "batch_server:claimed_sequences", "gauge", "Sequence ids in use"),
     Series("free_sequences", "batch_server:unused_sequences", "gauge", "Sequence ids free"),
-    Series("cache_evictions", "batch_server:checkpoint_evictions_total", "counter", "Prefixes evicted from RAM"),
+    Series("cache_checkpoints", "batch_server:checkpoint_entries", "gauge", "States in RAM that cannot be cut"),
+    Series("cache_checkpoint_hits", "batch_server:checkpoint_hits_total", "counter", "Prompts continued from one"),
+    Series("cache_checkpoint_saves", "batch_server:checkpoint_saves_total", "counter", "Checkpoints saved"),
+    Series("evictions_budget", "batch_server:checkpoint_evictions_total", "counter", "States evicted from RAM"),
+    Series("cache_restores", "batch_server:sequence_cache_hits_total", "counter", "Prefixes found in RAM"),
+    Series("cache_saves", "batch_server:sequence_cache_save_requests_total", "counter", "States saved to RAM"),
+    Series("prefix_hits_ram", "batch_server:sequence_cache_tokens_loaded_total", "counter", "Tokens restored from RAM"),
+    Series("restore_failures", "batch_server:sequence_cache_load_failures_total", "counter", "States not taken back"),
+    Series("lookup_failures", "batch_server:sequence_cache_lookup_failures_total", "counter", "Look-ups that failed"),
+    Series("save_failures", "batch_server:sequence_cache_save_failures_total", "counter", "States that were not saved"),
     Series("prefixes", "batch_server:radix_trie_sequences", "gauge", "Prefixes that can be reused, running or in RAM"),
     Series("used_cells", "batch_server:radix_trie_tokens", "gauge", "KV cells in use"),
     Series("preempted", "llamafast:preemptions_total", "counter", "Sequences sent back to the queue for room"),
@@ -80,11 +90,14 @@ ENGINE_SERIES = (
     Series("prefix_hits_running", "llamafast:prefix_cache_hits_running_total", "counter", "Of them, of running ones"),
     Series("prefix_hits_ram", "llamafast:prefix_cache_hits_ram_total", "counter", "Of them, restored from RAM"),
     Series("cache_states", "llamafast:prefix_cache_states", "gauge", "Parts of prefixes and checkpoints in RAM"),
+    Series("cache_checkpoints", "llamafast:prefix_cache_checkpoints", "gauge", "Of them, states that cannot be cut"),
     Series("cache_bytes", "llamafast:prefix_cache_bytes", "gauge", "Bytes of them"),
     Series("cache_restores", "llamafast:prefix_cache_restores_total", "counter", "Prefixes found in RAM"),
-    Series("cache_evictions", "llamafast:prefix_cache_evictions_total", "counter", "Parts evicted for the budget"),
+    Series("evictions_budget", "llamafast:prefix_cache_evictions_total", "counter", EVICTED, ("reason", "budget")),
+    Series("evictions_replaced", "llamafast:prefix_cache_evictions_total", "counter", EVICTED, ("reason", "replaced")),
     Series("forks", "llamafast:prefix_cache_forks_total", "counter", "Prefixes lent by a running sequence"),
     Series("used_cells", "llamafast:kv_cells_used", "gauge", "KV cells in use; a shared one counts for each owner"),
+    Series("free_cells", "llamafast:kv_cells_free", "gauge", "KV cells not in use"),
     Series("reserved_cells", "llamafast:kv_cells_reserved", "gauge", "KV cells that running sequences may need"),
     Series("total_cells", "llamafast:kv_cells", "gauge", "KV cells"),
     Series("kv_usage", "llamafast:kv_usage_ratio", "gauge", "KV cells in use / KV cells, at most 1"),
@@ -113,10 +126,7 @@ EMBEDDING_SERIES = (
 DORMANT_SERIES = tuple(
     Series("", f"batch_server:{name}", "counter" if name.endswith("_total") else "gauge", "Always 0: not served yet")
     for name in (
-        "free_sequences", "checkpoint_entries", "checkpoint_hits_total", "checkpoint_saves_total",
-        "sequence_cache_hits_total", "sequence_cache_save_requests_total", "sequence_cache_load_failures_total",
-        "sequence_cache_lookup_failures_total", "sequence_cache_save_failures_total",
-        "sequence_cache_tokens_loaded_total", "draft_seconds_total", "draft_process_seconds_total",
+        "free_sequences", "draft_seconds_total", "draft_process_seconds_total",
         "draft_generate_seconds_total", "draft_sampled_batch_seconds_total", "draft_process_calls_total",
         "draft_generate_calls_total", "draft_sampled_batch_calls_total", "draft_proposals_total",
         "draft_tokens_proposed_total", "draft_tokens_accepted_total", "draft_tokens_rejected_total",
@@ -235,6 +245,7 @@ def _derived(counters: Mapping[str, float], histograms: Mapping[str, Histogram])
         "prompt_rate": ratio("prompt_tokens", "prompt_seconds"),
         "generated_rate": ratio("generated_tokens", "generated_seconds"),
         "kv_usage": min(1.0, ratio("used_cells", "total_cells")),
+        "free_cells": max(0.0, counters["total_cells"] - counters["used_cells"]),
         "unfinished": counters["running"] + counters["waiting"],
         "prefixes": counters["running"] + counters["cache_states"],
         "prompts_total": histograms["request_prompt_tokens"][2],

@@ -110,7 +110,7 @@ async def measure(options: argparse.Namespace) -> None:
     print(
         f"after {len(conversations)} conversations: {counters['cache_states']:.0f} states, "
         f"{counters['cache_bytes'] / 2**20:.1f} of {options.ram_mb} MiB, "
-        f"{counters['cache_evictions']:.0f} evictions"
+        f"{counters['evictions_budget']:.0f} evictions"
     )
     print(f"growth of resident memory ÷ budget: {(resident_bytes() - empty) / budget:.3f}")
     speeds: dict[Engine, list[float]] = {full: [], without: []}

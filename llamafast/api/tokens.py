@@ -11,8 +11,9 @@ from llamafast.api.delivery import run_sized
 from llamafast.api.http import Exchange
 from llamafast.api.schema.chat import ChatRequest
 from llamafast.api.schema.tokens import DetokenizeRequest, Prompt, Text, TokenizeRequest, TokenPiece, Tokens
+from llamafast.chat.conversation import Conversation
 from llamafast.chat.format import ChatFormat
-from llamafast.chat.plan import checked_ids, render_chat
+from llamafast.chat.plan import checked_ids
 from llamafast.engine.types import EnginePort
 from llamafast.errors import InvalidRequest
 
@@ -39,7 +40,7 @@ class TokenEndpoints:
 
     def _applied(self, body: bytes) -> Prompt:
         request = decode_request(_CHAT, body, self._info)
-        text, _ = render_chat(request, self._chat)
+        text = Conversation(request, self._chat).text
         return Prompt(self._chat.control.unmark(text))
 
     def _tokenized(self, body: bytes) -> Tokens:
@@ -64,7 +65,7 @@ class TokenEndpoints:
         if request.messages:
             if add_special:
                 raise InvalidRequest("a chat gets its special tokens from its template", param="add_special_tokens")
-            rendered, _ = render_chat(request, self._chat)
+            rendered = Conversation(request, self._chat).text
             return self._chat.control.tokenize(rendered, self._tokenizer)
         text = request.content if request.prompt is None else request.prompt
         return self._tokenizer.tokenize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -61,6 +62,19 @@ class ControlTokens:
         for run, is_marked in self._runs(text):
             tokens += tokenizer.tokenize(self.unmark(run), add_special=False, parse_special=not is_marked)
         return tokens
+
+    def certain_lengths(self, text: str, ends: Iterable[int], tokens: array[int], tokenizer: Tokenizer) -> list[int]:
+        """For each of ``ends``: how many of the ``tokens`` of rendered ``text`` do not depend on what follows there.
+
+        They reach to the template's last control token before it, as text is tokenised from one to the next. 0 where
+        there is none.
+        """
+        borders = [found.end() for found in self._marked_or_own.finditer(text) if found["own"] is not None]
+        places = [i for i, token in enumerate(tokens) if tokenizer.is_control(token)]
+        if len(borders) != len(places):
+            # this tokeniser makes control tokens of other texts
+            return [0 for _ in ends]
+        return [places[n - 1] + 1 if (n := bisect_right(borders, end)) else 0 for end in ends]
 
     def _runs(self, text: str) -> Iterator[tuple[str, bool]]:
         """``text`` cut around the runs with marks, which end at the template's control tokens."""

@@ -8,28 +8,22 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from msgspec.structs import replace
 
 from llamafast.chat.constraint import Constraints
+from llamafast.chat.conversation import Conversation, ConversationOptions
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.grammar import ConstraintOptions, requested_grammar
-from llamafast.chat.messages import normalise_messages
 from llamafast.chat.reply import NewParser, PlainReply, Reply
 from llamafast.chat.sampling import SamplingOptions, read_sampling
-from llamafast.chat.tools import Tool, ToolChoice, choose_tools, read_functions, read_tools
+from llamafast.chat.tools import Tool, ToolChoice
 from llamafast.engine.types import Matcher, ModelInfo, Plan, Tokenizer
 from llamafast.errors import ContextLengthExceeded, DoesNotGenerate, InvalidRequest
 
 MAX_TOTAL_CHOICES = 2048
 MAX_STOP_BYTES = 1024
-
-_RESERVED_VARIABLES = frozenset(
-    {"messages", "tools", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token"}
-)
-# The values of `reasoning_effort` that ask for an answer without thinking.
-_NO_REASONING = frozenset({"none", "minimal"})
 
 Prompt = str | list[str | int | list[int]]
 
@@ -56,24 +50,12 @@ class CompletionOptions(Options, Protocol):
     logprobs: int | None
 
 
-class ChatOptions(Options, Protocol):
-    messages: list[dict[str, Any]]
+class ChatOptions(Options, ConversationOptions, Protocol):
     logprobs: bool | None
     top_logprobs: int | None
     max_completion_tokens: int | None
-    chat_template_kwargs: dict[str, Any] | None
-    add_generation_prompt: bool | None
-    continue_final_message: bool | str | None
-    documents: list[dict[str, Any]] | None
-    enable_thinking: bool | None
-    reasoning_effort: str | None
     reasoning_format: Literal["none", "auto", "deepseek"] | None
-    verbosity: str | None
-    tools: list[Any] | None
-    tool_choice: str | dict[str, Any] | None
     parallel_tool_calls: bool | None
-    functions: list[Any] | None
-    function_call: str | dict[str, Any] | None
 
 
 class ChatPlan(NamedTuple):
@@ -132,7 +114,8 @@ def plan_chat(
     Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
     """
     _check_generates(info)
-    text, choice = render_chat(request, chat)
+    conversation = Conversation(request, chat)
+    text, choice = conversation.text, conversation.choice
     _check_size(len(text), "messages", info)
     tokens = _checked_tokens(chat.control.tokenize(text, tokenizer), "messages", info)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
@@ -141,6 +124,8 @@ def plan_chat(
     prompt = chat.control.unmark(text)
     matcher = _reply_matcher(request, chat, choice, prompt, constraints)
     plan = _plan(request, (tokens,), max_tokens, matcher, tokenizer, info)
+    if not info.cuts_anywhere:
+        plan = replace(plan, checkpoints=conversation.checkpoints(tokens, tokenizer))
     if request.logprobs:
         plan = replace(plan, top_logprobs=request.top_logprobs or 0)
     new_parser: NewParser = PlainReply
@@ -173,37 +158,6 @@ def _reply_matcher(
         begun=chat.begun_reasoning(prompt),
     )
     return None if grammars is None else constraints.compile(grammars, param)
-
-
-def _tool_choice(request: ChatOptions) -> ToolChoice:
-    if request.functions and request.tools:
-        raise InvalidRequest("`functions` is the old form of `tools`: send one of them", param="functions")
-    tools = read_tools(request.tools) or read_functions(request.functions)
-    if request.functions:
-        return choose_tools(tools, request.function_call, "function_call")
-    return choose_tools(tools, request.tool_choice)
-
-
-def render_chat(request: ChatOptions, chat: ChatFormat) -> tuple[str, ToolChoice]:
-    """The conversation as text, with ``chat.control``'s marks, and what the model may do with its tools.
-
-    Raises InvalidRequest or UnsupportedParameter.
-    """
-    choice = _tool_choice(request)
-    template = chat.template(choice.shown)
-    continued = request.continue_final_message or False
-    if continued and request.add_generation_prompt:
-        raise InvalidRequest(
-            "`continue_final_message` and `add_generation_prompt` exclude each other", param="continue_final_message"
-        )
-    text = template.render(
-        normalise_messages(request.messages, template.accepts),
-        add_generation_prompt=not continued and request.add_generation_prompt is not False,
-        continue_final_message=continued,
-        tools=[tool.definition for tool in choice.shown] or None,
-        **_template_variables(request),
-    )
-    return text, choice
 
 
 def _plan(
@@ -306,24 +260,3 @@ def _too_long(path: str, size: str, info: ModelInfo) -> ContextLengthExceeded:
     return ContextLengthExceeded(
         f"`{path}` has {size}; this model's context takes at most {info.max_seq_len}", param=path
     )
-
-
-def _template_variables(request: ChatOptions) -> dict[str, Any]:
-    """What the template may read beside the conversation; ``chat_template_kwargs`` wins over OpenAI's fields."""
-    given = request.chat_template_kwargs or {}
-    if reserved := _RESERVED_VARIABLES & given.keys():
-        raise InvalidRequest(
-            f"`chat_template_kwargs` must not set {', '.join(sorted(reserved))}", param="chat_template_kwargs"
-        )
-    effort, thinking = request.reasoning_effort, request.enable_thinking
-    if thinking is None and effort is not None:
-        thinking = effort not in _NO_REASONING
-    fields = {
-        "reasoning_effort": effort,
-        "verbosity": request.verbosity,
-        "documents": request.documents,
-        # one switch under the names that templates know it by
-        "enable_thinking": thinking,
-        "thinking": thinking,
-    }
-    return {name: value for name, value in fields.items() if value is not None} | given

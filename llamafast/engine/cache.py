@@ -34,6 +34,10 @@ MAX_WASTE = 64
 STATE_BYTES = 1000
 NEVER = 0x7FFFFFFF
 
+COUNTED = (
+    "cache_restores", "cache_saves", "cache_checkpoint_hits", "cache_checkpoint_saves", "evictions_budget",
+    "evictions_replaced",
+)  # fmt: skip
 
 Key = tuple[int | bytes, int]
 
@@ -110,8 +114,8 @@ class PrefixCache:
         self.in_parts = in_parts
         self.used_bytes = 0
         self.n_states = 0
-        self.n_restores = 0
-        self.evictions = 0
+        self.n_checkpoints = 0
+        self._counts = dict.fromkeys(COUNTED, 0)
         self._root = Node(None, (0, 0), 0, array("i"))
         self._leaves: list[tuple[float, State]] = []
         self._age = 0.0
@@ -119,6 +123,14 @@ class PrefixCache:
     @property
     def cuts_anywhere(self) -> bool:
         return self.n_cuttable == NEVER
+
+    def counts(self) -> dict[str, int]:
+        """What is kept, and what was done since the start. Any thread."""
+        return {
+            "cache_states": self.n_states,
+            "cache_checkpoints": self.n_checkpoints,
+            "cache_bytes": self.used_bytes,
+        } | self._counts
 
     def find(self, tokens: array[int], salt: bytes, more_than: int) -> list[Part]:
         """The parts that make most of ``tokens``, in order; none where they are not worth more than ``more_than``.
@@ -128,7 +140,8 @@ class PrefixCache:
         state, stop = self._deepest(self._path(tokens[:-1], salt))
         if state is None or stop < more_than + MIN_TOKENS or stop * MAX_WASTE < state.stop:
             return []
-        self.n_restores += 1
+        self._counts["cache_restores"] += 1
+        self._counts["cache_checkpoint_hits"] += self._is_checkpoint(state)
         parts: list[Part] = []
         part: State | None = state
         while part is not None:
@@ -159,6 +172,7 @@ class PrefixCache:
         if base is not None and not self.in_parts:
             if self.cuts_anywhere and base.stop == start and not base.node.children:
                 # the longer state contains the shorter one
+                self._counts["evictions_replaced"] += 1
                 self._drop(base)
                 path, start = self._path(tokens, salt), 0
             base = None
@@ -170,8 +184,9 @@ class PrefixCache:
         node.states[state.stop] = state
         if base is not None:
             base.n_heirs += 1
-        self.used_bytes += state.n_bytes
-        self.n_states += 1
+        self._counts["cache_saves"] += 1
+        self._counts["cache_checkpoint_saves"] += self._is_checkpoint(state)
+        self._count(state, 1)
         self._value(state)
         self._wait(state)
         if len(self._leaves) > 2 * self.n_states + 64:
@@ -187,7 +202,7 @@ class PrefixCache:
             return NEVER
         if self.cuts_anywhere:
             return (n_past // PART + 1) * PART if self.in_parts else NEVER
-        points = [n for n in checkpoints if n < n_prompt]
+        points = [n for n in checkpoints if MIN_TOKENS <= n < n_prompt]
         points += [n for n in _distances(n_prompt) if all(abs(n - other) >= MIN_TOKENS for other in points)]
         return min((n for n in points if n > n_past), default=(n_past // LONGEST + 1) * LONGEST)
 
@@ -223,6 +238,15 @@ class PrefixCache:
             return state.base, state.start
         return state, stop
 
+    def _is_checkpoint(self, state: State) -> bool:
+        """Whether it is of use only as it is: it cannot be cut."""
+        return state.stop > self.n_cuttable
+
+    def _count(self, state: State, n: int) -> None:
+        self.n_states += n
+        self.n_checkpoints += n * self._is_checkpoint(state)
+        self.used_bytes += n * state.n_bytes
+
     def _value(self, state: State) -> None:
         state.priority = self._age + state.uses * state.spares / state.n_bytes
 
@@ -243,15 +267,14 @@ class PrefixCache:
                 self._wait(state)
                 continue
             self._age = priority
-            self.evictions += 1
+            self._counts["evictions_budget"] += 1
             self._drop(state)
             return
 
     def _drop(self, state: State) -> None:
         node = state.node
         del node.states[state.stop]
-        self.used_bytes -= state.n_bytes
-        self.n_states -= 1
+        self._count(state, -1)
         state.saved = b""
         if state.base is not None:
             state.base.n_heirs -= 1

@@ -141,6 +141,7 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         sampling=recommended_sampling(model),
         generates=generates,
         embedding=embedding,
+        cuts_anywhere=context.n_cuttable >= context.n_ctx_seq,
     )
     logger.info("model    %s: %s, %.2f GB", info.id, info.description, model.size / 1e9)
     if not model.use_extra_bufts:

@@ -151,7 +151,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     the most bytes of text that one token can stand for, ``control_tokens`` the texts of control tokens.
     ``tool_use_template`` is a chat template of the model's own for conversations with tools, ``dialect`` names how it
     writes tool calls where its templates do not tell. ``sampling`` is what a request gets that asks for nothing else.
-    ``embedding`` is None for a model that does not embed."""
+    ``embedding`` is None for a model that does not embed. Where memory ``cuts_anywhere``, what prompts share is reused
+    wherever they part, else only up to a checkpoint."""
 
     id: str
     created: int
@@ -172,6 +173,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     embedding: EmbeddingInfo | None = None
     tool_use_template: str | None = None
     control_tokens: tuple[str, ...] = ()
+    cuts_anywhere: bool = True
 
     @property
     def ranks(self) -> bool:

@@ -56,6 +56,7 @@ class Worker:
         self._closing = False
         self._busy_since: float | None = None
         self._counts = {"submitted": 0, "admitted": 0, "completed": 0, "cancelled": 0, "failed": 0, "preempted": 0}
+        self._counts |= {"lookup_failures": 0, "save_failures": 0, "restore_failures": 0}
         self._thread = threading.Thread(target=self._loop, name="llamafast-engine", daemon=True)
 
     def start(self) -> None:
@@ -117,11 +118,8 @@ class Worker:
                 "used_cells": self.runner.n_cells,
                 "reserved_cells": self.scheduler.n_reserved,
                 "total_cells": self.runner.total_cells,
-                "cache_states": self.cache.n_states,
-                "cache_bytes": self.cache.used_bytes,
-                "cache_restores": self.cache.n_restores,
-                "cache_evictions": self.cache.evictions,
             }
+            | self.cache.counts()
             | (self.embeddings.counts() if self.embeddings else {})
         )
 
@@ -243,18 +241,29 @@ class Worker:
 
     def _start(self, sequence: Sequence) -> None:
         """Let a sequence run from the longest prefix there is: a running sequence's or a saved one."""
-        parts = self.cache.find(sequence.tokens(), sequence.salt, self.runner.shareable(sequence))
+        parts = self._find(sequence)
         n_restore = parts[-1].stop if parts else 0
         self.runner.add(sequence, n_restore)
         if parts:
             self._restores[sequence] = deque(parts)
         sequence.save_at = self.cache.next_save(n_restore, sequence.n_prompt, sequence.checkpoints)
 
+    def _find(self, sequence: Sequence) -> list[Part]:
+        try:
+            return self.cache.find(sequence.tokens(), sequence.salt, self.runner.shareable(sequence))
+        except Exception:
+            # a prefix that could not be looked up is no reason to fail anybody
+            logger.exception("cannot look up a prompt of %d tokens", sequence.n_prompt)
+            self._counts["lookup_failures"] += 1
+            return []
+
     def _restore(self, deadline: float) -> None:
         """Restore parts of prefixes until the deadline, at least one."""
         while self._restores:
             sequence, parts = next(iter(self._restores.items()))
-            if not self.runner.restore(sequence, *parts.popleft()) or not parts:
+            done = self.runner.restore(sequence, *parts.popleft())
+            self._counts["restore_failures"] += not done
+            if not done or not parts:
                 del self._restores[sequence]
             if time.monotonic() >= deadline:
                 return
@@ -293,3 +302,4 @@ class Worker:
         except Exception:
             # a prefix that could not be kept is no reason to fail anybody
             logger.exception("cannot keep a prefix of %d tokens", sequence.n_past)
+            self._counts["save_failures"] += 1

@@ -129,6 +129,27 @@ def test_checkpoints_lie_where_they_were_asked_for_and_at_doubling_distances():
     assert PrefixCache(0, n_cuttable=0).next_save(0, 5000, ()) == NEVER
 
 
+def test_what_was_done_is_counted():
+    cache = PrefixCache(50_000, n_cuttable=120)
+    keep(cache, LONG[:100])
+    keep(cache, LONG)
+    parts(cache, LONG[:90])
+    parts(cache, LONG, [2])
+    parts(cache, [3])
+    counts = cache.counts()
+    assert (counts["cache_saves"], counts["cache_states"], counts["cache_restores"]) == (2, 2, 2)
+    assert (counts["cache_checkpoint_saves"], counts["cache_checkpoints"], counts["cache_checkpoint_hits"]) == (1, 1, 1)
+    keep(cache, [4], LONG, saved=b"x" * 40_000)
+    keep(cache, [5], LONG, saved=b"x" * 40_000)
+    counts = cache.counts()
+    assert (counts["evictions_budget"], counts["evictions_replaced"]) == (1, 0)
+    assert (counts["cache_states"], counts["cache_checkpoints"]) == (3, 2)
+    whole = PrefixCache(50_000, in_parts=False)
+    keep(whole, LONG[:100])
+    keep(whole, LONG)
+    assert (whole.counts()["evictions_budget"], whole.counts()["evictions_replaced"]) == (0, 1)
+
+
 def test_tenants_find_nothing_of_each_other():
     cache = PrefixCache(10**6)
     keep(cache, LONG, salt=b"a")
@@ -219,7 +240,7 @@ def test_resident_memory_stays_within_the_budget():
     before = resident_bytes()
     for first in range(1300):
         keep(cache, [first], range(chance.randrange(100, 600)), saved=b"x" * chance.randrange(10_000, 1_000_000))
-    assert cache.evictions > 1000
+    assert cache.counts()["evictions_budget"] > 1000
     assert cache.used_bytes > 0.9 * budget
     assert resident_bytes() - before <= 1.05 * budget
 

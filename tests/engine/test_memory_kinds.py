@@ -82,6 +82,10 @@ async def test_a_branch_goes_on_from_the_last_checkpoint_before_it(tiny_model, k
     await settled(engine)
     branches = [[*TEXTS[0][:260], *TEXTS[1][:30]], [*TEXTS[0][:350], *TEXTS[2][:30]]]
     texts = [await answer(engine, branch) for branch in branches]
+    counters = engine.counters()
+    for what in ("saves", "hits"):
+        assert (counters[f"cache_checkpoint_{what}"] >= 2) == (not engine.info.cuts_anywhere)
+    assert (counters["cache_checkpoints"] > 0) == (not engine.info.cuts_anywhere)
     for (_, cached), (least, most) in zip(texts, [(250, 260), (336, 350)], strict=True):
         assert least <= cached <= most
     alone = start(tiny_model, kind, 0)

@@ -162,6 +162,9 @@ def test_no_room_for_one_alone_is_its_error(worker, runner, failures):
 
 def test_a_prefix_that_cannot_be_kept_fails_nobody(runner, failures, caplog):
     class BrokenCache(PrefixCache):
+        def find(self, tokens, salt, more_than):
+            raise MemoryError
+
         def unsaved(self, tokens, salt):
             raise MemoryError
 
@@ -171,6 +174,8 @@ def test_a_prefix_that_cannot_be_kept_fails_nobody(runner, failures, caplog):
         worker.enqueue([FakeSequence(1)])
         until(lambda: worker.counters()["completed"] == 1)
     assert failures == runner.running == []
+    counters = worker.counters()
+    assert (counters["lookup_failures"], counters["save_failures"], counters["restore_failures"]) == (1, 1, 0)
     worker.close()
 
 
