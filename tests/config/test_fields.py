@@ -1,0 +1,134 @@
+"""cfg.json: every field's default and limits, rules between fields, and clear faults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from config.fields import EVERY_FIELD, FIELDS, REQUIRED
+from config.trees import PACKAGE, PRETRAINED, at, faults, holds, minimal, parse, parse_model, parsed_section
+from llamafast import config as shapes
+
+
+@pytest.mark.parametrize("section", FIELDS)
+def test_table_names_every_field(section: str) -> None:
+    assert set(FIELDS[section]) == set(parsed_section(minimal(section), section).__struct_fields__)
+
+
+@pytest.mark.parametrize(("section", "field"), EVERY_FIELD)
+def test_default(section: str, field: str) -> None:
+    default = FIELDS[section][field][0]
+    tree = minimal(section)
+    if default is REQUIRED:
+        del at(tree, section)[field]
+        assert f"{section}.{field}".lstrip(".") + ": required" in faults(tree)
+    else:
+        found = getattr(parsed_section(tree, section), field)
+        assert found == default
+        assert type(found) is type(default)
+
+
+@pytest.mark.parametrize(("section", "field"), EVERY_FIELD)
+def test_values_that_load(section: str, field: str) -> None:
+    for value in FIELDS[section][field][1]:
+        tree = minimal(section)
+        at(tree, section)[field] = value
+        assert holds(getattr(parsed_section(tree, section), field), value)
+
+
+@pytest.mark.parametrize(("section", "field"), EVERY_FIELD)
+def test_values_that_do_not_load(section: str, field: str) -> None:
+    path = f"{section}.{field}".lstrip(".")
+    for value in FIELDS[section][field][2]:
+        tree = minimal(section)
+        at(tree, section)[field] = value
+        found = faults(tree)
+        assert all(fault.startswith(path) and ": " in fault for fault in found), (value, found)
+
+
+@pytest.mark.parametrize("section", FIELDS)
+def test_unknown_key_names_path_and_nearest_key(section: str) -> None:
+    field = next(iter(FIELDS[section]))
+    for typo in (field + "x", field.upper() + "_"):
+        tree = minimal(section)
+        at(tree, section)[typo] = 1
+        assert faults(tree) == [f"{section}.{typo}".lstrip(".") + f": unknown key; did you mean {field}?"]
+    tree = minimal(section)
+    at(tree, section)["qqqqqqqqqqqq"] = 1
+    assert faults(tree) == [f"{section}.qqqqqqqqqqqq".lstrip(".") + ": unknown key"]
+
+
+def test_unprintable_and_huge_keys_stay_readable() -> None:
+    assert faults({"model": {"path": "a", "a b\n": 1}}) == ['model["a b\\n"]: unknown key']
+    (fault,) = faults({"model": {"path": "a", "x" * 10_000_000: 1}})
+    assert len(fault) < 200
+    (fault,) = faults({"model": {"path": "a", "draft_model": "x" * 10_000_000}})
+    assert len(fault) < 200
+
+
+def test_all_faults_are_reported_at_once_in_file_order() -> None:
+    found = faults({"sever": {}, "model": {"n_ctx": "8k", "loras": [{"scal": 1}, 5], "kv_overrides": {"a b": []}}})
+    assert [fault.split(":")[0] for fault in found] == [
+        "sever",
+        "model.n_ctx",
+        "model.loras[0].scal",
+        "model.loras[1]",
+        'model.kv_overrides["a b"]',
+    ]
+
+
+@pytest.mark.parametrize("prefix", ["", "mmproj_", "lora"])
+def test_exactly_one_source(prefix: str) -> None:
+    keys = ["path", "from_pretrained", "from_package"]
+    values: dict[str, Any] = {"path": "m.gguf", "from_pretrained": PRETRAINED, "from_package": PACKAGE}
+
+    def tree(*chosen: str) -> tuple[str, dict[str, Any]]:
+        fields = {("mmproj_" if prefix == "mmproj_" else "") + key: values[key] for key in chosen}
+        match prefix:
+            case "mmproj_":
+                return "model.mtmd", {"model": {"path": "m.gguf", "mtmd": fields}}
+            case "lora":
+                return "model.loras[0]", {"model": {"path": "m.gguf", "loras": [fields]}}
+        return "model", {"model": fields}
+
+    for chosen in ((), keys[:2], keys[1:], keys):
+        section, wrong = tree(*chosen)
+        (fault,) = faults(wrong)
+        assert fault.startswith(f"{section}: exactly one of ")
+    for key in keys:
+        section, right = tree(key)
+        source = parsed_section(right, section).source
+        assert source if isinstance(source, str) else msgspec.to_builtins(source).items() >= values[key].items()
+
+
+def test_draft_source() -> None:
+    assert parse_model().draft_source is None
+    assert parse_model(draft_model_path="d.gguf").draft_source == "d.gguf"
+    assert parse_model(draft_model_from_package=PACKAGE).draft_source == shapes.FromPackage(**PACKAGE)
+    (fault,) = faults({"model": {"path": "m", "draft_model_path": "d", "draft_model_from_pretrained": PRETRAINED}})
+    assert fault == "model: at most one of draft_model_path and draft_model_from_pretrained may be set"
+
+
+def test_replies_are_read_in_one_way() -> None:
+    tree = {"model": {"path": "m", "response_schema": {}, "response_template": {}}}
+    assert faults(tree) == ["model: at most one of response_schema and response_template may be set"]
+
+
+def test_a_step_is_bounded_by_time_or_by_rows() -> None:
+    tree = {"model": {"path": "m"}, "scheduler": {"prefill_chunk": 8, "target_itl_ms": 50}}
+    assert faults(tree) == ["scheduler: at most one of prefill_chunk and target_itl_ms may be set"]
+
+
+def test_mtp_needs_room_in_a_batch() -> None:
+    mtp = {"path": "m", "draft_model": "draft-mtp", "draft_model_num_pred_tokens": 8}
+    assert faults({"model": {**mtp, "n_batch": 8}})[0].startswith("model.n_batch: ")
+    assert parse({"model": {**mtp, "n_batch": 9}}).model.n_batch == 9
+    assert parse_model(n_batch=1).n_batch == 1
+
+
+def test_chat_template_pieces_are_joined_without_separator() -> None:
+    assert parse_model().chat_template_text is None
+    assert parse_model(chat_template="{{ a }}").chat_template_text == "{{ a }}"
+    assert parse_model(chat_template=["{{ a", " }}", "\n"]).chat_template_text == "{{ a }}\n"

@@ -1,0 +1,184 @@
+"""cfg.json as a file: what is not JSON, configs as users have them, and nothing but ConfigError whatever the bytes."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from config.fields import EVERY_FIELD
+from config.trees import PACKAGE, PRETRAINED, at, holds, minimal, parse, parse_model
+from llamafast.config_file import load_config, parse_config, refuse_unsupported
+from llamafast.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("raw", "start"),
+    [
+        (b"", "line 1 column 1: "),
+        (b'{"model": {},\n  model}', "line 2 column 3: "),
+        (b'{"model": 1', "line 1 column 12: "),
+        (b"[]", "the file must hold one JSON object"),
+        (b"null", "the file must hold one JSON object"),
+        (b'{"a": 1,\n "a": 2}', "a: key given twice"),
+        (b'{"a": {"b b": 1, "b b": 2}}', '["b b"]: key given twice'),
+        (b'{"a": 1e999}', "1e999: not a finite number"),
+        (b'{"a": NaN}', "NaN: not a finite number"),
+        (b'{"a": -Infinity}', "-Infinity: not a finite number"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "a number is too long"),
+        (b'{"a":' * 100_000, "the file is nested too deeply"),
+        (b"\xff\xfe{}", "the file is not valid Unicode: "),
+        (b'{"model": {"path": "\\ud800"}}', "the file is not valid Unicode: "),
+        (b'{"\\udfff": 1}', "the file is not valid Unicode: "),
+    ],
+)
+def test_what_is_not_json(raw: bytes, start: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(raw)
+    assert str(caught.value).startswith(start)
+
+
+def test_byte_order_mark_is_allowed() -> None:
+    assert parse_config(b'\xef\xbb\xbf{"model": {"path": "m"}}').model.path == "m"
+
+
+def test_load_config_reads_a_file_and_names_an_unreadable_one(tmp_path: Path) -> None:
+    file = tmp_path / "cfg.json"
+    file.write_text('{"model": {"path": "é.gguf"}}', encoding="utf-8")
+    assert load_config(file).model.source == "é.gguf"
+    for missing in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(ConfigError) as caught:
+            load_config(missing)
+        assert str(caught.value).startswith(f"{missing}: ")
+
+
+SEED_LIKE: dict[str, dict[str, Any]] = {
+    "small chat with projector": {
+        "server": {"host": "0.0.0.0", "port": 8000},
+        "model": {
+            "alias": "small-vl",
+            "from_pretrained": PRETRAINED,
+            "n_ctx": 32768,
+            "n_seq_max": 64,
+            "n_batch": 128,
+            "n_ubatch": 128,
+            "threads": 4,
+            "threads_batch": 8,
+            "kv_unified": True,
+            "max_output_tokens": 4096,
+            "store_logits": False,
+            "use_mmap": True,
+            "use_mlock": True,
+            "chat_template": ["{% for m in messages %}", "{{ m.content }}", "{% endfor %}"],
+            "response_schema": {"type": "object", "properties": {"role": {"const": "assistant"}}},
+            "mtmd": {"mmproj_from_pretrained": PRETRAINED, "embedding_cache": {"path": ".cache/e", "max_bytes": 1024}},
+        },
+        "disk_cache": {"path": ".cache/s", "max_bytes": 1024, "min_tokens": 64},
+    },
+    "large on GPU, split, drafting": {
+        "model": {
+            "alias": "large",
+            "from_pretrained": {**PRETRAINED, "additional_files": ["m-00002-of-00002.gguf"], "cache_dir": None},
+            "n_gpu_layers": -1,
+            "split_mode": 1,
+            "main_gpu": 0,
+            "tensor_split": [1.0],
+            "flash_attn": True,
+            "offload_kqv": True,
+            "op_offload": True,
+            "n_ctx": 32768,
+            "n_seq_max": 8,
+            "n_batch": 512,
+            "draft_model": "draft-mtp",
+            "draft_model_num_pred_tokens": 2,
+            "loras": [{"path": "lora.gguf", "scale": 0.5}],
+        }
+    },
+    "embeddings": {
+        "server": {},
+        "model": {"alias": "bge", "from_pretrained": PRETRAINED, "n_ctx": 512, "n_seq_max": 16, "pooling_type": 2},
+        "disk_cache": None,
+    },
+}
+
+
+SERVED = {"embeddings"}
+
+
+@pytest.mark.parametrize("name", SEED_LIKE)
+def test_configs_of_the_seed_shape_load_unchanged(name: str) -> None:
+    tree = SEED_LIKE[name]
+    assert holds(parse(tree), tree)
+    with nullcontext() if name in SERVED else pytest.raises(ConfigError, match="not supported yet"):
+        refuse_unsupported(parse(tree))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("model.loras", [{"path": "a"}]),
+        ("model.mtmd", {"mmproj_path": "p"}),
+        ("model.vocab_only", True),
+        ("model.draft_model", "prompt-lookup-decoding"),
+        ("model.draft_model_path", "d.gguf"),
+        ("model.draft_model_from_pretrained", PRETRAINED),
+        ("model.draft_model_from_package", PACKAGE),
+        ("disk_cache", {"path": "c", "max_bytes": 0}),
+    ],
+)
+def test_refuses_what_does_not_exist_yet(path: str, value: Any) -> None:
+    tree = minimal("model")
+    section, _, key = path.rpartition(".")
+    at(tree, section)[key] = value
+    config = parse(tree)
+    with pytest.raises(ConfigError) as caught:
+        refuse_unsupported(config)
+    assert str(caught.value) == f"{path}: not supported yet"
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"loras": []}, {"vocab_only": False, "embedding": False, "store_logits": False}]
+)
+def test_accepts_the_unsupported_switched_off(fields: dict[str, Any]) -> None:
+    refuse_unsupported(parse({"model": {"path": "m", **fields}, "disk_cache": None}))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.json")), ids=lambda file: file.name)
+def test_shipped_configs_load(file: Path) -> None:
+    refuse_unsupported(load_config(file))
+
+
+def test_config_is_frozen() -> None:
+    with pytest.raises(AttributeError):
+        parse_model().n_ctx = 1  # type: ignore[misc]
+
+
+KEYS = st.sampled_from(sorted({field for _, field in EVERY_FIELD})) | st.text(max_size=8)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=5),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(VALUES | st.fixed_dictionaries({"model": st.dictionaries(KEYS, VALUES, max_size=6)}))
+def test_any_json_loads_or_is_a_config_error(tree: Any) -> None:
+    try:
+        config = parse(tree)
+    except ConfigError:
+        return
+    assert config.model.source
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.binary(max_size=64))
+def test_any_bytes_are_a_config_error(raw: bytes) -> None:
+    with pytest.raises(ConfigError):
+        parse_config(raw)
