@@ -100,7 +100,7 @@ class ResponsePlanner:
             messages=[],
             max_completion_tokens=1 if prefill else request.max_output_tokens,
             add_generation_prompt=not prefill,
-            tools=tools.functions,
+            tools=tools.functions or None,
             tool_choice=tools.choose(request.tool_choice),
             parallel_tool_calls=request.parallel_tool_calls,
             reasoning_effort=request.reasoning.effort if request.reasoning else None,

@@ -1,7 +1,7 @@
 """Grammars of tool calls in the letter of a dialect: for calls that a request forces, and for strict tools.
 
-A grammar is built in Lark's notation as llguidance extends it: ``%json`` embeds a schema, ``<[id]>`` is a control
-token, ``[suffix=…]`` ends free text at the first occurrence of a mark.
+A grammar is built in Lark's notation as llguidance extends it: ``%json`` embeds a schema, ``%lark`` another grammar,
+``<[id]>`` is a control token, ``[suffix=…]`` ends free text at the first occurrence of a mark.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from llamafast.chat.dialects.forms import CallForm, Dialect
 from llamafast.chat.grammar import Grammar, json_schema_grammar
+from llamafast.chat.quoted_grammar import quoted
 from llamafast.chat.tools import Tool
 from llamafast.errors import UnsupportedParameter
 
@@ -43,13 +44,13 @@ class CallGrammar:
         self, tools: Sequence[Tool], answer: Grammar | None, *, forced: bool, parallel: bool, begun: str
     ) -> list[Grammar] | None:
         """What a reply may be; None: any text. Calls of ``tools`` only when ``forced``, else these or ``answer``, or
-        free text when that is None, in which only calls of strict tools are constrained.
+        free text when that is None, in which calls are free too but those of ``constrained`` tools.
 
         One call, with ``parallel`` up to ``MAX_CALLS``. ``begun`` is the mark that the prompt ends with where it has
         begun the reply's reasoning; where it has not, a model that reasons may begin. Raises UnsupportedParameter for a
         dialect that writes arguments in no form of JSON.
         """
-        if not forced and answer is None and not any(tool.strict for tool in tools):
+        if not forced and answer is None and not any(tool.constrained for tool in tools):
             return None
         rules = _Rules()
         section = self._section(tools, rules, parallel=parallel) if tools else ""
@@ -111,20 +112,22 @@ class CallGrammar:
         before, after = self._literal(before_name), self._literal(form.after)
         if form.shape == "object":
             name = self._literal(f'{{"{form.name_key}": {json.dumps(tool.name)}, "{form.arguments_key}": ')
-            return f"{before} {name} {_json(tool.parameters, tool)} {self._literal('}')} {after}"
+            return f"{before} {name} {_arguments(tool)} {self._literal('}')} {after}"
         name = self._literal(f"{form.name_prefix}{tool.name}") + (" /:[0-9]/" if form.numbered else "")
         if form.shape == "named":
-            return f"{before} {name} {self._literal(form.name_end)} {_json(tool.parameters, tool)} {after}"
+            return f"{before} {name} {self._literal(form.name_end)} {_arguments(tool)} {after}"
         if form.shape == "tagged":
             parameters = _in_order(tool, "", lambda key, schema: self._tagged(form, tool, key, schema, rules), rules)
             return f"{before} {name} {self._literal(form.name_end)} {parameters} {after}"
         parameters = _in_order(
-            tool, '", "', lambda key, schema: f"{self._literal(f'{key}=')} {_json(schema, tool)}", rules
+            tool, '", "', lambda key, schema: f"{self._literal(f'{key}=')} {_value(schema, tool)}", rules
         )
         return f'{before} {name} "(" {parameters} ")" {after}'
 
     def _tagged(self, form: CallForm, tool: Tool, key: str, schema: Any, rules: _Rules) -> str:
         begin = f"{self._literal(form.parameter_begin)} {self._literal(key)}"
+        if tool.grammar is not None:
+            return f"{begin} {self._literal(form.key_end)} {_nested(tool.grammar)} {self._literal(form.value_end)}"
         values = schema.get("enum", [schema["const"]] if "const" in schema else None)
         if values and all(isinstance(value, str) for value in values):
             choice = " | ".join(_quoted(value) for value in values)
@@ -190,6 +193,26 @@ def _json(schema: Any, tool: Tool) -> str:
         schema = {**definitions, **schema}
     grammar = json_schema_grammar(schema, "tools", exact=tool.strict, whitespace=_WHITESPACE)
     return f"%json {json.dumps(grammar['json_schema'])}"
+
+
+def _arguments(tool: Tool) -> str:
+    """All arguments as one JSON object."""
+    if tool.grammar is None:
+        return _json(tool.parameters, tool)
+    (key,) = tool.parameters["properties"]
+    return f"{_quoted(f'{{{json.dumps(key)}: ')} {_value({}, tool)} {_quoted('}')}"
+
+
+def _value(schema: Any, tool: Tool) -> str:
+    """One argument as JSON; where the tool has a grammar, a string of which the grammar says what is in it."""
+    if tool.grammar is None:
+        return _json(schema, tool)
+    mark = _quoted('"')
+    return f"{mark} {_nested(quoted(tool.grammar))} {mark}"
+
+
+def _nested(grammar: str) -> str:
+    return f"%lark {{\n{grammar}\n}}"
 
 
 def _in_order(tool: Tool, separator: str, write: Callable[[str, Any], str], rules: _Rules) -> str:

@@ -83,6 +83,18 @@ def check(schema: Any, text: str, *, exact: bool = True) -> Verdict:
     return Verdict("accepted", None)
 
 
+def check_grammar(grammar: Grammar, param: str) -> None:
+    """Raises InvalidRequest with the reason when ``grammar`` does not compile."""
+    _bytes().compile([grammar], param)
+
+
+def matches(grammar: Grammar, text: str, param: str) -> bool:
+    """Whether ``text`` as a whole is one of ``grammar``. Raises InvalidRequest when that does not compile."""
+    matcher: Any = _bytes().compile([grammar], param)
+    walk, raw = matcher.deep_copy(), text.encode()
+    return bool(walk.try_consume_tokens(list(raw)) == len(raw) and walk.is_accepting())
+
+
 def check_lines(source: TextIO, target: TextIO = sys.stdout) -> None:
     """A line {"schema", "data"} in, a line {"result", "reason"} out, until the source ends.
 

@@ -81,6 +81,15 @@ def json_schema_grammar(schema: Any, param: str, *, exact: bool = True, whitespa
     return {"json_schema": {**schema, "x-guidance": options}}
 
 
+def text_grammar(syntax: str, text: str, param: str) -> Grammar:
+    """A grammar in ``syntax``: "regex", or "lark" for Lark and GBNF. Raises InvalidRequest."""
+    if syntax != "regex":
+        return lark_grammar(text, param)
+    _check_size(text, param)
+    (grammar,) = json.loads(LLMatcher.grammar_from_regex(text))["grammars"]
+    return {"lark_grammar": grammar["lark_grammar"]}
+
+
 def lark_grammar(text: str, param: str) -> Grammar:
     """A grammar in GBNF or Lark syntax. Raises InvalidRequest where GBNF is not well-formed."""
     _check_size(text, param)
@@ -126,11 +135,7 @@ def _of_kind(kind: str, value: Any, param: str) -> Grammar:
         raise UnsupportedParameter(f"`{param}.{kind[:64]}` is not supported", param=param)
     if not isinstance(value, str) or not value:
         raise InvalidRequest(f"`{param}`: a {kind} must be a non-empty string", param=param)
-    if kind == "grammar":
-        return lark_grammar(value, param)
-    _check_size(value, param)
-    (grammar,) = json.loads(LLMatcher.grammar_from_regex(value))["grammars"]
-    return {"lark_grammar": grammar["lark_grammar"]}
+    return text_grammar(kind, value, param)
 
 
 def _parsed(text: str, param: str) -> Any:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import msgspec
+
+from llamafast.chat.constraint import check_grammar
 from llamafast.chat.custom_input import INPUT
+from llamafast.chat.grammar import text_grammar
+from llamafast.chat.tools import Tool, read_function
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
 # joins namespace and name: templates, grammars and clients of chat completions take no dot in a function's name
@@ -14,6 +19,7 @@ _SEPARATOR = "__"
 _CHOICES = frozenset({"none", "auto", "required"})
 
 Json = Mapping[str, Any]
+ValueT = TypeVar("ValueT")
 
 
 class ToolName(NamedTuple):
@@ -30,19 +36,17 @@ def chat_name(name: str, namespace: str | None) -> str:
 
 
 class ToolTable:
-    """The tools a model is shown; those of other kinds run at OpenAI and are not shown.
-
-    ``functions`` are definitions as in chat completions, null when there are none.
-    """
+    """The tools a model is shown as ``functions``; those of other kinds run at OpenAI and are not shown."""
 
     def __init__(self, tools: Sequence[Json], items: Sequence[Json] = ()) -> None:
         """``tools`` are the request's; ``additional_tools`` among the ``items`` of its conversation bring more, the
         later one in place of an earlier one of the same name.
 
-        Raises InvalidRequest for a tool without type or name, and for two of one name in ``tools``.
+        Raises InvalidRequest for a tool without type or name, for a grammar that does not compile, and for two of one
+        name in ``tools``.
         """
         self._names: dict[str, ToolName] = {}
-        functions: dict[str, dict[str, Any]] = {}
+        functions: dict[str, Tool] = {}
         for tool, namespace, path in _flattened(tools, "tools"):
             name = _text(tool, "name", path)
             shown = chat_name(name, namespace)
@@ -54,8 +58,8 @@ class ToolTable:
             if item.get("type") == "additional_tools":
                 more = ToolTable(_objects(item, "tools", "additional_tools"))
                 self._names |= more._names
-                functions |= {function["function"]["name"]: function for function in more.functions or ()}
-        self.functions: list[dict[str, Any]] | None = list(functions.values()) or None
+                functions |= {function.name: function for function in more.functions}
+        self.functions: list[Tool] = list(functions.values())
 
     def tool_name(self, shown: str) -> ToolName:
         """Who it is that the model called; a name that it made up is a function's."""
@@ -122,32 +126,37 @@ def _flattened(tools: Sequence[Json], path: str) -> Iterator[tuple[Json, str | N
                     yield member, namespace, f"{where}.tools[{j}]"
 
 
-def _function(tool: Json, shown: str, path: str) -> dict[str, Any]:
-    definition: dict[str, Any] = {"name": shown}
-    if tool["type"] == "custom":
-        definition["description"] = _custom_description(tool, path)
-        definition["parameters"] = {
+def _function(tool: Json, shown: str, path: str) -> Tool:
+    if tool["type"] != "custom":
+        known = {key: tool[key] for key in ("description", "parameters", "strict") if tool.get(key) is not None}
+        return read_function({"name": shown, **known}, path)
+    grammar, explanation = _input_format(tool, path)
+    definition = {
+        "name": shown,
+        "description": "\n\n".join(filter(None, [_optional(tool, "description", str, path), explanation])),
+        "parameters": {
             "type": "object",
             "properties": {INPUT: {"type": "string", "description": "The tool's whole input, as plain text."}},
             "required": [INPUT],
             "additionalProperties": False,
-        }
-    else:
-        definition |= {key: tool[key] for key in ("description", "parameters", "strict") if tool.get(key) is not None}
-    return {"type": "function", "function": definition}
+        },
+    }
+    return msgspec.structs.replace(read_function(definition, path), grammar=grammar)
 
 
-def _custom_description(tool: Json, path: str) -> str:
-    """What the tool is for and, where its input has a grammar, the grammar."""
-    description, form = tool.get("description") or "", tool.get("format") or {}
-    if not isinstance(description, str):
-        raise InvalidRequest(f"`{path}.description` must be a string", param=f"{path}.description")
-    if not isinstance(form, dict):
-        raise InvalidRequest(f"`{path}.format` must be an object", param=f"{path}.format")
-    if form.get("type") != "grammar":
-        return description
-    grammar = f"The input follows this {form.get('syntax')} grammar:\n{form.get('definition')}"
-    return f"{description}\n\n{grammar}" if description else grammar
+def _input_format(tool: Json, path: str) -> tuple[str | None, str]:
+    """The grammar of a custom tool's input and what the model is told of it; None for any text."""
+    form = _optional(tool, "format", dict, path) or {"type": "text"}
+    where = f"{path}.format"
+    kind, syntax = form.get("type"), form.get("syntax")
+    if kind == "text":
+        return None, ""
+    if kind != "grammar" or syntax not in ("lark", "regex"):
+        raise InvalidRequest(f"`{where}` must be text, or a grammar whose `syntax` is lark or regex", param=where)
+    definition = _text(form, "definition", where)
+    grammar = text_grammar(syntax, definition, f"{where}.definition")
+    check_grammar(grammar, f"{where}.definition")
+    return grammar["lark_grammar"], f"The input follows this {syntax} grammar:\n{definition}"
 
 
 def custom_arguments(text: str) -> str:
@@ -160,6 +169,13 @@ def _objects(owner: Json, field: str, path: str) -> list[dict[str, Any]]:
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise InvalidRequest(f"`{path}.{field}` must be a list of objects", param=f"{path}.{field}")
     return values
+
+
+def _optional(tool: Json, field: str, kind: type[ValueT], path: str) -> ValueT | None:
+    value = tool.get(field)
+    if value is not None and not isinstance(value, kind):
+        raise InvalidRequest(f"`{path}.{field}` must be of type {kind.__name__}", param=f"{path}.{field}")
+    return value
 
 
 def _text(tool: Json, field: str, path: str) -> str:

@@ -15,31 +15,44 @@ _NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
 class Tool(Struct, frozen=True):
-    """A function: ``parameters`` is the JSON schema of its arguments, ``definition`` what a chat template reads."""
+    """A function: ``parameters`` is the JSON schema of its arguments, ``definition`` what a chat template reads.
+
+    With ``strict`` arguments follow the schema also in calls that nobody forces. ``grammar`` in Lark's notation is what
+    the one parameter of a function of free text follows.
+    """
 
     name: str
     parameters: dict[str, Any]
     strict: bool
     definition: dict[str, Any]
+    grammar: str | None = None
+
+    @property
+    def constrained(self) -> bool:
+        """Whether its calls are constrained also where nobody forces them."""
+        return self.strict or self.grammar is not None
 
 
 def read_tools(tools: Sequence[Any] | None, param: str = "tools") -> tuple[Tool, ...]:
-    """``tools`` of a request, in OpenAI's shape. Raises InvalidRequest with the path, UnsupportedParameter for kinds
-    other than ``function``."""
+    """``tools`` of a request, in OpenAI's shape or read already. Raises InvalidRequest with the path,
+    UnsupportedParameter for kinds other than ``function``."""
     read = []
     for i, tool in enumerate(tools or ()):
+        if isinstance(tool, Tool):
+            read.append(tool)
+            continue
         path = f"{param}[{i}]"
         if not isinstance(tool, dict) or not isinstance(kind := tool.get("type"), str):
             raise InvalidRequest(f"`{path}` must be an object with a string `type`", param=path)
         if kind != "function":
             raise UnsupportedParameter(f"`{path}`: tools of type {kind[:64]!r} are not supported", param=f"{path}.type")
-        read.append(_read_function(tool.get("function"), f"{path}.function"))
+        read.append(read_function(tool.get("function"), f"{path}.function"))
     return _distinct(read, param)
 
 
 def read_functions(functions: Sequence[Any] | None) -> tuple[Tool, ...]:
     """``functions`` of a request: the form that ``tools`` replaced. Raises InvalidRequest."""
-    read = [_read_function(function, f"functions[{i}]") for i, function in enumerate(functions or ())]
+    read = [read_function(function, f"functions[{i}]") for i, function in enumerate(functions or ())]
     return _distinct(read, "functions")
 
 
@@ -97,7 +110,8 @@ def _named(tools: tuple[Tool, ...], name: str | None, param: str) -> Tool:
     raise InvalidRequest(f"`{param}` names {(name or '')[:64]!r}, which is none of the tools", param=param)
 
 
-def _read_function(function: Any, path: str) -> Tool:
+def read_function(function: Any, path: str) -> Tool:
+    """A function's name, description, parameters and strictness. Raises InvalidRequest."""
     if not isinstance(function, dict):
         raise InvalidRequest(f"`{path}` must be an object", param=path)
     name = function.get("name")

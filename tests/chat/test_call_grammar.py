@@ -12,6 +12,7 @@ from support.fake_engine import BOS, EOS, ByteTokenizer
 
 from llamafast.chat.call_grammar import CallGrammar
 from llamafast.chat.constraint import Constraints
+from llamafast.chat.custom_input import INPUT, CustomInput
 from llamafast.chat.dialects.forms import CallForm, Dialect
 from llamafast.chat.dialects.parser import DialectParser
 from llamafast.chat.dialects.tables import DIALECTS, GENERIC
@@ -90,8 +91,55 @@ def test_a_forced_reply_is_read_as_calls_that_fit(dialect):
 
 def test_a_dialect_whose_arguments_are_no_json_cannot_be_forced():
     gemma = next(dialect for dialect in DIALECTS if dialect.forms[0].string_quote)
-    with pytest.raises(UnsupportedParameter, match="cannot be forced"):
-        matcher(gemma, forced=True)
+    for tools, forced in ((TOOLS, True), ((patch_tool("start: /x/"),), False)):
+        with pytest.raises(UnsupportedParameter, match="cannot be forced"):
+            matcher(gemma, tools, forced=forced)
+
+
+def patch_tool(grammar: str) -> Tool:
+    schema = {"type": "object", "properties": {INPUT: {"type": "string"}}, "required": [INPUT]}
+    return Tool("patch", schema, False, {}, grammar)
+
+
+LINES = 'start: "<<" line+ ">>"\nline: ("+" | "-") /[^<>\\n]*/ LF\n%import common.LF'
+
+
+def alone(walk: Any) -> str:
+    """What has to come next, up to a choice; Harmony may think first, Kimi numbers its calls."""
+    out = bytearray()
+    while not walk.is_stopped() and not walk.is_accepting():
+        mask = walk.compute_bitmask()
+        allowed = [byte for byte in range(256) if mask[byte // 8] >> byte % 8 & 1]
+        (byte,) = allowed if len(allowed) == 1 else set(b"c0") & set(allowed) or [-1]
+        if byte < 0:
+            break
+        assert walk.consume_token(byte)
+        out.append(byte)
+    return out.decode()
+
+
+@pytest.mark.parametrize("dialect", FORCIBLE, ids=lambda dialect: dialect.name)
+def test_the_input_of_a_custom_tool_follows_its_grammar(dialect):
+    """Whatever the dialect puts around it: in a JSON string or as it is, forced or not."""
+    dialect = Dialect(name=dialect.name, forms=dialect.forms, channels=dialect.channels, reasoning=())
+    tools = (patch_tool(LINES),)
+    forced, free = matcher(dialect, tools, forced=True), matcher(dialect, tools)
+    for given in ('<<+say("é\\\t")\n>>', "<<-\n+ \n>>"):
+        walk = forced.deep_copy()
+        spelled = given if dialect.forms[0].shape == "tagged" else json.dumps(given, ensure_ascii=False)[1:-1]
+        before = alone(walk)
+        assert before.endswith("<<"), before
+        rest = spelled.removeprefix("<<").encode()
+        assert walk.try_consume_tokens(list(rest)) == len(rest), before
+        text = before + rest.decode() + alone(walk)
+        assert walk.is_accepting()
+        parser = DialectParser(dialect, tools)
+        (call,) = assemble(parser.feed(text) + parser.finish()).tool_calls
+        custom = CustomInput()
+        assert custom.feed(call.arguments) + custom.finish() == given
+        assert takes(free, text) == (len(text.encode()), True)
+        wrong = text.replace("<<", "<!").encode()
+        assert takes(free, wrong.decode())[0] < len(wrong)
 
 
 def takes(walk: Any, text: str) -> tuple[int, bool]:

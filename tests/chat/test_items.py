@@ -113,20 +113,38 @@ def test_tools() -> None:
     ]
     late = [{"type": "additional_tools", "role": "developer", "tools": [{"type": "function", "name": "f"}]}]
     table = ToolTable(tools)
-    assert table.functions is not None
-    plain, custom, nested = (function["function"] for function in table.functions)
-    assert plain == {"name": "f", "description": "d", "parameters": {"type": "object"}}
-    assert custom["name"] == "c"
-    assert "free" in custom["description"]
-    assert "start: /x/" in custom["description"]
-    assert custom["parameters"]["required"] == ["input"]
-    assert nested["name"] == "n__f"
+    plain, custom, nested = table.functions
+    shown = {"name": "f", "description": "d", "parameters": {"type": "object"}}
+    assert plain.definition == {"type": "function", "function": shown}
+    assert (custom.name, custom.grammar) == ("c", "start: /x/")
+    description = custom.definition["function"]["description"]
+    assert "free" in description
+    assert "start: /x/" in description
+    assert custom.parameters["required"] == ["input"]
+    assert nested.name == "n__f"
     assert table.tool_name("n__f") == ("f", "n", False)
     assert table.tool_name("c").custom
-    assert ToolTable([{"type": "web_search"}]).functions is None
+    assert ToolTable([{"type": "web_search"}]).functions == []
     replaced = ToolTable(tools, late).functions
-    assert replaced is not None
-    assert replaced[0] == {"type": "function", "function": {"name": "f"}}
+    assert [tool.name for tool in replaced] == ["f", "c", "n__f"]
+    assert "description" not in replaced[0].definition["function"]
+
+
+@pytest.mark.parametrize(
+    ("form", "param"),
+    [
+        ("grammar", "format"),
+        ({"type": "image"}, "format"),
+        ({"type": "grammar", "syntax": "gbnf", "definition": "x"}, "format"),
+        ({"type": "grammar", "syntax": "lark"}, "format.definition"),
+        ({"type": "grammar", "syntax": "lark", "definition": "start: nowhere"}, "format.definition"),
+        ({"type": "grammar", "syntax": "regex", "definition": "(?=a)b"}, "format.definition"),
+    ],
+)
+def test_formats_that_are_none(form: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        ToolTable([{"type": "custom", "name": "c", "format": form}])
+    assert caught.value.param == f"tools[0].{param}"
 
 
 def test_choices() -> None:
