@@ -22,13 +22,23 @@ async function final(check, request) {
   const kinds = [];
   stream.on('event', (event) => kinds.push(event.type));
   const response = await stream.finalResponse();
-  tell(check, { status: response.status, text: response.output_text, output: response.output, last: kinds.at(-1) });
+  const { status, output_text: text, output, error } = response;
+  const logprobs = output[0].content?.[0].logprobs ?? [];
+  const spelled = Buffer.from(logprobs.flatMap((token) => token.bytes)).toString();
+  tell(check, { status, text, output, error, spelled, last: kinds.at(-1) });
 }
 
 await final('text', { input: '<|s_text|>' });
 await final('reasoning', { input: '<|s_think|>' });
 await final('function', { input: '<|s_tool|>', tools: [weather] });
 await final('custom', { input: '<|s_tool|>', tools: [{ type: 'custom', name: 'get_weather' }] });
+const home = { type: 'namespace', name: 'home', description: 'At home.', tools: [weather] };
+const nested = { type: 'function', name: 'get_weather', namespace: 'home' };
+await final('namespace', { input: 'x', tools: [home], tool_choice: nested, max_output_tokens: 200 });
+await final('logprobs', { input: '<|s_text|>', include: ['message.output_text.logprobs'] });
+// twenty letters, then more alternatives at once than are followed
+const many = Array.from({ length: 4000 }, (_, i) => `y y "${i.toString(16)}"`).join(' | ');
+await final('failing', { input: 'x', grammar: `start: /[ab]{20}/ x\nx: ${many}\ny: "q"?` });
 await final('incomplete', { input: '<|s_text|>', max_output_tokens: 2 });
 try {
   await final('refused', { input: 'x', previous_response_id: 'resp_none' });

@@ -18,6 +18,9 @@ WEATHER: Any = {
     "strict": False,
 }
 
+# Twenty letters, then more alternatives at once than are followed.
+FAILING_GRAMMAR = "start: /[ab]{20}/ x\nx: " + " | ".join(f'y y "{i:x}"' for i in range(4000)) + '\ny: "q"?'
+
 
 def ask(text: str) -> str:
     return f"<|s_{text}|>"
@@ -116,6 +119,27 @@ def test_log_probabilities(tiny_server) -> None:
     assert all(len(told.top_logprobs) == 2 for told in part.logprobs)
     streamed = [(told.token, told.logprob) for delta in deltas for told in delta.logprobs]
     assert streamed == [(told.token, told.logprob) for told in part.logprobs]
+
+
+def test_a_stream_that_fails(tiny_server) -> None:
+    """A grammar that becomes too complex once some text is written: the text stays, then comes the failure."""
+    asked: Any = {"model": "tiny/llama", "input": "hi", "temperature": 1, "extra_body": {"grammar": FAILING_GRAMMAR}}
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{tiny_server.port}/v1", api_key="none", max_retries=0) as client:
+        with client.responses.stream(**asked) as stream:
+            events = list(stream)
+        with pytest.raises(openai.BadRequestError, match="too complex"):
+            client.responses.create(**asked)
+        after = client.responses.create(model="tiny/llama", input="hi", max_output_tokens=4)
+    last = events[-1]
+    assert last.type == "response.failed"
+    assert last.response.status == "failed"
+    assert "too complex" in last.response.error.message
+    (message,) = last.response.output
+    assert message.status == "incomplete"
+    told = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert message.content[0].text == told
+    assert len(told) > 10
+    assert after.status in ("completed", "incomplete")
 
 
 def test_refusals(client) -> None:

