@@ -8,7 +8,7 @@ from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, clockid_t, timespec
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID, clock_gettime, clockid_t, timespec
 
 from .balance cimport CONSTRAINT, born, died
 
@@ -45,6 +45,12 @@ cdef extern from *:
     void state_store(int *state, int value) noexcept nogil
 
 
+# CPU time of the Masker's thread: how long tokens that alone may follow are looked for, and what one token of an
+# ambiguous grammar may take at most. It grows with the text, and everybody's masks wait for it.
+cdef double FORCING_SECONDS = 0.02
+cdef double TOKEN_SECONDS = 0.2
+
+
 cdef class Constraint:
     """One sequence's walk through a grammar.
 
@@ -75,6 +81,7 @@ cdef class Constraint:
         """Take in what was chosen, then every token that alone may follow, and find out what may follow these."""
         cdef constraint_t *c = &self.state
         cdef int32_t token = c.token
+        cdef double started = thread_seconds(), spent = 0
         matcher = self.matcher
         c.n_forced = 0
         try:
@@ -82,18 +89,29 @@ cdef class Constraint:
                 matcher.consume_token(token)
             while not matcher.is_stopped():
                 matcher.unsafe_compute_mask_ptr(<size_t> c.mask, <size_t> c.n_words * sizeof(uint32_t))
-                token = only_bit(c.mask, c.n_words) if self.fast_forward and c.n_forced < MAX_FORCED else -1
+                spent = thread_seconds() - started
+                if not self.fast_forward or c.n_forced == MAX_FORCED or spent > FORCING_SECONDS:
+                    break
+                token = only_bit(c.mask, c.n_words)
                 if token < 0 or not matcher.consume_token(token):
                     break
                 c.forced[c.n_forced] = token
                 c.n_forced += 1
             c.complete = matcher.is_stopped()
-            c.failed = matcher.is_error()
+            c.failed = matcher.is_error() or spent > TOKEN_SECONDS
             if c.failed:
-                logger.warning("a grammar could not be followed: %s", matcher.get_error()[:500])
+                reason = matcher.get_error()[:500] or f"a token took {spent:.3f} s"
+                logger.warning("a grammar could not be followed: %s", reason)
         except Exception:
             logger.exception("a grammar could not be followed")
             c.failed = True
+
+
+cdef double thread_seconds() noexcept nogil:
+    """CPU time of this thread."""
+    cdef timespec t
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t)
+    return t.tv_sec + t.tv_nsec * 1e-9
 
 
 cdef int32_t only_bit(const uint32_t *words, int32_t n_words) noexcept nogil:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from itertools import combinations
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from llguidance import LLMatcher
@@ -14,9 +15,16 @@ from llamafast.errors import InvalidRequest, UnsupportedParameter
 
 # Characters of a grammar or schema; compiling takes up to seconds for this many.
 MAX_CHARACTERS = 128 * 1024
+# Translating GBNF takes the square of its rules, half a second for these.
+MAX_GBNF_RULES = 800
 # Between the tokens of JSON. Without a bound a model that has lost its way writes nothing else.
 _WHITESPACE = r"[ \t\r\n]{0,100}"
+# The most branches of a ``oneOf`` that are compared each with each.
+MAX_EXCLUSIVE = 256
+# Keywords whose values are no schemas, and those whose values are schemas by name.
 _VALUES = frozenset({"const", "enum", "default", "examples"})
+_NAMED = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
+_ANYTHING: Mapping[str, Any] = MappingProxyType({})
 
 Grammar = dict[str, Any]
 
@@ -72,7 +80,7 @@ def json_schema_grammar(schema: Any, param: str, *, exact: bool = True, whitespa
         raise InvalidRequest(f"`{param}`: a JSON schema must be an object or a boolean", param=param)
     try:
         _check_size(json.dumps(schema), param)
-        schema = _merge_one_of(schema, schema) if isinstance(schema, dict) else schema
+        schema = _OneOf(schema).merged(schema) if isinstance(schema, dict) else schema
     except RecursionError as error:
         raise InvalidRequest(f"`{param}`: the schema is nested too deeply", param=param) from error
     if isinstance(schema, bool):
@@ -93,6 +101,8 @@ def text_grammar(syntax: str, text: str, param: str) -> Grammar:
 def lark_grammar(text: str, param: str) -> Grammar:
     """A grammar in GBNF or Lark syntax. Raises InvalidRequest where GBNF is not well-formed."""
     _check_size(text, param)
+    if text.count("::=") > MAX_GBNF_RULES:
+        raise InvalidRequest(f"`{param}` has more than {MAX_GBNF_RULES} rules; in Lark's notation it may", param=param)
     try:
         return {"lark_grammar": any_to_lark(text)}
     except Exception as error:  # a rule that is not defined raises just that
@@ -129,8 +139,9 @@ def _of_kind(kind: str, value: Any, param: str) -> Grammar:
         if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
             raise InvalidRequest(f"`{param}`: choices must be non-empty strings, at least one", param=param)
         _check_size("".join(value), param)
+        # a terminal: as a rule each would be an item of its own for the parser
         alternatives = " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
-        return {"lark_grammar": f"start: {alternatives}"}
+        return {"lark_grammar": f"start: CHOICE\nCHOICE: {alternatives}"}
     if kind not in ("regex", "grammar"):
         raise UnsupportedParameter(f"`{param}.{kind[:64]}` is not supported", param=param)
     if not isinstance(value, str) or not value:
@@ -150,50 +161,70 @@ def _check_size(text: str, param: str) -> None:
         raise InvalidRequest(f"`{param}` is longer than {MAX_CHARACTERS} characters", param=param)
 
 
-def _merge_one_of(schema: Any, root: Mapping[str, Any]) -> Any:
-    """``schema`` with ``anyOf`` in place of each ``oneOf`` no two branches of which can hold at once: then both mean
-    the same, and llguidance follows ``anyOf`` only."""
-    if isinstance(schema, list):
-        return [_merge_one_of(item, root) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    merged = {key: value if key in _VALUES else _merge_one_of(value, root) for key, value in schema.items()}
-    branches = schema.get("oneOf")
-    if isinstance(branches, list) and "anyOf" not in schema:
-        shapes = [_resolved(branch, root) for branch in branches]
-        if all(_disjoint(one, other, root) for one, other in combinations(shapes, 2)):
-            merged["anyOf"] = merged.pop("oneOf")
-    return merged
+class _OneOf:
+    """One schema's ``oneOf``."""
 
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self._root = root
+        # by the identities of two schemas; a pair whose answer depends on itself is not disjoint for certain
+        self._disjoint: dict[tuple[int, int], bool] = {}
 
-def _resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a local ``$ref`` points at, one step of it."""
-    if not isinstance(schema, dict):
-        return {}
-    target: Any = root
-    reference = schema.get("$ref")
-    if not isinstance(reference, str) or not reference.startswith("#/"):
-        return schema
-    for step in reference[2:].split("/"):
-        target = target.get(step) if isinstance(target, dict) else None
-    return target if isinstance(target, dict) else {}
+    def merged(self, schema: Any) -> Any:
+        """``schema`` with ``anyOf`` in place of each ``oneOf`` no two branches of which can hold at once: then both
+        mean the same, and llguidance follows ``anyOf`` only."""
+        if isinstance(schema, list):
+            return [self.merged(item) for item in schema]
+        if not isinstance(schema, dict):
+            return schema
+        merged = {key: self._below(key, value) for key, value in schema.items()}
+        branches = schema.get("oneOf")
+        if isinstance(branches, list) and len(branches) <= MAX_EXCLUSIVE and "anyOf" not in schema:
+            shapes = [self._resolved(branch) for branch in branches]
+            if all(self._exclude(one, other) for one, other in combinations(shapes, 2)):
+                merged["anyOf"] = merged.pop("oneOf")
+        return merged
 
+    def _below(self, key: str, value: Any) -> Any:
+        if key in _VALUES:
+            return value
+        if key in _NAMED and isinstance(value, dict):
+            return {name: self.merged(schema) for name, schema in value.items()}
+        return self.merged(value)
 
-def _disjoint(one: Mapping[str, Any], other: Mapping[str, Any], root: Mapping[str, Any]) -> bool:
-    """Whether it is certain that no value fits both."""
-    values = _allowed(one), _allowed(other)
-    if values[0] is not None and values[1] is not None:
-        return not values[0] & values[1]
-    types = _types(one), _types(other)
-    if types[0] and types[1] and not types[0] & types[1]:
-        return True
-    if types != ({"object"}, {"object"}):
-        return False
-    sides = [(_record(side, "properties"), _names(side)) for side in (one, other)]
-    return any(
-        _disjoint(_resolved(sides[0][0].get(name), root), _resolved(sides[1][0].get(name), root), root)
-        for name in sides[0][1] & sides[1][1]
-    )
+    def _resolved(self, schema: Any) -> Mapping[str, Any]:
+        """What a local ``$ref`` points at, one step of it."""
+        if not isinstance(schema, dict):
+            return _ANYTHING
+        target: Any = self._root
+        reference = schema.get("$ref")
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            return schema
+        for step in reference[2:].split("/"):
+            target = target.get(step) if isinstance(target, dict) else None
+        return target if isinstance(target, dict) else _ANYTHING
+
+    def _exclude(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether it is certain that no value fits both."""
+        pair = (id(one), id(other))
+        if pair not in self._disjoint:
+            self._disjoint[pair] = False
+            self._disjoint[pair] = self._compare(one, other)
+        return self._disjoint[pair]
+
+    def _compare(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        values = _allowed(one), _allowed(other)
+        if values[0] is not None and values[1] is not None:
+            return not values[0] & values[1]
+        types = _types(one), _types(other)
+        if types[0] and types[1] and not types[0] & types[1]:
+            return True
+        if types != ({"object"}, {"object"}):
+            return False
+        sides = [(_record(side, "properties"), _names(side)) for side in (one, other)]
+        return any(
+            self._exclude(self._resolved(sides[0][0].get(name)), self._resolved(sides[1][0].get(name)))
+            for name in sides[0][1] & sides[1][1]
+        )
 
 
 def _allowed(schema: Mapping[str, Any]) -> set[str] | None:

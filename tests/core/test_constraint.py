@@ -18,9 +18,9 @@ class Cycle:
     Behind every token that allows a second one (which must not be chosen) come ``forced`` that leave no choice.
     """
 
-    def __init__(self, tokens, *, forced=0, pause=0.0, fails_at=None):
+    def __init__(self, tokens, *, forced=0, pause=0.0, work=0.0, fails_at=None):
         self.tokens, self.at = list(tokens), 0
-        self.forced, self.pause, self.fails_at = forced, pause, fails_at
+        self.forced, self.pause, self.work, self.fails_at = forced, pause, work, fails_at
         self.threads = set()
 
     def consume_token(self, token):
@@ -36,10 +36,13 @@ class Cycle:
         return self.at == self.fails_at
 
     def get_error(self):
-        return "too complex"
+        return "too complex" if self.is_error() else ""
 
     def unsafe_compute_mask_ptr(self, pointer, n_bytes):
         time.sleep(self.pause)
+        until = time.thread_time() + self.work
+        while time.thread_time() < until:
+            pass
         words = (ctypes.c_uint32 * (n_bytes // 4)).from_address(pointer)
         ctypes.memset(words, 0, n_bytes)
         allowed = [self.tokens[self.at]] + [SECOND] * (self.at % (self.forced + 1) == 0)
@@ -133,6 +136,22 @@ def test_a_grammar_that_fails_refuses_its_own_request(rig):
     texts = rig.run(failing, free)
     assert texts[1][2] == 3
     assert texts[2][1:] == (16, 2)
+
+
+def test_a_grammar_that_takes_too_long_refuses_its_own_request(rig):
+    slow, matcher = constrained(rig, TOKENS, tag=1, work=0.25)
+    free = rig.sequence([50, 51], tag=2)
+    texts = rig.run(slow, free)
+    assert texts[1][2] == 3
+    assert matcher.at == 0
+    assert texts[2][1:] == (16, 2)
+
+
+def test_forced_tokens_are_not_looked_for_too_long(rig):
+    sequence, _ = constrained(rig, TOKENS, forced=64, work=0.015)
+    steps = rig.runner.counts()["steps"]
+    assert rig.run(sequence)[1][:2] == (text_of(rig, TOKENS), len(TOKENS))
+    assert rig.runner.counts()["steps"] - steps >= len(TOKENS) // 2
 
 
 def test_a_preempted_sequence_goes_on_where_it_was(rig):

@@ -1,0 +1,111 @@
+"""Schemas drawn at random: what the grammar lets through is what the schema means, byte for byte.
+
+Values come from the grammar itself, by a walk through it, and from elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from llamafast.chat.compiler import StandIn
+from llamafast.chat.constraint import Constraints, check
+from llamafast.chat.grammar import json_schema_grammar
+from llamafast.errors import InvalidRequest
+
+BYTES = Constraints(StandIn(257, {256: "<|end|>"}, [256]))
+# In the order in which `json.dumps(..., sort_keys=True)` writes them.
+NAMES = st.sampled_from(["a", "b", "c"])
+SMALL = st.integers(0, 4)
+
+
+def record(**keywords: Any) -> st.SearchStrategy[dict[str, Any]]:
+    """An object with some of the keywords."""
+    return st.fixed_dictionaries({}, optional=keywords)
+
+
+def typed(name: str, **keywords: Any) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({"type": st.just(name)}, optional=keywords)
+
+
+def in_order(named: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted(named.items()))
+
+
+NUMBERS = st.integers(-99, 99)
+PATTERNS = st.sampled_from(["^[ab]+$", "^a", "b$", "^(foo|bar)?$", "^\\d{1,3}-[x-z]$"])
+FORMATS = st.sampled_from(["date", "uuid", "ipv4", "no-such-format"])
+LEAVES = (
+    typed("integer", minimum=NUMBERS, maximum=NUMBERS, multipleOf=st.sampled_from([1, 2, 5]))
+    | typed("number", minimum=NUMBERS, exclusiveMaximum=NUMBERS, maximum=st.sampled_from([0.5, 7.25]))
+    | typed("string", minLength=SMALL, maxLength=SMALL, pattern=PATTERNS)
+    | typed("string", format=FORMATS)
+    | st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"type": ["string", "null"]}, {}, True, False])
+    | st.lists(st.sampled_from(["a", "é\n", 1, 1.5, None, True, [1], {"a": 1}]), min_size=1).map(lambda v: {"enum": v})
+    | st.sampled_from(["k", 0, None, [], {"a": []}]).map(lambda value: {"const": value})
+)
+PLAIN: st.SearchStrategy[Any] = st.recursive(
+    LEAVES,
+    lambda inner: (
+        typed("array", items=inner, minItems=SMALL, maxItems=SMALL, uniqueItems=st.booleans())
+        | typed("array", prefixItems=st.lists(inner, min_size=1, max_size=2), items=inner, maxItems=SMALL)
+        | typed(
+            "object", properties=st.dictionaries(NAMES, inner, max_size=3).map(in_order),
+            required=st.lists(NAMES, unique=True), additionalProperties=inner | st.just(False), minProperties=SMALL,
+            maxProperties=SMALL, patternProperties=st.dictionaries(st.sampled_from(["^x", "^y"]), inner, max_size=2),
+        )
+        | record(anyOf=st.lists(inner, min_size=1, max_size=3), allOf=st.lists(inner, min_size=1, max_size=2))
+        | record(oneOf=st.lists(inner, min_size=1, max_size=3), type=st.sampled_from(["string", "integer"]))
+        | record(**{"not": inner, "if": inner, "then": inner, "contains": inner, "propertyNames": inner})
+    ),
+    max_leaves=6,
+)  # fmt: skip
+SCHEMAS = (
+    PLAIN
+    | PLAIN.map(lambda schema: {"$defs": {"x": schema}, "type": "array", "items": {"$ref": "#/$defs/x"}})
+    | PLAIN.map(lambda schema: {"type": "array", "items": {"anyOf": [{"$ref": "#"}, schema]}, "maxItems": 2})
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-120, 120) | st.text("ab-x0", max_size=6),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def validator(schema: Any) -> Draft202012Validator:
+    return Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
+
+
+@settings(max_examples=400)
+@given(SCHEMAS, VALUES)
+def test_a_text_is_accepted_when_its_value_is_valid(schema, value):
+    verdict = check(schema, json.dumps(value, sort_keys=True, ensure_ascii=False))
+    if verdict.result == "uncompilable":
+        assert verdict.reason
+    else:
+        assert (verdict.result == "accepted") == validator(schema).is_valid(value), verdict
+
+
+@settings(max_examples=300)
+@given(SCHEMAS, st.integers(0, 99))
+def test_what_is_written_is_valid(schema, seed):
+    try:
+        walk: Any = BYTES.compile([json_schema_grammar(schema, "x")], "x").deep_copy()
+    except InvalidRequest:
+        return
+    rng, text = random.Random(seed), bytearray()
+    while len(text) < 300 and not walk.is_stopped() and not (walk.is_accepting() and rng.random() < 0.3):
+        mask = walk.compute_bitmask()
+        allowed = [byte for byte in range(256) if mask[byte // 8] >> byte % 8 & 1]
+        if not allowed:
+            break
+        ending = [byte for byte in allowed if byte in b'"]}']
+        text.append(rng.choice(ending if ending and rng.random() < 0.4 else allowed))
+        assert walk.consume_token(text[-1])
+    if walk.is_accepting():
+        validator(schema).validate(json.loads(text))
