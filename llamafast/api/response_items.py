@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 from uuid import uuid4
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from llamafast.api.schema import response_events as events
@@ -13,6 +14,10 @@ from llamafast.api.schema.chat import ChatTokenLogprob
 from llamafast.api.schema.response_events import Event, ItemStatus, OutputItem
 from llamafast.chat.custom_input import CustomInput
 from llamafast.chat.response_tools import ToolName
+
+_EXEC = msgspec.json.Decoder(events.ExecAction)
+_SHELL = msgspec.json.Decoder(events.ShellAction)
+_PATCH = msgspec.json.Decoder(events.PatchOperation)
 
 
 class Emit(Protocol):
@@ -96,30 +101,49 @@ class OpenMessage(OpenText):
 
 
 class OpenReasoning(OpenText):
+    """``summarised``: the reasoning is told twice, also as its summary."""
+
     prefix = "rs"
+
+    def __init__(self, output_index: int, *, summarised: bool) -> None:
+        super().__init__(output_index)
+        self._summarised = summarised
+
+    def open(self, emit: Emit) -> None:
+        super().open(emit)
+        if self._summarised:
+            emit(events.SummaryPartAdded, **self._in_part, part=events.SummaryText(text=""))
 
     def add(self, text: str, emit: Emit) -> None:
         super().add(text, emit)
         emit(events.ReasoningTextDelta, output_index=self.output_index, item_id=self.id, delta=text)
+        if self._summarised:
+            emit(events.SummaryTextDelta, **self._in_part, delta=text)
 
     def close(self, status: ItemStatus, emit: Emit) -> OutputItem:
         emit(events.ReasoningTextDone, **self._in_part, text=self._text)
+        if self._summarised:
+            emit(events.SummaryTextDone, **self._in_part, text=self._text)
+            emit(events.SummaryPartDone, **self._in_part, part=events.SummaryText(text=self._text))
         return super().close(status, emit)
 
     def _part(self, text: str) -> events.ReasoningText:
         return events.ReasoningText(text=text)
 
     def _item(self, status: ItemStatus) -> OutputItem:
-        content = [] if status == "in_progress" else [self._part(self._text)]
-        return events.ReasoningItem(id=self.id, status=status, summary=[], content=content)
+        told = status != "in_progress"
+        summary = [events.SummaryText(text=self._text)] if told and self._summarised else []
+        content = [self._part(self._text)] if told else []
+        return events.ReasoningItem(id=self.id, status=status, summary=summary, content=content)
 
 
 class OpenCall(OpenItem):
-    """A call of a function or of a custom tool."""
+    """A call of a tool."""
 
     def __init__(self, output_index: int, call_id: str, tool: ToolName) -> None:
         super().__init__(output_index)
         self._call_id = call_id
+        self._tool = tool
         self._name = tool.name
         self._namespace: str | UnsetType = UNSET if tool.namespace is None else tool.namespace
 
@@ -179,3 +203,38 @@ class OpenCustomCall(OpenCall):
             namespace=self._namespace,
             input=self._text,
         )
+
+
+class OpenClientCall(OpenFunctionCall):
+    """A call of a tool that OpenAI has defined, told when it is complete; arguments of another form than the tool's
+    make it the call of a function."""
+
+    def open(self, emit: Emit) -> None:
+        pass
+
+    def add(self, text: str, emit: Emit) -> None:
+        self._pieces.append(text)
+
+    def close(self, status: ItemStatus, emit: Emit) -> OutputItem:
+        call = self._client_call(status)
+        if call is None:
+            OpenItem.open(self, emit)
+            emit(events.ArgumentsDelta, output_index=self.output_index, item_id=self.id, delta=self._text)
+            return super().close(status, emit)
+        added = msgspec.structs.replace(call, status="in_progress")
+        emit(events.ItemAdded, output_index=self.output_index, item=added)
+        emit(events.ItemDone, output_index=self.output_index, item=call)
+        return call
+
+    def _client_call(self, status: ItemStatus) -> events.ClientCall | None:
+        names: dict[str, Any] = {"id": self.id, "status": status, "call_id": self._call_id}
+        try:
+            match self._tool.kind:
+                case "local_shell":
+                    return events.LocalShellCall(**names, action=_EXEC.decode(self._text))
+                case "shell":
+                    return events.ShellCall(**names, action=_SHELL.decode(self._text))
+                case _:
+                    return events.ApplyPatchCall(**names, operation=_PATCH.decode(self._text))
+        except msgspec.DecodeError:
+            return None

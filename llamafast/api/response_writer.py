@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from itertools import repeat
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 from llamafast.api.logprobs import SpelledTexts
 from llamafast.api.response_items import (
     OpenCall,
+    OpenClientCall,
     OpenCustomCall,
     OpenFunctionCall,
     OpenItem,
@@ -36,7 +37,7 @@ from llamafast.chat.response_tools import ToolTable
 from llamafast.engine.types import TokenLogprob
 from llamafast.errors import LlamafastError
 
-TextT = TypeVar("TextT", OpenMessage, OpenReasoning)
+_CALLS: dict[str, type[OpenCall]] = {"function": OpenFunctionCall, "custom": OpenCustomCall}
 
 
 class ResponseWriter:
@@ -76,9 +77,9 @@ class ResponseWriter:
         for delta, spelled in zip(deltas, logprobs, strict=False):
             match delta:
                 case ContentDelta():
-                    self._in_text(OpenMessage).add(delta.text, self._emit, spelled)
+                    self._message().add(delta.text, self._emit, spelled)
                 case ReasoningDelta():
-                    self._in_text(OpenReasoning).add(delta.text, self._emit)
+                    self._reasoning().add(delta.text, self._emit)
                 case ToolCallBegin():
                     self._close_text("completed")
                     self._calls[delta.index] = call = self._call(delta)
@@ -94,7 +95,7 @@ class ResponseWriter:
         cut = reason == "length"
         self._close_open("incomplete" if cut else "completed")
         if not self._n_items:
-            self._in_text(OpenMessage)
+            self._message()
             self._close_text("completed")
         if cut:
             details = IncompleteDetails("max_output_tokens")
@@ -123,19 +124,24 @@ class ResponseWriter:
         self._emit(kind, response=self.response)
         return self._take()
 
-    def _in_text(self, kind: type[TextT]) -> TextT:
-        """The open item of this kind, opened now if it was not."""
-        if isinstance(self._text, kind):
-            return self._text
-        self._close_text("completed")
-        self._text = text = kind(self._next_index())
-        text.open(self._emit)
-        return text
+    def _message(self) -> OpenMessage:
+        """The open message, opened now if it was not."""
+        if not isinstance(self._text, OpenMessage):
+            self._close_text("completed")
+            self._text = OpenMessage(self._next_index())
+            self._text.open(self._emit)
+        return self._text
+
+    def _reasoning(self) -> OpenReasoning:
+        if not isinstance(self._text, OpenReasoning):
+            self._close_text("completed")
+            self._text = OpenReasoning(self._next_index(), summarised=self.response.reasoning.summary is not None)
+            self._text.open(self._emit)
+        return self._text
 
     def _call(self, begin: ToolCallBegin) -> OpenCall:
         tool = self._tools.tool_name(begin.name)
-        kind: type[OpenCall] = OpenCustomCall if tool.custom else OpenFunctionCall
-        return kind(self._next_index(), begin.id, tool)
+        return _CALLS.get(tool.kind, OpenClientCall)(self._next_index(), begin.id, tool)
 
     def _next_index(self) -> int:
         self._n_items += 1

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from llamafast.chat.client_tools import CLIENT_TOOLS, arguments_of
 from llamafast.chat.response_tools import chat_name, custom_arguments
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
@@ -45,8 +46,7 @@ _SILENT = frozenset(
         "web_search_call",
     }
 )
-# Calls of tools that clients run, each with the field that says what to do.
-_CLIENT_CALLS = {"local_shell_call": "action", "shell_call": "action", "apply_patch_call": "operation"}
+_CLIENT_CALLS = {f"{name}_call": name for name in CLIENT_TOOLS}
 _OUTPUTS = frozenset(
     {
         "function_call_output",
@@ -101,7 +101,7 @@ class _Conversation:
             text = _string(item, "input" if custom else "arguments", path)
             self._call(item, path, name, custom_arguments(text) if custom else text)
         elif kind in _CLIENT_CALLS:
-            self._call(item, path, kind.removesuffix("_call"), json.dumps(item.get(_CLIENT_CALLS[kind])))
+            self._client_call(item, path, _CLIENT_CALLS[kind])
         elif kind in _OUTPUTS:
             self._output(item, path)
         elif kind not in _SILENT:
@@ -137,12 +137,20 @@ class _Conversation:
         call = {"id": call_id, "type": "function", "function": function}
         self._turn(new=self._open_turn() is None).setdefault("tool_calls", []).append(call)
 
+    def _client_call(self, item: Item, path: str, name: str) -> None:
+        field = CLIENT_TOOLS[name].field
+        given = item.get(field)
+        if not isinstance(given, dict):
+            raise InvalidRequest(f"`{path}.{field}` must be an object", param=f"{path}.{field}")
+        self._call(item, path, name, arguments_of(name, given))
+
     def _output(self, item: Item, path: str) -> None:
         call_id = _call_id(item, path)
         name = self._names.get(call_id)
         if name is None:
             raise InvalidRequest(f"{path}: no call has the id {call_id[:64]!r}", param=f"{path}.call_id")
-        text = _output_text(item.get("output", item.get("status")), f"{path}.output")
+        output = item.get("output")
+        text = _output_text(item.get("status") if output is None else output, f"{path}.output")
         self.messages.append({"role": "tool", "tool_call_id": call_id, "name": name, "content": text})
 
     def _open_turn(self) -> Message | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from llamafast.chat.client_tools import CLIENT_TOOLS, runs_at_client
 from llamafast.chat.constraint import check_grammar
 from llamafast.chat.custom_input import INPUT
 from llamafast.chat.grammar import text_grammar
@@ -23,11 +24,11 @@ ValueT = TypeVar("ValueT")
 
 
 class ToolName(NamedTuple):
-    """Who is called: ``custom`` tools take free text, others JSON."""
+    """Who is called. ``kind`` is function, custom (which takes free text) or one of ``CLIENT_TOOLS``."""
 
     name: str
     namespace: str | None = None
-    custom: bool = False
+    kind: str = "function"
 
 
 def chat_name(name: str, namespace: str | None) -> str:
@@ -48,11 +49,11 @@ class ToolTable:
         self._names: dict[str, ToolName] = {}
         functions: dict[str, Tool] = {}
         for tool, namespace, path in _flattened(tools, "tools"):
-            name = _text(tool, "name", path)
+            name = tool["type"] if tool["type"] in CLIENT_TOOLS else _text(tool, "name", path)
             shown = chat_name(name, namespace)
             if shown in functions:
                 raise InvalidRequest(f"`{path}`: there are two tools named {shown[:64]!r}", param=f"{path}.name")
-            self._names[shown] = ToolName(name, namespace, tool["type"] == "custom")
+            self._names[shown] = ToolName(name, namespace, tool["type"])
             functions[shown] = _function(tool, shown, path)
         for item in items:
             if item.get("type") == "additional_tools":
@@ -76,11 +77,10 @@ class ToolTable:
             if choice not in _CHOICES:
                 raise InvalidRequest(f"`tool_choice` must be one of {', '.join(sorted(_CHOICES))}", param="tool_choice")
             return choice if self.functions or choice != "required" else self._nothing_to_call()
-        match choice.get("type"):
-            case "function" | "custom":
-                return _named(self._shown(choice, "tool_choice"))
-            case "allowed_tools":
-                return self._allowed(choice)
+        if choice.get("type") == "allowed_tools":
+            return self._allowed(choice)
+        if _is_shown(choice):
+            return _named(self._shown(choice, "tool_choice"))
         kind = str(choice.get("type"))[:64]
         raise UnsupportedParameter(f"`tool_choice`: a tool of type {kind!r} does not run here", param="tool_choice")
 
@@ -88,19 +88,16 @@ class ToolTable:
         tools, mode = _objects(choice, "tools", "tool_choice"), choice.get("mode")
         if mode not in ("auto", "required"):
             raise InvalidRequest("`tool_choice.mode` must be auto or required", param="tool_choice.mode")
-        shown = [
-            self._shown(tool, f"tool_choice.tools[{i}]")
-            for i, tool in enumerate(tools)
-            if tool.get("type") in ("function", "custom")
-        ]
+        shown = [self._shown(tool, f"tool_choice.tools[{i}]") for i, tool in enumerate(tools) if _is_shown(tool)]
         if mode == "required" and not shown:
             self._nothing_to_call()
         return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [_named(name) for name in shown]}}
 
     def _shown(self, tool: Json, path: str) -> str:
-        namespace = tool.get("namespace")
-        shown = chat_name(_text(tool, "name", path), namespace if isinstance(namespace, str) else None)
-        if shown not in self._names:
+        kind, namespace = tool["type"], tool.get("namespace")
+        name = kind if kind in CLIENT_TOOLS else _text(tool, "name", path)
+        shown = chat_name(name, namespace if isinstance(namespace, str) else None)
+        if shown not in self._names or (kind in CLIENT_TOOLS and self._names[shown].kind != kind):
             raise InvalidRequest(f"`{path}` names {shown[:64]!r}, which is not among `tools`", param=path)
         return shown
 
@@ -112,12 +109,16 @@ def _named(shown: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": shown}}
 
 
+def _is_shown(tool: Json) -> bool:
+    return tool.get("type") in ("function", "custom") or runs_at_client(tool)
+
+
 def _flattened(tools: Sequence[Json], path: str) -> Iterator[tuple[Json, str | None, str]]:
-    """The functions and custom tools, each with its namespace and its path in the request."""
+    """What the model is shown, each with its namespace and its path in the request."""
     for i, tool in enumerate(tools):
         where = f"{path}[{i}]"
         kind = _text(tool, "type", where)
-        if kind in ("function", "custom"):
+        if _is_shown(tool):
             yield tool, None, where
         elif kind == "namespace":
             namespace = _text(tool, "name", where)
@@ -127,6 +128,9 @@ def _flattened(tools: Sequence[Json], path: str) -> Iterator[tuple[Json, str | N
 
 
 def _function(tool: Json, shown: str, path: str) -> Tool:
+    if tool["type"] in CLIENT_TOOLS:
+        _, description, parameters = CLIENT_TOOLS[tool["type"]]
+        return read_function({"name": shown, "description": description, "parameters": parameters}, path)
     if tool["type"] != "custom":
         known = {key: tool[key] for key in ("description", "parameters", "strict") if tool.get(key) is not None}
         return read_function({"name": shown, **known}, path)

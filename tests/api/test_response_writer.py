@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai import omit
@@ -25,17 +26,22 @@ TOOLS = [
     {"type": "function", "name": "plain"},
     {"type": "custom", "name": "free"},
     {"type": "namespace", "name": "space", "tools": [{"type": "function", "name": "nested"}]},
+    {"type": "local_shell"},
+    {"type": "shell", "environment": {"type": "local"}},
+    {"type": "apply_patch"},
 ]
 USAGE = Usage(3, 4, 7, PromptTokensDetails(1), CompletionTokensDetails(2))
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
-def writer() -> ResponseWriter:
-    return ResponseWriter(blank_response("resp_1"), ToolTable(TOOLS))
+def writer(summary: Any = None) -> ResponseWriter:
+    response = blank_response("resp_1")
+    response.reasoning.summary = summary
+    return ResponseWriter(response, ToolTable(TOOLS))
 
 
-def tell(deltas: list[Delta], reason: str = "stop") -> list[dict[str, Any]]:
-    told = writer()
+def tell(deltas: list[Delta], reason: str = "stop", summary: Any = None) -> list[dict[str, Any]]:
+    told = writer(summary)
     return as_json(told.opening() + told.add(deltas) + told.closing(reason, USAGE))
 
 
@@ -103,6 +109,59 @@ def test_an_item_is_done_as_soon_as_the_next_begins() -> None:
     assert kinds == ["function_call_arguments.done", "output_item.done"]
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "kind", "field", "value"),
+    [
+        ("local_shell", '{"command": ["ls", "-l"]}', "local_shell_call", "action",
+         {"type": "exec", "command": ["ls", "-l"], "env": {}}),
+        ("shell", '{"commands": ["ls"], "timeout_ms": 5}', "shell_call", "action",
+         {"commands": ["ls"], "timeout_ms": 5}),
+        ("apply_patch", '{"type": "delete_file", "path": "a"}', "apply_patch_call", "operation",
+         {"type": "delete_file", "path": "a"}),
+        ("apply_patch", '{"type": "update_file", "path": "a", "diff": "@@\\n-b"}', "apply_patch_call", "operation",
+         {"type": "update_file", "path": "a", "diff": "@@\n-b"}),
+    ],
+)  # fmt: skip
+def test_tools_that_clients_run(name: str, arguments: str, kind: str, field: str, value: Any) -> None:
+    events = tell(call(0, name, arguments[:9], arguments[9:]))
+    final = accumulate(events)
+    assert [event["type"].removeprefix("response.") for event in events[2:]] == [
+        "output_item.added", "output_item.done", "completed",
+    ]  # fmt: skip
+    (item,) = final.output
+    assert (item.type, item.call_id, item.status) == (kind, "call_0", "completed")
+    assert getattr(item, field).model_dump(exclude_none=True) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("shell", '{"command": "ls"}'),
+        ("shell", '{"commands": ["ls"'),
+        ("local_shell", '{"command": "ls"}'),
+        ("apply_patch", '{"type": "update_file", "path": "a"}'),
+        ("apply_patch", ""),
+    ],
+)
+def test_arguments_that_are_none_of_the_tool_are_told_as_they_are(name: str, arguments: str) -> None:
+    (item,) = accumulate(tell(call(0, name, arguments))).output
+    assert (item.type, item.name, item.arguments) == ("function_call", name, arguments)
+
+
+def test_a_summary_is_the_reasoning_itself() -> None:
+    deltas: list[Delta] = [ReasoningDelta("Hm"), ReasoningDelta("m."), ContentDelta("A")]
+    events = tell(deltas, summary="auto")
+    (reasoning, _) = accumulate(events).output
+    assert [part.text for part in reasoning.summary] == [part.text for part in reasoning.content] == ["Hmm."]
+    assert [event["type"].removeprefix("response.") for event in events if "summary" in event["type"]] == [
+        "reasoning_summary_part.added", "reasoning_summary_text.delta", "reasoning_summary_text.delta",
+        "reasoning_summary_text.done", "reasoning_summary_part.done",
+    ]  # fmt: skip
+    events = tell(deltas)
+    assert not any("summary" in event["type"] for event in events)
+    assert not accumulate(events).output[0].summary
+
+
 def test_a_call_that_is_cut_off() -> None:
     events = tell([ToolCallBegin(0, "c", "plain"), ToolCallArguments(0, '{"a')], "length")
     assert events[-1]["type"] == "response.incomplete"
@@ -128,7 +187,7 @@ def replies(draw: st.DrawFn) -> list[Delta]:
     n_calls = 0
     for kind in draw(st.lists(st.sampled_from(["content", "reasoning", "call"]), max_size=8)):
         if kind == "call":
-            name = draw(st.sampled_from(["plain", "free", "space__nested", "x"]))
+            name = draw(st.sampled_from(["plain", "free", "space__nested", "shell", "x"]))
             deltas += call(n_calls, name, *draw(st.lists(TEXTS, max_size=3)))
             n_calls += 1
         else:
@@ -138,9 +197,9 @@ def replies(draw: st.DrawFn) -> list[Delta]:
 
 # the first draw of text builds hypothesis's tables
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(replies(), st.sampled_from(["stop", "length", "tool_calls"]))
-def test_the_order_suits_openai_whatever_the_model_says(deltas: list[Delta], reason: str) -> None:
-    final = accumulate(tell(deltas, reason))
+@given(replies(), st.sampled_from(["stop", "length", "tool_calls"]), st.sampled_from([None, "auto"]))
+def test_the_order_suits_openai_whatever_the_model_says(deltas: list[Delta], reason: str, summary: Any) -> None:
+    final = accumulate(tell(deltas, reason, summary))
     joined = "".join(delta.text for delta in deltas if isinstance(delta, ContentDelta))
     assert "".join(item.content[0].text for item in final.output if item.type == "message") == joined
     added = [item.id for item in final.output]

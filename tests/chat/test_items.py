@@ -74,7 +74,7 @@ def test_calls_of_all_kinds() -> None:
     items = [
         call("f", namespace="n"),
         {"type": "custom_tool_call", "call_id": "call_c", "name": "c", "input": 'say "é"'},
-        {"type": "local_shell_call", "call_id": "call_l", "action": {"command": ["ls"]}},
+        {"type": "local_shell_call", "call_id": "call_l", "action": {"type": "exec", "command": ["ls"], "env": {}}},
         {"type": "apply_patch_call", "call_id": "call_p", "operation": {"type": "delete_file"}},
         result("c", [{"type": "input_text", "text": "t"}], "custom_tool_call_output"),
         {"type": "local_shell_call_output", "id": "call_l", "output": "file"},
@@ -90,6 +90,22 @@ def test_calls_of_all_kinds() -> None:
     ]
     assert [message["content"] for message in results] == ["t", "file", "completed", '[{"stdout": "x"}]']
     assert [message["name"] for message in results] == ["c", "local_shell", "apply_patch", "n__f"]
+
+
+def test_tools_that_clients_run() -> None:
+    tools = [{"type": "local_shell"}, {"type": "shell"}, {"type": "apply_patch"}]
+    table = ToolTable(tools)
+    assert [tool.name for tool in table.functions] == ["local_shell", "shell", "apply_patch"]
+    assert table.tool_name("shell") == ("shell", None, "shell")
+    assert table.choose({"type": "shell"}) == {"type": "function", "function": {"name": "shell"}}
+    assert ToolTable([{"type": "shell", "environment": {"type": "container_auto"}}]).functions == []
+    with pytest.raises(InvalidRequest, match="not among"):
+        ToolTable([{"type": "function", "name": "shell"}]).choose({"type": "shell"})
+    with pytest.raises(InvalidRequest, match="two tools"):
+        ToolTable([{"type": "function", "name": "shell"}, {"type": "shell"}])
+    with pytest.raises(InvalidRequest) as caught:
+        messages_of([{"type": "shell_call", "call_id": "c", "action": "ls"}])
+    assert caught.value.param == "input[0].action"
 
 
 def test_what_has_no_words_is_passed_over() -> None:
@@ -122,8 +138,8 @@ def test_tools() -> None:
     assert "start: /x/" in description
     assert custom.parameters["required"] == ["input"]
     assert nested.name == "n__f"
-    assert table.tool_name("n__f") == ("f", "n", False)
-    assert table.tool_name("c").custom
+    assert table.tool_name("n__f") == ("f", "n", "function")
+    assert table.tool_name("c").kind == "custom"
     assert ToolTable([{"type": "web_search"}]).functions == []
     replaced = ToolTable(tools, late).functions
     assert [tool.name for tool in replaced] == ["f", "c", "n__f"]

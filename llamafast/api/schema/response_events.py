@@ -32,13 +32,18 @@ class OutputMessage(Struct, kw_only=True):
     role: Literal["assistant"] = "assistant"
 
 
+class SummaryText(Struct, kw_only=True):
+    type: Literal["summary_text"] = "summary_text"
+    text: str
+
+
 class ReasoningItem(Struct, kw_only=True):
     """``encrypted_content`` is there, null, for those who ask to ``include`` it: the text itself is in ``content``."""
 
     id: str
     type: Literal["reasoning"] = "reasoning"
     status: ItemStatus
-    summary: list[Any]
+    summary: list[SummaryText]
     content: list[ReasoningText]
     encrypted_content: None = None
 
@@ -63,7 +68,64 @@ class CustomToolCall(Struct, kw_only=True):
     input: str
 
 
-OutputItem = OutputMessage | ReasoningItem | FunctionCall | CustomToolCall
+class ExecAction(Struct, kw_only=True):
+    type: Literal["exec"] = "exec"
+    command: list[str]
+    env: dict[str, str] = {}
+    timeout_ms: int | None = None
+    user: str | None = None
+    working_directory: str | None = None
+
+
+class LocalShellCall(Struct, kw_only=True):
+    id: str
+    type: Literal["local_shell_call"] = "local_shell_call"
+    status: ItemStatus
+    call_id: str
+    action: ExecAction
+
+
+class ShellAction(Struct, kw_only=True):
+    commands: list[str]
+    timeout_ms: int | None = None
+    max_output_length: int | None = None
+
+
+class LocalEnvironment(Struct, frozen=True):
+    type: Literal["local"] = "local"
+
+
+class ShellCall(Struct, kw_only=True):
+    id: str
+    type: Literal["shell_call"] = "shell_call"
+    status: ItemStatus
+    call_id: str
+    action: ShellAction
+    environment: LocalEnvironment = LocalEnvironment()
+
+
+class PatchOperation(Struct, kw_only=True):
+    """``diff`` is absent only where a file is deleted."""
+
+    type: Literal["create_file", "update_file", "delete_file"]
+    path: str
+    diff: str | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if self.diff is UNSET and self.type != "delete_file":
+            raise ValueError("a file's content is missing")
+
+
+class ApplyPatchCall(Struct, kw_only=True):
+    id: str
+    type: Literal["apply_patch_call"] = "apply_patch_call"
+    status: ItemStatus
+    call_id: str
+    operation: PatchOperation
+
+
+ClientCall = LocalShellCall | ShellCall | ApplyPatchCall
+OutputItem = OutputMessage | ReasoningItem | FunctionCall | CustomToolCall | ClientCall
 
 
 class Event(Struct, kw_only=True, tag_field="type"):
@@ -140,6 +202,26 @@ class ReasoningTextDelta(InPart, kw_only=True, tag="response.reasoning_text.delt
 
 
 class ReasoningTextDone(InPart, kw_only=True, tag="response.reasoning_text.done"):
+    text: str
+
+
+class InSummary(InItem, kw_only=True):
+    summary_index: Literal[0] = 0
+
+
+class SummaryPartAdded(InSummary, kw_only=True, tag="response.reasoning_summary_part.added"):
+    part: SummaryText
+
+
+class SummaryPartDone(InSummary, kw_only=True, tag="response.reasoning_summary_part.done"):
+    part: SummaryText
+
+
+class SummaryTextDelta(InSummary, kw_only=True, tag="response.reasoning_summary_text.delta"):
+    delta: str
+
+
+class SummaryTextDone(InSummary, kw_only=True, tag="response.reasoning_summary_text.done"):
     text: str
 
 

@@ -13,10 +13,10 @@ Metadata = Annotated[dict[str, str], Meta(max_length=16)]
 
 
 class ReasoningOptions(Struct):
-    """``summary`` is echoed: the reasoning itself is shown, so there is nothing to summarise."""
+    """``effort`` goes to the chat template. Who asks for a ``summary`` gets the reasoning itself in its place too."""
 
     effort: str | None = None
-    summary: str | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class TextOptions(Struct):
