@@ -94,6 +94,7 @@ class App:
             "/detokenize": {"POST": self._with_body(tokens.detokenize)},
             _RESPONSES: {"POST": self._with_body(self._responses.create), "GET": _upgrade_required},
             "/v1/responses/input_tokens": {"POST": self._with_body(self._responses.input_tokens)},
+            "/v1/responses/compact": {"POST": self._with_body(self._responses.compact)},
             "/v1/models": _get(system.models),
             "/healthz": _get(system.health),
             "/health": _get(system.health),

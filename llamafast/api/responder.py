@@ -15,6 +15,7 @@ from llamafast.api.response_store import Conversation, ResponseStore
 from llamafast.api.schema.fragments import Usage
 from llamafast.api.schema.response_events import Event
 from llamafast.api.schema.responses import ResponsesRequest
+from llamafast.chat import compaction
 from llamafast.chat.items import Item
 from llamafast.engine.types import EnginePort, Generation
 from llamafast.errors import InvalidRequest, LlamafastError, PreviousResponseNotFound
@@ -46,6 +47,7 @@ class Responder:
         recall: Recall | None = None,
         prefill: bool = False,
         stream_id: str | UnsetType = UNSET,
+        room: int = 0,
     ) -> Turn:
         """All that can be refused before the engine is asked is refused here. ``n_bytes`` is the request's size,
         ``recall`` what else is remembered than what was stored.
@@ -61,7 +63,28 @@ class Responder:
             _input_items(request, before.items, self._store.item),
             prefill=prefill,
             stream_id=stream_id,
+            room=room,
         )
+
+    async def prepare_compaction(self, request: ResponsesRequest, n_bytes: int) -> Turn:
+        """The turn that answers with a summary of the request's conversation, or of as much of its end as fits.
+        Raises as ``prepare``."""
+        given = request.input or []
+        asked = msgspec.structs.replace(
+            request,
+            input=[
+                *([_user_message(given)] if isinstance(given, str) else given),
+                _user_message(compaction.QUESTION),
+            ],
+            tools=None,
+            tool_choice=None,
+            text=None,
+            truncation="auto",
+            store=False,
+            max_output_tokens=compaction.MAX_TOKENS,
+        )
+        room = min(compaction.MAX_TOKENS, self._engine.info.max_seq_len // 4)
+        return await self.prepare(asked, n_bytes, room=room)
 
     def submit(self, turn: Turn) -> Generation:
         """Raises what the engine refuses ``turn`` with."""
@@ -117,7 +140,7 @@ def _input_items(request: ResponsesRequest, before: Sequence[Item], find_item: F
     ``before`` or else by ``find_item``. Raises InvalidRequest when that is not there."""
     given = request.input or []
     if isinstance(given, str):
-        given = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": given}]}]
+        given = [_user_message(given)]
     known = {item["id"]: item for item in before if isinstance(item.get("id"), str)}
     items: list[Item] = []
     n_found = 0
@@ -137,6 +160,10 @@ def _input_items(request: ResponsesRequest, before: Sequence[Item], find_item: F
             kind = str(item.get("type", "message"))
             items.append(item | {"id": f"{_ID_PREFIXES.get(kind, 'item')}_{uuid4().hex}"})
     return items
+
+
+def _user_message(text: str) -> Item:
+    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
 
 
 def _without_output(usage: Usage) -> Usage:

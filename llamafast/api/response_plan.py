@@ -68,18 +68,19 @@ class ResponsePlanner:
         *,
         prefill: bool = False,
         stream_id: str | UnsetType = UNSET,
+        room: int = 0,
     ) -> Turn:
         """All that can be refused is refused here. ``before`` is the conversation of ``previous_response_id``,
         ``given`` the items of the request itself, each with an id.
 
-        With ``prefill`` the prompt ends where the next turn will go on, and nothing is generated. Raises
-        InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
+        With ``prefill`` the prompt ends where the next turn will go on, and nothing is generated. The prompt leaves
+        ``room`` for so many tokens. Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
         """
         tools = ToolTable(request.tools or (), [*before, *given])
         chat = self._chat_request(request, tools, prefill)
         try:
             check_served(chat)
-            plan = self._plan(chat, [*before, *given], request, len(before))
+            plan = self._plan(chat, [*before, *given], request, len(before), room)
         except LlamafastError as error:
             error.param = _PARAMS.get(error.param, error.param) if error.param else None
             raise
@@ -110,7 +111,9 @@ class ResponsePlanner:
             chat_template_kwargs=request.chat_template_kwargs,
         )
 
-    def _plan(self, chat: ChatRequest, items: list[Item], request: ResponsesRequest, n_before: int) -> ChatPlan:
+    def _plan(
+        self, chat: ChatRequest, items: list[Item], request: ResponsesRequest, n_before: int, room: int
+    ) -> ChatPlan:
         """The Plan of ``items``; with truncation ``auto``, of as many of the newest ones as fit."""
 
         def plan(n_dropped: int) -> ChatPlan:
@@ -118,7 +121,10 @@ class ResponsePlanner:
             if not messages:
                 raise InvalidRequest("`input` must not be empty", param="input")
             chat.messages = _without_oldest(messages, n_dropped)
-            return plan_chat(chat, self._chat, self._engine.tokenizer, self._constraints, self._engine.info)
+            planned = plan_chat(chat, self._chat, self._engine.tokenizer, self._constraints, self._engine.info)
+            if room and len(planned.plan.prompts[0]) + room > self._engine.info.max_seq_len:
+                raise ContextLengthExceeded(f"the prompt leaves no room for {room} tokens", param="input")
+            return planned
 
         try:
             return plan(0)

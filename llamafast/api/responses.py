@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from uuid import uuid4
 
 import msgspec
 
@@ -13,11 +14,20 @@ from llamafast.api.responder import Responder
 from llamafast.api.response_plan import Turn
 from llamafast.api.response_store import ResponseStore
 from llamafast.api.schema.response_events import Event
-from llamafast.api.schema.responses import DeletedResponse, InputTokens, ItemList, ResponsesRequest
+from llamafast.api.schema.responses import (
+    CompactedResponse,
+    CompactionItem,
+    DeletedResponse,
+    InputTokens,
+    ItemList,
+    Response,
+    ResponsesRequest,
+)
 from llamafast.api.sse import EventStream, encode
+from llamafast.chat.compaction import sealed
 from llamafast.chat.items import Item
 from llamafast.engine.types import ModelInfo
-from llamafast.errors import InvalidRequest, NotFound
+from llamafast.errors import EngineFailure, InvalidRequest, NotFound
 
 _DECODER = msgspec.json.Decoder(ResponsesRequest)
 _DEFAULT_PAGE, _LONGEST_PAGE = 20, 100
@@ -43,6 +53,24 @@ class ResponsesEndpoint:
             async for _ in self._responder.events(turn, generation):
                 pass
             await exchange.reply_json(turn.response)
+        finally:
+            generation.cancel()
+
+    async def compact(self, exchange: Exchange, body: bytes) -> None:
+        """A conversation in a few words, for clients that go on with them in its place."""
+        request = await run_sized(len(body), decode_request, _DECODER, body, self._info)
+        if request.model is None:
+            raise InvalidRequest("`model` is required", param="model")
+        if request.stream:
+            raise InvalidRequest("a compaction cannot be streamed", param="stream")
+        if not request.input and request.previous_response_id is None:
+            raise InvalidRequest("`input` must not be empty", param="input")
+        turn = await self._responder.prepare_compaction(request, len(body))
+        generation = exchange.follow(self._responder.submit(turn))
+        try:
+            async for _ in self._responder.events(turn, generation):
+                pass
+            await exchange.reply_json(_compacted(turn.response))
         finally:
             generation.cancel()
 
@@ -79,6 +107,15 @@ class ResponsesEndpoint:
     async def _prepare(self, body: bytes) -> tuple[ResponsesRequest, Turn]:
         request = await run_sized(len(body), decode_request, _DECODER, body, self._info)
         return request, await self._responder.prepare(request, len(body))
+
+
+def _compacted(response: Response) -> CompactedResponse:
+    """Raises EngineFailure when the model wrote no summary."""
+    texts = [part.text for item in response.output if item.type == "message" for part in item.content]
+    if not (summary := "".join(texts).strip()) or response.usage is None:
+        raise EngineFailure("the model wrote no summary")
+    item = CompactionItem(id=f"cmp_{uuid4().hex}", encrypted_content=sealed(summary))
+    return CompactedResponse(id=response.id, created_at=response.created_at, output=[item], usage=response.usage)
 
 
 def _frames(events: Sequence[Event]) -> bytes:

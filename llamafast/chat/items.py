@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llamafast.chat.client_tools import CLIENT_TOOLS, arguments_of
+from llamafast.chat.compaction import opened
 from llamafast.chat.response_tools import chat_name, custom_arguments
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
@@ -28,7 +29,6 @@ _SILENT = frozenset(
     {
         "additional_tools",
         "code_interpreter_call",
-        "compaction",
         "compaction_trigger",
         "computer_call",
         "computer_call_output",
@@ -104,6 +104,8 @@ class _Conversation:
             self._client_call(item, path, _CLIENT_CALLS[kind])
         elif kind in _OUTPUTS:
             self._output(item, path)
+        elif kind == "compaction":
+            self._compaction(item)
         elif kind not in _SILENT:
             raise InvalidRequest(f"{path}: there is no item of type {kind[:64]!r}", param=f"{path}.type")
 
@@ -136,6 +138,12 @@ class _Conversation:
         function = {"name": name, "arguments": arguments}
         call = {"id": call_id, "type": "function", "function": function}
         self._turn(new=self._open_turn() is None).setdefault("tool_calls", []).append(call)
+
+    def _compaction(self, item: Item) -> None:
+        """Another server's says nothing here."""
+        summary = opened(item.get("encrypted_content"))
+        if summary is not None:
+            self.instruct(summary)
 
     def _client_call(self, item: Item, path: str, name: str) -> None:
         field = CLIENT_TOOLS[name].field

@@ -152,6 +152,22 @@ class Response(Struct, kw_only=True):
     metadata: dict[str, str]
 
 
+class CompactionItem(Struct, kw_only=True):
+    id: str
+    type: Literal["compaction"] = "compaction"
+    encrypted_content: str
+
+
+class CompactedResponse(Struct, kw_only=True):
+    """``output`` stands for the whole conversation."""
+
+    id: str
+    object: Literal["response.compaction"] = "response.compaction"
+    created_at: int
+    output: list[CompactionItem]
+    usage: ResponseUsage
+
+
 class DeletedResponse(Struct):
     id: str
     object: Literal["response"] = "response"
