@@ -48,6 +48,11 @@ def matcher(dialect: Dialect, tools: tuple[Tool, ...] = TOOLS, answer: Any = Non
     return CONSTRAINTS.compile(grammars, "tools").deep_copy()
 
 
+def allowed_bytes(walk: Any) -> list[int]:
+    mask = walk.compute_bitmask()
+    return [byte for byte in range(256) if mask[byte // 8] >> byte % 8 & 1]
+
+
 def written(walk: Any, rng: random.Random, end: bytes) -> str:
     """A text that the grammar allows, drawn at random: mostly letters and what ends things, free text ``end``."""
     out = bytearray()
@@ -56,8 +61,7 @@ def written(walk: Any, rng: random.Random, end: bytes) -> str:
             walk.consume_tokens(list(end))
             out += end
             continue
-        mask = walk.compute_bitmask()
-        allowed = [byte for byte in range(256) if mask[byte // 8] >> byte % 8 & 1]
+        allowed = allowed_bytes(walk)
         if not allowed or (walk.is_accepting() and rng.random() < 0.5):
             break
         closing = [byte for byte in allowed if byte in b'}"]<,)']
@@ -108,8 +112,7 @@ def alone(walk: Any) -> str:
     """What has to come next, up to a choice; Harmony may think first, Kimi numbers its calls."""
     out = bytearray()
     while not walk.is_stopped() and not walk.is_accepting():
-        mask = walk.compute_bitmask()
-        allowed = [byte for byte in range(256) if mask[byte // 8] >> byte % 8 & 1]
+        allowed = allowed_bytes(walk)
         (byte,) = allowed if len(allowed) == 1 else set(b"c0") & set(allowed) or [-1]
         if byte < 0:
             break

@@ -129,9 +129,14 @@ def test_a_stream_that_fails(tiny_server) -> None:
             events = list(stream)
         with pytest.raises(openai.BadRequestError, match="too complex"):
             client.responses.create(**asked)
+        with client.responses.connect() as socket:
+            frame = {"type": "response.create", **asked, **asked["extra_body"]}
+            socket.send({key: value for key, value in frame.items() if key != "extra_body"})  # type: ignore[arg-type]
+            failed = next(event for event in socket if event.type in ("response.failed", "response.completed"))
         after = client.responses.create(model="tiny/llama", input="hi", max_output_tokens=4)
     last = events[-1]
-    assert last.type == "response.failed"
+    assert (last.type, failed.type) == ("response.failed", "response.failed")
+    assert failed.response.error == last.response.error
     assert last.response.status == "failed"
     assert "too complex" in last.response.error.message
     (message,) = last.response.output

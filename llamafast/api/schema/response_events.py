@@ -48,21 +48,23 @@ class ReasoningItem(Struct, kw_only=True):
     encrypted_content: None = None
 
 
-class FunctionCall(Struct, kw_only=True):
+class Call(Struct, kw_only=True):
+    """Of any tool. ``call_id`` is what its output will name it by."""
+
     id: str
-    type: Literal["function_call"] = "function_call"
     status: ItemStatus
     call_id: str
+
+
+class FunctionCall(Call, kw_only=True):
+    type: Literal["function_call"] = "function_call"
     name: str
     namespace: str | UnsetType = UNSET
     arguments: str
 
 
-class CustomToolCall(Struct, kw_only=True):
-    id: str
+class CustomToolCall(Call, kw_only=True):
     type: Literal["custom_tool_call"] = "custom_tool_call"
-    status: ItemStatus
-    call_id: str
     name: str
     namespace: str | UnsetType = UNSET
     input: str
@@ -77,11 +79,8 @@ class ExecAction(Struct, kw_only=True):
     working_directory: str | None = None
 
 
-class LocalShellCall(Struct, kw_only=True):
-    id: str
+class LocalShellCall(Call, kw_only=True):
     type: Literal["local_shell_call"] = "local_shell_call"
-    status: ItemStatus
-    call_id: str
     action: ExecAction
 
 
@@ -95,11 +94,8 @@ class LocalEnvironment(Struct, frozen=True):
     type: Literal["local"] = "local"
 
 
-class ShellCall(Struct, kw_only=True):
-    id: str
+class ShellCall(Call, kw_only=True):
     type: Literal["shell_call"] = "shell_call"
-    status: ItemStatus
-    call_id: str
     action: ShellAction
     environment: LocalEnvironment = LocalEnvironment()
 
@@ -116,11 +112,8 @@ class PatchOperation(Struct, kw_only=True):
             raise ValueError("a file's content is missing")
 
 
-class ApplyPatchCall(Struct, kw_only=True):
-    id: str
+class ApplyPatchCall(Call, kw_only=True):
     type: Literal["apply_patch_call"] = "apply_patch_call"
-    status: ItemStatus
-    call_id: str
     operation: PatchOperation
 
 
