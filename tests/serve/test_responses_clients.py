@@ -63,6 +63,13 @@ def test_reasoning(client) -> None:
     assert message.type == "message"
 
 
+def test_a_summary_of_reasoning(client) -> None:
+    response = final(client, input=ask("think"), reasoning={"summary": "auto"})
+    reasoning, _ = response.output
+    assert [part.text for part in reasoning.summary] == [part.text for part in reasoning.content]
+    assert response.reasoning.summary == "auto"
+
+
 def test_a_function_call(client) -> None:
     response = final(client, input=ask("tool"), tools=[WEATHER])
     (call,) = response.output
