@@ -16,6 +16,9 @@ from typing import NamedTuple
 from llamafast.chat.constraint import matches
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
+# Different sets of characters in one grammar: what is in each is found out by trying, in a millisecond.
+MAX_SETS = 500
+
 _ESCAPED = '"\\' + "".join(map(chr, range(0x20)))
 _ESCAPED_SET = r'["\\\x00-\x1f]'
 
@@ -45,6 +48,9 @@ _REGEX = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+_SETS = re.compile(
+    r'"(?:\\.|[^"\\])+"\s*\.\.\s*"(?:\\.|[^"\\])+"|\[(?:\\.|[^\]\\])*\]|\\\w(?:\{[^}]*\}|\w*)', re.DOTALL
+)
 _SET_TOKEN = re.compile(r"\\.|\[\^?\]?|\]|[^\\\[\]]", re.DOTALL)
 # What ends a regular expression whose last character may be repeated: the whole run is one terminal, as it is in Lark.
 _TAIL = re.compile(r"[*+]\)*\$?\Z")
@@ -65,6 +71,10 @@ _COMMON = {
 
 def quoted(lark: str) -> str:
     """Raises InvalidRequest or UnsupportedParameter where ``lark`` has no such form."""
+    if len(set(_SETS.findall(lark))) > MAX_SETS:
+        raise InvalidRequest(
+            f"`tools`: a tool's grammar has more than {MAX_SETS} different sets of characters", param="tools"
+        )
     return _Quoting(lark).text()
 
 
@@ -72,19 +82,24 @@ class _Quoting:
     def __init__(self, lark: str) -> None:
         self._lark = lark
         self._within = ""  # the name that is being defined
-        self._spelled: dict[str, bool] = {}
-        uses: dict[str, set[str]] = {}
+        self._spelled: set[str] = set()  # the names in whose definition an escape may occur
+        users: dict[str, set[str]] = {}
+        found: list[str] = []
         for match in _SOURCE.finditer(lark):
             name = self._enter(match)
-            uses.setdefault(name, set()).update({match["terminal"]} - {None})
-            self._spelled[name] = self._spelled.get(name, False) or _has_escapes(match)
-        for _ in uses:  # a terminal made of such terminals is one too
-            for name, used in uses.items():
-                self._spelled[name] = self._spelled[name] or any(self._spelled.get(other) for other in used)
+            if match["terminal"]:
+                users.setdefault(match["terminal"], set()).add(name)
+            if _has_escapes(match):
+                found.append(name)
+        while found:  # a terminal made of such terminals is one too
+            name = found.pop()
+            if name not in self._spelled:
+                self._spelled.add(name)
+                found += users.get(name, ())
 
     def text(self) -> str:
         refused = [match[0] for match in _SOURCE.finditer(self._lark) if match["refused"]]
-        if "~" in refused or (refused and any(self._spelled.values())):
+        if "~" in refused or (refused and self._spelled):
             raise _unsupported(refused[0])
         return _SOURCE.sub(self._rewritten, self._lark)
 
@@ -108,7 +123,7 @@ class _Quoting:
         return _expression(match) if _has_escapes(match) else match[0]
 
     def _named(self, name: str) -> str:
-        return f"quoted_{name.strip('_').lower()}" if name.isupper() and self._spelled.get(name) else name
+        return f"quoted_{name.strip('_').lower()}" if name.isupper() and name in self._spelled else name
 
 
 class _Unit(NamedTuple):
@@ -130,7 +145,7 @@ def _expression(match: re.Match[str]) -> str:
     if match["string"] is not None:
         text = _decoded(match["string"])
         if match["folded"]:
-            return _of_units([_unit(_code(char), "i") for char in text], match[0])
+            return _of_units([_folded(char) for char in text], match[0])
         spelled = json.dumps(text, ensure_ascii=False)[1:-1]
         return match[0] if spelled == text else json.dumps(spelled)
     if match["low"] is not None:
@@ -185,9 +200,16 @@ def _set_end(regex: str, at: int) -> int:
     return len(regex)
 
 
+def _folded(char: str) -> _Unit:
+    """A character in either case; those that JSON escapes have none."""
+    return _unit(_code(char), "") if char in _ESCAPED else _Unit(f"/{_code(char)}/i", "")
+
+
 @lru_cache(1024)
 def _unit(source: str, flags: str) -> _Unit:
     whole = f"/{source}/{flags}"
+    if len(source) == 1 and source not in _ESCAPED and source != ".":
+        return _Unit(whole, "")
     inside = [char for char in _ESCAPED if matches({"lark_grammar": f"start: {whole}"}, char, "tools")]
     if not inside:
         return _Unit(whole, "")

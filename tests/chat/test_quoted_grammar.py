@@ -8,8 +8,8 @@ from itertools import product
 import pytest
 
 from llamafast.chat.constraint import matches
-from llamafast.chat.quoted_grammar import quoted
-from llamafast.errors import UnsupportedParameter
+from llamafast.chat.quoted_grammar import MAX_SETS, quoted
+from llamafast.errors import InvalidRequest, UnsupportedParameter
 
 # Every kind of character to JSON: plain, escaped, short and long, more than a byte.
 ALPHABET = 'aB"\\\n\t\x01/] é'
@@ -107,3 +107,11 @@ def test_what_cannot_be_quoted(grammar: str) -> None:
     with pytest.raises(UnsupportedParameter) as caught:
         quoted(grammar)
     assert caught.value.param == "tools"
+
+
+def test_the_sets_of_characters_are_counted() -> None:
+    sets = [f"[{chr(0x4E00 + i)}\\n]" for i in range(MAX_SETS + 1)]
+    grammar = "start: " + " | ".join(f"/{one}{one}/" for one in sets[1:])
+    assert quoted(grammar).count("\\(n)") == 2 * MAX_SETS
+    with pytest.raises(InvalidRequest, match="different sets"):
+        quoted(f"{grammar} | /{sets[0]}/")
