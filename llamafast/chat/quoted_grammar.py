@@ -123,7 +123,7 @@ class _Quoting:
         return _expression(match) if _has_escapes(match) else match[0]
 
     def _named(self, name: str) -> str:
-        return f"quoted_{name.strip('_').lower()}" if name.isupper() and name in self._spelled else name
+        return f"quoted_{name.lower()}" if name.isupper() and name in self._spelled else name
 
 
 class _Unit(NamedTuple):
@@ -157,7 +157,7 @@ def _expression(match: re.Match[str]) -> str:
 
 
 def _of_units(units: list[_Unit], unchanged: str) -> str:
-    return " ".join(map(_alternatives, units)) if any(unit.escapes for unit in units) else unchanged
+    return f"({' '.join(map(_alternatives, units))})" if any(unit.escapes for unit in units) else unchanged
 
 
 def _of_regex(regex: str, flags: str) -> str:
