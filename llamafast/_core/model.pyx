@@ -1,18 +1,19 @@
 """A loaded GGUF."""
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from .balance cimport MODEL, born, died
 from .headers.llama cimport (
     LLAMA_KV_OVERRIDE_TYPE_BOOL, LLAMA_KV_OVERRIDE_TYPE_FLOAT, LLAMA_KV_OVERRIDE_TYPE_INT,
-    LLAMA_KV_OVERRIDE_TYPE_STR, c_bool, gguf_context, gguf_find_tensor, gguf_free, gguf_init_from_file,
-    gguf_init_params, llama_max_devices, llama_model_chat_template, llama_model_default_params, llama_model_desc,
-    llama_model_free, llama_model_has_decoder, llama_model_has_encoder, llama_model_is_hybrid,
-    llama_model_is_recurrent, llama_model_kv_override, llama_model_load_from_file, llama_model_meta_val_str,
-    llama_model_n_cls_out, llama_model_n_ctx_train, llama_model_n_embd_out, llama_model_n_layer,
-    llama_model_n_params, llama_model_n_swa, llama_model_params, llama_model_size,
+    LLAMA_KV_OVERRIDE_TYPE_STR, c_bool, ggml_is_quantized, gguf_context, gguf_find_key, gguf_find_tensor, gguf_free,
+    gguf_get_n_tensors, gguf_get_tensor_type, gguf_init_from_file, gguf_init_params, llama_max_devices,
+    llama_model_chat_template, llama_model_default_params, llama_model_desc, llama_model_free, llama_model_has_decoder,
+    llama_model_has_encoder, llama_model_is_hybrid, llama_model_is_recurrent, llama_model_kv_override,
+    llama_model_load_from_file, llama_model_meta_val_str, llama_model_n_cls_out, llama_model_n_ctx_train,
+    llama_model_n_embd_out, llama_model_n_layer, llama_model_n_params, llama_model_n_swa, llama_model_params,
+    llama_model_size,
 )
 from .headers.weight_layouts cimport weight_layouts_work
 from .status cimport check_ptr, forget_log
@@ -23,7 +24,7 @@ cdef class Model:
 
     ``on_progress(fraction)`` is called while loading, on the loading thread; an exception in it stops the load and is
     raised. The other keywords are fields of llama_model_params; None leaves llama.h's default, and
-    ``use_extra_bufts`` to whether this machine can compute with them.
+    ``use_extra_bufts`` to whether this machine can compute with them what the file holds.
 
     Raises ModelLoadError with llama.cpp's reason, ValueError for a parameter llama.cpp cannot take.
     """
@@ -47,7 +48,7 @@ cdef class Model:
             params.load_mode = load_mode
         params.vocab_only = vocab_only
         if use_extra_bufts is None:
-            use_extra_bufts = vocab_only or weight_layouts_work()
+            use_extra_bufts = vocab_only or weight_layouts_work() or not may_be_quantised(c_path)
         params.use_extra_bufts = self.use_extra_bufts = use_extra_bufts
         if on_progress is not None:
             params.progress_callback = report_progress
@@ -160,10 +161,7 @@ def has_tensor(str path, *names):
     """Whether the GGUF at ``path`` holds a tensor of one of these names; False for a file that is none."""
     cdef bytes raw_path = path.encode()
     cdef bytes raw_name
-    cdef gguf_init_params params
-    params.no_alloc = True
-    params.ctx = NULL
-    cdef gguf_context *gguf = gguf_init_from_file(raw_path, params)
+    cdef gguf_context *gguf = gguf_open(raw_path)
     if gguf == NULL:
         return False
     try:
@@ -174,6 +172,27 @@ def has_tensor(str path, *names):
         return False
     finally:
         gguf_free(gguf)
+
+
+cdef bint may_be_quantised(const char *path) noexcept:
+    """Whether the GGUF holds a quantised tensor, or is a part of a model whose other parts may."""
+    cdef int64_t i
+    cdef gguf_context *gguf = gguf_open(path)
+    if gguf == NULL:
+        return True
+    cdef bint found = gguf_find_key(gguf, b"split.count") >= 0
+    for i in range(gguf_get_n_tensors(gguf)):
+        found = found or ggml_is_quantized(gguf_get_tensor_type(gguf, i))
+    gguf_free(gguf)
+    return found
+
+
+cdef gguf_context *gguf_open(const char *path) noexcept:
+    """What the file says of itself without its tensors' data; NULL where it is no GGUF."""
+    cdef gguf_init_params params
+    params.no_alloc = True
+    params.ctx = NULL
+    return gguf_init_from_file(path, params)
 
 
 cdef c_bool report_progress(float fraction, void *user_data) noexcept with gil:

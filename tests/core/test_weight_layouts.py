@@ -1,8 +1,13 @@
-"""Quantised weights, laid out for this CPU where it can compute with that."""
+"""Weights are laid out for this CPU where it can compute with that."""
 
 from __future__ import annotations
 
 from core.test_runner import Rig
+from llamafast._core.model import Model
+
+
+def test_a_model_in_16_bits_keeps_the_layouts(minilm):
+    assert Model(str(minilm)).use_extra_bufts
 
 
 def test_a_quantised_model_computes_a_prompt(smollm2):

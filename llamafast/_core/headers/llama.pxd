@@ -12,6 +12,7 @@ cdef extern from "ggml.h" nogil:
         GGML_LOG_LEVEL_ERROR
         GGML_LOG_LEVEL_CONT
     ctypedef void (*ggml_log_callback)(ggml_log_level level, const char *text, void *user_data) noexcept nogil
+    c_bool ggml_is_quantized(int type)
 
 
 cdef extern from "gguf.h" nogil:
@@ -22,7 +23,10 @@ cdef extern from "gguf.h" nogil:
         void *ctx
     gguf_context *gguf_init_from_file(const char *fname, gguf_init_params params)
     void gguf_free(gguf_context *ctx)
+    int64_t gguf_find_key(const gguf_context *ctx, const char *key)
+    int64_t gguf_get_n_tensors(const gguf_context *ctx)
     int64_t gguf_find_tensor(const gguf_context *ctx, const char *name)
+    int gguf_get_tensor_type(const gguf_context *ctx, int64_t tensor_id)
 
 
 cdef extern from "llama.h" nogil:
