@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -23,6 +25,8 @@ from llamafast.chat.plan import ChatPlan, plan_chat
 from llamafast.chat.response_tools import ToolTable
 from llamafast.engine.types import EnginePort
 from llamafast.errors import ContextLengthExceeded, InvalidRequest, LlamafastError
+
+log = logging.getLogger(__name__)
 
 # chat's names for fields that have others here
 _PARAMS = {
@@ -77,6 +81,8 @@ class ResponsePlanner:
         ``room`` for so many tokens. Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
         """
         tools = ToolTable(request.tools or (), [*before, *given])
+        for kind in tools.hidden:
+            _warn_of_hidden(kind)
         chat = self._chat_request(request, tools, prefill)
         try:
             check_served(chat)
@@ -163,6 +169,12 @@ class ResponsePlanner:
             user=request.user,
             metadata=request.metadata or {},
         )
+
+
+@lru_cache(128)
+def _warn_of_hidden(kind: str) -> None:
+    """Once: clients send the same tools with every request."""
+    log.warning("tools of type %r do not run here: the model is not shown them", kind)
 
 
 def _response_format(form: dict[str, Any] | None) -> dict[str, Any] | None:

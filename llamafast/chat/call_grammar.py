@@ -105,7 +105,8 @@ class CallGrammar:
             if not form.string_quote:
                 return form
         raise UnsupportedParameter(
-            f"this model's way to write calls ({self._dialect.name}) cannot be forced", param="tool_choice"
+            f"calls as this model writes them ({self._dialect.name}) cannot be forced, nor held to a schema or grammar",
+            param="tools",
         )
 
     def _call(self, form: CallForm, before_name: str, tool: Tool, rules: _Rules) -> str:

@@ -37,7 +37,7 @@ def chat_name(name: str, namespace: str | None) -> str:
 
 
 class ToolTable:
-    """The tools a model is shown as ``functions``; those of other kinds run at OpenAI and are not shown."""
+    """The tools a model is shown as ``functions``. Those of the kinds in ``hidden`` run at OpenAI and are not shown."""
 
     def __init__(self, tools: Sequence[Json], items: Sequence[Json] = ()) -> None:
         """``tools`` are the request's; ``additional_tools`` among the ``items`` of its conversation bring more, the
@@ -55,10 +55,12 @@ class ToolTable:
                 raise InvalidRequest(f"`{path}`: there are two tools named {shown[:64]!r}", param=f"{path}.name")
             self._names[shown] = ToolName(name, namespace, tool["type"])
             functions[shown] = _function(tool, shown, path)
+        self.hidden = {str(tool["type"])[:64] for tool in tools if not _is_shown(tool)} - {"namespace"}
         for item in items:
             if item.get("type") == "additional_tools":
                 more = ToolTable(_objects(item, "tools", "additional_tools"))
                 self._names |= more._names
+                self.hidden |= more.hidden
                 functions |= {function.name: function for function in more.functions}
         self.functions: list[Tool] = list(functions.values())
 

@@ -209,12 +209,18 @@ async def test_bad_requests(client: AsgiClient, fields: dict[str, Any], param: s
         assert (response.status, response.error["param"]) == (400, param)
 
 
-async def test_hosted_tools_and_null_fields_are_taken(client: AsgiClient, engine: FakeEngine) -> None:
+async def test_hosted_tools_and_null_fields_are_taken(
+    client: AsgiClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
     tools = [{"type": "web_search"}, {"type": "file_search"}, {"type": "mcp", "server_label": "x"}, FUNCTION]
     nothing = dict.fromkeys(("instructions", "tools", "store", "text", "reasoning", "truncation", "include", "stream"))
     assert (await client.post(URL, {"input": "Hi", **nothing})).status == 200
     body = (await client.post(URL, {"input": "Hi", "tools": tools, "include": ["reasoning.encrypted_content"]})).json
     assert body["tools"] == tools
+    await client.post(URL, {"input": "Hi", "tools": [*tools, {"type": "only_here"}]})
+    assert [line for line in caplog.messages if "only_here" in line] == [
+        "tools of type 'only_here' do not run here: the model is not shown them"
+    ]
 
 
 async def test_truncation_drops_the_oldest_turns(client: AsgiClient, engine: FakeEngine) -> None:
