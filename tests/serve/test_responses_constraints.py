@@ -90,7 +90,9 @@ def test_a_forced_function_of_a_namespace(answer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("syntax", "definition", "lark"), [("lark", LINES, LINES), ("regex", '[ab"\n]{2,4}', 'start: /[ab"\\n]{2,4}/')]
+    ("syntax", "definition", "lark"),
+    [("lark", LINES, LINES), ("regex", '[ab"\n]{2,4}', 'start: /[ab"\\n]{2,4}/')],
+    ids=["lark", "regex"],
 )
 def test_a_forced_custom_tool(answer, syntax: str, definition: str, lark: str) -> None:
     form = {"type": "grammar", "syntax": syntax, "definition": definition}
