@@ -1,6 +1,8 @@
-"""Constrained against free requests of the same length, in pairs: ``python -m benchmarks.micro.constraints``.
+"""What constraints cost, in pairs: ``python -m benchmarks.micro.constraints [--beside masks|ambiguous|compiling]``.
 
-Both run to ``max_tokens``: the grammar allows an array that need not end, the free requests ignore the end.
+Constrained against free requests of the same length. Both run to ``max_tokens``: the grammar allows an array that need
+not end, the free requests ignore the end. With ``--beside`` the p99 gap between tokens of free streams, beside a
+request whose grammar is pathological against without one.
 """
 
 from __future__ import annotations
@@ -9,9 +11,16 @@ import argparse
 import json
 import statistics
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
+from typing import Any
 
+from msgspec.structs import replace
+
+from benchmarks.ask import Ask
+from benchmarks.client import load
+from benchmarks.figures import summarize
 from benchmarks.server import serving
 from benchmarks.workload import Workload, resolve_model
 
@@ -27,6 +36,23 @@ SCHEMA = {
 }
 FREE = {"ignore_eos": True}
 CONSTRAINED = {"guided_json": SCHEMA}
+LIMIT_SECONDS = 120
+# Pathological requests at once.
+OTHERS = 4
+
+# A mask of these branches takes milliseconds.
+BRANCHES = [
+    {"type": "object", "properties": {f"k{i}": {"enum": [k, i]} for i in range(8)}, "minProperties": 8}
+    for k in range(120)
+]
+# Compiling this has no end.
+ENDLESS = {"allOf": [{"type": "string", "pattern": f"x.{{{i}}}y"} for i in range(1, 30)]}
+# By name: the fields of the requests that are sent at once, given the number of the run.
+PATHOLOGICAL: dict[str, Callable[[int], list[dict[str, Any]]]] = {
+    "masks": lambda run: [{"guided_json": {"type": "array", "items": {"anyOf": BRANCHES}, "minItems": 1000}}],
+    "ambiguous": lambda run: [{"grammar": 'start: e\ne: e e | e "+" e | /[a-zA-Z ,.]/'}],
+    "compiling": lambda run: [{"guided_json": {**ENDLESS, "$comment": f"{run}/{k}"}} for k in range(OTHERS)],
+}
 
 
 def rate(port: int, work: Workload, fields: dict[str, object], run: int) -> float:
@@ -49,27 +75,59 @@ def rate(port: int, work: Workload, fields: dict[str, object], run: int) -> floa
     return tokens / (perf_counter() - start)
 
 
+def gap(port: int, work: Workload, beside: list[dict[str, Any]], run: int) -> float:
+    """The p99 gap of free streams, in seconds, while others send requests with the fields ``beside``."""
+    prompts = [work.prompt(run, work.streams + k, 0) for k in range(len(beside))]
+    others = [
+        [Ask(body={"prompt": prompt, "max_tokens": work.tokens, "temperature": 1, **fields}, measured=False)]
+        for prompt, fields in zip(prompts, beside, strict=True)
+    ]
+    done = load([*work.asks(run), *others], port, LIMIT_SECONDS)
+    if failed := [exchange.error for exchange in done.exchanges if exchange.ask.measured and exchange.error]:
+        raise RuntimeError(failed[0])
+    return summarize(done, None).itl_p99
+
+
+def compare_rates(port: int, work: Workload, pairs: int) -> list[float]:
+    rate(port, work, CONSTRAINED, 0)
+    ratios = []
+    for pair in range(1, pairs + 1):
+        free, constrained = (rate(port, work, fields, 2 * pair + k) for k, fields in enumerate((FREE, CONSTRAINED)))
+        ratios.append(constrained / free)
+        print(f"free {free:.0f} tok/s  constrained {constrained:.0f} tok/s  ratio {ratios[-1]:.3f}", flush=True)
+    return ratios
+
+
+def compare_gaps(port: int, work: Workload, pairs: int, name: str) -> list[float]:
+    fields = PATHOLOGICAL[name]
+    gap(port, work, fields(0), 0)
+    ratios = []
+    for pair in range(1, pairs + 1):
+        alone = gap(port, work, [], 2 * pair)
+        beside = gap(port, work, fields(pair), 2 * pair + 1)
+        ratios.append(beside / alone)
+        print(f"p99 gap {1e3 * alone:.2f} ms  beside {1e3 * beside:.2f} ms  ratio {ratios[-1]:.3f}", flush=True)
+    return ratios
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--beside", choices=PATHOLOGICAL)
     arguments = parser.parse_args()
     model, _ = resolve_model(arguments.model)
     work = Workload(
-        model=str(model), streams=arguments.streams, requests=1, prompt_tokens=32, tokens=arguments.tokens,
-        sampling="greedy", threads=1, partitioned=False,
+        model=str(model), streams=arguments.streams, requests=1, prompt_tokens=32,
+        tokens=arguments.tokens, sampling="greedy", threads=1, partitioned=False,
     )  # fmt: skip
-    with serving(work.server_config, None) as server:
-        rate(server.port, work, CONSTRAINED, 0)
-        ratios = []
-        for pair in range(1, arguments.pairs + 1):
-            free, constrained = (
-                rate(server.port, work, fields, 2 * pair + k) for k, fields in enumerate((FREE, CONSTRAINED))
-            )
-            ratios.append(constrained / free)
-            print(f"free {free:.0f} tok/s  constrained {constrained:.0f} tok/s  ratio {ratios[-1]:.3f}", flush=True)
+    with serving(replace(work, streams=work.streams + OTHERS).server_config, None) as server:
+        if arguments.beside:
+            ratios = compare_gaps(server.port, work, arguments.pairs, arguments.beside)
+        else:
+            ratios = compare_rates(server.port, work, arguments.pairs)
     print(f"median {statistics.median(ratios):.3f}  range {min(ratios):.3f} to {max(ratios):.3f}")
 
 

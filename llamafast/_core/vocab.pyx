@@ -100,11 +100,11 @@ cdef class Vocab:
         """The addresses of the llama_vocab, which lives as long as this object, and of llama_tokenize."""
         return <size_t> self.vocab, <size_t> <void *> llama_tokenize
 
-    def breakers(self, bytes text not None):
+    def breakers(self, bytes text not None, int32_t most=0x7FFFFFFF):
         """The ways in which tokens can spell ``text``, as pairs of a token and the tuple of those after it.
 
         The token holds all of the text, or ends with the first part of it and the others are the rest, tokenised. In
-        ascending order, each pair once.
+        ascending order, each pair once. Raises ValueError for more than ``most``.
         """
         cdef list found = []
         cdef dict tails = {}
@@ -114,12 +114,14 @@ cdef class Vocab:
         if n_text == 0:
             return found
         for token in range(self.pieces.n_tokens):
+            if len(found) > most:
+                raise ValueError(f"more than {most} tokens spell {text.decode('utf-8', 'replace')!r}")
             begin, end = self.pieces.offset[token], self.pieces.offset[token + 1]
             if memmem(self.pieces.text + begin, <size_t> (end - begin), wanted, <size_t> n_text) != NULL:
                 found.append((token, ()))
                 continue
             for overlap in range(min(n_text - 1, end - begin), 0, -1):
-                if memcmp(self.pieces.text + end - overlap, wanted, <size_t> overlap) == 0:
+                if self.pieces.text[end - 1] == wanted[overlap - 1] and memcmp(self.pieces.text + end - overlap, wanted, <size_t> overlap) == 0:
                     if overlap not in tails:
                         rest = text[overlap:].decode("utf-8", "ignore")
                         tails[overlap] = tuple(self.tokenize(rest, add_special=False, parse_special=False))

@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from llamafast.api.schema.embeddings import PoolingOptions
-from llamafast.api.schema.fragments import GenerationOptions
+from llamafast.api.schema.fragments import INSTEAD, GenerationOptions
 from llamafast.engine.types import ModelInfo
 from llamafast.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
 
@@ -81,6 +81,7 @@ def check_served(request: GenerationOptions | PoolingOptions) -> None:
     for name, idle in request.unserved.items():
         value = getattr(request, name)
         if value is not None and value not in idle:
-            raise UnsupportedParameter(f"`{name}` is not supported yet", param=name)
+            hint = f"; send {INSTEAD[name]}" if name in INSTEAD else ""
+            raise UnsupportedParameter(f"`{name}` is not supported yet{hint}", param=name)
     if isinstance(request, GenerationOptions) and request.stream_options is not None and not request.stream:
         raise InvalidRequest("`stream_options` needs `stream`", param="stream_options")

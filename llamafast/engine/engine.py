@@ -51,7 +51,10 @@ from llamafast.errors import (
 FINISH_REASONS: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length"}
 FINISH_REFUSED = 3
 
+# Lists of DRY's sequence breakers that are kept, and the most tokens that may hold one of them: a list takes tens of
+# milliseconds to find otherwise.
 BREAKERS_KEPT = 64
+MAX_BREAKERS = 4096
 
 
 class Engine:
@@ -77,8 +80,7 @@ class Engine:
         self.info = info
         self.tokenizer: Tokenizer = vocab
         self._vocab = vocab
-        # finding the tokens of a breaker takes a look at the whole vocabulary
-        self._breakers = lru_cache(BREAKERS_KEPT)(vocab.breakers)
+        self._breakers = lru_cache(BREAKERS_KEPT)(self._find_breakers)
         self._max_queue = max_queue
         self._priorities = priorities
         self._tags = count(1)
@@ -243,8 +245,16 @@ class Engine:
         values = asdict(params) | {"seed": seed}
         breakers = values.pop("dry_sequence_breakers")
         if params.dry_multiplier:
-            values["dry_breakers"] = sorted({pair for text in breakers for pair in self._breakers(text.encode())})
+            values["dry_breakers"] = self._breakers(breakers)
         return Sampler(self.info.n_vocab, **values)
+
+    def _find_breakers(self, texts: tuple[str, ...]) -> list[tuple[int, tuple[int, ...]]]:
+        """The tokens that spell one of ``texts``: a look at the whole vocabulary for each."""
+        try:
+            found = {pair for text in texts for pair in self._vocab.breakers(text.encode(), MAX_BREAKERS)}
+        except ValueError as error:
+            raise InvalidRequest(f"`dry_sequence_breakers`: {error}", param="dry_sequence_breakers") from error
+        return sorted(found)
 
     def _cancel(self, generation: Generation) -> None:
         self._worker.cancel([s.tag for s in generation.sequences if self._forget(s.tag) is not None])

@@ -12,6 +12,7 @@ from support.asgi_client import AsgiClient
 from support.fake_engine import FakeEngine
 
 from llamafast.api.app import App
+from llamafast.api.schema.fragments import INSTEAD
 from llamafast.engine.types import Event
 
 COMPLETIONS = "/v1/completions"
@@ -179,6 +180,10 @@ async def test_missing_messages(client: AsgiClient) -> None:
 
 EVERYWHERE = {
     "return_token_ids": True,
+    "return_tokens": True,
+    "n_probs": 3,
+    "post_sampling_probs": True,
+    "prompt_logprobs": 0,
 }
 IN_CHAT = {
     "modalities": ["text", "audio"],
@@ -201,7 +206,8 @@ async def test_what_is_not_served_is_refused_by_name(
     response = await client.post(path, {**request_body, field: value})
     assert response.status == 400
     assert (response.error["param"], response.error["code"]) == (field, "unsupported_parameter")
-    assert response.error["message"] == f"`{field}` is not supported yet"
+    assert response.error["message"].startswith(f"`{field}` is not supported yet")
+    assert ("; send `" in response.error["message"]) == (field in INSTEAD)
 
 
 FUNCTION = {"name": "f"}

@@ -98,3 +98,6 @@ def test_breakers_are_all_ways_to_spell_a_text(vocab):
     assert all(b"".join(pieces[t] for t in tail) == b"e" for _, tail in found if tail)
     assert found == sorted(found)
     assert vocab.breakers(b"") == []
+    assert vocab.breakers(b"he", len(found)) == found
+    with pytest.raises(ValueError, match="more than 3 tokens spell 'he'"):
+        vocab.breakers(b"he", 3)

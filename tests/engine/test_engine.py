@@ -237,6 +237,15 @@ async def test_rare_sampling_does_not_depend_on_neighbours(tiny_model):
     await engine.close()
 
 
+async def test_breakers_that_too_many_tokens_spell_are_refused(engine, monkeypatch):
+    monkeypatch.setattr("llamafast.engine.engine.MAX_BREAKERS", 3)
+    dry = SamplingParams(dry_multiplier=0.8, dry_sequence_breakers=("\n", "a"))
+    with pytest.raises(InvalidRequest, match="more than 3 tokens spell 'a'") as caught:
+        engine.submit(plan(40, 41, sampling=dry))
+    assert caught.value.param == "dry_sequence_breakers"
+    await collect(engine.submit(plan(40, 41, sampling=SamplingParams(dry_multiplier=0.8, dry_sequence_breakers=()))))
+
+
 def test_recommended_sampling(caplog):
     class Gguf:
         def metadata(self, key):

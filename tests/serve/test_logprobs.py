@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import openai
 import pytest
@@ -100,3 +101,42 @@ def test_tokens_as_ids(tiny):
     options = {"model": "tiny/llama", "prompt": [97, 98], "max_tokens": 0, "echo": True, "logprobs": 1}
     lists = tiny.completions.create(**options, extra_body={"return_tokens_as_token_ids": True}).choices[0].logprobs
     assert lists.tokens == ["token_id:97", "token_id:98"]
+
+
+# much that the grammar forces, something that it leaves open
+LETTER = "Dear (reader|friend), this is letter number [0-9]{3} of the series\\."
+
+
+def test_of_constrained_text(tiny):
+    """Each token has the model's own log probability, of which masks are no part: also one that had no alternative."""
+    options = {"model": "tiny/llama", "prompt": list(range(40, 60)), "temperature": 1, "seed": 5, "max_tokens": 90}
+    as_ids = {"return_tokens_as_token_ids": True, "guided_regex": LETTER}
+    choice = tiny.completions.create(**options, logprobs=2, extra_body=as_ids).choices[0]
+    ids = [int(token.removeprefix("token_id:")) for token in choice.logprobs.tokens]
+    assert choice.finish_reason == "stop"
+    assert re.fullmatch(LETTER, choice.text)
+    assert all(len(top) >= 2 for top in choice.logprobs.top_logprobs)
+    scored = tiny.completions.create(
+        model="tiny/llama", prompt=options["prompt"] + ids, echo=True, logprobs=1, max_tokens=0
+    ).choices[0]
+    assert scored.text.endswith(choice.text)
+    assert scored.logprobs.token_logprobs[20:] == pytest.approx(choice.logprobs.token_logprobs, abs=1e-3)
+    # without log probabilities tokens are forced several at once; the text obeys all the same
+    assert re.fullmatch(LETTER, tiny.completions.create(**options, extra_body={"guided_regex": LETTER}).choices[0].text)
+
+
+def test_of_constrained_chat(tiny):
+    options = {
+        "model": "tiny/llama", "messages": [{"role": "user", "content": "hi"}], "temperature": 1, "seed": 3,
+        "max_tokens": 90, "logprobs": True, "top_logprobs": 2, "extra_body": {"guided_regex": LETTER},
+    }  # fmt: skip
+    whole = tiny.chat.completions.create(**options).choices[0]
+    content = whole.logprobs.content
+    assert re.fullmatch(LETTER, whole.message.content)
+    assert b"".join(bytes(token.bytes) for token in content).decode() == whole.message.content
+    streamed, text = [], ""
+    for chunk in tiny.chat.completions.create(**options, stream=True):
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            streamed += choice.logprobs.content if choice.logprobs else []
+    assert (streamed, text) == (content, whole.message.content)

@@ -13,6 +13,13 @@ MAX_STOP_TOKENS = 128
 MAX_BREAKERS = 16
 MAX_TOP_LOGPROBS = 20
 SYSTEM_FINGERPRINT = "fp_llamafast"
+# What to send in place of fields that are refused.
+INSTEAD = {
+    "return_token_ids": "`logprobs` with `return_tokens_as_token_ids`",
+    "return_tokens": "`logprobs` with `return_tokens_as_token_ids`",
+    "n_probs": "`logprobs`",
+    "prompt_logprobs": "`echo` with `logprobs` in /v1/completions",
+}
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
@@ -47,6 +54,10 @@ class GenerationOptions(Struct, kw_only=True):
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
         "return_token_ids": (False,),
+        "return_tokens": (False,),
+        "n_probs": (0,),
+        "post_sampling_probs": (False,),
+        "prompt_logprobs": (),
     }
 
     model: str | None = None
@@ -104,6 +115,10 @@ class GenerationOptions(Struct, kw_only=True):
     guided_grammar: str | None = None
 
     return_token_ids: bool | None = None
+    return_tokens: bool | None = None
+    n_probs: int | None = None
+    post_sampling_probs: bool | None = None
+    prompt_logprobs: int | None = None
 
     @property
     def constrained(self) -> bool:
