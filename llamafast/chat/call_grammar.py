@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from typing import Any
 
+from llamafast.chat.bare_text import Unwritable, branches, is_text, text_terminal
 from llamafast.chat.dialects.forms import CallForm, Dialect
+from llamafast.chat.dialects.values import types_of
 from llamafast.chat.grammar import Grammar, json_schema_grammar
 from llamafast.chat.quoted_grammar import quoted
 from llamafast.chat.tools import Tool
@@ -129,17 +131,40 @@ class CallGrammar:
         begin = f"{self._literal(form.parameter_begin)} {self._literal(key)}"
         if tool.grammar is not None:
             return f"{begin} {self._literal(form.key_end)} {_nested(tool.grammar)} {self._literal(form.value_end)}"
-        values = schema.get("enum", [schema["const"]] if "const" in schema else None)
-        if values and all(isinstance(value, str) for value in values):
-            choice = " | ".join(_quoted(value) for value in values)
-            return f"{begin} {self._literal(form.key_end)} ({choice}) {self._literal(form.value_end)}"
-        if schema.get("type") == "string":
-            # a reader takes the mark for the end with and without the white space around it
-            end = form.value_end.strip()
-            rest = self._literal(form.value_end[form.value_end.index(end) + len(end) :])
-            return f"{begin} {self._literal(form.key_end)} {self._until(end, rules)} {rest}"
-        value = f"{_json(schema, tool)} {self._literal(form.value_end)}"
-        return f"{begin} {self._literal(form.key_end_json or form.key_end)} {value}"
+        key_end_json = self._literal(form.key_end_json or form.key_end)
+        types = types_of(schema, tool.parameters)
+        if types and "string" not in types:
+            return f"{begin} {key_end_json} {_json(schema, tool)} {self._literal(form.value_end)}"
+        texts: list[Any] = []
+        others: list[Any] = []
+        terminal = None
+        try:
+            for branch in branches(schema, tool.parameters):
+                (texts if is_text(branch) else others).append(branch)
+            terminal = text_terminal(texts, () if form.key_end_json else others)
+        except Unwritable as error:
+            if tool.strict:
+                path = f"`{key[:100]}` of {tool.name}"
+                raise UnsupportedParameter(f"{path}, as this model writes calls: {error}", param="tools") from error
+        text = f"{self._literal(form.key_end)} {self._text_value(form, terminal, rules)}"
+        if form.key_end_json and others:
+            value = _json({"anyOf": [dict(branch) for branch in others]}, tool)
+            text = f"({text} | {key_end_json} {value} {self._literal(form.value_end)})"
+        return f"{begin} {text}"
+
+    def _text_value(self, form: CallForm, terminal: str | None, rules: _Rules) -> str:
+        """A string as ``terminal`` bounds it, and what ends it."""
+        # a reader takes the mark for the end with and without the white space around it
+        end = form.value_end.strip()
+        space, rest = form.value_end.split(end)
+        if terminal is None:
+            return f"{self._until(end, rules)} {self._literal(rest)}"
+        space = space if form.key_end.endswith("\n") else ""
+        if self._control_token(end) is not None:
+            body = rules.terminal(f"({terminal}) {_quoted(space)}")
+            return f"{body} {self._literal(end + rest)}"
+        body = rules.terminal(f"({terminal}) & ~/(.|\\n)*{_regex(end)}(.|\\n)*/")
+        return f"{rules.add(body, attributes=f'[suffix={_quoted(space + end)}]')} {self._literal(rest)}"
 
     def _until(self, end: str, rules: _Rules) -> str:
         """Free text and the mark that ends it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from typing import Any
 
 import jsonschema
@@ -91,6 +92,82 @@ def test_a_forced_reply_is_read_as_calls_that_fit(dialect):
             jsonschema.validate(json.loads(call.arguments), schemas[call.name])
             called.add(call.name)
     assert called == set(schemas)
+
+
+BOUNDED = {
+    "type": "object",
+    "properties": {
+        "code": {"type": "string", "pattern": "^[A-Z]{2}/[0-9]+$", "maxLength": 6, "description": "a code"},
+        "found": {"type": "string", "pattern": "x[yz]", "maxLength": 12},
+        "day": {"type": "string", "format": "date"},
+        "short": {"type": "string", "minLength": 2, "maxLength": 4},
+        "maybe": {"anyOf": [{"$ref": "#/$defs/brief"}, {"type": "null"}]},
+        "mixed": {"enum": ["a", "bc", 1, None]},
+        "either": {"type": ["string", "integer"], "maxLength": 2},
+    },
+    "required": ["code", "found", "day", "short", "maybe", "mixed", "either"],
+    "additionalProperties": False,
+    "$defs": {"brief": {"type": "string", "maxLength": 3}},
+}
+TAGGED = [dialect for dialect in FORCIBLE if dialect.forms[0].shape == "tagged"]
+
+
+def tool(strict: bool = True, **properties: Any) -> Tool:
+    return Tool("f", {"type": "object", "properties": properties, "required": [*properties]}, strict, {})
+
+
+@pytest.mark.parametrize("dialect", TAGGED, ids=lambda dialect: dialect.name)
+def test_strings_without_quotes_keep_their_bounds(dialect):
+    tools = (Tool("put", BOUNDED, True, {}),)
+    valid = jsonschema.Draft202012Validator(BOUNDED, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
+    start = matcher(Dialect(name=dialect.name, forms=dialect.forms, reasoning=()), tools, forced=True)
+    seen = set()
+    for seed in range(30):
+        walk = start.deep_copy()
+        text = written(walk, random.Random(seed), dialect.forms[0].value_end.encode())
+        if not walk.is_accepting():
+            continue
+        parser = DialectParser(dialect, tools)
+        (call,) = assemble(parser.feed(text) + parser.finish()).tool_calls
+        arguments = json.loads(call.arguments)
+        valid.validate(arguments)
+        seen |= {type(arguments["maybe"]), type(arguments["mixed"]), type(arguments["either"])}
+    assert seen == {str, int, type(None)}
+
+
+@pytest.mark.parametrize("dialect", TAGGED, ids=lambda dialect: dialect.name)
+def test_a_string_that_may_be_absent_needs_no_quotes(dialect):
+    tools = (tool(text={"anyOf": [{"type": "string"}, {"type": "null"}]}),)
+    form = dialect.forms[0]
+    start = matcher(Dialect(name=dialect.name, forms=dialect.forms, reasoning=()), tools, forced=True)
+    head = f"{form.begin}{form.before}f{form.name_end}{form.parameter_begin}text{form.key_end}"
+    for value in ("a <b> c", 'say "hi"', ""):
+        text = f"{head}{value}{form.value_end}{form.after}{form.end}"
+        assert takes(start, text) == (len(text.encode()), True)
+        parser = DialectParser(dialect, tools)
+        (call,) = assemble(parser.feed(text) + parser.finish()).tool_calls
+        assert json.loads(call.arguments) == {"text": value}
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"type": "string", "format": "no-such"}, "the format 'no-such' is not known"),
+        ({"type": "string", "pattern": "a(?=b)$|c"}, "has an anchor within"),
+        ({"type": "string", "pattern": "("}, "cannot be read"),
+        ({"type": "string", "maxLength": "3"}, "'3' is no length"),
+        ({"type": "string", "contentEncoding": "base64"}, "`contentEncoding` cannot be followed"),
+        ({"anyOf": [{"type": "string", "maxLength": 3}, {"type": "object"}]}, "cannot stand beside"),
+        ({"anyOf": [{"type": "string"}], "minLength": 3}, "`anyOf` stands beside other keywords"),
+        ({"anyOf": [{"$ref": "https://x"}, {"type": "string"}]}, "leads elsewhere"),
+    ],
+)
+def test_strings_that_cannot_be_bounded_without_quotes(schema, reason):
+    qwen = next(dialect for dialect in TAGGED if dialect.name == "qwen-xml")
+    with pytest.raises(UnsupportedParameter, match=re.escape(reason)) as caught:
+        matcher(qwen, (tool(text=schema),), forced=True)
+    assert caught.value.param == "tools"
+    assert takes(matcher(qwen, (tool(False, text=schema),), forced=True), "<tool_call>")[0] == 11
 
 
 def test_a_dialect_whose_arguments_are_no_json_cannot_be_forced():

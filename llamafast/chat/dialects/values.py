@@ -147,6 +147,16 @@ def _escape(char: str) -> str:
     return char if char == "'" else "\\\\" + escaped(char)
 
 
+def json_types(value: Any) -> tuple[str, ...]:
+    """What JSON Schema calls a JSON value, the narrowest name first."""
+    if isinstance(value, bool):
+        return ("boolean",)
+    if isinstance(value, int):
+        return ("integer", "number")
+    names = {str: "string", float: "number", list: "array", dict: "object"}
+    return (names.get(type(value), "null"),)
+
+
 def types_of(schema: Any, root: Mapping[str, Any], references: int = 0) -> frozenset[str]:
     """The JSON types that ``schema`` allows, as far as it says; ``root`` is what its ``$ref`` point into."""
     if not isinstance(schema, dict):
@@ -156,6 +166,9 @@ def types_of(schema: Any, root: Mapping[str, Any], references: int = 0) -> froze
     types.update(t for t in (declared if isinstance(declared, list) else [declared]) if isinstance(t, str))
     if schema.get("nullable") is True:
         types.add("null")
+    if declared is None:
+        values = [schema["const"]] if "const" in schema else schema.get("enum")
+        types.update(json_types(value)[0] for value in (values if isinstance(values, list) else ()))
     for key in ("anyOf", "oneOf", "allOf"):
         for choice in schema[key] if isinstance(schema.get(key), list) and references < _MAX_REFERENCES else ():
             types |= types_of(choice, root, references + 1)
