@@ -109,6 +109,7 @@ cdef class Vocab:
         cdef list found = []
         cdef dict tails = {}
         cdef int32_t token, overlap, begin, end
+        cdef bint same_end
         cdef int32_t n_text = <int32_t> len(text)
         cdef const char *wanted = text
         if n_text == 0:
@@ -121,7 +122,8 @@ cdef class Vocab:
                 found.append((token, ()))
                 continue
             for overlap in range(min(n_text - 1, end - begin), 0, -1):
-                if self.pieces.text[end - 1] == wanted[overlap - 1] and memcmp(self.pieces.text + end - overlap, wanted, <size_t> overlap) == 0:
+                same_end = self.pieces.text[end - 1] == wanted[overlap - 1]
+                if same_end and memcmp(self.pieces.text + end - overlap, wanted, <size_t> overlap) == 0:
                     if overlap not in tails:
                         rest = text[overlap:].decode("utf-8", "ignore")
                         tails[overlap] = tuple(self.tokenize(rest, add_special=False, parse_special=False))

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from itertools import count
 from typing import Any
 
 from llamafast.chat.bare_text import Unwritable, branches, is_text, text_terminal
 from llamafast.chat.dialects.forms import CallForm, Dialect
 from llamafast.chat.dialects.values import types_of
 from llamafast.chat.grammar import Grammar, json_schema_grammar
-from llamafast.chat.quoted_grammar import quoted
+from llamafast.chat.lark import Rules, quoted, regex
+from llamafast.chat.notation import Notation
+from llamafast.chat.quoted_grammar import quoted as quoted_grammar
 from llamafast.chat.tools import Tool
 from llamafast.errors import UnsupportedParameter
 
@@ -50,11 +51,11 @@ class CallGrammar:
 
         One call, with ``parallel`` up to ``MAX_CALLS``. ``begun`` is the mark that the prompt ends with where it has
         begun the reply's reasoning; where it has not, a model that reasons may begin. Raises UnsupportedParameter for a
-        dialect that writes arguments in no form of JSON.
+        strict tool whose schema cannot be followed in the dialect's notation.
         """
         if not forced and answer is None and not any(tool.constrained for tool in tools):
             return None
-        rules = _Rules()
+        rules = Rules()
         section = self._section(tools, rules, parallel=parallel) if tools else ""
         if forced:
             start = section
@@ -67,16 +68,16 @@ class CallGrammar:
         named = [{"name": "answer", **answer}] if answer is not None and not forced else []
         return [{"lark_grammar": rules.text(f"{thoughts} ({start})")}, *named]
 
-    def _section(self, tools: Sequence[Tool], rules: _Rules, *, parallel: bool) -> str:
-        form = self._form()
+    def _section(self, tools: Sequence[Tool], rules: Rules, *, parallel: bool) -> str:
+        form = self._dialect.forms[0]
         call = rules.add(" | ".join(self._call(form, form.before, tool, rules) for tool in tools))
         more = f"({self._literal(form.between)} {call}){{0,{MAX_CALLS - 1}}}" if parallel else ""
         begin = self._literal(form.begin + "[" * form.listed)
         return f"{begin} {call} {more} {self._literal(']' * form.listed + form.end)}"
 
-    def _free_text_and(self, tools: Sequence[Tool], rules: _Rules) -> str:
+    def _free_text_and(self, tools: Sequence[Tool], rules: Rules) -> str:
         """Free text in which a call, once it is begun, is one of ``tools`` with its arguments."""
-        form = self._form()
+        form = self._dialect.forms[0]
         if not form.opening:
             # a bare object is a call only where the reply begins with it
             return f"{self._section(tools, rules, parallel=False)} | /[^ \\t\\r\\n{{](.|\\n)*/"
@@ -86,11 +87,11 @@ class CallGrammar:
         following = rules.add(" | ".join(self._call(form, form.before, tool, rules) for tool in tools))
         more = f"({self._literal(form.between)} {following})*" if form.begin else ""
         end = self._literal("]" * form.listed + form.end)
-        rest = _regex(opener) if self._control_token(opener) is None else "(?!)"
+        rest = regex(opener) if self._control_token(opener) is None else "(?!)"
         free = "/(.|\\n)*/" + (f" & ~/(.|\\n)*{rest}(.|\\n)*/" if rest != "(?!)" else "")
         return f"({self._until(opener, rules)} {first} {more} {end})* {rules.terminal(free)}"
 
-    def _thoughts(self, begun: str, rules: _Rules) -> str:
+    def _thoughts(self, begun: str, rules: Rules) -> str:
         """The reasoning before a reply."""
         if self._dialect.channels:
             begin, end = self._literal(_ANALYSIS), self._literal("<|start|>assistant")
@@ -102,32 +103,43 @@ class CallGrammar:
         space = rules.terminal("/[ \\t\\r\\n]{1,20}/")
         return f"(({' | '.join(written)}) {space}?)" + ("" if begun else "?")
 
-    def _form(self) -> CallForm:
-        for form in self._dialect.forms:
-            if not form.string_quote:
-                return form
-        raise UnsupportedParameter(
-            f"calls as this model writes them ({self._dialect.name}) cannot be forced, nor held to a schema or grammar",
-            param="tools",
-        )
-
-    def _call(self, form: CallForm, before_name: str, tool: Tool, rules: _Rules) -> str:
+    def _call(self, form: CallForm, before_name: str, tool: Tool, rules: Rules) -> str:
         before, after = self._literal(before_name), self._literal(form.after)
         if form.shape == "object":
             name = self._literal(f'{{"{form.name_key}": {json.dumps(tool.name)}, "{form.arguments_key}": ')
             return f"{before} {name} {_arguments(tool)} {self._literal('}')} {after}"
         name = self._literal(f"{form.name_prefix}{tool.name}") + (" /:[0-9]/" if form.numbered else "")
         if form.shape == "named":
-            return f"{before} {name} {self._literal(form.name_end)} {_arguments(tool)} {after}"
+            arguments = self._notated(form, tool, rules) if form.string_quote else _arguments(tool)
+            return f"{before} {name} {self._literal(form.name_end)} {arguments} {after}"
         if form.shape == "tagged":
-            parameters = _in_order(tool, "", lambda key, schema: self._tagged(form, tool, key, schema, rules), rules)
+            parameters = rules.in_order(
+                tool.parameters, "", lambda key, schema: self._tagged(form, tool, key, schema, rules)
+            )
             return f"{before} {name} {self._literal(form.name_end)} {parameters} {after}"
-        parameters = _in_order(
-            tool, '", "', lambda key, schema: f"{self._literal(f'{key}=')} {_value(schema, tool)}", rules
+        parameters = rules.in_order(
+            tool.parameters, '", "', lambda key, schema: f"{self._literal(f'{key}=')} {_value(schema, tool)}"
         )
         return f'{before} {name} "(" {parameters} ")" {after}'
 
-    def _tagged(self, form: CallForm, tool: Tool, key: str, schema: Any, rules: _Rules) -> str:
+    def _notated(self, form: CallForm, tool: Tool, rules: Rules) -> str:
+        quote = form.string_quote
+        if tool.grammar is not None:
+            (key,) = tool.parameters["properties"]
+            return f'{self._literal(f"{{{key}:{quote}")} {_nested(tool.grammar)} {self._literal(quote)} "}}"'
+        notation = Notation(
+            tool.parameters,
+            rules,
+            exact=tool.strict,
+            text=lambda terminal: f"{self._literal(quote)} {self._ended(terminal, '', quote, rules)}",
+            number=lambda schema: _json(schema, tool),
+        )
+        try:
+            return notation.value({"type": "object", **tool.parameters})
+        except Unwritable as error:
+            raise _unwritable(tool, "arguments", error) from error
+
+    def _tagged(self, form: CallForm, tool: Tool, key: str, schema: Any, rules: Rules) -> str:
         begin = f"{self._literal(form.parameter_begin)} {self._literal(key)}"
         if tool.grammar is not None:
             return f"{begin} {self._literal(form.key_end)} {_nested(tool.grammar)} {self._literal(form.value_end)}"
@@ -144,72 +156,44 @@ class CallGrammar:
             terminal = text_terminal(texts, () if form.key_end_json else others)
         except Unwritable as error:
             if tool.strict:
-                path = f"`{key[:100]}` of {tool.name}"
-                raise UnsupportedParameter(f"{path}, as this model writes calls: {error}", param="tools") from error
+                raise _unwritable(tool, f"`{key[:100]}`", error) from error
         text = f"{self._literal(form.key_end)} {self._text_value(form, terminal, rules)}"
         if form.key_end_json and others:
             value = _json({"anyOf": [dict(branch) for branch in others]}, tool)
             text = f"({text} | {key_end_json} {value} {self._literal(form.value_end)})"
         return f"{begin} {text}"
 
-    def _text_value(self, form: CallForm, terminal: str | None, rules: _Rules) -> str:
-        """A string as ``terminal`` bounds it, and what ends it."""
+    def _text_value(self, form: CallForm, terminal: str | None, rules: Rules) -> str:
         # a reader takes the mark for the end with and without the white space around it
         end = form.value_end.strip()
         space, rest = form.value_end.split(end)
-        if terminal is None:
-            return f"{self._until(end, rules)} {self._literal(rest)}"
         space = space if form.key_end.endswith("\n") else ""
-        if self._control_token(end) is not None:
-            body = rules.terminal(f"({terminal}) {_quoted(space)}")
-            return f"{body} {self._literal(end + rest)}"
-        body = rules.terminal(f"({terminal}) & ~/(.|\\n)*{_regex(end)}(.|\\n)*/")
-        return f"{rules.add(body, attributes=f'[suffix={_quoted(space + end)}]')} {self._literal(rest)}"
+        return f"{self._ended(terminal, space, end, rules)} {self._literal(rest)}"
 
-    def _until(self, end: str, rules: _Rules) -> str:
+    def _ended(self, terminal: str | None, space: str, end: str, rules: Rules) -> str:
+        """A string as ``terminal`` bounds it (None: any), ``space`` and the mark that ends it."""
+        if terminal is None:
+            return self._until(end, rules)
+        if self._control_token(end) is not None:
+            return f"{rules.terminal(f'({terminal}) {quoted(space)}')} {self._literal(end)}"
+        body = rules.terminal(f"({terminal}) & ~/(.|\\n)*{regex(end)}(.|\\n)*/")
+        return rules.add(body, attributes=f"[suffix={quoted(space + end)}]")
+
+    def _until(self, end: str, rules: Rules) -> str:
         """Free text and the mark that ends it."""
         if self._control_token(end) is not None:
             return f"/(.|\\n)*/ {self._literal(end)}"
-        return rules.add("/(.|\\n)*/", attributes=f"[suffix={_quoted(end)}]")
+        return rules.add("/(.|\\n)*/", attributes=f"[suffix={quoted(end)}]")
 
     def _literal(self, text: str) -> str:
         """``text`` with its control tokens as tokens."""
         pieces, at = [], 0
         for match in self._marks.finditer(text):
-            pieces.append(_quoted(text[at : match.start()]))
+            pieces.append(quoted(text[at : match.start()]))
             token = self._control_token(match[0])
             pieces.append("" if token in self._ends else f"<[{token}]>")
             at = match.end()
-        return " ".join(filter(None, [*pieces, _quoted(text[at:])]))
-
-
-class _Rules:
-    """The rules beside ``start``."""
-
-    def __init__(self) -> None:
-        self._rules: list[str] = []
-        self._numbers = count()
-
-    def add(self, body: str, attributes: str = "") -> str:
-        name = f"r{next(self._numbers)}"
-        self._rules.append(f"{name}{attributes}: {body}")
-        return name
-
-    def terminal(self, body: str) -> str:
-        name = f"T{next(self._numbers)}"
-        self._rules.append(f"{name}: {body}")
-        return name
-
-    def text(self, start: str) -> str:
-        return "\n".join([f"start: {start}", *self._rules])
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False) if text else ""
-
-
-def _regex(text: str) -> str:
-    return "".join(c if c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
+        return " ".join(filter(None, [*pieces, quoted(text[at:])]))
 
 
 def _json(schema: Any, tool: Tool) -> str:
@@ -226,33 +210,20 @@ def _arguments(tool: Tool) -> str:
     if tool.grammar is None:
         return _json(tool.parameters, tool)
     (key,) = tool.parameters["properties"]
-    return f"{_quoted(f'{{{json.dumps(key)}: ')} {_value({}, tool)} {_quoted('}')}"
+    return f"{quoted(f'{{{json.dumps(key)}: ')} {_value({}, tool)} {quoted('}')}"
 
 
 def _value(schema: Any, tool: Tool) -> str:
     """One argument as JSON; where the tool has a grammar, a string of which the grammar says what is in it."""
     if tool.grammar is None:
         return _json(schema, tool)
-    mark = _quoted('"')
-    return f"{mark} {_nested(quoted(tool.grammar))} {mark}"
+    mark = quoted('"')
+    return f"{mark} {_nested(quoted_grammar(tool.grammar))} {mark}"
 
 
 def _nested(grammar: str) -> str:
     return f"%lark {{\n{grammar}\n}}"
 
 
-def _in_order(tool: Tool, separator: str, write: Callable[[str, Any], str], rules: _Rules) -> str:
-    """The parameters of a tool in the order of its schema, those that are not required or not."""
-    properties = tool.parameters.get("properties")
-    required = tool.parameters.get("required")
-    named = list(properties.items()) if isinstance(properties, dict) else []
-    needed = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
-    first = following = ""
-    for key, schema in reversed(named):
-        written = rules.add(write(key, schema if isinstance(schema, dict) else {}))
-        one = f"{written} {following}".strip()
-        if key in needed:
-            first, following = one, f"{separator} {one}".strip()
-        else:
-            first, following = rules.add(f"{one} | {first}"), rules.add(f"{separator} {one} | {following}")
-    return first
+def _unwritable(tool: Tool, what: str, error: Unwritable) -> UnsupportedParameter:
+    return UnsupportedParameter(f"{what} of {tool.name}, as this model writes calls: {error}", param="tools")

@@ -39,7 +39,7 @@ TOOLS = (
     Tool("get_weather", WEATHER, True, {}),
     Tool("noop", {"type": "object", "properties": {}, "additionalProperties": False}, True, {}),
 )
-FORCIBLE = [dialect for dialect in (*DIALECTS, GENERIC) if not dialect.forms[0].string_quote]
+FORCIBLE = [*DIALECTS, GENERIC]
 
 
 def matcher(dialect: Dialect, tools: tuple[Tool, ...] = TOOLS, answer: Any = None, **options: Any) -> Any:
@@ -81,7 +81,9 @@ def test_a_forced_reply_is_read_as_calls_that_fit(dialect):
     called = set()
     for seed in range(12):
         walk = start.deep_copy()
-        text = written(walk, random.Random(seed), dialect.forms[0].value_end.encode())
+        text = written(
+            walk, random.Random(seed), (dialect.forms[0].value_end or dialect.forms[0].string_quote).encode()
+        )
         if not walk.is_accepting():
             continue
         parser = DialectParser(dialect, TOOLS)
@@ -124,7 +126,9 @@ def test_strings_without_quotes_keep_their_bounds(dialect):
     seen = set()
     for seed in range(30):
         walk = start.deep_copy()
-        text = written(walk, random.Random(seed), dialect.forms[0].value_end.encode())
+        text = written(
+            walk, random.Random(seed), (dialect.forms[0].value_end or dialect.forms[0].string_quote).encode()
+        )
         if not walk.is_accepting():
             continue
         parser = DialectParser(dialect, tools)
@@ -170,11 +174,67 @@ def test_strings_that_cannot_be_bounded_without_quotes(schema, reason):
     assert takes(matcher(qwen, (tool(False, text=schema),), forced=True), "<tool_call>")[0] == 11
 
 
-def test_a_dialect_whose_arguments_are_no_json_cannot_be_forced():
-    gemma = next(dialect for dialect in DIALECTS if dialect.forms[0].string_quote)
-    for tools, forced in ((TOOLS, True), ((patch_tool("start: /x/"),), False)):
-        with pytest.raises(UnsupportedParameter, match="cannot be forced"):
-            matcher(gemma, tools, forced=forced)
+GEMMA = next(dialect for dialect in DIALECTS if dialect.forms[0].string_quote)
+DEEP = {
+    "type": "object",
+    "properties": {
+        **BOUNDED["properties"],
+        "tree": {"$ref": "#/$defs/tree"},
+        "list": {"type": "array", "items": {"type": "integer", "minimum": 3, "maximum": 40}, "maxItems": 3},
+        "pair": {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2},
+        "any": {},
+        "record": {"type": "object"},
+        "size": {"type": "number", "minimum": 0},
+    },
+    "required": ["tree", "list", "pair", "any", "record"],
+    "$defs": {
+        **BOUNDED["$defs"],
+        "tree": {
+            "type": "object",
+            "properties": {"left": {"$ref": "#/$defs/tree"}, "kind": {"enum": ["leaf", 1]}},
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_gemmas_notation_follows_schemas():
+    tools = (Tool("put", DEEP, True, {}),)
+    start = matcher(Dialect(name=GEMMA.name, forms=GEMMA.forms, reasoning=()), tools, forced=True)
+    valid = jsonschema.Draft202012Validator(DEEP, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
+    called = 0
+    for seed in range(20):
+        walk = start.deep_copy()
+        text = written(walk, random.Random(seed), b'<|"|>')
+        if walk.is_accepting():
+            parser = DialectParser(GEMMA, tools)
+            (call,) = assemble(parser.feed(text) + parser.finish()).tool_calls
+            valid.validate(json.loads(call.arguments))
+            called += 1
+    assert called > 5
+    call = '<|tool_call>call:put{tree:{left:{}},list:[],pair:[true,false],any:<|"|>"x"<|"|>,record:{a:[1]}}<tool_call|>'
+    assert takes(start, call) == (len(call), True)
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"type": "array", "uniqueItems": True}, "`uniqueItems` cannot be followed"),
+        ({"type": "array", "minItems": 3, "maxItems": 1}, "no possible length"),
+        ({"type": "object", "properties": {"a b": {}}}, "a key cannot be 'a b'"),
+        ({"type": "object", "properties": {"a": {}}, "required": ["b"]}, "'b' is required"),
+        ({"enum": [[1]]}, "`enum` has a value"),
+        ({"type": "boolean", "minimum": 3}, "`minimum` cannot be followed"),
+        ({"type": "bogus"}, "no type 'bogus'"),
+        ({"minLength": 3}, "keywords and no type"),
+    ],
+)
+def test_what_gemmas_notation_cannot_follow(schema, reason):
+    with pytest.raises(UnsupportedParameter, match=re.escape(reason)):
+        matcher(GEMMA, (tool(it=schema),), forced=True)
+    loose = matcher(GEMMA, (tool(False, it=schema),), forced=True)
+    call = '<|tool_call>call:f{it:{a:[null,<|"|>x<|"|>]}}<tool_call|>'
+    assert takes(loose, call) == (len(call), True)
 
 
 def patch_tool(grammar: str) -> Tool:
@@ -206,7 +266,8 @@ def test_the_input_of_a_custom_tool_follows_its_grammar(dialect):
     forced, free = matcher(dialect, tools, forced=True), matcher(dialect, tools)
     for given in ('<<+say("é\\\t")\n>>', "<<-\n+ \n>>"):
         walk = forced.deep_copy()
-        spelled = given if dialect.forms[0].shape == "tagged" else json.dumps(given, ensure_ascii=False)[1:-1]
+        bare = dialect.forms[0].shape == "tagged" or dialect.forms[0].string_quote
+        spelled = given if bare else json.dumps(given, ensure_ascii=False)[1:-1]
         before = alone(walk)
         assert before.endswith("<<"), before
         rest = spelled.removeprefix("<<").encode()
