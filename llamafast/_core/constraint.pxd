@@ -24,6 +24,8 @@ cdef struct constraint_t:
     int32_t forced[MAX_FORCED]
     bint complete           # after them nothing may follow
     bint failed             # the grammar cannot be followed any further
+    bint slow               # what was chosen last took SLOW_SECONDS or more: the slow lane answers next
+    bint lane               # which lane was asked
     bint parked             # its logits wait in row for the mask
     float *row              # (n_vocab,)
 
@@ -33,17 +35,20 @@ cdef class Constraint:
     cdef bint fast_forward
     cdef void advance(self)
 
+cdef struct lane_t:
+    pthread_cond_t asked
+    constraint_t **queue                # (capacity,) a ring
+    int32_t capacity
+    int32_t first
+    int32_t n_queued
+    int32_t n_pending                   # queued or being worked on
+
 cdef class Masker:
     cdef pthread_mutex_t lock
-    cdef pthread_cond_t asked
     cdef pthread_cond_t done
     cdef bint ready                     # lock and conditions exist
     cdef bint closing
-    cdef constraint_t **queue           # (capacity,) a ring
-    cdef int32_t capacity
-    cdef int32_t first
-    cdef int32_t n_queued
-    cdef int32_t n_pending              # queued or being worked on
+    cdef lane_t lanes[2]                # the quick and the slow one
     cdef list held                      # Constraints that were given up while the thread may work on them
 
     cdef void hold(self, Constraint constraint)

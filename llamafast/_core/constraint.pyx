@@ -2,7 +2,8 @@
 
 The engine thread asks (``masker_ask``) as soon as a token is chosen, without the GIL; the Masker's thread walks the
 grammar with the GIL, which llguidance lets go of for the long part. Whoever's mask is late keeps its row of logits and
-sits out the next step (``constraint_park``), so a slow grammar slows nobody else.
+sits out the next step (``constraint_park``). Grammars that were slow before have a lane and a thread of their own, for
+which no step waits while others can go on: so a slow grammar slows nobody else.
 """
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint32_t
@@ -45,8 +46,9 @@ cdef extern from *:
     void state_store(int *state, int value) noexcept nogil
 
 
-# CPU time of the Masker's thread: how long tokens that alone may follow are looked for, and what one token of an
-# ambiguous grammar may take at most. It grows with the text, and everybody's masks wait for it.
+# CPU time of a Masker's thread: from when on a grammar is slow, how long tokens that alone may follow are looked for,
+# and what one token of an ambiguous grammar may take at most. It grows with the text.
+cdef double SLOW_SECONDS = 0.003
 cdef double FORCING_SECONDS = 0.02
 cdef double TOKEN_SECONDS = 0.2
 
@@ -97,6 +99,7 @@ cdef class Constraint:
                     break
                 c.forced[c.n_forced] = token
                 c.n_forced += 1
+            c.slow = spent > SLOW_SECONDS
             c.complete = matcher.is_stopped()
             c.failed = matcher.is_error() or spent > TOKEN_SECONDS
             if c.failed:
@@ -143,33 +146,38 @@ cdef int constraint_park(constraint_t *self, const float *row, int32_t n_vocab) 
 
 
 cdef class Masker:
-    """The thread that computes masks: whoever made this runs ``run`` in it, and ``close`` ends it."""
+    """The threads that compute masks: whoever made this runs ``run`` in two of them, and ``close`` ends both."""
 
     def __cinit__(self):
         cdef pthread_condattr_t attr
+        cdef int i
         self.held = []
         pthread_condattr_init(&attr)
         pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
         pthread_mutex_init(&self.lock, NULL)
-        pthread_cond_init(&self.asked, NULL)
         pthread_cond_init(&self.done, &attr)
+        for i in range(2):
+            pthread_cond_init(&self.lanes[i].asked, NULL)
         pthread_condattr_destroy(&attr)
         self.ready = True
 
     def __dealloc__(self):
+        cdef int i
+        for i in range(2):
+            free(self.lanes[i].queue)
+            if self.ready:
+                pthread_cond_destroy(&self.lanes[i].asked)
         if self.ready:
-            pthread_cond_destroy(&self.asked)
             pthread_cond_destroy(&self.done)
             pthread_mutex_destroy(&self.lock)
-        free(self.queue)
 
-    def run(self):
-        """Answer questions until ``close``."""
+    def run(self, *, bint slow=False):
+        """Answer the questions of one lane until ``close``."""
         cdef constraint_t *constraint
         cdef bint idle
         while True:
             with nogil:
-                constraint = masker_take(self)
+                constraint = masker_take(self, &self.lanes[slow])
             if constraint == NULL:
                 return
             (<Constraint> constraint.owner).advance()
@@ -179,40 +187,44 @@ cdef class Masker:
 
     def close(self):
         """Any thread: ``run`` returns after what it is doing."""
+        cdef int i
         pthread_mutex_lock(&self.lock)
         self.closing = True
-        pthread_cond_broadcast(&self.asked)
+        for i in range(2):
+            pthread_cond_broadcast(&self.lanes[i].asked)
         pthread_mutex_unlock(&self.lock)
 
     cdef void hold(self, Constraint constraint):
-        """Keep a Constraint that its sequence lets go of alive as long as the thread may work on it."""
+        """Keep a Constraint that its sequence lets go of alive as long as a thread may work on it."""
         if state_load(&constraint.state.state) == MASK_ASKED:
             self.held.append(constraint)
 
 
 cdef int masker_ask(Masker self, constraint_t *constraint, int32_t token) noexcept nogil:
     """Queue the question what may follow ``token`` (-1: what may come first): 0, or -1 when out of memory."""
+    cdef lane_t *lane = &self.lanes[constraint.slow]
     cdef constraint_t **grown
     cdef int32_t i, capacity
     cdef int code = 0
     constraint.token = token
+    constraint.lane = constraint.slow
     state_store(&constraint.state, MASK_ASKED)
     pthread_mutex_lock(&self.lock)
-    if self.n_queued == self.capacity:
-        capacity = 2 * self.capacity + 64
+    if lane.n_queued == lane.capacity:
+        capacity = 2 * lane.capacity + 64
         grown = <constraint_t **> malloc(<size_t> capacity * sizeof(constraint_t *))
         if grown != NULL:
-            for i in range(self.n_queued):
-                grown[i] = self.queue[(self.first + i) % self.capacity]
-            free(self.queue)
-            self.queue = grown
-            self.capacity = capacity
-            self.first = 0
-    if self.n_queued < self.capacity:
-        self.queue[(self.first + self.n_queued) % self.capacity] = constraint
-        self.n_queued += 1
-        self.n_pending += 1
-        pthread_cond_signal(&self.asked)
+            for i in range(lane.n_queued):
+                grown[i] = lane.queue[(lane.first + i) % lane.capacity]
+            free(lane.queue)
+            lane.queue = grown
+            lane.capacity = capacity
+            lane.first = 0
+    if lane.n_queued < lane.capacity:
+        lane.queue[(lane.first + lane.n_queued) % lane.capacity] = constraint
+        lane.n_queued += 1
+        lane.n_pending += 1
+        pthread_cond_signal(&lane.asked)
     else:
         code = -1
         state_store(&constraint.state, MASK_NONE)
@@ -221,29 +233,32 @@ cdef int masker_ask(Masker self, constraint_t *constraint, int32_t token) noexce
 
 
 cdef void masker_wait(Masker self, double seconds) noexcept nogil:
-    """Return when every question is answered, or after ``seconds``."""
+    """Return when the quick lane's questions are all answered, where it has none the slow one's, or after ``seconds``.
+    """
     cdef timespec until
     cdef int64_t nanoseconds
+    cdef lane_t *lane
     clock_gettime(CLOCK_MONOTONIC, &until)
     nanoseconds = until.tv_nsec + <int64_t> (seconds * 1e9)
     until.tv_sec += nanoseconds // 1000000000
     until.tv_nsec = nanoseconds % 1000000000
     pthread_mutex_lock(&self.lock)
-    while self.n_pending and pthread_cond_timedwait(&self.done, &self.lock, &until) == 0:
+    lane = &self.lanes[self.lanes[0].n_pending == 0]
+    while lane.n_pending and pthread_cond_timedwait(&self.done, &self.lock, &until) == 0:
         pass
     pthread_mutex_unlock(&self.lock)
 
 
-cdef constraint_t *masker_take(Masker self) noexcept nogil:
-    """The next question; NULL when closed."""
+cdef constraint_t *masker_take(Masker self, lane_t *lane) noexcept nogil:
+    """The lane's next question; NULL when closed."""
     cdef constraint_t *constraint = NULL
     pthread_mutex_lock(&self.lock)
-    while self.n_queued == 0 and not self.closing:
-        pthread_cond_wait(&self.asked, &self.lock)
+    while lane.n_queued == 0 and not self.closing:
+        pthread_cond_wait(&lane.asked, &self.lock)
     if not self.closing:
-        constraint = self.queue[self.first]
-        self.first = (self.first + 1) % self.capacity
-        self.n_queued -= 1
+        constraint = lane.queue[lane.first]
+        lane.first = (lane.first + 1) % lane.capacity
+        lane.n_queued -= 1
     pthread_mutex_unlock(&self.lock)
     return constraint
 
@@ -251,11 +266,12 @@ cdef constraint_t *masker_take(Masker self) noexcept nogil:
 cdef bint masker_answer(Masker self, constraint_t *constraint) noexcept nogil:
     """Publish an answer; whether no question is left."""
     cdef bint idle
+    cdef lane_t *lane = &self.lanes[constraint.lane]
     state_store(&constraint.state, MASK_READY)
     pthread_mutex_lock(&self.lock)
-    self.n_pending -= 1
-    idle = self.n_pending == 0
-    if idle:
+    lane.n_pending -= 1
+    if lane.n_pending == 0:
         pthread_cond_broadcast(&self.done)
+    idle = self.lanes[0].n_pending == 0 and self.lanes[1].n_pending == 0
     pthread_mutex_unlock(&self.lock)
     return idle

@@ -353,15 +353,19 @@ cdef bint is_parked(const sequence_t *s) noexcept nogil:
 
 
 cdef void await_masks(Runner self, double decode_seconds) noexcept nogil:
-    """Give the masks of this step's rows a little time."""
-    cdef int32_t i, n_late = 0, n_outputs = 0
+    """Give the masks of this step's rows a little time, those of slow grammars only where nobody could go on."""
+    cdef int32_t i, n_late = 0, n_slow = 0, n_outputs = 0
     cdef sequence_t *s
     for i in range(self.live.n):
         s = self.live.states[i]
         n_outputs += s.output_row >= 0
-        n_late += s.output_row >= 0 and s.constraint != NULL and not constraint_ready(s.constraint)
-    if n_late:
-        masker_wait(self.masker, MASK_SECONDS if n_late == n_outputs else MASK_PATIENCE * decode_seconds)
+        if s.output_row >= 0 and s.constraint != NULL and not constraint_ready(s.constraint):
+            n_late += 1
+            n_slow += s.constraint.lane
+    if n_late and n_late == n_outputs:
+        masker_wait(self.masker, MASK_SECONDS)
+    elif n_late > n_slow:
+        masker_wait(self.masker, MASK_PATIENCE * decode_seconds)
 
 
 cdef int runner_sample(Runner self, double decoded) noexcept nogil:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import sys
 import threading
 from array import array
 from contextlib import suppress
@@ -50,6 +51,8 @@ from llamafast.errors import (
 # what FINISH_* of the core means on the wire
 FINISH_REASONS: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length"}
 FINISH_REFUSED = 3
+
+SLOW_NICENESS = 10
 
 # Lists of DRY's sequence breakers that are kept, and the most tokens that may hold one of them: a list takes tens of
 # milliseconds to find otherwise.
@@ -101,7 +104,7 @@ class Engine:
         )
         self.compute_threads: int = max(context.n_threads, context.n_threads_batch)
         self._masker: Masker = runner.masker
-        self._masking: threading.Thread | None = None
+        self._masking: list[threading.Thread] = []
         cache = PrefixCache(cache_bytes, n_cuttable=runner.n_cuttable, in_parts=runner.in_parts)
         self._embeddings = None if embedder is None else EmbeddingQueue(embedder, self._settle_from_worker)
         self._worker = Worker(runner, scheduler, cache, self._fail_from_worker, self._embeddings)
@@ -123,8 +126,8 @@ class Engine:
         _settle([(request, shutdown) for request in self._embedding])
         await asyncio.to_thread(self._worker.close)
         self._masker.close()
-        if self._masking is not None:
-            await asyncio.to_thread(self._masking.join)
+        for thread in self._masking:
+            await asyncio.to_thread(thread.join)
         self._loop.remove_reader(self._wake_read)
         os.close(self._wake_read)
         os.close(self._wake_write)
@@ -140,10 +143,12 @@ class Engine:
         self._check_open(n_choices)
         if plan.priority and not self._priorities:
             raise InvalidRequest("`priority` is not enabled on this server", param="priority")
-        if plan.matcher is not None and self._masking is None:
+        if plan.matcher is not None and not self._masking:
             # not before: on the CPUs that the caller is confined to by now
-            self._masking = threading.Thread(target=self._masker.run, name="llamafast-masker", daemon=True)
-            self._masking.start()
+            for slow in (False, True):
+                thread = threading.Thread(target=_mask, args=(self._masker, slow), name="llamafast-masker", daemon=True)
+                thread.start()
+                self._masking.append(thread)
         generation = Generation(n_choices, sum(len(prompt) for prompt in plan.prompts), self._cancel, plan.n)
         generation.top_logprobs = plan.top_logprobs or 0
         sequences = [
@@ -315,6 +320,13 @@ def _token_logprobs(entries: bytes, n_top: int) -> list[TokenLogprob]:
         TokenLogprob(pairs[at][0], pairs[at][1], [pair for pair in pairs[at + 1 : at + 1 + n_top] if pair[0] >= 0])
         for at in range(0, len(pairs), 1 + n_top)
     ]
+
+
+def _mask(masker: Masker, slow: bool) -> None:
+    """A thread of the Masker's; what slow grammars take is not to keep the event loop waiting."""
+    if slow and sys.platform == "linux":  # elsewhere priorities are those of processes
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), SLOW_NICENESS)
+    masker.run(slow=slow)
 
 
 def _settle(settled: Settled) -> None:

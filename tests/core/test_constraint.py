@@ -53,12 +53,13 @@ class Cycle:
 @pytest.fixture(scope="module")
 def rig(tiny_model):
     rig = Rig(tiny_model("tiny-llama"))
-    masking = threading.Thread(target=rig.runner.masker.run)
-    masking.start()
-    rig.masking = masking
+    rig.masking = [threading.Thread(target=rig.runner.masker.run, kwargs={"slow": slow}) for slow in (False, True)]
+    for thread in rig.masking:
+        thread.start()
     yield rig
     rig.runner.masker.close()
-    masking.join()
+    for thread in rig.masking:
+        thread.join()
     rig.close()
 
 
@@ -83,7 +84,7 @@ def test_only_what_the_grammar_allows_is_written(rig, forced, sampling):
     sequence, matcher = constrained(rig, TOKENS, forced=forced, sampling=sampling)
     steps = rig.runner.counts()["steps"]
     assert rig.run(sequence) == {1: (text_of(rig, TOKENS), len(TOKENS), 1)}
-    assert matcher.threads == {rig.masking.ident}
+    assert matcher.threads == {rig.masking[0].ident}
     if forced == 64:
         # the first token is sampled, the others come without sampling
         assert rig.runner.counts()["steps"] - steps <= 4
@@ -128,6 +129,34 @@ def test_a_late_mask_delays_its_own_request_only(rig):
         rig.runner.run(1000)
         rig.tidy()
     assert texts.get(1, ("",))[0] + rig.collect()[1][0] == text_of(rig, TOKENS[:4])
+
+
+def test_a_slow_grammar_has_a_thread_of_its_own(rig):
+    slow, pathological = constrained(rig, TOKENS, tag=1, work=0.01)
+    quick, matcher = constrained(rig, TOKENS, tag=2)
+    texts = rig.run(slow, quick)
+    assert texts[1] == texts[2] == (text_of(rig, TOKENS), len(TOKENS), 1)
+    assert matcher.threads == {rig.masking[0].ident}
+    assert pathological.threads == {rig.masking[1].ident}
+
+
+def test_no_step_waits_for_a_slow_grammar(rig):
+    slow, matcher = constrained(rig, TOKENS, tag=1, work=0.05)
+    free = rig.sequence([50, 51], tag=2, max_tokens=60)
+    rig.runner.add(slow)
+    while matcher.at < 2:
+        rig.runner.run(1)
+    rig.runner.add(free)
+    start = time.monotonic()
+    while not free.finished:
+        rig.runner.run(1000)
+        rig.tidy()
+    assert matcher.at < len(TOKENS)
+    while rig.runner.n_running:
+        rig.runner.run(1000)
+        rig.tidy()
+    assert time.monotonic() - start < 10
+    assert rig.collect()[1][0] == text_of(rig, TOKENS)
 
 
 def test_a_grammar_that_fails_refuses_its_own_request(rig):
