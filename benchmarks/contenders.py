@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.server import ROOT, Server, free_port, started
+from llamafast._core.model import Model
 
 CACHE = Path(os.environ.get("LLAMAFAST_BENCH_CACHE", ROOT / ".cache" / "benchmarks"))
 # what an example server of the source distribution must find elsewhere than on PyPI: our own copy of the library
@@ -108,7 +109,10 @@ class LlamaServer(Contender):
         }  # fmt: skip
         unified = "--kv-unified" if settings["kv_unified"] else "--no-kv-unified"
         embeds = ["--embeddings"] if settings.get("embedding") else []
-        return [self.binary(), *(str(word) for pair in options.items() for word in pair), *embeds, unified, "--no-ui"]
+        # weights lie as they do in llamafast, which leaves out ggml's own layouts where they crash
+        plain = [] if Model(model).use_extra_bufts else ["--no-repack"]
+        words = [str(word) for pair in options.items() for word in pair]
+        return [self.binary(), *words, *embeds, *plain, unified, "--no-ui"]
 
 
 class Seed(Contender):

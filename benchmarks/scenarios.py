@@ -264,7 +264,7 @@ def long_set() -> Iterator[Scenario]:
     for n in (2, 4, 8, 32, 64):
         yield streams("tiny-llama-chain", n, 3)
     yield streams("tiny-llama-v152k", 16, 1)
-    for n in (1, 4, 16):
+    for n in (1, 2, 4, 16, 32):
         yield streams("smollm2", n, 1, prompt=60, tokens=32)
     yield chat_shaped("tiny-llama-chain", 16, 6, 600)
     yield shared_prefix("smollm2", 8, 650, 16, 16)
