@@ -65,6 +65,7 @@ ENGINE_SERIES = (
     Series("failed", "batch_server:requests_failed_total", "counter", "Sequences that failed"),
     Series("unfinished", "batch_server:active_completions", "gauge", "Sequences running or waiting"),
     Series("running", "batch_server:claimed_sequences", "gauge", "Sequence ids in use"),
+    Series("", "batch_server:free_sequences", "gauge", "Ids with idle prefixes: always 0, these lie in RAM"),
     Series("free_sequences", "batch_server:unused_sequences", "gauge", "Sequence ids free"),
     Series("cache_checkpoints", "batch_server:checkpoint_entries", "gauge", "States in RAM that cannot be cut"),
     Series("cache_checkpoint_hits", "batch_server:checkpoint_hits_total", "counter", "Prompts continued from one"),
@@ -126,7 +127,7 @@ EMBEDDING_SERIES = (
 DORMANT_SERIES = tuple(
     Series("", f"batch_server:{name}", "counter" if name.endswith("_total") else "gauge", "Always 0: not served yet")
     for name in (
-        "free_sequences", "draft_seconds_total", "draft_process_seconds_total",
+        "draft_seconds_total", "draft_process_seconds_total",
         "draft_generate_seconds_total", "draft_sampled_batch_seconds_total", "draft_process_calls_total",
         "draft_generate_calls_total", "draft_sampled_batch_calls_total", "draft_proposals_total",
         "draft_tokens_proposed_total", "draft_tokens_accepted_total", "draft_tokens_rejected_total",

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import tiny_gguf
@@ -23,12 +24,13 @@ SETTINGS = {"n_ctx": 8192, "n_batch": 512, "n_ubatch": 256, "n_seq_max": 4, "n_t
 
 def test_all_get_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_SERVER", sys.executable)
-    command = LlamaServer().command("m.gguf", SETTINGS, 1234, tmp_path)
+    model = str(tiny_gguf.build("tiny-llama"))
+    command = LlamaServer().command(model, SETTINGS, 1234, tmp_path)
     pairs = dict(zip(command[1::2], command[2::2], strict=False))
     assert command[0] == sys.executable
     assert command[-2:] == ["--kv-unified", "--no-ui"]
     assert "--embeddings" not in command
-    assert "--embeddings" in LlamaServer().command("m.gguf", SETTINGS | {"embedding": True}, 1234, tmp_path)
+    assert "--embeddings" in LlamaServer().command(model, SETTINGS | {"embedding": True}, 1234, tmp_path)
     assert (pairs["--ctx-size"], pairs["--batch-size"], pairs["--ubatch-size"]) == ("8192", "512", "256")
     assert (pairs["--parallel"], pairs["--threads"], pairs["--threads-batch"]) == ("4", "3", "5")
     Llamafast().command("m.gguf", SETTINGS, 1234, tmp_path)
@@ -36,6 +38,13 @@ def test_all_get_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert config["server"]["port"] == 1234
     model = {name: value for name, value in SETTINGS.items() if not name.startswith("n_threads")}
     assert config["model"] == {"path": "m.gguf", "alias": "benchmark", "threads": 3, "threads_batch": 5, **model}
+
+
+@pytest.mark.parametrize("works", [False, True])
+def test_weights_lie_as_they_do_in_llamafast(works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_SERVER", sys.executable)
+    monkeypatch.setattr(contenders, "Model", lambda path: SimpleNamespace(use_extra_bufts=works))
+    assert ("--no-repack" in LlamaServer().command("m.gguf", SETTINGS, 1234, tmp_path)) is not works
 
 
 def test_without_a_binary_it_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
