@@ -48,7 +48,7 @@ cdef extern from *:
 
 # CPU time of a Masker's thread: from when on a grammar is slow, how long tokens that alone may follow are looked for,
 # and what one token of an ambiguous grammar may take at most. It grows with the text.
-cdef double SLOW_SECONDS = 0.003
+cdef double SLOW_SECONDS = 0.001
 cdef double FORCING_SECONDS = 0.02
 cdef double TOKEN_SECONDS = 0.2
 
