@@ -50,7 +50,7 @@ cdef extern from *:
 # and what one token of an ambiguous grammar may take at most. It grows with the text.
 cdef double SLOW_SECONDS = 0.001
 cdef double FORCING_SECONDS = 0.02
-cdef double TOKEN_SECONDS = 0.2
+cdef double TOKEN_SECONDS = 0.1
 
 
 cdef class Constraint:

@@ -10,6 +10,7 @@ import atexit
 import math
 import os
 import resource
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -29,8 +30,8 @@ SECONDS = 4
 # Of address space; compiling a grammar of average size takes a tenth of it.
 BYTES = 1 << 31
 PROCESSES = 4
-# Below the event loop and the compute threads.
-NICENESS = 10
+# Below the event loop and the compute threads. It takes effect within a session only: Linux divides CPUs among those.
+NICENESS = 19
 
 
 class Outline(Struct, frozen=True):
@@ -103,6 +104,8 @@ def outline(vocabulary: Vocabulary) -> Outline:
 def compile_lines(seconds: int) -> None:
     """What such a process does."""
     os.nice(NICENESS)
+    # of the terminal's, which it shares; it ends with its input
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
@@ -127,7 +130,7 @@ def _tokenizer(outline: Outline) -> LLTokenizer:
 def _started(seconds: int) -> subprocess.Popen[bytes]:
     call = f"from llamafast.chat.trial import compile_lines; compile_lines({seconds})"
     command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {call}"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def _asked(process: subprocess.Popen[bytes], task: Task) -> bool:

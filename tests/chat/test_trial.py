@@ -51,6 +51,8 @@ def test_a_refusal_is_an_end(trials):
 def test_a_process_that_somebody_killed_is_replaced(trials):
     assert trials.endured(task(True))
     process = trials._idle.get()
+    assert os.getsid(process.pid) == os.getsid(0)
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) > os.getpriority(os.PRIO_PROCESS, 0)
     os.kill(process.pid, signal.SIGKILL)
     trials._idle.put(process)
     assert not trials.endured(task(True))
