@@ -2,12 +2,17 @@
 
     python -m benchmarks.micro.cache [--model NAME] [--conversations N] [--prompt-tokens N] [--ram-mb N] [--pairs N]
 
-Three figures, each from measurements that take turns:
-* throughput of 16 streams whose prompts have nothing in common (tokens per second of CPU time), with the cache on ÷
-  with it off;
-* after N different conversations with more states than fit: the speed of a running answer ÷ that of a fresh engine,
-  and the growth of resident memory ÷ the budget;
-* the time to the first token of a conversation that is continued ÷ that of computing it, for those still kept.
+The speed of a shared machine varies by half within seconds, so everything is measured in short slices that take turns,
+and ratios are taken between neighbours; medians of them, with their quartiles:
+
+* throughput of 16 streams whose prompts have nothing in common, with the cache on ÷ with it off: tokens per second of
+  wall time, and of CPU time, which other processes disturb less;
+* the speed of a running answer on an engine whose cache N different conversations have overfilled ÷ on a fresh one. Two
+  engines in one process differ by a percent or two for no reason but where their memory lies; so they are compared
+  before one of them is filled, too, and the figure is the quotient of both comparisons;
+* the growth of resident memory by these conversations ÷ the budget;
+* the time to the first token of a conversation that is continued ÷ that of computing it, for each of those still kept,
+  asked several times in turn.
 """
 
 from __future__ import annotations
@@ -29,10 +34,12 @@ from llamafast.engine.types import Plan, SamplingParams
 
 STREAMS = 16
 ANSWER = 128
+# how often each conversation comes back
+RETURNS = 5
 
 
-def start(path: Path, ram_bytes: int, n_ctx: int) -> Engine:
-    model = ModelConfig(path=str(path), n_ctx=n_ctx, n_seq_max=STREAMS, threads=1)
+def start(path: Path, ram_bytes: int, n_ctx: int, n_seq_max: int = STREAMS) -> Engine:
+    model = ModelConfig(path=str(path), n_ctx=n_ctx, n_seq_max=n_seq_max, threads=1)
     engine = load_engine(Config(model=model, cache=CacheConfig(ram_bytes=ram_bytes)), path)
     engine.start()
     return engine
@@ -61,16 +68,25 @@ async def settled(engine: Engine) -> None:
     raise TimeoutError("the engine does not come to rest")
 
 
-async def throughput(engine: Engine, run: int, n_requests: int) -> float:
-    """Tokens of closed-loop streams per second of CPU time, which other processes disturb less than wall time."""
+async def throughput(engine: Engine, run: int) -> tuple[float, float]:
+    """Tokens of 16 streams at once per second of wall time and per second of CPU time."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(ask(engine, prompt((run, k), 32), ANSWER) for k in range(STREAMS)))
+    await settled(engine)
+    n = STREAMS * ANSWER
+    return n / (time.perf_counter() - wall), n / (time.process_time() - cpu)
 
-    async def stream(k: int) -> None:
-        for i in range(n_requests):
-            await ask(engine, prompt((run, k, i), 32), ANSWER)
 
-    started = time.process_time()
-    await asyncio.gather(*(stream(k) for k in range(STREAMS)))
-    return STREAMS * n_requests * ANSWER / (time.process_time() - started)
+async def speed_ratios(above: Engine, below: Engine, pairs: int, name: str) -> list[float]:
+    """Tokens per second of one answer at a time on one engine ÷ on the other, in slices that take turns."""
+    ratios = []
+    for pair in range(pairs):
+        speeds = {}
+        for engine in [above, below] if pair % 2 else [below, above]:
+            first, last, _ = await ask(engine, prompt((name, pair), 32), ANSWER)
+            speeds[engine] = (ANSWER - 1) / (last - first)
+        ratios.append(speeds[above] / speeds[below])
+    return ratios
 
 
 def resident_bytes() -> int:
@@ -84,23 +100,27 @@ def spread(ratios: list[float]) -> str:
     return f"{middle:.3f} (quartiles {low:.3f}, {high:.3f})"
 
 
-async def measure(options: argparse.Namespace) -> None:
-    path, _ = resolve_model(options.model)
-    n_ctx = max(8192, STREAMS * 256, options.prompt_tokens + 1024)
-    budget = options.ram_mb * 2**20
+async def measure_throughput(path: Path, budget: int, n_ctx: int, pairs: int) -> None:
     with_cache, without = start(path, budget, n_ctx), start(path, 0, n_ctx)
-    ratios = []
-    for run in range(options.pairs + 1):
+    walls, cpus = [], []
+    for run in range(pairs + 1):
         engines = [with_cache, without] if run % 2 else [without, with_cache]
-        speeds = {engine: await throughput(engine, run, options.requests) for engine in engines}
+        speeds = {engine: await throughput(engine, run) for engine in engines}
         if run:  # the first one warms up
-            ratios.append(speeds[with_cache] / speeds[without])
-    print(f"throughput, cache on ÷ off, no hits: {spread(ratios)}")
-    await with_cache.close()
+            walls.append(speeds[with_cache][0] / speeds[without][0])
+            cpus.append(speeds[with_cache][1] / speeds[without][1])
+    print(f"throughput, cache on ÷ off, no hits, by wall time: {spread(walls)}")
+    print(f"throughput, cache on ÷ off, no hits, by CPU time: {spread(cpus)}")
+    for engine in (with_cache, without):
+        await engine.close()
 
+
+async def measure_memory(path: Path, options: argparse.Namespace, budget: int, n_ctx: int) -> None:
+    full, fresh, computing = start(path, budget, n_ctx), start(path, budget, n_ctx), start(path, 0, n_ctx)
+    for engine in (full, fresh, computing):
+        await ask(engine, prompt("warm", options.prompt_tokens), 64)
+    before = await speed_ratios(full, fresh, 5 * options.pairs, "before")
     gc.collect()
-    full = start(path, budget, n_ctx)
-    await ask(full, prompt("warm", options.prompt_tokens), 64)
     conversations = [prompt(("conversation", k), options.prompt_tokens) for k in range(options.conversations)]
     empty = resident_bytes()
     for tokens in conversations:
@@ -113,26 +133,39 @@ async def measure(options: argparse.Namespace) -> None:
         f"{counters['evictions_budget']:.0f} evictions"
     )
     print(f"growth of resident memory ÷ budget: {(resident_bytes() - empty) / budget:.3f}")
-    speeds: dict[Engine, list[float]] = {full: [], without: []}
-    for pair in range(options.pairs):
-        for engine in [full, without] if pair % 2 else [without, full]:
-            first, last, _ = await ask(engine, prompt(("speed", pair), 32), 512)
-            speeds[engine].append(511 / (last - first))
-    ratios = [a / b for a, b in zip(speeds[full], speeds[without], strict=True)]
-    print(f"speed of a running answer, full ÷ fresh: {spread(ratios)}")
+    after = await speed_ratios(full, fresh, 5 * options.pairs, "after")
+    print(f"speed of a running answer, both fresh: {spread(before)}")
+    print(f"speed of a running answer, full ÷ fresh: {spread(after)}")
+    print(f"quotient of these medians: {median(after) / median(before):.3f}")
+    await measure_returns(full, computing, conversations)
+    for engine in (full, fresh, computing):
+        await engine.close()
 
-    kept, costs = 0, []
+
+async def measure_returns(full: Engine, computing: Engine, conversations: list[array[int]]) -> None:
+    kept = []
     for tokens in reversed(conversations):
         follow_up = array("i", [*tokens, 40])
-        first, _, cached = await ask(full, follow_up, 1)
+        _, _, cached = await ask(full, follow_up, 1)
         if cached >= len(tokens):
-            kept += 1
-            if kept <= options.pairs * 4:
-                computed, _, _ = await ask(without, follow_up, 1)
-                costs.append(first / computed)
-    print(f"{kept} conversations are still kept; returning ÷ computing: {median(costs):.3f} (at most {max(costs):.3f})")
-    for engine in (full, without):
-        await engine.close()
+            kept.append(follow_up)
+    returns: list[list[float]] = [[] for _ in kept]
+    for _ in range(RETURNS):
+        for follow_up, ratios in zip(kept, returns, strict=True):
+            returned, _, _ = await ask(full, follow_up, 1)
+            computed, _, _ = await ask(computing, follow_up, 1)
+            ratios.append(returned / computed)
+    medians = [median(ratios) for ratios in returns]
+    print(f"{len(kept)} conversations are still kept; returning ÷ computing, the median of each: {spread(medians)}")
+    print(f"  of the dearest: {max(medians):.3f}; of all {RETURNS * len(kept)} returns: {max(map(max, returns)):.3f}")
+
+
+async def measure(options: argparse.Namespace) -> None:
+    path, _ = resolve_model(options.model)
+    n_ctx = max(8192, STREAMS * 256, options.prompt_tokens + 1024)
+    budget = options.ram_mb * 2**20
+    await measure_throughput(path, budget, n_ctx, options.pairs)
+    await measure_memory(path, options, budget, n_ctx)
 
 
 def main() -> None:
@@ -143,8 +176,7 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=200)
     parser.add_argument("--prompt-tokens", type=int, default=2000, help="of a conversation")
     parser.add_argument("--ram-mb", type=int, default=64, help="budget of the cache in MiB")
-    parser.add_argument("--requests", type=int, default=4, help="a stream's, in a measurement of the throughput")
-    parser.add_argument("--pairs", type=int, default=41)
+    parser.add_argument("--pairs", type=int, default=61, help="of throughput; five times as many of single answers")
     asyncio.run(measure(parser.parse_args()))
 
 

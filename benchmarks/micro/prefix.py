@@ -1,9 +1,11 @@
 """The time to look a prompt up among the prefixes in host RAM, with few and with many of them.
 
-    python -m benchmarks.micro.prefix [--rounds N] [--tokens N] [--asked N]
+    python -m benchmarks.micro.prefix [--rounds N] [--tokens N] [--asked N ...]
 
-Half of every stored prompt is one of ten system prompts. Prompts that continue stored ones take turns:
-ten by default, which stay in the CPU's caches; with a thousand the reading of cold memory counts too. Medians.
+Half of every stored prompt is one of ten system prompts. Every question continues a stored prompt. However many prompts
+are stored, as many different questions take turns: ten stay in the CPU's caches, a thousand do not, and nor does what
+they are compared with where ten thousand are stored. What comparing alone takes, of the same questions with copies of
+what is stored, is beside it: no index can be faster. Medians.
 """
 
 from __future__ import annotations
@@ -12,13 +14,17 @@ import argparse
 import random
 import time
 from array import array
+from collections.abc import Callable
 from statistics import median
 
+from llamafast._core.prefix import common_prefix
 from llamafast.engine.cache import PART, PrefixCache
 
 SIZES = (10, 10_000)
 SYSTEM_PROMPTS = 10
 N_VOCAB = 150_000
+# So often the sizes take turns.
+TURNS = 5
 
 
 def prompt(number: int, n_tokens: int) -> array[int]:
@@ -39,37 +45,57 @@ def filled(n_prompts: int, n_tokens: int) -> PrefixCache:
     return cache
 
 
-def lookup_seconds(cache: PrefixCache, prompts: list[array[int]], rounds: int) -> float:
-    times = []
-    for i in range(rounds):
-        tokens = prompts[i % len(prompts)]
-        start = time.perf_counter()
-        parts = cache.find(tokens, b"", 0)
-        times.append(time.perf_counter() - start)
-        if parts[-1].stop != len(tokens) - 1:
-            raise AssertionError(f"found {parts[-1].stop} of {len(tokens)} tokens")
-    return median(times)
+class Questions:
+    """``n_asked`` different prompts, each of which continues one of the ``n_stored`` that ``cache`` has."""
+
+    def __init__(self, cache: PrefixCache, n_stored: int, n_asked: int, n_tokens: int) -> None:
+        self._cache = cache
+        self._n_tokens = n_tokens
+        numbers = random.Random(1).sample(range(n_stored), min(n_stored, n_asked))
+        stored = {number: prompt(number, n_tokens) for number in numbers}
+        self._stored = [stored[numbers[k % len(numbers)]] for k in range(n_asked)]
+        self._prompts = [array("i", [*tokens, k]) for k, tokens in enumerate(self._stored)]
+
+    def look_up(self, k: int) -> int:
+        return self._cache.find(self._prompts[k], b"", 0)[-1].stop
+
+    def compare(self, k: int) -> int:
+        return common_prefix(self._prompts[k], self._stored[k])
+
+    def per_thousand(self, ask: Callable[[int], int], rounds: int) -> float:
+        """Microseconds per 1,000 tokens."""
+        times = []
+        for i in range(rounds):
+            k = i % len(self._prompts)
+            start = time.perf_counter()
+            found = ask(k)
+            times.append(time.perf_counter() - start)
+            if found != self._n_tokens:
+                raise AssertionError(f"found {found} of {self._n_tokens} tokens")
+        return median(times) * 1e9 / self._n_tokens
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20_000)
-    parser.add_argument("--tokens", type=int, default=2000, help="length of a prompt")
-    parser.add_argument("--asked", type=int, default=10, help="different prompts to look up")
+    parser.add_argument("--tokens", type=int, default=2000, help="length of a stored prompt")
+    parser.add_argument("--asked", type=int, nargs="+", default=[10, 1000], help="different prompts to look up")
     arguments = parser.parse_args()
-    caches = [filled(size, arguments.tokens) for size in SIZES]
-    seconds: list[list[float]] = [[] for _ in SIZES]
-    for _ in range(5):
-        for i, size in enumerate(SIZES):
-            asked = [
-                array("i", [*prompt(number, arguments.tokens), 7])
-                for number in random.Random(1).sample(range(size), min(size, arguments.asked))
-            ]
-            seconds[i].append(lookup_seconds(caches[i], asked, arguments.rounds // 5))
-    medians = [median(times) for times in seconds]
-    for size, value in zip(SIZES, medians, strict=True):
-        print(f"{size:>7} prompts  {value * 1e6:8.2f} µs  {value * 1e9 / arguments.tokens:8.2f} µs per 1,000 tokens")
-    print(f"  ratio          {medians[1] / medians[0]:8.2f}")
+    caches = {size: filled(size, arguments.tokens) for size in SIZES}
+    print("  asked   stored   µs per 1,000 tokens   comparing alone")
+    for n_asked in arguments.asked:
+        questions = {size: Questions(caches[size], size, n_asked, arguments.tokens) for size in SIZES}
+        found: dict[int, list[float]] = {size: [] for size in SIZES}
+        compared: dict[int, list[float]] = {size: [] for size in SIZES}
+        for _ in range(TURNS):
+            for size, of in questions.items():
+                found[size].append(of.per_thousand(of.look_up, arguments.rounds // TURNS))
+                compared[size].append(of.per_thousand(of.compare, arguments.rounds // TURNS))
+        for size in SIZES:
+            print(f"{n_asked:>7}{size:>9}{median(found[size]):>22.2f}{median(compared[size]):>18.2f}")
+        few, many = SIZES
+        ratios = [median(times[many]) / median(times[few]) for times in (found, compared)]
+        print(f"{'ratio':>16}{ratios[0]:>22.2f}{ratios[1]:>18.2f}")
 
 
 if __name__ == "__main__":

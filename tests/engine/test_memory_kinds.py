@@ -65,10 +65,13 @@ async def test_a_conversation_computes_only_what_is_new(tiny_model, kind):
 async def test_a_burst_computes_its_common_prefix_once(tiny_model, kind):
     engine = start(tiny_model, kind, 10**8)
     prompts = [[*TEXTS[0][:300], *range(40 + 20 * k, 50 + 20 * k)] for k in range(4)]
-    together = await asyncio.gather(*(answer(engine, prompt) for prompt in prompts))
+    together = await asyncio.gather(*(answer(engine, prompt, checkpoints=(300,)) for prompt in prompts))
     await settled(engine)
     assert engine.counters()["prompt_tokens"] == 300 + 4 * 10
     assert sorted(cached for _, cached in together) == [0, 300, 300, 300]
+    prompts += [[*TEXTS[0][:300], *range(150 + 20 * k, 160 + 20 * k)] for k in range(4)]
+    together += await asyncio.gather(*(answer(engine, prompt) for prompt in prompts[4:]))
+    assert engine.counters()["prompt_tokens"] == 300 + 8 * 10
     await engine.close()
     alone = start(tiny_model, kind, 0)
     assert [text for text, _ in together] == [(await answer(alone, prompt))[0] for prompt in prompts]

@@ -1,0 +1,118 @@
+"""The pauses of running answers while a long prompt is computed beside them, in one process, engine only.
+
+    python -m benchmarks.micro.long_prompt [--model NAME] [--streams N] [--prompt-tokens N] [--seconds S]
+
+Gaps between a stream's tokens are pooled: first without the prompt for some seconds, then from its submission to its
+first token. How the prompt gets on is seen in the engine's counter, looked at every 20 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from statistics import median, quantiles
+
+from benchmarks.micro.cache import prompt, start
+from benchmarks.workload import resolve_model
+from llamafast.engine.engine import Engine
+from llamafast.engine.types import Plan, SamplingParams
+
+GREEDY = SamplingParams(temperature=0)
+LOOK_SECONDS = 0.02
+
+
+class Stream:
+    """An answer that goes on; ``gaps`` are the seconds between its tokens since somebody last emptied it."""
+
+    def __init__(self, engine: Engine, number: int, max_tokens: int) -> None:
+        plan = Plan(prompts=(prompt(number, 16),), sampling=GREEDY, max_tokens=max_tokens, ignore_eos=True)
+        self.gaps: list[float] = []
+        self.decodes = asyncio.Event()
+        self.generation = engine.submit(plan)
+
+    async def read(self) -> None:
+        last = 0.0
+        async for _ in self.generation:
+            now = time.perf_counter()
+            if last:
+                self.gaps.append(now - last)
+                self.decodes.set()
+            last = now
+
+
+def take(streams: list[Stream]) -> list[float]:
+    gaps = [gap for stream in streams for gap in stream.gaps]
+    for stream in streams:
+        stream.gaps.clear()
+    return gaps
+
+
+class Progress:
+    """``longest_wait``: the most seconds in which no prompt token was computed."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.longest_wait = 0.0
+        self._engine = engine
+
+    async def watch(self) -> None:
+        n_before, since = self._engine.counters()["prompt_tokens"], time.perf_counter()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            n, now = self._engine.counters()["prompt_tokens"], time.perf_counter()
+            self.longest_wait = max(self.longest_wait, now - since)
+            if n > n_before:
+                n_before, since = n, now
+
+
+def described(gaps: list[float]) -> str:
+    return f"{len(gaps)} gaps, median {median(gaps) * 1e3:.1f} ms, p99 {quantiles(gaps, n=100)[98] * 1e3:.1f} ms"
+
+
+async def measure(options: argparse.Namespace) -> None:
+    path, _ = resolve_model(options.model)
+    # everybody is admitted: the scheduler reserves a few hundred cells ahead
+    n_ctx = options.streams * (options.tokens + 16) + options.prompt_tokens + 512
+    engine = start(path, 0, n_ctx, options.streams + 1)
+    streams = [Stream(engine, k, options.tokens) for k in range(options.streams)]
+    readers = [asyncio.create_task(stream.read()) for stream in streams]
+    await asyncio.gather(*(stream.decodes.wait() for stream in streams))
+    take(streams)
+    await asyncio.sleep(options.seconds)
+    without = take(streams)
+    progress = Progress(engine)
+    watching = asyncio.create_task(progress.watch())
+    started = time.perf_counter()
+    long = prompt("long", options.prompt_tokens)
+    generation = engine.submit(Plan(prompts=(long,), sampling=GREEDY, max_tokens=1, ignore_eos=True))
+    await anext(generation)
+    seconds = time.perf_counter() - started
+    watching.cancel()
+    beside = take(streams)
+    if any(reader.done() for reader in readers):
+        raise SystemExit("a stream ended before the prompt was computed: give the streams more --tokens")
+    print(f"without the prompt: {described(without)}")
+    print(f"beside it: {described(beside)}")
+    print(f"p99 beside it ÷ median without it: {quantiles(beside, n=100)[98] / median(without):.2f}")
+    print(
+        f"the prompt took {seconds:.1f} s, {len(long) / seconds:.0f} tokens a second, "
+        f"never more than {progress.longest_wait:.2f} s without progress"
+    )
+    for stream in streams:
+        stream.generation.cancel()
+    await asyncio.gather(*readers, return_exceptions=True)
+    await engine.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2", help="a tiny model's name, smollm2 or the path of a GGUF")
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=600, help="that a stream may have at most")
+    parser.add_argument("--prompt-tokens", type=int, default=4000)
+    parser.add_argument("--seconds", type=float, default=15, help="of decoding without the prompt")
+    asyncio.run(measure(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
