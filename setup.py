@@ -30,6 +30,7 @@ MODULES: dict[str, list[str]] = {
     "logprobs": [],
     "text": [],
     "prefix": [],
+    "prefix_tree": [],
     "running": [],
     "cost": [],
     "outbox": [],

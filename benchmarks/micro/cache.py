@@ -5,8 +5,8 @@
 The speed of a shared machine varies by half within seconds, so everything is measured in short slices that take turns,
 and ratios are taken between neighbours; medians of them, with their quartiles:
 
-* throughput of 16 streams whose prompts have nothing in common, with the cache on ÷ with it off: tokens per second of
-  wall time, and of CPU time, which other processes disturb less;
+* throughput of 16 streams whose prompts have nothing in common, of one engine with the cache on ÷ with it off: tokens
+  per second of wall time, and of CPU time, which other processes disturb less;
 * the speed of a running answer on an engine whose cache N different conversations have overfilled ÷ on a fresh one. Two
   engines in one process differ by a percent or two for no reason but where their memory lies; so they are compared
   before one of them is filled, too, and the figure is the quotient of both comparisons;
@@ -70,8 +70,9 @@ async def settled(engine: Engine) -> None:
 
 async def throughput(engine: Engine, run: int) -> tuple[float, float]:
     """Tokens of 16 streams at once per second of wall time and per second of CPU time."""
+    prompts = [prompt((run, k), 32) for k in range(STREAMS)]
     wall, cpu = time.perf_counter(), time.process_time()
-    await asyncio.gather(*(ask(engine, prompt((run, k), 32), ANSWER) for k in range(STREAMS)))
+    await asyncio.gather(*(ask(engine, tokens, ANSWER) for tokens in prompts))
     await settled(engine)
     n = STREAMS * ANSWER
     return n / (time.perf_counter() - wall), n / (time.process_time() - cpu)
@@ -101,25 +102,27 @@ def spread(ratios: list[float]) -> str:
 
 
 async def measure_throughput(path: Path, budget: int, n_ctx: int, pairs: int) -> None:
-    with_cache, without = start(path, budget, n_ctx), start(path, 0, n_ctx)
+    engine = start(path, budget, n_ctx)
+    cache = engine._worker.cache
     walls, cpus = [], []
     for run in range(pairs + 1):
-        engines = [with_cache, without] if run % 2 else [without, with_cache]
-        speeds = {engine: await throughput(engine, run) for engine in engines}
+        speeds = {}
+        for ram_bytes in [budget, 0] if run % 2 else [0, budget]:
+            cache.budget = ram_bytes
+            speeds[ram_bytes] = await throughput(engine, 2 * run + bool(ram_bytes))
         if run:  # the first one warms up
-            walls.append(speeds[with_cache][0] / speeds[without][0])
-            cpus.append(speeds[with_cache][1] / speeds[without][1])
+            walls.append(speeds[budget][0] / speeds[0][0])
+            cpus.append(speeds[budget][1] / speeds[0][1])
     print(f"throughput, cache on ÷ off, no hits, by wall time: {spread(walls)}")
     print(f"throughput, cache on ÷ off, no hits, by CPU time: {spread(cpus)}")
-    for engine in (with_cache, without):
-        await engine.close()
+    await engine.close()
 
 
 async def measure_memory(path: Path, options: argparse.Namespace, budget: int, n_ctx: int) -> None:
     full, fresh, computing = start(path, budget, n_ctx), start(path, budget, n_ctx), start(path, 0, n_ctx)
     for engine in (full, fresh, computing):
         await ask(engine, prompt("warm", options.prompt_tokens), 64)
-    before = await speed_ratios(full, fresh, 5 * options.pairs, "before")
+    before = await speed_ratios(full, fresh, 3 * options.pairs, "before")
     gc.collect()
     conversations = [prompt(("conversation", k), options.prompt_tokens) for k in range(options.conversations)]
     empty = resident_bytes()
@@ -133,7 +136,7 @@ async def measure_memory(path: Path, options: argparse.Namespace, budget: int, n
         f"{counters['evictions_budget']:.0f} evictions"
     )
     print(f"growth of resident memory ÷ budget: {(resident_bytes() - empty) / budget:.3f}")
-    after = await speed_ratios(full, fresh, 5 * options.pairs, "after")
+    after = await speed_ratios(full, fresh, 3 * options.pairs, "after")
     print(f"speed of a running answer, both fresh: {spread(before)}")
     print(f"speed of a running answer, full ÷ fresh: {spread(after)}")
     print(f"quotient of these medians: {median(after) / median(before):.3f}")
@@ -176,7 +179,7 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=200)
     parser.add_argument("--prompt-tokens", type=int, default=2000, help="of a conversation")
     parser.add_argument("--ram-mb", type=int, default=64, help="budget of the cache in MiB")
-    parser.add_argument("--pairs", type=int, default=61, help="of throughput; five times as many of single answers")
+    parser.add_argument("--pairs", type=int, default=121, help="of throughput; three times as many of single answers")
     asyncio.run(measure(parser.parse_args()))
 
 

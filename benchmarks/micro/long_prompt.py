@@ -3,7 +3,7 @@
     python -m benchmarks.micro.long_prompt [--model NAME] [--streams N] [--prompt-tokens N] [--seconds S]
 
 Gaps between a stream's tokens are pooled: first without the prompt for some seconds, then from its submission to its
-first token. How the prompt gets on is seen in the engine's counter, looked at every 20 ms.
+first token, or for so many seconds. How the prompt gets on is seen in the engine's counter, looked at every 20 ms.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from contextlib import suppress
 from statistics import median, quantiles
 
 from benchmarks.micro.cache import prompt, start
@@ -49,20 +50,21 @@ def take(streams: list[Stream]) -> list[float]:
 
 
 class Progress:
-    """``longest_wait``: the most seconds in which no prompt token was computed."""
+    """How many prompt ``tokens`` were computed and the most seconds in which none was."""
 
     def __init__(self, engine: Engine) -> None:
+        self.tokens = 0.0
         self.longest_wait = 0.0
         self._engine = engine
 
     async def watch(self) -> None:
-        n_before, since = self._engine.counters()["prompt_tokens"], time.perf_counter()
+        first, since = self._engine.counters()["prompt_tokens"], time.perf_counter()
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            n, now = self._engine.counters()["prompt_tokens"], time.perf_counter()
+            n, now = self._engine.counters()["prompt_tokens"] - first, time.perf_counter()
             self.longest_wait = max(self.longest_wait, now - since)
-            if n > n_before:
-                n_before, since = n, now
+            if n > self.tokens:
+                self.tokens, since = n, now
 
 
 def described(gaps: list[float]) -> str:
@@ -85,7 +87,8 @@ async def measure(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     long = prompt("long", options.prompt_tokens)
     generation = engine.submit(Plan(prompts=(long,), sampling=GREEDY, max_tokens=1, ignore_eos=True))
-    await anext(generation)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(anext(generation), options.beside)
     seconds = time.perf_counter() - started
     watching.cancel()
     beside = take(streams)
@@ -95,11 +98,11 @@ async def measure(options: argparse.Namespace) -> None:
     print(f"beside it: {described(beside)}")
     print(f"p99 beside it ÷ median without it: {quantiles(beside, n=100)[98] / median(without):.2f}")
     print(
-        f"the prompt took {seconds:.1f} s, {len(long) / seconds:.0f} tokens a second, "
+        f"{progress.tokens:.0f} of {len(long)} prompt tokens in {seconds:.1f} s, "
         f"never more than {progress.longest_wait:.2f} s without progress"
     )
-    for stream in streams:
-        stream.generation.cancel()
+    for stopped in [generation, *(stream.generation for stream in streams)]:
+        stopped.cancel()
     await asyncio.gather(*readers, return_exceptions=True)
     await engine.close()
 
@@ -111,6 +114,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=600, help="that a stream may have at most")
     parser.add_argument("--prompt-tokens", type=int, default=4000)
     parser.add_argument("--seconds", type=float, default=15, help="of decoding without the prompt")
+    parser.add_argument("--beside", type=float, default=600, help="seconds of decoding beside the prompt at most")
     asyncio.run(measure(parser.parse_args()))
 
 

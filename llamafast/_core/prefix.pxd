@@ -24,3 +24,4 @@ cdef int32_t prefix_find(
     const prefix_t *self, const uint64_t *hashes, int32_t n_blocks, const uint64_t *allowed, uint64_t *owners
 ) noexcept nogil
 cdef uint64_t block_hash(uint64_t parent, const int32_t *tokens) noexcept nogil
+cdef int32_t common_run(const int32_t *a, const int32_t *b, int32_t limit) noexcept nogil

@@ -20,6 +20,10 @@ cdef extern from *:
     uint64_t fold(uint64_t a, uint64_t b) noexcept nogil
 
 
+cdef enum:
+    # tokens that are compared at once where much is in common
+    RUN = 16 * BLOCK
+
 # odd constants with about half of their bits set: the first digits of pi's, e's and sqrt(2)'s fractions
 cdef uint64_t MIX_A = 0x243F6A8885A308D3
 cdef uint64_t MIX_B = 0xB7E151628AED2A6B
@@ -134,13 +138,19 @@ cdef int32_t prefix_find(
     return n_blocks
 
 
-def common_prefix(const int32_t[::1] a not None, const int32_t[::1] b not None, Py_ssize_t start=0):
-    """How many tokens ``a`` from ``start`` on and ``b`` begin with in common."""
-    cdef Py_ssize_t i = 0, limit = min(a.shape[0] - start, b.shape[0])
-    if start < 0:
-        raise ValueError(f"start is {start}")
-    while i + BLOCK <= limit and memcmp(&a[start + i], &b[i], BLOCK * sizeof(int32_t)) == 0:
+cdef int32_t common_run(const int32_t *a, const int32_t *b, int32_t limit) noexcept nogil:
+    """How many of ``limit`` tokens two arrays begin with in common."""
+    cdef int32_t i = 0
+    while i + RUN <= limit and memcmp(a + i, b + i, RUN * sizeof(int32_t)) == 0:
+        i += RUN
+    while i + BLOCK <= limit and memcmp(a + i, b + i, BLOCK * sizeof(int32_t)) == 0:
         i += BLOCK
-    while i < limit and a[start + i] == b[i]:
+    while i < limit and a[i] == b[i]:
         i += 1
-    return max(i, 0)
+    return i
+
+
+def common_prefix(const int32_t[::1] a not None, const int32_t[::1] b not None):
+    """How many tokens two arrays begin with in common."""
+    cdef int32_t limit = <int32_t> min(a.shape[0], b.shape[0])
+    return common_run(&a[0], &b[0], limit) if limit else 0

@@ -3,10 +3,8 @@
 A prefix that stays in KV cells makes every decode slower: each row looks at every cell up to the highest used one. In
 RAM it costs nothing until it is wanted, and taking it back is hundreds of times faster than computing it.
 
-A radix tree holds the tokens: a node hangs where its tokens leave those of another, so a look-up reads each token of
-the prompt once, however many prompts are stored, and it compares tokens, not hashes of them. States lie in the tree at
-the position where they end. A state is a part of a sequence that continues another state, so what prompts have in
-common is stored once, and saving or restoring a part delays a step but little.
+A state is a part of a sequence that continues another state, so what prompts have in common is stored once, and saving
+or restoring a part delays a step but little. The tree that finds them by their tokens is in the core.
 """
 
 from __future__ import annotations
@@ -14,9 +12,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
+from itertools import count
 from typing import NamedTuple
 
-from llamafast._core.prefix import common_prefix
+from llamafast._core.prefix_tree import PrefixTree, State
 
 # Where a sequence can be cut anywhere it is saved in parts of so many tokens. Saving 512 tokens of SmolLM2 takes 10 ms.
 PART = 512
@@ -39,8 +38,6 @@ COUNTED = (
     "evictions_replaced",
 )  # fmt: skip
 
-Key = tuple[int | bytes, int]
-
 
 class Part(NamedTuple):
     """A saved state and which tokens to take of it."""
@@ -48,53 +45,6 @@ class Part(NamedTuple):
     saved: bytes
     start: int
     stop: int
-
-
-class Node:
-    """Tokens from ``start`` on that no other node has. ``states`` are keyed by the position where they end.
-
-    ``children`` are keyed by the position where they leave this node and their first token; those of the root by salt
-    and first token.
-    """
-
-    __slots__ = ("children", "key", "parent", "start", "states", "tokens")
-
-    def __init__(self, parent: Node | None, key: Key, start: int, tokens: array[int]) -> None:
-        self.parent = parent
-        self.key = key
-        self.start = start
-        self.tokens = tokens
-        self.children: dict[Key, Node] = {}
-        self.states: dict[int, State] = {}
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.tokens)
-
-
-class State:
-    """The saved state of a sequence's tokens [start, stop), which continues ``base``; ``n_heirs`` continue this one.
-
-    ``spares`` is how many tokens need not be computed thanks to it.
-    """
-
-    __slots__ = ("base", "n_bytes", "n_heirs", "node", "priority", "saved", "spares", "start", "stop", "uses", "waits")
-
-    def __init__(self, node: Node, saved: bytes, base: State | None, start: int, stop: int, spares: int) -> None:
-        self.node = node
-        self.saved = saved
-        self.base = base
-        self.start = start
-        self.stop = stop
-        self.spares = spares
-        self.n_bytes = len(saved) + spares * node.tokens.itemsize + STATE_BYTES
-        self.n_heirs = 0
-        self.uses = 1
-        self.priority = 0.0
-        self.waits = False  # among those that may be evicted
-
-    def __lt__(self, other: State) -> bool:
-        return self.priority < other.priority
 
 
 class PrefixCache:
@@ -116,8 +66,9 @@ class PrefixCache:
         self.n_states = 0
         self.n_checkpoints = 0
         self._counts = dict.fromkeys(COUNTED, 0)
-        self._root = Node(None, (0, 0), 0, array("i"))
-        self._leaves: list[tuple[float, State]] = []
+        self._tree = PrefixTree()
+        self._leaves: list[tuple[float, int, State]] = []
+        self._pushed = count()  # no two entries are equal
         self._age = 0.0
 
     @property
@@ -137,7 +88,7 @@ class PrefixCache:
 
         The last token does not count: it is always computed, as logits are not kept.
         """
-        state, stop = self._deepest(self._path(tokens[:-1], salt))
+        state, stop = self._tree.find(tokens, salt, len(tokens) - 1, self.n_cuttable)
         if state is None or stop < more_than + MIN_TOKENS or stop * MAX_WASTE < state.stop:
             return []
         self._counts["cache_restores"] += 1
@@ -157,7 +108,7 @@ class PrefixCache:
         """Which of the ``tokens`` in memory to save, as [start, stop); (0, 0) for none."""
         if not self.budget:
             return 0, 0
-        _, start = self._base(self._path(tokens, salt))
+        _, start = self._base(tokens, salt)
         stop = len(tokens)
         if self.in_parts and stop <= self.n_cuttable:
             stop = min(stop, start + 2 * PART)
@@ -167,21 +118,18 @@ class PrefixCache:
 
     def put(self, tokens: array[int], salt: bytes, saved: bytes) -> None:
         """Keep the state of those of ``tokens`` that ``unsaved`` named, their end included."""
-        path = self._path(tokens, salt)
-        base, start = self._base(path)
+        base, start = self._base(tokens, salt)
         if base is not None and not self.in_parts:
-            if self.cuts_anywhere and base.stop == start and not base.node.children:
+            if self.cuts_anywhere and base.stop == start and base.is_last:
                 # the longer state contains the shorter one
                 self._counts["evictions_replaced"] += 1
                 self._drop(base)
-                path, start = self._path(tokens, salt), 0
+                start = 0
             base = None
-        node, at = path[-1] if path else (self._root, 0)
-        if at < len(tokens):
-            key = (at if path else salt, tokens[at])
-            node.children[key] = node = Node(node, key, at, tokens[at:])
-        state = State(node, saved, base, start if self.in_parts else 0, len(tokens), len(tokens) - start)
-        node.states[state.stop] = state
+        spares = len(tokens) - start
+        n_bytes = len(saved) + spares * tokens.itemsize + STATE_BYTES
+        state = State(saved, base, start if self.in_parts else 0, len(tokens), spares=spares, n_bytes=n_bytes)
+        self._tree.add(tokens, salt, state)
         if base is not None:
             base.n_heirs += 1
         self._counts["cache_saves"] += 1
@@ -191,7 +139,7 @@ class PrefixCache:
         self._wait(state)
         if len(self._leaves) > 2 * self.n_states + 64:
             # most of them were dropped before their turn came
-            self._leaves = [entry for entry in self._leaves if entry[1].saved]
+            self._leaves = [entry for entry in self._leaves if entry[2].kept]
             heapify(self._leaves)
         while self.used_bytes > self.budget:
             self._evict()
@@ -206,34 +154,9 @@ class PrefixCache:
         points += [n for n in _distances(n_prompt) if all(abs(n - other) >= MIN_TOKENS for other in points)]
         return min((n for n in points if n > n_past), default=(n_past // LONGEST + 1) * LONGEST)
 
-    def _path(self, tokens: array[int], salt: bytes) -> list[tuple[Node, int]]:
-        """The nodes that ``tokens`` begin with, each with the position up to which it goes."""
-        path: list[tuple[Node, int]] = []
-        at = 0
-        node = self._root.children.get((salt, tokens[0])) if tokens else None
-        while node is not None:
-            at += common_prefix(tokens, node.tokens, at)
-            path.append((node, at))
-            node = node.children.get((at, tokens[at])) if at < len(tokens) else None
-        return path
-
-    def _deepest(self, path: list[tuple[Node, int]]) -> tuple[State | None, int]:
-        """The state that gives most of a path, and how much."""
-        for node, end in reversed(path):
-            longer = min((stop for stop in node.states if end < stop <= self.n_cuttable), default=0)
-            if longer:
-                state = node.states[longer]
-                while state.start >= end and state.base is not None:
-                    state = state.base
-                return state, end
-            stop = max((stop for stop in node.states if stop <= end), default=0)
-            if stop:
-                return node.states[stop], stop
-        return None, 0
-
-    def _base(self, path: list[tuple[Node, int]]) -> tuple[State | None, int]:
+    def _base(self, tokens: array[int], salt: bytes) -> tuple[State | None, int]:
         """The state that a new one is to continue, and where: not one that gives only a few tokens."""
-        state, stop = self._deepest(path)
+        state, stop = self._tree.find(tokens, salt, len(tokens), self.n_cuttable)
         if state is not None and stop - state.start < MIN_TOKENS:
             return state.base, state.start
         return state, stop
@@ -254,14 +177,14 @@ class PrefixCache:
         """Put a state that none continues among those that may be evicted."""
         if not state.waits and not state.n_heirs:
             state.waits = True
-            heappush(self._leaves, (state.priority, state))
+            heappush(self._leaves, (state.priority, next(self._pushed), state))
 
     def _evict(self) -> None:
         """Drop the state that is worth least. A place in the heap is by the value at the time, so it may be better."""
         while True:
-            priority, state = heappop(self._leaves)
+            priority, _, state = heappop(self._leaves)
             state.waits = False
-            if state.n_heirs or state.node.states.get(state.stop) is not state:
+            if state.n_heirs or not state.kept:
                 continue
             if state.priority > priority:
                 self._wait(state)
@@ -272,16 +195,11 @@ class PrefixCache:
             return
 
     def _drop(self, state: State) -> None:
-        node = state.node
-        del node.states[state.stop]
         self._count(state, -1)
-        state.saved = b""
+        self._tree.drop(state)
         if state.base is not None:
             state.base.n_heirs -= 1
             self._wait(state.base)
-        while node.parent is not None and not node.states and not node.children:
-            del node.parent.children[node.key]
-            node = node.parent
 
 
 def _distances(n_prompt: int) -> Iterator[int]:

@@ -10,24 +10,48 @@ from hypothesis import strategies as st
 
 from core.test_runner import Rig
 from llamafast._core.prefix import common_prefix
+from llamafast._core.prefix_tree import PrefixTree, State
 from llamafast._core.runner import PAUSED, SAVE_DUE
 
 SMALL = st.lists(st.sampled_from([40, 41]), max_size=60)
 
 
-@given(head=SMALL, a=SMALL, b=SMALL, before=SMALL)
-def test_the_common_prefix_is_what_counting_gives(head, a, b, before):
-    one, other = [*head, *a], [*head, *b]
+@given(n=st.integers(0, 600), a=SMALL, b=SMALL)
+def test_the_common_prefix_is_what_counting_gives(n, a, b):
+    one, other = [*range(n), *a], [*range(n), *b]
     expected = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
     expected = min(len(one), len(other)) if expected is None else expected
-    assert common_prefix(array("i", [*before, *one]), array("i", other), len(before)) == expected
+    assert common_prefix(array("i", one), array("i", other)) == expected
 
 
-@pytest.mark.parametrize("start", [3, 2**62])
-def test_nothing_is_in_common_behind_the_end(start):
-    assert common_prefix(array("i", [1, 2, 3]), array("i", [1, 2, 3]), start) == 0
-    with pytest.raises(ValueError, match="start"):
-        common_prefix(array("i", [1]), array("i", [1]), -1)
+def test_a_tree_takes_arrays_of_tokens_and_states_that_end_with_them():
+    tree, tokens = PrefixTree(), array("i", range(100))
+    with pytest.raises(TypeError, match="int32"):
+        tree.find(array("q", range(100)), b"", 100, 0)
+    for length in (-1, 101):
+        with pytest.raises(ValueError, match=str(length)):
+            tree.find(tokens, b"", length, 0)
+    state = State(b"state", None, 0, 100, spares=100, n_bytes=5)
+    with pytest.raises(ValueError, match="100"):
+        tree.add(tokens[:99], b"", state)
+    assert tree.empty
+    tree.add(tokens, b"", state)
+    with pytest.raises(ValueError, match="100"):
+        tree.add(tokens, b"", state)
+    assert (tree.empty, state.kept, state.is_last) == (False, True, True)
+    assert tree.find(tokens, b"", 100, 0) == (state, 100)
+    assert tree.find(tokens, b"", 99, 0) == tree.find(tokens, b"salt", 100, 100) == (None, 0)
+    tree.drop(state)
+    assert (tree.empty, state.kept, state.saved) == (True, False, b"")
+    with pytest.raises(ValueError, match="not kept"):
+        tree.drop(state)
+
+
+def test_a_long_chain_of_states_is_freed_without_a_deep_stack():
+    state = None
+    for _ in range(300_000):
+        state = State(b"state", state, 0, 1, spares=1, n_bytes=5)
+    del state
 
 
 @pytest.fixture(scope="module")

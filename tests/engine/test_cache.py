@@ -224,7 +224,7 @@ def test_the_budget_holds_and_every_hit_is_true(kind, requests):
     while cache.n_states:
         cache.budget = 0
         cache._evict()
-    assert (cache.used_bytes, cache._root.children) == (0, {})
+    assert (cache.used_bytes, cache._tree.empty) == (0, True)
 
 
 def resident_bytes():
