@@ -17,6 +17,8 @@ from benchmarks.report import Journal
 from benchmarks.scenarios import Scenario, Scripts
 from benchmarks.server import Server
 
+RAW = "raw loop"
+
 
 class Result(Struct, frozen=True, kw_only=True):
     """What a scenario gave: the runs of each server by name, the raw loop's beside them, peak memory in bytes."""
@@ -86,12 +88,14 @@ def compare_one(
         }
         for name in names:
             warm_up(CONTENDERS[name], servers[name], scenario, limit_s)
+        takers = [*([RAW] if scenario.raw_rate else []), *names]
         for run in range(1, pairs + 1):
-            if scenario.raw_rate is not None:
-                rates.append(scenario.raw_rate())
-                journal.write("raw", scenario=scenario.name, run=run, rate=rates[-1])
-            turn = run % len(names)
-            for name in (*names[turn:], *names[:turn]):
+            turn = run % len(takers)
+            for name in (*takers[turn:], *takers[:turn]):
+                if name == RAW:
+                    rates.append(scenario.raw_rate())
+                    journal.write("raw", scenario=scenario.name, run=run, rate=rates[-1])
+                    continue
                 figures = measure(CONTENDERS[name], servers[name], scenario, run, client_cores, limit_s, goal)
                 served[name].append(figures)
                 journal.write("served", scenario=scenario.name, server=name, run=run, **msgspec.structs.asdict(figures))

@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from statistics import median
 
-from benchmarks.compare import Result, failures
+from benchmarks.compare import RAW, Result, failures
 from benchmarks.figures import Goal, ServedRun
 from benchmarks.report import spread
 
@@ -47,7 +47,7 @@ def table(result: Result) -> list[str]:
     ]
     lines = [f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 1)]
     if result.raw_rates:
-        lines.append(f"| raw loop | {spread(result.raw_rates, ',.0f')} | 1 |" + " |" * (len(header) - 3))
+        lines.append(f"| {RAW} | {spread(result.raw_rates, ',.0f')} | 1 |" + " |" * (len(header) - 3))
     for name, runs in result.served.items():
         cpu = [run.server_cpu_per_1000 for run in runs if run.server_cpu_per_1000 is not None]
         peak = result.peak_bytes[name]

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from benchmarks import embedding_work
-from benchmarks.compare import Result, compare, failures
+from benchmarks.compare import RAW, Result, compare, failures
 from benchmarks.comparison_report import both
 from benchmarks.contenders import CONTENDERS
 from benchmarks.embedding_work import EmbeddingWork, embedding_model
@@ -78,7 +78,7 @@ def rows(scenario: Scenario, result: Result) -> list[dict[str, str]]:
             "failed": failed,
         }
 
-    table = [row("raw loop", result.raw_rates, "", "", "")]
+    table = [row(RAW, result.raw_rates, "", "", "")]
     for name, runs in result.served.items():
         rates = [run.output_rate for run in runs]
         of_raw = spread([rate / raw for rate, raw in zip(rates, result.raw_rates, strict=True)], ".3f")

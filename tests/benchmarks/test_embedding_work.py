@@ -20,12 +20,12 @@ from benchmarks.report import Journal
 EMBED = EmbeddingWork(model="m.gguf", clients=1, requests=2, inputs=2, tokens=3).asks(1)
 
 
-def test_embeddings_are_measured_against_the_bare_loop(tiny_encoder: Callable[[str], Path]) -> None:
+def test_embeddings_are_measured_against_the_bare_loop(tiny_encoder: Callable[[str], Path], tmp_path: Path) -> None:
     options = Namespace(
-        model=str(tiny_encoder("tiny-bert")), clients=[1, 2], inputs=3, tokens=[16], requests=2, threads=1, pairs=1,
+        model=str(tiny_encoder("tiny-bert")), clients=[1, 2], inputs=3, tokens=[16], requests=2, threads=1, pairs=2,
         pin="none", timeout=30,
     )  # fmt: skip
-    rows, failed = embeddings.measure(options, ["llamafast"], Journal(None))
+    rows, failed = embeddings.measure(options, ["llamafast"], Journal(tmp_path / "out"))
     assert failed == []
     assert [(row["clients"], row["inputs x tokens"], row["server"], row["failed"]) for row in rows] == [
         ("1", "3x16", "raw loop", ""),
@@ -33,7 +33,10 @@ def test_embeddings_are_measured_against_the_bare_loop(tiny_encoder: Callable[[s
         ("2", "3x16", "raw loop", ""),
         ("2", "3x16", "llamafast", "0"),
     ]
-    assert all(float(row["of raw"]) > 0 for row in rows[1::2])
+    assert all(float(row["of raw"].split()[0]) > 0 for row in rows[1::2])
+    records = [json.loads(line)["record"] for line in (tmp_path / "out").read_text().splitlines()]
+    # each is first in every other pair
+    assert records == ["served", "raw", "raw", "served", "memory"] * 2
 
 
 def test_the_shapes_are_those_of_the_command_line() -> None:
