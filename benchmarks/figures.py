@@ -186,7 +186,8 @@ def spoken(exchange: Exchange) -> str:
 def read_answer(exchange: Exchange) -> Answer:
     """Check one exchange against what was asked for. Raises Failure.
 
-    A server that sends no usage is believed where the answer ended by its limit.
+    A server that sends no usage is believed where the answer ended by its limit; of an answer of open length its
+    events with text are counted.
     """
     if exchange.error is not None:
         raise Failure(exchange.error)
@@ -211,6 +212,8 @@ def read_answer(exchange: Exchange) -> Answer:
         usage = chunk.usage or usage
     if usage is None and reason == "length" and ask.tokens is not None:
         usage = Usage(ask.prompt_tokens or 0, ask.tokens)
+    elif usage is None and reason is not None and ask.tokens is None:
+        usage = Usage(0, len(times))
     expected = (ask.prompt_tokens, ask.tokens, None if ask.tokens is None else "length")
     told = None if usage is None else (usage.prompt_tokens, usage.completion_tokens, reason)
     if told is None or any(want not in (None, got) for want, got in zip(expected, told, strict=True)):

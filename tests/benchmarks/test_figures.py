@@ -81,6 +81,15 @@ def test_of_an_open_answer_usage_tells_the_length() -> None:
     assert read_answer(open_ended).tokens == 5
 
 
+def test_of_an_open_answer_without_usage_the_events_are_counted() -> None:
+    whole = Exchange(Ask(body={}), sent=0, ended=4)
+    whole.events = list(enumerate([event("a"), event("b"), event("", "stop"), DONE], start=1))
+    assert read_answer(whole).tokens == 2
+    cut = Exchange(Ask(body={}), sent=0, ended=3, events=list(enumerate([event("a"), event("b"), DONE], start=1)))
+    with pytest.raises(Failure, match="says None"):
+        read_answer(cut)
+
+
 def test_chat_chunks_count_what_they_say() -> None:
     deltas = [{"role": "assistant", "content": None}, {"reasoning_content": "r"}, {"content": "c"},
               {"tool_calls": [{"index": 0}]}]  # fmt: skip
