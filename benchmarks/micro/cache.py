@@ -167,8 +167,9 @@ async def measure(options: argparse.Namespace) -> None:
     path, _ = resolve_model(options.model)
     n_ctx = max(8192, STREAMS * 256, options.prompt_tokens + 1024)
     budget = options.ram_mb * 2**20
-    await measure_throughput(path, budget, n_ctx, options.pairs)
+    # first, as memory that was used and freed would not grow again
     await measure_memory(path, options, budget, n_ctx)
+    await measure_throughput(path, budget, n_ctx, options.pairs)
 
 
 def main() -> None:
