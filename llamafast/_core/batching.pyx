@@ -45,7 +45,7 @@ cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch
 
     Returns how many rows continue a generation. n_batch >= n_seq_max, so every sequence finds at least one row.
     """
-    cdef int32_t i, budget, spare, take, n_decode = 0, n_prefill = 0, n_waiting = 0, n_generating = 0
+    cdef int32_t i, budget, spare, take, n_decode = 0, n_prefill = 0, n_generating = 0
     cdef sequence_t *s
     batch.n_tokens = 0
     for i in range(live.n):
@@ -59,17 +59,14 @@ cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch
             n_decode += s.n_tokens - s.n_past
         else:
             n_prefill += s.n_tokens - s.n_past
-            n_waiting += 1
-    budget = min(prefill_budget(self, n_decode, n_waiting), n_prefill)
-    if n_decode and budget >= self.attention_tile:
+    budget = min(prefill_budget(self, n_decode), n_prefill)
+    if n_decode and n_decode + budget >= self.attention_tile:
         # rows of many sequences in ggml's tiled attention cost more than a step of their own
-        self.prefills_alone = not self.prefills_alone
+        self.prefills_alone = budget >= self.attention_tile and not self.prefills_alone
         if not self.prefills_alone:
-            budget = 0
+            budget = min(budget, max(MIN_PREFILL, self.attention_tile - ROW_TILE - n_decode))
     else:
         self.prefills_alone = False
-        if n_decode + budget >= self.attention_tile:
-            budget = min(budget, max(MIN_PREFILL, self.attention_tile - ROW_TILE - n_decode))
     if not self.prefills_alone:
         spare = self.n_batch - live.n
         for i in range(live.n):
@@ -108,9 +105,8 @@ cdef int32_t take_rows(llama_batch *batch, sequence_t *s, int32_t most) noexcept
     return s.n_rows
 
 
-cdef int32_t prefill_budget(const batching_t *self, int32_t n_decode, int32_t n_waiting) noexcept nogil:
-    """How many prompt rows may join, or delay, a step with ``n_decode`` decode rows while ``n_waiting`` sequences have
-    prompts to compute. Where they are the more, their delay counts for more than that of those who decode."""
+cdef int32_t prefill_budget(const batching_t *self, int32_t n_decode) noexcept nogil:
+    """How many prompt rows may join, or delay, a step with ``n_decode`` decode rows."""
     cdef double per_row, fixed, seconds
     cdef int32_t budget
     if n_decode and self.prefill_chunk:
@@ -120,7 +116,7 @@ cdef int32_t prefill_budget(const batching_t *self, int32_t n_decode, int32_t n_
     cost_fit(&self.cost, &fixed, &per_row)
     if n_decode and self.target_itl > 0:
         seconds = self.target_itl
-    elif n_decode >= n_waiting:
+    elif n_decode:
         seconds = max(STRETCH * (fixed + per_row * n_decode), STRETCH_SECONDS)
     else:
         seconds = PREFILL_SECONDS

@@ -125,21 +125,6 @@ def test_a_full_memory_is_reported_and_changes_nothing(tiny_model):
     assert (text[0] + rest[0], text[1] + rest[1], rest[2]) == expected[1]
 
 
-def test_a_large_chunk_of_a_prompt_and_those_who_decode_have_steps_of_their_own(tiny_model):
-    rig = Rig(tiny_model("tiny-llama"), n_batch=256, prefill_chunk=128)
-    rig.runner.add(rig.sequence([33, 34], max_tokens=100, ignore_eos=True))
-    rig.runner.run(2)
-    rig.runner.add(rig.sequence([33 + k % 200 for k in range(300)], tag=2))
-    seen = []
-    for _ in range(6):
-        before = rig.runner.counts()
-        rig.runner.run(1)
-        after = rig.runner.counts()
-        seen.append((after["rows"] - before["rows"], after["prompt_tokens"] - before["prompt_tokens"]))
-    assert seen == [(128, 128), (1, 0), (128, 128), (45, 44), (2, 0), (2, 0)]
-    rig.close()
-
-
 def test_prompts_in_chunks_beside_decoding_sequences(tiny_model):
     whole, chunked = Rig(tiny_model("tiny-llama")), Rig(tiny_model("tiny-llama"), prefill_chunk=5)
     long = [(5 * k) % 300 + 33 for k in range(200)]
