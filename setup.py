@@ -39,6 +39,7 @@ MODULES: dict[str, list[str]] = {
     "histograms": [],
     "batching": [],
     "choosing": [],
+    "prefiller": [],
     "runner": [],
     "embedder": [],
 }

@@ -261,16 +261,21 @@ class ResponsesConfig(Section, frozen=True, kw_only=True):
 
 class SchedulerConfig(Section, frozen=True, kw_only=True):
     """``target_itl_ms``: how long a prompt may hold running answers up between two tokens (null: 1.5 times as long as
-    without it, or 200). ``prefill_chunk``: most prompt tokens in one step that also decodes, instead of that.
+    without it, or 300). ``prefill_chunk``: most prompt tokens in one step that also decodes, instead of that.
+    ``disaggregate_prefill``: whether long prompts have a context of their own, with as much memory for the KV cache
+    again (null: on a CPU, where sequences share one KV cache and a quarter of the available memory is enough).
 
     ``priorities``: whether requests may say how urgent they are.
     """
 
     prefill_chunk: Positive | None = None
     target_itl_ms: Annotated[float, Meta(gt=0, le=1e6)] | None = None
+    disaggregate_prefill: bool | None = None
     priorities: bool = False
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.prefill_chunk is not None and self.disaggregate_prefill:
+            yield "", "prefill_chunk is for prompts that are not disaggregated"
         if self.prefill_chunk is not None and self.target_itl_ms is not None:
             yield "", "at most one of prefill_chunk and target_itl_ms may be set"
 

@@ -20,6 +20,7 @@ cdef enum Kind:
     RUNNER
     INPUT
     EMBEDDER
+    PREFILLER
     N_KINDS
 
 cdef void count(int kind, int n) noexcept nogil

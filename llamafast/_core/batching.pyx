@@ -15,7 +15,10 @@ cdef enum:
     FIRST_PREFILL = 64
     # ggml's CPU kernels multiply four rows of a batch at a time; one to three more cost nearly as much as four
     ROW_TILE = 4
-    # from so many rows on, ggml's CPU attention works in tiles of rows, which suits rows of one sequence only
+    # so many rows of prompt always join a step that decodes
+    FEW_ROWS = 16
+    # From so many rows on, ggml's CPU attention works in tiles of rows, which cost less than single rows, but more
+    # where they are of many sequences.
     ATTENTION_TILE = 64
     MAX_ROWS = 0x7FFFFFFF
     # llama.cpp keeps the logits of all rows of a step that ask for them, and never gives the memory back
@@ -25,6 +28,8 @@ cdef enum:
 # so many seconds: where decoding is faster than anybody reads, prompts come first.
 cdef double STRETCH = 1.5
 cdef double STRETCH_SECONDS = 0.3
+# Prompts that are computed elsewhere get this share of a step's time, however long steps are.
+cdef double LEAST_SPARE = 0.1
 # A step that only prefills: long enough to be efficient, short enough to hear a cancel or a new request.
 cdef double PREFILL_SECONDS = 0.5
 
@@ -59,14 +64,16 @@ cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch
             n_decode += s.n_tokens - s.n_past
         else:
             n_prefill += s.n_tokens - s.n_past
-    budget = min(prefill_budget(self, n_decode), n_prefill)
-    if n_decode and n_decode + budget >= self.attention_tile:
-        # rows of many sequences in ggml's tiled attention cost more than a step of their own
-        self.prefills_alone = budget >= self.attention_tile and not self.prefills_alone
+    budget = prefill_budget(self, n_decode)
+    if n_decode and n_prefill > FEW_ROWS and budget >= self.attention_tile:
+        # steps with prompts and steps with decode rows take turns
+        self.prefills_alone = not self.prefills_alone
         if not self.prefills_alone:
-            budget = min(budget, max(MIN_PREFILL, self.attention_tile - ROW_TILE - n_decode))
+            budget = 0
     else:
         self.prefills_alone = False
+        if n_decode and n_decode + min(budget, n_prefill) >= self.attention_tile:
+            budget = max(MIN_PREFILL, self.attention_tile - ROW_TILE - n_decode)
     if not self.prefills_alone:
         spare = self.n_batch - live.n
         for i in range(live.n):
@@ -83,6 +90,15 @@ cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch
                 take = min(take, self.n_scored_max)
             budget -= take_rows(batch, s, take)
     return n_generating
+
+
+cdef double batching_spare(const batching_t *self, double seconds, int32_t n_decode) noexcept nogil:
+    """How long prompts may be computed elsewhere after a step of ``seconds`` that had ``n_decode`` decode rows."""
+    if self.prefills_alone:
+        return 0
+    if n_decode == 0:
+        return seconds
+    return max((self.target_itl or max(STRETCH * seconds, STRETCH_SECONDS)) - seconds, LEAST_SPARE * seconds)
 
 
 cdef bint is_decoding(const sequence_t *s) noexcept nogil:
@@ -121,4 +137,7 @@ cdef int32_t prefill_budget(const batching_t *self, int32_t n_decode) noexcept n
     else:
         seconds = PREFILL_SECONDS
     budget = max(MIN_PREFILL, <int32_t> min((seconds - fixed) / per_row, 1e6) - n_decode)
+    if budget < self.attention_tile and self.target_itl == 0:
+        if fixed + per_row * self.attention_tile <= PREFILL_SECONDS:
+            return self.attention_tile
     return budget + (-(n_decode + budget) & (ROW_TILE - 1))

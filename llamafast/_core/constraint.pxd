@@ -1,11 +1,7 @@
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, uint32_t
 
-cdef extern from "pthread.h" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
+from .headers.pthread cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:
     # states of a constraint's mask; only the Masker's thread leaves MASK_ASKED

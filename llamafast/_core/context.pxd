@@ -25,3 +25,5 @@ cdef class Context:
 
     cdef bytes state(self, int32_t seq_id, int32_t n_tokens)
     cdef bint set_state(self, int32_t seq_id, bytes saved)
+    cdef bytes save_part(self, int32_t seq_id, int32_t start, int32_t stop)
+    cdef bint restore_part(self, int32_t seq_id, bytes saved, int32_t start, int32_t stop)

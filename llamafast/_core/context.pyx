@@ -5,7 +5,8 @@ from libc.stdint cimport int32_t, uint8_t
 from .balance cimport BATCH, CONTEXT, born, died
 from .headers.llama cimport (
     llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params, llama_decode, llama_free,
-    llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_pos_max, llama_memory_seq_rm,
+    llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_pos_max,
+    llama_memory_seq_rm,
     llama_n_batch, llama_n_ctx, llama_n_ctx_seq, llama_n_seq_max, llama_n_threads, llama_n_threads_batch,
     llama_n_ubatch, llama_pooling_type, llama_state_seq_get_data, llama_state_seq_get_size, llama_state_seq_set_data,
     llama_synchronize,
@@ -236,6 +237,23 @@ cdef class Context:
             with nogil:
                 read = llama_state_seq_set_data(self.ctx, data, size, seq_id)
         return read != 0
+
+    cdef bytes save_part(self, int32_t seq_id, int32_t start, int32_t stop):
+        """The state of a sequence's positions [start, stop), where there is a scratch sequence."""
+        llama_memory_seq_cp(self.memory, seq_id, self.scratch, start, stop)
+        try:
+            return self.state(self.scratch, stop - start)
+        finally:
+            llama_memory_seq_rm(self.memory, self.scratch, -1, -1)
+
+    cdef bint restore_part(self, int32_t seq_id, bytes saved, int32_t start, int32_t stop):
+        """Give a sequence that ends at ``start`` the positions up to ``stop`` of a saved part; False where llama.cpp
+        does not take it."""
+        cdef bint done = self.set_state(self.scratch, saved)
+        if done:
+            llama_memory_seq_cp(self.memory, self.scratch, seq_id, start, stop)
+        llama_memory_seq_rm(self.memory, self.scratch, -1, -1)
+        return done and llama_memory_seq_pos_max(self.memory, seq_id) == stop - 1
 
     def seq_pos_max(self, llama_seq_id seq_id):
         """The largest position in memory, -1 for an empty sequence."""

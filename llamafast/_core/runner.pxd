@@ -6,6 +6,7 @@ from .constraint cimport Masker
 from .context cimport Batch, Context
 from .histograms cimport histograms_t
 from .outbox cimport Outbox
+from .prefiller cimport Prefiller
 from .running cimport running_t
 from .sequence cimport Sequence
 
@@ -32,6 +33,8 @@ cdef class Runner:
     cdef list free_seq_ids
     cdef batching_t batching
     cdef int attention                          # atomic
+    cdef Prefiller prefiller                    # or None
+    cdef double spare                           # seconds it may take before the next step
     cdef readonly Masker masker
     cdef Chooser chooser
     cdef counters_t counters

@@ -5,6 +5,7 @@ from typing_extensions import disjoint_base
 from llamafast._core.constraint import Masker
 from llamafast._core.context import Context
 from llamafast._core.outbox import Outbox
+from llamafast._core.prefiller import Prefiller
 from llamafast._core.sequence import Sequence
 from llamafast._core.vocab import Vocab
 
@@ -12,11 +13,19 @@ PAUSED: int
 NO_ROOM: int
 FINISHED: int
 SAVE_DUE: int
+PREFILLED: int
 
 @disjoint_base
 class Runner:
     def __new__(
-        cls, context: Context, vocab: Vocab, outbox: Outbox, *, prefill_chunk: int = 0, target_itl: float = 0.0
+        cls,
+        context: Context,
+        vocab: Vocab,
+        outbox: Outbox,
+        *,
+        prefill_chunk: int = 0,
+        target_itl: float = 0.0,
+        prefiller: Prefiller | None = None,
     ) -> Self: ...
     @property
     def masker(self) -> Masker: ...
@@ -34,6 +43,9 @@ class Runner:
     @property
     def n_cuttable(self) -> int: ...
     def add(self, sequence: Sequence, n_restore: int = 0) -> None: ...
+    @property
+    def row_seconds(self) -> float: ...
+    def expect(self, sequence: Sequence, n_restore: int, n_found: int) -> None: ...
     def restore(self, sequence: Sequence, saved: bytes, start: int, stop: int) -> bool: ...
     def save(self, sequence: Sequence, start: int, stop: int) -> bytes: ...
     def remove(self, sequence: Sequence) -> None: ...

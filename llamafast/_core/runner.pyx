@@ -7,17 +7,18 @@ state of decoding takes no Python decision and no lock but the Outbox's.
 from libc.stdint cimport int32_t, int64_t
 
 from .balance cimport RUNNER, born, died
-from .batching cimport batching_fill, batching_init
+from .batching cimport batching_fill, batching_init, batching_spare
 from .choosing cimport Chooser, chooser_next, chooser_score
 from .constraint cimport MASK_NONE, Masker, constraint_ready, masker_ask, masker_wait
 from .context cimport Batch, Context
-from .cost cimport cost_add
+from .cost cimport cost_add, cost_fit
 from .headers.clock cimport now
 from .headers.llama cimport (
-    llama_decode, llama_get_logits_ith, llama_memory_seq_cp, llama_memory_seq_pos_max, llama_memory_seq_rm,
+    llama_decode, llama_get_logits_ith, llama_memory_seq_pos_max, llama_memory_seq_rm,
 )
 from .histograms cimport histograms_init, histograms_read, observe_admitted, observe_step, observe_token
 from .outbox cimport Outbox, outbox_publish
+from .prefiller cimport Prefiller, prefiller_slice
 from .prefix cimport BLOCK
 from .running cimport (
     MAX_RUNNING, running_add, running_clear, running_free, running_init, running_longest, running_note,
@@ -43,16 +44,21 @@ cdef enum:
     RUN_FINISHED = 3
     RUN_NO_MEMORY = 4
     RUN_SAVE_DUE = 5    # somebody has reached its save_at
+    RUN_PREFILLED = 6   # the Prefiller's batch is computed
 
 PAUSED = RUN_PAUSED
 NO_ROOM = RUN_NO_ROOM
 FINISHED = RUN_FINISHED
 SAVE_DUE = RUN_SAVE_DUE
+PREFILLED = RUN_PREFILLED
 
 # How long a step waits for masks that are late: while others could go on, as a share of llama_decode's time, and
 # where everybody waits for a mask, in seconds.
 cdef double MASK_PATIENCE = 0.1
 cdef double MASK_SECONDS = 0.05
+
+# The Prefiller's slice while nothing else is to be computed: so soon a new request or a cancel is heard.
+cdef double SLICE_SECONDS = 0.05
 
 
 cdef class Runner:
@@ -61,14 +67,16 @@ cdef class Runner:
 
     ``target_itl``: how many seconds a step that also decodes may take, as far as its prompt rows decide that; 0:
     STRETCH times what it would take without them, or STRETCH_SECONDS. ``prefill_chunk``: most prompt rows of such a
-    step, whatever they take; 0 leaves it to the time.
+    step, whatever they take; 0 leaves it to the time. What the ``prefiller`` has to compute gets slices between steps,
+    within the same time.
     """
 
     def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None, *,
-                  int32_t prefill_chunk=0, double target_itl=0):
+                  int32_t prefill_chunk=0, double target_itl=0, Prefiller prefiller=None):
         self.context = context
         self.outbox = outbox
         self.batch = Batch(context.n_batch)
+        self.prefiller = prefiller
         self.masker = Masker()
         self.chooser = Chooser(context, vocab, outbox, self.masker)
         batching_init(&self.batching, context.n_batch, vocab.pieces.n_tokens, prefill_chunk, target_itl)
@@ -122,6 +130,15 @@ cdef class Runner:
         """A sequence of up to so many tokens can be cut anywhere, a longer one not at all."""
         return self.context.n_cuttable
 
+    @property
+    def row_seconds(self):
+        """What one more row adds to a step, by the recent ones; 0 before the first."""
+        cdef double fixed, per_row
+        if self.batching.cost.rows == 0:
+            return 0.0
+        cost_fit(&self.batching.cost, &fixed, &per_row)
+        return per_row
+
     def add(self, Sequence sequence not None, int32_t n_restore=0):
         """Let a sequence run. What another running sequence has computed of its tokens, or is about to, is shared.
 
@@ -136,46 +153,53 @@ cdef class Runner:
         s.seq_id = self.free_seq_ids.pop()
         s.n_rows = 0
         s.n_past = 0
-        s.n_restore = n_restore
+        s.n_restore = s.n_found = n_restore
         if s.constraint != NULL and s.constraint.state == MASK_NONE and masker_ask(self.masker, s.constraint, -1) < 0:
             raise MemoryError
         observe_admitted(&self.observed, s)
         self.running.append(sequence)
         running_add(&self.live, s)
 
+    def expect(self, Sequence sequence not None, int32_t n_restore, int32_t n_found):
+        """Let a running sequence wait for fewer tokens than it was added with, of which ``n_found`` were not computed
+        for itself."""
+        if sequence.state.seq_id < 0 or not sequence.state.n_past <= n_restore <= sequence.state.n_restore:
+            raise ValueError(f"{n_restore} instead of {sequence.state.n_restore} tokens to restore")
+        sequence.state.n_restore = n_restore
+        sequence.state.n_found = n_found
+
     def restore(self, Sequence sequence not None, bytes saved not None, int32_t start, int32_t stop):
-        """Give a running sequence its tokens [start, stop) out of what ``save`` or ``remove`` gave for the same tokens.
+        """Give a running sequence its tokens [start, stop) out of what ``save`` gave for the same tokens.
 
         ``start`` is where its memory ends; without ``in_parts`` it does not count, for ``saved`` is everything up to
         its end. Returns False where llama.cpp does not take it; then the rest is computed.
         """
         cdef sequence_t *s = &sequence.state
-        cdef int32_t before = s.n_past, seq_id = s.seq_id, scratch = self.context.scratch
+        cdef int32_t before = s.n_past, seq_id = s.seq_id, cached
         cdef bint done
         if seq_id < 0 or not start < stop <= s.n_restore:
             raise ValueError(f"tokens {start} to {stop} of {s.n_restore} to restore")
-        if scratch < 0:
-            done = self.context.set_state(seq_id, saved)
-            done = done and llama_memory_seq_rm(self.context.memory, seq_id, stop, -1)
-        else:
+        if self.context.scratch >= 0:
             if start != s.n_past:
                 raise ValueError(f"tokens from {start} on after {s.n_past}")
-            done = self.context.set_state(scratch, saved)
-            if done:
-                llama_memory_seq_cp(self.context.memory, scratch, seq_id, start, stop)
-            llama_memory_seq_rm(self.context.memory, scratch, -1, -1)
+            done = self.context.restore_part(seq_id, saved, start, stop)
+            # what could not be restored is computed
+            s.n_restore = s.n_restore if done else s.n_past
+        else:
+            done = self.context.set_state(seq_id, saved)
+            done = done and llama_memory_seq_rm(self.context.memory, seq_id, stop, -1)
+            done = done and llama_memory_seq_pos_max(self.context.memory, seq_id) == stop - 1
             if not done:
-                s.n_restore = s.n_past
-                return False
-        if done and llama_memory_seq_pos_max(self.context.memory, seq_id) == stop - 1:
+                s.n_past = s.n_restore = 0
+        if done:
             s.n_past = stop
         else:
-            llama_memory_seq_rm(self.context.memory, seq_id, -1, -1)
-            s.n_past = s.n_restore = 0
+            llama_memory_seq_rm(self.context.memory, seq_id, s.n_past, -1)
         if s.n_runs == 1:
-            s.n_cached += s.n_past - before
-            self.live.restored += s.n_past - before
-        return s.n_past == stop
+            cached = min(s.n_past, s.n_found) - min(before, s.n_found)
+            s.n_cached += cached
+            self.live.restored += cached
+        return done
 
     def save(self, Sequence sequence not None, int32_t start, int32_t stop):
         """The state of a running sequence's tokens [start, stop) as bytes.
@@ -183,18 +207,13 @@ cdef class Runner:
         Without ``in_parts`` it is everything; ``stop`` must be ``n_past`` then, and wherever it cannot be cut.
         """
         cdef sequence_t *s = &sequence.state
-        cdef int32_t scratch = self.context.scratch
         if s.seq_id < 0 or not 0 <= start < stop <= s.n_past:
             raise ValueError(f"tokens {start} to {stop} of {s.n_past} in memory")
-        if stop < s.n_past and (scratch < 0 or s.n_past > self.context.n_cuttable):
+        if stop < s.n_past and (self.context.scratch < 0 or s.n_past > self.context.n_cuttable):
             raise ValueError(f"a state of {s.n_past} tokens cannot be cut to {stop}")
-        if scratch < 0 or (start == 0 and stop == s.n_past):
+        if self.context.scratch < 0 or (start == 0 and stop == s.n_past):
             return self.context.state(s.seq_id, s.n_past)
-        llama_memory_seq_cp(self.context.memory, s.seq_id, scratch, start, stop)
-        try:
-            return self.context.state(scratch, stop - start)
-        finally:
-            llama_memory_seq_rm(self.context.memory, scratch, -1, -1)
+        return self.context.save_part(s.seq_id, start, stop)
 
     def remove(self, Sequence sequence not None):
         """Stop running a sequence and free its memory. It can be added again: nothing but time is lost."""
@@ -249,19 +268,24 @@ cdef class Runner:
 
     def run(self, int max_steps):
         """Step until PAUSED (``interrupt``, ``max_steps`` or nobody has a row to compute), FINISHED (somebody just
-        has), SAVE_DUE, NO_ROOM or a failure (llama_decode's code).
+        has), SAVE_DUE, PREFILLED, NO_ROOM or a failure (llama_decode's code).
         """
         cdef int status = RUN_PAUSED
         cdef int step = 0
         cdef int32_t n_generating
         with nogil:
             while status == RUN_PAUSED and step < max_steps and not flag_load(&self.attention):
+                status = runner_prefill(self)
+                if status != RUN_PAUSED:
+                    break
                 n_generating = batching_fill(&self.batching, &self.live, &self.batch.batch)
                 if self.batch.batch.n_tokens:
                     status = runner_step(self, n_generating)
                 elif anybody_parked(self):
                     masker_wait(self.masker, MASK_SECONDS)
                     status = runner_publish(self, now())
+                elif self.prefiller is not None and self.prefiller.turn.working:
+                    self.spare = SLICE_SECONDS
                 else:
                     break
                 step += 1
@@ -284,6 +308,34 @@ cdef class Runner:
             "prefix_queries": self.live.queries, "prefix_hits": self.live.hits + self.live.restored,
             "prefix_hits_running": self.live.hits, "prefix_hits_ram": self.live.restored, "forks": self.live.forks,
         }
+
+
+cdef int runner_prefill(Runner self) noexcept nogil:
+    """Give the Prefiller what the last step left of its time."""
+    cdef int32_t n_rows
+    if self.prefiller is None or not self.prefiller.turn.working or self.spare <= 0:
+        return RUN_PAUSED
+    self.spare -= prefiller_slice(self.prefiller, self.spare)
+    self.counters.last_step = now()
+    if self.prefiller.turn.working:
+        return RUN_PAUSED
+    if self.prefiller.code == 0:
+        n_rows = self.prefiller.batch.batch.n_tokens
+        self.counters.prompt_tokens += n_rows
+        runner_count(self, n_rows, self.prefiller.seconds, self.prefiller.seconds)
+        self.counters.prompt_seconds += self.prefiller.seconds
+    return RUN_PREFILLED
+
+
+cdef void runner_count(Runner self, int32_t n_rows, double decode_seconds, double step_seconds) noexcept nogil:
+    """Count a step, ``decode_seconds`` of which llama_decode took."""
+    cdef counters_t *count = &self.counters
+    count.steps += 1
+    count.rows += n_rows
+    count.rows_max = max(count.rows_max, n_rows)
+    count.decode_seconds += decode_seconds
+    count.step_seconds += step_seconds
+    observe_step(&self.observed, step_seconds, n_rows)
 
 
 cdef int runner_step(Runner self, int32_t n_decode) noexcept nogil:
@@ -315,18 +367,14 @@ cdef int runner_step(Runner self, int32_t n_decode) noexcept nogil:
     await_masks(self, decoded - start)
     code = runner_publish(self, decoded)
     sampled = count.last_step
+    self.spare = batching_spare(&self.batching, sampled - start, n_decode)
     cost_add(&self.batching.cost, n_rows, decoded - start)
-    count.steps += 1
-    count.rows += n_rows
-    count.rows_max = max(count.rows_max, n_rows)
+    runner_count(self, n_rows, decoded - start, sampled - start)
     count.sequences += n_sequences
     count.prompt_tokens += n_rows - n_decode
     count.prompt_seconds += (decoded - start) * (n_rows - n_decode) / n_rows
     count.generated_seconds += (decoded - start) * n_decode / n_rows
-    count.decode_seconds += decoded - start
     count.sample_seconds += sampled - decoded
-    count.step_seconds += sampled - start
-    observe_step(&self.observed, sampled - start, n_rows)
     return RUN_SAVE_DUE if save_due and code == RUN_PAUSED else code
 
 

@@ -34,6 +34,7 @@ cdef struct sequence_t:
     int32_t n_runs          # how often it was admitted: once, and once more for each preemption
     int32_t n_cached        # tokens of the prompt that another sequence had computed
     int32_t n_restore       # it waits until so many tokens are restored
+    int32_t n_found         # so many of those were computed for others
     int32_t save_at         # once so many tokens are in memory, run() returns for them to be saved
     int32_t leader          # the sequence id whose prefix it waits for, -1: none
     int32_t n_shared        # how much of that prefix they have in common

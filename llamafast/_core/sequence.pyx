@@ -137,6 +137,11 @@ cdef class Sequence:
         return self.state.n_cached
 
     @property
+    def scores_prompt(self):
+        """Whether log probabilities of its prompt are still to come: then every row of it gives logits."""
+        return self.state.logprobs.n_scored < self.state.n_prompt
+
+    @property
     def save_at(self):
         """Runner.run returns SAVE_DUE once so many tokens are in memory."""
         return self.state.save_at

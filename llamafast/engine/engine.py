@@ -19,6 +19,7 @@ from llamafast._core.constraint import Constraint, Masker
 from llamafast._core.context import Context
 from llamafast._core.embedder import Embedder
 from llamafast._core.outbox import Outbox
+from llamafast._core.prefiller import Prefiller
 from llamafast._core.runner import Runner
 from llamafast._core.sampler import Sampler
 from llamafast._core.sequence import Sequence
@@ -26,6 +27,7 @@ from llamafast._core.vocab import Vocab
 from llamafast.engine.cache import PrefixCache
 from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settled, inputs_of
 from llamafast.engine.generation import Generation
+from llamafast.engine.prefill import PrefillQueue
 from llamafast.engine.scheduler import Scheduler
 from llamafast.engine.types import (
     EmbeddingPlan,
@@ -79,6 +81,7 @@ class Engine:
         cache_bytes: int = 0,
         priorities: bool = False,
         embedder: Embedder | None = None,
+        prefiller: Prefiller | None = None,
     ) -> None:
         self.info = info
         self.tokenizer: Tokenizer = vocab
@@ -96,7 +99,12 @@ class Engine:
         os.set_blocking(self._wake_write, False)
         self._outbox = Outbox(self._wake_write)
         runner = Runner(
-            context, vocab, self._outbox, prefill_chunk=prefill_chunk or 0, target_itl=(target_itl_ms or 0) / 1e3
+            context,
+            vocab,
+            self._outbox,
+            prefill_chunk=prefill_chunk or 0,
+            target_itl=(target_itl_ms or 0) / 1e3,
+            prefiller=prefiller,
         )
         unified = context.n_ctx_seq == context.n_ctx
         scheduler: Scheduler[Sequence] = Scheduler(
@@ -107,7 +115,8 @@ class Engine:
         self._masking: list[threading.Thread] = []
         cache = PrefixCache(cache_bytes, n_cuttable=runner.n_cuttable, in_parts=runner.in_parts)
         self._embeddings = None if embedder is None else EmbeddingQueue(embedder, self._settle_from_worker)
-        self._worker = Worker(runner, scheduler, cache, self._fail_from_worker, self._embeddings)
+        prefills = None if prefiller is None else PrefillQueue(prefiller, cache)
+        self._worker = Worker(runner, scheduler, cache, self._fail_from_worker, self._embeddings, prefills)
 
     def start(self) -> None:
         """Begin to step. Call on the event loop that will submit."""

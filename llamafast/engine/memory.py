@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 LARGE_BLOCK = 128 * 1024
 
 MEMINFO = Path("/proc/meminfo")
+STATM = Path("/proc/self/statm")
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -22,6 +24,14 @@ def available_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int:
     if limit is None or used is None:
         return machine
     return max(0, min(machine, limit - used))
+
+
+def resident_bytes(statm: Path = STATM) -> int:
+    """What this process has in memory; 0 where that cannot be read."""
+    try:
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def return_large_blocks() -> None:

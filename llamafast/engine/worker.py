@@ -14,6 +14,7 @@ from llamafast._core.sequence import Sequence
 from llamafast._core.status import drain_log
 from llamafast.engine.cache import Part, PrefixCache
 from llamafast.engine.embeddings import EmbeddingQueue, Turns
+from llamafast.engine.prefill import PrefillQueue
 from llamafast.engine.scheduler import Scheduler
 from llamafast.engine.types import Histogram
 from llamafast.errors import EngineFailure, LlamafastError
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 STEPS_PER_RUN = 1 << 20
 # Between two steps states are saved and restored for about this long, and always at least one part of each.
 COPY_SECONDS = 0.005
+# A prompt that is computed apart may compute again a running sequence's tokens up to this part of its own.
+AGAIN_SHARE = 4
 
 
 class Worker:
@@ -41,8 +44,10 @@ class Worker:
         cache: PrefixCache,
         on_failure: Callable[[list[int], LlamafastError], None],
         embeddings: EmbeddingQueue | None = None,
+        prefills: PrefillQueue | None = None,
     ) -> None:
         self.runner = runner
+        self.prefills = prefills
         self.scheduler = scheduler
         self.cache = cache
         self.embeddings = embeddings
@@ -57,18 +62,25 @@ class Worker:
         self._busy_since: float | None = None
         self._counts = {"submitted": 0, "admitted": 0, "completed": 0, "cancelled": 0, "failed": 0, "preempted": 0}
         self._counts |= {"lookup_failures": 0, "save_failures": 0, "restore_failures": 0}
-        self._thread = threading.Thread(target=self._loop, name="llamafast-engine", daemon=True)
+        self._threads = [threading.Thread(target=self._loop, name="llamafast-engine", daemon=True)]
+        if prefills is not None:
+            run = prefills.prefiller.run
+            self._threads.append(threading.Thread(target=run, name="llamafast-prefill", daemon=True))
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        """Stop after the current step; returns when the thread has ended."""
+        """Stop after the current step; returns when the threads have ended."""
         with self._wake:
             self._closing = True
             self._wake.notify()
         self.runner.interrupt()
-        self._thread.join()
+        if self.prefills is not None:
+            self.prefills.prefiller.close()
+        for thread in self._threads:
+            thread.join()
 
     def enqueue(self, sequences: list[Sequence], priority: int = 0) -> None:
         """Any thread."""
@@ -168,6 +180,9 @@ class Worker:
     def _generate(self) -> None:
         deadline = time.monotonic() + COPY_SECONDS
         self._release(deadline)
+        if self.prefills is not None and self.prefills.has_work:
+            for arrived in self.prefills.advance():
+                self._arrive(*arrived)
         for sequence in self.scheduler.admit():
             self._start(sequence)
             self._counts["admitted"] += 1
@@ -175,7 +190,8 @@ class Worker:
         if not self.scheduler.n_running:
             return
         start, shared = time.monotonic(), self._embeds
-        status = self.runner.run(1 if self._ended or self._restores or shared else STEPS_PER_RUN)
+        prefills = self.prefills is not None and self.prefills.has_work
+        status = self.runner.run(1 if self._ended or self._restores or prefills or shared else STEPS_PER_RUN)
         if self._turns is not None:
             self._turns.generated(time.monotonic() - start, shared=shared)
         if status in (core.FINISHED, core.SAVE_DUE):
@@ -183,7 +199,7 @@ class Worker:
         if status == core.FINISHED:
             ended = {sequence for sequence, _ in self._ended}
             self._ended.extend((sequence, "completed") for sequence in self.runner.finished() if sequence not in ended)
-        elif status == core.SAVE_DUE:
+        elif status in (core.SAVE_DUE, core.PREFILLED):
             pass
         elif status == core.NO_ROOM:
             self._make_room()
@@ -222,7 +238,7 @@ class Worker:
         for sequence in sequences:
             # what a failed step left in memory is not worth keeping
             if self.scheduler.remove(sequence):
-                self._restores.pop(sequence, None)
+                self._forget_parts(sequence)
                 self.runner.remove(sequence)
         self._ended = deque(one for one in self._ended if one[0] not in sequences)
         self._counts["failed"] += len(sequences)
@@ -236,26 +252,57 @@ class Worker:
             self.embeddings.reset()
         self._ended.clear()
         self._restores.clear()
+        if self.prefills is not None:
+            self.prefills.clear()
         self._counts["failed"] += len(sequences)
         self._on_failure([sequence.tag for sequence in sequences], EngineFailure("the engine failed"))
 
     def _start(self, sequence: Sequence) -> None:
-        """Let a sequence run from the longest prefix there is: a running sequence's or a saved one."""
-        parts = self._find(sequence)
-        n_restore = parts[-1].stop if parts else 0
-        self.runner.add(sequence, n_restore)
-        if parts:
-            self._restores[sequence] = deque(parts)
-        sequence.save_at = self.cache.next_save(n_restore, sequence.n_prompt, sequence.checkpoints)
+        """Let a sequence run from the longest prefix there is: a running sequence's or a saved one.
 
-    def _find(self, sequence: Sequence) -> list[Part]:
+        If what is left of its prompt takes long it is computed apart, where running sequences have nothing to share: so
+        much that they would have shared may then be computed again.
+        """
+        shared = self.runner.shareable(sequence)
+        n_wanted = sequence.n_tokens - 1
+        again = (n_wanted - shared) // AGAIN_SHARE if self._pays_apart(sequence, n_wanted - shared) else 0
+        enough = max(0, shared - again)
+        parts = self._find(sequence, enough)
+        n_found = parts[-1].stop if parts else 0
+        if self.prefills is not None and enough <= n_found and self._pays_apart(sequence, n_wanted - n_found):
+            self.runner.add(sequence, n_wanted)
+            self.prefills.add(sequence, parts)
+            n_found = n_wanted
+        else:
+            self.runner.add(sequence, n_found)
+            if parts:
+                self._restores[sequence] = deque(parts)
+        sequence.save_at = self.cache.next_save(n_found, sequence.n_prompt, sequence.checkpoints)
+
+    def _pays_apart(self, sequence: Sequence, n_rows: int) -> bool:
+        if self.prefills is None or sequence.scores_prompt:
+            return False
+        return self.prefills.pays(n_rows, self.runner.row_seconds)
+
+    def _find(self, sequence: Sequence, more_than: int) -> list[Part]:
         try:
-            return self.cache.find(sequence.tokens(), sequence.salt, self.runner.shareable(sequence))
+            return self.cache.find(sequence.tokens(), sequence.salt, more_than)
         except Exception:
             # a prefix that could not be looked up is no reason to fail anybody
             logger.exception("cannot look up a prompt of %d tokens", sequence.n_prompt)
             self._counts["lookup_failures"] += 1
             return []
+
+    def _arrive(self, sequence: Sequence, parts: list[Part], n_found: int) -> None:
+        """A prompt was computed apart, or as much of it as could be."""
+        self.runner.expect(sequence, parts[-1].stop if parts else 0, n_found)
+        if parts:
+            self._restores[sequence] = deque(parts)
+
+    def _forget_parts(self, sequence: Sequence) -> None:
+        self._restores.pop(sequence, None)
+        if self.prefills is not None:
+            self.prefills.drop(sequence)
 
     def _restore(self, deadline: float) -> None:
         """Restore parts of prefixes until the deadline, at least one."""
@@ -289,7 +336,7 @@ class Worker:
 
     def _stop(self, sequence: Sequence) -> None:
         """Free a sequence's memory; what it computed is kept if it may be of use."""
-        self._restores.pop(sequence, None)
+        self._forget_parts(sequence)
         self._save(sequence)
         self.runner.remove(sequence)
 

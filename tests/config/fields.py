@@ -48,6 +48,7 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
     "scheduler": {
         "prefill_chunk": (None, *NULL_POSITIVE),
         "target_itl_ms": (None, [None, 0.5, 100], [0, -1, 1e7, "5", True]),
+        "disaggregate_prefill": (None, [None, True, False], [0, "true"]),
         "priorities": (False, [True, False], [None, 0, "true"]),
     },
     "cache": {"ram_bytes": (None, [None, 0, 2**40], [-1, 2**63, *WRONG_INT])},

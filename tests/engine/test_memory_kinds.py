@@ -16,7 +16,8 @@ from llamafast.engine.types import Plan
 
 # name: the model, its settings, and how much of a second turn must be reused at least
 KINDS = {
-    "unified": ("tiny-llama", {}),
+    "unified": ("tiny-llama", {"disaggregate_prefill": False}),
+    "disaggregated": ("tiny-llama", {"disaggregate_prefill": True}),
     "partitioned": ("tiny-llama", {"kv_unified": False}),
     "window": ("tiny-gemma3-swa", {"swa_full": False}),
     "window, full": ("tiny-gemma3-swa", {"swa_full": True}),
@@ -32,6 +33,9 @@ def start(tiny_model, kind, ram_bytes, **settings):
     name, options = KINDS[kind]
     path = tiny_model(name)
     engine = load_engine(config(path, **{"n_ctx": 8192, "ram_bytes": ram_bytes} | options | settings), path)
+    if options.get("disaggregate_prefill"):
+        # however short a prompt is
+        engine._worker.prefills.least_seconds = 0
     engine.start()
     return engine
 
@@ -108,7 +112,8 @@ def test_reuse_never_shows_in_the_text(tiny_model, kind, rounds, seed):
 
     async def run():
         chance = random.Random(seed)
-        engine = start(tiny_model, kind, chance.choice([60_000, 10**8]), prefill_chunk=40)
+        chunk = None if kind == "disaggregated" else 40
+        engine = start(tiny_model, kind, chance.choice([60_000, 10**8]), prefill_chunk=chunk)
         alone = start(tiny_model, kind, 0)
         for requests in rounds:
             prompts = [[*TEXTS[a][:n], *TEXTS[b][:m]] for a, n, b, m, _ in requests]
@@ -147,7 +152,7 @@ async def test_a_small_memory_finishes_everybody_as_they_would_alone(tiny_model,
 TENANT_REQUEST = st.tuples(st.sampled_from(["", "a", "b", "é"]), st.integers(0, 1), st.integers(17, 400))
 
 
-@pytest.mark.parametrize("kind", ["unified", "partitioned", "hybrid"])
+@pytest.mark.parametrize("kind", ["unified", "disaggregated", "partitioned", "hybrid"])
 @settings(max_examples=8, deadline=None)
 @given(rounds=st.lists(st.lists(TENANT_REQUEST, min_size=1, max_size=5), min_size=1, max_size=4))
 def test_a_tenant_reuses_only_what_it_has_sent_itself(tiny_model, kind, rounds):

@@ -12,6 +12,7 @@ cdef extern from "ggml.h" nogil:
         GGML_LOG_LEVEL_ERROR
         GGML_LOG_LEVEL_CONT
     ctypedef void (*ggml_log_callback)(ggml_log_level level, const char *text, void *user_data) noexcept nogil
+    ctypedef c_bool (*ggml_abort_callback)(void *data) noexcept nogil
     c_bool ggml_is_quantized(int type)
 
 
@@ -160,6 +161,7 @@ cdef extern from "llama.h" nogil:
     int32_t llama_decode(llama_context *ctx, llama_batch batch)
     int32_t llama_n_threads(llama_context *ctx)
     int32_t llama_n_threads_batch(llama_context *ctx)
+    void llama_set_abort_callback(llama_context *ctx, ggml_abort_callback abort_callback, void *abort_callback_data)
     void llama_synchronize(llama_context *ctx)
     float *llama_get_logits_ith(llama_context *ctx, int32_t i)
     float *llama_get_embeddings_ith(llama_context *ctx, int32_t i)

@@ -1,0 +1,168 @@
+"""Long prompts, computed in the Prefiller's own context and handed over as saved parts.
+
+A sequence whose prompt takes long waits for its parts as if they came from the prefix cache; meanwhile the others go on
+decoding. Disaggregated prefill (Zhong et al. 2024, DistServe), within one process and on the same cores.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from dataclasses import dataclass, field
+
+from llamafast._core.prefiller import Prefiller
+from llamafast._core.sequence import Sequence
+from llamafast.engine.cache import PART, Part, PrefixCache
+
+# A prompt that takes less than this is not worth the two copies that moving it costs.
+LEAST_SECONDS = 0.1
+# A batch that is computed at one go: all of a shorter prompt's rows are done at its end, and nothing of it is kept when
+# nobody wants it any more. In rows ggml's CPU attention works in tiles of 64.
+BATCH_SECONDS = 0.4
+TILE = 64
+
+
+@dataclass(eq=False)
+class Job:
+    """A sequence whose first ``n_tokens`` tokens are to be had, the last but one of those it has."""
+
+    sequence: Sequence
+    tokens: array[int]
+    salt: bytes
+    found: deque[Part]
+    seq_id: int = -1
+    n_found: int = 0
+    n_done: int = 0
+    n_saved: int = 0
+    n_rows: int = 0
+    dropped: bool = False
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens) - 1
+
+
+class PrefillQueue:
+    """The jobs in order of arrival. Engine thread only."""
+
+    def __init__(self, prefiller: Prefiller, cache: PrefixCache, least_seconds: float = LEAST_SECONDS) -> None:
+        self.least_seconds = least_seconds
+        self.prefiller = prefiller
+        self._cache = cache
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
+        self._free = list(range(prefiller.n_seq_max))
+        self._row_seconds = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``advance`` has something to do now."""
+        return not self.prefiller.working and bool(self._waiting or self._running)
+
+    def pays(self, n_rows: int, row_seconds: float) -> bool:
+        """Whether a prompt with so many rows left, each of which takes so long, is better computed here."""
+        self._row_seconds = self._row_seconds or row_seconds
+        return n_rows > 0 and n_rows * row_seconds >= self.least_seconds
+
+    def add(self, sequence: Sequence, found: list[Part]) -> None:
+        """Compute what ``found`` leaves of a sequence's tokens, but for the last one, whose logits are wanted."""
+        self._waiting.append(Job(sequence, sequence.tokens(), sequence.salt, deque(found), parts=list(found)))
+
+    def drop(self, sequence: Sequence) -> None:
+        """Nobody waits for it any more."""
+        self._waiting = deque(job for job in self._waiting if job.sequence is not sequence)
+        for job in self._running:
+            job.dropped = job.dropped or job.sequence is sequence
+
+    def clear(self) -> None:
+        self._waiting.clear()
+        for job in self._running:
+            job.dropped = True
+
+    def advance(self) -> list[tuple[Sequence, list[Part], int]]:
+        """Settle the last batch and begin the next; whoever is done, its parts and how many tokens of them were found.
+
+        At most one saved part is copied in for each call, so that no step waits long.
+        """
+        self._settle()
+        done = [job for job in self._running if job.n_done == job.n_tokens or job.dropped]
+        for job in done:
+            self._running.remove(job)
+            self.prefiller.cut(job.seq_id, 0)
+            self._free.append(job.seq_id)
+        self._admit()
+        loading = next((job for job in self._running if job.found), None)
+        if loading is not None:
+            self._load(loading)
+        else:
+            self._begin()
+        return [(job.sequence, job.parts, job.n_found) for job in done if not job.dropped]
+
+    def _settle(self) -> None:
+        computed = self.prefiller.code == 0
+        n_rows = sum(job.n_rows for job in self._running)
+        if n_rows and computed:
+            self._row_seconds = self.prefiller.seconds / n_rows
+        for job in self._running:
+            if not job.n_rows:
+                continue
+            if computed:
+                job.n_done += job.n_rows
+                if job.n_done - job.n_saved >= PART or job.n_done == job.n_tokens:
+                    self._save(job)
+            else:
+                # what is left is computed where everybody else runs
+                job.tokens = job.tokens[: job.n_saved + 1]
+                job.n_done = job.n_saved
+            job.n_rows = 0
+        self.prefiller.settle()
+
+    def _save(self, job: Job) -> None:
+        if job.dropped:
+            return
+        part = Part(self.prefiller.save(job.seq_id, job.n_saved, job.n_done), job.n_saved, job.n_done)
+        job.parts.append(part)
+        tokens = job.tokens[: job.n_done]
+        if self._cache.unsaved(tokens, job.salt) == (part.start, part.stop):
+            self._cache.put(tokens, job.salt, part.saved)
+        job.n_saved = job.n_done
+
+    def _admit(self) -> None:
+        """Let waiting jobs run as long as there are sequence ids and cells for them."""
+        n_cells = sum(job.n_tokens for job in self._running)
+        while self._waiting and self._free:
+            job = self._waiting[0]
+            n_cells += job.n_tokens
+            if n_cells > self.prefiller.n_ctx and self._running:
+                return
+            self._waiting.popleft()
+            job.seq_id = self._free.pop()
+            self._running.append(job)
+
+    def _load(self, job: Job) -> None:
+        saved, start, stop = job.found.popleft()
+        if self.prefiller.restore(job.seq_id, saved, start, stop):
+            job.n_found = job.n_done = job.n_saved = stop
+        else:
+            self.prefiller.cut(job.seq_id, start)
+            job.found.clear()
+            job.parts = [part for part in job.parts if part.stop <= start]
+
+    def _begin(self) -> None:
+        rows = TILE
+        if self._row_seconds:
+            rows = max(TILE, int(BATCH_SECONDS / self._row_seconds) // TILE * TILE)
+        room = self.prefiller.n_batch
+        rows = min(rows, room)
+        for job in self._running:
+            if not rows:
+                break
+            left = job.n_tokens - job.n_done
+            # fewer rows than a tile would cost as much as many of them
+            job.n_rows = left if left < min(rows + TILE, room + 1) else rows
+            self.prefiller.add(job.seq_id, job.tokens, job.n_done, job.n_done + job.n_rows)
+            room -= job.n_rows
+            rows = max(0, rows - job.n_rows)
+        if self._running:
+            self.prefiller.begin()

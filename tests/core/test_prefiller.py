@@ -1,0 +1,131 @@
+"""Prompts in a context of their own, on a tiny model."""
+
+from __future__ import annotations
+
+import threading
+import time
+from array import array
+
+import pytest
+
+from core.test_runner import Rig
+from llamafast._core.context import Context
+from llamafast._core.model import Model
+from llamafast._core.prefiller import Prefiller, suits
+from llamafast._core.runner import FINISHED, PAUSED, PREFILLED, Runner
+
+LONG = array("i", [(5 * k) % 300 + 33 for k in range(400)])
+SETTINGS = {"n_ctx": 2048, "n_batch": 512, "n_ubatch": 512, "n_threads": 1, "n_threads_batch": 1, "flash_attn_type": 0}
+
+
+@pytest.fixture
+def rig(tiny_model):
+    """A Rig whose Runner gives slices to ``rig.prefiller``, hardly any time to each."""
+    rig = Rig(tiny_model("tiny-llama"), n_batch=512)
+    rig.prefiller = Prefiller(Context(rig.model, **SETTINGS, n_seq_max=2, kv_unified=True))
+    rig.runner = Runner(rig.context, rig.vocab, rig.outbox, target_itl=1e-9, prefiller=rig.prefiller)
+    rig.thread = threading.Thread(target=rig.prefiller.run)
+    rig.thread.start()
+    yield rig
+    rig.prefiller.close()
+    rig.thread.join(10)
+    assert not rig.thread.is_alive()
+    rig.close()
+
+
+def test_others_go_on_between_slices_and_the_text_is_the_same(rig):
+    expected = rig.run(rig.sequence(LONG, 2, max_tokens=20))[2]
+    decoding, long = rig.sequence([40], 1, max_tokens=2000), rig.sequence(LONG, 2, max_tokens=20)
+    rig.runner.add(decoding)
+    assert rig.runner.run(5) == PAUSED
+    before = decoding.n_tokens
+    rig.runner.add(long, 399)
+    rig.prefiller.add(0, LONG, 0, 399)
+    rig.prefiller.begin()
+    assert rig.prefiller.working
+    assert rig.runner.run(1 << 20) == PREFILLED
+    assert (rig.prefiller.working, rig.prefiller.code, long.n_past) == (False, 0, 0)
+    assert decoding.n_tokens - before > 3
+    assert rig.runner.counts()["prompt_tokens"] == 400 + 1 + 399
+    rig.runner.expect(long, 399, 0)
+    for start, stop in ((0, 150), (150, 399)):
+        assert rig.runner.restore(long, rig.prefiller.save(0, start, stop), start, stop)
+    rig.collect()
+    while not long.finished:
+        assert rig.runner.run(1 << 20) == FINISHED
+    assert rig.collect()[2] == expected
+    assert long.n_cached == 0
+    rig.runner.clear()
+
+
+def test_a_saved_part_is_taken_and_the_rest_cut(rig):
+    expected = rig.run(rig.sequence(LONG[:200], 1, max_tokens=9))[1]
+    rig.prefiller.add(0, LONG, 0, 300)
+    rig.prefiller.begin()
+    assert rig.runner.run(1 << 20) == PREFILLED
+    rig.prefiller.settle()
+    saved = rig.prefiller.save(0, 0, 120)
+    rig.prefiller.cut(0, 0)
+    assert rig.prefiller.restore(1, saved, 0, 100)
+    rig.prefiller.add(1, LONG, 100, 199)
+    rig.prefiller.begin()
+    assert rig.runner.run(1 << 20) == PREFILLED
+    sequence = rig.sequence(LONG[:200], 1, max_tokens=9)
+    rig.runner.add(sequence, 199)
+    rig.runner.expect(sequence, 199, 100)
+    assert rig.runner.restore(sequence, rig.prefiller.save(1, 0, 199), 0, 199)
+    while not sequence.finished:
+        rig.runner.run(100)
+    assert (rig.collect()[1], sequence.n_cached) == (expected, 100)
+    rig.runner.clear()
+
+
+def test_closing_aborts_what_it_computes(rig):
+    rig.runner.add(rig.sequence([40], 1, max_tokens=100))
+    rig.prefiller.add(0, LONG, 0, 400)
+    rig.prefiller.begin()
+    assert rig.runner.run(3) == PAUSED
+    assert rig.prefiller.working
+    started = time.monotonic()
+    rig.prefiller.close()
+    rig.thread.join(10)
+    assert time.monotonic() - started < 5
+    assert rig.prefiller.code == 2
+    rig.runner.clear()
+
+
+def test_a_sequence_may_wait_for_less(rig):
+    sequence = rig.sequence(LONG[:50], 1, max_tokens=3)
+    expected = rig.run(rig.sequence(LONG[:50], 1, max_tokens=3))
+    rig.runner.add(sequence, 49)
+    assert rig.runner.run(10) == PAUSED
+    assert sequence.n_past == 0
+    with pytest.raises(ValueError, match="50 instead of 49"):
+        rig.runner.expect(sequence, 50, 0)
+    rig.runner.expect(sequence, 0, 0)
+    assert rig.runner.run(10) == FINISHED
+    assert rig.collect() == expected
+    rig.runner.clear()
+
+
+def test_bad_batches_are_refused(rig):
+    with pytest.raises(ValueError, match="empty"):
+        rig.prefiller.begin()
+    for seq_id, start, stop in ((0, 5, 5), (0, -1, 5), (0, 0, 401), (2, 0, 5), (-1, 0, 5)):
+        with pytest.raises(ValueError, match="sequence"):
+            rig.prefiller.add(seq_id, LONG, start, stop)
+    rig.prefiller.add(0, LONG, 0, 400)
+    with pytest.raises(IndexError, match="512 rows"):
+        rig.prefiller.add(1, LONG, 0, 113)
+    rig.prefiller.begin()
+    with pytest.raises(ValueError, match="already"):
+        rig.prefiller.begin()
+
+
+@pytest.mark.parametrize(("name", "options"), [("tiny-llama", {"kv_unified": False}), ("tiny-gemma3-swa", {}),
+                                               ("tiny-mamba", {})])  # fmt: skip
+def test_memory_that_cannot_be_moved_in_parts_is_refused(tiny_model, name, options):
+    context = Context(Model(str(tiny_model(name))), **SETTINGS, n_seq_max=2, **{"kv_unified": True} | options)
+    assert not suits(context)
+    with pytest.raises(ValueError, match="in parts"):
+        Prefiller(context)

@@ -1,0 +1,248 @@
+"""The queue of long prompts over a fake Prefiller whose memory is plain lists, and within an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+
+from engine.test_engine import collect, config, plan
+from llamafast.config import SchedulerConfig
+from llamafast.engine.cache import Part, PrefixCache
+from llamafast.engine.load import load_engine
+from llamafast.engine.prefill import PrefillQueue
+from llamafast.errors import EngineUnavailable
+
+
+@dataclass(eq=False)
+class FakeSequence:
+    prompt: list
+    n_found: int = 0
+    salt: bytes = b""
+
+    def tokens(self):
+        return array("i", self.prompt)
+
+
+@dataclass
+class FakePrefiller:
+    """Computes a batch when ``compute`` is called; a saved state is the tokens themselves."""
+
+    n_ctx: int = 4000
+    n_seq_max: int = 4
+    n_batch: int = 512
+    code: int = 0
+    seconds: float = 0.0
+    working: bool = False
+    takes: bool = True
+    memory: dict = field(default_factory=dict)
+    batch: list = field(default_factory=list)
+    sizes: list = field(default_factory=list)
+
+    def add(self, seq_id, tokens, start, stop):
+        assert not self.working
+        assert len(self.memory.get(seq_id, [])) == start
+        assert sum(len(rows) for _, rows in self.batch) + stop - start <= self.n_batch
+        self.batch.append((seq_id, list(tokens[start:stop])))
+
+    def begin(self):
+        assert self.batch
+        self.working = True
+        self.sizes.append([len(rows) for _, rows in self.batch])
+
+    def compute(self, code=0, row_seconds=0.001):
+        assert self.working
+        self.working, self.code = False, code
+        self.seconds = row_seconds * sum(len(rows) for _, rows in self.batch)
+        for seq_id, rows in self.batch if code == 0 else ():
+            self.memory.setdefault(seq_id, []).extend(rows)
+
+    def settle(self):
+        self.batch.clear()
+
+    def restore(self, seq_id, saved, start, stop):
+        assert not self.working
+        assert len(self.memory.get(seq_id, [])) == start
+        if self.takes:
+            self.memory.setdefault(seq_id, []).extend(array("i", saved)[: stop - start])
+        return self.takes
+
+    def save(self, seq_id, start, stop):
+        assert not self.working
+        return array("i", self.memory[seq_id][start:stop]).tobytes()
+
+    def cut(self, seq_id, n_tokens):
+        assert not self.working
+        self.memory[seq_id] = self.memory.get(seq_id, [])[:n_tokens]
+
+
+@pytest.fixture
+def prefiller():
+    return FakePrefiller()
+
+
+@pytest.fixture
+def queue(prefiller):
+    return PrefillQueue(prefiller, PrefixCache(10**7))
+
+
+def text(n, seed=0):
+    return [(7 * k + seed) % 300 for k in range(n)]
+
+
+def drain(queue, prefiller, code=0):
+    """Compute until nothing is left: who is done, in order, and the tokens of their parts."""
+    done = []
+    while queue.has_work:
+        for sequence, parts, n_found in queue.advance():
+            assert n_found == sequence.n_found
+            assert [part.start for part in parts] == [0, *(part.stop for part in parts)][: len(parts)]
+            tokens = [token for part in parts for token in array("i", part.saved)[: part.stop - part.start]]
+            assert tokens == sequence.prompt[: len(tokens)]
+            done.append((sequence, len(tokens)))
+        if prefiller.working:
+            prefiller.compute(code)
+    assert not any(prefiller.memory.values())
+    return done
+
+
+def test_prompts_are_computed_but_for_their_last_tokens(queue, prefiller):
+    sequences = [FakeSequence(text(n, n)) for n in (1500, 60, 60, 700)]
+    for sequence in sequences:
+        queue.add(sequence, [])
+    done = drain(queue, prefiller)
+    assert sorted(n for _, n in done) == [59, 59, 699, 1499]
+    assert [sequence for sequence, _ in done] == [sequences[0], sequences[1], sequences[2], sequences[3]]
+
+
+def test_a_batch_takes_as_many_tiles_as_the_time_allows_and_leaves_no_rest_below_one(queue, prefiller):
+    assert not queue.pays(9, 0.01)
+    assert queue.pays(10, 0.01)
+    queue.add(FakeSequence(text(1000)), [])
+    drain(queue, prefiller)
+    # the first by the estimate of 10 ms a row, then by what a row took: 1 ms
+    assert prefiller.sizes == [[64], [384], [384], [167]]
+    prefiller.sizes.clear()
+    queue.add(FakeSequence(text(421, 1)), [])
+    drain(queue, prefiller)
+    assert prefiller.sizes == [[420]]
+
+
+def test_nothing_pays_that_is_there_already(queue):
+    queue.least_seconds = 0
+    assert queue.pays(1, 0.0)
+    assert not queue.pays(0, 1.0)
+
+
+def test_a_found_prefix_is_loaded_a_part_at_a_time_and_handed_on(queue, prefiller):
+    prompt = text(1000)
+    found = [Part(array("i", prompt[a:b]).tobytes(), a, c) for a, b, c in ((0, 512, 512), (512, 1000, 900))]
+    sequence = FakeSequence(prompt, n_found=900)
+    queue.add(sequence, found)
+    queue.advance()
+    assert not prefiller.working
+    queue.advance()
+    assert not prefiller.working
+    assert drain(queue, prefiller) == [(sequence, 999)]
+    assert sum(map(sum, prefiller.sizes)) == 99
+
+
+def test_a_part_that_is_not_taken_is_computed(queue, prefiller):
+    prompt = text(300)
+    prefiller.takes = False
+    sequence = FakeSequence(prompt)
+    queue.add(sequence, [Part(array("i", prompt[:100]).tobytes(), 0, 100)])
+    assert drain(queue, prefiller) == [(sequence, 299)]
+
+
+def test_what_it_computed_is_kept_and_found(queue, prefiller):
+    queue.add(FakeSequence(text(1200)), [])
+    drain(queue, prefiller)
+    parts = queue._cache.find(array("i", text(1300)), b"", 0)
+    assert parts[-1].stop == 1199
+    assert len(parts) >= 2
+
+
+def test_a_failing_batch_hands_on_what_was_saved_before(queue, prefiller):
+    sequence, other = FakeSequence(text(1200)), FakeSequence(text(200, 5))
+    queue.add(sequence, [])
+    queue.advance()
+    while not prefiller.memory or sum(map(len, prefiller.memory.values())) < 600:
+        prefiller.compute()
+        assert queue.advance() == []
+    queue.add(other, [])
+    prefiller.compute(code=-3)
+    done = dict(drain(queue, prefiller, code=-3))
+    assert 512 <= done[sequence] < 1199
+    assert done[other] == 0
+
+
+def test_many_short_prompts_never_overfill_a_batch(queue, prefiller):
+    queue.pays(1, 0.0008)
+    sequences = [FakeSequence(text(70 + 9 * k, k)) for k in range(30)]
+    for sequence in sequences:
+        queue.add(sequence, [])
+    assert {sequence for sequence, _ in drain(queue, prefiller)} == set(sequences)
+
+
+def test_who_is_dropped_leaves_with_its_batch(queue, prefiller):
+    waiting, running, other = (FakeSequence(text(500, k)) for k in range(3))
+    queue.add(running, [])
+    queue.add(other, [])
+    queue.advance()
+    queue.add(waiting, [])
+    queue.drop(running)
+    queue.drop(waiting)
+    assert not queue.has_work
+    prefiller.compute()
+    assert drain(queue, prefiller) == [(other, 499)]
+    queue.add(running, [])
+    queue.advance()
+    queue.clear()
+    prefiller.compute()
+    assert drain(queue, prefiller) == []
+    assert not queue.has_work
+
+
+def test_prompts_wait_for_cells_and_sequence_ids(queue, prefiller):
+    sequences = [FakeSequence(text(1900, k)) for k in range(3)] + [FakeSequence(text(100, k)) for k in range(9)]
+    for sequence in sequences:
+        queue.add(sequence, [])
+    most = 0
+    done = []
+    while queue.has_work:
+        done += [sequence for sequence, *_ in queue.advance()]
+        most = max(most, sum(map(len, prefiller.memory.values())))
+        if prefiller.working:
+            prefiller.compute()
+    assert done == sequences
+    assert most <= prefiller.n_ctx
+
+
+async def test_an_engine_decodes_beside_a_long_prompt_and_lets_go_of_it(tiny_model):
+    """With hardly any time for prompts: the stream goes on all the while, a cancel and a close end their work."""
+    path = tiny_model("tiny-llama")
+    limits = SchedulerConfig(target_itl_ms=0.001, disaggregate_prefill=True)
+    engine = load_engine(msgspec.structs.replace(config(path, n_ctx=4096), scheduler=limits), path)
+    engine._worker.prefills.least_seconds = 0
+    engine.start()
+    long = plan(*text(3000, 33), max_tokens=4)
+    expected = await collect(engine.submit(long))
+    stream = engine.submit(plan(40, max_tokens=3000, ignore_eos=True))
+    await anext(stream)
+    before = engine.counters()["generated_tokens"]
+    given_up, kept = engine.submit(long), engine.submit(long)
+    await anext(stream)
+    given_up.cancel()
+    assert await collect(kept) == expected
+    assert engine.counters()["generated_tokens"] - before > 50
+    last = engine.submit(plan(*text(3000, 40)))
+    await anext(stream)
+    stream.cancel()
+    async with asyncio.timeout(10):
+        await engine.close()
+    with pytest.raises(EngineUnavailable):
+        await collect(last)
