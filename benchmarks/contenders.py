@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 import tomllib
 import venv
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -34,19 +35,19 @@ class Unavailable(Exception):
     """A server that cannot be had here, and what would help."""
 
 
-class Contender:
+class Contender(ABC):
     """``name`` on the command line and in reports, ``health`` the path that answers once it is ready."""
 
     name: str
     health: str
 
+    @abstractmethod
     def about(self) -> str:
         """The version for the report. Raises Unavailable."""
-        raise NotImplementedError
 
+    @abstractmethod
     def command(self, model: str, settings: dict[str, Any], port: int, folder: Path) -> list[str]:
         """How it is started; ``settings`` are llama_context_params by llama.h's names."""
-        raise NotImplementedError
 
     def fields(self, model: str) -> dict[str, Any]:
         """What must be added to a request that generates for it to mean the same as to the others."""
@@ -152,10 +153,10 @@ class Seed(Contender):
             done = subprocess.run([python, "-m", "pip", "install", "-q", *needs], capture_output=True, check=False)
             if done.returncode != 0:
                 raise Unavailable(f"the seed's requirements: {done.stderr.decode(errors='replace')[-1000:]}")
-            # last in its path: its own packages win, the compiled library is the one everybody else here uses
-            site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
-            (site / "llama-cpp-python.pth").write_text(sysconfig.get_path("purelib"))
             (folder / "complete").touch()
+        # last in its path: its own packages win, the compiled library is the one everybody else here uses
+        site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+        (site / "llama-cpp-python.pth").write_text(sysconfig.get_path("purelib"))
         return str(python)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 from uuid import uuid4
@@ -26,7 +27,7 @@ class Emit(Protocol):
     def __call__(self, kind: type[Event], /, **fields: Any) -> None: ...
 
 
-class OpenItem:
+class OpenItem(ABC):
     """An item under way: ``open`` once, ``add`` any number of times, ``close`` once."""
 
     prefix: ClassVar[str]
@@ -51,8 +52,8 @@ class OpenItem:
     def _text(self) -> str:
         return "".join(self._pieces)
 
-    def _item(self, status: ItemStatus) -> OutputItem:
-        raise NotImplementedError
+    @abstractmethod
+    def _item(self, status: ItemStatus) -> OutputItem: ...
 
 
 class OpenText(OpenItem):
@@ -70,8 +71,8 @@ class OpenText(OpenItem):
     def _in_part(self) -> dict[str, Any]:
         return {"output_index": self.output_index, "item_id": self.id}
 
-    def _part(self, text: str) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _part(self, text: str) -> Any: ...
 
 
 class OpenMessage(OpenText):

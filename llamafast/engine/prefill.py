@@ -6,6 +6,7 @@ decoding. Disaggregated prefill (Zhong et al. 2024, DistServe), within one proce
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections import deque
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 from llamafast._core.prefiller import Prefiller
 from llamafast._core.sequence import Sequence
 from llamafast.engine.cache import PART, Part, PrefixCache
+
+logger = logging.getLogger(__name__)
 
 # A prompt that takes less than this is not worth the two copies that moving it costs.
 LEAST_SECONDS = 0.1
@@ -44,7 +47,11 @@ class Job:
 
 
 class PrefillQueue:
-    """The jobs in order of arrival. Engine thread only."""
+    """The jobs in order of arrival. Engine thread only.
+
+    Batches are filled with whoever needs the fewest rows first; in every other one the oldest job comes before them, so
+    that short prompts do not wait for a long one, nor a long one for all the short ones that come.
+    """
 
     def __init__(self, prefiller: Prefiller, cache: PrefixCache, least_seconds: float = LEAST_SECONDS) -> None:
         self.least_seconds = least_seconds
@@ -54,6 +61,7 @@ class PrefillQueue:
         self._running: list[Job] = []
         self._free = list(range(prefiller.n_seq_max))
         self._row_seconds = 0.0
+        self._oldest_first = False
 
     @property
     def has_work(self) -> bool:
@@ -105,28 +113,34 @@ class PrefillQueue:
         if n_rows and computed:
             self._row_seconds = self.prefiller.seconds / n_rows
         for job in self._running:
-            if not job.n_rows:
-                continue
-            if computed:
-                job.n_done += job.n_rows
-                if job.n_done - job.n_saved >= PART or job.n_done == job.n_tokens:
-                    self._save(job)
-            else:
-                # what is left is computed where everybody else runs
-                job.tokens = job.tokens[: job.n_saved + 1]
-                job.n_done = job.n_saved
+            if job.n_rows and not job.dropped:
+                try:
+                    self._take(job, computed)
+                except Exception:
+                    logger.exception("cannot keep %d computed tokens of a prompt", job.n_done - job.n_saved)
+                    self._give_up(job)
             job.n_rows = 0
         self.prefiller.settle()
 
-    def _save(self, job: Job) -> None:
-        if job.dropped:
+    def _take(self, job: Job, computed: bool) -> None:
+        """Save what was computed of a job once it is a part or the end."""
+        if not computed:
+            self._give_up(job)
+            return
+        job.n_done += job.n_rows
+        if job.n_done - job.n_saved < PART and job.n_done < job.n_tokens:
             return
         part = Part(self.prefiller.save(job.seq_id, job.n_saved, job.n_done), job.n_saved, job.n_done)
         job.parts.append(part)
+        job.n_saved = job.n_done
         tokens = job.tokens[: job.n_done]
         if self._cache.unsaved(tokens, job.salt) == (part.start, part.stop):
             self._cache.put(tokens, job.salt, part.saved)
-        job.n_saved = job.n_done
+
+    def _give_up(self, job: Job) -> None:
+        """Leave what is not saved to be computed where everybody else runs."""
+        job.tokens = job.tokens[: job.n_saved + 1]
+        job.n_done = job.n_saved
 
     def _admit(self) -> None:
         """Let waiting jobs run as long as there are sequence ids and cells for them."""
@@ -155,7 +169,11 @@ class PrefillQueue:
             rows = max(TILE, int(BATCH_SECONDS / self._row_seconds) // TILE * TILE)
         room = self.prefiller.n_batch
         rows = min(rows, room)
-        for job in self._running:
+        jobs = sorted(self._running, key=lambda job: job.n_tokens - job.n_done)
+        self._oldest_first = not self._oldest_first
+        if self._oldest_first:
+            jobs = [*self._running[:1], *(job for job in jobs if job is not self._running[0])]
+        for job in jobs:
             if not rows:
                 break
             left = job.n_tokens - job.n_done
