@@ -18,4 +18,6 @@ cdef void batching_init(
     batching_t *self, int32_t n_batch, int32_t n_vocab, int32_t prefill_chunk, double target_itl
 ) noexcept nogil
 cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch) noexcept nogil
-cdef double batching_spare(const batching_t *self, double seconds, int32_t n_decode) noexcept nogil
+cdef double batching_spare(
+    const batching_t *self, double seconds, int32_t n_decode, int32_t n_waiting
+) noexcept nogil

@@ -92,13 +92,20 @@ cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch
     return n_generating
 
 
-cdef double batching_spare(const batching_t *self, double seconds, int32_t n_decode) noexcept nogil:
-    """How long prompts may be computed elsewhere after a step of ``seconds`` that had ``n_decode`` decode rows."""
+cdef double batching_spare(
+    const batching_t *self, double seconds, int32_t n_decode, int32_t n_waiting
+) noexcept nogil:
+    """How long prompts may be computed elsewhere after a step of ``seconds`` that had ``n_decode`` decode rows.
+
+    Where no fewer sequences wait for their first token than decode, a fuller step later serves more of them.
+    """
+    cdef double spare
     if self.prefills_alone:
         return 0
     if n_decode == 0:
         return seconds
-    return max((self.target_itl or max(STRETCH * seconds, STRETCH_SECONDS)) - seconds, LEAST_SPARE * seconds)
+    spare = max((self.target_itl or max(STRETCH * seconds, STRETCH_SECONDS)) - seconds, LEAST_SPARE * seconds)
+    return max(spare, PREFILL_SECONDS) if n_waiting >= n_decode and self.target_itl == 0 else spare
 
 
 cdef bint is_decoding(const sequence_t *s) noexcept nogil:

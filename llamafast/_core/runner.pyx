@@ -367,7 +367,7 @@ cdef int runner_step(Runner self, int32_t n_decode) noexcept nogil:
     await_masks(self, decoded - start)
     code = runner_publish(self, decoded)
     sampled = count.last_step
-    self.spare = batching_spare(&self.batching, sampled - start, n_decode)
+    self.spare = batching_spare(&self.batching, sampled - start, n_decode, self.live.n - n_sequences)
     cost_add(&self.batching.cost, n_rows, decoded - start)
     runner_count(self, n_rows, decoded - start, sampled - start)
     count.sequences += n_sequences

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,9 +67,11 @@ def test_the_seed_is_the_one_that_was_unpacked(tmp_path: Path, monkeypatch: pyte
     script.write_text('# /// script\n# dependencies = [\n#   "llama-cpp-python",\n#   "uvicorn",\n# ]\n# ///\n')
     assert Seed().script() == script
     assert contenders.script_requirements(script) == ["llama-cpp-python", "uvicorn"]
-    (tmp_path / "seed-9.9" / "bin").mkdir(parents=True)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "seed-9.9")}))
+    site.mkdir(parents=True)
     (tmp_path / "seed-9.9" / "complete").touch()
     command = Seed().command("m.gguf", SETTINGS, 1, tmp_path)
+    assert (site / "llama-cpp-python.pth").read_text() == sysconfig.get_path("purelib")
     assert command[1:] == [str(script), "-C", str(tmp_path / "cfg.json")]
     assert json.loads((tmp_path / "cfg.json").read_text())["model"]["store_logits"] is False
 
