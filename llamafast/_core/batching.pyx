@@ -28,8 +28,12 @@ cdef enum:
 # so many seconds: where decoding is faster than anybody reads, prompts come first.
 cdef double STRETCH = 1.5
 cdef double STRETCH_SECONDS = 0.3
-# Prompts that are computed elsewhere get this share of a step's time, however long steps are.
+# Prompts that are computed elsewhere get at least this share of a step's time. Within the above they get at most as long
+# as the step took, or so many times the share of the sequences that wait; but where steps are quick, step and prompts
+# together may take so many seconds.
 cdef double LEAST_SPARE = 0.1
+cdef double WAITING_WEIGHT = 16
+cdef double QUICK_SECONDS = 0.05
 # A step that only prefills: long enough to be efficient, short enough to hear a cancel or a new request.
 cdef double PREFILL_SECONDS = 0.5
 
@@ -104,8 +108,13 @@ cdef double batching_spare(
         return 0
     if n_decode == 0:
         return seconds
-    spare = max((self.target_itl or max(STRETCH * seconds, STRETCH_SECONDS)) - seconds, LEAST_SPARE * seconds)
-    return max(spare, PREFILL_SECONDS) if n_waiting >= n_decode and self.target_itl == 0 else spare
+    if self.target_itl > 0:
+        return max(self.target_itl - seconds, LEAST_SPARE * seconds)
+    if n_waiting >= n_decode:
+        return PREFILL_SECONDS
+    spare = max(STRETCH * seconds, STRETCH_SECONDS) - seconds
+    spare = min(spare, seconds * max(1.0, WAITING_WEIGHT * n_waiting / n_decode))
+    return max(spare, QUICK_SECONDS - seconds)
 
 
 cdef bint is_decoding(const sequence_t *s) noexcept nogil:
