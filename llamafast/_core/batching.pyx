@@ -29,7 +29,7 @@ cdef enum:
 cdef double STRETCH = 1.5
 cdef double STRETCH_SECONDS = 0.3
 # Prompts that are computed elsewhere get at least this share of a step's time. Within the above they get at most as long
-# as the step took, or so many times the share of the sequences that wait; but where steps are quick, step and prompts
+# as the step took, times the share of the sequences that wait, weighed; but where steps are quick, step and prompts
 # together may take so many seconds.
 cdef double LEAST_SPARE = 0.1
 cdef double WAITING_WEIGHT = 16
