@@ -28,12 +28,12 @@ cdef enum:
 # so many seconds: where decoding is faster than anybody reads, prompts come first.
 cdef double STRETCH = 1.5
 cdef double STRETCH_SECONDS = 0.3
-# Prompts that are computed elsewhere get at least this share of a step's time. Within the above they get at most as long
-# as the step took, times the share of the sequences that wait, weighed; but where steps are quick, step and prompts
-# together may take so many seconds.
-cdef double LEAST_SPARE = 0.1
+# Within that, what prompts that are computed elsewhere get after a step is no longer than the step times so many times
+# the share of sequences that wait (or than the step); but where steps are quick both together may take so many seconds.
 cdef double WAITING_WEIGHT = 16
 cdef double QUICK_SECONDS = 0.05
+# They get this share of a step's time however small a target is.
+cdef double LEAST_SPARE = 0.1
 # A step that only prefills: long enough to be efficient, short enough to hear a cancel or a new request.
 cdef double PREFILL_SECONDS = 0.5
 
