@@ -12,10 +12,12 @@ import pytest
 
 from engine.test_engine import collect, config, plan
 from llamafast.config import SchedulerConfig
+from llamafast.engine import load
 from llamafast.engine.cache import Part, PrefixCache
 from llamafast.engine.load import load_engine
+from llamafast.engine.memory import resident_bytes
 from llamafast.engine.prefill import PrefillQueue
-from llamafast.errors import EngineUnavailable
+from llamafast.errors import ConfigError, EngineUnavailable
 
 
 @dataclass(eq=False)
@@ -274,3 +276,32 @@ async def test_an_engine_decodes_beside_a_long_prompt_and_lets_go_of_it(tiny_mod
         await engine.close()
     with pytest.raises(EngineUnavailable):
         await collect(last)
+
+
+@pytest.mark.parametrize(("name", "options", "available", "expected"), [
+    ("tiny-llama", {}, 10**12, True),
+    ("tiny-llama", {}, 1, False),
+    ("tiny-llama", {"disaggregate_prefill": True}, 1, True),
+    ("tiny-llama", {"disaggregate_prefill": False}, 10**12, False),
+    ("tiny-llama", {"prefill_chunk": 40}, 10**12, False),
+    ("tiny-llama", {"kv_unified": False}, 10**12, False),
+    ("tiny-gemma3-swa", {}, 10**12, False),
+    ("tiny-mamba", {}, 10**12, False),
+])  # fmt: skip
+def test_which_engines_compute_prompts_apart(tiny_model, monkeypatch, name, options, available, expected):
+    monkeypatch.setattr(load, "available_bytes", lambda: available)
+    monkeypatch.setattr(load, "resident_bytes", iter((0, 100)).__next__)
+    path = tiny_model(name)
+    engine = load_engine(config(path, **options), path)
+    assert (engine._worker.prefills is not None) == expected
+
+
+def test_what_cannot_be_computed_apart_is_refused_where_the_config_asks_for_it(tiny_model):
+    path = tiny_model("tiny-mamba")
+    with pytest.raises(ConfigError, match="disaggregate_prefill"):
+        load_engine(config(path, disaggregate_prefill=True), path)
+
+
+def test_resident_memory_is_read_where_the_system_tells(tmp_path):
+    assert resident_bytes() > 10**6
+    assert resident_bytes(tmp_path / "missing") == 0
