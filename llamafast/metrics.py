@@ -107,6 +107,9 @@ ENGINE_SERIES = (
         "first_token_seconds", "llamafast:time_to_first_token_seconds", "histogram", "From submitted to first token"
     ),
     Series("inter_token_seconds", "llamafast:inter_token_seconds", "histogram", "From each token to the next"),
+    Series("prefill_seconds", "llamafast:prefill_seconds", "histogram", "From admitted to first token"),
+    Series("generation_seconds", "llamafast:generation_seconds", "histogram", "From first token to last"),
+    Series("inference_seconds", "llamafast:inference_seconds", "histogram", "From admitted to last token"),
     Series("end_to_end_seconds", "llamafast:end_to_end_seconds", "histogram", "From submitted to the last token"),
     Series("step_seconds", "llamafast:step_seconds", "histogram", "Wall time of a step"),
     Series("step_rows", "llamafast:step_rows", "histogram", "Rows of a step"),
@@ -114,6 +117,7 @@ ENGINE_SERIES = (
     Series(
         "request_generated_tokens", "llamafast:request_generated_tokens", "histogram", "Tokens of finished sequences"
     ),
+    Series("request_max_tokens", "llamafast:request_max_tokens", "histogram", "Tokens they might have had"),
 )
 # Only of models that embed.
 EMBEDDING_SERIES = (
@@ -122,6 +126,10 @@ EMBEDDING_SERIES = (
     Series("embedding_steps", "llamafast:embedding_steps_total", "counter", "Batches of them"),
     Series("embedding_seconds", "llamafast:embedding_seconds_total", "counter", "Wall time in these batches"),
 )
+
+# What a router made for vLLM may take for the unit of prefix reuse, in tokens. The real unit would have it hash every
+# token.
+BLOCK = 16
 
 # Series of the seed for what is not served yet. They stay 0, so that dashboards made for it find them.
 DORMANT_SERIES = tuple(
@@ -157,9 +165,13 @@ ALIASES = {
         Series(
             "end_to_end_seconds", "vllm:e2e_request_latency_seconds", "histogram", "From submitted to the last token"
         ),
+        Series("prefill_seconds", "vllm:request_prefill_time_seconds", "histogram", "From admitted to first token"),
+        Series("generation_seconds", "vllm:request_decode_time_seconds", "histogram", "From first token to last"),
+        Series("inference_seconds", "vllm:request_inference_time_seconds", "histogram", "From admitted to last token"),
         Series("step_rows", "vllm:iteration_tokens_total", "histogram", "Rows of a step"),
         Series("request_prompt_tokens", "vllm:request_prompt_tokens", "histogram", "Prompt tokens"),
         Series("request_generated_tokens", "vllm:request_generation_tokens", "histogram", "Tokens generated"),
+        Series("request_max_tokens", "vllm:request_params_max_tokens", "histogram", "Tokens that might be generated"),
     )
 }
 
@@ -199,15 +211,17 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         about = {"version": __version__, "llama_cpp_python": version("llama-cpp-python"), "model": self._model}
-        info = GaugeMetricFamily("llamafast:build_info", "1; what runs is in the labels", labels=list(about))
-        info.add_metric(list(about.values()), 1)
-        yield info
+        yield _info("llamafast:build_info", "1; what runs is in the labels", about)
         embedding = EMBEDDING_SERIES if EMBEDDING_SERIES[0].key in self._values else ()
         yield from self._families((*ENGINE_SERIES, *embedding, *DORMANT_SERIES), {})
         lengths = "Verified drafts by accepted tokens; none yet: drafts are not served"
         yield CounterMetricFamily("batch_server:draft_acceptance_length", lengths, labels=["accepted_tokens"])
         for alias in self._aliases:
             yield from self._families(ALIASES[alias], {"model_name": self._model})
+        if "vllm" in self._aliases:
+            n_blocks = int(self._values["total_cells"]) // BLOCK
+            blocks = {"model_name": self._model, "block_size": str(BLOCK), "num_gpu_blocks": str(n_blocks)}
+            yield _info("vllm:cache_config_info", "1; KV cells, counted in blocks", blocks)
 
     def _families(self, table: Sequence[Series], labels: Mapping[str, str]) -> Iterator[Metric]:
         families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
@@ -225,6 +239,12 @@ class _EngineCollector(Collector):
                 family = families[series.name] = kind(series.name, series.text, labels=names)
             family.add_metric(values, self._values[series.key] if series.key else 0)
         yield from families.values()
+
+
+def _info(name: str, text: str, labels: Mapping[str, str]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=list(labels))
+    family.add_metric(list(labels.values()), 1)
+    return family
 
 
 def _cumulated(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:

@@ -1,5 +1,6 @@
 """Which rows a step computes: decode rows first, then as much of the prompts as the time allows."""
 from libc.stdint cimport int32_t
+from libc.string cimport memset
 
 from .constraint cimport MAX_FORCED
 from .context cimport batch_add
@@ -32,6 +33,8 @@ cdef double STRETCH_SECONDS = 0.3
 # the share of sequences that wait (or than the step); but where steps are quick both together may take so many seconds.
 cdef double WAITING_WEIGHT = 16
 cdef double QUICK_SECONDS = 0.05
+# Sequences that have their first token wait so long for others that came with them: in full steps a token costs less.
+cdef double COHORT_SECONDS = 2.0
 # They get this share of a step's time however small a target is.
 cdef double LEAST_SPARE = 0.1
 # A step that only prefills: long enough to be efficient, short enough to hear a cancel or a new request.
@@ -97,11 +100,12 @@ cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch
 
 
 cdef double batching_spare(
-    const batching_t *self, double seconds, int32_t n_decode, int32_t n_waiting
+    const batching_t *self, double seconds, int32_t n_decode, int32_t n_waiting, double age
 ) noexcept nogil:
     """How long prompts may be computed elsewhere after a step of ``seconds`` that had ``n_decode`` decode rows.
 
-    Where no fewer sequences wait for their first token than decode, a fuller step later serves more of them.
+    Where no fewer sequences wait for their first token than decode, a fuller step later serves more of them. So it does
+    where the first of those who decode began only ``age`` seconds ago: they wait for those who came with them.
     """
     cdef double spare
     if self.prefills_alone:
@@ -111,10 +115,20 @@ cdef double batching_spare(
     if self.target_itl > 0:
         return max(self.target_itl - seconds, LEAST_SPARE * seconds)
     if n_waiting >= n_decode:
-        return PREFILL_SECONDS
-    spare = max(STRETCH * seconds, STRETCH_SECONDS) - seconds
-    spare = min(spare, seconds * max(1.0, WAITING_WEIGHT * n_waiting / n_decode))
-    return max(spare, QUICK_SECONDS - seconds)
+        spare = PREFILL_SECONDS
+    else:
+        spare = max(STRETCH * seconds, STRETCH_SECONDS) - seconds
+        spare = min(spare, seconds * max(1.0, WAITING_WEIGHT * n_waiting / n_decode))
+        spare = max(spare, QUICK_SECONDS - seconds)
+    return max(spare, COHORT_SECONDS - age)
+
+
+def spare_seconds(double seconds, int32_t n_decode, int32_t n_waiting, double age, double target_itl=0):
+    """``batching_spare`` on its own, for tests."""
+    cdef batching_t batching
+    memset(&batching, 0, sizeof(batching))
+    batching.target_itl = target_itl
+    return batching_spare(&batching, seconds, n_decode, n_waiting, age)
 
 
 cdef bint is_decoding(const sequence_t *s) noexcept nogil:

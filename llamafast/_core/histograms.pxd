@@ -20,9 +20,13 @@ cdef struct histograms_t:
     histogram_t queue_seconds       # from submitted to admitted, once a sequence
     histogram_t first_token         # seconds from submitted to the first token
     histogram_t inter_token         # seconds from each token to the next, pauses by preemption included
+    histogram_t prefill             # seconds from the first admission to the first token
+    histogram_t generation          # seconds from the first token to the last
+    histogram_t inference           # both: seconds from the first admission to the last token
     histogram_t end_to_end          # seconds from submitted to the last token
     histogram_t prompt_tokens       # of sequences that had their first token
     histogram_t generated_tokens    # of sequences that finished
+    histogram_t max_tokens          # how many these might have generated
     int64_t finished[MAX_FINISH]    # sequences by FINISH_*
 
 cdef void histograms_init(histograms_t *self) noexcept nogil

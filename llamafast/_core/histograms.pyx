@@ -25,12 +25,19 @@ cdef extern from *:
 
 cdef void histograms_init(histograms_t *self) noexcept nogil:
     """Give zeroed memory its bounds."""
-    self.step_seconds.bounds = self.queue_seconds.bounds = self.first_token.bounds = seconds_bounds
-    self.inter_token.bounds = self.end_to_end.bounds = seconds_bounds
-    self.step_seconds.n_bounds = self.queue_seconds.n_bounds = self.first_token.n_bounds = N_SECONDS_BOUNDS
-    self.inter_token.n_bounds = self.end_to_end.n_bounds = N_SECONDS_BOUNDS
-    self.step_rows.bounds = self.prompt_tokens.bounds = self.generated_tokens.bounds = size_bounds
-    self.step_rows.n_bounds = self.prompt_tokens.n_bounds = self.generated_tokens.n_bounds = N_SIZE_BOUNDS
+    cdef histogram_t *of_seconds[8]
+    cdef histogram_t *of_sizes[4]
+    of_seconds[:] = [
+        &self.step_seconds, &self.queue_seconds, &self.first_token, &self.inter_token, &self.prefill, &self.generation,
+        &self.inference, &self.end_to_end,
+    ]
+    of_sizes[:] = [&self.step_rows, &self.prompt_tokens, &self.generated_tokens, &self.max_tokens]
+    for histogram in of_seconds:
+        histogram.bounds = seconds_bounds
+        histogram.n_bounds = N_SECONDS_BOUNDS
+    for histogram in of_sizes:
+        histogram.bounds = size_bounds
+        histogram.n_bounds = N_SIZE_BOUNDS
 
 
 cdef void observe(histogram_t *self, double value) noexcept nogil:
@@ -55,15 +62,20 @@ cdef void observe_admitted(histograms_t *self, sequence_t *s) noexcept nogil:
 
 cdef void observe_token(histograms_t *self, sequence_t *s, double when) noexcept nogil:
     """A sequence got a token at ``when``, its last one if it has finished."""
-    if s.newest_token == 0:
+    if s.first_token == 0:
+        s.first_token = when
         observe(&self.first_token, when - s.submitted)
+        observe(&self.prefill, when - s.admitted)
         observe(&self.prompt_tokens, s.n_prompt)
     else:
         observe(&self.inter_token, when - s.newest_token)
     s.newest_token = when
     if s.finish != FINISH_NONE:
+        observe(&self.generation, when - s.first_token)
+        observe(&self.inference, when - s.admitted)
         observe(&self.end_to_end, when - s.submitted)
         observe(&self.generated_tokens, s.n_tokens - s.n_prompt)
+        observe(&self.max_tokens, s.n_max - s.n_prompt)
         self.finished[s.finish] += 1
 
 
@@ -83,7 +95,11 @@ cdef dict histograms_read(const histograms_t *self):
         "queue_seconds": histogram_read(&self.queue_seconds),
         "first_token_seconds": histogram_read(&self.first_token),
         "inter_token_seconds": histogram_read(&self.inter_token),
+        "prefill_seconds": histogram_read(&self.prefill),
+        "generation_seconds": histogram_read(&self.generation),
+        "inference_seconds": histogram_read(&self.inference),
         "end_to_end_seconds": histogram_read(&self.end_to_end),
         "request_prompt_tokens": histogram_read(&self.prompt_tokens),
         "request_generated_tokens": histogram_read(&self.generated_tokens),
+        "request_max_tokens": histogram_read(&self.max_tokens),
     }

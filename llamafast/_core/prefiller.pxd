@@ -21,3 +21,4 @@ cdef class Prefiller:
     cdef readonly double seconds        # that computing the last batch took
 
 cdef double prefiller_slice(Prefiller self, double seconds) noexcept nogil
+cdef float *prefiller_logits(Prefiller self, int32_t row) noexcept nogil

@@ -11,7 +11,7 @@ from .balance cimport PREFILLER, born, died
 from .context cimport Batch, Context, batch_add
 from .headers.clock cimport now
 from .headers.llama cimport (
-    c_bool, llama_decode, llama_memory_seq_rm, llama_set_abort_callback,
+    c_bool, llama_decode, llama_get_logits_ith, llama_memory_seq_rm, llama_set_abort_callback,
     llama_supports_gpu_offload, llama_synchronize,
 )
 from .headers.pthread cimport (
@@ -71,15 +71,17 @@ cdef class Prefiller:
         """Whether the last batch is still being computed."""
         return bool(self.turn.working)
 
-    def add(self, int32_t seq_id, const int32_t[::1] tokens not None, int32_t start, int32_t stop):
-        """Put ``tokens[start:stop]`` of a sequence into the next batch. Raises IndexError where it has no room."""
-        cdef int32_t i
+    def add(self, int32_t seq_id, const int32_t[::1] tokens not None, int32_t start, int32_t stop, bint output=False):
+        """Put ``tokens[start:stop]`` of a sequence into the next batch, with ``output`` for the logits of the last of
+        them too; the row of the batch that this one is. Raises IndexError where it has no room."""
+        cdef int32_t i, row = -1
         if not 0 <= start < stop <= tokens.shape[0] or not 0 <= seq_id < self.context.n_seq_max:
             raise ValueError(f"tokens {start} to {stop} of {tokens.shape[0]} in sequence {seq_id}")
         if self.batch.batch.n_tokens + stop - start > self.batch.capacity:
             raise IndexError(f"the batch has room for {self.batch.capacity} rows")
         for i in range(start, stop):
-            batch_add(&self.batch.batch, tokens[i], i, seq_id, False)
+            row = batch_add(&self.batch.batch, tokens[i], i, seq_id, output and i == stop - 1)
+        return row
 
     def begin(self):
         """Hand the batch to the thread, which computes it in the slices it is given."""
@@ -137,6 +139,11 @@ cdef double prefiller_slice(Prefiller self, double seconds) noexcept nogil:
     spent = now() - start
     self.seconds += spent
     return spent
+
+
+cdef float *prefiller_logits(Prefiller self, int32_t row) noexcept nogil:
+    """The logits of a row of the last batch that was computed, until the next one is; NULL where it has none."""
+    return llama_get_logits_ith(self.context.ctx, row)
 
 
 cdef bint turn_take(turn_t *self) noexcept nogil:

@@ -18,7 +18,7 @@ from .headers.llama cimport (
 )
 from .histograms cimport histograms_init, histograms_read, observe_admitted, observe_step, observe_token
 from .outbox cimport Outbox, outbox_publish
-from .prefiller cimport Prefiller, prefiller_slice
+from .prefiller cimport Prefiller, prefiller_logits, prefiller_slice
 from .prefix cimport BLOCK
 from .running cimport (
     MAX_RUNNING, running_add, running_clear, running_free, running_init, running_longest, running_note,
@@ -160,13 +160,34 @@ cdef class Runner:
         self.running.append(sequence)
         running_add(&self.live, s)
 
-    def expect(self, Sequence sequence not None, int32_t n_restore, int32_t n_found):
-        """Let a running sequence wait for fewer tokens than it was added with, of which ``n_found`` were not computed
-        for itself."""
-        if sequence.state.seq_id < 0 or not sequence.state.n_past <= n_restore <= sequence.state.n_restore:
-            raise ValueError(f"{n_restore} instead of {sequence.state.n_restore} tokens to restore")
-        sequence.state.n_restore = n_restore
-        sequence.state.n_found = n_found
+    def prefilled(self, Sequence sequence not None, int32_t n_restore, int32_t n_found, int32_t row=-1):
+        """Tell a running sequence how many of its tokens the Prefiller has, ``n_found`` of them not computed for it.
+
+        It now waits until these are restored. They may be fewer than it was added with; where they are all it has,
+        ``row`` of the Prefiller's last batch gives its next token.
+        """
+        cdef sequence_t *s = &sequence.state
+        cdef float *logits = NULL
+        cdef int status
+        if s.seq_id < 0 or not s.n_past <= n_restore <= (s.n_restore if row < 0 else s.n_tokens):
+            raise ValueError(f"{n_restore} instead of {s.n_restore} tokens to restore")
+        if row >= 0:
+            logits = prefiller_logits(self.prefiller, row)
+            if n_restore != s.n_tokens or logits == NULL:
+                raise ValueError(f"row {row} for {n_restore} of {s.n_tokens} tokens")
+        s.n_restore = n_restore
+        s.n_found = n_found
+        if row < 0 or s.finish != FINISH_NONE:
+            return
+        # the record of its first token tells what was cached
+        note_cached(self, s, n_found)
+        s.n_found = 0
+        with nogil:
+            status = runner_choose(self, s, logits, now())
+            if outbox_publish(self.outbox) < 0:
+                status = RUN_NO_MEMORY
+        if status == RUN_NO_MEMORY:
+            raise MemoryError
 
     def restore(self, Sequence sequence not None, bytes saved not None, int32_t start, int32_t stop):
         """Give a running sequence its tokens [start, stop) out of what ``save`` gave for the same tokens.
@@ -175,7 +196,7 @@ cdef class Runner:
         its end. Returns False where llama.cpp does not take it; then the rest is computed.
         """
         cdef sequence_t *s = &sequence.state
-        cdef int32_t before = s.n_past, seq_id = s.seq_id, cached
+        cdef int32_t before = s.n_past, seq_id = s.seq_id
         cdef bint done
         if seq_id < 0 or not start < stop <= s.n_restore:
             raise ValueError(f"tokens {start} to {stop} of {s.n_restore} to restore")
@@ -195,10 +216,7 @@ cdef class Runner:
             s.n_past = stop
         else:
             llama_memory_seq_rm(self.context.memory, seq_id, s.n_past, -1)
-        if s.n_runs == 1:
-            cached = min(s.n_past, s.n_found) - min(before, s.n_found)
-            s.n_cached += cached
-            self.live.restored += cached
+        note_cached(self, s, min(s.n_past, s.n_found) - min(before, s.n_found))
         return done
 
     def save(self, Sequence sequence not None, int32_t start, int32_t stop):
@@ -310,6 +328,13 @@ cdef class Runner:
         }
 
 
+cdef void note_cached(Runner self, sequence_t *s, int32_t n) noexcept nogil:
+    """Count tokens that a sequence did not have to compute; only the first time it runs."""
+    if s.n_runs == 1:
+        s.n_cached += n
+        self.live.restored += n
+
+
 cdef int runner_prefill(Runner self) noexcept nogil:
     """Give the Prefiller what the last step left of its time."""
     cdef int32_t n_rows
@@ -343,7 +368,7 @@ cdef int runner_step(Runner self, int32_t n_decode) noexcept nogil:
     cdef int32_t i, n_rows, n_sequences
     cdef bint save_due = False
     cdef int code
-    cdef double start, decoded, sampled
+    cdef double start, decoded, sampled, oldest
     cdef counters_t *count = &self.counters
     cdef sequence_t *s
     n_rows = self.batch.batch.n_tokens
@@ -353,10 +378,13 @@ cdef int runner_step(Runner self, int32_t n_decode) noexcept nogil:
         count.last_step = now()
         return code
     n_sequences = 0
+    oldest = start
     for i in range(self.live.n):
         s = self.live.states[i]
         s.n_past += s.n_rows
         n_sequences += s.n_rows > 0
+        if s.first_token:
+            oldest = min(oldest, s.first_token)
         save_due = save_due or s.n_past >= s.save_at
     # the first row waits until the device is done
     for i in range(self.live.n):
@@ -367,7 +395,7 @@ cdef int runner_step(Runner self, int32_t n_decode) noexcept nogil:
     await_masks(self, decoded - start)
     code = runner_publish(self, decoded)
     sampled = count.last_step
-    self.spare = batching_spare(&self.batching, sampled - start, n_decode, self.live.n - n_sequences)
+    self.spare = batching_spare(&self.batching, sampled - start, n_decode, self.live.n - n_sequences, start - oldest)
     cost_add(&self.batching.cost, n_rows, decoded - start)
     runner_count(self, n_rows, decoded - start, sampled - start)
     count.sequences += n_sequences
@@ -418,8 +446,8 @@ cdef void await_masks(Runner self, double decode_seconds) noexcept nogil:
 
 cdef int runner_sample(Runner self, double decoded) noexcept nogil:
     """Choose a token for every row of logits and stage what became text: RUN_PAUSED, RUN_FINISHED or a failure."""
-    cdef int status = RUN_PAUSED
-    cdef int32_t i, n_before
+    cdef int status = RUN_PAUSED, code
+    cdef int32_t i
     cdef sequence_t *s
     cdef float *logits
     for i in range(self.live.n):
@@ -434,14 +462,21 @@ cdef int runner_sample(Runner self, double decoded) noexcept nogil:
                 return -1
         else:
             continue
-        n_before = s.n_tokens
-        if chooser_next(self.chooser, s, logits) < 0:
-            return RUN_NO_MEMORY
-        if s.n_tokens > n_before:
-            self.counters.generated_tokens += s.n_tokens - n_before
-            observe_token(&self.observed, s, decoded)
-            if s.n_tokens // BLOCK > n_before // BLOCK:
-                running_note(&self.live, s)
-        if s.finish != FINISH_NONE:
-            status = RUN_FINISHED
+        code = runner_choose(self, s, logits, decoded)
+        if code == RUN_NO_MEMORY:
+            return code
+        status = max(status, code)
     return status
+
+
+cdef int runner_choose(Runner self, sequence_t *s, float *logits, double decoded) noexcept nogil:
+    """A sequence's next token, or several, and what became text, staged: RUN_PAUSED, RUN_FINISHED or RUN_NO_MEMORY."""
+    cdef int32_t n_before = s.n_tokens
+    if chooser_next(self.chooser, s, logits) < 0:
+        return RUN_NO_MEMORY
+    if s.n_tokens > n_before:
+        self.counters.generated_tokens += s.n_tokens - n_before
+        observe_token(&self.observed, s, decoded)
+        if s.n_tokens // BLOCK > n_before // BLOCK:
+            running_note(&self.live, s)
+    return RUN_PAUSED if s.finish == FINISH_NONE else RUN_FINISHED

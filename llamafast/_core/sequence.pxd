@@ -53,7 +53,8 @@ cdef struct sequence_t:
     text_t text
     double submitted        # monotonic seconds
     double admitted         # the first time, 0: not yet
-    double newest_token     # 0: none
+    double first_token      # 0: none
+    double newest_token
     logprobs_t logprobs
 
 cdef class Sequence:

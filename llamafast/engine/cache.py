@@ -26,7 +26,7 @@ LAST_DISTANCE = 4
 # But never further apart than this, so that copying what lies between delays nobody for long.
 LONGEST = 2048
 # Fewer tokens are computed as fast as they are found.
-MIN_TOKENS = 16
+MIN_TOKENS = 8
 # A state that is not saved in parts is restored whole and then cut, at about a thousandth of what computing it takes.
 MAX_WASTE = 64
 # What a state takes beside its bytes and tokens, about.

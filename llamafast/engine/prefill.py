@@ -10,6 +10,7 @@ import logging
 from array import array
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from llamafast._core.prefiller import Prefiller
 from llamafast._core.sequence import Sequence
@@ -27,7 +28,7 @@ TILE = 64
 
 @dataclass(eq=False)
 class Job:
-    """A sequence whose first ``n_tokens`` tokens are to be had, the last but one of those it has."""
+    """A sequence whose first ``n_tokens`` tokens are to be had, all that it has when it comes."""
 
     sequence: Sequence
     tokens: array[int]
@@ -38,12 +39,26 @@ class Job:
     n_done: int = 0
     n_saved: int = 0
     n_rows: int = 0
+    row: int = -1
     dropped: bool = False
     parts: list[Part] = field(default_factory=list)
 
     @property
     def n_tokens(self) -> int:
-        return len(self.tokens) - 1
+        return len(self.tokens)
+
+
+class Prefilled(NamedTuple):
+    """What there is of a sequence's tokens: saved parts, in order, ``n_found`` tokens of which were found.
+
+    Where they are all it has, ``row`` of the Prefiller's last batch has the logits of the last one until another batch
+    is computed; else it is -1.
+    """
+
+    sequence: Sequence
+    parts: list[Part]
+    n_found: int
+    row: int
 
 
 class PrefillQueue:
@@ -74,7 +89,7 @@ class PrefillQueue:
         return n_rows > 0 and n_rows * row_seconds >= self.least_seconds
 
     def add(self, sequence: Sequence, found: list[Part]) -> None:
-        """Compute what ``found`` leaves of a sequence's tokens, but for the last one, whose logits are wanted."""
+        """Compute what ``found`` leaves of a sequence's tokens."""
         self._waiting.append(Job(sequence, sequence.tokens(), sequence.salt, deque(found), parts=list(found)))
 
     def drop(self, sequence: Sequence) -> None:
@@ -88,8 +103,8 @@ class PrefillQueue:
         for job in self._running:
             job.dropped = True
 
-    def advance(self) -> list[tuple[Sequence, list[Part], int]]:
-        """Settle the last batch and begin the next; whoever is done, its parts and how many tokens of them were found.
+    def advance(self) -> list[Prefilled]:
+        """Settle the last batch and begin the next; whoever is done.
 
         At most one saved part is copied in for each call, so that no step waits long.
         """
@@ -105,7 +120,7 @@ class PrefillQueue:
             self._load(loading)
         else:
             self._begin()
-        return [(job.sequence, job.parts, job.n_found) for job in done if not job.dropped]
+        return [Prefilled(job.sequence, job.parts, job.n_found, job.row) for job in done if not job.dropped]
 
     def _settle(self) -> None:
         computed = self.prefiller.code == 0
@@ -139,7 +154,9 @@ class PrefillQueue:
 
     def _give_up(self, job: Job) -> None:
         """Leave what is not saved to be computed where everybody else runs."""
-        job.tokens = job.tokens[: job.n_saved + 1]
+        if job.n_saved < job.n_tokens:
+            job.tokens = job.tokens[: job.n_saved]
+            job.row = -1
         job.n_done = job.n_saved
 
     def _admit(self) -> None:
@@ -179,7 +196,9 @@ class PrefillQueue:
             left = job.n_tokens - job.n_done
             # fewer rows than a tile would cost as much as many of them
             job.n_rows = left if left < min(rows + TILE, room + 1) else rows
-            self.prefiller.add(job.seq_id, job.tokens, job.n_done, job.n_done + job.n_rows)
+            stop = job.n_done + job.n_rows
+            row = self.prefiller.add(job.seq_id, job.tokens, job.n_done, stop, stop == job.n_tokens)
+            job.row = row if stop == job.n_tokens else -1
             room -= job.n_rows
             rows = max(0, rows - job.n_rows)
         if self._running:

@@ -181,8 +181,8 @@ class Worker:
         deadline = time.monotonic() + COPY_SECONDS
         self._release(deadline)
         if self.prefills is not None and self.prefills.has_work:
-            for arrived in self.prefills.advance():
-                self._arrive(*arrived)
+            for prefilled in self.prefills.advance():
+                self._arrive(*prefilled)
         for sequence in self.scheduler.admit():
             self._start(sequence)
             self._counts["admitted"] += 1
@@ -293,10 +293,12 @@ class Worker:
             self._counts["lookup_failures"] += 1
             return []
 
-    def _arrive(self, sequence: Sequence, parts: list[Part], n_found: int) -> None:
+    def _arrive(self, sequence: Sequence, parts: list[Part], n_found: int, row: int) -> None:
         """A prompt was computed apart, or as much of it as could be."""
-        self.runner.expect(sequence, parts[-1].stop if parts else 0, n_found)
-        if parts:
+        self.runner.prefilled(sequence, parts[-1].stop if parts else 0, n_found, row)
+        if sequence.finished:
+            self._ended.append((sequence, "completed"))
+        elif parts:
             self._restores[sequence] = deque(parts)
 
     def _forget_parts(self, sequence: Sequence) -> None:

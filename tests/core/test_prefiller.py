@@ -47,7 +47,7 @@ def test_others_go_on_between_slices_and_the_text_is_the_same(rig):
     assert (rig.prefiller.working, rig.prefiller.code, long.n_past) == (False, 0, 0)
     assert decoding.n_tokens - before > 3
     assert rig.runner.counts()["prompt_tokens"] == 400 + 1 + 399
-    rig.runner.expect(long, 399, 0)
+    rig.runner.prefilled(long, 399, 0)
     for start, stop in ((0, 150), (150, 399)):
         assert rig.runner.restore(long, rig.prefiller.save(0, start, stop), start, stop)
     rig.collect()
@@ -55,6 +55,66 @@ def test_others_go_on_between_slices_and_the_text_is_the_same(rig):
         assert rig.runner.run(1 << 20) == FINISHED
     assert rig.collect()[2] == expected
     assert long.n_cached == 0
+    rig.runner.clear()
+
+
+@pytest.mark.parametrize("max_tokens", [1, 20])
+def test_the_first_token_is_chosen_from_the_prefillers_logits(rig, max_tokens):
+    expected = rig.run(rig.sequence(LONG, 2, max_tokens=max_tokens))[2]
+    before = rig.runner.counts()
+    long = rig.sequence(LONG, 2, max_tokens=max_tokens)
+    rig.runner.add(long, 399)
+    assert rig.prefiller.add(0, LONG, 0, 300) == 299
+    rig.prefiller.begin()
+    assert rig.runner.run(1 << 20) == PREFILLED
+    rig.prefiller.settle()
+    assert rig.prefiller.add(1, LONG, 0, 20) == 19
+    row = rig.prefiller.add(0, LONG, 300, 400, True)
+    assert row == 119
+    rig.prefiller.begin()
+    assert rig.runner.run(1 << 20) == PREFILLED
+    with pytest.raises(ValueError, match="row 119 for 399 of 400"):
+        rig.runner.prefilled(long, 399, 120, row)
+    with pytest.raises(ValueError, match="row 118 for 400 of 400"):
+        rig.runner.prefilled(long, 400, 120, 118)
+    rig.runner.prefilled(long, 400, 120, row)
+    assert (long.n_tokens, long.n_cached, long.finished) == (401, 120, max_tokens == 1)
+    assert rig.runner.restore(long, rig.prefiller.save(0, 0, 400), 0, 400)
+    while not long.finished:
+        assert rig.runner.run(1 << 20) == FINISHED
+    assert rig.collect()[2] == expected
+    after = rig.runner.counts()
+    assert after["generated_tokens"] - before["generated_tokens"] == max_tokens
+    # none but the Prefiller's two, and one for each token after the first
+    assert after["steps"] - before["steps"] == 2 + max_tokens - 1
+    assert long.n_cached == 120
+    rig.runner.clear()
+
+
+def test_what_cannot_be_restored_after_the_first_token_is_computed(rig):
+    expected = rig.run(rig.sequence(LONG, 1, max_tokens=9))[1]
+    sequence = rig.sequence(LONG, 1, max_tokens=9)
+    rig.runner.add(sequence, 399)
+    row = rig.prefiller.add(0, LONG, 0, 400, True)
+    rig.prefiller.begin()
+    assert rig.runner.run(1 << 20) == PREFILLED
+    rig.runner.prefilled(sequence, 400, 0, row)
+    assert not rig.runner.restore(sequence, b"no state", 0, 400)
+    while not sequence.finished:
+        assert rig.runner.run(1 << 20) == FINISHED
+    assert rig.collect()[1] == expected
+    rig.runner.clear()
+
+
+def test_who_was_halted_gets_no_token_from_the_prefiller(rig):
+    sequence = rig.sequence(LONG, 1, max_tokens=9)
+    rig.runner.add(sequence, 399)
+    row = rig.prefiller.add(0, LONG, 0, 400, True)
+    rig.prefiller.begin()
+    assert rig.runner.run(1 << 20) == PREFILLED
+    rig.runner.halt(sequence)
+    rig.runner.prefilled(sequence, 400, 0, row)
+    assert (sequence.n_tokens, rig.collect()) == (400, {})
     rig.runner.clear()
 
 
@@ -72,7 +132,7 @@ def test_a_saved_part_is_taken_and_the_rest_cut(rig):
     assert rig.runner.run(1 << 20) == PREFILLED
     sequence = rig.sequence(LONG[:200], 1, max_tokens=9)
     rig.runner.add(sequence, 199)
-    rig.runner.expect(sequence, 199, 100)
+    rig.runner.prefilled(sequence, 199, 100)
     assert rig.runner.restore(sequence, rig.prefiller.save(1, 0, 199), 0, 199)
     while not sequence.finished:
         rig.runner.run(100)
@@ -101,8 +161,8 @@ def test_a_sequence_may_wait_for_less(rig):
     assert rig.runner.run(10) == PAUSED
     assert sequence.n_past == 0
     with pytest.raises(ValueError, match="50 instead of 49"):
-        rig.runner.expect(sequence, 50, 0)
-    rig.runner.expect(sequence, 0, 0)
+        rig.runner.prefilled(sequence, 50, 0)
+    rig.runner.prefilled(sequence, 0, 0)
     assert rig.runner.run(10) == FINISHED
     assert rig.collect() == expected
     rig.runner.clear()

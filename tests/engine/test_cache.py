@@ -47,7 +47,8 @@ def test_a_longer_prompt_finds_what_it_continues():
     assert parts(cache, LONG[:90], [2]) == [(b"state", 0, 90)]
     assert cache.find(tokens(LONG), b"", 0) == [(b"state", 0, 199)]
     assert parts(cache, [5], LONG) == []
-    assert parts(cache, LONG, more_than=190) == []
+    assert parts(cache, LONG, more_than=200 - MIN_TOKENS) == [(b"state", 0, 200)]
+    assert parts(cache, LONG, more_than=201 - MIN_TOKENS) == []
 
 
 def test_what_prompts_have_in_common_is_stored_once():

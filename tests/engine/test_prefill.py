@@ -44,12 +44,15 @@ class FakePrefiller:
     memory: dict = field(default_factory=dict)
     batch: list = field(default_factory=list)
     sizes: list = field(default_factory=list)
+    computed: list = field(default_factory=list)
 
-    def add(self, seq_id, tokens, start, stop):
+    def add(self, seq_id, tokens, start, stop, output):
         assert not self.working
+        assert output == (stop == len(tokens))
         assert len(self.memory.get(seq_id, [])) == start
         assert sum(len(rows) for _, rows in self.batch) + stop - start <= self.n_batch
         self.batch.append((seq_id, list(tokens[start:stop])))
+        return sum(len(rows) for _, rows in self.batch) - 1
 
     def begin(self):
         assert self.batch
@@ -60,6 +63,7 @@ class FakePrefiller:
         assert self.working
         self.working, self.code = False, code
         self.seconds = row_seconds * sum(len(rows) for _, rows in self.batch)
+        self.computed = [token for _, rows in self.batch for token in rows]
         for seq_id, rows in self.batch if code == 0 else ():
             self.memory.setdefault(seq_id, []).extend(rows)
 
@@ -100,8 +104,12 @@ def drain(queue, prefiller, code=0):
     """Compute until nothing is left: who is done, in order, and the tokens of their parts."""
     done = []
     while queue.has_work:
-        for sequence, parts, n_found in queue.advance():
+        for sequence, parts, n_found, row in queue.advance():
             assert n_found == sequence.n_found
+            # the row of the last token in the batch before
+            last = parts[-1].stop if parts else 0
+            assert (row >= 0) == (last == len(sequence.prompt))
+            assert row < 0 or prefiller.computed[row] == sequence.prompt[-1]
             assert [part.start for part in parts] == [0, *(part.stop for part in parts)][: len(parts)]
             tokens = [token for part in parts for token in array("i", part.saved)[: part.stop - part.start]]
             assert tokens == sequence.prompt[: len(tokens)]
@@ -112,12 +120,12 @@ def drain(queue, prefiller, code=0):
     return done
 
 
-def test_prompts_are_computed_but_for_their_last_tokens(queue, prefiller):
+def test_prompts_are_computed_to_their_last_tokens(queue, prefiller):
     sequences = [FakeSequence(text(n, n)) for n in (1500, 60, 60, 700)]
     for sequence in sequences:
         queue.add(sequence, [])
     done = drain(queue, prefiller)
-    assert [n for _, n in done] == [59, 59, 699, 1499]
+    assert [n for _, n in done] == [60, 60, 700, 1500]
     assert [sequence for sequence, _ in done] == [sequences[k] for k in (1, 2, 3, 0)]
 
 
@@ -141,7 +149,7 @@ def test_what_cannot_be_saved_is_left_to_others(queue, prefiller, monkeypatch, c
     monkeypatch.setattr(queue._cache, "put", lambda *_: (_ for _ in ()).throw(MemoryError))
     queue.add(sequence, [])
     with caplog.at_level(logging.CRITICAL):
-        assert drain(queue, prefiller) == [(sequence, 199)]
+        assert drain(queue, prefiller) == [(sequence, 200)]
         monkeypatch.setattr(prefiller, "save", lambda *_: (_ for _ in ()).throw(MemoryError))
         queue.add(other, [])
         assert drain(queue, prefiller) == [(other, 0)]
@@ -153,11 +161,11 @@ def test_a_batch_takes_as_many_tiles_as_the_time_allows_and_leaves_no_rest_below
     queue.add(FakeSequence(text(1000)), [])
     drain(queue, prefiller)
     # the first by the estimate of 10 ms a row, then by what a row took: 1 ms
-    assert prefiller.sizes == [[64], [384], [384], [167]]
+    assert prefiller.sizes == [[64], [384], [384], [168]]
     prefiller.sizes.clear()
     queue.add(FakeSequence(text(421, 1)), [])
     drain(queue, prefiller)
-    assert prefiller.sizes == [[420]]
+    assert prefiller.sizes == [[421]]
 
 
 def test_nothing_pays_that_is_there_already(queue):
@@ -175,8 +183,8 @@ def test_a_found_prefix_is_loaded_a_part_at_a_time_and_handed_on(queue, prefille
     assert not prefiller.working
     queue.advance()
     assert not prefiller.working
-    assert drain(queue, prefiller) == [(sequence, 999)]
-    assert sum(map(sum, prefiller.sizes)) == 99
+    assert drain(queue, prefiller) == [(sequence, 1000)]
+    assert sum(map(sum, prefiller.sizes)) == 100
 
 
 def test_a_part_that_is_not_taken_is_computed(queue, prefiller):
@@ -184,14 +192,14 @@ def test_a_part_that_is_not_taken_is_computed(queue, prefiller):
     prefiller.takes = False
     sequence = FakeSequence(prompt)
     queue.add(sequence, [Part(array("i", prompt[:100]).tobytes(), 0, 100)])
-    assert drain(queue, prefiller) == [(sequence, 299)]
+    assert drain(queue, prefiller) == [(sequence, 300)]
 
 
 def test_what_it_computed_is_kept_and_found(queue, prefiller):
     queue.add(FakeSequence(text(1200)), [])
     drain(queue, prefiller)
     parts = queue._cache.find(array("i", text(1300)), b"", 0)
-    assert parts[-1].stop == 1199
+    assert parts[-1].stop == 1200
     assert len(parts) >= 2
 
 
@@ -205,7 +213,7 @@ def test_a_failing_batch_hands_on_what_was_saved_before(queue, prefiller):
     queue.add(other, [])
     prefiller.compute(code=-3)
     done = dict(drain(queue, prefiller, code=-3))
-    assert 512 <= done[sequence] < 1199
+    assert 512 <= done[sequence] < 1200
     assert done[other] == 0
 
 
@@ -227,7 +235,7 @@ def test_who_is_dropped_leaves_with_its_batch(queue, prefiller):
     queue.drop(waiting)
     assert not queue.has_work
     prefiller.compute()
-    assert drain(queue, prefiller) == [(other, 499)]
+    assert drain(queue, prefiller) == [(other, 500)]
     queue.add(running, [])
     queue.advance()
     queue.clear()

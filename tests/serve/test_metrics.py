@@ -101,11 +101,20 @@ async def test_ten_requests_of_ten_tokens(server: Server) -> None:
     assert grown("llamafast:http_requests_total", path="/v1/completions", status="200") == 10
     for name, count in {
         "time_to_first_token_seconds": 10, "inter_token_seconds": 90, "end_to_end_seconds": 10, "queue_seconds": 10,
-        "request_prompt_tokens": 10, "request_generated_tokens": 10,
+        "prefill_seconds": 10, "generation_seconds": 10, "inference_seconds": 10,
+        "request_prompt_tokens": 10, "request_generated_tokens": 10, "request_max_tokens": 10,
     }.items():  # fmt: skip
         assert grown(f"llamafast:{name}_count") == grown(f"llamafast:{name}_bucket", le="+Inf") == count
     assert grown("llamafast:request_prompt_tokens_sum") == 80
     assert grown("llamafast:request_generated_tokens_sum") == 100
+    assert grown("llamafast:request_max_tokens_sum") == 100
+    queued, prefill, generation, inference, whole = (
+        grown(f"llamafast:{name}_seconds_sum") for name in ("queue", "prefill", "generation", "inference", "end_to_end")
+    )
+    assert prefill > 0
+    assert generation > 0
+    assert prefill + generation == pytest.approx(inference)
+    assert queued + inference == pytest.approx(whole)
     assert grown("llamafast:request_generated_tokens_bucket", le="8") == 0
     assert grown("llamafast:request_generated_tokens_bucket", le="16") == 10
     steps = grown("llamacpp:n_decode_total")
@@ -147,6 +156,9 @@ async def test_every_series_of_the_seed_and_of_the_tables_is_there(server: Serve
     for series in (*ENGINE_SERIES, *DORMANT_SERIES, *ALIASES["vllm"]):
         assert (f"{series.name}_count" if series.kind == "histogram" else series.name) in names
     assert any(name == "llamafast:build_info" and dict(labels)["model"] == "tiny" for name, labels in samples)
+    n_blocks = int(plain(samples, "llamafast:kv_cells")) // 16
+    blocks = {"model_name": "tiny", "block_size": "16", "num_gpu_blocks": str(n_blocks)}
+    assert named(samples, "vllm:cache_config_info", **blocks) == 1
 
 
 async def test_a_scrape_does_not_wait_for_a_step(smollm2_server: Server) -> None:
