@@ -93,6 +93,7 @@ class Engine:
         self._live: dict[int, tuple[Generation, int]] = {}
         self._embedding: set[EmbeddingRequest] = set()
         self._closing = False
+        self._waking = False
         self._drained = asyncio.Event()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -172,6 +173,7 @@ class Engine:
                 generation.sequences.append(sequence)
                 self._live[sequence.tag] = (generation, index)
         self._worker.enqueue([sequence for sequence in sequences if sequence is not None], plan.priority)
+        self._wake_worker()
         return generation
 
     async def embed(self, plan: EmbeddingPlan) -> list[bytes]:
@@ -186,7 +188,7 @@ class Engine:
         request = EmbeddingRequest(inputs_of(plan, self._vocab, info.max_tokens), self._loop.create_future())
         self._embedding.add(request)
         self._embeddings.enqueue(request)
-        self._worker.wake()
+        self._wake_worker()
         try:
             await request.done
         finally:
@@ -272,6 +274,18 @@ class Engine:
 
     def _cancel(self, generation: Generation) -> None:
         self._worker.cancel([s.tag for s in generation.sequences if self._forget(s.tag) is not None])
+        self._wake_worker()
+
+    def _wake_worker(self) -> None:
+        """Once for all requests that the event loop has at hand: the worker needs the GIL to look at them, and stops
+        stepping to wait for it."""
+        if not self._waking:
+            self._waking = True
+            self._loop.call_soon(self._wake_now)
+
+    def _wake_now(self) -> None:
+        self._waking = False
+        self._worker.wake()
 
     def _deliver(self) -> None:
         """The pipe's reader: hand out what the steps since the last wake-up produced."""

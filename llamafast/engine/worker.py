@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 STEPS_PER_RUN = 1 << 20
 # Between two steps states are saved and restored for about this long, and always at least one part of each.
 COPY_SECONDS = 0.005
+# Where nobody has a step to take, states are saved only after the event loop has had so long to send the last tokens:
+# it needs the GIL, as saving does.
+SENDING_SECONDS = 0.001
 # A prompt that is computed apart may compute again a running sequence's tokens up to this part of its own.
 AGAIN_SHARE = 4
 
@@ -83,22 +86,18 @@ class Worker:
             thread.join()
 
     def enqueue(self, sequences: list[Sequence], priority: int = 0) -> None:
-        """Any thread."""
+        """Any thread, before a ``wake``."""
         with self._wake:
             self._arrived.extend((sequence, priority) for sequence in sequences)
-            self._wake.notify()
-        self.runner.interrupt()
-
-    def wake(self) -> None:
-        """Any thread, after something was enqueued in ``embeddings``."""
-        with self._wake:
-            self._wake.notify()
-        self.runner.interrupt()
 
     def cancel(self, tags: list[int]) -> None:
-        """Any thread. Takes effect after the current step."""
+        """Any thread, before a ``wake``."""
         with self._wake:
             self._cancelled.extend(tags)
+
+    def wake(self) -> None:
+        """Look after the current step at what was enqueued, also in ``embeddings``, and cancelled. Any thread."""
+        with self._wake:
             self._wake.notify()
         self.runner.interrupt()
 
@@ -178,6 +177,8 @@ class Worker:
             self._turns.embed(beside=self.scheduler.has_work)
 
     def _generate(self) -> None:
+        if self._ended and len(self._ended) == self.scheduler.n_running:
+            self._let_send()
         deadline = time.monotonic() + COPY_SECONDS
         self._release(deadline)
         if self.prefills is not None and self.prefills.has_work:
@@ -210,6 +211,11 @@ class Worker:
                 self.runner.in_last_step() or self.scheduler.running,
                 EngineFailure(f"llama_decode failed with code {status}"),
             )
+
+    def _let_send(self) -> None:
+        with self._wake:
+            if not (self._arrived or self._cancelled or self._closing or self.scheduler.n_waiting):
+                self._wake.wait(SENDING_SECONDS)
 
     def _make_room(self) -> None:
         """The memory is full: the youngest starts over later; alone, a sequence cannot be helped."""

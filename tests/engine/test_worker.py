@@ -118,6 +118,7 @@ def until(condition):
 
 def test_sequences_come_and_go(worker):
     worker.enqueue([FakeSequence(tag) for tag in range(10)])
+    worker.wake()
     until(lambda: worker.counters()["completed"] == 10)
     counters = worker.counters()
     assert (counters["submitted"], counters["admitted"], counters["running"], counters["waiting"]) == (10, 10, 0, 0)
@@ -127,10 +128,12 @@ def test_an_exception_fails_who_ran_and_the_thread_goes_on(worker, runner, failu
     with caplog.at_level(logging.CRITICAL):
         runner.script = [RuntimeError("nobody foresaw this")]
         worker.enqueue([FakeSequence(1), FakeSequence(2)])
+        worker.wake()
         until(lambda: failures)
     assert failures[0][0] == [1, 2]
     assert isinstance(failures[0][1], EngineFailure)
     worker.enqueue([FakeSequence(3)])
+    worker.wake()
     until(lambda: worker.counters()["completed"] == 1)
 
 
@@ -139,6 +142,7 @@ def test_a_failed_decode_fails_only_who_had_rows_in_it(worker, runner, failures,
     with caplog.at_level(logging.CRITICAL):
         runner.script = [code]
         worker.enqueue([FakeSequence(1), FakeSequence(2)])
+        worker.wake()
         until(lambda: worker.counters()["completed"] == 1)
     assert [tags for tags, _ in failures] == [[1]]
     assert str(code) in failures[0][1].message
@@ -147,6 +151,7 @@ def test_a_failed_decode_fails_only_who_had_rows_in_it(worker, runner, failures,
 def test_no_room_makes_the_youngest_wait(worker, runner, failures):
     runner.script = [core.NO_ROOM, core.FINISHED]
     worker.enqueue([FakeSequence(1), FakeSequence(2)])
+    worker.wake()
     until(lambda: worker.counters()["completed"] == 2)
     assert worker.counters()["preempted"] == 1
     assert worker.counters()["admitted"] == 3
@@ -156,6 +161,7 @@ def test_no_room_makes_the_youngest_wait(worker, runner, failures):
 def test_no_room_for_one_alone_is_its_error(worker, runner, failures):
     runner.script = [core.NO_ROOM]
     worker.enqueue([FakeSequence(1)])
+    worker.wake()
     until(lambda: failures)
     assert failures[0][0] == [1]
 
@@ -172,6 +178,7 @@ def test_a_prefix_that_cannot_be_kept_fails_nobody(runner, failures, caplog):
     worker.start()
     with caplog.at_level(logging.CRITICAL):
         worker.enqueue([FakeSequence(1)])
+        worker.wake()
         until(lambda: worker.counters()["completed"] == 1)
     assert failures == runner.running == []
     counters = worker.counters()
@@ -182,9 +189,11 @@ def test_a_prefix_that_cannot_be_kept_fails_nobody(runner, failures, caplog):
 def test_cancelling_what_runs_and_what_waits(worker, runner):
     runner.hold = threading.Event()
     worker.enqueue([FakeSequence(tag) for tag in range(6)])
+    worker.wake()
     until(lambda: worker.counters()["running"] == 4)
     runner.script = [core.PAUSED]
     worker.cancel([0, 5])
+    worker.wake()
     runner.hold.set()
     until(lambda: worker.counters()["completed"] == 4)
     assert worker.counters()["cancelled"] == 2
@@ -194,6 +203,7 @@ def test_it_is_stalled_only_while_work_waits(worker, runner):
     assert worker.stalled() == 0
     runner.hold = threading.Event()
     worker.enqueue([FakeSequence(1)])
+    worker.wake()
     until(lambda: worker.stalled() > 0.01)
     runner.hold.set()
     until(lambda: worker.stalled() == 0)
