@@ -7,12 +7,17 @@
 /* 2^t is 0 below: the others stay normal numbers, so that the instruction sets agree. */
 #define EXP2_LOWEST (-124.0f)
 #define LOG2_E 1.44269504f
+/* The bits of a float count 2^23 from each power of 2 to the next; those of 1, and some more to be safe from rounding. */
+#define BITS_OF_E (LOG2_E * 0x1p23f)
+#define BOUND_OF_1 (127 * 0x1p23f + 128)
 
 struct kernels {
     void (*max)(const float *, int32_t, float *);
     void (*sum_exp)(const float *, int32_t, float, float *, float *);
+    void (*bound_sum_exp)(const float *, int32_t, float, float *, float *);
     double (*weights)(const float *, int32_t, float, float, float *);
     float (*weight_upto)(const float *, int32_t, float, float);
+    float (*bound_upto)(const float *, int32_t, float, float);
     int32_t (*gather)(const float *, int32_t, const float *, float, float *, int32_t *);
     int32_t (*compact)(const float *, int32_t, float, float *, int32_t *);
     double (*above)(const float *, int32_t, float, bool);
@@ -81,12 +86,11 @@ float logits_max(const float *x, int32_t n, float *block_max)
     return largest(block_max, blocks_of(n));
 }
 
-double logits_sum_exp(const float *x, int32_t n, float scale, float *block_max, float *block_sum, float *max)
+/* Make the blocks' sums, each relative to its block's maximum, relative to the largest one: *max. */
+static double common_scale(int32_t blocks, float scale, const float *block_max, float *block_sum, float *max)
 {
-    const int32_t blocks = blocks_of(n);
     float factor[LOGITS_BLOCK + LOGITS_SLACK];
     double total = 0;
-    kernels->sum_exp(x, n, scale, block_max, block_sum);
     *max = largest(block_max, blocks);
     for (int32_t at = 0; at < blocks; at += LOGITS_BLOCK) {
         const int32_t length = length_at(blocks, at);
@@ -99,23 +103,44 @@ double logits_sum_exp(const float *x, int32_t n, float scale, float *block_max, 
     return total;
 }
 
+double logits_sum_exp(const float *x, int32_t n, float scale, float *block_max, float *block_sum, float *max)
+{
+    kernels->sum_exp(x, n, scale, block_max, block_sum);
+    return common_scale(blocks_of(n), scale, block_max, block_sum, max);
+}
+
+double logits_bound_sum_exp(const float *x, int32_t n, float scale, float *block_max, float *block_bound, float *max)
+{
+    kernels->bound_sum_exp(x, n, scale, block_max, block_bound);
+    return common_scale(blocks_of(n), scale, block_max, block_bound, max);
+}
+
 double logits_weights(const float *x, int32_t n, float max, float scale, float *weight)
 {
     return kernels->weights(x, n, max, scale, weight);
 }
 
-bool logits_outweighs(
-    const float *x, int32_t n, float limit, double mass, const float *block_max, const float *block_sum, float max)
+static double upto(
+    float (*block_upto)(const float *, int32_t, float, float), const float *x, int32_t n, float limit, double enough,
+    const float *block_max, const float *block_sum, float max)
 {
     double weight = 0;
-    for (int32_t at = 0; at < n && weight <= mass; at += LOGITS_BLOCK, block_max++) {
-        if (block_sum != NULL && *block_max <= limit) {
-            weight += block_sum[at / LOGITS_BLOCK];
-        } else {
-            weight += kernels->weight_upto(x + at, length_at(n, at), limit, max);
-        }
+    for (int32_t at = 0; at < n && weight <= enough; at += LOGITS_BLOCK, block_max++, block_sum++) {
+        weight += *block_max <= limit ? *block_sum : block_upto(x + at, length_at(n, at), limit, max);
     }
-    return weight > mass;
+    return weight;
+}
+
+double logits_weight_upto(
+    const float *x, int32_t n, float limit, double enough, const float *block_max, const float *block_sum, float max)
+{
+    return upto(kernels->weight_upto, x, n, limit, enough, block_max, block_sum, max);
+}
+
+double logits_bound_upto(
+    const float *x, int32_t n, float limit, double enough, const float *block_max, const float *block_bound, float max)
+{
+    return upto(kernels->bound_upto, x, n, limit, enough, block_max, block_bound, max);
 }
 
 int32_t logits_find(const float *x, int32_t n, const float *block_max, float value)
@@ -228,12 +253,13 @@ static int32_t walk(const float *mass, int32_t n, double total, double *u)
 }
 
 int32_t logits_draw(
-    const float *x, int32_t n, float scale, double u, const float *block_max, const float *block_sum, double total,
+    const float *x, int32_t n, float scale, const double *u, const float *block_bound, double total, float max,
     float *weight)
 {
-    const int32_t block = walk(block_sum, blocks_of(n), total, &u), at = block * LOGITS_BLOCK;
-    const double sum = kernels->weights(x + at, length_at(n, at), block_max[block], scale, weight);
-    return at + walk(weight, length_at(n, at), sum, &u);
+    double place = u[0];
+    const int32_t block = walk(block_bound, blocks_of(n), total, &place), at = block * LOGITS_BLOCK;
+    const double sum = kernels->weights(x + at, length_at(n, at), max, scale, weight);
+    return u[1] * block_bound[block] < sum ? at + walk(weight, length_at(n, at), sum, &place) : -1;
 }
 
 void logits_mask(float *x, int32_t n, const uint32_t *allowed)
@@ -247,9 +273,9 @@ void logits_mask(float *x, int32_t n, const uint32_t *allowed)
     }
 }
 
-double logits_uniform(uint64_t seed, uint32_t position, uint32_t draw)
+void logits_uniforms(uint64_t seed, uint32_t position, uint32_t draw, uint32_t attempt, double *u)
 {
-    uint32_t counter[4] = {position, draw, 0, 0}, key[2] = {(uint32_t) seed, (uint32_t) (seed >> 32)};
+    uint32_t counter[4] = {position, draw, attempt, 0}, key[2] = {(uint32_t) seed, (uint32_t) (seed >> 32)};
     for (int round = 0; round < 10; round++) {
         const uint64_t a = (uint64_t) 0xD2511F53 * counter[0], b = (uint64_t) 0xCD9E8D57 * counter[2];
         counter[0] = (uint32_t) (b >> 32) ^ counter[1] ^ key[0];
@@ -259,5 +285,6 @@ double logits_uniform(uint64_t seed, uint32_t position, uint32_t draw)
         key[0] += 0x9E3779B9;
         key[1] += 0xBB67AE85;
     }
-    return (double) ((uint64_t) counter[0] << 21 | counter[1] >> 11) * 0x1p-53;
+    u[0] = (double) ((uint64_t) counter[0] << 21 | counter[1] >> 11) * 0x1p-53;
+    u[1] = (double) ((uint64_t) counter[2] << 21 | counter[3] >> 11) * 0x1p-53;
 }

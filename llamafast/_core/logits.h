@@ -25,6 +25,10 @@ float logits_max(const float *x, int32_t n, float *block_max);
  * 1e-5 at 2^-124; smaller terms are 0. */
 double logits_sum_exp(const float *x, int32_t n, float scale, float *block_max, float *block_sum, float *max);
 
+/* From the sums that logits_sum_exp gives to LOGITS_BOUND times them, in a third of the time. */
+#define LOGITS_BOUND 1.0616
+double logits_bound_sum_exp(const float *x, int32_t n, float scale, float *block_max, float *block_bound, float *max);
+
 /* weight[i] = exp((x[i] - max) * scale) for x[i] <= max; returns their sum. */
 double logits_weights(const float *x, int32_t n, float max, float scale, float *weight);
 
@@ -44,22 +48,28 @@ int32_t logits_compact(const float *key, int32_t n, float threshold, float *valu
 float logits_select(
     const float *x, int32_t n, double target, bool by_value, float low, float high, float *narrowed);
 
-/* Whether the entries <= limit together weigh more than `mass`, an entry weighing exp(x[i] - max). Stops as soon as they
- * do. block_sum is that of logits_sum_exp for a scale of 1, or NULL. */
-bool logits_outweighs(
-    const float *x, int32_t n, float limit, double mass, const float *block_max, const float *block_sum, float max);
+/* What the entries <= limit weigh together, an entry weighing exp(x[i] - max), or as soon as it is more than `enough`
+ * some part of it that is. The rest is from logits_sum_exp for a scale of 1. */
+double logits_weight_upto(
+    const float *x, int32_t n, float limit, double enough, const float *block_max, const float *block_sum, float max);
 
-/* Draw an index with probability proportional to exp(x[i] * scale), by inversion of u in [0, 1). The rest is from
- * logits_sum_exp for the same scale. `weight` holds LOGITS_BLOCK entries. */
+/* The same with bounds: those of logits_bound_sum_exp, and from the weight to LOGITS_BOUND times it. */
+double logits_bound_upto(
+    const float *x, int32_t n, float limit, double enough, const float *block_max, const float *block_bound, float max);
+
+/* Draw an index with probability proportional to exp(x[i] * scale), by inversion of u[0] in [0, 1), or -1: then it has to
+ * be called again with other u. The rest is from logits_bound_sum_exp for the same scale: a block is drawn by its bound
+ * and accepted, by u[1] in [0, 1), as often as its sum is part of that (von Neumann's rejection). With logits_sum_exp's
+ * sums instead and u[1] = 0 there is no -1. `weight` holds LOGITS_BLOCK entries. */
 int32_t logits_draw(
-    const float *x, int32_t n, float scale, double u, const float *block_max, const float *block_sum, double total,
+    const float *x, int32_t n, float scale, const double *u, const float *block_bound, double total, float max,
     float *weight);
 
 /* Set x[i] to -inf where bit i of `allowed` is 0. */
 void logits_mask(float *x, int32_t n, const uint32_t *allowed);
 
-/* A number in [0, 1) that depends on nothing but its arguments: Philox 4x32-10, a counter-based generator
+/* Two numbers in [0, 1) that depend on nothing but the arguments: Philox 4x32-10, a counter-based generator
  * (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3. SC 2011). */
-double logits_uniform(uint64_t seed, uint32_t position, uint32_t draw);
+void logits_uniforms(uint64_t seed, uint32_t position, uint32_t draw, uint32_t attempt, double *u);
 
 #endif

@@ -17,6 +17,14 @@ TARGET static inline vf K(exp2)(vf t)
     return vscale(vge(t, vset(EXP2_LOWEST)), p, t);
 }
 
+/* From 2^t to LOGITS_BOUND times it, for -124 <= t <= 0: between two powers of 2 it is a straight line, which is what the
+ * bits of a float are as an integer (Schraudolph: A fast, compact approximation of the exponential function. Neural
+ * Computation 11, 1999). 0 far below and for NaN. The argument is relative to `max` and not yet scaled. */
+TARGET static inline vf K(bound_exp)(vf x, vf max, vf scale)
+{
+    return vbits(vfma(vsub(x, max), scale, vset(BOUND_OF_1)));
+}
+
 TARGET static inline float K(whole_block_max)(const float *x)
 {
     vf a = vset(-INFINITY), b = a, c = a, d = a;
@@ -56,6 +64,27 @@ TARGET static void K(sum_exp)(const float *x, int32_t n, float scale, float *blo
     }
 }
 
+/* The same for bounds of the sums, at a third of the cost. */
+TARGET static void K(bound_sum_exp)(const float *x, int32_t n, float scale, float *block_max, float *block_bound)
+{
+    float tail[LOGITS_BLOCK];
+    const vf s = vset(scale * BITS_OF_E);
+    for (int32_t at = 0; at < n; at += LOGITS_BLOCK) {
+        const float *block = whole_block(x, n, at, tail);
+        const float max = K(whole_block_max)(block);
+        const vf m = vset(max);
+        vf a = vset(0), b = a, c = a, d = a;
+        for (int i = 0; i < LOGITS_BLOCK; i += 4 * VL) {
+            a = vadd(a, K(bound_exp)(vload(block + i), m, s));
+            b = vadd(b, K(bound_exp)(vload(block + i + VL), m, s));
+            c = vadd(c, K(bound_exp)(vload(block + i + 2 * VL), m, s));
+            d = vadd(d, K(bound_exp)(vload(block + i + 3 * VL), m, s));
+        }
+        *block_max++ = max;
+        *block_bound++ = vhsum(vadd(vadd(a, b), vadd(c, d)));
+    }
+}
+
 TARGET static double K(weights)(const float *x, int32_t n, float max, float scale, float *weight)
 {
     float tail[LOGITS_BLOCK];
@@ -87,6 +116,20 @@ TARGET static float K(weight_upto)(const float *x, int32_t n, float limit, float
         sum = vadd(sum, vand(vge(l, v), K(exp2)(vmul(vsub(v, m), s))));
     }
     return vhsum(sum);
+}
+
+TARGET static float K(bound_upto)(const float *x, int32_t n, float limit, float max)
+{
+    float tail[LOGITS_BLOCK];
+    const vf m = vset(max), s = vset(BITS_OF_E), l = vset(limit);
+    const float *block = whole_block(x, n, 0, tail);
+    vf a = vset(0), b = a;
+    for (int i = 0; i < LOGITS_BLOCK; i += 2 * VL) {
+        vf v = vload(block + i), w = vload(block + i + VL);
+        a = vadd(a, vand(vge(l, v), K(bound_exp)(v, m, s)));
+        b = vadd(b, vand(vge(l, w), K(bound_exp)(w, m, s)));
+    }
+    return vhsum(vadd(a, b));
 }
 
 TARGET static int32_t K(gather)(
@@ -169,7 +212,8 @@ TARGET static int32_t K(narrow)(const float *x, int32_t n, float pivot, bool upp
 }
 
 static const struct kernels K(kernels) = {
-    K(max), K(sum_exp), K(weights), K(weight_upto), K(gather), K(compact), K(above), K(narrow),
+    K(max), K(sum_exp), K(bound_sum_exp), K(weights), K(weight_upto), K(bound_upto), K(gather), K(compact), K(above),
+    K(narrow),
 };
 
 #undef K
@@ -190,6 +234,7 @@ static const struct kernels K(kernels) = {
 #undef vand
 #undef vfraction
 #undef vscale
+#undef vbits
 #undef vhmax
 #undef vhsum
 #undef vpack

@@ -1,7 +1,8 @@
 /* The vector operations that logits_kernels.h is written in, for every instruction set, and the kernels made of them.
  * vpack(to, m, v) stores the lanes in m one after the other and returns how many, vpack_index does it with the lanes'
  * numbers from `first` on; both write a whole vector. vfraction(t) is t - floor(t), and vscale(m, p, t) is
- * p * 2^floor(t) in the lanes of m, else 0. */
+ * p * 2^floor(t) in the lanes of m, else 0. vbits(v) are the floats whose bits are the integers next to
+ * v, 0 for v < 0 and NaN. */
 
 /* Baseline: four floats in the compilers' own notation, which is SSE2, NEON or whatever there is. */
 
@@ -74,6 +75,7 @@ static inline void f4_pack_index(int32_t *to, i4 m, int32_t first)
 #define vand f4_and
 #define vfraction(t) ((t) - (F4_FLOOR(t) - F4_ROUNDER))
 #define vscale f4_scale
+#define vbits(v) ((f4) __builtin_convertvector(f4_max(v, f4_set(0)), i4))
 #define vhmax f4_hmax
 #define vhsum(v) (((v)[0] + (v)[1]) + ((v)[2] + (v)[3]))
 #define vpack f4_pack
@@ -154,6 +156,7 @@ TARGET static inline float f8_hsum(__m256 v)
 #define vand _mm256_and_ps
 #define vfraction(t) _mm256_sub_ps(t, _mm256_floor_ps(t))
 #define vscale f8_scale
+#define vbits(v) _mm256_castsi256_ps(_mm256_max_epi32(_mm256_cvtps_epi32(v), _mm256_setzero_si256()))
 #define vhmax f8_hmax
 #define vhsum f8_hsum
 #define vpack f8_pack
@@ -191,6 +194,7 @@ TARGET static inline void f16_pack_index(int32_t *to, __mmask16 m, int32_t first
 #define vand _mm512_maskz_mov_ps
 #define vfraction(t) _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)
 #define vscale _mm512_maskz_scalef_ps
+#define vbits(v) _mm512_castsi512_ps(_mm512_max_epi32(_mm512_cvtps_epi32(v), _mm512_setzero_si512()))
 #define vhmax _mm512_reduce_max_ps
 #define vhsum _mm512_reduce_add_ps
 #define vpack f16_pack

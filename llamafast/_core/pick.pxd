@@ -7,7 +7,8 @@ from .penalties cimport penalties_t
 cdef struct scratch_t:
     int32_t n_vocab
     float *block_max        # (blocks,)
-    float *block_sum        # (blocks,)
+    float *block_sum        # (blocks,) or bounds of them
+    float *block_draw       # (blocks,) the same at the temperature
     float *logit            # (n_vocab,) candidates
     int32_t *id             # (n_vocab,) their token ids
     float *weight           # (n_vocab,) their exponentials

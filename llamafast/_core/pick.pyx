@@ -3,9 +3,12 @@
 The stages are those of llama.cpp's chain logit_bias, penalties, top_k, top_p, min_p, temp, dist (or greedy), and so is
 the distribution: top_p and min_p look at temperature 1, top_p at what top_k left. All of top_k, top_p and min_p keep
 the tokens above some logit, so each of them is a search for a threshold and nothing is sorted. Candidates that tie
-at top_p's threshold all stay; of those that tie at top_k's the lowest ids stay. Where it is cheaper, top_p first draws
-from the whole row and tests the token against the nucleus, as FlashInfer's rejection sampling does; a rejected draw is
-followed by one from the nucleus, so the distribution is the same.
+at top_p's threshold all stay; of those that tie at top_k's the lowest ids stay.
+
+Exponentials of the whole row are what takes time, and bounds of them are enough: a block of the row is drawn by a bound
+of its sum and accepted by the sum itself. top_p first draws from the whole row and tests the token against the nucleus,
+as FlashInfer's rejection sampling does, by bounds too where these decide; after some rejected ones the token is drawn
+from the nucleus. Either way the distribution is exact.
 
 With rarer stages, or in another order, ``draw_by_stages`` takes all tokens through them one after the other, as the
 chain does.
@@ -21,8 +24,9 @@ from libc.string cimport memset
 
 from .dry cimport dry_penalize
 from .headers.logits cimport (
-    LOGITS_AVX512, LOGITS_BLOCK, LOGITS_SLACK, logits_compact, logits_draw, logits_find, logits_gather, logits_mask,
-    logits_max, logits_outweighs, logits_select, logits_sum_exp, logits_uniform, logits_use, logits_weights,
+    LOGITS_AVX512, LOGITS_BLOCK, LOGITS_BOUND, LOGITS_SLACK, logits_bound_sum_exp, logits_bound_upto, logits_compact,
+    logits_draw, logits_find, logits_gather, logits_mask, logits_max, logits_select, logits_sum_exp, logits_uniforms,
+    logits_use, logits_weight_upto, logits_weights,
 )
 from .headers.stages cimport (
     stage_dynamic_temperature, stage_mirostat_k, stage_top_n_sigma, stage_typical_p, stage_xtc,
@@ -31,8 +35,14 @@ from .penalties cimport penalize
 
 cdef enum:
     SAMPLED = 32        # an estimate looks at every 32nd block
-    FLAT = 128          # a row is flat if its tokens weigh more than a 128th of what they would if all were the best
+    PROPOSALS = 8       # so many tokens are drawn before the nucleus is looked for
     MIROSTAT_M = 100    # the most likely tokens that mirostat 1.0 estimates by
+
+# Different random numbers of the same position.
+cdef enum:
+    DRAW
+    PROPOSE
+    XTC
 
 logits_use(LOGITS_AVX512)
 
@@ -41,12 +51,13 @@ cdef int scratch_init(scratch_t *self, int32_t n_vocab) noexcept nogil:
     """One block of memory, of which a sampler touches what it needs: 0, or -1 when out of memory."""
     cdef size_t blocks = <size_t> n_vocab / LOGITS_BLOCK + 1 + LOGITS_SLACK
     cdef size_t row = <size_t> n_vocab + LOGITS_BLOCK + LOGITS_SLACK
-    cdef float *memory = <float *> malloc((2 * blocks + 5 * row) * sizeof(float))
+    cdef float *memory = <float *> malloc((3 * blocks + 5 * row) * sizeof(float))
     if memory == NULL:
         return -1
     self.block_max = memory
     self.block_sum = self.block_max + blocks
-    self.logit = self.block_sum + blocks
+    self.block_draw = self.block_sum + blocks
+    self.logit = self.block_draw + blocks
     self.id = <int32_t *> (self.logit + row)
     self.weight = self.logit + 2 * row
     self.narrowed = self.logit + 3 * row
@@ -153,36 +164,75 @@ cdef int32_t gather_top_p(
 
 cdef int32_t draw(sampler_t *self, scratch_t *scratch, const float *x, int32_t n, uint32_t position) noexcept nogil:
     """An index into n logits drawn at the sampler's temperature, -1 when the largest is not finite."""
+    return draw_at(scratch, x, n, self.scale, self.seed, position)
+
+
+cdef int32_t draw_at(
+    scratch_t *scratch, const float *x, int32_t n, float scale, uint64_t seed, uint32_t position
+) noexcept nogil:
     cdef float largest
-    cdef double total = logits_sum_exp(x, n, self.scale, scratch.block_max, scratch.block_sum, &largest)
+    cdef double total = logits_bound_sum_exp(x, n, scale, scratch.block_max, scratch.block_sum, &largest)
+    cdef uint32_t attempt = 0
     if not isfinite(largest):
         return -1
-    return logits_draw(
-        x, n, self.scale, logits_uniform(self.seed, position, 0), scratch.block_max, scratch.block_sum, total,
-        scratch.weight)
+    return draw_by_bounds(scratch, x, n, scale, seed, position, DRAW, &attempt, scratch.block_sum, total, largest)
+
+
+cdef int32_t draw_by_bounds(
+    scratch_t *scratch, const float *x, int32_t n, float scale, uint64_t seed, uint32_t position, uint32_t purpose,
+    uint32_t *attempt, const float *block_bound, double total, float largest
+) noexcept nogil:
+    """An index into n logits, at the first attempt from ``attempt`` on that succeeds; nearly every one does."""
+    cdef double u[2]
+    cdef int32_t index = -1
+    while index < 0:
+        logits_uniforms(seed, position, purpose, attempt[0], u)
+        attempt[0] += 1
+        index = logits_draw(x, n, scale, u, block_bound, total, largest, scratch.weight)
+    return index
 
 
 cdef int32_t propose(
     sampler_t *self, scratch_t *scratch, const float *row, uint32_t position, float largest, float lowest, double total
 ) noexcept nogil:
-    """A token drawn from the whole row if it is from ``lowest`` up and in the nucleus, else -1.
+    """A token drawn from the whole row that is from ``lowest`` up and in the nucleus, -1 where several were not.
 
-    It is in the nucleus when the tokens no more likely than it weigh more than 1 - top_p, which is soon found out.
+    It is in the nucleus when the tokens no more likely than it weigh more than 1 - top_p. ``total`` and block_sum are
+    bounds at first; the first token they cannot decide on has the sums computed.
     """
-    cdef double cut = (1 - self.top_p) * total
-    cdef double weight = total
-    cdef int32_t token
+    cdef int32_t n = self.n_vocab, token, i
+    cdef uint32_t attempt = 0
+    cdef double drawn = total, slack = LOGITS_BOUND, cut, weight
+    cdef float outside = -INFINITY
+    cdef float *block_draw = scratch.block_sum
     cdef float logit
     if self.scale != 1:
-        weight = logits_sum_exp(row, self.n_vocab, self.scale, scratch.block_max, scratch.block_sum, &largest)
-    token = logits_draw(
-        row, self.n_vocab, self.scale, logits_uniform(self.seed, position, 1), scratch.block_max, scratch.block_sum,
-        weight, scratch.weight)
-    logit = row[token]
-    if logit >= lowest and (expf(logit - largest) > cut or logits_outweighs(
-        row, self.n_vocab, logit, cut, scratch.block_max, scratch.block_sum if self.scale == 1 else NULL, largest
-    )):
-        return token
+        block_draw = scratch.block_draw
+        drawn = logits_bound_sum_exp(row, n, self.scale, scratch.block_max, block_draw, &largest)
+    for i in range(PROPOSALS):
+        token = draw_by_bounds(
+            scratch, row, n, self.scale, self.seed, position, PROPOSE, &attempt, block_draw, drawn, largest)
+        logit = row[token]
+        if logit < lowest or logit <= outside:
+            continue
+        cut = (1 - self.top_p) * total
+        if expf(logit - largest) > cut:
+            return token
+        if slack > 1:
+            weight = logits_bound_upto(
+                row, n, logit, slack * cut, scratch.block_max, scratch.block_sum, largest)
+            if weight > slack * cut:
+                return token
+            if weight * slack > cut:
+                slack = 1
+                total = logits_sum_exp(row, n, 1, scratch.block_max, scratch.block_sum, &largest)
+                cut = (1 - self.top_p) * total
+                if self.scale == 1:
+                    drawn = total
+        if slack == 1 and logits_weight_upto(
+            row, n, logit, cut, scratch.block_max, scratch.block_sum, largest) > cut:
+            return token
+        outside = logit
     return -1
 
 
@@ -202,16 +252,15 @@ cdef int32_t draw_top_k(sampler_t *self, scratch_t *scratch, const float *row, u
 
 cdef int32_t draw_top_p(sampler_t *self, scratch_t *scratch, const float *row, uint32_t position) noexcept nogil:
     cdef float largest, lowest
-    cdef double total = logits_sum_exp(row, self.n_vocab, 1, scratch.block_max, scratch.block_sum, &largest)
+    cdef double total = logits_bound_sum_exp(row, self.n_vocab, 1, scratch.block_max, scratch.block_sum, &largest)
     cdef int32_t n, token
     if not isfinite(largest):
         return -1
     lowest = lowest_by_min_p(self, largest)
-    # Rejection is next to free when the sums serve the draw too, and pays in a flat row, whose nucleus is most of it.
-    if self.scale == 1 or total * FLAT > self.n_vocab:
-        token = propose(self, scratch, row, position, largest, lowest, total)
-        if token >= 0:
-            return token
+    token = propose(self, scratch, row, position, largest, lowest, total)
+    if token >= 0:
+        return token
+    total = logits_sum_exp(row, self.n_vocab, 1, scratch.block_max, scratch.block_sum, &largest)
     n = gather_top_p(self, scratch, row, largest, lowest, total)
     n = keep_top_p(self, scratch, n, total)
     return scratch.id[draw(self, scratch, scratch.logit, n, position)]
@@ -268,6 +317,7 @@ cdef int32_t apply_stage(
     cdef float largest = logits_max(scratch.logit, n, scratch.block_max)
     cdef float temperature, limit
     cdef double total
+    cdef double u[2]
     cdef int32_t i
     if not isfinite(largest):
         return 0
@@ -286,7 +336,8 @@ cdef int32_t apply_stage(
         return stage_typical_p(
             scratch.logit, scratch.id, n, self.typical_p, largest, scratch.weight, total, scratch.narrowed)
     if stage == STAGE_XTC:
-        if logits_uniform(self.seed, position, 2) >= self.xtc_probability:
+        logits_uniforms(self.seed, position, XTC, 0, u)
+        if u[0] >= self.xtc_probability:
             return n
         return stage_xtc(scratch.logit, scratch.id, n, self.xtc_threshold, scratch.weight, total)
     if stage == STAGE_MIROSTAT:
@@ -328,13 +379,7 @@ cdef int32_t mirostat_top_k(sampler_t *self, scratch_t *scratch, int32_t n, floa
 
 cdef int32_t draw_candidate(scratch_t *scratch, int32_t n, uint64_t seed, uint32_t position) noexcept nogil:
     """An index into n candidates, -1 when the largest is not finite."""
-    cdef float largest
-    cdef double total = logits_sum_exp(scratch.logit, n, 1, scratch.block_max, scratch.block_sum, &largest)
-    if not isfinite(largest):
-        return -1
-    return logits_draw(
-        scratch.logit, n, 1, logits_uniform(seed, position, 0), scratch.block_max, scratch.block_sum, total,
-        scratch.weight)
+    return draw_at(scratch, scratch.logit, n, 1, seed, position)
 
 
 cdef float surprise(scratch_t *scratch, int32_t n, int32_t at) noexcept nogil:

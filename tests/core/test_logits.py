@@ -16,7 +16,7 @@ from llamafast._core import pick
 
 Floats = npt.NDArray[np.float32]
 
-BLOCK, SLACK = 256, 16
+BLOCK, SLACK, BOUND = 256, 16, 1.0616
 CANARY = np.float32(12345.0)
 SIZES = (1, 7, 16, 255, 256, 257, 513, 4096, 70001)
 LOWEST = np.finfo(np.float32).min
@@ -27,6 +27,8 @@ lib.logits_max.argtypes = [c_void_p, c_int32, c_void_p]
 lib.logits_max.restype = c_float
 lib.logits_sum_exp.argtypes = [c_void_p, c_int32, c_float, c_void_p, c_void_p, c_void_p]
 lib.logits_sum_exp.restype = c_double
+lib.logits_bound_sum_exp.argtypes = lib.logits_sum_exp.argtypes
+lib.logits_bound_sum_exp.restype = c_double
 lib.logits_weights.argtypes = [c_void_p, c_int32, c_float, c_float, c_void_p]
 lib.logits_weights.restype = c_double
 lib.logits_find.argtypes = [c_void_p, c_int32, c_void_p, c_float]
@@ -37,12 +39,13 @@ lib.logits_compact.argtypes = [c_void_p, c_int32, c_float, c_void_p, c_void_p]
 lib.logits_compact.restype = c_int32
 lib.logits_select.argtypes = [c_void_p, c_int32, c_double, c_bool, c_float, c_float, c_void_p]
 lib.logits_select.restype = c_float
-lib.logits_outweighs.argtypes = [c_void_p, c_int32, c_float, c_double, c_void_p, c_void_p, c_float]
-lib.logits_outweighs.restype = c_bool
-lib.logits_draw.argtypes = [c_void_p, c_int32, c_float, c_double, c_void_p, c_void_p, c_double, c_void_p]
+for upto in (lib.logits_weight_upto, lib.logits_bound_upto):
+    upto.argtypes = [c_void_p, c_int32, c_float, c_double, c_void_p, c_void_p, c_float]
+    upto.restype = c_double
+lib.logits_draw.argtypes = [c_void_p, c_int32, c_float, c_void_p, c_void_p, c_double, c_float, c_void_p]
 lib.logits_draw.restype = c_int32
-lib.logits_uniform.argtypes = [c_uint64, c_uint32, c_uint32]
-lib.logits_uniform.restype = c_double
+lib.logits_uniforms.argtypes = [c_uint64, c_uint32, c_uint32, c_uint32, c_void_p]
+lib.logits_uniforms.restype = None
 
 BEST = lib.logits_use(99)
 
@@ -120,11 +123,13 @@ def test_weights_are_accurate() -> None:
     assert total == pytest.approx(got.sum(), rel=1e-6)
 
 
-def sums(row: Floats, scale: float) -> tuple[float, Floats, Floats, float]:
+def sums(
+    row: Floats, scale: float, sum_exp: Callable[..., float] = lib.logits_sum_exp
+) -> tuple[float, Floats, Floats, float]:
     """The total, of every block the largest entry and the sum, and the largest entry."""
     block_max, block_sum, largest = room(blocks(len(row))), room(blocks(len(row))), c_float()
     buffers = block_max.ctypes.data, block_sum.ctypes.data, byref(largest)
-    total = lib.logits_sum_exp(row.ctypes.data, len(row), scale, *buffers)
+    total = sum_exp(row.ctypes.data, len(row), scale, *buffers)
     assert untouched(block_sum, blocks(len(row)) - SLACK)
     return total, block_max, block_sum, largest.value
 
@@ -140,6 +145,21 @@ def test_sum_exp(n: int, scale: float) -> None:
         assert total == pytest.approx(exact.sum(), rel=2e-6)
         expected = [exact[at : at + BLOCK].sum() for at in range(0, n, BLOCK)]
         np.testing.assert_allclose(block_sum[: blocks(n)], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3, 4.0, 0.0])
+@pytest.mark.parametrize("n", SIZES)
+def test_bounds_of_sums(n: int, scale: float) -> None:
+    for row in (*rows(n), *(row * np.float32(1000) for row in rows(n))):
+        total, block_max, block_sum, largest = sums(row, scale)
+        bound, *rest = sums(row, scale, lib.logits_bound_sum_exp)
+        assert total * (1 - 1e-6) <= bound <= total * BOUND
+        np.testing.assert_array_equal(rest[0], block_max)
+        assert rest[2] == largest
+        exact, bounds = block_sum[: blocks(n)], rest[1][: blocks(n)]
+        # what is below 2^-124 is 0 to the sums
+        assert (bounds >= exact * (1 - 1e-5)).all()
+        assert (bounds <= exact * BOUND + 1e-35).all()
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -215,27 +235,66 @@ def test_select_with_a_tight_bound() -> None:
     assert select(x, target, True, low, 1.0) == threshold_by_sorting(x, target, True)
 
 
-@pytest.mark.parametrize("with_sums", [True, False])
+def upto(which: Callable[..., float], row: Floats, limit: float, enough: float, known: tuple[Any, ...]) -> float:
+    _, block_max, block_sum, largest = known
+    buffers = block_max.ctypes.data, block_sum.ctypes.data
+    return which(row.ctypes.data, len(row), limit, enough, *buffers, largest)
+
+
 @pytest.mark.parametrize("n", [7, 256, 3001])
-def test_outweighs(n: int, with_sums: bool) -> None:
+def test_weights_upto_a_limit(n: int) -> None:
+    exactly, at_most = lib.logits_weight_upto, lib.logits_bound_upto
     for row in rows(n):
-        _, block_max, block_sum, largest = sums(row, 1.0)
+        known, bounds = sums(row, 1.0), sums(row, 1.0, lib.logits_bound_sum_exp)
         clean = np.where(np.isnan(row), -np.inf, row).astype(np.float64)
-        known = block_sum.ctypes.data if with_sums else None
-        for limit in (largest, largest - 1, float(np.median(clean)), -50.0):
-            weight = np.exp(clean[clean <= np.float32(limit)] - largest).sum()
-            for mass, expected in ((weight * (1 + 1e-5) + 1e-30, False), (weight * (1 - 1e-5) - 1e-30, True)):
-                arguments = row.ctypes.data, n, limit, mass, block_max.ctypes.data, known, largest
-                assert lib.logits_outweighs(*arguments) is expected
+        for limit in (clean.max(), clean.max() - 1, float(np.median(clean)), -50.0):
+            exact = np.exp(clean[clean <= np.float32(limit)] - clean.max()).sum()
+            weight = upto(exactly, row, limit, 1e9, known)
+            assert weight == pytest.approx(exact, rel=1e-5, abs=1e-30)
+            assert weight * (1 - 1e-6) <= upto(at_most, row, limit, 1e9, bounds) <= weight * BOUND + 1e-30
+            assert weight * 0.5 <= upto(exactly, row, limit, weight * 0.5, known) <= weight
+            assert upto(exactly, row, limit, -1.0, known) == upto(at_most, row, limit, -1.0, bounds) == 0
+
+
+def drawn(row: Floats, scale: float, known: tuple[float, Floats, Floats, float], *u: float) -> int:
+    total, _, block_bound, largest = known
+    weight, both = room(BLOCK), np.array(u)
+    buffers = both.ctypes.data, block_bound.ctypes.data, total, largest, weight.ctypes.data
+    index = lib.logits_draw(row.ctypes.data, len(row), scale, *buffers)
+    assert untouched(weight, BLOCK)
+    return int(index)
 
 
 def draw(row: Floats, scale: float, u: float) -> int:
-    total, block_max, block_sum, _ = sums(row, scale)
-    weight = room(BLOCK)
-    buffers = block_max.ctypes.data, block_sum.ctypes.data, total, weight.ctypes.data
-    index = lib.logits_draw(row.ctypes.data, len(row), scale, u, *buffers)
-    assert untouched(weight, BLOCK)
-    return int(index)
+    return drawn(row, scale, sums(row, scale), u, 0.0)
+
+
+@pytest.mark.parametrize("n", [7, 1000])
+def test_draws_by_bounds_that_are_accepted_have_the_distribution(n: int) -> None:
+    rng = np.random.default_rng(n)
+    for row in rows(n):
+        known = sums(row, 0.5, lib.logits_bound_sum_exp)
+        clean = np.where(np.isnan(row), -np.inf, row).astype(np.float64)
+        share = np.exp((clean - clean.max()) / 2)
+        share /= share.sum()
+        tries = [drawn(row, 0.5, known, *u) for u in rng.random((4000, 2))]
+        accepted = np.array([index for index in tries if index >= 0])
+        assert len(accepted) > 4000 / BOUND - 200
+        got = np.bincount(accepted, minlength=n)
+        # of every block and of the likeliest entry: four standard deviations
+        for part in [np.arange(n) // BLOCK == block for block in range(blocks(n))] + [np.arange(n) == share.argmax()]:
+            expected = share[part].sum() * len(accepted)
+            assert abs(got[part].sum() - expected) <= 4 * np.sqrt(expected * (1 - share[part].sum())) + 1e-9
+        assert not got[~np.isfinite(clean)].any()
+
+
+def test_a_block_that_weighs_nothing_is_never_drawn() -> None:
+    row = np.full(600, -np.inf, np.float32)
+    row[300] = 1.0
+    total, block_max, block_sum, largest = sums(row, 1.0)
+    block_sum[0] = total  # as if rounding had given it something
+    assert drawn(row, 1.0, (2 * total, block_max, block_sum, largest), 0.2, 0.0) == -1
+    assert drawn(row, 1.0, (2 * total, block_max, block_sum, largest), 0.7, 0.0) == 300
 
 
 @pytest.mark.parametrize("n", [1, 7, 1000])
@@ -259,10 +318,10 @@ def test_draw_at_the_ends() -> None:
     assert draw(row, 1.0, np.nextafter(1, 0)) == 600
 
 
-def philox(key: int, position: int, draw: int) -> tuple[int, ...]:
+def philox(key: int, position: int, draw: int, attempt: int) -> tuple[int, ...]:
     """Philox 4x32-10 as the paper has it, on Python's integers."""
     low = 0xFFFFFFFF
-    c, k = (position, draw, 0, 0), (key & low, key >> 32)
+    c, k = (position, draw, attempt, 0), (key & low, key >> 32)
     for _ in range(10):
         a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
         c = (b >> 32 ^ c[1] ^ k[0], b & low, a >> 32 ^ c[3] ^ k[1], a & low)
@@ -271,14 +330,17 @@ def philox(key: int, position: int, draw: int) -> tuple[int, ...]:
 
 
 def test_uniform_is_philox() -> None:
-    assert philox(0, 0, 0) == (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)  # the authors' known answer
+    assert philox(0, 0, 0, 0) == (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)  # the authors' known answer
     for counter in [
-        (0, 0, 0),
-        (1, 0, 0),
-        (0, 1, 0),
-        (0, 0, 1),
-        (2**64 - 1, 2**31 - 1, 1),
-        (0x0123456789ABCDEF, 4097, 0),
+        (0, 0, 0, 0),
+        (1, 0, 0, 0),
+        (0, 1, 0, 0),
+        (0, 0, 1, 0),
+        (0, 0, 0, 1),
+        (2**64 - 1, 2**31 - 1, 1, 7),
+        (0x0123456789ABCDEF, 4097, 0, 2),
     ]:
-        high, low = philox(*counter)[:2]
-        assert lib.logits_uniform(*counter) == (high << 21 | low >> 11) / 2**53
+        a, b, c, d = philox(*counter)
+        u = np.zeros(2)
+        lib.logits_uniforms(*counter, u.ctypes.data)
+        assert u.tolist() == [(a << 21 | b >> 11) / 2**53, (c << 21 | d >> 11) / 2**53]

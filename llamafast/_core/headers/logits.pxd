@@ -9,6 +9,9 @@ cdef extern from "logits.h" nogil:
     int logits_use(int limit)
     float logits_max(const float *x, int32_t n, float *block_max)
     double logits_sum_exp(const float *x, int32_t n, float scale, float *block_max, float *block_sum, float *max)
+    double LOGITS_BOUND
+    double logits_bound_sum_exp(
+        const float *x, int32_t n, float scale, float *block_max, float *block_bound, float *max)
     double logits_weights(const float *x, int32_t n, float max, float scale, float *weight)
     int32_t logits_find(const float *x, int32_t n, const float *block_max, float value)
     int32_t logits_gather(
@@ -16,10 +19,12 @@ cdef extern from "logits.h" nogil:
     int32_t logits_compact(const float *key, int32_t n, float threshold, float *value, int32_t *index)
     float logits_select(
         const float *x, int32_t n, double target, bint by_value, float low, float high, float *narrowed)
-    bint logits_outweighs(
-        const float *x, int32_t n, float limit, double mass, const float *block_max, const float *block_sum, float max)
+    double logits_weight_upto(
+        const float *x, int32_t n, float limit, double enough, const float *block_max, const float *block_sum, float max)
+    double logits_bound_upto(
+        const float *x, int32_t n, float limit, double enough, const float *block_max, const float *block_bound, float max)
     int32_t logits_draw(
-        const float *x, int32_t n, float scale, double u, const float *block_max, const float *block_sum, double total,
+        const float *x, int32_t n, float scale, const double *u, const float *block_bound, double total, float max,
         float *weight)
     void logits_mask(float *x, int32_t n, const uint32_t *allowed)
-    double logits_uniform(uint64_t seed, uint32_t position, uint32_t draw)
+    void logits_uniforms(uint64_t seed, uint32_t position, uint32_t draw, uint32_t attempt, double *u)
