@@ -200,7 +200,7 @@ cdef int32_t propose(
     It is in the nucleus when the tokens no more likely than it weigh more than 1 - top_p. ``total`` and block_sum are
     bounds at first; the first token they cannot decide on has the sums computed.
     """
-    cdef int32_t n = self.n_vocab, token, i
+    cdef int32_t n = self.n_vocab, token, _i
     cdef uint32_t attempt = 0
     cdef double drawn = total, slack = LOGITS_BOUND, cut, weight
     cdef float outside = -INFINITY
@@ -209,7 +209,7 @@ cdef int32_t propose(
     if self.scale != 1:
         block_draw = scratch.block_draw
         drawn = logits_bound_sum_exp(row, n, self.scale, scratch.block_max, block_draw, &largest)
-    for i in range(PROPOSALS):
+    for _i in range(PROPOSALS):
         token = draw_by_bounds(
             scratch, row, n, self.scale, self.seed, position, PROPOSE, &attempt, block_draw, drawn, largest)
         logit = row[token]
@@ -229,9 +229,10 @@ cdef int32_t propose(
                 cut = (1 - self.top_p) * total
                 if self.scale == 1:
                     drawn = total
-        if slack == 1 and logits_weight_upto(
-            row, n, logit, cut, scratch.block_max, scratch.block_sum, largest) > cut:
-            return token
+        if slack == 1:
+            weight = logits_weight_upto(row, n, logit, cut, scratch.block_max, scratch.block_sum, largest)
+            if weight > cut:
+                return token
         outside = logit
     return -1
 

@@ -20,9 +20,11 @@ cdef extern from "logits.h" nogil:
     float logits_select(
         const float *x, int32_t n, double target, bint by_value, float low, float high, float *narrowed)
     double logits_weight_upto(
-        const float *x, int32_t n, float limit, double enough, const float *block_max, const float *block_sum, float max)
+        const float *x, int32_t n, float limit, double enough, const float *block_max, const float *block_sum,
+        float max)
     double logits_bound_upto(
-        const float *x, int32_t n, float limit, double enough, const float *block_max, const float *block_bound, float max)
+        const float *x, int32_t n, float limit, double enough, const float *block_max, const float *block_bound,
+        float max)
     int32_t logits_draw(
         const float *x, int32_t n, float scale, const double *u, const float *block_bound, double total, float max,
         float *weight)
