@@ -40,6 +40,7 @@ MODULES: dict[str, list[str]] = {
     "batching": [],
     "choosing": [],
     "prefiller": [],
+    "stepper": [],
     "runner": [],
     "embedder": [],
 }

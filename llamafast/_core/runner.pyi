@@ -2,21 +2,15 @@ from typing import Self
 
 from typing_extensions import disjoint_base
 
-from llamafast._core.constraint import Masker
 from llamafast._core.context import Context
 from llamafast._core.outbox import Outbox
 from llamafast._core.prefiller import Prefiller
 from llamafast._core.sequence import Sequence
+from llamafast._core.stepper import Stepper
 from llamafast._core.vocab import Vocab
 
-PAUSED: int
-NO_ROOM: int
-FINISHED: int
-SAVE_DUE: int
-PREFILLED: int
-
 @disjoint_base
-class Runner:
+class Runner(Stepper):
     def __new__(
         cls,
         context: Context,
@@ -27,8 +21,6 @@ class Runner:
         target_itl: float = 0.0,
         prefiller: Prefiller | None = None,
     ) -> Self: ...
-    @property
-    def masker(self) -> Masker: ...
     @property
     def n_running(self) -> int: ...
     @property
@@ -54,8 +46,3 @@ class Runner:
     def finished(self) -> list[Sequence]: ...
     def save_due(self) -> list[Sequence]: ...
     def in_last_step(self) -> list[Sequence]: ...
-    def interrupt(self) -> None: ...
-    def run(self, max_steps: int) -> int: ...
-    def since_last_step(self) -> float: ...
-    def counts(self) -> dict[str, float]: ...
-    def histograms(self) -> dict[str, tuple[tuple[float, ...], list[int], float]]: ...

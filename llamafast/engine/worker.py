@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from llamafast._core import runner as core
+from llamafast._core import stepper
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import Sequence
 from llamafast._core.status import drain_log
@@ -195,16 +195,16 @@ class Worker:
         status = self.runner.run(1 if self._ended or self._restores or prefills or shared else STEPS_PER_RUN)
         if self._turns is not None:
             self._turns.generated(time.monotonic() - start, shared=shared)
-        if status in (core.FINISHED, core.SAVE_DUE):
+        if status in (stepper.FINISHED, stepper.SAVE_DUE):
             self._save_due()
-        if status == core.FINISHED:
+        if status == stepper.FINISHED:
             ended = {sequence for sequence, _ in self._ended}
             self._ended.extend((sequence, "completed") for sequence in self.runner.finished() if sequence not in ended)
-        elif status in (core.SAVE_DUE, core.PREFILLED):
+        elif status in (stepper.SAVE_DUE, stepper.PREFILLED):
             pass
-        elif status == core.NO_ROOM:
+        elif status == stepper.NO_ROOM:
             self._make_room()
-        elif status != core.PAUSED:
+        elif status != stepper.PAUSED:
             reason = drain_log() or "no reason given"
             logger.error("llama_decode failed with code %d: %s", status, reason)
             self._fail(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from core.test_runner import Rig
 from llamafast._core.prefix import common_prefix
 from llamafast._core.prefix_tree import PrefixTree, State
-from llamafast._core.runner import PAUSED, SAVE_DUE
+from llamafast._core.stepper import PAUSED, SAVE_DUE
 
 SMALL = st.lists(st.sampled_from([40, 41]), max_size=60)
 

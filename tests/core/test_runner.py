@@ -10,9 +10,10 @@ import pytest
 from llamafast._core.context import Context
 from llamafast._core.model import Model
 from llamafast._core.outbox import Outbox
-from llamafast._core.runner import FINISHED, NO_ROOM, PAUSED, Runner
+from llamafast._core.runner import Runner
 from llamafast._core.sampler import Sampler
 from llamafast._core.sequence import Sequence
+from llamafast._core.stepper import FINISHED, NO_ROOM, PAUSED
 from llamafast._core.vocab import Vocab
 
 CONTROL = ("<|fim_prefix|>", "<|fim_middle|>")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from llamafast._core import runner as core
+from llamafast._core import stepper
 from llamafast.engine import embeddings as embeddings_module
 from llamafast.engine import worker as worker_module
 from llamafast.engine.cache import PrefixCache
@@ -67,7 +67,7 @@ class FakeRunner:
     def run(self, max_steps):
         if self.hold is not None:
             self.hold.wait(10)
-        step = self.script.pop(0) if self.script else core.FINISHED
+        step = self.script.pop(0) if self.script else stepper.FINISHED
         if isinstance(step, Exception):
             raise step
         return step
@@ -149,7 +149,7 @@ def test_a_failed_decode_fails_only_who_had_rows_in_it(worker, runner, failures,
 
 
 def test_no_room_makes_the_youngest_wait(worker, runner, failures):
-    runner.script = [core.NO_ROOM, core.FINISHED]
+    runner.script = [stepper.NO_ROOM, stepper.FINISHED]
     worker.enqueue([FakeSequence(1), FakeSequence(2)])
     worker.wake()
     until(lambda: worker.counters()["completed"] == 2)
@@ -159,7 +159,7 @@ def test_no_room_makes_the_youngest_wait(worker, runner, failures):
 
 
 def test_no_room_for_one_alone_is_its_error(worker, runner, failures):
-    runner.script = [core.NO_ROOM]
+    runner.script = [stepper.NO_ROOM]
     worker.enqueue([FakeSequence(1)])
     worker.wake()
     until(lambda: failures)
@@ -191,7 +191,7 @@ def test_cancelling_what_runs_and_what_waits(worker, runner):
     worker.enqueue([FakeSequence(tag) for tag in range(6)])
     worker.wake()
     until(lambda: worker.counters()["running"] == 4)
-    runner.script = [core.PAUSED]
+    runner.script = [stepper.PAUSED]
     worker.cancel([0, 5])
     worker.wake()
     runner.hold.set()
@@ -248,7 +248,7 @@ class ClockedRunner(FakeRunner):
     def run(self, max_steps):
         self.clock.now += self.step
         self.seconds += self.step
-        return core.PAUSED
+        return stepper.PAUSED
 
 
 @pytest.fixture
