@@ -103,7 +103,7 @@ def spread(ratios: list[float]) -> str:
 
 async def measure_throughput(path: Path, budget: int, n_ctx: int, pairs: int) -> None:
     engine = start(path, budget, n_ctx)
-    cache = engine._worker.cache
+    cache = engine._worker.transfer._cache
     walls, cpus = [], []
     for run in range(pairs + 1):
         speeds = {}

@@ -27,6 +27,7 @@ from llamafast._core.vocab import Vocab
 from llamafast.engine.cache import PrefixCache
 from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settled, inputs_of
 from llamafast.engine.generation import Generation
+from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.prefill import PrefillQueue
 from llamafast.engine.scheduler import Scheduler
 from llamafast.engine.types import (
@@ -117,7 +118,8 @@ class Engine:
         cache = PrefixCache(cache_bytes, n_cuttable=runner.n_cuttable, in_parts=runner.in_parts)
         self._embeddings = None if embedder is None else EmbeddingQueue(embedder, self._settle_from_worker)
         prefills = None if prefiller is None else PrefillQueue(prefiller, cache)
-        self._worker = Worker(runner, scheduler, cache, self._fail_from_worker, self._embeddings, prefills)
+        transfer = KVTransfer(runner, cache, prefills)
+        self._worker = Worker(runner, scheduler, transfer, self._fail_from_worker, self._embeddings)
 
     def start(self) -> None:
         """Begin to step. Call on the event loop that will submit."""

@@ -12,9 +12,8 @@ from llamafast._core import stepper
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import Sequence
 from llamafast._core.status import drain_log
-from llamafast.engine.cache import Part, PrefixCache
 from llamafast.engine.embeddings import EmbeddingQueue, Turns
-from llamafast.engine.prefill import PrefillQueue
+from llamafast.engine.kv_transfer import COPY_SECONDS, KVTransfer
 from llamafast.engine.scheduler import Scheduler
 from llamafast.engine.types import Histogram
 from llamafast.errors import EngineFailure, LlamafastError
@@ -23,17 +22,13 @@ logger = logging.getLogger(__name__)
 
 # An upper bound only: submit, cancel and finished sequences end a run of steps before.
 STEPS_PER_RUN = 1 << 20
-# Between two steps states are saved and restored for about this long, and always at least one part of each.
-COPY_SECONDS = 0.005
 # Where nobody has a step to take, states are saved only after the event loop has had so long to send the last tokens:
 # it needs the GIL, as saving does.
 SENDING_SECONDS = 0.001
-# A prompt that is computed apart may compute again a running sequence's tokens up to this part of its own.
-AGAIN_SHARE = 4
 
 
 class Worker:
-    """Owns the Runner, the Scheduler and the PrefixCache; its thread alone touches them, but for what they call
+    """Owns the Runner, the Scheduler and the KVTransfer; its thread alone touches them, but for what they call
     thread-safe.
 
     The thread cannot die: whatever goes wrong in a round ends the sequences that were running, is logged and counted,
@@ -44,15 +39,13 @@ class Worker:
         self,
         runner: Runner,
         scheduler: Scheduler[Sequence],
-        cache: PrefixCache,
+        transfer: KVTransfer,
         on_failure: Callable[[list[int], LlamafastError], None],
         embeddings: EmbeddingQueue | None = None,
-        prefills: PrefillQueue | None = None,
     ) -> None:
         self.runner = runner
-        self.prefills = prefills
         self.scheduler = scheduler
-        self.cache = cache
+        self.transfer = transfer
         self.embeddings = embeddings
         self._turns = None if embeddings is None else Turns(embeddings)
         self._on_failure = on_failure
@@ -60,14 +53,12 @@ class Worker:
         self._arrived: list[tuple[Sequence, int]] = []
         self._cancelled: list[int] = []
         self._ended: deque[tuple[Sequence, str]] = deque()  # still in memory, and what they count as
-        self._restores: dict[Sequence, deque[Part]] = {}
         self._closing = False
         self._busy_since: float | None = None
         self._counts = {"submitted": 0, "admitted": 0, "completed": 0, "cancelled": 0, "failed": 0, "preempted": 0}
-        self._counts |= {"lookup_failures": 0, "save_failures": 0, "restore_failures": 0}
         self._threads = [threading.Thread(target=self._loop, name="llamafast-engine", daemon=True)]
-        if prefills is not None:
-            run = prefills.prefiller.run
+        if transfer.prefills is not None:
+            run = transfer.prefills.prefiller.run
             self._threads.append(threading.Thread(target=run, name="llamafast-prefill", daemon=True))
 
     def start(self) -> None:
@@ -80,8 +71,8 @@ class Worker:
             self._closing = True
             self._wake.notify()
         self.runner.interrupt()
-        if self.prefills is not None:
-            self.prefills.prefiller.close()
+        if self.transfer.prefills is not None:
+            self.transfer.prefills.prefiller.close()
         for thread in self._threads:
             thread.join()
 
@@ -130,7 +121,7 @@ class Worker:
                 "reserved_cells": self.scheduler.n_reserved,
                 "total_cells": self.runner.total_cells,
             }
-            | self.cache.counts()
+            | self.transfer.counts()
             | (self.embeddings.counts() if self.embeddings else {})
         )
 
@@ -181,25 +172,21 @@ class Worker:
             self._let_send()
         deadline = time.monotonic() + COPY_SECONDS
         self._release(deadline)
-        if self.prefills is not None and self.prefills.has_work:
-            for prefilled in self.prefills.advance():
-                self._arrive(*prefilled)
+        self._end(self.transfer.arrive(), "completed")
         for sequence in self.scheduler.admit():
-            self._start(sequence)
+            self.transfer.start(sequence)
             self._counts["admitted"] += 1
-        self._restore(deadline)
+        self.transfer.restore(deadline)
         if not self.scheduler.n_running:
             return
         start, shared = time.monotonic(), self._embeds
-        prefills = self.prefills is not None and self.prefills.has_work
-        status = self.runner.run(1 if self._ended or self._restores or prefills or shared else STEPS_PER_RUN)
+        status = self.runner.run(1 if self._ended or self.transfer.has_work or shared else STEPS_PER_RUN)
         if self._turns is not None:
             self._turns.generated(time.monotonic() - start, shared=shared)
         if status in (stepper.FINISHED, stepper.SAVE_DUE):
-            self._save_due()
+            self.transfer.save_due()
         if status == stepper.FINISHED:
-            ended = {sequence for sequence, _ in self._ended}
-            self._ended.extend((sequence, "completed") for sequence in self.runner.finished() if sequence not in ended)
+            self._end(self.runner.finished(), "completed")
         elif status in (stepper.SAVE_DUE, stepper.PREFILLED):
             pass
         elif status == stepper.NO_ROOM:
@@ -224,7 +211,7 @@ class Worker:
             return
         sequence = self.scheduler.preempt()
         if sequence is not None:
-            self._stop(sequence)
+            self.transfer.stop(sequence)
             self._counts["preempted"] += 1
             return
         self._fail(self.scheduler.running, EngineFailure("the request does not fit the context's memory"))
@@ -234,18 +221,21 @@ class Worker:
             if sequence.tag in tags:
                 self.scheduler.remove(sequence)
                 self._counts["cancelled"] += 1
-        ended = {sequence for sequence, _ in self._ended}
-        for sequence in self.scheduler.running:
-            if sequence.tag in tags and sequence not in ended:
-                self.runner.halt(sequence)
-                self._ended.append((sequence, "cancelled"))
+        cancelled = [sequence for sequence in self.scheduler.running if sequence.tag in tags]
+        for sequence in cancelled:
+            self.runner.halt(sequence)
+        self._end(cancelled, "cancelled")
+
+    def _end(self, sequences: list[Sequence], outcome: str) -> None:
+        """They take no more steps, and are released once there is time."""
+        known = {sequence for sequence, _ in self._ended}
+        self._ended.extend((sequence, outcome) for sequence in sequences if sequence not in known)
 
     def _fail(self, sequences: list[Sequence], error: LlamafastError) -> None:
         for sequence in sequences:
             # what a failed step left in memory is not worth keeping
             if self.scheduler.remove(sequence):
-                self._forget_parts(sequence)
-                self.runner.remove(sequence)
+                self.transfer.discard(sequence)
         self._ended = deque(one for one in self._ended if one[0] not in sequences)
         self._counts["failed"] += len(sequences)
         self._on_failure([sequence.tag for sequence in sequences], error)
@@ -253,108 +243,19 @@ class Worker:
     def _reset(self) -> None:
         """After an error nobody foresaw: whoever runs is failed, memory starts afresh, whoever waits stays."""
         sequences = self.scheduler.take_running()
-        self.runner.clear()
+        self.transfer.clear()
         if self.embeddings is not None:
             self.embeddings.reset()
         self._ended.clear()
-        self._restores.clear()
-        if self.prefills is not None:
-            self.prefills.clear()
         self._counts["failed"] += len(sequences)
         self._on_failure([sequence.tag for sequence in sequences], EngineFailure("the engine failed"))
-
-    def _start(self, sequence: Sequence) -> None:
-        """Let a sequence run from the longest prefix there is: a running sequence's or a saved one.
-
-        If what is left of its prompt takes long it is computed apart, where running sequences have nothing to share: so
-        much that they would have shared may then be computed again.
-        """
-        shared = self.runner.shareable(sequence)
-        n_wanted = sequence.n_tokens - 1
-        again = (n_wanted - shared) // AGAIN_SHARE if self._pays_apart(sequence, n_wanted - shared) else 0
-        enough = max(0, shared - again)
-        parts = self._find(sequence, enough)
-        n_found = parts[-1].stop if parts else 0
-        if self.prefills is not None and enough <= n_found and self._pays_apart(sequence, n_wanted - n_found):
-            self.runner.add(sequence, n_wanted)
-            self.prefills.add(sequence, parts)
-            n_found = n_wanted
-        else:
-            self.runner.add(sequence, n_found)
-            if parts:
-                self._restores[sequence] = deque(parts)
-        sequence.save_at = self.cache.next_save(n_found, sequence.n_prompt, sequence.checkpoints)
-
-    def _pays_apart(self, sequence: Sequence, n_rows: int) -> bool:
-        if self.prefills is None or sequence.scores_prompt:
-            return False
-        return self.prefills.pays(n_rows, self.runner.row_seconds)
-
-    def _find(self, sequence: Sequence, more_than: int) -> list[Part]:
-        try:
-            return self.cache.find(sequence.tokens(), sequence.salt, more_than)
-        except Exception:
-            # a prefix that could not be looked up is no reason to fail anybody
-            logger.exception("cannot look up a prompt of %d tokens", sequence.n_prompt)
-            self._counts["lookup_failures"] += 1
-            return []
-
-    def _arrive(self, sequence: Sequence, parts: list[Part], n_found: int, row: int) -> None:
-        """A prompt was computed apart, or as much of it as could be."""
-        self.runner.prefilled(sequence, parts[-1].stop if parts else 0, n_found, row)
-        if sequence.finished:
-            self._ended.append((sequence, "completed"))
-        elif parts:
-            self._restores[sequence] = deque(parts)
-
-    def _forget_parts(self, sequence: Sequence) -> None:
-        self._restores.pop(sequence, None)
-        if self.prefills is not None:
-            self.prefills.drop(sequence)
-
-    def _restore(self, deadline: float) -> None:
-        """Restore parts of prefixes until the deadline, at least one."""
-        while self._restores:
-            sequence, parts = next(iter(self._restores.items()))
-            done = self.runner.restore(sequence, *parts.popleft())
-            self._counts["restore_failures"] += not done
-            if not done or not parts:
-                del self._restores[sequence]
-            if time.monotonic() >= deadline:
-                return
-
-    def _save_due(self) -> None:
-        """Save a part of whoever is due until the deadline, at least one; all where the next step loses the state."""
-        deadline = time.monotonic() + COPY_SECONDS
-        for sequence in self.runner.save_due():
-            self._save(sequence)
-            sequence.save_at = self.cache.next_save(sequence.n_past, sequence.n_prompt, sequence.checkpoints)
-            if self.cache.cuts_anywhere and time.monotonic() >= deadline:
-                return
 
     def _release(self, deadline: float) -> None:
         """Free the memory of sequences that have ended until the deadline, at least of one."""
         while self._ended:
             sequence, outcome = self._ended.popleft()
             self.scheduler.remove(sequence)
-            self._stop(sequence)
+            self.transfer.stop(sequence)
             self._counts[outcome] += 1
             if time.monotonic() >= deadline:
                 return
-
-    def _stop(self, sequence: Sequence) -> None:
-        """Free a sequence's memory; what it computed is kept if it may be of use."""
-        self._forget_parts(sequence)
-        self._save(sequence)
-        self.runner.remove(sequence)
-
-    def _save(self, sequence: Sequence) -> None:
-        try:
-            tokens = sequence.tokens()[: sequence.n_past]
-            start, stop = self.cache.unsaved(tokens, sequence.salt)
-            if stop:
-                self.cache.put(tokens[:stop], sequence.salt, self.runner.save(sequence, start, stop))
-        except Exception:
-            # a prefix that could not be kept is no reason to fail anybody
-            logger.exception("cannot keep a prefix of %d tokens", sequence.n_past)
-            self._counts["save_failures"] += 1

@@ -35,7 +35,7 @@ def start(tiny_model, kind, ram_bytes, **settings):
     engine = load_engine(config(path, **{"n_ctx": 8192, "ram_bytes": ram_bytes} | options | settings), path)
     if options.get("disaggregate_prefill"):
         # however short a prompt is
-        engine._worker.prefills.least_seconds = 0
+        engine._worker.transfer.prefills.least_seconds = 0
     engine.start()
     return engine
 

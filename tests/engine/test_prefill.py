@@ -265,7 +265,7 @@ async def test_an_engine_decodes_beside_a_long_prompt_and_lets_go_of_it(tiny_mod
     path = tiny_model("tiny-llama")
     limits = SchedulerConfig(target_itl_ms=0.001, disaggregate_prefill=True)
     engine = load_engine(msgspec.structs.replace(config(path, n_ctx=4096), scheduler=limits), path)
-    engine._worker.prefills.least_seconds = 0
+    engine._worker.transfer.prefills.least_seconds = 0
     engine.start()
     long = plan(*text(3000, 33), max_tokens=4)
     expected = await collect(engine.submit(long))
@@ -301,7 +301,7 @@ def test_which_engines_compute_prompts_apart(tiny_model, monkeypatch, name, opti
     monkeypatch.setattr(load, "resident_bytes", iter((0, 100)).__next__)
     path = tiny_model(name)
     engine = load_engine(config(path, **options), path)
-    assert (engine._worker.prefills is not None) == expected
+    assert (engine._worker.transfer.prefills is not None) == expected
 
 
 def test_what_cannot_be_computed_apart_is_refused_where_the_config_asks_for_it(tiny_model):

@@ -14,6 +14,7 @@ from llamafast._core import stepper
 from llamafast.engine import embeddings as embeddings_module
 from llamafast.engine import worker as worker_module
 from llamafast.engine.cache import PrefixCache
+from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.scheduler import Scheduler
 from llamafast.engine.worker import Worker
 from llamafast.errors import EngineFailure
@@ -103,7 +104,9 @@ def runner():
 @pytest.fixture
 def worker(runner, failures):
     scheduler = Scheduler(n_seq_max=4, n_cells=None)
-    worker = Worker(runner, scheduler, PrefixCache(0), lambda tags, error: failures.append((tags, error)))
+    worker = Worker(
+        runner, scheduler, KVTransfer(runner, PrefixCache(0)), lambda tags, error: failures.append((tags, error))
+    )
     worker.start()
     yield worker
     worker.close()
@@ -114,6 +117,26 @@ def until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def test_who_is_cancelled_while_its_prompt_arrives_ends_once(runner, failures, monkeypatch):
+    monkeypatch.setattr(worker_module, "COPY_SECONDS", -1)  # one is released a round
+    transfer = KVTransfer(runner, PrefixCache(0))
+    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: failures.append(1))
+    runner.script = [stepper.PAUSED] * 9
+    first, second = FakeSequence(1), FakeSequence(2)
+    worker.enqueue([first, second])
+    worker._take_orders()
+    worker._round()
+    worker.cancel([1, 2])
+    worker._take_orders()
+    monkeypatch.setattr(transfer, "arrive", lambda: [second] if second in runner.running else [])
+    for _ in range(3):
+        worker._round()
+    counters = worker.counters()
+    assert (counters["cancelled"], counters["completed"], counters["failed"]) == (2, 0, 0)
+    assert not runner.running
+    assert not failures
 
 
 def test_sequences_come_and_go(worker):
@@ -174,7 +197,9 @@ def test_a_prefix_that_cannot_be_kept_fails_nobody(runner, failures, caplog):
         def unsaved(self, tokens, salt):
             raise MemoryError
 
-    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), BrokenCache(10), lambda *_: failures.append(1))
+    worker = Worker(
+        runner, Scheduler(n_seq_max=4, n_cells=None), KVTransfer(runner, BrokenCache(10)), lambda *_: failures.append(1)
+    )
     worker.start()
     with caplog.at_level(logging.CRITICAL):
         worker.enqueue([FakeSequence(1)])
@@ -261,7 +286,9 @@ def clock(monkeypatch):
 
 def sharing(runner, embeddings):
     """A worker without a thread whose Runner has a sequence."""
-    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), PrefixCache(0), lambda *_: None, embeddings)
+    worker = Worker(
+        runner, Scheduler(n_seq_max=4, n_cells=None), KVTransfer(runner, PrefixCache(0)), lambda *_: None, embeddings
+    )
     worker.scheduler.enqueue(FakeSequence(1))
     return worker
 

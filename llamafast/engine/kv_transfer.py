@@ -1,0 +1,144 @@
+"""What goes between a sequence's KV cells and host RAM: its prefix in when it starts, what it computed out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+
+from llamafast._core.runner import Runner
+from llamafast._core.sequence import Sequence
+from llamafast.engine.cache import Part, PrefixCache
+from llamafast.engine.prefill import PrefillQueue
+
+logger = logging.getLogger(__name__)
+
+# Between two steps states are saved and restored for about this long, and always at least one part of each.
+COPY_SECONDS = 0.005
+# A prompt that is computed apart may compute again a running sequence's tokens up to this part of its own.
+AGAIN_SHARE = 4
+
+
+class KVTransfer:
+    """Engine thread only, but for ``counts``. A copy that fails costs the time to compute what it held and no request.
+
+    ``prefills`` computes long prompts apart; they come in like saved prefixes.
+    """
+
+    def __init__(self, runner: Runner, cache: PrefixCache, prefills: PrefillQueue | None = None) -> None:
+        self.prefills = prefills
+        self._runner = runner
+        self._cache = cache
+        self._restores: dict[Sequence, deque[Part]] = {}
+        self._counts = {"lookup_failures": 0, "save_failures": 0, "restore_failures": 0}
+
+    def counts(self) -> dict[str, int]:
+        """Any thread."""
+        return self._cache.counts() | self._counts
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something is to be done before the next step, or after it at the latest."""
+        return bool(self._restores) or (self.prefills is not None and self.prefills.has_work)
+
+    def start(self, sequence: Sequence) -> None:
+        """Let a sequence run from the longest prefix there is: a running sequence's or a saved one.
+
+        If what is left of its prompt takes long it is computed apart, where running sequences have nothing to share: so
+        much that they would have shared may then be computed again.
+        """
+        shared = self._runner.shareable(sequence)
+        n_wanted = sequence.n_tokens - 1
+        again = (n_wanted - shared) // AGAIN_SHARE if self._pays_apart(sequence, n_wanted - shared) else 0
+        enough = max(0, shared - again)
+        parts = self._find(sequence, enough)
+        n_found = parts[-1].stop if parts else 0
+        if self.prefills is not None and enough <= n_found and self._pays_apart(sequence, n_wanted - n_found):
+            self._runner.add(sequence, n_wanted)
+            self.prefills.add(sequence, parts)
+            n_found = n_wanted
+        else:
+            self._runner.add(sequence, n_found)
+            if parts:
+                self._restores[sequence] = deque(parts)
+        sequence.save_at = self._cache.next_save(n_found, sequence.n_prompt, sequence.checkpoints)
+
+    def arrive(self) -> list[Sequence]:
+        """Take over the prompts that have been computed apart; the sequences that have finished with their first
+        token."""
+        if self.prefills is None or not self.prefills.has_work:
+            return []
+        finished = []
+        for sequence, parts, n_found, row in self.prefills.advance():
+            self._runner.prefilled(sequence, parts[-1].stop if parts else 0, n_found, row)
+            if sequence.finished:
+                finished.append(sequence)
+            elif parts:
+                self._restores[sequence] = deque(parts)
+        return finished
+
+    def restore(self, deadline: float) -> None:
+        """Restore parts of prefixes until the deadline, at least one."""
+        while self._restores:
+            sequence, parts = next(iter(self._restores.items()))
+            done = self._runner.restore(sequence, *parts.popleft())
+            self._counts["restore_failures"] += not done
+            if not done or not parts:
+                del self._restores[sequence]
+            if time.monotonic() >= deadline:
+                return
+
+    def save_due(self) -> None:
+        """Save a part of whoever is due, for a while and at least one; all where the next step loses the state."""
+        deadline = time.monotonic() + COPY_SECONDS
+        for sequence in self._runner.save_due():
+            self._save(sequence)
+            sequence.save_at = self._cache.next_save(sequence.n_past, sequence.n_prompt, sequence.checkpoints)
+            if self._cache.cuts_anywhere and time.monotonic() >= deadline:
+                return
+
+    def stop(self, sequence: Sequence) -> None:
+        """Free a sequence's memory; what it computed is kept if it may be of use."""
+        self._forget(sequence)
+        self._save(sequence)
+        self._runner.remove(sequence)
+
+    def discard(self, sequence: Sequence) -> None:
+        """Free a sequence's memory."""
+        self._forget(sequence)
+        self._runner.remove(sequence)
+
+    def clear(self) -> None:
+        """Empty the memory of all that run."""
+        self._runner.clear()
+        self._restores.clear()
+        if self.prefills is not None:
+            self.prefills.clear()
+
+    def _pays_apart(self, sequence: Sequence, n_rows: int) -> bool:
+        if self.prefills is None or sequence.scores_prompt:
+            return False
+        return self.prefills.pays(n_rows, self._runner.row_seconds)
+
+    def _find(self, sequence: Sequence, more_than: int) -> list[Part]:
+        try:
+            return self._cache.find(sequence.tokens(), sequence.salt, more_than)
+        except Exception:
+            logger.exception("cannot look up a prompt of %d tokens", sequence.n_prompt)
+            self._counts["lookup_failures"] += 1
+            return []
+
+    def _forget(self, sequence: Sequence) -> None:
+        self._restores.pop(sequence, None)
+        if self.prefills is not None:
+            self.prefills.drop(sequence)
+
+    def _save(self, sequence: Sequence) -> None:
+        try:
+            tokens = sequence.tokens()[: sequence.n_past]
+            start, stop = self._cache.unsaved(tokens, sequence.salt)
+            if stop:
+                self._cache.put(tokens[:stop], sequence.salt, self._runner.save(sequence, start, stop))
+        except Exception:
+            logger.exception("cannot keep a prefix of %d tokens", sequence.n_past)
+            self._counts["save_failures"] += 1
