@@ -128,7 +128,7 @@ def shared_prefix(model: str, n: int, prefix: int, suffix: int, tokens: int) -> 
         return [[completion(shared + ids(draw("suffix", run, k), suffix), tokens)] for k in range(n)]
 
     return Scenario(
-        name=f"{model} shared prefix x{n}",
+        name=f"{model} shared {prefix} x{n}",
         about=f"a prefix of {prefix} tokens, {suffix} of one's own, {tokens} generated",
         size=sized(model, n, prefix + suffix, tokens),
         scripts=scripts,
@@ -254,7 +254,7 @@ def short_set() -> Iterator[Scenario]:
     yield streams("tiny-llama-chain", 16, 3)
     yield streams("tiny-llama-v152k", 16, 1, top_p=True)
     yield streams("smollm2", 8, 1, prompt=60, tokens=32)
-    yield shared_prefix("smollm2", 6, 256, 16, 8)
+    yield shared_prefix("smollm2", 8, 256, 16, 8)
     yield poisson("tiny-llama-chain", 6, 40, 64, 64)
     yield minilm(16, 4, 1, 64)
 
