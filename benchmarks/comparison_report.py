@@ -129,17 +129,19 @@ def plot(results: Sequence[Result], folder: Path) -> list[str]:
     for file, (title, unit, measure) in PLOTS.items():
         if not any(isfinite(middle(runs, measure)) for result in results for runs in result.served.values()):
             continue
-        figure, axes = pyplot.subplots(figsize=(max(6, 1.6 * len(results)), 4.5), layout="constrained")
         names = list(results[0].served)
+        height = 1.5 + 0.13 * len(results) * (len(names) + 0.5)
+        figure, axes = pyplot.subplots(figsize=(9, height), layout="constrained")
         for place, name in enumerate(names):
             at = [row + (place - (len(names) - 1) / 2) * 0.8 / len(names) for row in range(len(results))]
             values = [middle(result.served[name], measure) for result in results]
-            axes.bar(at, values, width=0.8 / len(names), label=name)
-        axes.set_xticks(range(len(results)), [result.scenario for result in results], rotation=25, ha="right")
-        axes.set_yscale("log")
-        axes.set_ylabel(unit)
-        axes.set_title(title)
-        axes.legend()
+            axes.barh(at, values, height=0.8 / len(names), label=name)
+        axes.set_yticks(range(len(results)), [result.scenario for result in results])
+        axes.set_ylim(len(results) - 0.5, -0.5)
+        axes.set_xscale("log")
+        axes.set_xlabel(f"{title}, {unit}")
+        axes.grid(axis="x", alpha=0.3)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1 + 0.45 / height), ncols=len(names), frameon=False)
         figure.savefig(folder / file, dpi=120)
         pyplot.close(figure)
         drawn.append(file)
