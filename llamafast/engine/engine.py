@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import sys
 import threading
-from array import array
 from contextlib import suppress
-from functools import lru_cache
-from itertools import count
 from struct import iter_unpack
 
-from msgspec.structs import asdict
-
-from llamafast._core.constraint import Constraint, Masker
+from llamafast._core.constraint import Masker
 from llamafast._core.context import Context
 from llamafast._core.embedder import Embedder
 from llamafast._core.outbox import Outbox
 from llamafast._core.prefiller import Prefiller
 from llamafast._core.runner import Runner
-from llamafast._core.sampler import Sampler
 from llamafast._core.sequence import Sequence
 from llamafast._core.vocab import Vocab
 from llamafast.engine.cache import PrefixCache
@@ -30,19 +23,18 @@ from llamafast.engine.generation import Generation
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.prefill import PrefillQueue
 from llamafast.engine.scheduler import Scheduler
+from llamafast.engine.sequence_planner import SequencePlanner
 from llamafast.engine.types import (
     EmbeddingPlan,
     FinishReason,
     Histogram,
     ModelInfo,
     Plan,
-    SamplingParams,
     Tokenizer,
     TokenLogprob,
 )
 from llamafast.engine.worker import Worker
 from llamafast.errors import (
-    ContextLengthExceeded,
     DoesNotEmbed,
     DoesNotGenerate,
     EngineUnavailable,
@@ -56,11 +48,6 @@ FINISH_REASONS: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length
 FINISH_REFUSED = 3
 
 SLOW_NICENESS = 10
-
-# Lists of DRY's sequence breakers that are kept, and the most tokens that may hold one of them: a list takes tens of
-# milliseconds to find otherwise.
-BREAKERS_KEPT = 64
-MAX_BREAKERS = 4096
 
 
 class Engine:
@@ -87,10 +74,9 @@ class Engine:
         self.info = info
         self.tokenizer: Tokenizer = vocab
         self._vocab = vocab
-        self._breakers = lru_cache(BREAKERS_KEPT)(self._find_breakers)
+        self._sequences = SequencePlanner(vocab, info)
         self._max_queue = max_queue
         self._priorities = priorities
-        self._tags = count(1)
         self._live: dict[int, tuple[Generation, int]] = {}
         self._embedding: set[EmbeddingRequest] = set()
         self._closing = False
@@ -163,11 +149,7 @@ class Engine:
                 self._masking.append(thread)
         generation = Generation(n_choices, sum(len(prompt) for prompt in plan.prompts), self._cancel, plan.n)
         generation.top_logprobs = plan.top_logprobs or 0
-        sequences = [
-            self._sequence(plan, prompt, prompt_index * plan.n + k)
-            for prompt_index, prompt in enumerate(plan.prompts)
-            for k in range(plan.n)
-        ]
+        sequences = self._sequences.of(plan)
         for index, sequence in enumerate(sequences):
             if sequence is None:
                 generation.push(index, "", 0, "length")
@@ -218,61 +200,6 @@ class Engine:
         n_waiting = self._worker.n_waiting
         if n_waiting and n_waiting + n_more > self._max_queue:
             raise QueueFull(f"{n_waiting} requests wait already, the queue takes {self._max_queue}")
-
-    def _sequence(self, plan: Plan, prompt: array[int], index: int) -> Sequence | None:
-        """The sequence of choice ``index``; None when there is nothing to generate."""
-        room = self.info.max_seq_len - len(prompt)
-        if room < 0:
-            raise ContextLengthExceeded(
-                f"the prompt has {len(prompt)} tokens, this model takes {self.info.max_seq_len}", param="prompt"
-            )
-        limits = (plan.max_tokens, self.info.max_output_tokens, room)
-        max_tokens = min(limit for limit in limits if limit is not None)
-        if max_tokens == 0 and not plan.prompt_logprobs:
-            return None
-        tag = next(self._tags)
-        logprobs = plan.top_logprobs is not None
-        try:
-            return Sequence(
-                self._vocab,
-                prompt,
-                self._sampler(plan.sampling, index),
-                tag=tag,
-                max_tokens=max_tokens,
-                min_tokens=plan.min_tokens,
-                stop_tokens=plan.stop_token_ids,
-                keep_stop=plan.keep_stop,
-                stops=tuple(stop.encode() for stop in plan.stop),
-                ignore_eos=plan.ignore_eos,
-                show_control=not plan.skip_special_tokens,
-                preserved=array("i", plan.preserved_tokens),
-                top_logprobs=-1 if plan.top_logprobs is None else plan.top_logprobs,
-                score_prompt=plan.prompt_logprobs,
-                # every row of a prompt that is scored has to be computed: it shares with nobody
-                salt=b"%d" % tag if plan.prompt_logprobs else plan.cache_salt.encode(),
-                checkpoints=plan.checkpoints,
-                constraint=None
-                if plan.matcher is None
-                else Constraint(plan.matcher.deep_copy(), self.info.n_vocab, fast_forward=not logprobs),
-            )
-        except ValueError as error:
-            raise InvalidRequest(str(error), param="prompt") from error
-
-    def _sampler(self, params: SamplingParams, index: int) -> Sampler:
-        seed = secrets.randbits(64) if params.seed is None else (params.seed + index) & 0xFFFF_FFFF_FFFF_FFFF
-        values = asdict(params) | {"seed": seed}
-        breakers = values.pop("dry_sequence_breakers")
-        if params.dry_multiplier:
-            values["dry_breakers"] = self._breakers(breakers)
-        return Sampler(self.info.n_vocab, **values)
-
-    def _find_breakers(self, texts: tuple[str, ...]) -> list[tuple[int, tuple[int, ...]]]:
-        """The tokens that spell one of ``texts``: a look at the whole vocabulary for each."""
-        try:
-            found = {pair for text in texts for pair in self._vocab.breakers(text.encode(), MAX_BREAKERS)}
-        except ValueError as error:
-            raise InvalidRequest(f"`dry_sequence_breakers`: {error}", param="dry_sequence_breakers") from error
-        return sorted(found)
 
     def _cancel(self, generation: Generation) -> None:
         self._worker.cancel([s.tag for s in generation.sequences if self._forget(s.tag) is not None])

@@ -238,7 +238,7 @@ async def test_rare_sampling_does_not_depend_on_neighbours(tiny_model):
 
 
 async def test_breakers_that_too_many_tokens_spell_are_refused(engine, monkeypatch):
-    monkeypatch.setattr("llamafast.engine.engine.MAX_BREAKERS", 3)
+    monkeypatch.setattr("llamafast.engine.sequence_planner.MAX_BREAKERS", 3)
     dry = SamplingParams(dry_multiplier=0.8, dry_sequence_breakers=("\n", "a"))
     with pytest.raises(InvalidRequest, match="more than 3 tokens spell 'a'") as caught:
         engine.submit(plan(40, 41, sampling=dry))
