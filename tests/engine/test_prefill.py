@@ -286,6 +286,28 @@ async def test_an_engine_decodes_beside_a_long_prompt_and_lets_go_of_it(tiny_mod
         await collect(last)
 
 
+@pytest.mark.parametrize("limit", [{"max_tokens": 1}, {"max_tokens": 60, "stop": ("w",)}, {"max_tokens": 60, "n": 3}])
+async def test_answers_are_the_same_whoever_computes_the_prompt(tiny_model, limit):
+    """Also those that end with the token chosen from the Prefiller's logits: nothing of them is restored."""
+    path = tiny_model("tiny-llama")
+    asked = [plan(*text(700, seed), **limit) for seed in (33, 34, 33)]
+    answers, counters = [], {}
+    for apart in (False, True):
+        engine = load_engine(config(path, n_ctx=4096, disaggregate_prefill=apart, ram_bytes=10**8), path)
+        if apart:
+            engine._worker.transfer.prefills.least_seconds = 0
+        engine.start()
+        answers.append([await collect(engine.submit(one)) for one in asked])
+        async with asyncio.timeout(10):
+            while engine.counters()["running"]:
+                await asyncio.sleep(0.001)
+        counters = engine.counters()
+        await engine.close()
+    assert answers[0] == answers[1]
+    assert counters["completed"] == 3 * limit.get("n", 1)
+    assert (counters["failed"], counters["used_cells"], counters["restore_failures"]) == (0, 0, 0)
+
+
 @pytest.mark.parametrize(("name", "options", "available", "expected"), [
     ("tiny-llama", {}, 10**12, True),
     ("tiny-llama", {}, 1, False),
