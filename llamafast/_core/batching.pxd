@@ -21,3 +21,4 @@ cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch
 cdef double batching_spare(
     const batching_t *self, double seconds, int32_t n_decode, int32_t n_waiting, double age
 ) noexcept nogil
+cdef double batching_cohort(const batching_t *self, double age) noexcept nogil

@@ -120,7 +120,12 @@ cdef double batching_spare(
         spare = max(STRETCH * seconds, STRETCH_SECONDS) - seconds
         spare = min(spare, seconds * max(1.0, WAITING_WEIGHT * n_waiting / n_decode))
         spare = max(spare, QUICK_SECONDS - seconds)
-    return max(spare, COHORT_SECONDS - age)
+    return max(spare, batching_cohort(self, age))
+
+
+cdef double batching_cohort(const batching_t *self, double age) noexcept nogil:
+    """How long those who decode, the first of them for ``age`` seconds, wait for prompts that came with theirs."""
+    return 0 if self.target_itl > 0 else max(0.0, COHORT_SECONDS - age)
 
 
 def spare_seconds(double seconds, int32_t n_decode, int32_t n_waiting, double age, double target_itl=0):

@@ -1,6 +1,7 @@
 """Who runs: sequences that come, take their ids and their memory, and leave."""
 from libc.stdint cimport int32_t, int64_t
 
+from .batching cimport batching_cohort
 from .constraint cimport MASK_NONE, masker_ask
 from .context cimport Context
 from .cost cimport cost_fit
@@ -11,7 +12,7 @@ from .outbox cimport outbox_publish
 from .prefiller cimport prefiller_logits
 from .running cimport MAX_RUNNING, running_add, running_clear, running_longest, running_remove
 from .sequence cimport FINISH_HALTED, FINISH_NONE, Sequence, sequence_t
-from .stepper cimport RUN_NO_MEMORY, Stepper, stepper_choose
+from .stepper cimport RUN_NO_MEMORY, Stepper, stepper_age, stepper_choose
 
 
 cdef class Runner(Stepper):
@@ -119,6 +120,8 @@ cdef class Runner(Stepper):
         s.n_found = 0
         with nogil:
             status = stepper_choose(self, s, logits, now())
+            # its first step may wait for those that came with it
+            self.spare = max(self.spare, batching_cohort(&self.batching, stepper_age(self, now())))
             if outbox_publish(self.outbox) < 0:
                 status = RUN_NO_MEMORY
         if status == RUN_NO_MEMORY:

@@ -47,4 +47,5 @@ cdef class Stepper:
     cdef counters_t counters
     cdef histograms_t observed
 
+cdef double stepper_age(Stepper self, double when) noexcept nogil
 cdef int stepper_choose(Stepper self, sequence_t *s, float *logits, double decoded) noexcept nogil

@@ -153,7 +153,7 @@ cdef int stepper_step(Stepper self, int32_t n_decode) noexcept nogil:
     cdef int32_t i, n_rows, n_sequences
     cdef bint save_due = False
     cdef int code
-    cdef double start, decoded, sampled, oldest
+    cdef double start, decoded, sampled
     cdef counters_t *count = &self.counters
     cdef sequence_t *s
     n_rows = self.batch.batch.n_tokens
@@ -163,13 +163,10 @@ cdef int stepper_step(Stepper self, int32_t n_decode) noexcept nogil:
         count.last_step = now()
         return code
     n_sequences = 0
-    oldest = start
     for i in range(self.live.n):
         s = self.live.states[i]
         s.n_past += s.n_rows
         n_sequences += s.n_rows > 0
-        if s.first_token:
-            oldest = min(oldest, s.first_token)
         save_due = save_due or s.n_past >= s.save_at
     # the first row waits until the device is done
     for i in range(self.live.n):
@@ -180,7 +177,8 @@ cdef int stepper_step(Stepper self, int32_t n_decode) noexcept nogil:
     await_masks(self, decoded - start)
     code = stepper_publish(self, decoded)
     sampled = count.last_step
-    self.spare = batching_spare(&self.batching, sampled - start, n_decode, self.live.n - n_sequences, start - oldest)
+    self.spare = batching_spare(
+        &self.batching, sampled - start, n_decode, self.live.n - n_sequences, stepper_age(self, start))
     cost_add(&self.batching.cost, n_rows, decoded - start)
     stepper_count(self, n_rows, decoded - start, sampled - start)
     count.sequences += n_sequences
@@ -189,6 +187,16 @@ cdef int stepper_step(Stepper self, int32_t n_decode) noexcept nogil:
     count.generated_seconds += (decoded - start) * n_decode / n_rows
     count.sample_seconds += sampled - decoded
     return RUN_SAVE_DUE if save_due and code == RUN_PAUSED else code
+
+
+cdef double stepper_age(Stepper self, double when) noexcept nogil:
+    """How long before ``when`` the first of those who run had its first token."""
+    cdef double oldest = when
+    cdef int32_t i
+    for i in range(self.live.n):
+        if self.live.states[i].first_token:
+            oldest = min(oldest, self.live.states[i].first_token)
+    return when - oldest
 
 
 cdef int stepper_publish(Stepper self, double decoded) noexcept nogil:
