@@ -168,6 +168,15 @@ def test_arguments_come_in_pieces() -> None:
     assert parts == ['{"city": "', "Pa", "ris", '"', "}"]
 
 
+def test_a_call_is_told_before_its_arguments_are_there() -> None:
+    """Where a grammar forces the text up to them, that is a step sooner."""
+    parser = DialectParser(dialect_named("hermes"), TOOLS)
+    told = list(parser.feed('<tool_call>\n{"name": "get_weather", "arguments":'))
+    assert [delta.name for delta in told if isinstance(delta, ToolCallBegin)] == ["get_weather"]
+    assert not list(parser.feed(" "))
+    assert assemble([*told, *parser.feed("{}}\n</tool_call>"), *parser.finish()]).tool_calls[0].arguments == "{}"
+
+
 def test_a_bare_object_is_a_call_only_by_the_name_of_a_tool() -> None:
     for text in ('{"name": "other", "parameters": {}}', '{"answer": 42, "name": "now"}', '{"name": "now"}'):
         for pieces in ([text], list(text)):

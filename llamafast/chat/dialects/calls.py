@@ -84,6 +84,11 @@ class CallReader:
             key = yield from read_string(source)
             if key is None or (declared and key not in _CALL_KEYS) or not (yield from source.expect(":")):
                 return failed
+            is_arguments = key in _ARGUMENT_KEYS and not begun and arguments is None
+            if is_arguments and name:
+                # told before the first of its arguments is there
+                self._begin(name)
+                begun = True
             yield from source.run(BLANK)
             if key == "function" and (yield from source.literal("{")):
                 wrappers += 1
@@ -93,11 +98,8 @@ class CallReader:
                     return failed
                 if declared and name not in self._tools:
                     return failed
-            elif key in _ARGUMENT_KEYS and not begun and arguments is None:
-                if name:
-                    self._begin(name)
-                    begun = True
-                else:
+            elif is_arguments:
+                if not begun:
                     arguments = []
                 sink = self._said.arguments if arguments is None else arguments.append
                 if not (yield from self._arguments(sink)):
