@@ -182,7 +182,11 @@ cdef int32_t draw_by_bounds(
     scratch_t *scratch, const float *x, int32_t n, float scale, uint64_t seed, uint32_t position, uint32_t purpose,
     uint32_t *attempt, const float *block_bound, double total, float largest
 ) noexcept nogil:
-    """An index into n logits, at the first attempt from ``attempt`` on that succeeds; nearly every one does."""
+    """An index into n logits, at the first attempt from ``attempt`` on that succeeds.
+
+    Nearly every one does, and one that never does there is not: the largest logit is finite, so its block weighs
+    something.
+    """
     cdef double u[2]
     cdef int32_t index = -1
     while index < 0:

@@ -1,26 +1,10 @@
-from typing import Self
-
 from typing_extensions import disjoint_base
 
-from llamafast._core.context import Context
-from llamafast._core.outbox import Outbox
-from llamafast._core.prefiller import Prefiller
 from llamafast._core.sequence import Sequence
 from llamafast._core.stepper import Stepper
-from llamafast._core.vocab import Vocab
 
 @disjoint_base
 class Runner(Stepper):
-    def __new__(
-        cls,
-        context: Context,
-        vocab: Vocab,
-        outbox: Outbox,
-        *,
-        prefill_chunk: int = 0,
-        target_itl: float = 0.0,
-        prefiller: Prefiller | None = None,
-    ) -> Self: ...
     @property
     def n_running(self) -> int: ...
     @property
