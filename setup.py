@@ -22,6 +22,7 @@ MODULES: dict[str, list[str]] = {
     "status": [],
     "vocab": [],
     "model": ["weight_layouts.c"],
+    "direct_logits": [],
     "context": [],
     "penalties": [],
     "dry": [],

@@ -1,4 +1,4 @@
-"""The bare llama_decode loop: no sampling, arbitrary tokens, logits for every decoded row.
+"""The bare llama_decode loop: no sampling, arbitrary tokens, logits for every decoded row where llama.cpp puts them.
 
 It runs in a process of its own (``python -m benchmarks.raw``, a Workload on stdin, a RawRun on stdout) so that neither
 its memory nor its threads touch the server's.
@@ -74,7 +74,7 @@ def run_here(work: Workload) -> RawRun:
     from llamafast._core.context import Batch, Context
     from llamafast._core.model import Model
 
-    context = Context(Model(work.model), **work.context_settings())
+    context = Context(Model(work.model), copy_logits=True, **work.context_settings())
     batch = Batch(max(N_BATCH, work.streams))
     rounds = [[work.prompt(0, stream, request) for stream in range(work.streams)] for request in range(work.requests)]
     prefill(context, batch, rounds[0])

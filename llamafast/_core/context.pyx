@@ -3,13 +3,14 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t
 
 from .balance cimport BATCH, CONTEXT, born, died
+from .direct_logits cimport direct_logits_decode, direct_logits_init
 from .headers.llama cimport (
-    llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params, llama_decode, llama_free,
+    llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params, llama_free,
     llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_pos_max,
-    llama_memory_seq_rm,
+    llama_memory_seq_rm, llama_model_get_vocab,
     llama_n_batch, llama_n_ctx, llama_n_ctx_seq, llama_n_seq_max, llama_n_threads, llama_n_threads_batch,
     llama_n_ubatch, llama_pooling_type, llama_state_seq_get_data, llama_state_seq_get_size, llama_state_seq_set_data,
-    llama_synchronize,
+    llama_synchronize, llama_vocab_n_tokens,
 )
 from .model cimport Model
 from .prefix cimport MAX_SEQ
@@ -78,6 +79,8 @@ cdef class Context:
     """Owns a llama_context and holds its Model. Keywords are fields of llama_context_params; None leaves llama.h's
     default. Not thread-safe: one thread at a time.
 
+    With ``copy_logits`` llama.cpp copies logits out of its graph, as it does by itself; see direct_logits.pyx.
+
     Where sequences share cells, llama.cpp is given one sequence id more than ``n_seq_max`` (at most 255 then): parts of
     a sequence are saved and restored through it.
 
@@ -90,6 +93,7 @@ cdef class Context:
         flash_attn_type=None, embeddings=None, rope_freq_base=None, rope_freq_scale=None, yarn_ext_factor=None,
         yarn_attn_factor=None, yarn_beta_fast=None, yarn_beta_slow=None, yarn_orig_ctx=None, type_k=None, type_v=None,
         offload_kqv=None, no_perf=None, op_offload=None, swa_full=None, kv_unified=None,
+        bint copy_logits=False,
     ):
         cdef llama_context_params params = llama_context_default_params()
         self.model = model
@@ -130,10 +134,14 @@ cdef class Context:
             self.scratch = min(params.n_seq_max, MAX_SEQ - 1)
             params.n_seq_max = self.scratch + 1
             params.n_batch = max(params.n_batch, params.n_seq_max)
+        if not copy_logits:
+            direct_logits_init(
+                &self.direct_logits, llama_vocab_n_tokens(llama_model_get_vocab(model.model)), &params)
         forget_log()
         with nogil:
             self.ctx = llama_init_from_model(model.model, params)
         check_ptr(self.ctx, "cannot create a context")
+        self.direct_logits.ctx = self.ctx
         born(CONTEXT)
         self.memory = llama_get_memory(self.ctx)
         self.embeddings = params.embeddings
@@ -187,11 +195,16 @@ cdef class Context:
     def has_memory(self):
         return self.memory != NULL
 
+    @property
+    def n_direct(self):
+        """Calls of llama_decode that copied no logits."""
+        return self.direct_logits.n_decodes
+
     def decode(self, Batch batch not None):
         """llama_decode's code: 0 done, 1 no room (nothing changed), 2 aborted, -1 bad batch, < -1 fatal."""
         cdef int32_t code
         with nogil:
-            code = llama_decode(self.ctx, batch.batch)
+            code = context_decode(self, &batch.batch)
             llama_synchronize(self.ctx)
         return code
 
@@ -258,3 +271,7 @@ cdef class Context:
     def seq_pos_max(self, llama_seq_id seq_id):
         """The largest position in memory, -1 for an empty sequence."""
         return llama_memory_seq_pos_max(self.memory, seq_id)
+
+
+cdef int32_t context_decode(Context self, const llama_batch *batch) noexcept nogil:
+    return direct_logits_decode(&self.direct_logits, batch)

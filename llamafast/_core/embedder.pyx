@@ -11,11 +11,11 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
 
 from .balance cimport EMBEDDER, INPUT, born, died
-from .context cimport Batch, Context, batch_add
+from .context cimport Batch, Context, batch_add, context_decode
 from .cost cimport cost_add, cost_fit
 from .headers.clock cimport now
 from .headers.llama cimport (
-    LLAMA_POOLING_TYPE_CLS, LLAMA_POOLING_TYPE_MEAN, LLAMA_POOLING_TYPE_NONE, LLAMA_POOLING_TYPE_RANK, llama_decode,
+    LLAMA_POOLING_TYPE_CLS, LLAMA_POOLING_TYPE_MEAN, LLAMA_POOLING_TYPE_NONE, LLAMA_POOLING_TYPE_RANK,
     llama_encode, llama_get_embeddings_ith, llama_get_embeddings_seq, llama_memory_clear, llama_memory_seq_rm,
     llama_synchronize,
 )
@@ -209,7 +209,7 @@ cdef int embedder_step(Embedder self, double seconds) noexcept nogil:
     if self.encodes:
         code = llama_encode(self.context.ctx, self.batch.batch)
     else:
-        code = llama_decode(self.context.ctx, self.batch.batch)
+        code = context_decode(self.context, &self.batch.batch)
     llama_synchronize(self.context.ctx)
     self.last_step = now()
     if code != 0:

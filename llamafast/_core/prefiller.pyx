@@ -8,10 +8,10 @@ again. At any time only one of the two threads computes.
 from libc.stdint cimport int32_t
 
 from .balance cimport PREFILLER, born, died
-from .context cimport Batch, Context, batch_add
+from .context cimport Batch, Context, batch_add, context_decode
 from .headers.clock cimport now
 from .headers.llama cimport (
-    c_bool, llama_decode, llama_get_logits_ith, llama_memory_seq_rm, llama_set_abort_callback,
+    c_bool, llama_get_logits_ith, llama_memory_seq_rm, llama_set_abort_callback,
     llama_supports_gpu_offload, llama_synchronize,
 )
 from .headers.pthread cimport (
@@ -111,7 +111,7 @@ cdef class Prefiller:
         """Compute batches until ``close``."""
         with nogil:
             while turn_take(&self.turn):
-                self.code = llama_decode(self.context.ctx, self.batch.batch)
+                self.code = context_decode(self.context, &self.batch.batch)
                 llama_synchronize(self.context.ctx)
                 turn_end(&self.turn)
 

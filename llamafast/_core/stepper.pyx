@@ -10,10 +10,10 @@ from .balance cimport RUNNER, born, died
 from .batching cimport batching_fill, batching_init, batching_spare
 from .choosing cimport Chooser, chooser_next, chooser_score
 from .constraint cimport Masker, constraint_ready, masker_wait
-from .context cimport Batch, Context
+from .context cimport Batch, Context, context_decode
 from .cost cimport cost_add
 from .headers.clock cimport now
-from .headers.llama cimport llama_decode, llama_get_logits_ith
+from .headers.llama cimport llama_get_logits_ith
 from .histograms cimport histograms_init, histograms_read, observe_step, observe_token
 from .outbox cimport Outbox, outbox_publish
 from .prefiller cimport Prefiller, prefiller_slice
@@ -158,7 +158,7 @@ cdef int stepper_step(Stepper self, int32_t n_decode) noexcept nogil:
     cdef sequence_t *s
     n_rows = self.batch.batch.n_tokens
     start = now()
-    code = llama_decode(self.context.ctx, self.batch.batch)
+    code = context_decode(self.context, &self.batch.batch)
     if code != 0:
         count.last_step = now()
         return code

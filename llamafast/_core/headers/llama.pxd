@@ -1,4 +1,5 @@
-# What llamafast calls of ggml.h, gguf.h and llama.h, in their order. Enums are declared as int: C converts both ways.
+# What llamafast calls of ggml.h, ggml-backend.h, gguf.h and llama.h, in their order. Enums are declared as int: C
+# converts both ways.
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 
@@ -13,7 +14,24 @@ cdef extern from "ggml.h" nogil:
         GGML_LOG_LEVEL_CONT
     ctypedef void (*ggml_log_callback)(ggml_log_level level, const char *text, void *user_data) noexcept nogil
     ctypedef c_bool (*ggml_abort_callback)(void *data) noexcept nogil
+    enum: GGML_TYPE_F32
+    cdef struct ggml_backend_buffer:
+        pass
+    cdef struct ggml_tensor:
+        int type
+        ggml_backend_buffer *buffer
+        int64_t ne[4]
+        ggml_tensor *view_src
+        void *data
+        char name[64]
     c_bool ggml_is_quantized(int type)
+    c_bool ggml_is_contiguous(const ggml_tensor *tensor)
+    int64_t ggml_nrows(const ggml_tensor *tensor)
+
+
+cdef extern from "ggml-backend.h" nogil:
+    ctypedef c_bool (*ggml_backend_sched_eval_callback)(ggml_tensor *t, c_bool ask, void *user_data) noexcept nogil
+    c_bool ggml_backend_buffer_is_host(ggml_backend_buffer *buffer)
 
 
 cdef extern from "gguf.h" nogil:
@@ -94,6 +112,8 @@ cdef extern from "llama.h" nogil:
         int pooling_type
         int attention_type
         int flash_attn_type
+        ggml_backend_sched_eval_callback cb_eval
+        void *cb_eval_user_data
         float rope_freq_base
         float rope_freq_scale
         float yarn_ext_factor
@@ -163,6 +183,7 @@ cdef extern from "llama.h" nogil:
     int32_t llama_n_threads_batch(llama_context *ctx)
     void llama_set_abort_callback(llama_context *ctx, ggml_abort_callback abort_callback, void *abort_callback_data)
     void llama_synchronize(llama_context *ctx)
+    float *llama_get_logits(llama_context *ctx)
     float *llama_get_logits_ith(llama_context *ctx, int32_t i)
     float *llama_get_embeddings_ith(llama_context *ctx, int32_t i)
     float *llama_get_embeddings_seq(llama_context *ctx, llama_seq_id seq_id)
