@@ -22,7 +22,7 @@ MODULES: dict[str, list[str]] = {
     "status": [],
     "vocab": [],
     "model": ["weight_layouts.c"],
-    "direct_logits": [],
+    "graph": ["attention.c"],
     "context": [],
     "penalties": [],
     "dry": [],
@@ -91,7 +91,7 @@ def extensions() -> list[Extension]:
             extra_compile_args=compile_args,
             extra_link_args=link_args,
             define_macros=[("LLAMAFAST_DEBUG", "0" if release else "1")],
-            depends=[str(header) for header in Path(CORE).glob("*.h")],
+            depends=[str(header) for header in Path(CORE).rglob("*.h")],
         )
         for name, sources in MODULES.items()
     ]

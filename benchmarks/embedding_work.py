@@ -84,7 +84,7 @@ def run_here(work: EmbeddingWork) -> float:
     from llamafast._core.model import Model
 
     settings = work.context_settings()
-    context = Context(Model(work.model), embeddings=settings.pop("embedding"), copy_logits=True, **settings)
+    context = Context(Model(work.model), embeddings=settings.pop("embedding"), bare=True, **settings)
     batch = Batch(N_BATCH)
     lists = [work.input_list(0, client, 0) for client in range(work.clients)]
     texts = [text for texts in lists for text in texts] * work.requests

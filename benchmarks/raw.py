@@ -74,7 +74,7 @@ def run_here(work: Workload) -> RawRun:
     from llamafast._core.context import Batch, Context
     from llamafast._core.model import Model
 
-    context = Context(Model(work.model), copy_logits=True, **work.context_settings())
+    context = Context(Model(work.model), bare=True, **work.context_settings())
     batch = Batch(max(N_BATCH, work.streams))
     rounds = [[work.prompt(0, stream, request) for stream in range(work.streams)] for request in range(work.requests)]
     prefill(context, batch, rounds[0])

@@ -1,6 +1,6 @@
 from libc.stdint cimport int32_t
 
-from .direct_logits cimport direct_logits_t
+from .graph cimport graph_t
 from .headers.llama cimport llama_batch, llama_context, llama_memory_t, llama_pos, llama_seq_id, llama_token
 from .model cimport Model
 
@@ -22,7 +22,7 @@ cdef class Context:
     # A sequence of up to so many tokens can be cut anywhere; a longer one goes on only from where its state was taken.
     cdef readonly int32_t n_cuttable
     cdef readonly int32_t scratch       # a sequence id beyond n_seq_max through which parts are moved, -1: none
-    cdef direct_logits_t direct_logits
+    cdef graph_t graph
     cdef dict state_sizes               # bytes of a state by its number of tokens
 
     cdef bytes state(self, int32_t seq_id, int32_t n_tokens)

@@ -3,7 +3,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t
 
 from .balance cimport BATCH, CONTEXT, born, died
-from .direct_logits cimport direct_logits_decode, direct_logits_init
+from .graph cimport graph_decode, graph_init
 from .headers.llama cimport (
     llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params, llama_free,
     llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_pos_max,
@@ -79,7 +79,7 @@ cdef class Context:
     """Owns a llama_context and holds its Model. Keywords are fields of llama_context_params; None leaves llama.h's
     default. Not thread-safe: one thread at a time.
 
-    With ``copy_logits`` llama.cpp copies logits out of its graph, as it does by itself; see direct_logits.pyx.
+    With ``bare`` llama.cpp computes its graphs all by itself; see graph.pyx.
 
     Where sequences share cells, llama.cpp is given one sequence id more than ``n_seq_max`` (at most 255 then): parts of
     a sequence are saved and restored through it.
@@ -93,7 +93,7 @@ cdef class Context:
         flash_attn_type=None, embeddings=None, rope_freq_base=None, rope_freq_scale=None, yarn_ext_factor=None,
         yarn_attn_factor=None, yarn_beta_fast=None, yarn_beta_slow=None, yarn_orig_ctx=None, type_k=None, type_v=None,
         offload_kqv=None, no_perf=None, op_offload=None, swa_full=None, kv_unified=None,
-        bint copy_logits=False,
+        bint bare=False,
     ):
         cdef llama_context_params params = llama_context_default_params()
         self.model = model
@@ -134,14 +134,13 @@ cdef class Context:
             self.scratch = min(params.n_seq_max, MAX_SEQ - 1)
             params.n_seq_max = self.scratch + 1
             params.n_batch = max(params.n_batch, params.n_seq_max)
-        if not copy_logits:
-            direct_logits_init(
-                &self.direct_logits, llama_vocab_n_tokens(llama_model_get_vocab(model.model)), &params)
+        if not bare:
+            graph_init(&self.graph, llama_vocab_n_tokens(llama_model_get_vocab(model.model)), &params)
         forget_log()
         with nogil:
             self.ctx = llama_init_from_model(model.model, params)
         check_ptr(self.ctx, "cannot create a context")
-        self.direct_logits.ctx = self.ctx
+        self.graph.ctx = self.ctx
         born(CONTEXT)
         self.memory = llama_get_memory(self.ctx)
         self.embeddings = params.embeddings
@@ -198,7 +197,12 @@ cdef class Context:
     @property
     def n_direct(self):
         """Calls of llama_decode that copied no logits."""
-        return self.direct_logits.n_decodes
+        return self.graph.n_direct
+
+    @property
+    def n_attention(self):
+        """Operations in graphs, counted when those were made, whose attention is ours."""
+        return self.graph.n_attention
 
     def decode(self, Batch batch not None):
         """llama_decode's code: 0 done, 1 no room (nothing changed), 2 aborted, -1 bad batch, < -1 fatal."""
@@ -274,4 +278,4 @@ cdef class Context:
 
 
 cdef int32_t context_decode(Context self, const llama_batch *batch) noexcept nogil:
-    return direct_logits_decode(&self.direct_logits, batch)
+    return graph_decode(&self.graph, batch)

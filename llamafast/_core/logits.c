@@ -1,12 +1,11 @@
 #include "logits.h"
 
+#include "simd/level.h"
+
 #include <float.h>
 #include <math.h>
 #include <string.h>
 
-/* 2^t is 0 below: the others stay normal numbers, so that the instruction sets agree. */
-#define EXP2_LOWEST (-124.0f)
-#define LOG2_E 1.44269504f
 /* The bits of a float count 2^23 from each power of 2 to the next; those of 1, and some more to be safe from rounding. */
 #define BITS_OF_E (LOG2_E * 0x1p23f)
 #define BOUND_OF_1 (127 * 0x1p23f + 128)
@@ -37,28 +36,26 @@ static inline const float *whole_block(const float *x, int32_t n, int32_t at, fl
     return tail;
 }
 
-#include "logits_simd.h"
+#include "simd/baseline.h"
+#include "logits_kernels.h"
+#if defined(__x86_64__)
+#include "simd/avx2.h"
+#include "logits_kernels.h"
+#include "simd/avx512.h"
+#include "logits_kernels.h"
+#endif
 
 static const struct kernels *kernels = &kernels_baseline;
 
 int logits_use(int limit)
 {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (limit >= LOGITS_AVX512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
-        && __builtin_cpu_supports("popcnt")) {
-        kernels = &kernels_avx512;
-        return LOGITS_AVX512;
-    }
-    if (limit >= LOGITS_AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
-        && __builtin_cpu_supports("popcnt")) {
-        f8_prepare();
-        kernels = &kernels_avx2;
-        return LOGITS_AVX2;
-    }
-#endif
+    const int level = simd_level(limit);
     kernels = &kernels_baseline;
-    return LOGITS_BASELINE;
+#if defined(__x86_64__)
+    f8_prepare();
+    kernels = level == SIMD_AVX512 ? &kernels_avx512 : level == SIMD_AVX2 ? &kernels_avx2 : kernels;
+#endif
+    return level;
 }
 
 static inline int32_t blocks_of(int32_t n)

@@ -10,11 +10,8 @@
 
 enum { LOGITS_BLOCK = 256, LOGITS_SLACK = 16 };
 
-/* Instruction sets, each one a superset of those before it. */
-enum { LOGITS_BASELINE, LOGITS_AVX2, LOGITS_AVX512 };
-
-/* Use the best instruction set that the processor has and that is not above `limit`; returns it. Until it is called the
- * baseline is in use. Not thread-safe. */
+/* Use the best instruction set (see simd/level.h) that the processor has and that is not above `limit`; returns it. Until
+ * it is called the baseline is in use. Not thread-safe. */
 int logits_use(int limit);
 
 /* The largest entry, and the largest of every block. */

@@ -1,21 +1,4 @@
-/* The kernels, written once on vectors of VL floats. logits.c includes this for every instruction set, after defining
- * the vector operations (vf is a vector, vm a mask of lanes) and
- *   K(name)   the name with the instruction set's suffix
- *   TARGET    the attribute that lets a function use the instruction set
- * Comparisons with NaN are false, and vmax(x, y) is y when x is NaN: that is what keeps NaN out everywhere. */
-
-/* 2^t for t <= 0; 0 below EXP2_LOWEST and for NaN. t is an integer and a fraction in [0, 1], for which a minimax
- * polynomial of degree 5 is right at both ends. */
-TARGET static inline vf K(exp2)(vf t)
-{
-    const vf f = vfraction(t);
-    vf p = vfma(vset(1.879318648e-3f), f, vset(8.990995096e-3f));
-    p = vfma(p, f, vset(5.581867596e-2f));
-    p = vfma(p, f, vset(2.401592715e-1f));
-    p = vfma(p, f, vset(6.931517388e-1f));
-    p = vfma(p, f, vset(1));
-    return vscale(vge(t, vset(EXP2_LOWEST)), p, t);
-}
+/* The kernels, in the notation of simd/level.h. That comparisons with NaN are false keeps NaN out everywhere. */
 
 /* From 2^t to LOGITS_BOUND times it, for -124 <= t <= 0: between two powers of 2 it is a straight line, which is what the
  * bits of a float are as an integer (Schraudolph: A fast, compact approximation of the exponential function. Neural
@@ -215,27 +198,3 @@ static const struct kernels K(kernels) = {
     K(max), K(sum_exp), K(bound_sum_exp), K(weights), K(weight_upto), K(bound_upto), K(gather), K(compact), K(above),
     K(narrow),
 };
-
-#undef K
-#undef TARGET
-#undef VL
-#undef vf
-#undef vm
-#undef vset
-#undef vload
-#undef vstore
-#undef vadd
-#undef vsub
-#undef vmul
-#undef vfma
-#undef vmax
-#undef vgt
-#undef vge
-#undef vand
-#undef vfraction
-#undef vscale
-#undef vbits
-#undef vhmax
-#undef vhsum
-#undef vpack
-#undef vpack_index

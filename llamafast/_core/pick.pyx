@@ -24,10 +24,11 @@ from libc.string cimport memset
 
 from .dry cimport dry_penalize
 from .headers.logits cimport (
-    LOGITS_AVX512, LOGITS_BLOCK, LOGITS_BOUND, LOGITS_SLACK, logits_bound_sum_exp, logits_bound_upto, logits_compact,
-    logits_draw, logits_find, logits_gather, logits_mask, logits_max, logits_select, logits_sum_exp, logits_uniforms,
-    logits_use, logits_weight_upto, logits_weights,
+    LOGITS_BLOCK, LOGITS_BOUND, LOGITS_SLACK, logits_bound_sum_exp, logits_bound_upto, logits_compact, logits_draw,
+    logits_find, logits_gather, logits_mask, logits_max, logits_select, logits_sum_exp, logits_uniforms, logits_use,
+    logits_weight_upto, logits_weights,
 )
+from .headers.simd cimport SIMD_AVX512
 from .headers.stages cimport (
     stage_dynamic_temperature, stage_mirostat_k, stage_top_n_sigma, stage_typical_p, stage_xtc,
 )
@@ -44,7 +45,7 @@ cdef enum:
     PROPOSE
     XTC
 
-logits_use(LOGITS_AVX512)
+logits_use(SIMD_AVX512)
 
 
 cdef int scratch_init(scratch_t *self, int32_t n_vocab) noexcept nogil:

@@ -15,10 +15,12 @@ cdef extern from "ggml.h" nogil:
     ctypedef void (*ggml_log_callback)(ggml_log_level level, const char *text, void *user_data) noexcept nogil
     ctypedef c_bool (*ggml_abort_callback)(void *data) noexcept nogil
     enum: GGML_TYPE_F32
+    enum: GGML_OP_FLASH_ATTN_EXT
     cdef struct ggml_backend_buffer:
         pass
     cdef struct ggml_tensor:
         int type
+        int op
         ggml_backend_buffer *buffer
         int64_t ne[4]
         ggml_tensor *view_src

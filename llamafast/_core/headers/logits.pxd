@@ -5,7 +5,6 @@ cdef extern from "logits.h" nogil:
     enum:
         LOGITS_BLOCK
         LOGITS_SLACK
-        LOGITS_AVX512
     int logits_use(int limit)
     float logits_max(const float *x, int32_t n, float *block_max)
     double logits_sum_exp(const float *x, int32_t n, float scale, float *block_max, float *block_sum, float *max)

@@ -1,0 +1,14 @@
+from libc.stdint cimport int32_t, int64_t
+
+from .headers.llama cimport llama_batch, llama_context, llama_context_params
+
+# Kept beside a llama_context, at an address that does not change; ctx is set once there is one.
+cdef struct graph_t:
+    llama_context *ctx
+    int32_t n_vocab
+    int32_t n_outputs       # rows of logits the running llama_decode is to give
+    int64_t n_direct        # times that logits were not copied
+    int64_t n_attention     # operations of new graphs that are ours
+
+cdef void graph_init(graph_t *self, int32_t n_vocab, llama_context_params *params) noexcept nogil
+cdef int32_t graph_decode(graph_t *self, const llama_batch *batch) noexcept nogil  # llama_decode's code

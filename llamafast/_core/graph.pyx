@@ -1,0 +1,62 @@
+"""What is done otherwise than llama.cpp does it, in the graphs that it computes.
+
+Its scheduler shows each node of a graph to a callback before any of them is computed, and there
+
+- attention becomes an operation of ours (attention.h);
+- logits are computed where they are read. llama_decode copies them from the graph to its output buffer: 10 MB for 16
+  rows of a large vocabulary, a seventh of a small model's step. Here the node of the logits gets the output buffer for
+  its own memory, and what llama_decode then copies lies in its place already, which memcpy notices.
+"""
+from libc.string cimport strcmp
+
+from .headers.attention cimport attention_take, attention_use
+from .headers.llama cimport (
+    GGML_OP_FLASH_ATTN_EXT, GGML_TYPE_F32, c_bool, ggml_backend_buffer_is_host, ggml_is_contiguous, ggml_nrows,
+    ggml_tensor, llama_decode, llama_get_logits, llama_supports_gpu_offload,
+)
+from .headers.simd cimport SIMD_AVX512
+
+attention_use(SIMD_AVX512)
+
+
+cdef void graph_init(graph_t *self, int32_t n_vocab, llama_context_params *params) noexcept nogil:
+    """Ask for the callback where nodes are computed by CPUs: what else a backend may hold about a node's memory is its
+    own. ``self`` is zeroed."""
+    self.n_vocab = n_vocab
+    if not llama_supports_gpu_offload():
+        params.cb_eval = change
+        params.cb_eval_user_data = self
+
+
+cdef int32_t graph_decode(graph_t *self, const llama_batch *batch) noexcept nogil:
+    cdef int32_t i, code
+    self.n_outputs = 0
+    for i in range(batch.n_tokens):
+        self.n_outputs += batch.logits[i] != 0
+    code = llama_decode(self.ctx, batch[0])
+    self.n_outputs = 0
+    return code
+
+
+cdef c_bool change(ggml_tensor *node, c_bool ask, void *data) noexcept nogil:
+    """ggml's eval callback. A graph that is used again comes as it was left. False: no node need be shown when it is
+    computed."""
+    cdef graph_t *self = <graph_t *> data
+    if node.op == GGML_OP_FLASH_ATTN_EXT:
+        self.n_attention += attention_take(node)
+    elif self.n_outputs and strcmp(node.name, "result_output") == 0 and holds_all(self, node):
+        node.data = llama_get_logits(self.ctx)
+        self.n_direct += 1
+    return False
+
+
+cdef bint holds_all(const graph_t *self, const ggml_tensor *node) noexcept nogil:
+    """Whether a node has all logits of the batch, as the output buffer has them.
+
+    The buffer is made for so many rows before the graph is computed. Several micro-batches that give logits each do not
+    pass: only llama_decode knows where those of the second begin.
+    """
+    return (
+        node.type == GGML_TYPE_F32 and node.ne[0] == self.n_vocab and ggml_nrows(node) == self.n_outputs
+        and node.view_src == NULL and ggml_is_contiguous(node) and ggml_backend_buffer_is_host(node.buffer)
+    )

@@ -1,0 +1,90 @@
+/* Eight floats. f8_prepare comes before vpack and vpack_index. */
+#include "undefine.h"
+
+#include <immintrin.h>
+
+#define TARGET __attribute__((target("avx2,f16c,fma,popcnt")))
+
+/* For every mask of eight lanes the lanes in it, one byte each; filled by f8_prepare. */
+static uint64_t f8_lanes[256];
+
+static inline void f8_prepare(void)
+{
+    for (int m = 0; m < 256; m++) {
+        uint64_t lanes = 0;
+        for (int lane = 7; lane >= 0; lane--) {
+            lanes = m >> lane & 1 ? lanes << 8 | (uint64_t) lane : lanes;
+        }
+        f8_lanes[m] = lanes;
+    }
+}
+
+TARGET static inline __m256i f8_order(int bits)
+{
+    return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t) f8_lanes[bits]));
+}
+
+TARGET static inline int32_t f8_pack(float *to, __m256 m, __m256 v)
+{
+    const int bits = _mm256_movemask_ps(m);
+    _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(v, f8_order(bits)));
+    return __builtin_popcount((unsigned) bits);
+}
+
+TARGET static inline void f8_pack_index(int32_t *to, __m256 m, int32_t first)
+{
+    const __m256i order = f8_order(_mm256_movemask_ps(m));
+    _mm256_storeu_si256((__m256i *) to, _mm256_add_epi32(order, _mm256_set1_epi32(first)));
+}
+
+TARGET static inline __m256 f8_scale(__m256 m, __m256 p, __m256 t)
+{
+    const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(_mm256_floor_ps(t)), 23);
+    return _mm256_and_ps(m, _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent)));
+}
+
+TARGET static inline float f8_hmax(__m256 v)
+{
+    __m128 a = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+    return _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)));
+}
+
+TARGET static inline float f8_hsum(__m256 v)
+{
+    __m128 a = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+    return _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)));
+}
+
+TARGET static inline void f8_sum4(float *to, const __m256 *v)
+{
+    const __m256 sums = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
+}
+
+#define K(name) name##_avx2
+#define VL 8
+#define vf __m256
+#define vm __m256
+#define vset _mm256_set1_ps
+#define vload _mm256_loadu_ps
+#define vstore _mm256_storeu_ps
+#define vadd _mm256_add_ps
+#define vsub _mm256_sub_ps
+#define vmul _mm256_mul_ps
+#define vfma _mm256_fmadd_ps
+#define vmax _mm256_max_ps
+#define vgt(a, b) _mm256_cmp_ps(a, b, _CMP_GT_OQ)
+#define vge(a, b) _mm256_cmp_ps(a, b, _CMP_GE_OQ)
+#define vand _mm256_and_ps
+#define vfraction(t) _mm256_sub_ps(t, _mm256_floor_ps(t))
+#define vscale f8_scale
+#define vbits(v) _mm256_castsi256_ps(_mm256_max_epi32(_mm256_cvtps_epi32(v), _mm256_setzero_si256()))
+#define vhmax f8_hmax
+#define vhsum f8_hsum
+#define vpack f8_pack
+#define vpack_index f8_pack_index
+#define vhalf(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) (p)))
+#define vsum4 f8_sum4
+#include "exp2.h"

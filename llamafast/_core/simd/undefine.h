@@ -1,0 +1,26 @@
+/* Takes back what one instruction set has defined. */
+#undef K
+#undef TARGET
+#undef VL
+#undef vf
+#undef vm
+#undef vset
+#undef vload
+#undef vstore
+#undef vadd
+#undef vsub
+#undef vmul
+#undef vfma
+#undef vmax
+#undef vgt
+#undef vge
+#undef vand
+#undef vfraction
+#undef vscale
+#undef vbits
+#undef vhmax
+#undef vhsum
+#undef vpack
+#undef vpack_index
+#undef vhalf
+#undef vsum4

@@ -1,0 +1,85 @@
+"""Graphs that are changed give what llama.cpp gives by itself."""
+
+from __future__ import annotations
+
+import pytest
+from support.tiny_gguf import MODELS
+
+from core.test_logprobs import tell
+from core.test_runner import Rig, prompts
+
+
+@pytest.fixture
+def both(request):
+    """A function that makes two Rigs: one as it is, one whose graphs are llama.cpp's own."""
+    rigs = []
+
+    def make(path, **settings):
+        rigs.extend(Rig(path, bare=bare, **settings) for bare in (False, True))
+        return rigs
+
+    yield make
+    for rig in rigs:
+        rig.close()
+
+
+def log_probabilities(rig, n=9):
+    """Of what sequences say that come and go, all of the prompt too for two of them."""
+    sampling = {"temperature": 0.9, "top_p": 0.95, "seed": 3}
+    sequences = [
+        rig.sequence(
+            prompt, tag, max_tokens=5 + 3 * tag, ignore_eos=True, show_control=True, sampling=sampling, top_logprobs=3,
+            score_prompt=tag in (2, 3), salt=str(tag).encode() if tag in (2, 3) else b"",
+        )
+        for tag, prompt in enumerate(prompts(n))
+    ]  # fmt: skip
+    return tell(rig, *sequences, n_top=3)
+
+
+@pytest.mark.parametrize("unified", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_of_every_architecture_and_memory(tiny_model, both, name, unified):
+    ours, bare = both(tiny_model(name), kv_unified=unified)
+    assert log_probabilities(ours) == log_probabilities(bare)
+    assert ours.context.n_direct > 20
+    assert bare.context.n_direct == 0
+
+
+def test_micro_batches_that_give_logits_each_are_copied(tiny_model, both):
+    ours, bare = both(tiny_model("tiny-llama"), n_ubatch=8)
+    assert log_probabilities(ours, 16) == log_probabilities(bare, 16)
+    assert 0 < ours.context.n_direct < ours.runner.counts()["steps"]
+
+
+def test_the_output_buffer_may_grow(tiny_model, both):
+    """It is made for as many rows as there are sequences, and made anew for a prompt all of whose rows give logits."""
+    ours, bare = both(tiny_model("tiny-llama"), n_seq_max=2)
+    for rig in (ours, bare):
+        rig.told = [
+            tell(rig, rig.sequence([40, 41, 42], 1, top_logprobs=1), n_top=1),
+            tell(rig, rig.sequence(range(40, 100), 2, top_logprobs=1, score_prompt=True, salt=b"own"), n_top=1),
+            tell(rig, rig.sequence([43, 44, 45], 3, top_logprobs=1), n_top=1),
+        ]
+    assert ours.told == bare.told
+    assert ours.context.n_direct == ours.runner.counts()["steps"]
+
+
+@pytest.mark.parametrize("unified", [True, False])
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"tiny-mamba"}))
+def test_attention_of_every_architecture_and_memory(tiny_model, both, name, unified):
+    """The next product rounds what comes of it to 8 bits: ggml's own differs as much from attention in floats."""
+    ours, bare = both(tiny_model(name), kv_unified=unified, flash_attn_type=1)
+    tokens = [(7 * k) % 200 + 40 for k in range(120)]
+    for rig in (ours, bare):
+        rig.told = tell(
+            rig,
+            *(rig.sequence(tokens[tag:], tag, max_tokens=0, top_logprobs=3, score_prompt=True, salt=bytes([tag]))
+              for tag in range(1, 9)),
+            n_top=3,
+        )  # fmt: skip
+    for tag in range(1, 9):
+        for (token, logprob, _), (same, expected, _) in zip(ours.told[tag][1], bare.told[tag][1], strict=True):
+            assert token == same
+            assert logprob == pytest.approx(expected, rel=5e-3, abs=0.02)
+    assert ours.context.n_attention > 0
+    assert bare.context.n_attention == 0
