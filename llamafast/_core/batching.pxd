@@ -10,8 +10,6 @@ cdef struct batching_t:
     int32_t n_scored_max        # rows of a step that score one prompt
     int32_t prefill_chunk       # most prompt rows beside decode rows, 0: as many as the time allows
     double target_itl           # seconds, 0: adaptive
-    int32_t attention_tile
-    bint prefills_alone         # the last step held decoding back
     step_cost_t cost
 
 cdef void batching_init(

@@ -5,7 +5,7 @@ from libc.string cimport memset
 from .constraint cimport MAX_FORCED
 from .context cimport batch_add
 from .cost cimport cost_fit
-from .headers.llama cimport llama_batch, llama_supports_gpu_offload
+from .headers.llama cimport llama_batch
 from .running cimport running_ready, running_stop
 from .sequence cimport FINISH_NONE, sequence_t
 
@@ -16,12 +16,6 @@ cdef enum:
     FIRST_PREFILL = 64
     # ggml's CPU kernels multiply four rows of a batch at a time; one to three more cost nearly as much as four
     ROW_TILE = 4
-    # so many rows of prompt always join a step that decodes
-    FEW_ROWS = 16
-    # From so many rows on, ggml's CPU attention works in tiles of rows, which cost less than single rows, but more
-    # where they are of many sequences.
-    ATTENTION_TILE = 64
-    MAX_ROWS = 0x7FFFFFFF
     # llama.cpp keeps the logits of all rows of a step that ask for them, and never gives the memory back
     SCORED_BYTES = 1 << 26
 
@@ -49,7 +43,6 @@ cdef void batching_init(
     self.n_scored_max = max(<int32_t> MIN_PREFILL, <int32_t> (SCORED_BYTES // (4 * n_vocab)))
     self.prefill_chunk = prefill_chunk
     self.target_itl = target_itl
-    self.attention_tile = MAX_ROWS if llama_supports_gpu_offload() else ATTENTION_TILE
 
 
 cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch) noexcept nogil:
@@ -57,7 +50,7 @@ cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch
 
     Returns how many rows continue a generation. n_batch >= n_seq_max, so every sequence finds at least one row.
     """
-    cdef int32_t i, budget, spare, take, n_decode = 0, n_prefill = 0, n_generating = 0
+    cdef int32_t i, budget, spare, take, n_decode = 0, n_generating = 0
     cdef sequence_t *s
     batch.n_tokens = 0
     for i in range(live.n):
@@ -65,30 +58,15 @@ cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch
         s.n_rows = 0
         s.output_row = -1
         s.ready = s.finish == FINISH_NONE and running_ready(live, s)
-        if not s.ready:
-            continue
-        if is_decoding(s):
+        if s.ready and is_decoding(s):
             n_decode += s.n_tokens - s.n_past
-        else:
-            n_prefill += s.n_tokens - s.n_past
-    budget = prefill_budget(self, n_decode)
-    if n_decode and n_prefill > FEW_ROWS and budget >= self.attention_tile:
-        # steps with prompts and steps with decode rows take turns
-        self.prefills_alone = not self.prefills_alone
-        if not self.prefills_alone:
-            budget = 0
-    else:
-        self.prefills_alone = False
-        if n_decode and n_decode + min(budget, n_prefill) >= self.attention_tile:
-            budget = max(MIN_PREFILL, self.attention_tile - ROW_TILE - n_decode)
-    if not self.prefills_alone:
-        spare = self.n_batch - live.n
-        for i in range(live.n):
-            s = live.states[i]
-            if s.ready and is_decoding(s):
-                spare -= take_rows(batch, s, running_stop(live, s, 1 + spare)) - 1
-                n_generating += s.n_rows if s.n_past >= s.n_prompt else 0
-    budget = min(budget, self.n_batch - batch.n_tokens)
+    spare = self.n_batch - live.n
+    for i in range(live.n):
+        s = live.states[i]
+        if s.ready and is_decoding(s):
+            spare -= take_rows(batch, s, running_stop(live, s, 1 + spare)) - 1
+            n_generating += s.n_rows if s.n_past >= s.n_prompt else 0
+    budget = min(prefill_budget(self, n_decode), self.n_batch - batch.n_tokens)
     for i in range(live.n):
         s = live.states[i]
         if s.ready and not is_decoding(s) and budget > 0:
@@ -108,8 +86,6 @@ cdef double batching_spare(
     where the first of those who decode began only ``age`` seconds ago: they wait for those who came with them.
     """
     cdef double spare
-    if self.prefills_alone:
-        return 0
     if n_decode == 0:
         return seconds
     if self.target_itl > 0:
@@ -157,7 +133,7 @@ cdef int32_t take_rows(llama_batch *batch, sequence_t *s, int32_t most) noexcept
 
 
 cdef int32_t prefill_budget(const batching_t *self, int32_t n_decode) noexcept nogil:
-    """How many prompt rows may join, or delay, a step with ``n_decode`` decode rows."""
+    """How many prompt rows may join a step with ``n_decode`` decode rows."""
     cdef double per_row, fixed, seconds
     cdef int32_t budget
     if n_decode and self.prefill_chunk:
@@ -172,7 +148,4 @@ cdef int32_t prefill_budget(const batching_t *self, int32_t n_decode) noexcept n
     else:
         seconds = PREFILL_SECONDS
     budget = max(MIN_PREFILL, <int32_t> min((seconds - fixed) / per_row, 1e6) - n_decode)
-    if budget < self.attention_tile and self.target_itl == 0:
-        if fixed + per_row * self.attention_tile <= PREFILL_SECONDS:
-            return self.attention_tile
     return budget + (-(n_decode + budget) & (ROW_TILE - 1))
