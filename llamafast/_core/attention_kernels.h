@@ -26,23 +26,28 @@ TARGET INLINE void K(multiply_keys)(
     }
 }
 
-/* Scores become weights 2^(score - max); returns what everything before has to be multiplied by. The rest of the last
- * vector is not a score. */
+/* Products become weights 2^(score - max); returns what everything before has to be multiplied by. The rest of the last
+ * vector is no product. One that is not finite makes the total NaN, as it gets no weight itself. */
 TARGET static inline float K(weigh)(float *score, const float *bias, int n, float scale, float *max, float *total)
 {
-    vf top = vset(-INFINITY), sum = vset(0);
+    vf top = vset(-INFINITY), sum = vset(0), zero = vset(0);
     for (int c = n; c % VL != 0; c++) {
-        score[c] = -INFINITY;
+        score[c] = score[n - 1];
     }
     for (int c = 0; c < n; c += VL) {
         vf s = vmul(vload(score + c), vset(scale));
+        zero = vfma(s, vset(0), zero);
         if (bias != NULL) {
             s = vadd(s, vload(bias + c));
         }
         vstore(score + c, s);
         top = vmax(s, top);
     }
+    for (int c = n; c % VL != 0; c++) {
+        score[c] = -INFINITY;
+    }
     const float before = *max, now = fmaxf(before, vhmax(top));
+    *total += vhsum(zero);
     if (now == -INFINITY) {
         memset(score, 0, (size_t) n * sizeof *score);
         return 1;

@@ -1,12 +1,15 @@
 from libc.stdint cimport int32_t, int64_t
 
-from .headers.llama cimport llama_batch, llama_context, llama_context_params
+from .headers.llama cimport ggml_tensor, llama_batch, llama_context, llama_context_params
 
 # Kept beside a llama_context, at an address that does not change; ctx is set once there is one.
 cdef struct graph_t:
     llama_context *ctx
     int32_t n_vocab
+    bint all_outputs        # llama.cpp gives outputs for every row, whatever the batch says
     int32_t n_outputs       # rows of logits the running llama_decode is to give
+    ggml_tensor *logits     # the node that was given the output buffer, and its own memory; NULL: none
+    void *own
     int64_t n_direct        # times that logits were not copied
     int64_t n_attention     # operations of new graphs that are ours
 

@@ -5,7 +5,7 @@ Its scheduler shows each node of a graph to a callback before any of them is com
 - attention becomes an operation of ours (attention.h);
 - logits are computed where they are read. llama_decode copies them from the graph to its output buffer: 10 MB for 16
   rows of a large vocabulary, a seventh of a small model's step. Here the node of the logits gets the output buffer for
-  its own memory, and what llama_decode then copies lies in its place already, which memcpy notices.
+  its own memory, and llama_decode copies that onto itself, for which glibc's memcpy does nothing.
 """
 from libc.string cimport strcmp
 
@@ -23,6 +23,7 @@ cdef void graph_init(graph_t *self, int32_t n_vocab, llama_context_params *param
     """Ask for the callback where nodes are computed by CPUs: what else a backend may hold about a node's memory is its
     own. ``self`` is zeroed."""
     self.n_vocab = n_vocab
+    self.all_outputs = params.embeddings
     if not llama_supports_gpu_offload():
         params.cb_eval = change
         params.cb_eval_user_data = self
@@ -30,21 +31,26 @@ cdef void graph_init(graph_t *self, int32_t n_vocab, llama_context_params *param
 
 cdef int32_t graph_decode(graph_t *self, const llama_batch *batch) noexcept nogil:
     cdef int32_t i, code
-    self.n_outputs = 0
     for i in range(batch.n_tokens):
-        self.n_outputs += batch.logits[i] != 0
+        self.n_outputs += self.all_outputs or batch.logits[i] != 0
     code = llama_decode(self.ctx, batch[0])
     self.n_outputs = 0
+    if self.logits != NULL:
+        # The graph may be used again, when the output buffer is another. It still exists: a micro-batch without outputs
+        # does not take the place of the one that had all of them.
+        self.logits.data = self.own
+        self.logits = NULL
     return code
 
 
 cdef c_bool change(ggml_tensor *node, c_bool ask, void *data) noexcept nogil:
-    """ggml's eval callback. A graph that is used again comes as it was left. False: no node need be shown when it is
-    computed."""
+    """ggml's eval callback. False: no node need be shown when it is computed."""
     cdef graph_t *self = <graph_t *> data
     if node.op == GGML_OP_FLASH_ATTN_EXT:
         self.n_attention += attention_take(node)
     elif self.n_outputs and strcmp(node.name, "result_output") == 0 and holds_all(self, node):
+        self.logits = node
+        self.own = node.data
         node.data = llama_get_logits(self.ctx)
         self.n_direct += 1
     return False

@@ -177,13 +177,30 @@ def test_a_row_that_sees_nothing_gives_zeros() -> None:
     assert not attention.result[0, 2].any()
 
 
-def test_what_one_row_sees_does_not_reach_another() -> None:
+def test_what_one_sequence_sees_does_not_reach_another() -> None:
     attention = Attention(scattered(8, 400), heads=4, kv_heads=2)
     attention.v[0, :, attention.mask[0, 0, 3] == 0] = np.nan
     assert attention.taken()
     result = attention.compute(1)
     assert np.isnan(result[0, 3]).all()
     assert np.isfinite(np.delete(result[0], 3, axis=0)).all()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_key_that_is_not_finite_shows(wrong: float, rows: int) -> None:
+    attention = Attention(causal(rows, 200), heads=4, kv_heads=2)
+    attention.k[0, :, 5, 3] = wrong
+    assert attention.taken()
+    assert np.isnan(attention.compute(1)).all()
+
+
+def test_values_may_be_part_of_the_keys() -> None:
+    attention = Attention(causal(5, 90), heads=6, kv_heads=1, key_size=64, value_size=32)
+    attention.v = attention.k[..., :32]
+    view = tensor(attention.v)
+    attention.node.src[2].contents = view
+    attention.check()
 
 
 def test_a_row_does_not_depend_on_the_others_nor_on_the_threads() -> None:
@@ -221,7 +238,11 @@ def test_any_mask(data: st.DataObject) -> None:
         lambda node: node.src[1].contents.ne.__setitem__(0, 40),
         lambda node: node.src[2].contents.nb.__setitem__(0, 64),
         lambda node: node.src[1].contents.ne.__setitem__(1, (1 << 17) + 1),
+        lambda node: node.src.__setitem__(3, None),
+        lambda node: node.src[3].contents.ne.__setitem__(0, 63),
+        lambda node: node.src[3].contents.ne.__setitem__(1, 1),
         lambda node: node.src[3].contents.ne.__setitem__(2, 4),
+        lambda node: node.src[1].contents.ne.__setitem__(3, 2),
         lambda node: setattr(node, "op", FLASH_ATTN_EXT + 1),
     ],
 )

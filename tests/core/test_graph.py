@@ -64,6 +64,27 @@ def test_the_output_buffer_may_grow(tiny_model, both):
     assert ours.context.n_direct == ours.runner.counts()["steps"]
 
 
+def scored(rig, *lengths):
+    """Log probabilities of prompts that ask for logits of all their rows, computed together."""
+    sequences = [
+        rig.sequence(
+            [(5 * k + 3 * n) % 300 + 40 for k in range(n)], n, max_tokens=0, top_logprobs=1, score_prompt=True,
+            salt=bytes([n]),
+        )
+        for n in lengths
+    ]  # fmt: skip
+    return tell(rig, *sequences, n_top=1)
+
+
+@pytest.mark.parametrize("turns", [[[24], [8], [24]], [[8], [40]], [[8], [8, 24], [8]]])
+def test_a_graph_that_gave_all_logits_gives_some_of_them(tiny_model, both, turns):
+    """llama.cpp uses the graph of a micro-batch again, when its output buffer may be another and its rows others."""
+    ours, bare = both(tiny_model("tiny-llama"), n_ubatch=8, n_seq_max=2)
+    for lengths in turns:
+        assert scored(ours, *lengths) == scored(bare, *lengths)
+    assert ours.context.n_direct > 0
+
+
 @pytest.mark.parametrize("unified", [True, False])
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - {"tiny-mamba"}))
 def test_attention_of_every_architecture_and_memory(tiny_model, both, name, unified):

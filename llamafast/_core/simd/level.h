@@ -19,8 +19,9 @@ static inline int simd_level(int limit)
 {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (limit >= SIMD_AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")
-        && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt")) {
+    /* F16C came before AVX2 and FMA, and not all compilers know its name here */
+    if (limit >= SIMD_AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
+        && __builtin_cpu_supports("popcnt")) {
         return limit >= SIMD_AVX512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
             ? SIMD_AVX512 : SIMD_AVX2;
     }
