@@ -21,6 +21,7 @@ struct kernels {
     int32_t (*compact)(const float *, int32_t, float, float *, int32_t *);
     double (*above)(const float *, int32_t, float, bool);
     int32_t (*narrow)(const float *, int32_t, float, bool, float *);
+    void (*mask)(float *, int32_t, const uint32_t *);
 };
 
 /* The block at x + at; a short one is copied to `tail` and filled up with -inf. */
@@ -261,12 +262,9 @@ int32_t logits_draw(
 
 void logits_mask(float *x, int32_t n, const uint32_t *allowed)
 {
-    for (int32_t at = 0; at < n; at += 32) {
-        const uint32_t bits = *allowed++;
-        const int32_t length = n - at < 32 ? n - at : 32;
-        for (int32_t i = 0; i < length && bits != UINT32_MAX; i++) {
-            x[at + i] = bits >> i & 1 ? x[at + i] : -INFINITY;
-        }
+    kernels->mask(x, n / 32, allowed);
+    for (int32_t i = n / 32 * 32; i < n; i++) {
+        x[i] = allowed[i / 32] >> i % 32 & 1 ? x[i] : -INFINITY;
     }
 }
 

@@ -194,7 +194,25 @@ TARGET static int32_t K(narrow)(const float *x, int32_t n, float pivot, bool upp
     return kept;
 }
 
+/* Of whole words of 32 bits. */
+TARGET static void K(mask)(float *x, int32_t n_words, const uint32_t *allowed)
+{
+    const vf out = vset(-INFINITY);
+    for (int32_t word = 0; word < n_words; word++, x += 32) {
+        const uint32_t bits = allowed[word];
+        if (bits == 0) {
+            for (int i = 0; i < 32; i += VL) {
+                vstore(x + i, out);
+            }
+        } else if (bits != UINT32_MAX) {
+            for (int i = 0; i < 32; i += VL) {
+                vstore(x + i, vselect(vlanes(bits >> i), vload(x + i), out));
+            }
+        }
+    }
+}
+
 static const struct kernels K(kernels) = {
     K(max), K(sum_exp), K(bound_sum_exp), K(weights), K(weight_upto), K(bound_upto), K(gather), K(compact), K(above),
-    K(narrow),
+    K(narrow), K(mask),
 };

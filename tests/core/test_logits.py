@@ -44,6 +44,8 @@ for upto in (lib.logits_weight_upto, lib.logits_bound_upto):
     upto.restype = c_double
 lib.logits_draw.argtypes = [c_void_p, c_int32, c_float, c_void_p, c_void_p, c_double, c_float, c_void_p]
 lib.logits_draw.restype = c_int32
+lib.logits_mask.argtypes = [c_void_p, c_int32, c_void_p]
+lib.logits_mask.restype = None
 lib.logits_uniforms.argtypes = [c_uint64, c_uint32, c_uint32, c_uint32, c_void_p]
 lib.logits_uniforms.restype = None
 
@@ -344,3 +346,14 @@ def test_uniform_is_philox() -> None:
         u = np.zeros(2)
         lib.logits_uniforms(*counter, u.ctypes.data)
         assert u.tolist() == [(a << 21 | b >> 11) / 2**53, (c << 21 | d >> 11) / 2**53]
+
+
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 70, 512, 70001])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_mask_rules_out_what_is_not_allowed(n: int, share: float) -> None:
+    allowed = np.random.default_rng(n).random(n) < share
+    words = np.packbits(np.pad(allowed, (0, -n % 32)), bitorder="little").view(np.uint32)
+    x = np.append(np.arange(n, dtype=np.float32), CANARY)
+    lib.logits_mask(x.ctypes.data, n, words.ctypes.data)
+    assert (x[:n] == np.where(allowed, np.arange(n, dtype=np.float32), -np.inf)).all()
+    assert x[n] == CANARY

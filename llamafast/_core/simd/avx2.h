@@ -57,6 +57,12 @@ TARGET static inline float f8_hsum(__m256 v)
     return _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)));
 }
 
+TARGET static inline __m256 f8_bits(uint32_t bits)
+{
+    const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int) bits), lanes), lanes));
+}
+
 TARGET static inline void f8_sum4(float *to, const __m256 *v)
 {
     const __m256 sums = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
@@ -85,6 +91,8 @@ TARGET static inline void f8_sum4(float *to, const __m256 *v)
 #define vhsum f8_hsum
 #define vpack f8_pack
 #define vpack_index f8_pack_index
+#define vlanes f8_bits
+#define vselect(m, a, b) _mm256_blendv_ps(b, a, m)
 #define vhalf(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) (p)))
 #define vsum4 f8_sum4
 #include "exp2.h"

@@ -48,6 +48,8 @@ TARGET static inline void f16_sum4(float *to, const __m512 *v)
 #define vhsum _mm512_reduce_add_ps
 #define vpack f16_pack
 #define vpack_index f16_pack_index
+#define vlanes(bits) ((__mmask16) (bits))
+#define vselect(m, a, b) _mm512_mask_blend_ps(m, b, a)
 #define vhalf(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) (p)))
 #define vsum4 f16_sum4
 #include "exp2.h"

@@ -91,6 +91,8 @@ static inline void f4_sum4(float *to, const f4 *v)
 #define vhsum(v) (((v)[0] + (v)[1]) + ((v)[2] + (v)[3]))
 #define vpack f4_pack
 #define vpack_index f4_pack_index
+#define vlanes(bits) (((i4) {1, 2, 4, 8} & (int32_t) (bits)) != 0)
+#define vselect(m, a, b) ((f4) (((m) & (i4) (a)) | (~(m) & (i4) (b))))
 #define vhalf f4_half
 #define vsum4 f4_sum4
 #include "exp2.h"

@@ -6,8 +6,9 @@
  * and operations on them. Comparisons with NaN are false, and vmax(x, y) is y when x is NaN. vpack(to, m, v) stores the
  * lanes in m one after the other and returns how many, vpack_index does it with the lanes' numbers from `first` on; both
  * write a whole vector. vfraction(t) is t - floor(t), and vscale(m, p, t) is p * 2^floor(t) in the lanes of m, else 0.
- * vbits(v) are the floats whose bits are the integers next to v, 0 for v < 0 and NaN. vhalf(p) are VL floats from
- * 16-bit ones, vsum4(to, v) are the sums of four vectors' lanes. */
+ * vbits(v) are the floats whose bits are the integers next to v, 0 for v < 0 and NaN. vlanes(bits) is a mask from the
+ * lowest bits, and vselect(m, a, b) is a in the lanes of m, else b. vhalf(p) are VL floats from 16-bit ones, vsum4(to, v)
+ * are the sums of four vectors' lanes. */
 #ifndef LLAMAFAST_SIMD_LEVEL_H
 #define LLAMAFAST_SIMD_LEVEL_H
 

@@ -22,5 +22,7 @@
 #undef vhsum
 #undef vpack
 #undef vpack_index
+#undef vlanes
+#undef vselect
 #undef vhalf
 #undef vsum4
