@@ -79,7 +79,7 @@ def embedding_model(name: str) -> Path:
 
 
 def run_here(work: EmbeddingWork) -> float:
-    """Seconds of the bare loop."""
+    """Seconds of the bare loop, on graphs as llama.cpp makes them."""
     from llamafast._core.context import Batch, Context
     from llamafast._core.model import Model
 

@@ -1,4 +1,4 @@
-"""The bare llama_decode loop: no sampling, arbitrary tokens, logits for every decoded row where llama.cpp puts them.
+"""The bare llama_decode loop: no sampling, any tokens, logits of every decoded row, graphs as llama.cpp makes them.
 
 It runs in a process of its own (``python -m benchmarks.raw``, a Workload on stdin, a RawRun on stdout) so that neither
 its memory nor its threads touch the server's.

@@ -1,4 +1,4 @@
-/* Attention for batches of many sequences, in place of ggml's.
+/* Attention on CPUs, in place of ggml's.
  *
  * Sequences share the cells of the cache, and ggml looks at each of them for each head of each row: where 16 sequences
  * decode, 15 of 16 looks are in vain. Here the mask of a row is read once for all its heads, and the heads that share a

@@ -4,7 +4,7 @@ from libc.string cimport memset
 
 from .constraint cimport MAX_FORCED
 from .context cimport batch_add
-from .cost cimport cost_fit
+from .cost cimport cost_add, cost_fit
 from .headers.llama cimport llama_batch
 from .running cimport running_ready, running_stop
 from .sequence cimport FINISH_NONE, sequence_t
@@ -29,7 +29,7 @@ cdef double WAITING_WEIGHT = 16
 cdef double QUICK_SECONDS = 0.05
 # Sequences that have their first token wait so long for others that came with them: in full steps a token costs less.
 cdef double COHORT_SECONDS = 2.0
-# They get this share of a step's time however small a target is.
+# They get this share of a step's time at least.
 cdef double LEAST_SPARE = 0.1
 # A step that only prefills: long enough to be efficient, short enough to hear a cancel or a new request.
 cdef double PREFILL_SECONDS = 0.5
@@ -78,24 +78,28 @@ cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch
 
 
 cdef double batching_spare(
-    const batching_t *self, double seconds, int32_t n_decode, int32_t n_waiting, double age
+    const batching_t *self, double seconds, int32_t n_rows, int32_t n_decode, int32_t n_waiting, double age
 ) noexcept nogil:
-    """How long prompts may be computed elsewhere after a step of ``seconds`` that had ``n_decode`` decode rows.
+    """How long prompts may be computed elsewhere after a step of ``seconds`` that had ``n_decode`` decode rows of
+    ``n_rows``. What its prompt rows took has gone already from what prompts may take.
 
     Where no fewer sequences wait for their first token than decode, a fuller step later serves more of them. So it does
     where the first of those who decode began only ``age`` seconds ago: they wait for those who came with them.
     """
-    cdef double spare
+    cdef double fixed, per_row, spare, least = LEAST_SPARE * seconds, decode_seconds = seconds
     if n_decode == 0:
         return seconds
     if self.target_itl > 0:
-        return max(self.target_itl - seconds, LEAST_SPARE * seconds)
+        return max(self.target_itl - seconds, least)
+    if n_rows > n_decode and self.cost.rows > 0:
+        cost_fit(&self.cost, &fixed, &per_row)
+        decode_seconds = min(seconds, fixed + per_row * n_decode)
     if n_waiting >= n_decode:
         spare = PREFILL_SECONDS
     else:
-        spare = max(STRETCH * seconds, STRETCH_SECONDS) - seconds
+        spare = max(STRETCH * decode_seconds, STRETCH_SECONDS) - seconds
         spare = min(spare, seconds * max(1.0, WAITING_WEIGHT * n_waiting / n_decode))
-        spare = max(spare, QUICK_SECONDS - seconds)
+        spare = max(spare, QUICK_SECONDS - seconds, least)
     return max(spare, batching_cohort(self, age))
 
 
@@ -104,12 +108,17 @@ cdef double batching_cohort(const batching_t *self, double age) noexcept nogil:
     return 0 if self.target_itl > 0 else max(0.0, COHORT_SECONDS - age)
 
 
-def spare_seconds(double seconds, int32_t n_decode, int32_t n_waiting, double age, double target_itl=0):
-    """``batching_spare`` on its own, for tests."""
+def spare_seconds(
+    double seconds, int32_t n_decode, int32_t n_waiting, double age, double target_itl=0, int32_t n_prefill=0,
+    double per_row=0
+):
+    """``batching_spare`` on its own, for tests, after a step that cost ``per_row`` a row."""
     cdef batching_t batching
     memset(&batching, 0, sizeof(batching))
     batching.target_itl = target_itl
-    return batching_spare(&batching, seconds, n_decode, n_waiting, age)
+    if per_row:
+        cost_add(&batching.cost, 1, per_row)
+    return batching_spare(&batching, seconds, n_decode + n_prefill, n_decode, n_waiting, age)
 
 
 cdef bint is_decoding(const sequence_t *s) noexcept nogil:

@@ -235,8 +235,8 @@ cdef int embedder_step(Embedder self, double seconds) noexcept nogil:
 
 
 cdef void start_over(Embedder self) noexcept nogil:
-    """One bad number spoils everybody's in its batch and, where there is a memory, everybody's who looks at it later:
-    what is masked has weight 0, and 0 times NaN is NaN. So nothing of it stays, and who was spoiled runs alone."""
+    """One bad number may spoil everybody's in its batch and, where there is a memory, those of who looks at it later:
+    weights of 0 times NaN are NaN. So nothing of it stays, and who was spoiled runs alone."""
     cdef int32_t i
     cdef input_t *s
     if self.context.memory != NULL:

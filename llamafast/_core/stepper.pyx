@@ -178,7 +178,7 @@ cdef int stepper_step(Stepper self, int32_t n_decode) noexcept nogil:
     code = stepper_publish(self, decoded)
     sampled = count.last_step
     self.spare = batching_spare(
-        &self.batching, sampled - start, n_decode, self.live.n - n_sequences, stepper_age(self, start))
+        &self.batching, sampled - start, n_rows, n_decode, self.live.n - n_sequences, stepper_age(self, start))
     cost_add(&self.batching.cost, n_rows, decoded - start)
     stepper_count(self, n_rows, decoded - start, sampled - start)
     count.sequences += n_sequences

@@ -1,7 +1,8 @@
 """Prefixes of what has run, kept in host RAM.
 
-A prefix that stays in KV cells makes every decode slower: each row looks at every cell up to the highest used one. In
-RAM it costs nothing until it is wanted, and taking it back is hundreds of times faster than computing it.
+A prefix that stays in KV cells takes their room and makes every decode slower: llama.cpp makes a mask of every cell up
+to the highest used one. In RAM it costs nothing until it is wanted, and taking it back is hundreds of times faster than
+computing it.
 
 A state is a part of a sequence that continues another state, so what prompts have in common is stored once, and saving
 or restoring a part delays a step but little. The tree that finds them by their tokens is in the core.

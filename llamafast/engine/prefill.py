@@ -21,9 +21,10 @@ logger = logging.getLogger(__name__)
 # A prompt that takes less than this is not worth the two copies that moving it costs.
 LEAST_SECONDS = 0.1
 # A batch that is computed at one go: all of a shorter prompt's rows are done at its end, and nothing of it is kept when
-# nobody wants it any more. In rows ggml's CPU attention works in tiles of 64.
+# nobody wants it any more.
 BATCH_SECONDS = 0.4
-TILE = 64
+# Its rows are a multiple of these: each costs more in a smaller batch.
+LEAST_ROWS = 64
 
 
 @dataclass(eq=False)
@@ -181,9 +182,9 @@ class PrefillQueue:
             job.parts = [part for part in job.parts if part.stop <= start]
 
     def _begin(self) -> None:
-        rows = TILE
+        rows = LEAST_ROWS
         if self._row_seconds:
-            rows = max(TILE, int(BATCH_SECONDS / self._row_seconds) // TILE * TILE)
+            rows = max(LEAST_ROWS, int(BATCH_SECONDS / self._row_seconds) // LEAST_ROWS * LEAST_ROWS)
         room = self.prefiller.n_batch
         rows = min(rows, room)
         jobs = sorted(self._running, key=lambda job: job.n_tokens - job.n_done)
@@ -194,8 +195,8 @@ class PrefillQueue:
             if not rows:
                 break
             left = job.n_tokens - job.n_done
-            # fewer rows than a tile would cost as much as many of them
-            job.n_rows = left if left < min(rows + TILE, room + 1) else rows
+            # a few rows left for the next batch would cost more each
+            job.n_rows = left if left < min(rows + LEAST_ROWS, room + 1) else rows
             stop = job.n_done + job.n_rows
             row = self.prefiller.add(job.seq_id, job.tokens, job.n_done, stop, stop == job.n_tokens)
             job.row = row if stop == job.n_tokens else -1

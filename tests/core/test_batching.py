@@ -22,6 +22,13 @@ def test_who_has_been_decoding_for_long_is_held_up_little(seconds, n_decode, n_w
     assert spare_seconds(seconds, n_decode, n_waiting, OLD) == pytest.approx(spare)
 
 
+def test_what_prompt_rows_of_the_step_took_has_gone_already():
+    """Of 0.3 s for both, and of 1.5 times what 4 decode rows take alone; a tenth of the step is left in any case."""
+    assert spare_seconds(0.2, 4, 1, OLD, n_prefill=10, per_row=0.014) == pytest.approx(0.1)
+    assert spare_seconds(1.0, 4, 1, OLD, n_prefill=6, per_row=0.1) == pytest.approx(0.1)
+    assert spare_seconds(0.5, 4, 1, OLD, n_prefill=1, per_row=0.1) == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("n_waiting", [1, 8])
 def test_who_has_just_begun_waits_for_those_who_came_with_it(n_waiting):
     assert spare_seconds(0.03, 4, n_waiting, 0.0) == 2.0

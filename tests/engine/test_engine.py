@@ -24,7 +24,7 @@ GREEDY = SamplingParams(temperature=0)
 
 
 def config(path, *, max_queue=512, ram_bytes=0, prefill_chunk=None, disaggregate_prefill=None, **model) -> Config:
-    # random weights make near-ties, which flash attention and 16-bit keys and values decide by how steps are cut
+    # random weights make near-ties, which ggml's flash attention and 16-bit keys and values decide by how steps are cut
     exact = {"flash_attn": False, "type_k": 0, "type_v": 0}
     settings = {"path": str(path), "n_ctx": 512, "n_seq_max": 4, "threads": 1} | exact
     return Config(

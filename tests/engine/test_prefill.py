@@ -155,7 +155,7 @@ def test_what_cannot_be_saved_is_left_to_others(queue, prefiller, monkeypatch, c
         assert drain(queue, prefiller) == [(other, 0)]
 
 
-def test_a_batch_takes_as_many_tiles_as_the_time_allows_and_leaves_no_rest_below_one(queue, prefiller):
+def test_a_batch_takes_as_many_rows_as_the_time_allows_and_leaves_no_small_rest(queue, prefiller):
     assert not queue.pays(9, 0.01)
     assert queue.pays(10, 0.01)
     queue.add(FakeSequence(text(1000)), [])

@@ -63,7 +63,6 @@ cdef extern from "llama.h" nogil:
     ctypedef int32_t llama_seq_id
     ctypedef c_bool (*llama_progress_callback)(float progress, void *user_data) noexcept nogil
 
-    enum: LLAMA_POOLING_TYPE_UNSPECIFIED
     enum: LLAMA_POOLING_TYPE_NONE
     enum: LLAMA_POOLING_TYPE_MEAN
     enum: LLAMA_POOLING_TYPE_CLS
