@@ -118,6 +118,7 @@ ENGINE_SERIES = (
         "request_generated_tokens", "llamafast:request_generated_tokens", "histogram", "Tokens of finished sequences"
     ),
     Series("request_max_tokens", "llamafast:request_max_tokens", "histogram", "Tokens they might have had"),
+    Series("request_choices", "llamafast:request_choices", "histogram", "Choices asked for with a prompt, by request"),
 )
 # Only of models that embed.
 EMBEDDING_SERIES = (
@@ -172,6 +173,7 @@ ALIASES = {
         Series("request_prompt_tokens", "vllm:request_prompt_tokens", "histogram", "Prompt tokens"),
         Series("request_generated_tokens", "vllm:request_generation_tokens", "histogram", "Tokens generated"),
         Series("request_max_tokens", "vllm:request_params_max_tokens", "histogram", "Tokens that might be generated"),
+        Series("request_choices", "vllm:request_params_n", "histogram", "Choices asked for with a prompt"),
     )
 }
 

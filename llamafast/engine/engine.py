@@ -6,6 +6,8 @@ import asyncio
 import os
 import sys
 import threading
+from bisect import bisect_left
+from collections import Counter
 from contextlib import suppress
 from struct import iter_unpack
 
@@ -49,6 +51,9 @@ FINISH_REFUSED = 3
 
 SLOW_NICENESS = 10
 
+# Choices of a request, the upper bounds of their distribution.
+CHOICES_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+
 
 class Engine:
     """Serves one Context. Everything here runs on the event loop; only the Worker steps.
@@ -78,6 +83,7 @@ class Engine:
         self._max_queue = max_queue
         self._priorities = priorities
         self._live: dict[int, tuple[Generation, int]] = {}
+        self._choices: Counter[int] = Counter()
         self._embedding: set[EmbeddingRequest] = set()
         self._closing = False
         self._waking = False
@@ -150,6 +156,7 @@ class Engine:
         generation = Generation(n_choices, sum(len(prompt) for prompt in plan.prompts), self._cancel, plan.n)
         generation.top_logprobs = plan.top_logprobs or 0
         sequences = self._sequences.of(plan)
+        self._choices[plan.n] += 1
         for index, sequence in enumerate(sequences):
             if sequence is None:
                 generation.push(index, "", 0, "length")
@@ -191,7 +198,11 @@ class Engine:
 
     def histograms(self) -> dict[str, Histogram]:
         """The engine's distributions for /metrics; never waits for a step."""
-        return self._worker.histograms()
+        counts = [0] * (len(CHOICES_BOUNDS) + 1)
+        for n, requests in self._choices.items():
+            counts[bisect_left(CHOICES_BOUNDS, n)] += requests
+        choices = (CHOICES_BOUNDS, counts, float(sum(n * requests for n, requests in self._choices.items())))
+        return self._worker.histograms() | {"request_choices": choices}
 
     def _check_open(self, n_more: int) -> None:
         """Whether ``n_more`` may wait. Raises EngineUnavailable or QueueFull."""

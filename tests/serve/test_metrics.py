@@ -102,12 +102,13 @@ async def test_ten_requests_of_ten_tokens(server: Server) -> None:
     for name, count in {
         "time_to_first_token_seconds": 10, "inter_token_seconds": 90, "end_to_end_seconds": 10, "queue_seconds": 10,
         "prefill_seconds": 10, "generation_seconds": 10, "inference_seconds": 10,
-        "request_prompt_tokens": 10, "request_generated_tokens": 10, "request_max_tokens": 10,
+        "request_prompt_tokens": 10, "request_generated_tokens": 10, "request_max_tokens": 10, "request_choices": 10,
     }.items():  # fmt: skip
         assert grown(f"llamafast:{name}_count") == grown(f"llamafast:{name}_bucket", le="+Inf") == count
     assert grown("llamafast:request_prompt_tokens_sum") == 80
     assert grown("llamafast:request_generated_tokens_sum") == 100
     assert grown("llamafast:request_max_tokens_sum") == 100
+    assert grown("llamafast:request_choices_sum") == 10
     queued, prefill, generation, inference, whole = (
         grown(f"llamafast:{name}_seconds_sum") for name in ("queue", "prefill", "generation", "inference", "end_to_end")
     )
