@@ -167,7 +167,7 @@ static bool next_block(
     int64_t cell[BLOCK];
     int n = 0;
     while (n < BLOCK) {
-        while (*left == 0 && ++*word < (k->ne[1] + 63) / 64) {
+        while (*left == 0 && ++*word < CEIL(k->ne[1], 64)) {
             *left = rows->seen[*word];
         }
         if (*left == 0) {
