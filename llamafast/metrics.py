@@ -102,14 +102,14 @@ ENGINE_SERIES = (
     Series("reserved_cells", "llamafast:kv_cells_reserved", "gauge", "KV cells that running sequences may need"),
     Series("total_cells", "llamafast:kv_cells", "gauge", "KV cells"),
     Series("kv_usage", "llamafast:kv_usage_ratio", "gauge", "KV cells in use / KV cells, at most 1"),
-    Series("queue_seconds", "llamafast:queue_seconds", "histogram", "From submitted to admitted"),
+    Series("queue_seconds", "llamafast:queue_seconds", "histogram", "From submitted to the first work on it"),
     Series(
         "first_token_seconds", "llamafast:time_to_first_token_seconds", "histogram", "From submitted to first token"
     ),
     Series("inter_token_seconds", "llamafast:inter_token_seconds", "histogram", "From each token to the next"),
-    Series("prefill_seconds", "llamafast:prefill_seconds", "histogram", "From admitted to first token"),
+    Series("prefill_seconds", "llamafast:prefill_seconds", "histogram", "From the first work to the first token"),
     Series("generation_seconds", "llamafast:generation_seconds", "histogram", "From first token to last"),
-    Series("inference_seconds", "llamafast:inference_seconds", "histogram", "From admitted to last token"),
+    Series("inference_seconds", "llamafast:inference_seconds", "histogram", "From the first work to the last token"),
     Series("end_to_end_seconds", "llamafast:end_to_end_seconds", "histogram", "From submitted to the last token"),
     Series("step_seconds", "llamafast:step_seconds", "histogram", "Wall time of a step"),
     Series("step_rows", "llamafast:step_rows", "histogram", "Rows of a step"),
@@ -166,9 +166,19 @@ ALIASES = {
         Series(
             "end_to_end_seconds", "vllm:e2e_request_latency_seconds", "histogram", "From submitted to the last token"
         ),
-        Series("prefill_seconds", "vllm:request_prefill_time_seconds", "histogram", "From admitted to first token"),
+        Series(
+            "prefill_seconds",
+            "vllm:request_prefill_time_seconds",
+            "histogram",
+            "From the first work to the first token",
+        ),
         Series("generation_seconds", "vllm:request_decode_time_seconds", "histogram", "From first token to last"),
-        Series("inference_seconds", "vllm:request_inference_time_seconds", "histogram", "From admitted to last token"),
+        Series(
+            "inference_seconds",
+            "vllm:request_inference_time_seconds",
+            "histogram",
+            "From the first work to the last token",
+        ),
         Series("step_rows", "vllm:iteration_tokens_total", "histogram", "Rows of a step"),
         Series("request_prompt_tokens", "vllm:request_prompt_tokens", "histogram", "Prompt tokens"),
         Series("request_generated_tokens", "vllm:request_generation_tokens", "histogram", "Tokens generated"),

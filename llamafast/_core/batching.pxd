@@ -17,6 +17,5 @@ cdef void batching_init(
 ) noexcept nogil
 cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch) noexcept nogil
 cdef double batching_spare(
-    const batching_t *self, double seconds, int32_t n_rows, int32_t n_decode, int32_t n_waiting, double age
+    const batching_t *self, double seconds, int32_t n_rows, int32_t n_decode, int32_t n_waiting
 ) noexcept nogil
-cdef double batching_cohort(const batching_t *self, double age) noexcept nogil

@@ -6,29 +6,27 @@ from .constraint cimport MAX_FORCED
 from .context cimport batch_add
 from .cost cimport cost_add, cost_fit
 from .headers.llama cimport llama_batch
-from .running cimport running_ready, running_stop
+from .running cimport MAX_RUNNING, running_goals, running_ready, running_stop
 from .sequence cimport FINISH_NONE, sequence_t
 
 cdef enum:
     # rows of prompt in a step, however slow rows are: prefill always advances
-    MIN_PREFILL = 8
-    # the same, before the first step was measured
+    MIN_PREFILL = 4
+    # before the first step was measured, where nobody decodes
     FIRST_PREFILL = 64
     # ggml's CPU kernels multiply four rows of a batch at a time; one to three more cost nearly as much as four
     ROW_TILE = 4
     # llama.cpp keeps the logits of all rows of a step that ask for them, and never gives the memory back
     SCORED_BYTES = 1 << 26
 
-# A step that decodes may take this many times what it would take without prefill rows, and need not take less than
-# so many seconds: where decoding is faster than anybody reads, prompts come first.
-cdef double STRETCH = 1.5
-cdef double STRETCH_SECONDS = 0.3
+# Prompts lengthen the gap between two tokens of those who decode to so many times what it would be, or to so many
+# seconds, and no further, whoever waits: a reader sees no pause.
+cdef double GAP_STRETCH = 2.5
+cdef double GAP_SECONDS = 0.085
 # Within that, what prompts that are computed elsewhere get after a step is no longer than the step times so many times
 # the share of sequences that wait (or than the step); but where steps are quick both together may take so many seconds.
 cdef double WAITING_WEIGHT = 16
 cdef double QUICK_SECONDS = 0.05
-# Sequences that have their first token wait so long for others that came with them: in full steps a token costs less.
-cdef double COHORT_SECONDS = 2.0
 # They get this share of a step's time at least.
 cdef double LEAST_SPARE = 0.1
 # A step that only prefills: long enough to be efficient, short enough to hear a cancel or a new request.
@@ -40,17 +38,17 @@ cdef void batching_init(
 ) noexcept nogil:
     """``self`` is zeroed."""
     self.n_batch = n_batch
-    self.n_scored_max = max(<int32_t> MIN_PREFILL, <int32_t> (SCORED_BYTES // (4 * n_vocab)))
+    self.n_scored_max = max(<int32_t> 2 * MIN_PREFILL, <int32_t> (SCORED_BYTES // (4 * n_vocab)))
     self.prefill_chunk = prefill_chunk
     self.target_itl = target_itl
 
 
 cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch) noexcept nogil:
-    """Fill the batch: every sequence that goes on generating, then prompts in order of admission.
+    """Fill the batch: every sequence that goes on generating, then prompts.
 
     Returns how many rows continue a generation. n_batch >= n_seq_max, so every sequence finds at least one row.
     """
-    cdef int32_t i, budget, spare, take, n_decode = 0, n_generating = 0
+    cdef int32_t i, spare, n_decode = 0, n_generating = 0
     cdef sequence_t *s
     batch.n_tokens = 0
     for i in range(live.n):
@@ -66,51 +64,92 @@ cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch
         if s.ready and is_decoding(s):
             spare -= take_rows(batch, s, running_stop(live, s, 1 + spare)) - 1
             n_generating += s.n_rows if s.n_past >= s.n_prompt else 0
-    budget = min(prefill_budget(self, n_decode), self.n_batch - batch.n_tokens)
-    for i in range(live.n):
-        s = live.states[i]
-        if s.ready and not is_decoding(s) and budget > 0:
-            take = running_stop(live, s, budget)
-            if s.logprobs.n_scored < s.n_prompt:
-                take = min(take, self.n_scored_max)
-            budget -= take_rows(batch, s, take)
+    fill_prompts(self, live, batch, min(prefill_budget(self, n_decode), self.n_batch - batch.n_tokens))
     return n_generating
 
 
+cdef void fill_prompts(batching_t *self, running_t *live, llama_batch *batch, int32_t budget) noexcept nogil:
+    """Divide ``budget`` rows among prompts: half of them to the one that was admitted first, the others to whoever
+    needs the fewest until it, or somebody who waits for its prefix, can go on. So short prompts do not wait for a long
+    one, nor the long one for all the short ones that come.
+    """
+    cdef int32_t i, reserved, n_waiting = 0
+    cdef sequence_t *s
+    cdef sequence_t *first = NULL
+    cdef sequence_t *waiting[MAX_RUNNING]
+    running_goals(live)
+    for i in range(live.n):
+        s = live.states[i]
+        if s.ready and not is_decoding(s):
+            if first == NULL:
+                first = s
+            else:
+                waiting[n_waiting] = s
+                n_waiting += 1
+    if first == NULL:
+        return
+    reserved = min(budget // 2, first.n_tokens - first.n_past) if n_waiting else 0
+    budget -= reserved
+    while n_waiting and budget > 0:
+        s = take_nearest(waiting, &n_waiting)
+        budget -= take_prompt_rows(self, live, batch, s, budget)
+    take_prompt_rows(self, live, batch, first, budget + reserved)
+
+
+cdef sequence_t *take_nearest(sequence_t **waiting, int32_t *n_waiting) noexcept nogil:
+    """Take out of ``waiting``, in order of admission, the first of those with the fewest rows to their goal."""
+    cdef int32_t i, best = 0
+    cdef sequence_t *nearest
+    for i in range(1, n_waiting[0]):
+        if waiting[i].goal - waiting[i].n_past < waiting[best].goal - waiting[best].n_past:
+            best = i
+    nearest = waiting[best]
+    n_waiting[0] -= 1
+    for i in range(best, n_waiting[0]):
+        waiting[i] = waiting[i + 1]
+    return nearest
+
+
+cdef int32_t take_prompt_rows(
+    batching_t *self, running_t *live, llama_batch *batch, sequence_t *s, int32_t budget
+) noexcept nogil:
+    """Add at most ``budget`` rows of a prompt; returns how many."""
+    if budget <= 0:
+        return 0
+    if s.logprobs.n_scored < s.n_prompt:
+        budget = min(budget, self.n_scored_max)
+    return take_rows(batch, s, running_stop(live, s, budget))
+
+
+cdef double batching_gap(const batching_t *self, double decode_seconds) noexcept nogil:
+    """The most seconds between two tokens of those who decode, where a step without prompts takes ``decode_seconds``.
+    """
+    if self.target_itl > 0:
+        return self.target_itl
+    return max(GAP_STRETCH * decode_seconds, GAP_SECONDS)
+
+
 cdef double batching_spare(
-    const batching_t *self, double seconds, int32_t n_rows, int32_t n_decode, int32_t n_waiting, double age
+    const batching_t *self, double seconds, int32_t n_rows, int32_t n_decode, int32_t n_waiting
 ) noexcept nogil:
     """How long prompts may be computed elsewhere after a step of ``seconds`` that had ``n_decode`` decode rows of
     ``n_rows``. What its prompt rows took has gone already from what prompts may take.
-
-    Where no fewer sequences wait for their first token than decode, a fuller step later serves more of them. So it does
-    where the first of those who decode began only ``age`` seconds ago: they wait for those who came with them.
     """
-    cdef double fixed, per_row, spare, least = LEAST_SPARE * seconds, decode_seconds = seconds
+    cdef double fixed, per_row, spare, decode_seconds = seconds
     if n_decode == 0:
         return seconds
-    if self.target_itl > 0:
-        return max(self.target_itl - seconds, least)
     if n_rows > n_decode and self.cost.rows > 0:
         cost_fit(&self.cost, &fixed, &per_row)
         decode_seconds = min(seconds, fixed + per_row * n_decode)
-    if n_waiting >= n_decode:
-        spare = PREFILL_SECONDS
-    else:
-        spare = max(STRETCH * decode_seconds, STRETCH_SECONDS) - seconds
-        spare = min(spare, seconds * max(1.0, WAITING_WEIGHT * n_waiting / n_decode))
-        spare = max(spare, QUICK_SECONDS - seconds, least)
-    return max(spare, batching_cohort(self, age))
-
-
-cdef double batching_cohort(const batching_t *self, double age) noexcept nogil:
-    """How long those who decode, the first of them for ``age`` seconds, wait for prompts that came with theirs."""
-    return 0 if self.target_itl > 0 else max(0.0, COHORT_SECONDS - age)
+    spare = batching_gap(self, decode_seconds) - seconds
+    if self.target_itl <= 0:
+        spare = min(spare, max(
+            seconds * max(1.0, WAITING_WEIGHT * n_waiting / n_decode), QUICK_SECONDS - seconds))
+    return max(spare, LEAST_SPARE * seconds)
 
 
 def spare_seconds(
-    double seconds, int32_t n_decode, int32_t n_waiting, double age, double target_itl=0, int32_t n_prefill=0,
-    double per_row=0
+    double seconds, int32_t n_decode, int32_t n_waiting, double target_itl=0, int32_t n_prefill=0, double per_row=0
 ):
     """``batching_spare`` on its own, for tests, after a step that cost ``per_row`` a row."""
     cdef batching_t batching
@@ -118,7 +157,7 @@ def spare_seconds(
     batching.target_itl = target_itl
     if per_row:
         cost_add(&batching.cost, 1, per_row)
-    return batching_spare(&batching, seconds, n_decode + n_prefill, n_decode, n_waiting, age)
+    return batching_spare(&batching, seconds, n_decode + n_prefill, n_decode, n_waiting)
 
 
 cdef bint is_decoding(const sequence_t *s) noexcept nogil:
@@ -148,13 +187,8 @@ cdef int32_t prefill_budget(const batching_t *self, int32_t n_decode) noexcept n
     if n_decode and self.prefill_chunk:
         return self.prefill_chunk
     if self.cost.rows == 0:
-        return FIRST_PREFILL
+        return MIN_PREFILL if n_decode else FIRST_PREFILL
     cost_fit(&self.cost, &fixed, &per_row)
-    if n_decode and self.target_itl > 0:
-        seconds = self.target_itl
-    elif n_decode:
-        seconds = max(STRETCH * (fixed + per_row * n_decode), STRETCH_SECONDS)
-    else:
-        seconds = PREFILL_SECONDS
+    seconds = batching_gap(self, fixed + per_row * n_decode) if n_decode else PREFILL_SECONDS
     budget = max(MIN_PREFILL, <int32_t> min((seconds - fixed) / per_row, 1e6) - n_decode)
     return budget + (-(n_decode + budget) & (ROW_TILE - 1))

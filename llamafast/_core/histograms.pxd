@@ -17,12 +17,12 @@ cdef struct histogram_t:
 cdef struct histograms_t:
     histogram_t step_seconds
     histogram_t step_rows
-    histogram_t queue_seconds       # from submitted to admitted, once a sequence
+    histogram_t queue_seconds       # from submitted to the first work, of sequences that had their first token
     histogram_t first_token         # seconds from submitted to the first token
     histogram_t inter_token         # seconds from each token to the next, pauses by preemption included
-    histogram_t prefill             # seconds from the first admission to the first token
+    histogram_t prefill             # seconds from the first work to the first token
     histogram_t generation          # seconds from the first token to the last
-    histogram_t inference           # both: seconds from the first admission to the last token
+    histogram_t inference           # both: seconds from the first work to the last token
     histogram_t end_to_end          # seconds from submitted to the last token
     histogram_t prompt_tokens       # of sequences that had their first token
     histogram_t generated_tokens    # of sequences that finished
@@ -32,6 +32,5 @@ cdef struct histograms_t:
 cdef void histograms_init(histograms_t *self) noexcept nogil
 cdef void observe(histogram_t *self, double value) noexcept nogil
 cdef void observe_step(histograms_t *self, double seconds, int64_t rows) noexcept nogil
-cdef void observe_admitted(histograms_t *self, sequence_t *s) noexcept nogil
 cdef void observe_token(histograms_t *self, sequence_t *s, double when) noexcept nogil
 cdef dict histograms_read(const histograms_t *self)

@@ -1,7 +1,6 @@
 """Distributions of times and sizes, counted where they happen: a token costs a subtraction and a short scan."""
 from libc.stdint cimport int64_t
 
-from .headers.clock cimport now
 from .sequence cimport FINISH_NONE, sequence_t
 
 
@@ -53,26 +52,20 @@ cdef void observe_step(histograms_t *self, double seconds, int64_t rows) noexcep
     observe(&self.step_rows, <double> rows)
 
 
-cdef void observe_admitted(histograms_t *self, sequence_t *s) noexcept nogil:
-    """A sequence runs; the first time counts."""
-    if s.admitted == 0:
-        s.admitted = now()
-        observe(&self.queue_seconds, s.admitted - s.submitted)
-
-
 cdef void observe_token(histograms_t *self, sequence_t *s, double when) noexcept nogil:
     """A sequence got a token at ``when``, its last one if it has finished."""
     if s.first_token == 0:
         s.first_token = when
         observe(&self.first_token, when - s.submitted)
-        observe(&self.prefill, when - s.admitted)
+        observe(&self.queue_seconds, s.scheduled - s.submitted)
+        observe(&self.prefill, when - s.scheduled)
         observe(&self.prompt_tokens, s.n_prompt)
     else:
         observe(&self.inter_token, when - s.newest_token)
     s.newest_token = when
     if s.finish != FINISH_NONE:
         observe(&self.generation, when - s.first_token)
-        observe(&self.inference, when - s.admitted)
+        observe(&self.inference, when - s.scheduled)
         observe(&self.end_to_end, when - s.submitted)
         observe(&self.generated_tokens, s.n_tokens - s.n_prompt)
         observe(&self.max_tokens, s.n_max - s.n_prompt)

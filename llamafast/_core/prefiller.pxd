@@ -9,6 +9,7 @@ cdef struct turn_t:
     pthread_cond_t passed
     bint working                # llama_decode has a batch to compute, and nobody else may touch the context
     bint granted                # it may compute; else it waits, between two nodes of its graph
+    bint aborting               # the batch is given up
     bint closing
     double until                # when it gives the turn back, monotonic seconds
 

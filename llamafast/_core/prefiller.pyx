@@ -115,6 +115,18 @@ cdef class Prefiller:
                 llama_synchronize(self.context.ctx)
                 turn_end(&self.turn)
 
+    def abort(self):
+        """Give up the batch that is being computed, of which nobody wants anything; returns once that is done."""
+        with nogil:
+            pthread_mutex_lock(&self.turn.lock)
+            if self.turn.working and not self.turn.closing:
+                self.turn.aborting = self.turn.granted = True
+                self.turn.until = 0
+                pthread_cond_broadcast(&self.turn.passed)
+                while self.turn.working and not self.turn.closing:
+                    pthread_cond_wait(&self.turn.passed, &self.turn.lock)
+            pthread_mutex_unlock(&self.turn.lock)
+
     def close(self):
         """``run`` returns; what it computes is aborted."""
         pthread_mutex_lock(&self.turn.lock)
@@ -157,7 +169,7 @@ cdef bint turn_take(turn_t *self) noexcept nogil:
 
 cdef void turn_end(turn_t *self) noexcept nogil:
     pthread_mutex_lock(&self.lock)
-    self.working = self.granted = False
+    self.working = self.granted = self.aborting = False
     pthread_cond_broadcast(&self.passed)
     pthread_mutex_unlock(&self.lock)
 
@@ -165,12 +177,15 @@ cdef void turn_end(turn_t *self) noexcept nogil:
 cdef c_bool pause(void *data) noexcept nogil:
     """llama.cpp's abort callback, between two nodes. True aborts."""
     cdef turn_t *turn = <turn_t *> data
+    cdef bint aborts
     if now() < turn.until:
         return False
     pthread_mutex_lock(&turn.lock)
-    turn.granted = turn.closing
-    pthread_cond_broadcast(&turn.passed)
-    while not turn.granted:
-        pthread_cond_wait(&turn.passed, &turn.lock)
+    if not turn.aborting:
+        turn.granted = turn.closing
+        pthread_cond_broadcast(&turn.passed)
+        while not turn.granted:
+            pthread_cond_wait(&turn.passed, &turn.lock)
+    aborts = turn.closing or turn.aborting
     pthread_mutex_unlock(&turn.lock)
-    return turn.closing
+    return aborts

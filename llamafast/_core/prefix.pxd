@@ -20,8 +20,8 @@ cdef int prefix_init(prefix_t *self) noexcept nogil
 cdef void prefix_free(prefix_t *self) noexcept nogil
 cdef int prefix_insert(prefix_t *self, int32_t owner, uint64_t hash) noexcept nogil
 cdef void prefix_remove(prefix_t *self, int32_t owner, uint64_t hash) noexcept nogil
-cdef int32_t prefix_find(
-    const prefix_t *self, const uint64_t *hashes, int32_t n_blocks, const uint64_t *allowed, uint64_t *owners
+cdef void prefix_find(
+    const prefix_t *self, const uint64_t *hashes, int32_t n_blocks, const uint64_t *allowed, int32_t *depths
 ) noexcept nogil
 cdef uint64_t block_hash(uint64_t parent, const int32_t *tokens) noexcept nogil
 cdef int32_t common_run(const int32_t *a, const int32_t *b, int32_t limit) noexcept nogil

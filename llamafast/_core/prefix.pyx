@@ -1,6 +1,7 @@
 """Which sequences have which prefix: blocks of 16 tokens, hashed in a chain, each with the set of its owners.
 
-A look-up walks a prompt's blocks until one is unknown: O(n / 16), whatever the number of sequences. A hash only finds;
+A look-up walks a prompt's blocks until one is unknown, O(n / 16) whatever the number of sequences, and notes where it
+loses each owner. A hash only finds;
 the caller compares tokens before it believes, and goes on token by token from there. The chain (vLLM's idea) makes a
 block's hash name everything before it, so one probe a block is enough.
 """
@@ -115,27 +116,40 @@ cdef void prefix_remove(prefix_t *self, int32_t owner, uint64_t hash) noexcept n
     self.used -= 1
 
 
-cdef int32_t prefix_find(
-    const prefix_t *self, const uint64_t *hashes, int32_t n_blocks, const uint64_t *allowed, uint64_t *owners
+cdef void prefix_find(
+    const prefix_t *self, const uint64_t *hashes, int32_t n_blocks, const uint64_t *allowed, int32_t *depths
 ) noexcept nogil:
-    """How many leading blocks one of the ``allowed`` owners has; ``owners`` becomes the set of those who have them all.
-
-    Both sets are (OWNER_WORDS,) bits.
+    """How many of the leading blocks each owner has: ``depths`` becomes (MAX_SEQ,) of that, 0 for those who are not
+    among ``allowed``, (OWNER_WORDS,) bits.
     """
     cdef int32_t n, k
-    cdef uint64_t some
+    cdef uint64_t some, had
+    cdef uint64_t owners[OWNER_WORDS]
     cdef slot_t *slot
-    memset(owners, 0, OWNER_WORDS * sizeof(uint64_t))
+    memset(depths, 0, MAX_SEQ * sizeof(int32_t))
+    memcpy(owners, allowed, sizeof(owners))
     for n in range(n_blocks):
         slot = prefix_probe(self, hashes[n])
         some = 0
         for k in range(OWNER_WORDS):
-            some |= slot.owners[k] & allowed[k]
+            had = owners[k]
+            owners[k] &= slot.owners[k]
+            some |= owners[k]
+            note_depth(depths + 64 * k, had & ~owners[k], n)
         if some == 0:
-            return n
-        for k in range(OWNER_WORDS):
-            owners[k] = slot.owners[k] & allowed[k]
-    return n_blocks
+            return
+    for k in range(OWNER_WORDS):
+        note_depth(depths + 64 * k, owners[k], n_blocks)
+
+
+cdef void note_depth(int32_t *depths, uint64_t owners, int32_t depth) noexcept nogil:
+    """Set ``depths`` at the bits of ``owners``."""
+    cdef int i
+    if owners == 0:
+        return
+    for i in range(64):
+        if owners >> i & 1:
+            depths[i] = depth
 
 
 cdef int32_t common_run(const int32_t *a, const int32_t *b, int32_t limit) noexcept nogil:

@@ -1,18 +1,16 @@
 """Who runs: sequences that come, take their ids and their memory, and leave."""
 from libc.stdint cimport int32_t, int64_t
 
-from .batching cimport batching_cohort
 from .constraint cimport MASK_NONE, masker_ask
 from .context cimport Context
 from .cost cimport cost_fit
 from .headers.clock cimport now
 from .headers.llama cimport llama_memory_seq_pos_max, llama_memory_seq_rm
-from .histograms cimport observe_admitted
 from .outbox cimport outbox_publish
 from .prefiller cimport prefiller_logits
-from .running cimport MAX_RUNNING, running_add, running_clear, running_longest, running_remove
-from .sequence cimport FINISH_HALTED, FINISH_NONE, Sequence, sequence_t
-from .stepper cimport RUN_NO_MEMORY, Stepper, stepper_age, stepper_choose
+from .running cimport MAX_RUNNING, loan_t, running_add, running_clear, running_goals, running_loan, running_remove
+from .sequence cimport FINISH_HALTED, FINISH_NONE, Sequence, sequence_schedule, sequence_t
+from .stepper cimport RUN_NO_MEMORY, Stepper, stepper_choose
 
 
 cdef class Runner(Stepper):
@@ -20,7 +18,7 @@ cdef class Runner(Stepper):
     the engine thread.
 
     ``target_itl``: how many seconds a step that also decodes may take, as far as its prompt rows decide that; 0:
-    STRETCH times what it would take without them, or STRETCH_SECONDS. ``prefill_chunk``: most prompt rows of such a
+    GAP_STRETCH times what it would take without them, or GAP_SECONDS. ``prefill_chunk``: most prompt rows of such a
     step, whatever they take; 0 leaves it to the time. What the ``prefiller`` has to compute gets slices between steps,
     within the same time.
     """
@@ -53,8 +51,30 @@ cdef class Runner(Stepper):
         return self.context.n_ctx
 
     def shareable(self, Sequence sequence not None):
-        """How many of its tokens a waiting sequence would get from the running ones."""
-        return running_longest(&self.live, &sequence.state)
+        """How many of its tokens a waiting sequence would get from a running one, and how many of those are there
+        already: the others it would wait for."""
+        cdef loan_t loan = running_loan(&self.live, &sequence.state)
+        return loan.n_shared, loan.n_there
+
+    def awaited(self, Sequence sequence not None):
+        """The least number of a running sequence's tokens, more than it has in memory, that somebody waits for; all it
+        has where nobody does."""
+        running_goals(&self.live)
+        return sequence.state.goal
+
+    def followers(self, Sequence sequence not None):
+        """The running sequences that wait for a prefix of this one."""
+        cdef Sequence other
+        return [other for other in self.running if other.state.leader == sequence.state.seq_id >= 0]
+
+    @property
+    def least_wait(self):
+        """Fewer tokens that the Prefiller is to compute nobody waits for."""
+        return self.live.least_wait
+
+    @least_wait.setter
+    def least_wait(self, int32_t n_tokens):
+        self.live.least_wait = n_tokens
 
     @property
     def in_parts(self):
@@ -75,32 +95,34 @@ cdef class Runner(Stepper):
         cost_fit(&self.batching.cost, &fixed, &per_row)
         return per_row
 
-    def add(self, Sequence sequence not None, int32_t n_restore=0):
+    def add(self, Sequence sequence not None, int32_t n_found=0, bint apart=False):
         """Let a sequence run. What another running sequence has computed of its tokens, or is about to, is shared.
 
-        It waits until ``restore`` has brought its first ``n_restore`` tokens (fewer than it has), or has failed to.
-        Raises IndexError where there is no free sequence id.
+        It waits until ``restore`` has brought its first ``n_found`` tokens (fewer than it has), or has failed to; if
+        its prompt is computed ``apart``, until ``prefilled`` and all but the last. Raises IndexError where there is no
+        free sequence id.
         """
         cdef sequence_t *s = &sequence.state
         if s.seq_id >= 0 or s.finish != FINISH_NONE:
             raise ValueError("the sequence runs already or has finished")
-        if not 0 <= n_restore < s.n_tokens:
-            raise ValueError(f"{n_restore} tokens to restore for a sequence of {s.n_tokens}")
+        if not 0 <= n_found < s.n_tokens:
+            raise ValueError(f"{n_found} tokens to restore for a sequence of {s.n_tokens}")
         s.seq_id = self.free_seq_ids.pop()
         s.n_rows = 0
         s.n_past = 0
-        s.n_restore = s.n_found = n_restore
+        s.n_found = n_found
+        s.n_restore = s.n_tokens - 1 if apart else n_found
+        s.apart = apart
         if s.constraint != NULL and s.constraint.state == MASK_NONE and masker_ask(self.masker, s.constraint, -1) < 0:
             raise MemoryError
-        observe_admitted(&self.observed, s)
         self.running.append(sequence)
         running_add(&self.live, s)
 
-    def prefilled(self, Sequence sequence not None, int32_t n_restore, int32_t n_found, int32_t row=-1):
-        """Tell a running sequence how many of its tokens the Prefiller has, ``n_found`` of them not computed for it.
+    def prefilled(self, Sequence sequence not None, int32_t n_restore, int32_t row=-1):
+        """Tell a running sequence that the Prefiller is done with it and has computed its first ``n_restore`` tokens.
 
-        It now waits until these are restored. They may be fewer than it was added with; where they are all it has,
-        ``row`` of the Prefiller's last batch gives its next token.
+        It now waits until these are restored. They may be fewer than it has; where they are all, ``row`` of the
+        Prefiller's last batch gives its next token.
         """
         cdef sequence_t *s = &sequence.state
         cdef float *logits = NULL
@@ -112,16 +134,15 @@ cdef class Runner(Stepper):
             if n_restore != s.n_tokens or logits == NULL:
                 raise ValueError(f"row {row} for {n_restore} of {s.n_tokens} tokens")
         s.n_restore = n_restore
-        s.n_found = n_found
+        s.apart = False
         if row < 0 or s.finish != FINISH_NONE:
             return
         # the record of its first token tells what was cached
-        note_cached(self, s, n_found)
+        note_cached(self, s, s.n_found - min(s.n_past, s.n_found))
         s.n_found = 0
         with nogil:
+            sequence_schedule(s, now())
             status = stepper_choose(self, s, logits, now())
-            # its first step may wait for those that came with it
-            self.spare = max(self.spare, batching_cohort(&self.batching, stepper_age(self, now())))
             if outbox_publish(self.outbox) < 0:
                 status = RUN_NO_MEMORY
         if status == RUN_NO_MEMORY:
@@ -138,12 +159,15 @@ cdef class Runner(Stepper):
         cdef bint done
         if seq_id < 0 or not start < stop <= s.n_restore:
             raise ValueError(f"tokens {start} to {stop} of {s.n_restore} to restore")
+        sequence_schedule(s, now())
         if self.context.scratch >= 0:
             if start != s.n_past:
                 raise ValueError(f"tokens from {start} on after {s.n_past}")
             done = self.context.restore_part(seq_id, saved, start, stop)
-            # what could not be restored is computed
-            s.n_restore = s.n_restore if done else s.n_past
+            if not done:
+                # it is computed here
+                s.n_restore = s.n_past
+                s.apart = False
         else:
             done = self.context.set_state(seq_id, saved)
             done = done and llama_memory_seq_rm(self.context.memory, seq_id, stop, -1)
@@ -179,6 +203,7 @@ cdef class Runner(Stepper):
         llama_memory_seq_rm(self.context.memory, s.seq_id, -1, -1)
         self._let_go(sequence)
         s.n_past = s.n_restore = 0
+        s.apart = False
 
     def halt(self, Sequence sequence not None):
         """Give a running sequence no more rows; it counts as finished and nothing is reported."""

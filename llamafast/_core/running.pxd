@@ -12,6 +12,7 @@ cdef struct running_t:
     llama_memory_t memory
     bint unified
     int32_t n_cuttable
+    int32_t least_wait          # fewer tokens that the Prefiller is to compute are not waited for
     int32_t n
     sequence_t *states[MAX_RUNNING]
     sequence_t *by_seq_id[MAX_RUNNING]
@@ -21,10 +22,17 @@ cdef struct running_t:
     int64_t restored            # of those, restored from a saved state
     int64_t forks
 
+# What one sequence can lend another one.
+cdef struct loan_t:
+    sequence_t *lender          # NULL: nobody
+    int32_t n_shared            # tokens, in the end
+    int32_t n_there             # of those, in memory or about to be restored
+
 cdef int running_init(running_t *self, llama_memory_t memory, bint unified, int32_t n_cuttable) noexcept nogil
 cdef void running_free(running_t *self) noexcept nogil
 cdef void running_add(running_t *self, sequence_t *s) noexcept nogil
-cdef int32_t running_longest(const running_t *self, sequence_t *s) noexcept nogil
+cdef loan_t running_loan(const running_t *self, sequence_t *s) noexcept nogil
+cdef void running_goals(running_t *self) noexcept nogil
 cdef void running_remove(running_t *self, sequence_t *s) noexcept nogil
 cdef int32_t running_stop(const running_t *self, const sequence_t *s, int32_t take) noexcept nogil
 cdef void running_clear(running_t *self) noexcept nogil

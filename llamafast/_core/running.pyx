@@ -5,6 +5,11 @@ llama_memory_seq_cp (in a unified cache that copies no data) once they are in me
 other, its leader. So a burst of requests with one system prompt computes it once, the choices of one request compute
 their prompt once, and a follow-up to a running answer takes that answer too.
 
+Waiting has to pay: of two prefixes the one counts for more that has more tokens, those that are there already counted
+twice. Whoever computes a prefix gets its rows no later than the waiting one would get rows of its own
+(``running_goals``), so waiting never takes longer than computing again. Where the Prefiller computes it, whose batches
+are long, fewer than ``least_wait`` tokens are not waited for.
+
 Recurrent state and what a sliding window has left behind cannot be cut back: there a sequence lends only what ends
 exactly where it is, and stops its prompt's chunks where somebody waits for that.
 """
@@ -12,7 +17,7 @@ from libc.stdint cimport int32_t, uint64_t
 from libc.string cimport memcmp, memset
 
 from .headers.llama cimport llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_rm, llama_memory_t
-from .prefix cimport OWNER_WORDS, prefix_find, prefix_free, prefix_init, prefix_insert, prefix_remove
+from .prefix cimport BLOCK, MAX_SEQ, OWNER_WORDS, prefix_find, prefix_free, prefix_init, prefix_insert, prefix_remove
 from .sequence cimport sequence_hash, sequence_t
 
 
@@ -67,14 +72,21 @@ cdef void running_clear(running_t *self) noexcept nogil:
     for i in range(self.n):
         forget(self, self.states[i])
         self.states[i].leader = -1
+        self.states[i].apart = False
         self.states[i].n_past = self.states[i].n_restore = 0
     self.n = 0
 
 
 cdef void running_note(running_t *self, sequence_t *s) noexcept nogil:
-    """Index the whole blocks of a sequence that are not indexed yet. Without memory they stay unknown, no more."""
-    cdef int32_t i, first = s.n_blocks
+    """Index the whole blocks of a sequence that are not indexed yet."""
+    cdef int32_t first = s.n_blocks
     sequence_hash(s)
+    index_blocks(self, s, first)
+
+
+cdef void index_blocks(running_t *self, sequence_t *s, int32_t first) noexcept nogil:
+    """Index a sequence's hashed blocks from ``first`` on. Without memory they stay unknown, no more."""
+    cdef int32_t i
     for i in range(first, s.n_blocks):
         if prefix_insert(&self.prefix, s.seq_id, s.hashes[i]) < 0:
             s.n_blocks = i
@@ -114,6 +126,21 @@ cdef int32_t running_stop(const running_t *self, const sequence_t *s, int32_t ta
     return take
 
 
+cdef void running_goals(running_t *self) noexcept nogil:
+    """Bring everybody's ``goal`` up to date: the next length at which somebody can go on."""
+    cdef int32_t i
+    cdef sequence_t *s
+    cdef sequence_t *leader
+    for i in range(self.n):
+        self.states[i].goal = self.states[i].n_tokens
+    for i in range(self.n):
+        s = self.states[i]
+        if s.leader >= 0:
+            leader = self.by_seq_id[s.leader]
+            if leader.n_past < s.n_shared < leader.goal:
+                leader.goal = s.n_shared
+
+
 cdef void forget(running_t *self, sequence_t *s) noexcept nogil:
     cdef int32_t i
     for i in range(s.n_blocks):
@@ -126,56 +153,80 @@ cdef void share(running_t *self, sequence_t *s, int32_t place) noexcept nogil:
     forget(self, s)
     sequence_hash(s)
     follow(self, s, place)
-    s.n_blocks = 0
-    running_note(self, s)
+    index_blocks(self, s, 0)
 
 
 cdef void follow(running_t *self, sequence_t *s, int32_t place) noexcept nogil:
-    """Find the longest prefix that a sequence admitted before ``place`` has or will have; take it or wait for it.
+    """Find the prefix worth most that a sequence admitted before ``place`` has or will have; take it or wait for it.
 
     Waiting only for those before it, no two sequences ever wait for each other.
     """
-    cdef int32_t longest = 0
-    cdef sequence_t *best = best_before(self, s, place, &longest)
-    if longest > max(s.n_past, s.n_restore):
-        s.leader = best.seq_id
-        s.n_shared = longest
+    cdef loan_t loan = best_before(self, s, place)
+    if loan.lender != NULL and loan.n_shared + loan.n_there > 2 * max(s.n_past, s.n_restore):
+        s.leader = loan.lender.seq_id
+        s.n_shared = loan.n_shared
 
 
-cdef sequence_t *best_before(
-    const running_t *self, const sequence_t *s, int32_t place, int32_t *longest
-) noexcept nogil:
-    """Who of ``states[:place]`` has the longest prefix in common with the hashed tokens of ``s``; NULL: nobody."""
+cdef loan_t best_before(const running_t *self, const sequence_t *s, int32_t place) noexcept nogil:
+    """What ``states[:place]`` can lend the hashed tokens of ``s``; without a lender: nothing."""
     cdef uint64_t before[OWNER_WORDS]
-    cdef uint64_t owners[OWNER_WORDS]
-    cdef int32_t i, common
+    cdef int32_t depths[MAX_SEQ]
+    cdef int32_t i
     cdef sequence_t *other
-    cdef sequence_t *best = NULL
+    cdef loan_t best, loan
+    memset(&best, 0, sizeof(best))
     memset(before, 0, sizeof(before))
     for i in range(place):
         before[self.states[i].seq_id >> 6] |= <uint64_t> 1 << (self.states[i].seq_id & 63)
-    if prefix_find(&self.prefix, s.hashes, s.n_blocks, before, owners) == 0:
-        return NULL
+    prefix_find(&self.prefix, s.hashes, s.n_blocks, before, depths)
     for i in range(place):
         other = self.states[i]
-        if not owners[other.seq_id >> 6] >> (other.seq_id & 63) & 1:
-            continue
-        common = common_tokens(s, other)
-        if not lends(self, other, common):
-            continue
-        if common > longest[0] or (common == longest[0] and best != NULL and other.n_past > best.n_past):
-            longest[0] = common
-            best = other
+        if depths[other.seq_id]:
+            loan = loan_of(self, s, other, depths[other.seq_id] * BLOCK)
+            if loan.n_shared + loan.n_there > best.n_shared + best.n_there:
+                best = loan
+    # a hash only finds
+    if best.lender != NULL and not begins_alike(s, best.lender, best.n_shared):
+        memset(&best, 0, sizeof(best))
     return best
 
 
-cdef int32_t running_longest(const running_t *self, sequence_t *s) noexcept nogil:
-    """How many tokens of a sequence that does not run yet somebody who runs has or will have."""
-    cdef int32_t longest = 0
+cdef loan_t loan_of(const running_t *self, const sequence_t *s, sequence_t *other, int32_t n_alike) noexcept nogil:
+    """What ``other``, whose first ``n_alike`` tokens have the hashes of those of ``s``, can lend, and how much of it
+    without waiting for more than a restore. The last token of ``s`` never counts: it is always computed, as logits are
+    not kept.
+    """
+    cdef loan_t loan
+    cdef int32_t there = other.n_past if other.apart else max(other.n_past, other.n_restore)
+    cdef int32_t limit = min(s.n_tokens - 1, other.n_tokens)
+    loan.lender = other
+    loan.n_shared = min(n_alike, limit)
+    while loan.n_shared < limit and s.tokens[loan.n_shared] == other.tokens[loan.n_shared]:
+        loan.n_shared += 1
+    loan.n_there = min(loan.n_shared, there)
+    # who waits itself may wait for the Prefiller
+    if (other.apart or other.leader >= 0) and loan.n_shared - loan.n_there < self.least_wait:
+        loan.n_shared = loan.n_there
+    if not lends(self, other, loan.n_shared):
+        loan.n_shared = loan.n_there = 0
+    return loan
+
+
+cdef bint begins_alike(const sequence_t *s, const sequence_t *other, int32_t n) noexcept nogil:
+    """Whether they may share, and have their first ``n`` tokens in common."""
+    return (
+        s.n_salt == other.n_salt and memcmp(s.salt, other.salt, s.n_salt) == 0
+        and memcmp(s.tokens, other.tokens, n * sizeof(int32_t)) == 0
+    )
+
+
+cdef loan_t running_loan(const running_t *self, sequence_t *s) noexcept nogil:
+    """What those who run can lend a sequence that does not run yet."""
+    cdef loan_t loan
     sequence_hash(s)
-    best_before(self, s, self.n, &longest)
+    loan = best_before(self, s, self.n)
     s.n_blocks = 0
-    return longest
+    return loan
 
 
 cdef bint lends(const running_t *self, const sequence_t *other, int32_t n) noexcept nogil:
@@ -184,16 +235,6 @@ cdef bint lends(const running_t *self, const sequence_t *other, int32_t n) noexc
     if other.leader >= 0:
         reach = max(reach, other.n_shared)
     return reach <= n or reach <= self.n_cuttable
-
-
-cdef int32_t common_tokens(const sequence_t *s, const sequence_t *other) noexcept nogil:
-    """The last token never counts: it is always computed, as logits are not kept."""
-    cdef int32_t i = 0, limit = min(s.n_tokens - 1, other.n_tokens)
-    if s.n_salt != other.n_salt or memcmp(s.salt, other.salt, s.n_salt) != 0:
-        return 0
-    while i < limit and s.tokens[i] == other.tokens[i]:
-        i += 1
-    return i
 
 
 cdef void fork_from(running_t *self, sequence_t *leader, sequence_t *s) noexcept nogil:

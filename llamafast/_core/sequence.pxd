@@ -34,10 +34,12 @@ cdef struct sequence_t:
     int32_t n_runs          # how often it was admitted: once, and once more for each preemption
     int32_t n_cached        # tokens of the prompt that another sequence had computed
     int32_t n_restore       # it waits until so many tokens are restored
+    bint apart              # the Prefiller computes them, and they come in parts
     int32_t n_found         # so many of those were computed for others
     int32_t save_at         # once so many tokens are in memory, run() returns for them to be saved
     int32_t leader          # the sequence id whose prefix it waits for, -1: none
     int32_t n_shared        # how much of that prefix they have in common
+    int32_t goal            # once so many tokens are in memory it, or somebody who waits for them, can go on
     uint64_t *hashes        # (n_blocks,) of the whole blocks of tokens, as prefix.pyx chains them
     int32_t n_blocks
     const char *salt        # (n_salt,) bytes; only sequences of one salt share anything
@@ -52,7 +54,7 @@ cdef struct sequence_t:
     constraint_t *constraint  # the same; NULL: none
     text_t text
     double submitted        # monotonic seconds
-    double admitted         # the first time, 0: not yet
+    double scheduled        # when work on it began, 0: not yet
     double first_token      # 0: none
     double newest_token
     logprobs_t logprobs
@@ -68,3 +70,4 @@ cdef class Sequence:
 cdef bint sequence_preserves(const sequence_t *self, int32_t token) noexcept nogil
 cdef int sequence_append(sequence_t *self, int32_t token) noexcept nogil
 cdef int sequence_hash(sequence_t *self) noexcept nogil
+cdef void sequence_schedule(sequence_t *self, double when) noexcept nogil

@@ -152,8 +152,13 @@ cdef class Sequence:
 
     @property
     def queue_seconds(self):
-        """From here to the first admission; None before."""
-        return self.state.admitted - self.state.submitted if self.state.admitted else None
+        """From here to the first work on it, be it a row or a restored part; None before. So what it waits for another
+        sequence's prefix counts."""
+        return self.state.scheduled - self.state.submitted if self.state.scheduled else None
+
+    def schedule(self):
+        """Work on it begins, elsewhere than in a Runner's steps."""
+        sequence_schedule(&self.state, now())
 
     @property
     def finished(self):
@@ -180,6 +185,12 @@ cdef int sequence_hash(sequence_t *self) noexcept nogil:
         self.hashes[self.n_blocks] = block_hash(parent, self.tokens + self.n_blocks * BLOCK)
         self.n_blocks += 1
     return 0
+
+
+cdef void sequence_schedule(sequence_t *self, double when) noexcept nogil:
+    """Work on it began at ``when``; the first time counts."""
+    if self.scheduled == 0:
+        self.scheduled = when
 
 
 cdef bint sequence_preserves(const sequence_t *self, int32_t token) noexcept nogil:

@@ -41,11 +41,10 @@ cdef class Stepper:
     cdef batching_t batching
     cdef int attention                          # atomic
     cdef Prefiller prefiller                    # or None
-    cdef double spare                           # seconds it may take before the next step
+    cdef public double spare                    # seconds that others may compute before the next step
     cdef readonly Masker masker
     cdef Chooser chooser
     cdef counters_t counters
     cdef histograms_t observed
 
-cdef double stepper_age(Stepper self, double when) noexcept nogil
 cdef int stepper_choose(Stepper self, sequence_t *s, float *logits, double decoded) noexcept nogil

@@ -19,7 +19,7 @@ from .outbox cimport Outbox, outbox_publish
 from .prefiller cimport Prefiller, prefiller_slice
 from .prefix cimport BLOCK
 from .running cimport running_free, running_init, running_note
-from .sequence cimport FINISH_LENGTH, FINISH_NONE, FINISH_STOP, sequence_t
+from .sequence cimport FINISH_LENGTH, FINISH_NONE, FINISH_STOP, sequence_schedule, sequence_t
 from .vocab cimport Vocab
 
 
@@ -165,8 +165,10 @@ cdef int stepper_step(Stepper self, int32_t n_decode) noexcept nogil:
     n_sequences = 0
     for i in range(self.live.n):
         s = self.live.states[i]
-        s.n_past += s.n_rows
-        n_sequences += s.n_rows > 0
+        if s.n_rows:
+            s.n_past += s.n_rows
+            sequence_schedule(s, start)
+            n_sequences += 1
         save_due = save_due or s.n_past >= s.save_at
     # the first row waits until the device is done
     for i in range(self.live.n):
@@ -177,8 +179,7 @@ cdef int stepper_step(Stepper self, int32_t n_decode) noexcept nogil:
     await_masks(self, decoded - start)
     code = stepper_publish(self, decoded)
     sampled = count.last_step
-    self.spare = batching_spare(
-        &self.batching, sampled - start, n_rows, n_decode, self.live.n - n_sequences, stepper_age(self, start))
+    self.spare = batching_spare(&self.batching, sampled - start, n_rows, n_decode, self.live.n - n_sequences)
     cost_add(&self.batching.cost, n_rows, decoded - start)
     stepper_count(self, n_rows, decoded - start, sampled - start)
     count.sequences += n_sequences
@@ -187,16 +188,6 @@ cdef int stepper_step(Stepper self, int32_t n_decode) noexcept nogil:
     count.generated_seconds += (decoded - start) * n_decode / n_rows
     count.sample_seconds += sampled - decoded
     return RUN_SAVE_DUE if save_due and code == RUN_PAUSED else code
-
-
-cdef double stepper_age(Stepper self, double when) noexcept nogil:
-    """How long before ``when`` the first of those who run had its first token."""
-    cdef double oldest = when
-    cdef int32_t i
-    for i in range(self.live.n):
-        if self.live.states[i].first_token:
-            oldest = min(oldest, self.live.states[i].first_token)
-    return when - oldest
 
 
 cdef int stepper_publish(Stepper self, double decoded) noexcept nogil:

@@ -14,9 +14,10 @@ from llamafast.engine.types import EmbeddingPlan
 from llamafast.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, LlamafastError
 
 # A step that embeds, in seconds: long enough to be efficient, short enough to hear a cancel. Beside generation it is
-# also a pause of every stream.
+# also a pause of every stream, as long as the Runner has to spare, and better none than many short ones.
 STEP_SECONDS = 0.5
 STEP_SECONDS_BESIDE = 0.1
+LEAST_STEP_SECONDS = 0.02
 
 
 def inputs_of(plan: EmbeddingPlan, vocab: Vocab, max_tokens: int) -> list[Input]:
@@ -162,17 +163,23 @@ class Turns:
             # nobody saves up time by being away
             self._owed_seconds = max(0.0, self._owed_seconds)
 
-    def embed(self, *, beside: bool) -> None:
-        """Let inputs that wait have their turn, ``beside`` generation that wants the time too."""
-        if not beside:
+    def embed(self, spare: float | None) -> float:
+        """Let inputs that wait have their turn, for as long as generation has to ``spare`` until its next step; None:
+        it has nothing to do. Returns the seconds that were taken."""
+        if spare is None:
             self._owed_seconds = 0.0
             if self._queue.has_work:
                 self._queue.step(STEP_SECONDS)
-            return
+            return 0.0
+        taken = spent = 0.0
         # a full batch may take much less than what is owed
-        while self._queue.has_work and self._owed_seconds <= 0:
+        while self._queue.has_work and self._owed_seconds <= 0 and taken + spent / 2 <= max(spare, LEAST_STEP_SECONDS):
             start = time.monotonic()
-            self._queue.step(min(STEP_SECONDS, max(STEP_SECONDS_BESIDE, -self._owed_seconds)))
-            self._owed_seconds += time.monotonic() - start
+            seconds = max(STEP_SECONDS_BESIDE, -self._owed_seconds)
+            self._queue.step(min(seconds, max(spare, LEAST_STEP_SECONDS) - taken))
+            spent = time.monotonic() - start
+            taken += spent
+            self._owed_seconds += spent
             if self._owed_seconds > -STEP_SECONDS_BESIDE:
-                return  # too little for a step: paid with the next turn
+                break  # too little for a step: paid with the next turn
+        return taken

@@ -51,6 +51,9 @@ FINISH_REFUSED = 3
 
 SLOW_NICENESS = 10
 
+# With every place in the queue so many choices may wait, be they of one request or of many.
+QUEUED_CHOICES = 4
+
 # Choices of a request, the upper bounds of their distribution.
 CHOICES_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
@@ -205,12 +208,20 @@ class Engine:
         return self._worker.histograms() | {"request_choices": choices}
 
     def _check_open(self, n_more: int) -> None:
-        """Whether ``n_more`` may wait. Raises EngineUnavailable or QueueFull."""
+        """Whether a request for ``n_more`` choices may wait. Raises EngineUnavailable or QueueFull.
+
+        Requests are counted, not their choices, so that one with thousands of them shuts nobody out; choices are
+        bounded for those who ask for several.
+        """
         if self._closing:
             raise EngineUnavailable("the server is shutting down")
+        n_requests = self._worker.n_waiting_requests
+        if n_requests and n_requests >= self._max_queue:
+            raise QueueFull(f"{n_requests} requests wait already, the queue takes {self._max_queue}")
         n_waiting = self._worker.n_waiting
-        if n_waiting and n_waiting + n_more > self._max_queue:
-            raise QueueFull(f"{n_waiting} requests wait already, the queue takes {self._max_queue}")
+        most = QUEUED_CHOICES * self._max_queue
+        if n_more > 1 and n_waiting and n_waiting + n_more > most:
+            raise QueueFull(f"{n_waiting} choices wait already, with {n_more} more there would be more than {most}")
 
     def _cancel(self, generation: Generation) -> None:
         self._worker.cancel([s.tag for s in generation.sequences if self._forget(s.tag) is not None])

@@ -41,49 +41,61 @@ class KVTransfer:
         """Whether something is to be done before the next step, or after it at the latest."""
         return bool(self._restores) or (self.prefills is not None and self.prefills.has_work)
 
+    @property
+    def computes_apart(self) -> bool:
+        """Whether a prompt is being computed apart, between two steps."""
+        return self.prefills is not None and self.prefills.prefiller.working
+
     def start(self, sequence: Sequence) -> None:
-        """Let a sequence run from the longest prefix there is: a running sequence's or a saved one.
+        """Let a sequence run from the prefix that leaves the least to do: a running sequence's or a saved one.
 
         If what is left of its prompt takes long it is computed apart, where running sequences have nothing to share: so
         much that they would have shared may then be computed again.
         """
-        shared = self._runner.shareable(sequence)
+        if self.prefills is not None:
+            self._runner.least_wait = self.prefills.least_rows(self._runner.row_seconds)
+        shared, ready = self._runner.shareable(sequence)
         n_wanted = sequence.n_tokens - 1
         again = (n_wanted - shared) // AGAIN_SHARE if self._pays_apart(sequence, n_wanted - shared) else 0
-        enough = max(0, shared - again)
-        parts = self._find(sequence, enough)
+        # of what a running sequence is still to compute a saved prefix need only have half
+        parts = self._find(sequence, max(0, (shared + ready) // 2 - again))
         n_found = parts[-1].stop if parts else 0
-        if self.prefills is not None and enough <= n_found and self._pays_apart(sequence, n_wanted - n_found):
-            self._runner.add(sequence, n_wanted)
+        apart = self._pays_apart(sequence, n_wanted - n_found) and shared - again <= n_found
+        self._runner.add(sequence, n_found, apart)
+        if parts:
+            self._restores[sequence] = deque(parts)
+        if apart and self.prefills is not None:
             self.prefills.add(sequence, parts)
-            n_found = n_wanted
-        else:
-            self._runner.add(sequence, n_found)
-            if parts:
-                self._restores[sequence] = deque(parts)
-        sequence.save_at = self._cache.next_save(n_found, sequence.n_prompt, sequence.checkpoints)
+        n_there = n_wanted if apart else n_found
+        sequence.save_at = self._cache.next_save(n_there, sequence.n_prompt, sequence.checkpoints)
 
     def arrive(self) -> list[Sequence]:
-        """Take over the prompts that have been computed apart; the sequences that have finished with their first
-        token."""
+        """Take over what has been computed apart; the sequences that have finished with their first token."""
         if self.prefills is None or not self.prefills.has_work:
             return []
         finished = []
-        for sequence, parts, n_found, row in self.prefills.advance():
-            self._runner.prefilled(sequence, parts[-1].stop if parts else 0, n_found, row)
+        for sequence, parts, n_tokens, row in self.prefills.advance(self._runner.awaited):
+            if n_tokens >= 0:
+                self._runner.prefilled(sequence, n_tokens, row)
             if sequence.finished:
+                self._restores.pop(sequence, None)
                 finished.append(sequence)
             elif parts:
-                self._restores[sequence] = deque(parts)
+                self._restores.setdefault(sequence, deque()).extend(parts)
         return finished
 
     def restore(self, deadline: float) -> None:
         """Restore parts of prefixes until the deadline, at least one."""
         while self._restores:
             sequence, parts = next(iter(self._restores.items()))
-            done = self._runner.restore(sequence, *parts.popleft())
+            saved, start, stop = parts.popleft()
+            # what the Prefiller could not restore it has computed again: that is there already
+            start = max(start, sequence.n_past) if self._runner.in_parts else start
+            done = start >= stop or self._runner.restore(sequence, saved, start, stop)
             self._counts["restore_failures"] += not done
-            if not done or not parts:
+            if not done:
+                self._forget(sequence)
+            elif not parts:
                 del self._restores[sequence]
             if time.monotonic() >= deadline:
                 return
@@ -99,14 +111,22 @@ class KVTransfer:
 
     def stop(self, sequence: Sequence) -> None:
         """Free a sequence's memory; what it computed is kept if it may be of use."""
-        self._forget(sequence)
         self._save(sequence)
-        self._runner.remove(sequence)
+        self.discard(sequence)
 
     def discard(self, sequence: Sequence) -> None:
         """Free a sequence's memory."""
+        followers = self._runner.followers(sequence)
         self._forget(sequence)
         self._runner.remove(sequence)
+        for follower in followers:
+            self._start_again(follower)
+
+    def _start_again(self, sequence: Sequence) -> None:
+        """Whom a sequence waited for has left: what is still to be computed may be better computed apart now."""
+        if not sequence.finished and self._pays_apart(sequence, sequence.n_tokens - 1 - sequence.n_past):
+            self.stop(sequence)
+            self.start(sequence)
 
     def clear(self) -> None:
         """Empty the memory of all that run."""

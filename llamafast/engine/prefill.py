@@ -1,7 +1,8 @@
 """Long prompts, computed in the Prefiller's own context and handed over as saved parts.
 
 A sequence whose prompt takes long waits for its parts as if they came from the prefix cache; meanwhile the others go on
-decoding. Disaggregated prefill (Zhong et al. 2024, DistServe), within one process and on the same cores.
+decoding. Parts are handed over as they are computed, so that others need not wait for the end of what they share.
+Disaggregated prefill (Zhong et al. 2024, DistServe), within one process and on the same cores.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import ceil
 from typing import NamedTuple
 
 from llamafast._core.prefiller import Prefiller
@@ -29,14 +32,16 @@ LEAST_ROWS = 64
 
 @dataclass(eq=False)
 class Job:
-    """A sequence whose first ``n_tokens`` tokens are to be had, all that it has when it comes."""
+    """A sequence whose first ``n_tokens`` tokens are to be had, all that it has when it comes. Of these the first
+    ``n_done`` are computed and the first ``n_saved`` saved; ``goal`` of them somebody can go on with."""
 
     sequence: Sequence
     tokens: array[int]
     salt: bytes
     found: deque[Part]
+    n_found: int
+    goal: int
     seq_id: int = -1
-    n_found: int = 0
     n_done: int = 0
     n_saved: int = 0
     n_rows: int = 0
@@ -48,25 +53,35 @@ class Job:
     def n_tokens(self) -> int:
         return len(self.tokens)
 
+    @property
+    def n_to_goal(self) -> int:
+        return (self.goal if self.goal > self.n_done else self.n_tokens) - self.n_done
+
+    @property
+    def done(self) -> bool:
+        return self.n_done == self.n_tokens
+
 
 class Prefilled(NamedTuple):
-    """What there is of a sequence's tokens: saved parts, in order, ``n_found`` tokens of which were found.
+    """News of a sequence: further saved ``parts``, in order, and, once nothing more will come, the ``n_tokens`` that
+    they and what was found hold; else that is -1.
 
-    Where they are all it has, ``row`` of the Prefiller's last batch has the logits of the last one until another batch
+    Where these are all it has, ``row`` of the Prefiller's last batch has the logits of the last one until another batch
     is computed; else it is -1.
     """
 
     sequence: Sequence
     parts: list[Part]
-    n_found: int
+    n_tokens: int
     row: int
 
 
 class PrefillQueue:
     """The jobs in order of arrival. Engine thread only.
 
-    Batches are filled with whoever needs the fewest rows first; in every other one the oldest job comes before them, so
-    that short prompts do not wait for a long one, nor a long one for all the short ones that come.
+    Batches are filled with whoever needs the fewest rows first until somebody can go on; in every other one the oldest
+    job comes before them, so that short prompts do not wait for a long one, nor a long one for all the short ones that
+    come.
     """
 
     def __init__(self, prefiller: Prefiller, cache: PrefixCache, least_seconds: float = LEAST_SECONDS) -> None:
@@ -89,39 +104,60 @@ class PrefillQueue:
         self._row_seconds = self._row_seconds or row_seconds
         return n_rows > 0 and n_rows * row_seconds >= self.least_seconds
 
+    def least_rows(self, row_seconds: float) -> int:
+        """So many rows take long enough to be computed here."""
+        return ceil(self.least_seconds / row_seconds) if row_seconds else 0
+
     def add(self, sequence: Sequence, found: list[Part]) -> None:
         """Compute what ``found`` leaves of a sequence's tokens."""
-        self._waiting.append(Job(sequence, sequence.tokens(), sequence.salt, deque(found), parts=list(found)))
+        tokens = sequence.tokens()
+        n_found = found[-1].stop if found else 0
+        self._waiting.append(Job(sequence, tokens, sequence.salt, deque(found), n_found, len(tokens)))
 
     def drop(self, sequence: Sequence) -> None:
         """Nobody waits for it any more."""
         self._waiting = deque(job for job in self._waiting if job.sequence is not sequence)
         for job in self._running:
             job.dropped = job.dropped or job.sequence is sequence
+        self._abort_unwanted()
 
     def clear(self) -> None:
         self._waiting.clear()
         for job in self._running:
             job.dropped = True
+        self._abort_unwanted()
 
-    def advance(self) -> list[Prefilled]:
-        """Settle the last batch and begin the next; whoever is done.
+    def advance(self, awaited: Callable[[Sequence], int]) -> list[Prefilled]:
+        """Settle the last batch and begin the next; what is new since the last call.
 
-        At most one saved part is copied in for each call, so that no step waits long.
+        ``awaited`` tells how many tokens of a running sequence the first of those who wait for it needs, all it has
+        where nobody waits. At most one saved part is copied in for each call, so that no step waits long.
         """
+        for job in self._running:
+            job.goal = awaited(job.sequence) if not job.dropped else job.n_tokens
         self._settle()
-        done = [job for job in self._running if job.n_done == job.n_tokens or job.dropped]
-        for job in done:
+        news = [self._news(job) for job in self._running if not job.dropped and (job.parts or job.done)]
+        for job in [job for job in self._running if job.done or job.dropped]:
             self._running.remove(job)
             self.prefiller.cut(job.seq_id, 0)
             self._free.append(job.seq_id)
-        self._admit()
+        self._admit(awaited)
         loading = next((job for job in self._running if job.found), None)
         if loading is not None:
             self._load(loading)
         else:
             self._begin()
-        return [Prefilled(job.sequence, job.parts, job.n_found, job.row) for job in done if not job.dropped]
+        return news
+
+    def _news(self, job: Job) -> Prefilled:
+        parts, job.parts = job.parts, []
+        n_tokens = max(job.n_saved, job.n_found) if job.done else -1
+        return Prefilled(job.sequence, parts, n_tokens, job.row if job.done else -1)
+
+    def _abort_unwanted(self) -> None:
+        """Do not finish a batch all of whose rows are of jobs that were dropped: whoever comes next would wait."""
+        if self.prefiller.working and all(job.dropped for job in self._running if job.n_rows):
+            self.prefiller.abort()
 
     def _settle(self) -> None:
         computed = self.prefiller.code == 0
@@ -139,12 +175,13 @@ class PrefillQueue:
         self.prefiller.settle()
 
     def _take(self, job: Job, computed: bool) -> None:
-        """Save what was computed of a job once it is a part or the end."""
+        """Save what was computed of a job once it is a part, the end or what somebody waits for."""
         if not computed:
             self._give_up(job)
             return
         job.n_done += job.n_rows
-        if job.n_done - job.n_saved < PART and job.n_done < job.n_tokens:
+        awaited = job.n_saved < job.goal <= job.n_done
+        if job.n_done - job.n_saved < PART and not job.done and not awaited:
             return
         part = Part(self.prefiller.save(job.seq_id, job.n_saved, job.n_done), job.n_saved, job.n_done)
         job.parts.append(part)
@@ -160,7 +197,7 @@ class PrefillQueue:
             job.row = -1
         job.n_done = job.n_saved
 
-    def _admit(self) -> None:
+    def _admit(self, awaited: Callable[[Sequence], int]) -> None:
         """Let waiting jobs run as long as there are sequence ids and cells for them."""
         n_cells = sum(job.n_tokens for job in self._running)
         while self._waiting and self._free:
@@ -170,16 +207,17 @@ class PrefillQueue:
                 return
             self._waiting.popleft()
             job.seq_id = self._free.pop()
+            job.goal = awaited(job.sequence)
             self._running.append(job)
 
     def _load(self, job: Job) -> None:
         saved, start, stop = job.found.popleft()
         if self.prefiller.restore(job.seq_id, saved, start, stop):
-            job.n_found = job.n_done = job.n_saved = stop
+            job.n_done = job.n_saved = stop
         else:
+            # computed again from there on, whatever else was found
             self.prefiller.cut(job.seq_id, start)
             job.found.clear()
-            job.parts = [part for part in job.parts if part.stop <= start]
 
     def _begin(self) -> None:
         rows = LEAST_ROWS
@@ -187,16 +225,17 @@ class PrefillQueue:
             rows = max(LEAST_ROWS, int(BATCH_SECONDS / self._row_seconds) // LEAST_ROWS * LEAST_ROWS)
         room = self.prefiller.n_batch
         rows = min(rows, room)
-        jobs = sorted(self._running, key=lambda job: job.n_tokens - job.n_done)
+        jobs = sorted(self._running, key=lambda job: job.n_to_goal)
         self._oldest_first = not self._oldest_first
         if self._oldest_first:
             jobs = [*self._running[:1], *(job for job in jobs if job is not self._running[0])]
         for job in jobs:
             if not rows:
                 break
-            left = job.n_tokens - job.n_done
+            job.sequence.schedule()
             # a few rows left for the next batch would cost more each
-            job.n_rows = left if left < min(rows + LEAST_ROWS, room + 1) else rows
+            left, most = job.n_tokens - job.n_done, min(rows + LEAST_ROWS - 1, room)
+            job.n_rows = next((end for end in (left, job.n_to_goal) if rows < end <= most), min(rows, left))
             stop = job.n_done + job.n_rows
             row = self.prefiller.add(job.seq_id, job.tokens, job.n_done, stop, stop == job.n_tokens)
             job.row = row if stop == job.n_tokens else -1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bisect import insort
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
 from typing import Generic, Protocol, TypeVar
@@ -27,16 +29,22 @@ S = TypeVar("S", bound=Schedulable)
 
 @dataclass(eq=False, slots=True)
 class Ticket(Generic[S]):
-    """A sequence's place: lower priority values first, then in order of arrival, also after a preemption."""
+    """A sequence's place: lower priority values first, then in order of arrival, also after a preemption.
+
+    ``request`` counts requests as they arrive; ``choice`` is which of its request's sequences this is. It ranks as if
+    it had come so many requests later: one that asks for thousands of choices gives way to those who ask for a few,
+    and nobody waits for ever.
+    """
 
     sequence: S
     priority: int
-    arrival: int
+    request: int
+    choice: int
     passed: int = 0
 
     @property
-    def rank(self) -> tuple[int, int]:
-        return self.priority, self.arrival
+    def rank(self) -> tuple[int, int, int]:
+        return self.priority, self.request + self.choice, self.request
 
 
 class Scheduler(Generic[S]):
@@ -59,7 +67,8 @@ class Scheduler(Generic[S]):
         self.n_cells = n_cells
         self._waiting: list[Ticket[S]] = []
         self._running: list[Ticket[S]] = []
-        self._arrivals = count()
+        self._waiting_choices: Counter[int] = Counter()
+        self._requests = count()
 
     @property
     def has_work(self) -> bool:
@@ -68,6 +77,11 @@ class Scheduler(Generic[S]):
     @property
     def n_waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def n_waiting_requests(self) -> int:
+        """Requests any of whose sequences wait."""
+        return len(self._waiting_choices)
 
     @property
     def n_running(self) -> int:
@@ -86,8 +100,11 @@ class Scheduler(Generic[S]):
     def waiting(self) -> list[S]:
         return [ticket.sequence for ticket in self._waiting]
 
-    def enqueue(self, sequence: S, priority: int = 0) -> None:
-        self._wait(Ticket(sequence, priority, next(self._arrivals)))
+    def enqueue(self, sequences: Iterable[S], priority: int = 0) -> None:
+        """Let the sequences of one request wait."""
+        request = next(self._requests)
+        for choice, sequence in enumerate(sequences):
+            self._wait(Ticket(sequence, priority, request, choice))
 
     def admit(self) -> list[S]:
         """Move from waiting to running whoever may run now; the ones that were moved, in order."""
@@ -110,7 +127,7 @@ class Scheduler(Generic[S]):
                 blocked.append(ticket)
                 may_pass = ticket.passed < self.MAX_PASSED
         for ticket in admitted:
-            self._waiting.remove(ticket)
+            self._leave_queue(ticket)
         return [ticket.sequence for ticket in admitted]
 
     def preempt(self) -> S | None:
@@ -124,12 +141,19 @@ class Scheduler(Generic[S]):
 
     def remove(self, sequence: S) -> bool:
         """Forget a sequence that finished, failed or was cancelled; True if it was running."""
-        for tickets in (self._running, self._waiting):
-            for ticket in tickets:
-                if ticket.sequence is sequence:
-                    tickets.remove(ticket)
-                    return tickets is self._running
+        for ticket in self._running:
+            if ticket.sequence is sequence:
+                self._running.remove(ticket)
+                return True
+        self.remove_waiting(lambda waiting: waiting is sequence)
         return False
+
+    def remove_waiting(self, unwanted: Callable[[S], bool]) -> int:
+        """Forget all who wait and are ``unwanted``; how many that are."""
+        removed = [ticket for ticket in self._waiting if unwanted(ticket.sequence)]
+        for ticket in removed:
+            self._leave_queue(ticket)
+        return len(removed)
 
     def take_running(self) -> list[S]:
         """Forget everybody who runs; who that was."""
@@ -138,6 +162,13 @@ class Scheduler(Generic[S]):
 
     def _wait(self, ticket: Ticket[S]) -> None:
         insort(self._waiting, ticket, key=lambda ticket: ticket.rank)
+        self._waiting_choices[ticket.request] += 1
+
+    def _leave_queue(self, ticket: Ticket[S]) -> None:
+        self._waiting.remove(ticket)
+        self._waiting_choices[ticket.request] -= 1
+        if not self._waiting_choices[ticket.request]:
+            del self._waiting_choices[ticket.request]
 
     def _reservation(self, ticket: Ticket[S]) -> int:
         return min(ticket.sequence.n_max, ticket.sequence.n_tokens + self.LOOKAHEAD)

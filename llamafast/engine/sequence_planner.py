@@ -71,8 +71,7 @@ class SequencePlanner:
                 preserved=array("i", plan.preserved_tokens),
                 top_logprobs=-1 if plan.top_logprobs is None else plan.top_logprobs,
                 score_prompt=plan.prompt_logprobs,
-                # every row of a prompt that is scored has to be computed: it shares with nobody
-                salt=b"%d" % tag if plan.prompt_logprobs else plan.cache_salt.encode(),
+                salt=_salt(plan, tag),
                 checkpoints=plan.checkpoints,
                 constraint=None
                 if plan.matcher is None
@@ -96,3 +95,8 @@ class SequencePlanner:
         except ValueError as error:
             raise InvalidRequest(f"`dry_sequence_breakers`: {error}", param="dry_sequence_breakers") from error
         return sorted(found)
+
+
+def _salt(plan: Plan, tag: int) -> bytes:
+    """Who may share with it. No client's salt can be that of a scored prompt, whose rows all have to be computed."""
+    return b"scored %d" % tag if plan.prompt_logprobs else b"client " + plan.cache_salt.encode()

@@ -25,6 +25,8 @@ STEPS_PER_RUN = 1 << 20
 # Where nobody has a step to take, states are saved only after the event loop has had so long to send the last tokens:
 # it needs the GIL, as saving does.
 SENDING_SECONDS = 0.001
+# Between two tries to start afresh.
+RESET_SECONDS = 0.1
 
 
 class Worker:
@@ -50,7 +52,7 @@ class Worker:
         self._turns = None if embeddings is None else Turns(embeddings)
         self._on_failure = on_failure
         self._wake = threading.Condition()
-        self._arrived: list[tuple[Sequence, int]] = []
+        self._arrived: list[tuple[list[Sequence], int]] = []  # of requests
         self._cancelled: list[int] = []
         self._ended: deque[tuple[Sequence, str]] = deque()  # still in memory, and what they count as
         self._closing = False
@@ -77,9 +79,9 @@ class Worker:
             thread.join()
 
     def enqueue(self, sequences: list[Sequence], priority: int = 0) -> None:
-        """Any thread, before a ``wake``."""
+        """The sequences of one request. Any thread, before a ``wake``."""
         with self._wake:
-            self._arrived.extend((sequence, priority) for sequence in sequences)
+            self._arrived.append((sequences, priority))
 
     def cancel(self, tags: list[int]) -> None:
         """Any thread, before a ``wake``."""
@@ -95,8 +97,17 @@ class Worker:
     @property
     def n_waiting(self) -> int:
         """Sequences that have not run yet or were preempted, and embedding requests. Any thread."""
-        n_embeddings = 0 if self.embeddings is None else self.embeddings.n_waiting
-        return self.scheduler.n_waiting + len(self._arrived) + n_embeddings
+        n_arrived = sum(len(sequences) for sequences, _ in self._arrived)
+        return self.scheduler.n_waiting + n_arrived + self._n_waiting_embeddings
+
+    @property
+    def n_waiting_requests(self) -> int:
+        """Requests that have sequences or inputs waiting. Any thread."""
+        return self.scheduler.n_waiting_requests + len(self._arrived) + self._n_waiting_embeddings
+
+    @property
+    def _n_waiting_embeddings(self) -> int:
+        return 0 if self.embeddings is None else self.embeddings.n_waiting
 
     def stalled(self) -> float:
         """Seconds that work has been waiting without a step; 0 when idle. Any thread."""
@@ -144,7 +155,18 @@ class Worker:
                 self._round()
             except Exception:
                 logger.exception("a round of steps failed")
+                self._recover()
+
+    def _recover(self) -> None:
+        """Reset until that succeeds: what fails it, out of memory for one, may pass."""
+        while not self._closing:
+            try:
                 self._reset()
+            except Exception:
+                logger.exception("cannot start afresh, trying again")
+                time.sleep(RESET_SECONDS)
+            else:
+                return
 
     def _take_orders(self) -> None:
         """Wait until there is something to do."""
@@ -156,16 +178,24 @@ class Worker:
             cancelled, self._cancelled = self._cancelled, []
         if self._busy_since is None:
             self._busy_since = time.monotonic()
-        for sequence, priority in arrived:
-            self.scheduler.enqueue(sequence, priority)
-        self._counts["submitted"] += len(arrived)
+        for sequences, priority in arrived:
+            self.scheduler.enqueue(sequences, priority)
+            self._counts["submitted"] += len(sequences)
         if cancelled:
             self._cancel(set(cancelled))
 
     def _round(self) -> None:
         self._generate()
         if self._turns is not None:
-            self._turns.embed(beside=self.scheduler.has_work)
+            self._embed(self._turns)
+
+    def _embed(self, turns: Turns) -> None:
+        """Embed in what the last step has to spare, of which a prompt that is computed apart gets half."""
+        if not self.scheduler.has_work:
+            turns.embed(None)
+            return
+        spare = self.runner.spare / (2 if self.transfer.computes_apart else 1)
+        self.runner.spare -= turns.embed(spare)
 
     def _generate(self) -> None:
         if self._ended and len(self._ended) == self.scheduler.n_running:
@@ -217,10 +247,7 @@ class Worker:
         self._fail(self.scheduler.running, EngineFailure("the request does not fit the context's memory"))
 
     def _cancel(self, tags: set[int]) -> None:
-        for sequence in self.scheduler.waiting:
-            if sequence.tag in tags:
-                self.scheduler.remove(sequence)
-                self._counts["cancelled"] += 1
+        self._counts["cancelled"] += self.scheduler.remove_waiting(lambda sequence: sequence.tag in tags)
         cancelled = [sequence for sequence in self.scheduler.running if sequence.tag in tags]
         for sequence in cancelled:
             self.runner.halt(sequence)
@@ -242,13 +269,14 @@ class Worker:
 
     def _reset(self) -> None:
         """After an error nobody foresaw: whoever runs is failed, memory starts afresh, whoever waits stays."""
-        sequences = self.scheduler.take_running()
+        sequences = self.scheduler.running
         self.transfer.clear()
         if self.embeddings is not None:
             self.embeddings.reset()
         self._ended.clear()
-        self._counts["failed"] += len(sequences)
         self._on_failure([sequence.tag for sequence in sequences], EngineFailure("the engine failed"))
+        self.scheduler.take_running()
+        self._counts["failed"] += len(sequences)
 
     def _release(self, deadline: float) -> None:
         """Free the memory of sequences that have ended until the deadline, at least of one."""

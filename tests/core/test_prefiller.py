@@ -40,7 +40,7 @@ def test_others_go_on_between_slices_and_the_text_is_the_same(rig):
     rig.runner.add(decoding)
     assert rig.runner.run(5) == PAUSED
     before = decoding.n_tokens
-    rig.runner.add(long, 399)
+    rig.runner.add(long, apart=True)
     rig.prefiller.add(0, LONG, 0, 399)
     rig.prefiller.begin()
     assert rig.prefiller.working
@@ -48,7 +48,7 @@ def test_others_go_on_between_slices_and_the_text_is_the_same(rig):
     assert (rig.prefiller.working, rig.prefiller.code, long.n_past) == (False, 0, 0)
     assert decoding.n_tokens - before > 3
     assert rig.runner.counts()["prompt_tokens"] == 400 + 1 + 399
-    rig.runner.prefilled(long, 399, 0)
+    rig.runner.prefilled(long, 399)
     for start, stop in ((0, 150), (150, 399)):
         assert rig.runner.restore(long, rig.prefiller.save(0, start, stop), start, stop)
     rig.collect()
@@ -64,7 +64,7 @@ def test_the_first_token_is_chosen_from_the_prefillers_logits(rig, max_tokens):
     expected = rig.run(rig.sequence(LONG, 2, max_tokens=max_tokens))[2]
     before = rig.runner.counts()
     long = rig.sequence(LONG, 2, max_tokens=max_tokens)
-    rig.runner.add(long, 399)
+    rig.runner.add(long, 120, apart=True)
     assert rig.prefiller.add(0, LONG, 0, 300) == 299
     rig.prefiller.begin()
     assert rig.runner.run(1 << 20) == PREFILLED
@@ -75,10 +75,10 @@ def test_the_first_token_is_chosen_from_the_prefillers_logits(rig, max_tokens):
     rig.prefiller.begin()
     assert rig.runner.run(1 << 20) == PREFILLED
     with pytest.raises(ValueError, match="row 119 for 399 of 400"):
-        rig.runner.prefilled(long, 399, 120, row)
+        rig.runner.prefilled(long, 399, row)
     with pytest.raises(ValueError, match="row 118 for 400 of 400"):
-        rig.runner.prefilled(long, 400, 120, 118)
-    rig.runner.prefilled(long, 400, 120, row)
+        rig.runner.prefilled(long, 400, 118)
+    rig.runner.prefilled(long, 400, row)
     assert (long.n_tokens, long.n_cached, long.finished) == (401, 120, max_tokens == 1)
     assert rig.runner.restore(long, rig.prefiller.save(0, 0, 400), 0, 400)
     while not long.finished:
@@ -95,11 +95,11 @@ def test_the_first_token_is_chosen_from_the_prefillers_logits(rig, max_tokens):
 def test_what_cannot_be_restored_after_the_first_token_is_computed(rig):
     expected = rig.run(rig.sequence(LONG, 1, max_tokens=9))[1]
     sequence = rig.sequence(LONG, 1, max_tokens=9)
-    rig.runner.add(sequence, 399)
+    rig.runner.add(sequence, apart=True)
     row = rig.prefiller.add(0, LONG, 0, 400, True)
     rig.prefiller.begin()
     assert rig.runner.run(1 << 20) == PREFILLED
-    rig.runner.prefilled(sequence, 400, 0, row)
+    rig.runner.prefilled(sequence, 400, row)
     assert not rig.runner.restore(sequence, b"no state", 0, 400)
     while not sequence.finished:
         assert rig.runner.run(1 << 20) == FINISHED
@@ -109,12 +109,12 @@ def test_what_cannot_be_restored_after_the_first_token_is_computed(rig):
 
 def test_who_was_halted_gets_no_token_from_the_prefiller(rig):
     sequence = rig.sequence(LONG, 1, max_tokens=9)
-    rig.runner.add(sequence, 399)
+    rig.runner.add(sequence, apart=True)
     row = rig.prefiller.add(0, LONG, 0, 400, True)
     rig.prefiller.begin()
     assert rig.runner.run(1 << 20) == PREFILLED
     rig.runner.halt(sequence)
-    rig.runner.prefilled(sequence, 400, 0, row)
+    rig.runner.prefilled(sequence, 400, row)
     assert (sequence.n_tokens, rig.collect()) == (400, {})
     rig.runner.clear()
 
@@ -132,8 +132,8 @@ def test_a_saved_part_is_taken_and_the_rest_cut(rig):
     rig.prefiller.begin()
     assert rig.runner.run(1 << 20) == PREFILLED
     sequence = rig.sequence(LONG[:200], 1, max_tokens=9)
-    rig.runner.add(sequence, 199)
-    rig.runner.prefilled(sequence, 199, 100)
+    rig.runner.add(sequence, 100, apart=True)
+    rig.runner.prefilled(sequence, 199)
     assert rig.runner.restore(sequence, rig.prefiller.save(1, 0, 199), 0, 199)
     while not sequence.finished:
         rig.runner.run(100)
@@ -155,15 +155,74 @@ def test_closing_aborts_what_it_computes(rig):
     rig.runner.clear()
 
 
+def test_a_batch_that_nobody_wants_is_aborted_and_the_next_one_is_right(rig):
+    expected = rig.run(rig.sequence(LONG, 2, max_tokens=6))[2]
+    rig.runner.add(rig.sequence([40], 1, max_tokens=100))
+    rig.prefiller.add(0, LONG[::-1], 0, 400)
+    rig.prefiller.begin()
+    assert rig.runner.run(3) == PAUSED
+    assert rig.prefiller.working
+    rig.prefiller.abort()
+    assert (rig.prefiller.working, rig.prefiller.code) == (False, 2)
+    rig.prefiller.abort()
+    rig.prefiller.settle()
+    rig.prefiller.cut(0, 0)
+    long = rig.sequence(LONG, 2, max_tokens=6)
+    rig.runner.add(long, apart=True)
+    row = rig.prefiller.add(0, LONG, 0, 400, True)
+    rig.prefiller.begin()
+    while (status := rig.runner.run(1 << 20)) != PREFILLED:
+        assert status == FINISHED
+        rig.tidy()
+    rig.runner.prefilled(long, 400, row)
+    assert rig.runner.restore(long, rig.prefiller.save(0, 0, 400), 0, 400)
+    while not long.finished:
+        rig.runner.run(1 << 20)
+    assert rig.collect()[2] == expected
+    rig.runner.clear()
+
+
+def test_parts_come_while_the_rest_is_computed_and_are_lent_at_once(rig):
+    """Who shares 200 of its tokens need not wait for the other 200, and who shares few does not wait at all."""
+    rig.runner.least_wait = 30
+    long, short, other = rig.sequence(LONG, 1), rig.sequence([*LONG[:200], 40], 2), rig.sequence([*LONG[:24], 40], 3)
+    expected = {2: rig.run(rig.sequence([*LONG[:200], 40], 2))[2], 3: rig.run(rig.sequence([*LONG[:24], 40], 3))[3]}
+    assert rig.runner.shareable(short) == (0, 0)
+    rig.runner.add(long, apart=True)
+    assert (rig.runner.shareable(short), rig.runner.shareable(other)) == ((200, 0), (0, 0))
+    rig.runner.add(short)
+    rig.runner.add(other)
+    assert (rig.runner.awaited(long), rig.runner.awaited(short)) == (200, 201)
+    assert rig.runner.followers(long) == [short]
+    while not other.finished:
+        rig.runner.run(1)
+    assert (other.n_cached, short.n_past) == (0, 0)
+    assert other.queue_seconds is not None
+    assert short.queue_seconds is None
+    rig.prefiller.add(0, LONG, 0, 250)
+    rig.prefiller.begin()
+    assert rig.runner.run(1 << 20) == PREFILLED
+    rig.prefiller.settle()
+    saved = rig.prefiller.save(0, 0, 250)
+    assert rig.runner.restore(long, saved, 0, 250)
+    assert rig.runner.awaited(long) == 400
+    while not short.finished:
+        rig.runner.run(1)
+    assert (long.n_past, short.n_cached) == (250, 200)
+    results = rig.collect()
+    assert {tag: results[tag] for tag in (2, 3)} == expected
+    rig.runner.clear()
+
+
 def test_a_sequence_may_wait_for_less(rig):
     sequence = rig.sequence(LONG[:50], 1, max_tokens=3)
     expected = rig.run(rig.sequence(LONG[:50], 1, max_tokens=3))
-    rig.runner.add(sequence, 49)
+    rig.runner.add(sequence, apart=True)
     assert rig.runner.run(10) == PAUSED
     assert sequence.n_past == 0
     with pytest.raises(ValueError, match="50 instead of 49"):
-        rig.runner.prefilled(sequence, 50, 0)
-    rig.runner.prefilled(sequence, 0, 0)
+        rig.runner.prefilled(sequence, 50)
+    rig.runner.prefilled(sequence, 0)
     assert rig.runner.run(10) == FINISHED
     assert rig.collect() == expected
     rig.runner.clear()

@@ -152,6 +152,38 @@ def test_prompt_rows_beside_decoding_ones_are_as_many_as_the_time_allows(tiny_mo
     assert max(advances) <= most
 
 
+def test_short_prompts_pass_a_long_one_which_goes_on_all_the_same(tiny_model):
+    """Steps of 64 rows: half for the long prompt, the others for whoever needs the fewest."""
+    rig = Rig(tiny_model("tiny-llama"), n_seq_max=4)
+    long = rig.sequence([(5 * k) % 300 + 33 for k in range(500)], 1)
+    rig.runner.add(long)
+    rig.runner.run(1)
+    before = long.n_past
+    assert before == 64
+    middle, short = (rig.sequence([tag] * n, tag, max_tokens=1) for tag, n in ((40, 90), (41, 20)))
+    rig.runner.add(middle)
+    rig.runner.add(short)
+    rig.runner.run(1)
+    assert (long.n_past - before, middle.n_past, short.finished) == (32, 12, True)
+    rig.tidy()
+    for _ in range(3):
+        rig.runner.run(1)
+    assert (long.n_past, middle.finished) == (64 + 3 * 32 + 64 - 14, True)
+
+
+def test_a_prefix_that_somebody_waits_for_is_computed_like_a_prompt_of_that_length(tiny_model):
+    rig = Rig(tiny_model("tiny-llama"), n_seq_max=8)
+    first, long = (rig.sequence([(seed * k) % 300 + 33 for k in range(500)], seed) for seed in (5, 7))
+    other = rig.sequence([40] * 200, 3)
+    follower = rig.sequence([*long.tokens()[:30], 40], 4, max_tokens=1)
+    for sequence in (first, other, long, follower):
+        rig.runner.add(sequence)
+    rig.runner.run(1)
+    assert (first.n_past, other.n_past, long.n_past) == (32, 0, 32)
+    rig.runner.run(1)
+    assert (follower.finished, follower.n_cached) == (True, 30)
+
+
 def test_fewer_rows_than_sequences_are_refused(tiny_model):
     with pytest.raises(ValueError, match="n_seq_max"):
         Rig(tiny_model("tiny-llama"), n_batch=3)

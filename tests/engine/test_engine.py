@@ -140,6 +140,40 @@ async def test_a_full_queue_refuses(tiny_model):
     await engine.close()
 
 
+async def test_a_request_for_many_choices_shuts_nobody_out(tiny_model):
+    """It fills its share of the queue; others still find a place, and are served before its last choices."""
+    settings = config(tiny_model("tiny-llama"), max_queue=4, n_seq_max=1, n_ctx=4096)
+    engine = load_engine(settings, tiny_model("tiny-llama"))
+    engine.start()
+    running = engine.submit(plan(40, max_tokens=4000, ignore_eos=True))
+    await anext(running)
+    many = engine.submit(plan(41, n=16))
+    while engine.counters()["waiting"] < 16:
+        await asyncio.sleep(0.001)
+    with pytest.raises(QueueFull, match="16 choices wait already"):
+        engine.submit(plan(42, n=2))
+    others = [engine.submit(plan(43 + k)) for k in range(3)]
+    with pytest.raises(QueueFull, match="4 requests"):
+        engine.submit(plan(50))
+    running.cancel()
+    answers = [asyncio.create_task(collect(generation)) for generation in (many, *others)]
+    await asyncio.wait(answers[1:])
+    assert not answers[0].done()
+    assert len(await answers[0]) == 16
+    await engine.close()
+
+
+async def test_no_client_can_name_the_salt_of_a_scored_prompt(engine):
+    """Tags count upwards: a client that sends numbers as its salt meets none of them."""
+    prompt = [33 + 5 * k % 300 for k in range(170)]
+    for tag in range(12):
+        for salt in (str(tag), f"scored {tag}", f"\0{tag}"):
+            await collect(engine.submit(plan(*prompt, cache_salt=salt, max_tokens=1)))
+            scored = engine.submit(plan(*prompt, max_tokens=1, top_logprobs=0, prompt_logprobs=True))
+            entries = [entry async for batch in scored for event in batch for entry in event.prompt_logprobs or ()]
+            assert (scored.cached_tokens, len(entries)) == (0, len(prompt) - 1)
+
+
 async def test_priorities_are_for_those_who_enable_them(engine, tiny_model):
     with pytest.raises(InvalidRequest, match="priority"):
         engine.submit(plan(40, priority=-1))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from array import array
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -23,8 +24,11 @@ from llamafast.errors import ConfigError, EngineUnavailable
 @dataclass(eq=False)
 class FakeSequence:
     prompt: list
-    n_found: int = 0
     salt: bytes = b""
+    scheduled: bool = False
+
+    def schedule(self):
+        self.scheduled = True
 
     def tokens(self):
         return array("i", self.prompt)
@@ -41,6 +45,7 @@ class FakePrefiller:
     seconds: float = 0.0
     working: bool = False
     takes: bool = True
+    aborted: int = 0
     memory: dict = field(default_factory=dict)
     batch: list = field(default_factory=list)
     sizes: list = field(default_factory=list)
@@ -69,6 +74,10 @@ class FakePrefiller:
 
     def settle(self):
         self.batch.clear()
+
+    def abort(self):
+        self.compute(code=2)
+        self.aborted += 1
 
     def restore(self, seq_id, saved, start, stop):
         assert not self.working
@@ -100,20 +109,31 @@ def text(n, seed=0):
     return [(7 * k + seed) % 300 for k in range(n)]
 
 
-def drain(queue, prefiller, code=0):
-    """Compute until nothing is left: who is done, in order, and the tokens of their parts."""
-    done = []
+def nobody(sequence):
+    """Nobody waits for a part of a sequence."""
+    return len(sequence.prompt)
+
+
+def drain(queue, prefiller, code=0, awaited=nobody):
+    """Compute until nothing is left: who is done, in order, and how many of its tokens there are."""
+    done, parts_of = [], {}
     while queue.has_work:
-        for sequence, parts, n_found, row in queue.advance():
-            assert n_found == sequence.n_found
+        for sequence, parts, n_tokens, row in queue.advance(awaited):
+            assert sequence.scheduled
+            parts_of.setdefault(sequence, []).extend(parts)
+            assert parts or n_tokens >= 0
+            if n_tokens < 0:
+                assert row < 0
+                continue
             # the row of the last token in the batch before
-            last = parts[-1].stop if parts else 0
-            assert (row >= 0) == (last == len(sequence.prompt))
+            assert (row >= 0) == (n_tokens == len(sequence.prompt))
             assert row < 0 or prefiller.computed[row] == sequence.prompt[-1]
-            assert [part.start for part in parts] == [0, *(part.stop for part in parts)][: len(parts)]
-            tokens = [token for part in parts for token in array("i", part.saved)[: part.stop - part.start]]
-            assert tokens == sequence.prompt[: len(tokens)]
-            done.append((sequence, len(tokens)))
+            for before, part in pairwise(parts_of[sequence]):
+                assert before.stop == part.start
+            for part in parts_of[sequence]:
+                saved = list(array("i", part.saved)[: part.stop - part.start])
+                assert saved == sequence.prompt[part.start : part.stop]
+            done.append((sequence, n_tokens))
         if prefiller.working:
             prefiller.compute(code)
     assert not any(prefiller.memory.values())
@@ -135,7 +155,7 @@ def test_short_prompts_pass_a_long_one_which_goes_on_all_the_same(queue, prefill
     done = []
     for k in range(1000):
         queue.add(FakeSequence(text(101, k)), [])
-        done += [sequence for sequence, *_ in queue.advance()]
+        done += [news.sequence for news in queue.advance(nobody) if news.n_tokens >= 0]
         prefiller.compute(row_seconds=0.01)
         if long in done:
             break
@@ -177,11 +197,11 @@ def test_nothing_pays_that_is_there_already(queue):
 def test_a_found_prefix_is_loaded_a_part_at_a_time_and_handed_on(queue, prefiller):
     prompt = text(1000)
     found = [Part(array("i", prompt[a:b]).tobytes(), a, c) for a, b, c in ((0, 512, 512), (512, 1000, 900))]
-    sequence = FakeSequence(prompt, n_found=900)
+    sequence = FakeSequence(prompt)
     queue.add(sequence, found)
-    queue.advance()
+    queue.advance(nobody)
     assert not prefiller.working
-    queue.advance()
+    queue.advance(nobody)
     assert not prefiller.working
     assert drain(queue, prefiller) == [(sequence, 1000)]
     assert sum(map(sum, prefiller.sizes)) == 100
@@ -206,15 +226,47 @@ def test_what_it_computed_is_kept_and_found(queue, prefiller):
 def test_a_failing_batch_hands_on_what_was_saved_before(queue, prefiller):
     sequence, other = FakeSequence(text(1200)), FakeSequence(text(200, 5))
     queue.add(sequence, [])
-    queue.advance()
+    queue.advance(nobody)
     while not prefiller.memory or sum(map(len, prefiller.memory.values())) < 600:
         prefiller.compute()
-        assert queue.advance() == []
+        (news,) = queue.advance(nobody) or [None]
+        assert news is None or (news.sequence, news.n_tokens) == (sequence, -1)
     queue.add(other, [])
     prefiller.compute(code=-3)
     done = dict(drain(queue, prefiller, code=-3))
     assert 512 <= done[sequence] < 1200
     assert done[other] == 0
+
+
+def test_what_somebody_waits_for_is_computed_first_and_handed_over_at_once(queue, prefiller):
+    """The oldest prompt and one of 150 tokens; of another long one somebody needs the first 70."""
+    queue.pays(1, 0.005)
+    oldest, short, long = FakeSequence(text(1500)), FakeSequence(text(150, 1)), FakeSequence(text(1500, 2))
+    for sequence in (oldest, short, long):
+        queue.add(sequence, [])
+    news = []
+    while not news:
+        news = queue.advance(lambda sequence: 70 if sequence is long else len(sequence.prompt))
+        prefiller.compute(row_seconds=0.005)
+    assert [(one.sequence, one.n_tokens) for one in news] == [(long, -1)]
+    assert news[0].parts[-1].stop >= 70
+    assert len(prefiller.sizes) <= 4
+
+
+def test_a_batch_of_which_nobody_wants_anything_is_aborted(queue, prefiller):
+    first, second = FakeSequence(text(300)), FakeSequence(text(60, 5))
+    queue.pays(1, 0.001)
+    queue.add(first, [])
+    queue.add(second, [])
+    queue.advance(nobody)
+    assert len(prefiller.batch) == 2
+    queue.drop(first)
+    assert (prefiller.working, prefiller.aborted) == (True, 0)
+    queue.drop(second)
+    assert (prefiller.working, prefiller.aborted) == (False, 1)
+    third = FakeSequence(text(60, 9))
+    queue.add(third, [])
+    assert drain(queue, prefiller) == [(third, 60)]
 
 
 def test_many_short_prompts_never_overfill_a_batch(queue, prefiller):
@@ -229,17 +281,15 @@ def test_who_is_dropped_leaves_with_its_batch(queue, prefiller):
     waiting, running, other = (FakeSequence(text(500, k)) for k in range(3))
     queue.add(running, [])
     queue.add(other, [])
-    queue.advance()
+    queue.advance(nobody)
     queue.add(waiting, [])
     queue.drop(running)
     queue.drop(waiting)
-    assert not queue.has_work
-    prefiller.compute()
+    assert prefiller.aborted == 1
     assert drain(queue, prefiller) == [(other, 500)]
     queue.add(running, [])
-    queue.advance()
+    queue.advance(nobody)
     queue.clear()
-    prefiller.compute()
     assert drain(queue, prefiller) == []
     assert not queue.has_work
 
@@ -251,7 +301,7 @@ def test_prompts_wait_for_cells_and_sequence_ids(queue, prefiller):
     most = 0
     done = []
     while queue.has_work:
-        done += [sequence for sequence, *_ in queue.advance()]
+        done += [news.sequence for news in queue.advance(nobody) if news.n_tokens >= 0]
         most = max(most, sum(map(len, prefiller.memory.values())))
         if prefiller.working:
             prefiller.compute()
@@ -284,6 +334,53 @@ async def test_an_engine_decodes_beside_a_long_prompt_and_lets_go_of_it(tiny_mod
         await engine.close()
     with pytest.raises(EngineUnavailable):
         await collect(last)
+
+
+@pytest.mark.parametrize("n_common", [24, 200])
+async def test_nobody_waits_for_the_end_of_a_strangers_prompt(tiny_model, n_common):
+    """Two prompts begin alike; the short one is answered while the long one is still being computed. With 24 tokens in
+    common it computes them itself, with 200 it takes them as soon as they are there."""
+    path = tiny_model("tiny-llama")
+    limits = SchedulerConfig(target_itl_ms=0.001, disaggregate_prefill=True)
+    engine = load_engine(msgspec.structs.replace(config(path, n_ctx=8192), scheduler=limits), path)
+    prefills = engine._worker.transfer.prefills
+    prefills.pays = lambda n_rows, _: n_rows >= 100
+    prefills.least_rows = lambda _: 100
+    engine.start()
+    beside = engine.submit(plan(40, max_tokens=4000, ignore_eos=True))
+    await anext(beside)
+    begin = text(n_common, 33)
+    expected = await collect(engine.submit(plan(*begin, 40, 41, 42)))
+    long = engine.submit(plan(*begin, *text(3000, 90), max_tokens=4))
+    while engine.counters()["running"] < 2:
+        await asyncio.sleep(0.001)
+    short = engine.submit(plan(*begin, 40, 41, 42))
+    assert await collect(short) == expected
+    assert short.cached_tokens == (n_common if n_common == 200 else 0)
+    assert long.first_token_seconds is None
+    beside.cancel()
+    assert len(await collect(long)) == 1
+    await engine.close()
+
+
+async def test_who_waited_for_a_prompt_that_is_given_up_goes_on(tiny_model):
+    """What the first had computed is lent, the rest computed apart again, now for the second."""
+    path = tiny_model("tiny-llama")
+    limits = SchedulerConfig(target_itl_ms=0.001, disaggregate_prefill=True)
+    engine = load_engine(msgspec.structs.replace(config(path, n_ctx=8192), scheduler=limits), path)
+    engine._worker.transfer.prefills.least_seconds = 0
+    engine.start()
+    begin = text(2000, 33)
+    expected = await collect(engine.submit(plan(*begin, 40)))
+    beside = engine.submit(plan(40, max_tokens=6000, ignore_eos=True))
+    await anext(beside)
+    first, second = engine.submit(plan(*begin, 50)), engine.submit(plan(*begin, 40))
+    while engine.counters()["running"] < 3:
+        await asyncio.sleep(0.001)
+    first.cancel()
+    assert await collect(second) == expected
+    beside.cancel()
+    await engine.close()
 
 
 @pytest.mark.parametrize("limit", [{"max_tokens": 1}, {"max_tokens": 60, "stop": ("w",)}, {"max_tokens": 60, "n": 3}])

@@ -7,6 +7,7 @@ import threading
 import time
 from array import array
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
@@ -46,12 +47,18 @@ class FakeRunner:
     n_free: int = 4
     n_cells: int = 0
     total_cells: int = 1000
+    spare: float = 0.0
+    in_parts: bool = True
 
-    def add(self, sequence, n_restore):
+    def add(self, sequence, n_found, apart):
+        assert not apart
         self.running.append(sequence)
 
     def shareable(self, sequence):
-        return 0
+        return 0, 0
+
+    def followers(self, sequence):
+        return []
 
     def halt(self, sequence):
         sequence.finished = True
@@ -211,6 +218,39 @@ def test_a_prefix_that_cannot_be_kept_fails_nobody(runner, failures, caplog):
     worker.close()
 
 
+def test_the_thread_starts_afresh_however_often_that_fails(worker, runner, failures, monkeypatch, caplog):
+    """Also where starting afresh fails itself, and the event loop cannot be told: everybody is told in the end."""
+    monkeypatch.setattr(worker_module, "RESET_SECONDS", 0.001)
+    clears = iter([MemoryError("no room"), None])
+    clear, tell = runner.clear, worker._on_failure
+
+    def clear_at_the_second_try():
+        error = next(clears, None)
+        if error is not None:
+            raise error
+        clear()
+
+    told = iter([RuntimeError("the loop is closed")])
+
+    def tell_at_the_second_try(tags, error):
+        problem = next(told, None)
+        if problem is not None:
+            raise problem
+        tell(tags, error)
+
+    runner.clear, worker._on_failure = clear_at_the_second_try, tell_at_the_second_try
+    runner.script = [RuntimeError("a bug")]
+    with caplog.at_level(logging.CRITICAL):
+        worker.enqueue([FakeSequence(1), FakeSequence(2)])
+        worker.wake()
+        until(lambda: failures)
+    assert [tags for tags, _ in failures] == [[1, 2]]
+    worker.enqueue([FakeSequence(3)])
+    worker.wake()
+    until(lambda: worker.counters()["completed"] == 1)
+    assert worker.counters()["failed"] == 2
+
+
 def test_cancelling_what_runs_and_what_waits(worker, runner):
     runner.hold = threading.Event()
     worker.enqueue([FakeSequence(tag) for tag in range(6)])
@@ -273,6 +313,7 @@ class ClockedRunner(FakeRunner):
     def run(self, max_steps):
         self.clock.now += self.step
         self.seconds += self.step
+        self.spare = max(self.step, 0.05 - self.step)
         return stepper.PAUSED
 
 
@@ -289,7 +330,7 @@ def sharing(runner, embeddings):
     worker = Worker(
         runner, Scheduler(n_seq_max=4, n_cells=None), KVTransfer(runner, PrefixCache(0)), lambda *_: None, embeddings
     )
-    worker.scheduler.enqueue(FakeSequence(1))
+    worker.scheduler.enqueue([FakeSequence(1)])
     return worker
 
 
@@ -301,7 +342,7 @@ def test_generation_and_embeddings_get_equal_time(clock, step, slowness, full_ba
     while clock.now < 100:
         worker._round()
     assert 0.95 < runner.seconds / embeddings.seconds < 1.05
-    assert embeddings.longest <= max(0.1, step) * slowness + 1e-9
+    assert embeddings.longest <= max(0.05, step) * slowness + 1e-9
 
 
 def test_generation_that_comes_is_not_held_up_by_embeddings_that_wait(clock):
@@ -317,6 +358,23 @@ def test_embeddings_that_come_have_saved_up_no_time(clock):
     worker = sharing(runner, embeddings)
     worker._round()
     assert embeddings.seconds == pytest.approx(0.1)
+
+
+def test_embeddings_take_no_more_than_a_step_has_to_spare(clock):
+    """As much as generation had in the long run, but in pieces; a prompt that is computed apart gets half of them."""
+    runner, embeddings = ClockedRunner(clock, 0.03), FakeEmbeddings(clock, full_batch=0.004)
+    worker = sharing(runner, embeddings)
+    for apart, most in ((False, 0.03), (True, 0.02)):
+        worker.transfer = SimpleNamespace(**dict.fromkeys(("release", "restore", "start")), computes_apart=apart)
+        longest = 0.0
+        for _ in range(200):
+            runner.run(1)
+            before = clock.now
+            worker._embed(worker._turns)
+            worker._turns.generated(0.03, shared=True)
+            longest = max(longest, clock.now - before)
+            assert runner.spare <= 0.03
+        assert 0.01 < longest <= most + 0.004
 
 
 def test_a_pause_of_the_embeddings_does_not_cancel_what_they_took(clock):
