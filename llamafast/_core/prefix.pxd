@@ -2,7 +2,6 @@ from libc.stdint cimport int32_t, uint64_t
 
 cdef enum:
     BLOCK = 16          # tokens of a block
-    BLOCK_WORDS = 8     # the same in 64 bits
     MAX_SEQ = 256       # LLAMA_MAX_SEQ
     OWNER_WORDS = 4     # MAX_SEQ bits
 

@@ -5,40 +5,30 @@ loses each owner. A hash only finds;
 the caller compares tokens before it believes, and goes on token by token from there. The chain (vLLM's idea) makes a
 block's hash name everything before it, so one probe a block is enough.
 """
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
-
-cdef extern from *:
-    """
-    /* Folded 64 x 64 -> 128 bit multiplication, the mixing step of wyhash and XXH3. */
-    static inline uint64_t fold(uint64_t a, uint64_t b) {
-        unsigned __int128 product = (unsigned __int128) a * b;
-        return (uint64_t) product ^ (uint64_t) (product >> 64);
-    }
-    """
-    uint64_t fold(uint64_t a, uint64_t b) noexcept nogil
+from .headers.xxh3 cimport XXH3_WORDS, xxh3_72_bytes
 
 
 cdef enum:
     # tokens that are compared at once where much is in common
     RUN = 16 * BLOCK
 
-# odd constants with about half of their bits set: the first digits of pi's, e's and sqrt(2)'s fractions
-cdef uint64_t MIX_A = 0x243F6A8885A308D3
-cdef uint64_t MIX_B = 0xB7E151628AED2A6B
-cdef uint64_t MIX_C = 0x6A09E667F3BCC909
-
 
 cdef uint64_t block_hash(uint64_t parent, const int32_t *tokens) noexcept nogil:
-    """The hash of BLOCK tokens after the chain ``parent`` (a first block's parent is a seed); never 0."""
-    cdef uint64_t words[BLOCK_WORDS]
-    cdef uint64_t hash = parent ^ MIX_A
+    """The digest of BLOCK tokens after the chain ``parent`` (a first block's parent is a seed); never 0.
+
+    It is XXH3-64 of the parent as eight bytes and the tokens as four each, little-endian: docs/decisions/01-digests.md.
+    """
+    cdef uint64_t words[XXH3_WORDS]
+    cdef uint64_t hash
     cdef int i
-    memcpy(words, tokens, sizeof(words))
-    for i in range(0, BLOCK_WORDS, 2):
-        hash = fold(words[i] ^ MIX_B, words[i + 1] ^ hash) + fold(hash ^ MIX_C, MIX_A + i)
+    words[0] = parent
+    for i in range(BLOCK // 2):
+        words[i + 1] = <uint64_t> <uint32_t> tokens[2 * i] | <uint64_t> <uint32_t> tokens[2 * i + 1] << 32
+    hash = xxh3_72_bytes(words)
     return hash if hash else 1
 
 
@@ -168,3 +158,14 @@ def common_prefix(const int32_t[::1] a not None, const int32_t[::1] b not None):
     """How many tokens two arrays begin with in common."""
     cdef int32_t limit = <int32_t> min(a.shape[0], b.shape[0])
     return common_run(&a[0], &b[0], limit) if limit else 0
+
+
+def block_hashes(const int32_t[::1] tokens not None, uint64_t seed):
+    """The chained digests of the whole blocks of ``tokens``."""
+    cdef list hashes = []
+    cdef uint64_t hash = seed
+    cdef Py_ssize_t i
+    for i in range(tokens.shape[0] // BLOCK):
+        hash = block_hash(hash, &tokens[i * BLOCK])
+        hashes.append(hash)
+    return hashes

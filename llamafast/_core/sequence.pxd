@@ -44,7 +44,7 @@ cdef struct sequence_t:
     int32_t n_blocks
     const char *salt        # (n_salt,) bytes; only sequences of one salt share anything
     Py_ssize_t n_salt
-    uint64_t seed           # of the hashes, made of the salt
+    uint64_t seed           # the salt's digest, the parent of the first block
     int32_t finish
     bint ignore_eos
     bint show_control

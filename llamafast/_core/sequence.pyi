@@ -27,6 +27,7 @@ class Sequence:
         show_control: bool = False,
         preserved: array[int] | None = None,
         salt: bytes = b"",
+        seed: int = 0,
         checkpoints: tuple[int, ...] = (),
         constraint: Constraint | None = None,
     ) -> Self: ...

@@ -23,7 +23,8 @@ cdef class Sequence:
 
     ``prompt`` is int32 token ids, at least one; ``max_tokens`` (at least 1) bounds the output. It ends at a stop string
     (which stays with ``keep_stop``), a stop token or an end-of-generation token, at those not before ``min_tokens``.
-    ``tag`` names the sequence in the Outbox. Sequences of different ``salt`` never share what they computed.
+    ``tag`` names the sequence in the Outbox. Sequences of different ``salt`` never share what they computed; ``seed``
+    is the salt's digest, with which the digests of its blocks begin.
     ``checkpoints`` are lengths of the prompt at which its state is likely to be wanted again, for whoever sets
     ``save_at``. With a ``constraint`` (of its own) an end-of-generation token always ends it.
 
@@ -41,7 +42,7 @@ cdef class Sequence:
         int32_t max_tokens, int32_t min_tokens=0, tuple stops=(), tuple stop_tokens=(), bint keep_stop=False,
         int32_t top_logprobs=-1, bint score_prompt=False, bint ignore_eos=False, bint show_control=False,
         const int32_t[::1] preserved=None,
-        bytes salt not None=b"", tuple checkpoints=(), Constraint constraint=None,
+        bytes salt not None=b"", uint64_t seed=0, tuple checkpoints=(), Constraint constraint=None,
     ):
         cdef sequence_t *s = &self.state
         cdef Py_ssize_t i
@@ -90,7 +91,7 @@ cdef class Sequence:
         self.salt = salt
         s.salt = salt
         s.n_salt = len(salt)
-        s.seed = hash(salt) & 0xFFFFFFFFFFFFFFFF
+        s.seed = seed
         self.sampler = sampler
         self.checkpoints = checkpoints
         s.sampler = &sampler.state

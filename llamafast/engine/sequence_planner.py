@@ -7,6 +7,7 @@ from array import array
 from functools import lru_cache
 from itertools import count
 
+import xxhash
 from msgspec.structs import asdict
 
 from llamafast._core.constraint import Constraint
@@ -54,6 +55,8 @@ class SequencePlanner:
         if max_tokens == 0 and not plan.prompt_logprobs:
             return None
         tag = next(self._tags)
+        # every row of a prompt that is scored has to be computed: it shares with nobody
+        salt = _salt(plan, tag)
         logprobs = plan.top_logprobs is not None
         try:
             return Sequence(
@@ -71,7 +74,8 @@ class SequencePlanner:
                 preserved=array("i", plan.preserved_tokens),
                 top_logprobs=-1 if plan.top_logprobs is None else plan.top_logprobs,
                 score_prompt=plan.prompt_logprobs,
-                salt=_salt(plan, tag),
+                salt=salt,
+                seed=xxhash.xxh3_64_intdigest(salt),
                 checkpoints=plan.checkpoints,
                 constraint=None
                 if plan.matcher is None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import struct
 from array import array
 
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.test_runner import Rig
-from llamafast._core.prefix import common_prefix
+from llamafast._core.prefix import block_hashes, common_prefix
 from llamafast._core.prefix_tree import PrefixTree, State
 from llamafast._core.stepper import PAUSED, SAVE_DUE
 
@@ -22,6 +24,21 @@ def test_the_common_prefix_is_what_counting_gives(n, a, b):
     expected = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
     expected = min(len(one), len(other)) if expected is None else expected
     assert common_prefix(array("i", one), array("i", other)) == expected
+
+
+@given(tokens=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=100), salt=st.binary(max_size=40))
+def test_digests_of_blocks_are_what_the_xxhash_package_computes(tokens, salt):
+    parent = seed = xxhash.xxh3_64_intdigest(salt)
+    expected = []
+    for start in range(0, len(tokens) // 16 * 16, 16):
+        parent = xxhash.xxh3_64_intdigest(struct.pack("<Q16i", parent, *tokens[start : start + 16]))
+        expected.append(parent)
+    assert block_hashes(array("i", tokens), seed) == expected
+
+
+def test_a_digest_is_the_same_in_every_process_and_release():
+    seed = 0x9FCB_F6C9_5446_B4A4  # of the salt b"tenant"
+    assert block_hashes(array("i", range(40)), seed) == [0xBF65_8511_21BD_DE1A, 0xC9A7_2A24_2D3D_A8A3]
 
 
 def test_a_tree_takes_arrays_of_tokens_and_states_that_end_with_them():
