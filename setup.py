@@ -1,4 +1,4 @@
-"""Builds the compiled core. Everything else about the package is in pyproject.toml.
+"""Builds the compiled core. Everything else about the package is in pyproject.toml and MANIFEST.in.
 
 LLAMAFAST_BUILD chooses the kind: ``release`` (default), ``debug`` (bounds checks, balance counters, -O0 -g) or
 ``asan`` (debug with the address sanitizer).
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 LLAMA_CPP_PYTHON = "0.3.36"
 CORE = "llamafast/_core"
@@ -68,13 +69,44 @@ def llama_paths() -> tuple[Path, Path]:
     return include.resolve(), lib.resolve()
 
 
+class BuildCore(build_ext):
+    """Compiles what ``extensions`` only lists: a source distribution needs no C of Cython's, and no llama.cpp."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # an editable build is one; run() forgets it
+        self.beside_sources = bool(self.inplace)
+
+    def build_extensions(self) -> None:
+        include, lib = llama_paths()
+        origin = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
+        rpath = [f"{origin}/../../llama_cpp/lib"]
+        if self.beside_sources:
+            # which do not lie beside llama_cpp
+            rpath.append(str(lib))
+        compiled = cythonize(
+            self.extensions,
+            force=bool(self.force),
+            build_dir="build/cython",
+            compiler_directives={
+                "language_level": 3,
+                "boundscheck": not release,
+                "wraparound": False,
+                "initializedcheck": not release,
+                "cdivision": True,
+                "embedsignature": False,
+                "binding": False,
+            },
+        )
+        for extension, in_c in zip(self.extensions, compiled, strict=True):
+            extension.sources = in_c.sources
+            extension.include_dirs.append(str(include))
+            extension.library_dirs.append(str(lib))
+            extension.runtime_library_dirs += rpath
+        super().build_extensions()
+
+
 def extensions() -> list[Extension]:
-    include, lib = llama_paths()
-    origin = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
-    rpath = [f"{origin}/../../llama_cpp/lib"]
-    if "--inplace" in sys.argv or "editable_wheel" in sys.argv:
-        # an in-place build does not lie beside llama_cpp
-        rpath.append(str(lib))
     compile_args = ["-O3", "-g0", "-fno-math-errno"] if release else ["-O0", "-g", "-fno-omit-frame-pointer"]
     link_args = []
     if kind == "asan":
@@ -84,31 +116,15 @@ def extensions() -> list[Extension]:
         Extension(
             f"llamafast._core.{name}",
             [f"{CORE}/{name}.pyx", *(f"{CORE}/{source}" for source in sources)],
-            include_dirs=[str(include), CORE],
-            library_dirs=[str(lib)],
+            include_dirs=[CORE],
             libraries=["llama", "ggml", "ggml-base"],
-            runtime_library_dirs=rpath,
             extra_compile_args=compile_args,
             extra_link_args=link_args,
             define_macros=[("LLAMAFAST_DEBUG", "0" if release else "1")],
-            depends=[str(header) for header in Path(CORE).rglob("*.h")],
+            depends=[str(header) for header in sorted(Path(CORE).rglob("*.h"))],
         )
         for name, sources in MODULES.items()
     ]
 
 
-setup(
-    ext_modules=cythonize(
-        extensions(),
-        build_dir="build/cython",
-        compiler_directives={
-            "language_level": 3,
-            "boundscheck": not release,
-            "wraparound": False,
-            "initializedcheck": not release,
-            "cdivision": True,
-            "embedsignature": False,
-            "binding": False,
-        },
-    )
-)
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildCore})
