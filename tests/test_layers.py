@@ -38,6 +38,7 @@ OWNERS = {
     "llguidance": {"chat/compiler", "chat/constraint", "chat/grammar", "chat/trial"},
     "regex": {"chat/declared/regions", "chat/declared/contents", "chat/declared/response_template"},
     "prometheus_client": {"metrics"},
+    "numpy": {"chat/vectors"},
     "xxhash": {"engine/sequence_planner"},
     "llama_cpp": set(),
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from array import array
-from base64 import b64encode
+from collections.abc import Iterable, Iterator
+from importlib import import_module
 from uuid import uuid4
 
 import msgspec
+from msgspec import Struct
 
 from llamafast.api.decode import decode_request
 from llamafast.api.delivery import run_sized
@@ -24,7 +26,6 @@ from llamafast.api.schema.embeddings import (
     Score,
     ScoreList,
     ScoreRequest,
-    Vector,
 )
 from llamafast.chat.embedding import PairScoring, plan_embeddings, plan_pairs
 from llamafast.engine.types import EmbeddingPlan, EnginePort
@@ -34,18 +35,28 @@ _EMBEDDINGS = msgspec.json.Decoder(EmbeddingsRequest)
 _RERANK = msgspec.json.Decoder(RerankRequest)
 _SCORE = msgspec.json.Decoder(ScoreRequest)
 
-_FLOAT_BYTES = 4
+# Of a large reply so much is sent at once.
+PART_BYTES = 1 << 20
 
 
 class EmbeddingsEndpoint:
     def __init__(self, engine: EnginePort) -> None:
         self._engine = engine
+        if engine.info.embedding is not None:
+            # numpy: the first request would wait for it
+            import_module("llamafast.chat.vectors")
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         request, plan = await run_sized(len(body), self._prepare, body)
         vectors = await self._engine.embed(plan)
-        reply = await run_sized(sum(map(len, vectors)), self._encode, request, plan, vectors)
-        await exchange.reply(200, reply, JSON_TYPE)
+        parts = await run_sized(sum(map(len, vectors)), self._encode, request, plan, vectors)
+        length = b"%d" % sum(map(len, parts))
+        await exchange.start(200, ((b"content-type", JSON_TYPE), (b"content-length", length)))
+        for part in parts[:-1]:
+            await exchange.write(part)
+            # handing megabytes over takes time as well
+            await asyncio.sleep(0)
+        await exchange.write(parts[-1], more=False)
 
     def _prepare(self, body: bytes) -> tuple[EmbeddingsRequest, EmbeddingPlan]:
         info = self._engine.info
@@ -53,21 +64,14 @@ class EmbeddingsEndpoint:
         tokenizer = self._engine.tokenizer
         return request, plan_embeddings(request.input, request.dimensions, request.embd_normalize, tokenizer, info)
 
-    def _encode(self, request: EmbeddingsRequest, plan: EmbeddingPlan, vectors: list[bytes]) -> bytes:
+    def _encode(self, request: EmbeddingsRequest, plan: EmbeddingPlan, vectors: list[bytes]) -> list[bytes]:
+        """The reply in parts. Vectors are encoded one by one: other threads wait for the GIL no longer than for one."""
         info = self._engine.info
         assert info.embedding is not None
-        encode = _base64 if request.encoding_format == "base64" else _floats
+        reply = EmbeddingList(data=[], model=info.id, usage=_usage(plan))
         per_token = info.embedding.pooling == "none"
-        size = (request.dimensions or info.embedding.width) * _FLOAT_BYTES
-        reply = EmbeddingList(
-            data=[
-                Embedding([encode(row) for row in _rows(vector, size)] if per_token else encode(vector), index)
-                for index, vector in enumerate(vectors)
-            ],
-            model=info.id,
-            usage=_usage(plan),
-        )
-        return msgspec.json.encode(reply)
+        width = request.dimensions or info.embedding.width
+        return _parts(_pieces(reply, vectors, width, request.encoding_format == "base64", per_token=per_token))
 
 
 class RerankEndpoint:
@@ -76,20 +80,9 @@ class RerankEndpoint:
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         request, scoring = await run_sized(len(body), self._prepare, body)
-        scores = scoring.scores(await self._engine.embed(scoring.plan))
-        best = sorted(range(len(scores)), key=lambda index: -scores[index])[: request.top_n]
-        results = [RankedDocument(index, scores[index]) for index in best]
-        if request.return_documents:
-            for result in results:
-                result.document = DocumentText(_text(request.documents[result.index]))
-        await exchange.reply_json(
-            Ranking(
-                id=f"rerank-{uuid4().hex}",
-                model=self._engine.info.id,
-                results=results,
-                usage=_usage(scoring.plan),
-            )
-        )
+        vectors = await self._engine.embed(scoring.plan)
+        size = sum(map(len, vectors)) + (len(body) if request.return_documents else 0)
+        await exchange.reply(200, await run_sized(size, self._encode, request, scoring, vectors), JSON_TYPE)
 
     def _prepare(self, body: bytes) -> tuple[RerankRequest, PairScoring]:
         info = self._engine.info
@@ -98,6 +91,22 @@ class RerankEndpoint:
         raw = bool(request.raw_scores)
         return request, plan_pairs(pairs, ("query", "documents"), raw, self._engine.tokenizer, info)
 
+    def _encode(self, request: RerankRequest, scoring: PairScoring, vectors: list[bytes]) -> bytes:
+        scores = scoring.scores(vectors)
+        best = sorted(range(len(scores)), key=lambda index: -scores[index])[: request.top_n]
+        results = [RankedDocument(index, scores[index]) for index in best]
+        if request.return_documents:
+            for result in results:
+                result.document = DocumentText(_text(request.documents[result.index]))
+        return msgspec.json.encode(
+            Ranking(
+                id=f"rerank-{uuid4().hex}",
+                model=self._engine.info.id,
+                results=results,
+                usage=_usage(scoring.plan),
+            )
+        )
+
 
 class ScoreEndpoint:
     def __init__(self, engine: EnginePort) -> None:
@@ -105,7 +114,8 @@ class ScoreEndpoint:
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         scoring = await run_sized(len(body), self._prepare, body)
-        scores = scoring.scores(await self._engine.embed(scoring.plan))
+        vectors = await self._engine.embed(scoring.plan)
+        scores = await run_sized(sum(map(len, vectors)), scoring.scores, vectors)
         await exchange.reply_json(
             ScoreList(
                 id=f"score-{uuid4().hex}",
@@ -137,13 +147,38 @@ def _usage(plan: EmbeddingPlan) -> EmbeddingUsage:
     return EmbeddingUsage(n_tokens, n_tokens)
 
 
-def _rows(vectors: bytes, size: int) -> list[bytes]:
-    return [vectors[start : start + size] for start in range(0, len(vectors), size)]
+def _pieces(
+    reply: EmbeddingList, vectors: Iterable[bytes], width: int, base64: bool, *, per_token: bool
+) -> Iterator[bytes]:
+    """``reply`` with ``vectors`` for its data, each vector of ``width`` numbers a piece of its own."""
+    from llamafast.chat.vectors import base64_text, rows
+
+    before, after = _around(reply)
+    yield before + b"["
+    for index, vector in enumerate(vectors):
+        item_before, item_after = _around(Embedding([], index))
+        yield b"," * (index > 0) + item_before + b"[" * per_token
+        for place, row in enumerate(rows(vector, width)):
+            yield b"," * (place > 0) + msgspec.json.encode(base64_text(row) if base64 else row.tolist())
+        yield b"]" * per_token + item_after
+    yield b"]" + after
 
 
-def _base64(vector: bytes) -> Vector:
-    return b64encode(vector).decode()
+def _around(shape: Struct) -> tuple[bytes, bytes]:
+    """The JSON before and behind the empty list in it, which is the first one."""
+    before, _, after = msgspec.json.encode(shape).partition(b"[]")
+    return before, after
 
 
-def _floats(vector: bytes) -> Vector:
-    return array("f", vector).tolist()
+def _parts(pieces: Iterable[bytes]) -> list[bytes]:
+    """Joined to parts of PART_BYTES or a piece more."""
+    parts: list[bytes] = []
+    waiting: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        waiting.append(piece)
+        size += len(piece)
+        if size >= PART_BYTES:
+            parts.append(b"".join(waiting))
+            waiting, size = [], 0
+    return [*parts, b"".join(waiting)]

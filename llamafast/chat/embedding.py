@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from operator import mul
 from typing import NamedTuple
 
 from llamafast.chat.control import ControlTokens
@@ -122,8 +120,10 @@ def _ranked(
     is_logit = not (raw or embedding.softmax_rank)
 
     def scores(vectors: list[bytes]) -> list[float]:
-        first = [array("f", vector)[0] for vector in vectors]
-        return [_sigmoid(value) for value in first] if is_logit else first
+        from llamafast.chat.vectors import first_values, probabilities
+
+        values = first_values(vectors)
+        return probabilities(values) if is_logit else values
 
     return PairScoring(EmbeddingPlan(inputs=plan, normalize=AS_THEY_ARE), scores)
 
@@ -140,8 +140,9 @@ def _by_cosine(
     plan = _plan(tokens, [(path,) for path in named.values()], info)
 
     def scores(vectors: list[bytes]) -> list[float]:
-        unit = [array("f", vector) for vector in vectors]
-        return [_dot(unit[places[first]], unit[places[second]]) for first, second in pairs]
+        from llamafast.chat.vectors import dot_products
+
+        return dot_products(vectors, [(places[first], places[second]) for first, second in pairs])
 
     return PairScoring(EmbeddingPlan(inputs=plan), scores)
 
@@ -195,11 +196,3 @@ def _fill(template: str, query: str, document: str) -> str:
     """Both slots in one pass: what a text says is never taken for a slot."""
     texts = {"query": query, "document": document}
     return _SLOT.sub(lambda slot: texts[slot[1]], template)
-
-
-def _dot(first: array[float], second: array[float]) -> float:
-    return math.fsum(map(mul, first, second))
-
-
-def _sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))

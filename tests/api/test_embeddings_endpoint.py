@@ -7,12 +7,14 @@ import json
 import math
 import re
 import struct
+from array import array
 
 import pytest
 from msgspec.structs import replace
 from support.asgi_client import AsgiClient
 from support.fake_engine import BOS, EOS, INFO, FakeEngine
 
+from llamafast.api import embeddings
 from llamafast.api.app import App
 from llamafast.engine.types import EmbeddingInfo
 from llamafast.errors import EngineFailure, QueueFull
@@ -141,6 +143,26 @@ async def test_the_numbers_of_a_reply_are_bounded():
     client, _ = serving(pooling="none", width=4096, max_tokens=4096)
     response = await client.post(PATH, {"input": [1] * 2100})
     assert response.error["param"] == "input"
+
+
+@pytest.mark.parametrize("pooling", ["mean", "none"])
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+async def test_a_large_reply_is_made_and_sent_in_parts(monkeypatch, pooling, encoding):
+    """Each holds the interpreter for as long as one vector takes, and the event loop for as long as one part."""
+    monkeypatch.setattr(embeddings, "PART_BYTES", 1000)
+    client, engine = serving(pooling=pooling, width=64)
+    inputs = [[index, index + 1, index + 2] for index in range(40)]
+    response = await client.post(PATH, {"input": inputs, "encoding_format": encoding})
+    assert response.headers["content-length"] == str(len(response.body))
+    assert len(response.writes) > 10
+    assert max(map(len, response.writes)) < 1000 + 600
+    vectors = [item["embedding"] for item in response.json["data"]]
+    expected = [array("f", vector) for vector in await engine.embed(engine.embedding_plans[0])]
+    for given, wanted in zip(vectors, [vector.tolist() for vector in expected], strict=True):
+        given = given if pooling == "none" else [given]
+        rows = [list(struct.unpack("<64f", base64.b64decode(row))) if encoding == "base64" else row for row in given]
+        assert [value for row in rows for value in row] == wanted
+    assert [item["index"] for item in response.json["data"]] == list(range(40))
 
 
 @pytest.mark.parametrize(("error", "status"), [(QueueFull("full"), 429), (EngineFailure("broken"), 500)])
