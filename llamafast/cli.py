@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -18,12 +20,19 @@ from llamafast.errors import ConfigError, ModelLoadError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the process's exit code: 0, 1 for a config or model that cannot be served, 2 for usage."""
+    try:
+        return _run(argv)
+    finally:
+        _flush_output()
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="llamafast", description="An OpenAI-compatible server for GGUF models.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("serve", "load the model and serve it"),
-        ("check", "print the settings a config file resolves to, without loading the model"),
+        ("check", "print the settings a config file resolves to, without loading or downloading the model"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("config", type=Path, help="a JSON config file")
@@ -52,21 +61,51 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(config: Config) -> None:
-    """Print the whole config with its defaults; for a model that is on this machine also what llama.cpp is told."""
-    settings = {"config": msgspec.to_builtins(config)}
-    if not isinstance(config.model.source, FromPretrained):
-        from llamafast.engine.load import resolved_settings
-        from llamafast.hub import resolve_model
+    """Print the whole config with its defaults; for a model that is on this machine also what llama.cpp is told.
 
-        settings["resolved"] = resolved_settings(config.model, resolve_model(config.model.source))
-    print(msgspec.json.format(msgspec.json.encode(settings), indent=2).decode())
+    Asks no hub. A model that `serve` would download is told; one that `serve` would not find is a ModelLoadError, after
+    the settings: they are right by themselves.
+    """
+    from llamafast.hub import find_model
+
+    resolved, fault = None, None
+    try:
+        path = find_model(config.model.source)
+        if path is not None:
+            from llamafast.engine.load import resolved_settings
+
+            resolved = resolved_settings(config.model, path)
+    except (ConfigError, ModelLoadError) as error:
+        fault = error
+    settings = {"config": msgspec.to_builtins(config), "resolved": resolved}
+    with suppress(BrokenPipeError):
+        print(msgspec.json.format(msgspec.json.encode(settings), indent=2).decode())
+    if fault is not None:
+        raise fault
+    source = config.model.source
+    if resolved is None and isinstance(source, FromPretrained):
+        print(
+            f"llamafast: {source.repo_id}: {source.filename} is not on this machine, or not all of it; "
+            "`llamafast serve` downloads it",
+            file=sys.stderr,
+        )
 
 
 def _check_grammars() -> int:
     from llamafast.chat.constraint import check_lines
 
-    check_lines(sys.stdin)
+    with suppress(BrokenPipeError):
+        check_lines(sys.stdin)
     return 0
+
+
+def _flush_output() -> None:
+    """Whoever read the output may have enough of it (`| head`): then the rest goes nowhere, without a traceback."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _serve(config: Config, verbose: bool) -> None:

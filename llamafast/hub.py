@@ -39,6 +39,24 @@ def resolve_model(source: ModelSource) -> Path:
         raise ModelLoadError(str(error)) from error
 
 
+def find_model(source: ModelSource) -> Path | None:
+    """What ``resolve_model`` would give without a download, which None stands for. Asks no hub and writes nothing.
+
+    Raises ModelLoadError for what no download mends.
+    """
+    try:
+        if not isinstance(source, FromPretrained):
+            return resolve_model(source)
+        patterns = _patterns(source)
+        listed = _local_files(source) if any(map(_is_glob, patterns)) else []
+        if any(_is_glob(p) and not any(fnmatchcase(name, p) for name in listed) for p in patterns):
+            return None
+        paths = [_local_copy(source, name) for name in _wanted(source, patterns, listed)]
+        return None if None in paths else paths[0]
+    except OSError as error:
+        raise ModelLoadError(str(error)) from error
+
+
 def split_parts(name: str) -> list[str]:
     """All names of the split GGUF that ``name`` belongs to, in order; ``[name]`` when it is not split."""
     match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", name, re.ASCII | re.DOTALL)
@@ -108,6 +126,14 @@ def _normal_name(distribution: str) -> str:
 
 
 def _from_pretrained(source: FromPretrained) -> Path:
+    patterns = _patterns(source)
+    listed = _repository_files(source) if any(map(_is_glob, patterns)) else []
+    paths = [_download(source, name) for name in _wanted(source, patterns, listed)]
+    return paths[0]
+
+
+def _patterns(source: FromPretrained) -> list[str]:
+    """The names or globs that a source asks for, the model's first. Raises ModelLoadError."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -119,13 +145,13 @@ def _from_pretrained(source: FromPretrained) -> Path:
     for pattern in patterns:
         if pattern.startswith("/") or ".." in pattern.split("/"):
             raise ModelLoadError(f"{source.repo_id}: {pattern} is not a name inside the repository")
-    names = patterns
-    if any(map(_is_glob, patterns)):
-        listed = _repository_files(source)
-        names = [_choose(p, listed, source.repo_id) if _is_glob(p) else p for p in patterns]
-    wanted = dict.fromkeys(part for name in names for part in split_parts(name))
-    paths = [_download(source, name) for name in wanted]
-    return paths[0]
+    return patterns
+
+
+def _wanted(source: FromPretrained, patterns: list[str], listed: list[str]) -> list[str]:
+    """The files that ``patterns`` mean, each once; globs choose from ``listed``. Raises ModelLoadError."""
+    names = [_choose(p, listed, source.repo_id) if _is_glob(p) else p for p in patterns]
+    return list(dict.fromkeys(part for name in names for part in split_parts(name)))
 
 
 def _repository_files(source: FromPretrained) -> list[str]:
@@ -177,23 +203,29 @@ def _download(source: FromPretrained, name: str) -> Path:
         return path
 
 
-def _local_file(source: FromPretrained, name: str) -> Path | None:
-    """The copy in ``local_dir``, put there from the cache if need be; without a ``local_dir``, the one in the cache."""
+def _local_copy(source: FromPretrained, name: str) -> Path | None:
+    """A file in ``local_dir``, else in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     target = Path(source.local_dir, name) if source.local_dir is not None else None
     if target is not None and target.is_file():
         return target
     cached = try_to_load_from_cache(source.repo_id, name, cache_dir=source.cache_dir)
-    if not isinstance(cached, str):
-        return None
-    if target is None:
-        return Path(cached)
-    # The parts of a split model must lie side by side, so a cached one moves in with the others.
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _local_file(source: FromPretrained, name: str) -> Path | None:
+    """The same, put into the ``local_dir`` if there is one: the parts of a split model must lie side by side."""
+    found = _local_copy(source, name)
+    if found is None or source.local_dir is None:
+        return found
+    target = Path(source.local_dir, name)
+    if found == target:
+        return target
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
-        shutil.copyfile(cached, partial)
+        shutil.copyfile(found, partial)
         return partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

