@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from config.fields import EVERY_FIELD
 from config.trees import PACKAGE, PRETRAINED, at, holds, minimal, parse, parse_model
+from llamafast.config import FromPretrained
 from llamafast.config_file import load_config, parse_config, refuse_unsupported
 from llamafast.errors import ConfigError
 
@@ -100,15 +102,100 @@ SEED_LIKE: dict[str, dict[str, Any]] = {
             "loras": [{"path": "lora.gguf", "scale": 0.5}],
         }
     },
-    "embeddings": {
-        "server": {},
-        "model": {"alias": "bge", "from_pretrained": PRETRAINED, "n_ctx": 512, "n_seq_max": 16, "pooling_type": 2},
+    "bge-small-en-v1.5": {
+        "server": {"host": "0.0.0.0", "port": 8000},
+        "model": {
+            "alias": "bge-small-en-v1.5",
+            "from_pretrained": {
+                "repo_id": "CompendiumLabs/bge-small-en-v1.5-gguf",
+                "filename": "bge-small-en-v1.5-q4_k_m.gguf",
+            },
+            "n_ctx": 512,
+            "n_seq_max": 16,
+            "n_batch": 512,
+            "n_ubatch": 512,
+            "threads": 4,
+            "threads_batch": 8,
+            "kv_unified": True,
+            "use_mmap": True,
+            "store_logits": False,
+        },
         "disk_cache": None,
+    },
+    "gpt-oss-120b": {
+        "server": {"host": "0.0.0.0", "port": 8000},
+        "model": {
+            "alias": "gpt-oss-120b",
+            "from_pretrained": {
+                "repo_id": "ggml-org/gpt-oss-120b-GGUF",
+                "filename": "gpt-oss-120b-mxfp4-00001-of-00003.gguf",
+                "additional_files": [
+                    "gpt-oss-120b-mxfp4-00002-of-00003.gguf",
+                    "gpt-oss-120b-mxfp4-00003-of-00003.gguf",
+                ],
+            },
+            "n_gpu_layers": -1,
+            "flash_attn": True,
+            "n_ctx": 32768,
+            "n_seq_max": 4,
+            "n_batch": 512,
+            "n_ubatch": 512,
+            "threads": 8,
+            "threads_batch": 8,
+            "max_output_tokens": 4096,
+            "kv_unified": True,
+            "use_mmap": True,
+            "use_mlock": False,
+            "store_logits": False,
+            "chat_template": [
+                "{% for m in messages %}",
+                "<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>",
+                "{% endfor %}",
+            ],
+            "response_schema": {
+                "type": "object",
+                "properties": {
+                    "role": {"const": "assistant"},
+                    "reasoning_content": {
+                        "type": "string",
+                        "x-regex": r"<\|channel\|>analysis<\|message\|>(.*?)(?=<\|end\|>|<\|start\|>|$)",
+                    },
+                    "content": {
+                        "type": "string",
+                        "x-regex": r"^.*<\|channel\|>final<\|message\|>(.*?)(?=<\|return\|>|<\|end\|>|$)",
+                    },
+                    "tool_calls": {
+                        "type": "array",
+                        "x-regex-iterator": r"(<\|channel\|>commentary to=functions\..*?<\|call\|>)",
+                        "items": {
+                            "type": "object",
+                            "properties": {
+                                "type": {"const": "function"},
+                                "function": {
+                                    "type": "object",
+                                    "properties": {
+                                        "name": {"type": "string", "x-regex": r"to=functions\.(\w+)"},
+                                        "arguments": {
+                                            "type": "object",
+                                            "x-regex": r"<\|message\|>(.*)<\|call\|>",
+                                            "x-parser": "json",
+                                        },
+                                    },
+                                    "required": ["name", "arguments"],
+                                },
+                            },
+                            "required": ["type", "function"],
+                        },
+                    },
+                },
+                "required": ["role"],
+            },
+        },
     },
 }
 
 
-SERVED = {"embeddings"}
+SERVED = {"bge-small-en-v1.5", "gpt-oss-120b"}
 
 
 @pytest.mark.parametrize("name", SEED_LIKE)
@@ -182,3 +269,12 @@ def test_any_json_loads_or_is_a_config_error(tree: Any) -> None:
 def test_any_bytes_are_a_config_error(raw: bytes) -> None:
     with pytest.raises(ConfigError):
         parse_config(raw)
+
+
+@pytest.mark.parametrize("name", sorted(SERVED))
+def test_a_shipped_config_serves_the_model_of_the_seeds_file_of_its_name(name: str) -> None:
+    ours, seeds = load_config(ROOT / "configs" / f"{name}.json").model, parse(SEED_LIKE[name]).model
+    assert isinstance(seeds.from_pretrained, FromPretrained)
+    assert ours.from_pretrained == replace(seeds.from_pretrained, additional_files=None)
+    for key in ("alias", "n_ctx", "n_seq_max", "n_batch", "n_gpu_layers", "flash_attn", "max_output_tokens"):
+        assert getattr(ours, key) == getattr(seeds, key)
