@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 
 import msgspec
 
@@ -17,7 +16,7 @@ from benchmarks.client import load
 from benchmarks.compare import compare, failures
 from benchmarks.comparison_report import page, plot, summary
 from benchmarks.contenders import CONTENDERS, Unavailable
-from benchmarks.figures import Goal, ServedRun, summarize
+from benchmarks.figures import Goal, ServedRun, median, summarize
 from benchmarks.pinning import DEFAULT_PIN, bound_to, cores_of
 from benchmarks.raw import RawRun
 from benchmarks.report import Journal, conditions, print_table, spread

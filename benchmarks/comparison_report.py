@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from statistics import median
 
 from benchmarks.compare import RAW, Result, failures
-from benchmarks.figures import Goal, ServedRun
+from benchmarks.figures import Goal, ServedRun, median
 from benchmarks.report import spread
 
 Measure = Callable[[ServedRun], float | None]

@@ -8,12 +8,12 @@ far ITL is from a time per token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import ceil
 
 import msgspec
+import numpy as np
 
 from benchmarks.ask import Ask
 
@@ -164,9 +164,13 @@ class ServedRun(msgspec.Struct, frozen=True, kw_only=True):
 
 def percentile(values: Sequence[float], percent: float) -> float:
     """The nearest-rank percentile; nan without values."""
-    if not values:
-        return float("nan")
-    return sorted(values)[max(0, ceil(len(values) * percent / 100) - 1)]
+    return float(np.percentile(values, percent, method="inverted_cdf")) if values else float("nan")
+
+
+def median(values: Iterable[float]) -> float:
+    """The middle one, or the mean of the middle two; nan without values, and with one that is nan."""
+    numbers = list(values)
+    return float(np.median(numbers)) if numbers else float("nan")
 
 
 def read_chunk(event: bytes) -> Chunk:

@@ -8,11 +8,11 @@ import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 
 import msgspec
 
 import llamafast
+from benchmarks.figures import median
 
 ROOT = Path(__file__).parents[1]
 

@@ -24,8 +24,8 @@ import random
 import time
 from array import array
 from pathlib import Path
-from statistics import median, quantiles
 
+from benchmarks.figures import median, percentile
 from benchmarks.workload import PROMPT_IDS, resolve_model
 from llamafast.config import CacheConfig, Config, ModelConfig
 from llamafast.engine.engine import Engine
@@ -97,8 +97,8 @@ def resident_bytes() -> int:
 
 def spread(ratios: list[float]) -> str:
     """The median and the quarters around it."""
-    low, middle, high = quantiles(ratios, n=4)
-    return f"{middle:.3f} (quartiles {low:.3f}, {high:.3f})"
+    low, high = percentile(ratios, 25), percentile(ratios, 75)
+    return f"{median(ratios):.3f} (quartiles {low:.3f}, {high:.3f})"
 
 
 async def measure_throughput(path: Path, budget: int, n_ctx: int, pairs: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from msgspec.structs import replace
 
 from benchmarks.ask import Ask
 from benchmarks.client import load
-from benchmarks.figures import summarize
+from benchmarks.figures import median, summarize
 from benchmarks.server import serving
 from benchmarks.workload import Workload, resolve_model
 
@@ -128,7 +127,7 @@ def main() -> None:
             ratios = compare_gaps(server.port, work, arguments.pairs, arguments.beside)
         else:
             ratios = compare_rates(server.port, work, arguments.pairs)
-    print(f"median {statistics.median(ratios):.3f}  range {min(ratios):.3f} to {max(ratios):.3f}")
+    print(f"median {median(ratios):.3f}  range {min(ratios):.3f} to {max(ratios):.3f}")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import argparse
 import asyncio
 import time
 from contextlib import suppress
-from statistics import median, quantiles
 
+from benchmarks.figures import median, percentile
 from benchmarks.micro.cache import prompt, start
 from benchmarks.workload import PROMPT_IDS, resolve_model
 from llamafast.engine.engine import Engine
@@ -79,7 +79,7 @@ class Progress:
 
 
 def described(gaps: list[float]) -> str:
-    return f"{len(gaps)} gaps, median {median(gaps) * 1e3:.1f} ms, p99 {quantiles(gaps, n=100)[98] * 1e3:.1f} ms"
+    return f"{len(gaps)} gaps, median {median(gaps) * 1e3:.1f} ms, p99 {percentile(gaps, 99) * 1e3:.1f} ms"
 
 
 async def measure(options: argparse.Namespace) -> None:
@@ -105,7 +105,7 @@ async def measure(options: argparse.Namespace) -> None:
     beside = take(streams)
     print(f"without the prompt: {described(without)}")
     print(f"beside it: {described(beside)}")
-    print(f"p99 beside it ÷ median without it: {quantiles(beside, n=100)[98] / median(without):.2f}")
+    print(f"p99 beside it ÷ median without it: {percentile(beside, 99) / median(without):.2f}")
     print(
         f"{progress.tokens:.0f} of {len(long)} prompt tokens in {seconds:.1f} s, "
         f"never more than {progress.longest_wait:.2f} s without progress"

@@ -15,8 +15,8 @@ import random
 import time
 from array import array
 from collections.abc import Callable
-from statistics import median
 
+from benchmarks.figures import median
 from llamafast._core.prefix import common_prefix
 from llamafast.engine.cache import PART, PrefixCache
 

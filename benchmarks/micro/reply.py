@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from statistics import median
 
+from benchmarks.figures import median
 from llamafast.api.chat_frames import ChatFrames
 from llamafast.api.logprobs import TokenNames
 from llamafast.api.schema.chat import ChatChunk, ChatRequest

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from statistics import median
 from typing import Any
 
 import numpy as np
 
+from benchmarks.figures import median
 from llamafast._core.sampler import Sampler
 from tests.support.llama_chain import Chain, Floats, token_data
 
