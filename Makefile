@@ -6,8 +6,7 @@ JOBS ?= 1
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 LLAMA_CPP_PYTHON = llama-cpp-python==0.3.36
-CORE_SOURCES = setup.py $(wildcard llamafast/_core/*.pyx llamafast/_core/*.pxd llamafast/_core/*.h llamafast/_core/simd/* llamafast/_core/headers/*) \
-	$(addprefix llamafast/_core/,attention.c logits.c stages.c weight_layouts.c)
+CORE_SOURCES = setup.py $(filter-out %.so,$(wildcard llamafast/_core/*.* llamafast/_core/simd/* llamafast/_core/headers/*))
 
 .PHONY: serve test lint bench llama-server debug asan build clean
 

@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parent.parent
 # what the core is compiled from; a wheel holds the result
-SOURCES = {".pyx", ".pxd", ".c", ".h"}
+SOURCES = {".pyx", ".pxd", ".c", ".cpp", ".h"}
 
 
 def tracked() -> set[str]:
