@@ -15,7 +15,7 @@ import msgspec
 from llamafast import __version__
 from llamafast.config import Config, FromPretrained
 from llamafast.config_file import load_config, refuse_unsupported
-from llamafast.errors import ConfigError, ModelLoadError
+from llamafast.errors import ConfigError, ModelAbsent, ModelLoadError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,18 +63,24 @@ def _run(argv: Sequence[str] | None) -> int:
 def _check(config: Config) -> None:
     """Print the whole config with its defaults; for a model that is on this machine also what llama.cpp is told.
 
-    Asks no hub. A model that `serve` would download is told; one that `serve` would not find is a ModelLoadError, after
-    the settings: they are right by themselves.
+    Asks no hub. That a model is not on this machine is told and no fault: its settings may be meant for another one.
+    What is wrong with a model that is here is a ModelLoadError, after the settings: they are right by themselves.
     """
     from llamafast.hub import find_model
 
-    resolved, fault = None, None
+    resolved, fault, absent = None, None, ""
+    source = config.model.source
     try:
-        path = find_model(config.model.source)
+        path = find_model(source)
         if path is not None:
             from llamafast.engine.load import resolved_settings
 
             resolved = resolved_settings(config.model, path)
+        elif isinstance(source, FromPretrained):
+            absent = f"{source.repo_id}: {source.filename} is not on this machine, or not all of it; "
+            absent += "`llamafast serve` downloads it"
+    except ModelAbsent as error:
+        absent = f"the model is not on this machine: {error}"
     except (ConfigError, ModelLoadError) as error:
         fault = error
     settings = {"config": msgspec.to_builtins(config), "resolved": resolved}
@@ -82,13 +88,8 @@ def _check(config: Config) -> None:
         print(msgspec.json.format(msgspec.json.encode(settings), indent=2).decode())
     if fault is not None:
         raise fault
-    source = config.model.source
-    if resolved is None and isinstance(source, FromPretrained):
-        print(
-            f"llamafast: {source.repo_id}: {source.filename} is not on this machine, or not all of it; "
-            "`llamafast serve` downloads it",
-            file=sys.stderr,
-        )
+    if absent:
+        print(f"llamafast: {absent}", file=sys.stderr)
 
 
 def _check_grammars() -> int:

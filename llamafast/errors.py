@@ -147,3 +147,7 @@ class ConfigError(Exception):
 
 class ModelLoadError(Exception):
     """A model, adapter or context that llama.cpp refused."""
+
+
+class ModelAbsent(ModelLoadError):
+    """The model's file or package is not on this machine; nothing else is known to be wrong."""

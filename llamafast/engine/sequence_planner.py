@@ -55,7 +55,6 @@ class SequencePlanner:
         if max_tokens == 0 and not plan.prompt_logprobs:
             return None
         tag = next(self._tags)
-        # every row of a prompt that is scored has to be computed: it shares with nobody
         salt = _salt(plan, tag)
         logprobs = plan.top_logprobs is not None
         try:
@@ -102,5 +101,6 @@ class SequencePlanner:
 
 
 def _salt(plan: Plan, tag: int) -> bytes:
-    """Who may share with it. No client's salt can be that of a scored prompt, whose rows all have to be computed."""
-    return b"scored %d" % tag if plan.prompt_logprobs else b"client " + plan.cache_salt.encode()
+    """Who may share with it. Every row of a scored prompt has to be computed, so it shares with nobody: no client's
+    salt, which is UTF-8, has its first byte."""
+    return b"\xff%d" % tag if plan.prompt_logprobs else plan.cache_salt.encode()

@@ -167,7 +167,7 @@ async def test_no_client_can_name_the_salt_of_a_scored_prompt(engine):
     """Tags count upwards: a client that sends numbers as its salt meets none of them."""
     prompt = [33 + 5 * k % 300 for k in range(170)]
     for tag in range(12):
-        for salt in (str(tag), f"scored {tag}", f"\0{tag}"):
+        for salt in (str(tag), f"\0{tag}", f"\xff{tag}"):
             await collect(engine.submit(plan(*prompt, cache_salt=salt, max_tokens=1)))
             scored = engine.submit(plan(*prompt, max_tokens=1, top_logprobs=0, prompt_logprobs=True))
             entries = [entry async for batch in scored for event in batch for entry in event.prompt_logprobs or ()]
