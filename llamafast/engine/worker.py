@@ -200,7 +200,8 @@ class Worker:
     def _generate(self) -> None:
         if self._ended and len(self._ended) == self.scheduler.n_running:
             self._let_send()
-        deadline = time.monotonic() + COPY_SECONDS
+        start = time.monotonic()
+        deadline = start + COPY_SECONDS
         self._release(deadline)
         self._end(self.transfer.arrive(), "completed")
         for sequence in self.scheduler.admit():
@@ -209,10 +210,12 @@ class Worker:
         self.transfer.restore(deadline)
         if not self.scheduler.n_running:
             return
-        start, shared = time.monotonic(), self._embeds
+        # copies are as much a pause of the streams as what others compute
+        copied, shared = time.monotonic(), self._embeds
+        self.runner.spare -= copied - start
         status = self.runner.run(1 if self._ended or self.transfer.has_work or shared else STEPS_PER_RUN)
         if self._turns is not None:
-            self._turns.generated(time.monotonic() - start, shared=shared)
+            self._turns.generated(time.monotonic() - copied, shared=shared)
         if status in (stepper.FINISHED, stepper.SAVE_DUE):
             self.transfer.save_due()
         if status == stepper.FINISHED:
