@@ -194,48 +194,59 @@ static bool next_block(
     return n > 0;
 }
 
+/* What a thread works with: 100 KB, too much for the stack of some. */
+struct scratch {
+    struct rows rows;
+    uint64_t seen[2][WORDS];                    /* by the last two rows */
+    struct block block;
+    struct queries queries;
+};
+
+static _Thread_local struct scratch own_scratch;
+
 /* Some heads, which share a head of keys, of some rows. */
 static void attend_rows(
-    struct ggml_tensor *node, const struct rows *rows, int64_t kv_head, int64_t first_head, int64_t n_heads)
+    struct ggml_tensor *node, struct scratch *scratch, int64_t kv_head, int64_t first_head, int64_t n_heads)
 {
     const struct ggml_tensor *q = node->src[0], *sinks = node->src[4];
     const int64_t value_size = node->src[2]->ne[0];
-    struct block block;
-    struct queries queries;
+    const struct rows *rows = &scratch->rows;
+    struct block *block = &scratch->block;
+    struct queries *queries = &scratch->queries;
     int64_t word = 0;
     uint64_t left = rows->seen[0];
     float scale;
     memcpy(&scale, node->op_params + LAST_PARAM, sizeof scale);
-    block.biased = rows->n > 1 || !rows->plain;
-    block.scale = scale * LOG2_E;
-    block.key_size = node->src[1]->ne[0];
-    block.value_size = value_size;
-    queries.n = (int) (rows->n * n_heads);
-    queries.n_heads = (int) n_heads;
-    for (int i = 0; i < queries.n; i++) {
-        queries.query[i] = (const float *) ((const char *) q->data + (rows->first + i / n_heads) * q->nb[1]
+    block->biased = rows->n > 1 || !rows->plain;
+    block->scale = scale * LOG2_E;
+    block->key_size = node->src[1]->ne[0];
+    block->value_size = value_size;
+    queries->n = (int) (rows->n * n_heads);
+    queries->n_heads = (int) n_heads;
+    for (int i = 0; i < queries->n; i++) {
+        queries->query[i] = (const float *) ((const char *) q->data + (rows->first + i / n_heads) * q->nb[1]
             + (first_head + i % n_heads) * q->nb[2] + rows->stream * q->nb[3]);
-        queries.max[i] = -INFINITY;
-        queries.total[i] = 0;
+        queries->max[i] = -INFINITY;
+        queries->total[i] = 0;
     }
-    memset(queries.mixed, 0, (size_t) (queries.n * value_size) * sizeof(float));
-    while (next_block(node, rows, kv_head, &word, &left, &block)) {
-        attend(&block, &queries);
+    memset(queries->mixed, 0, (size_t) (queries->n * value_size) * sizeof(float));
+    while (next_block(node, rows, kv_head, &word, &left, block)) {
+        attend(block, queries);
     }
-    for (int i = 0; i < queries.n; i++) {
+    for (int i = 0; i < queries->n; i++) {
         const int64_t head = first_head + i % n_heads;
         float *to = (float *) ((char *) node->data + head * node->nb[1] + (rows->first + i / n_heads) * node->nb[2]
             + rows->stream * node->nb[3]);
-        float total = queries.total[i], weight = 1;
+        float total = queries->total[i], weight = 1;
         if (sinks != NULL) {
             /* a score whose value is nothing */
-            const float sink = ((const float *) sinks->data)[head] * LOG2_E, max = fmaxf(queries.max[i], sink);
-            weight = exp2f(queries.max[i] - max);
+            const float sink = ((const float *) sinks->data)[head] * LOG2_E, max = fmaxf(queries->max[i], sink);
+            weight = exp2f(queries->max[i] - max);
             total = total * weight + exp2f(sink - max);
         }
         weight = total == 0 ? 0 : weight / total;
         for (int64_t d = 0; d < value_size; d++) {
-            to[d] = queries.mixed[i * value_size + d] * weight;
+            to[d] = queries->mixed[i * value_size + d] * weight;
         }
     }
 }
@@ -285,12 +296,12 @@ static struct division divide(const struct ggml_tensor *node, int n_threads)
     return d;
 }
 
-static void attend_span(struct ggml_tensor *node, const struct rows *rows, const struct division *d, int64_t span)
+static void attend_span(struct ggml_tensor *node, struct scratch *scratch, const struct division *d, int64_t span)
 {
     const int64_t group = node->src[0]->ne[2] / node->src[1]->ne[2], per_group = CEIL(group, d->slice);
     for (int64_t slice = d->n_slices * span / d->n_spans; slice < d->n_slices * (span + 1) / d->n_spans; slice++) {
         const int64_t kv_head = slice / per_group, first = slice % per_group * d->slice;
-        attend_rows(node, rows, kv_head, kv_head * group + first, MIN(d->slice, group - first));
+        attend_rows(node, scratch, kv_head, kv_head * group + first, MIN(d->slice, group - first));
     }
 }
 
@@ -298,28 +309,28 @@ void attention_compute(struct ggml_tensor *node, int ith, int nth, void *data)
 {
     const int64_t n_rows = node->src[0]->ne[1], n_cells = node->src[1]->ne[1], n_words = CEIL(n_cells, 64);
     const struct division d = divide(node, nth);
-    struct rows rows;
-    uint64_t seen[2][WORDS]; /* by the last two rows */
+    struct scratch *const scratch = &own_scratch;
+    struct rows *const rows = &scratch->rows;
     (void) data;
     for (int64_t piece = ith; piece < d.n_chunks * d.n_spans; piece += nth) {
         const int64_t chunk = piece / d.n_spans, per_stream = d.n_chunks / node->src[0]->ne[3];
         const int64_t first = chunk % per_stream * d.chunk, stop = MIN(first + d.chunk, n_rows);
-        rows.stream = chunk / per_stream;
-        rows.n = 0;
+        rows->stream = chunk / per_stream;
+        rows->n = 0;
         for (int64_t row = first; row < stop; row++) {
-            uint64_t *now = seen[row & 1];
-            const bool plain = see(mask_of(node, rows.stream, row), n_cells, now);
-            if (rows.n > 0 && join(&rows, seen[~row & 1], now, plain, n_words)) {
+            uint64_t *now = scratch->seen[row & 1];
+            const bool plain = see(mask_of(node, rows->stream, row), n_cells, now);
+            if (rows->n > 0 && join(rows, scratch->seen[~row & 1], now, plain, n_words)) {
                 continue;
             }
-            if (rows.n > 0) {
-                attend_span(node, &rows, &d, piece % d.n_spans);
+            if (rows->n > 0) {
+                attend_span(node, scratch, &d, piece % d.n_spans);
             }
-            rows.first = row;
-            rows.n = 1;
-            rows.plain = plain;
-            memcpy(rows.seen, now, (size_t) n_words * sizeof *now);
+            rows->first = row;
+            rows->n = 1;
+            rows->plain = plain;
+            memcpy(rows->seen, now, (size_t) n_words * sizeof *now);
         }
-        attend_span(node, &rows, &d, piece % d.n_spans);
+        attend_span(node, scratch, &d, piece % d.n_spans);
     }
 }
