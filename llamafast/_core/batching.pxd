@@ -7,7 +7,7 @@ from .running cimport running_t
 # What decides how many rows a step gets.
 cdef struct batching_t:
     int32_t n_batch
-    int32_t n_scored_max        # rows of a step that score one prompt
+    int32_t n_scored_max        # rows of a step that score prompts
     int32_t prefill_chunk       # most prompt rows beside decode rows, 0: as many as the time allows
     double target_itl           # seconds, 0: adaptive
     step_cost_t cost

@@ -73,7 +73,7 @@ cdef void fill_prompts(batching_t *self, running_t *live, llama_batch *batch, in
     needs the fewest until it, or somebody who waits for its prefix, can go on. So short prompts do not wait for a long
     one, nor the long one for all the short ones that come.
     """
-    cdef int32_t i, reserved, n_waiting = 0
+    cdef int32_t i, reserved, n_waiting = 0, n_scored = self.n_scored_max
     cdef sequence_t *s
     cdef sequence_t *first = NULL
     cdef sequence_t *waiting[MAX_RUNNING]
@@ -92,8 +92,8 @@ cdef void fill_prompts(batching_t *self, running_t *live, llama_batch *batch, in
     budget -= reserved
     while n_waiting and budget > 0:
         s = take_nearest(waiting, &n_waiting)
-        budget -= take_prompt_rows(self, live, batch, s, budget)
-    take_prompt_rows(self, live, batch, first, budget + reserved)
+        budget -= take_prompt_rows(live, batch, s, budget, &n_scored)
+    take_prompt_rows(live, batch, first, budget + reserved, &n_scored)
 
 
 cdef sequence_t *take_nearest(sequence_t **waiting, int32_t *n_waiting) noexcept nogil:
@@ -111,14 +111,19 @@ cdef sequence_t *take_nearest(sequence_t **waiting, int32_t *n_waiting) noexcept
 
 
 cdef int32_t take_prompt_rows(
-    batching_t *self, running_t *live, llama_batch *batch, sequence_t *s, int32_t budget
+    running_t *live, llama_batch *batch, sequence_t *s, int32_t budget, int32_t *n_scored
 ) noexcept nogil:
-    """Add at most ``budget`` rows of a prompt; returns how many."""
+    """Add at most ``budget`` rows of a prompt; returns how many. Where it is scored each of them gives logits, of which
+    the step takes ``n_scored`` more."""
+    cdef bint scored = s.logprobs.n_scored < s.n_prompt
+    if scored:
+        budget = min(budget, n_scored[0])
     if budget <= 0:
         return 0
-    if s.logprobs.n_scored < s.n_prompt:
-        budget = min(budget, self.n_scored_max)
-    return take_rows(batch, s, running_stop(live, s, budget))
+    budget = take_rows(batch, s, running_stop(live, s, budget))
+    if scored:
+        n_scored[0] -= budget
+    return budget
 
 
 cdef double batching_gap(const batching_t *self, double decode_seconds) noexcept nogil:
