@@ -21,7 +21,7 @@ CORE = "llamafast/_core"
 MODULES: dict[str, list[str]] = {
     "balance": [],
     "status": [],
-    "vocab": [],
+    "vocab": ["tokenize.cpp"],
     "model": ["weight_layouts.c"],
     "graph": ["attention.c"],
     "context": [],

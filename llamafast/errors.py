@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LlamafastError(Exception):
     """An error that a client may see.
@@ -34,6 +37,20 @@ class UnsupportedParameter(InvalidRequest):
     """A field of OpenAI's API that this server does not implement."""
 
     code = "unsupported_parameter"
+
+
+class Untokenizable(InvalidRequest):
+    """A text that the model's tokeniser cannot take."""
+
+    @classmethod
+    @contextmanager
+    def named(cls, param: str) -> Iterator[None]:
+        """What is tokenised inside is the request's field ``param``."""
+        try:
+            yield
+        except cls as error:
+            error.param = param
+            raise
 
 
 class ContextLengthExceeded(InvalidRequest):

@@ -21,6 +21,7 @@ cdef enum Kind:
     INPUT
     EMBEDDER
     PREFILLER
+    BREAKERS
     N_KINDS
 
 cdef void count(int kind, int n) noexcept nogil

@@ -23,6 +23,6 @@ def living():
     """How many of each kind are alive, by kind; all 0 in a release build."""
     names = (
         "model", "vocab", "context", "batch", "outbox", "sampler", "constraint", "sequence", "runner", "input",
-        "embedder", "prefiller",
+        "embedder", "prefiller", "breakers",
     )
     return {name: alive[kind] for kind, name in enumerate(names)}

@@ -14,7 +14,7 @@ cdef struct constraint_t:
     PyObject *owner         # its Constraint, not counted
     int state               # atomic
     int32_t token           # what was chosen last and is to be taken in, -1: nothing yet
-    uint32_t *mask          # (n_words,) bit t says that token t may come next
+    uint32_t *mask          # (n_words,) bit t says that token t may come next; NULL before the first answer
     int32_t n_words
     int32_t n_forced        # tokens that can only come next, taken in already; the mask is what may follow them
     int32_t forced[MAX_FORCED]
@@ -29,6 +29,7 @@ cdef class Constraint:
     cdef constraint_t state
     cdef object matcher
     cdef bint fast_forward
+    cdef void begin(self) except *
     cdef void advance(self)
 
 cdef struct lane_t:

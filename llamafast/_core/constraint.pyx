@@ -6,17 +6,19 @@ sits out the next step (``constraint_park``). Grammars that were slow before hav
 which no step waits while others can go on: so a slow grammar slows nobody else.
 """
 from cpython.ref cimport PyObject
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
+from posix.time cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 
 from .balance cimport CONSTRAINT, born, died
+from .headers.clock cimport now
 from .headers.pthread cimport (
-    pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_signal, pthread_cond_timedwait,
-    pthread_cond_wait, pthread_condattr_destroy, pthread_condattr_init, pthread_condattr_setclock, pthread_condattr_t,
-    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    monotonic_cond_init, monotonic_cond_wait, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init,
+    pthread_cond_signal, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+    pthread_mutex_unlock,
 )
+from .vocab cimport tokenizing_seconds
 
 import logging
 
@@ -38,13 +40,16 @@ cdef extern from *:
 cdef double SLOW_SECONDS = 0.001
 cdef double FORCING_SECONDS = 0.02
 cdef double TOKEN_SECONDS = 0.1
+# Characters of a reason that are logged.
+MAX_REASON = 500
 
 
 cdef class Constraint:
     """One sequence's walk through a grammar.
 
-    ``matcher`` is its own and has llguidance.LLMatcher's methods. With ``fast_forward`` tokens that the grammar leaves
-    no choice about are taken without sampling.
+    ``matcher`` has llguidance.LLMatcher's methods, is at its start and is only copied, by the thread that computes the
+    first mask: making thousands of Constraints costs next to nothing. With ``fast_forward`` tokens that the grammar
+    leaves no choice about are taken without sampling.
     """
 
     def __cinit__(self, matcher not None, int32_t n_vocab, *, bint fast_forward=True):
@@ -55,25 +60,32 @@ cdef class Constraint:
         self.state.owner = <PyObject *> self
         self.state.token = -1
         self.state.n_words = (n_vocab + 31) // 32
-        self.state.mask = <uint32_t *> calloc(<size_t> self.state.n_words, sizeof(uint32_t))
-        if self.state.mask == NULL:
-            raise MemoryError
         born(CONSTRAINT)
 
     def __dealloc__(self):
-        if self.state.mask != NULL:
+        if self.state.n_words:
             died(CONSTRAINT)
         free(self.state.mask)
         free(self.state.row)
+
+    cdef void begin(self) except *:
+        """Before the first mask: what only those who run need."""
+        self.state.mask = <uint32_t *> calloc(<size_t> self.state.n_words, sizeof(uint32_t))
+        if self.state.mask == NULL:
+            raise MemoryError
+        self.matcher = self.matcher.deep_copy()
 
     cdef void advance(self):
         """Take in what was chosen, then every token that alone may follow, and find out what may follow these."""
         cdef constraint_t *c = &self.state
         cdef int32_t token = c.token
-        cdef double started = thread_seconds(), spent = 0
-        matcher = self.matcher
+        cdef double started, spent = 0
         c.n_forced = 0
         try:
+            if c.mask == NULL:
+                self.begin()
+            matcher = self.matcher
+            started = thread_seconds()
             if token >= 0:
                 matcher.consume_token(token)
             while not matcher.is_stopped():
@@ -90,18 +102,23 @@ cdef class Constraint:
             c.complete = matcher.is_stopped()
             c.failed = matcher.is_error() or spent > TOKEN_SECONDS
             if c.failed:
-                reason = matcher.get_error()[:500] or f"a token took {spent:.3f} s"
+                reason = folded(matcher.get_error()) or f"a token took {spent:.3f} s"
                 logger.warning("a grammar could not be followed: %s", reason)
-        except Exception:
-            logger.exception("a grammar could not be followed")
+        except BaseException as error:  # a panic of llguidance's is no Exception, and the mask is the one before
             c.failed = True
+            logger.error("a grammar could not be followed: %s: %s", type(error).__name__, folded(str(error)))
+
+
+def folded(reason):
+    """One line: the reason may quote a client's text."""
+    return " ".join(reason[:MAX_REASON].split())
 
 
 cdef double thread_seconds() noexcept nogil:
-    """CPU time of this thread."""
+    """CPU time of this thread, and what others spent for it."""
     cdef timespec t
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t)
-    return t.tv_sec + t.tv_nsec * 1e-9
+    return t.tv_sec + t.tv_nsec * 1e-9 + tokenizing_seconds()
 
 
 cdef int32_t only_bit(const uint32_t *words, int32_t n_words) noexcept nogil:
@@ -136,16 +153,12 @@ cdef class Masker:
     """The threads that compute masks: whoever made this runs ``run`` in two of them, and ``close`` ends both."""
 
     def __cinit__(self):
-        cdef pthread_condattr_t attr
         cdef int i
         self.held = []
-        pthread_condattr_init(&attr)
-        pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
         pthread_mutex_init(&self.lock, NULL)
-        pthread_cond_init(&self.done, &attr)
+        monotonic_cond_init(&self.done)
         for i in range(2):
             pthread_cond_init(&self.lanes[i].asked, NULL)
-        pthread_condattr_destroy(&attr)
         self.ready = True
 
     def __dealloc__(self):
@@ -222,16 +235,11 @@ cdef int masker_ask(Masker self, constraint_t *constraint, int32_t token) noexce
 cdef void masker_wait(Masker self, double seconds) noexcept nogil:
     """Return when the quick lane's questions are all answered, where it has none the slow one's, or after ``seconds``.
     """
-    cdef timespec until
-    cdef int64_t nanoseconds
+    cdef double until = now() + seconds
     cdef lane_t *lane
-    clock_gettime(CLOCK_MONOTONIC, &until)
-    nanoseconds = until.tv_nsec + <int64_t> (seconds * 1e9)
-    until.tv_sec += nanoseconds // 1000000000
-    until.tv_nsec = nanoseconds % 1000000000
     pthread_mutex_lock(&self.lock)
     lane = &self.lanes[self.lanes[0].n_pending == 0]
-    while lane.n_pending and pthread_cond_timedwait(&self.done, &self.lock, &until) == 0:
+    while lane.n_pending and monotonic_cond_wait(&self.done, &self.lock, until - now()) == 0:
         pass
     pthread_mutex_unlock(&self.lock)
 

@@ -1,6 +1,9 @@
+from .dry cimport Breakers
 from .pick cimport sampler_t, scratch_t
 
 cdef class Sampler:
     cdef sampler_t state
-    cdef bint counted
     cdef scratch_t own_scratch  # of pick
+    cdef bint counted
+    cdef Breakers breakers
+    cdef Sampler owner          # of what is shared; None: itself

@@ -3,6 +3,8 @@ from typing import Self
 
 from typing_extensions import Buffer, disjoint_base
 
+from llamafast._core.dry import Breakers
+
 ORDER: tuple[str, ...]
 ON_THE_ROW: tuple[str, ...]
 STAGES: dict[str, int]
@@ -34,9 +36,10 @@ class Sampler:
         dry_base: float = 1.75,
         dry_allowed_length: int = 2,
         dry_penalty_last_n: int = -1,
-        dry_breakers: Iterable[tuple[int, tuple[int, ...]]] = (),
+        dry_breakers: Breakers | None = None,
         logit_bias: Iterable[tuple[int, float]] = (),
         seed: int = 0,
         samplers: Iterable[str] = ...,
     ) -> Self: ...
+    def reseeded(self, seed: int) -> Sampler: ...
     def pick(self, row: Buffer, history: Buffer) -> int: ...

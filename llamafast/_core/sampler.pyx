@@ -1,11 +1,12 @@
 """How one sequence chooses its tokens: parameters, checked and brought into the form that ``pick`` works on."""
 from libc.float cimport FLT_MAX
 from libc.math cimport isfinite
-from libc.stdint cimport INT32_MAX, int32_t
+from libc.stdint cimport INT32_MAX, int32_t, uint64_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 from .balance cimport SAMPLER, born, died
-from .dry cimport dry_free, dry_init
+from .dry cimport Breakers, dry_free
 from .penalties cimport penalties_t
 from .pick cimport (
     MAX_STAGES, STAGE_DRY, STAGE_MIN_P, STAGE_MIROSTAT, STAGE_PENALTIES, STAGE_TEMPERATURE, STAGE_TOP_K,
@@ -24,6 +25,8 @@ STAGES = {
     "temperature": STAGE_TEMPERATURE, "mirostat": STAGE_MIROSTAT,
 }
 
+cdef Breakers NO_BREAKERS = Breakers()
+
 
 cdef class Sampler:
     """How one sequence chooses its tokens.
@@ -31,7 +34,7 @@ cdef class Sampler:
     ``temperature`` 0 or below is greedy; ``top_k`` 0, ``top_p``, ``typical_p`` and ``repetition_penalty`` 1 and all
     other parameters 0 are off, as are ``top_n_sigma`` below 0 and ``xtc_threshold`` above 0.5; ``top_p`` 0 keeps one
     token. Penalties look at the last ``penalty_last_n`` tokens of the history, DRY at the last ``dry_penalty_last_n``,
-    at all of it with -1. ``dry_breakers`` are pairs of a token and the tuple of those that must follow it, ascending.
+    at all of it with -1. ``dry_breakers`` are what its repetitions do not reach back over.
     ``logit_bias`` is pairs of token id and bias, which add up. ``seed`` is an integer of 64 bits, signed or not.
     ``samplers`` are the stages in order, out of ORDER; what is not in it is off. ``mirostat`` 1 or 2 takes the place of
     all stages but penalties, DRY and temperature. Without arguments tokens are drawn from the distribution as it is.
@@ -45,7 +48,7 @@ cdef class Sampler:
         double dynatemp_range=0.0, double dynatemp_exponent=1.0, int mirostat=0, double mirostat_tau=5.0,
         double mirostat_eta=0.1, double repetition_penalty=1.0, double presence_penalty=0.0,
         double frequency_penalty=0.0, penalty_last_n=64, double dry_multiplier=0.0, double dry_base=1.75,
-        dry_allowed_length=2, dry_penalty_last_n=-1, dry_breakers=(), logit_bias=(), seed=0, samplers=ORDER,
+        dry_allowed_length=2, dry_penalty_last_n=-1, Breakers dry_breakers=None, logit_bias=(), seed=0, samplers=ORDER,
     ):
         cdef sampler_t *s = &self.state
         born(SAMPLER)
@@ -81,17 +84,37 @@ cdef class Sampler:
         s.dry.base = positive("dry_base", dry_base)
         s.dry.allowed_length = whole("dry_allowed_length", dry_allowed_length, 0)
         s.dry.last_n = window("dry_penalty_last_n", dry_penalty_last_n)
-        dry_init(&s.dry, list(dry_breakers))
+        self.breakers = NO_BREAKERS if dry_breakers is None else dry_breakers
+        s.dry.breakers = &self.breakers.table
         copy_bias(s, list(logit_bias))
         choose_stages(s, tuple(samplers))
 
     def __dealloc__(self):
         if self.counted:
             died(SAMPLER)
-        free(self.state.bias)
+        if self.owner is None:
+            free(self.state.bias)
         free(self.state.penalties.counts.slots)
         dry_free(&self.state.dry)
         scratch_free(&self.own_scratch)
+
+    def reseeded(self, seed):
+        """Another sampler of the same parameters, at its start, that draws other numbers. Cheap: what is large in the
+        parameters is shared."""
+        cdef Sampler other = Sampler.__new__(Sampler, self.state.n_vocab, seed=seed)
+        cdef sampler_t *s = &other.state
+        cdef uint64_t bits = s.seed
+        s[0] = self.state
+        s.seed = bits
+        s.mirostat_mu = 2 * s.mirostat_tau
+        memset(&s.penalties.counts, 0, sizeof(s.penalties.counts))
+        memset(&s.dry.longest, 0, sizeof(s.dry.longest))
+        s.penalties.counts.n_vocab = s.dry.longest.n_vocab = s.n_vocab
+        s.dry.repeat = NULL
+        s.dry.capacity = 0
+        other.breakers = self.breakers
+        other.owner = self if self.owner is None else self.owner
+        return other
 
     def pick(self, float[::1] row not None, const int32_t[::1] history not None):
         """The token that follows ``history``; edits ``row`` (n_vocab,) in place.

@@ -20,3 +20,7 @@ cdef class Vocab:
     cdef Model model
     cdef const llama_vocab *vocab
     cdef pieces_t pieces
+    cdef int32_t depth
+
+# CPU seconds that tokenising has spent for this thread in others.
+cdef double tokenizing_seconds() noexcept nogil

@@ -1,21 +1,22 @@
 """The vocabulary: tokenising, and every token's bytes in one table."""
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
-from libc.limits cimport INT_MIN
-from libc.stdint cimport int32_t
-from libc.string cimport memcmp
+from libc.limits cimport INT_MAX, INT_MIN
+from libc.stdint cimport int32_t, int64_t
 
 from .balance cimport VOCAB, born, died
 from .headers.llama cimport (
-    llama_detokenize, llama_model_get_vocab, llama_token_to_piece, llama_tokenize, llama_vocab_bos, llama_vocab_eos,
+    llama_detokenize, llama_model_get_vocab, llama_token_to_piece, llama_vocab_bos, llama_vocab_eos,
     llama_vocab_get_add_bos, llama_vocab_get_add_eos, llama_vocab_get_add_sep, llama_vocab_get_text,
     llama_vocab_is_control, llama_vocab_is_eog, llama_vocab_n_tokens, llama_vocab_sep,
+)
+from .headers.tokenize cimport (
+    TOKENIZE_NO_MEMORY, TOKENIZE_THREW, tokenize_all, tokenize_apart, tokenize_depth, tokenize_limit, tokenize_seconds,
 )
 from .model cimport Model
 
 from array import array
 
-cdef extern from "string.h" nogil:
-    void *memmem(const void *haystack, size_t n_haystack, const void *needle, size_t n_needle)
+from llamafast.errors import Untokenizable
 
 
 cdef class Vocab:
@@ -26,6 +27,10 @@ cdef class Vocab:
         self.vocab = llama_model_get_vocab(model.model)
         pieces_read(&self.pieces, self.vocab)
         born(VOCAB)
+        with nogil:
+            self.depth = tokenize_depth(self.vocab)
+        if self.depth < 0:
+            raise MemoryError
 
     def __dealloc__(self):
         if self.pieces.text != NULL:
@@ -46,6 +51,11 @@ cdef class Vocab:
         for token in range(self.pieces.n_tokens):
             longest = max(longest, self.pieces.offset[token + 1] - self.pieces.offset[token])
         return longest
+
+    @property
+    def longest_text(self):
+        """The most bytes of text that ``tokenize`` takes."""
+        return tokenize_limit(self.depth)
 
     @property
     def bos(self):
@@ -97,47 +107,28 @@ cdef class Vocab:
 
     @property
     def llama_pointers(self):
-        """The addresses of the llama_vocab, which lives as long as this object, and of llama_tokenize."""
-        return <size_t> self.vocab, <size_t> <void *> llama_tokenize
-
-    def breakers(self, bytes text not None, int32_t most=0x7FFFFFFF):
-        """The ways in which tokens can spell ``text``, as pairs of a token and the tuple of those after it.
-
-        The token holds all of the text, or ends with the first part of it and the others are the rest, tokenised. In
-        ascending order, each pair once. Raises ValueError for more than ``most``.
+        """The addresses of the llama_vocab, which lives as long as this object, and of what stands for llama_tokenize.
         """
-        cdef list found = []
-        cdef dict tails = {}
-        cdef int32_t token, overlap, begin, end
-        cdef bint same_end
-        cdef int32_t n_text = <int32_t> len(text)
-        cdef const char *wanted = text
-        if n_text == 0:
-            return found
-        for token in range(self.pieces.n_tokens):
-            if len(found) > most:
-                raise ValueError(f"more than {most} tokens spell {text.decode('utf-8', 'replace')!r}")
-            begin, end = self.pieces.offset[token], self.pieces.offset[token + 1]
-            if memmem(self.pieces.text + begin, <size_t> (end - begin), wanted, <size_t> n_text) != NULL:
-                found.append((token, ()))
-                continue
-            for overlap in range(min(n_text - 1, end - begin), 0, -1):
-                same_end = self.pieces.text[end - 1] == wanted[overlap - 1]
-                if same_end and memcmp(self.pieces.text + end - overlap, wanted, <size_t> overlap) == 0:
-                    if overlap not in tails:
-                        rest = text[overlap:].decode("utf-8", "ignore")
-                        tails[overlap] = tuple(self.tokenize(rest, add_special=False, parse_special=False))
-                    found.append((token, tails[overlap]))
-        return sorted(set(found))
+        return <size_t> self.vocab, <size_t> <void *> tokenize_all
 
-    def tokenize(self, str text, *, bint add_special, bint parse_special):
+    def check(self, const int32_t[::1] tokens not None):
+        """Raises ValueError for no tokens or an id outside the vocabulary (llama.cpp would abort)."""
+        cdef Py_ssize_t i
+        if tokens.shape[0] == 0:
+            raise ValueError("a prompt of 0 tokens")
+        for i in range(tokens.shape[0]):
+            if not 0 <= tokens[i] < self.pieces.n_tokens:
+                raise ValueError(f"token id {tokens[i]} is outside the vocabulary of {self.pieces.n_tokens}")
+
+    def tokenize(self, str text not None, *, bint add_special, bint parse_special):
         """Token ids of ``text`` as array('i').
 
-        Raises UnicodeEncodeError for lone surrogates and OverflowError for more than 2**31 - 1 tokens or bytes.
+        Raises UnicodeEncodeError for lone surrogates and Untokenizable for text that this model's tokeniser cannot take:
+        too long, or with characters that the vocabulary cannot spell.
         """
         cdef bytes raw = text.encode("utf-8")
-        if len(raw) > 0x7FFFFFF0:
-            raise OverflowError("the text is longer than 2**31 bytes")
+        if len(raw) > self.longest_text:
+            raise Untokenizable(f"a text of {len(raw)} bytes; this model's tokeniser takes at most {self.longest_text}")
         cdef const char *start = raw
         cdef int32_t length = <int32_t> len(raw)
         # one token a byte is the worst case, BOS and EOS come on top
@@ -148,9 +139,14 @@ cdef class Vocab:
             raise MemoryError
         try:
             with nogil:
-                n = llama_tokenize(self.vocab, start, length, ids, capacity, add_special, parse_special)
+                n = tokenize_apart(
+                    self.vocab, start, length, ids, capacity, add_special, parse_special, self.depth)
+            if n == TOKENIZE_THREW:
+                raise Untokenizable("the text has a character that this model's vocabulary cannot spell")
+            if n == TOKENIZE_NO_MEMORY:
+                raise Untokenizable(f"there is no memory to tokenise {length} bytes")
             if n == INT_MIN:
-                raise OverflowError("the text has more than 2**31 tokens")
+                raise Untokenizable("the text has more than 2**31 tokens")
             if n < 0:
                 raise AssertionError(f"llama_tokenize needs {-n} tokens for {length} bytes")
             return array("i", (<char *> ids)[:<Py_ssize_t> n * <Py_ssize_t> sizeof(int32_t)])
@@ -160,29 +156,35 @@ cdef class Vocab:
     def detokenize(self, const int32_t[::1] tokens):
         """The text of a prompt, control tokens included; bytes that are not UTF-8 become U+FFFD.
 
-        Raises IndexError for an id outside the vocabulary (llama.cpp would abort).
+        Raises IndexError for an id outside the vocabulary (llama.cpp would abort), OverflowError for more than 2**31 - 1
+        tokens or bytes.
         """
         cdef Py_ssize_t i
+        cdef int64_t size = 0
         for i in range(tokens.shape[0]):
             if not 0 <= tokens[i] < self.pieces.n_tokens:
                 raise IndexError(f"token id {tokens[i]} is outside the vocabulary of {self.pieces.n_tokens}")
+            size += self.pieces.offset[tokens[i] + 1] - self.pieces.offset[tokens[i]]
         if tokens.shape[0] == 0:
             return ""
+        # llama.cpp only takes from the pieces: a blank in front, blanks before punctuation
+        if max(size, tokens.shape[0]) >= INT_MAX:
+            raise OverflowError(f"{tokens.shape[0]} tokens stand for {size} bytes")
         cdef int32_t n_tokens = <int32_t> tokens.shape[0]
         cdef const int32_t *first = &tokens[0]
-        cdef int32_t capacity = 16 * n_tokens + 64
+        cdef int32_t capacity = <int32_t> size
         cdef bytearray out = bytearray(capacity)
         cdef char *buffer = out
         cdef int32_t n
         with nogil:
             n = llama_detokenize(self.vocab, first, n_tokens, buffer, capacity, False, True)
         if n < 0:
-            out = bytearray(-n)
-            buffer = out
-            capacity = -n
-            with nogil:
-                n = llama_detokenize(self.vocab, first, n_tokens, buffer, capacity, False, True)
+            raise AssertionError(f"llama_detokenize needs {-n} bytes, {capacity} given")
         return out[:n].decode("utf-8", "replace")
+
+
+cdef double tokenizing_seconds() noexcept nogil:
+    return tokenize_seconds()
 
 
 cdef int pieces_read(pieces_t *pieces, const llama_vocab *vocab) except -1:

@@ -45,6 +45,7 @@ class ChatEndpoint:
         plan = await run_sized(
             n_bytes, plan_chat, request, self._chat, engine.tokenizer, self._constraints, engine.info
         )
+        await engine.prepare(plan.plan)
         generation = exchange.follow(engine.submit(plan.plan))
         replies = plan.replies()
         names = TokenNames(request, engine.tokenizer)

@@ -33,6 +33,7 @@ class CompletionsEndpoint:
         request = await run_sized(len(body), decode_request, _DECODER, body, self._engine.info)
         n_bytes = COMPILES if request.constrained else len(body)
         plan, echoes = await run_sized(n_bytes, self._plan, request)
+        await self._engine.prepare(plan)
         generation = exchange.follow(self._engine.submit(plan))
         try:
             reply = Completion(

@@ -55,7 +55,7 @@ class Responder:
         Raises InvalidRequest, UnsupportedParameter, PreviousResponseNotFound or ContextLengthExceeded.
         """
         before = self._recall(request.previous_response_id, recall)
-        return await run_sized(
+        turn = await run_sized(
             COMPILES if request.compiles else n_bytes + before.n_bytes,
             self._planner.turn,
             request,
@@ -65,6 +65,8 @@ class Responder:
             stream_id=stream_id,
             room=room,
         )
+        await self._engine.prepare(turn.plan.plan)
+        return turn
 
     async def prepare_compaction(self, request: ResponsesRequest, n_bytes: int) -> Turn:
         """The turn that answers with a summary of the request's conversation, or of as much of its end as fits.

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
 from struct import iter_unpack
+from time import monotonic
 
 from llamafast._core.constraint import Masker
 from llamafast._core.context import Context
@@ -24,7 +29,7 @@ from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settle
 from llamafast.engine.generation import Generation
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.prefill import PrefillQueue
-from llamafast.engine.scheduler import Scheduler
+from llamafast.engine.scheduler import Arrival, Scheduler
 from llamafast.engine.sequence_planner import SequencePlanner
 from llamafast.engine.types import (
     EmbeddingPlan,
@@ -39,11 +44,14 @@ from llamafast.engine.worker import Worker
 from llamafast.errors import (
     DoesNotEmbed,
     DoesNotGenerate,
+    EngineFailure,
     EngineUnavailable,
     InvalidRequest,
     LlamafastError,
     QueueFull,
 )
+
+logger = logging.getLogger(__name__)
 
 # what FINISH_* of the core means on the wire
 FINISH_REASONS: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length"}
@@ -54,8 +62,26 @@ SLOW_NICENESS = 10
 # With every place in the queue so many choices may wait, be they of one request or of many.
 QUEUED_CHOICES = 4
 
+# A turn of the event loop makes the sequences of a request's choices for so long.
+MAKING_SECONDS = 0.004
+
 # Choices of a request, the upper bounds of their distribution.
 CHOICES_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+
+
+@dataclass(eq=False)
+class Choices:
+    """The sequences of a request that are still to be made, ``n_left`` of them, by their index."""
+
+    request: int
+    n_left: int
+    priority: int
+    sequences: Iterator[tuple[int, Sequence | None]]
+    next_turn: asyncio.Handle | None = None
+
+    def stop(self) -> None:
+        if self.next_turn is not None:
+            self.next_turn.cancel()
 
 
 class Engine:
@@ -87,6 +113,8 @@ class Engine:
         self._priorities = priorities
         self._live: dict[int, tuple[Generation, int]] = {}
         self._choices: Counter[int] = Counter()
+        self._making: dict[Generation, Choices] = {}
+        self._requests = count()
         self._embedding: set[EmbeddingRequest] = set()
         self._closing = False
         self._waking = False
@@ -125,11 +153,13 @@ class Engine:
     async def close(self, drain_seconds: float = 0.0) -> None:
         """Refuse new work, give running work ``drain_seconds`` to finish, cancel the rest, stop the thread."""
         self._closing = True
-        if self._live or self._embedding:
+        if self._live or self._making or self._embedding:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._drained.wait(), drain_seconds)
         shutdown = EngineUnavailable("the server is shutting down")
-        self._fail(list(self._live), shutdown)
+        for generation in {generation for generation, _ in self._live.values()} | set(self._making):
+            self._cancel(generation)
+            generation.fail(shutdown)
         _settle([(request, shutdown) for request in self._embedding])
         await asyncio.to_thread(self._worker.close)
         self._masker.close()
@@ -139,8 +169,13 @@ class Engine:
         os.close(self._wake_read)
         os.close(self._wake_write)
 
+    async def prepare(self, plan: Plan) -> None:
+        """Do in a thread what ``submit`` would hold up the event loop for. Raises InvalidRequest."""
+        if not self._sequences.is_prepared(plan.sampling):
+            await asyncio.to_thread(self._sequences.prepare, plan.sampling)
+
     def submit(self, plan: Plan) -> Generation:
-        """Queue a Plan.
+        """Queue a Plan; its first choices at once, the others in the next turns of the event loop if they are many.
 
         Raises QueueFull, EngineUnavailable, ContextLengthExceeded or InvalidRequest; then nothing was queued.
         """
@@ -160,15 +195,40 @@ class Engine:
         generation.top_logprobs = plan.top_logprobs or 0
         sequences = self._sequences.of(plan)
         self._choices[plan.n] += 1
-        for index, sequence in enumerate(sequences):
-            if sequence is None:
-                generation.push(index, "", 0, "length")
-            else:
-                generation.sequences.append(sequence)
-                self._live[sequence.tag] = (generation, index)
-        self._worker.enqueue([sequence for sequence in sequences if sequence is not None], plan.priority)
-        self._wake_worker()
+        self._make(generation, Choices(next(self._requests), n_choices, plan.priority, enumerate(sequences)))
         return generation
+
+    def _make(self, generation: Generation, choices: Choices) -> None:
+        """Queue as many of a request's sequences as this turn has time to make, the others in the next turns."""
+        until = monotonic() + MAKING_SECONDS
+        made: list[tuple[int, Sequence]] = []
+        try:
+            for index, sequence in choices.sequences:
+                choices.n_left -= 1
+                if sequence is None:
+                    generation.push(index, "", 0, "length")
+                else:
+                    generation.sequences.append(sequence)
+                    self._live[sequence.tag] = (generation, index)
+                    made.append((index, sequence))
+                if monotonic() >= until:
+                    choices.next_turn = self._loop.call_soon(self._make_more, generation, choices)
+                    self._making[generation] = choices
+                    break
+        except BaseException:
+            self._cancel(generation)
+            raise
+        self._worker.enqueue(Arrival(choices.request, made, choices.priority))
+        self._wake_worker()
+
+    def _make_more(self, generation: Generation, choices: Choices) -> None:
+        del self._making[generation]
+        try:
+            self._make(generation, choices)
+        except Exception:
+            logger.exception("the choices of a request could not be made")
+            generation.fail(EngineFailure("the engine failed"))
+        self._note_drained()
 
     async def embed(self, plan: EmbeddingPlan) -> list[bytes]:
         """Queue a plan's inputs and wait for their vectors. Cancelling the caller's task ends the work.
@@ -218,12 +278,14 @@ class Engine:
         n_requests = self._worker.n_waiting_requests
         if n_requests and n_requests >= self._max_queue:
             raise QueueFull(f"{n_requests} requests wait already, the queue takes {self._max_queue}")
-        n_waiting = self._worker.n_waiting
+        n_waiting = self._worker.n_waiting + sum(making.n_left for making in self._making.values())
         most = QUEUED_CHOICES * self._max_queue
         if n_more > 1 and n_waiting and n_waiting + n_more > most:
             raise QueueFull(f"{n_waiting} choices wait already, with {n_more} more there would be more than {most}")
 
     def _cancel(self, generation: Generation) -> None:
+        if (making := self._making.pop(generation, None)) is not None:
+            making.stop()
         self._worker.cancel([s.tag for s in generation.sequences if self._forget(s.tag) is not None])
         self._wake_worker()
 
@@ -271,7 +333,7 @@ class Engine:
         return live
 
     def _note_drained(self) -> None:
-        if self._closing and not self._live and not self._embedding:
+        if self._closing and not self._live and not self._making and not self._embedding:
             self._drained.set()
 
     def _settle_from_worker(self, settled: Settled) -> None:

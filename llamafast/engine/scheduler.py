@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 
 class Schedulable(Protocol):
@@ -27,12 +26,20 @@ class Schedulable(Protocol):
 S = TypeVar("S", bound=Schedulable)
 
 
+class Arrival(NamedTuple, Generic[S]):
+    """Sequences of one request, by their index in it; requests are numbered as they come."""
+
+    request: int
+    choices: list[tuple[int, S]]
+    priority: int = 0
+
+
 @dataclass(eq=False, slots=True)
 class Ticket(Generic[S]):
     """A sequence's place: lower priority values first, then in order of arrival, also after a preemption.
 
-    ``request`` counts requests as they arrive; ``choice`` is which of its request's sequences this is. It ranks as if
-    it had come so many requests later: one that asks for thousands of choices gives way to those who ask for a few,
+    ``request`` is its request's number; ``choice`` is which of its request's sequences this is. It ranks as if it had
+    come so many requests later: one that asks for thousands of choices gives way to those who ask for a few,
     and nobody waits for ever.
     """
 
@@ -68,7 +75,6 @@ class Scheduler(Generic[S]):
         self._waiting: list[Ticket[S]] = []
         self._running: list[Ticket[S]] = []
         self._waiting_choices: Counter[int] = Counter()
-        self._requests = count()
 
     @property
     def has_work(self) -> bool:
@@ -100,11 +106,9 @@ class Scheduler(Generic[S]):
     def waiting(self) -> list[S]:
         return [ticket.sequence for ticket in self._waiting]
 
-    def enqueue(self, sequences: Iterable[S], priority: int = 0) -> None:
-        """Let the sequences of one request wait."""
-        request = next(self._requests)
-        for choice, sequence in enumerate(sequences):
-            self._wait(Ticket(sequence, priority, request, choice))
+    def enqueue(self, arrival: Arrival[S]) -> None:
+        for choice, sequence in arrival.choices:
+            self._wait(Ticket(sequence, arrival.priority, arrival.request, choice))
 
     def admit(self) -> list[S]:
         """Move from waiting to running whoever may run now; the ones that were moved, in order."""

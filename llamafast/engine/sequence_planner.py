@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import secrets
 from array import array
-from functools import lru_cache
+from collections.abc import Iterator
 from itertools import count
 
 import xxhash
 from msgspec.structs import asdict
 
 from llamafast._core.constraint import Constraint
+from llamafast._core.dry import Breakers
 from llamafast._core.sampler import Sampler
 from llamafast._core.sequence import Sequence
 from llamafast._core.vocab import Vocab
 from llamafast.engine.types import ModelInfo, Plan, SamplingParams
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
 
-# Lists of DRY's sequence breakers that are kept, and the most tokens that may hold one of them: a list takes tens of
-# milliseconds to find otherwise.
+# Tables of DRY's sequence breakers that are kept, and the most ways to spell one of them.
 BREAKERS_KEPT = 64
 MAX_BREAKERS = 4096
 
@@ -30,30 +30,64 @@ class SequencePlanner:
         self._vocab = vocab
         self._info = info
         self._tags = count(1)
-        self._breakers = lru_cache(BREAKERS_KEPT)(self._find_breakers)
+        self._breakers: dict[tuple[str, ...], Breakers] = {}
 
-    def of(self, plan: Plan) -> list[Sequence | None]:
+    def is_prepared(self, params: SamplingParams) -> bool:
+        return not params.dry_multiplier or params.dry_sequence_breakers in self._breakers
+
+    def prepare(self, params: SamplingParams) -> Breakers:
+        """Find what takes long, for a later ``of``. Any thread. Raises InvalidRequest."""
+        texts = params.dry_sequence_breakers
+        try:
+            found = Breakers.spelling(self._vocab, tuple(text.encode() for text in texts), MAX_BREAKERS)
+        except ValueError as error:
+            raise InvalidRequest(f"`dry_sequence_breakers`: {error}", param="dry_sequence_breakers") from error
+        kept = list(self._breakers.items())[1 - BREAKERS_KEPT :]
+        self._breakers = dict([*kept, (texts, found)])
+        return found
+
+    def of(self, plan: Plan) -> Iterator[Sequence | None]:
         """A Sequence for every choice, by index; None where there is nothing to generate.
 
-        Raises ContextLengthExceeded or InvalidRequest.
+        The plan is checked here, each Sequence is made when it is asked for: thousands take a while. Raises
+        ContextLengthExceeded or InvalidRequest.
         """
-        return [
-            self._sequence(plan, prompt, prompt_index * plan.n + k)
-            for prompt_index, prompt in enumerate(plan.prompts)
-            for k in range(plan.n)
-        ]
+        limits = [self._max_tokens(plan, prompt) for prompt in plan.prompts]
+        return self._each(plan, limits, self._sampler(plan.sampling))
 
-    def _sequence(self, plan: Plan, prompt: array[int], index: int) -> Sequence | None:
-        """The sequence of choice ``index``; None when there is nothing to generate."""
+    def _max_tokens(self, plan: Plan, prompt: array[int]) -> int:
         room = self._info.max_seq_len - len(prompt)
         if room < 0:
             raise ContextLengthExceeded(
                 f"the prompt has {len(prompt)} tokens, this model takes {self._info.max_seq_len}", param="prompt"
             )
+        try:
+            self._vocab.check(prompt)
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="prompt") from error
         limits = (plan.max_tokens, self._info.max_output_tokens, room)
-        max_tokens = min(limit for limit in limits if limit is not None)
-        if max_tokens == 0 and not plan.prompt_logprobs:
-            return None
+        return min(limit for limit in limits if limit is not None)
+
+    def _each(self, plan: Plan, limits: list[int], sampler: Sampler) -> Iterator[Sequence | None]:
+        stops = tuple(stop.encode() for stop in plan.stop)
+        preserved = array("i", plan.preserved_tokens)
+        for prompt_index, (prompt, max_tokens) in enumerate(zip(plan.prompts, limits, strict=True)):
+            for k in range(plan.n):
+                if max_tokens == 0 and not plan.prompt_logprobs:
+                    yield None
+                    continue
+                own = sampler.reseeded(_seed(plan.sampling, prompt_index * plan.n + k))
+                yield self._sequence(plan, prompt, own, max_tokens, stops, preserved)
+
+    def _sequence(
+        self,
+        plan: Plan,
+        prompt: array[int],
+        sampler: Sampler,
+        max_tokens: int,
+        stops: tuple[bytes, ...],
+        preserved: array[int],
+    ) -> Sequence:
         tag = next(self._tags)
         salt = _salt(plan, tag)
         logprobs = plan.top_logprobs is not None
@@ -61,16 +95,16 @@ class SequencePlanner:
             return Sequence(
                 self._vocab,
                 prompt,
-                self._sampler(plan.sampling, index),
+                sampler,
                 tag=tag,
                 max_tokens=max_tokens,
                 min_tokens=plan.min_tokens,
                 stop_tokens=plan.stop_token_ids,
                 keep_stop=plan.keep_stop,
-                stops=tuple(stop.encode() for stop in plan.stop),
+                stops=stops,
                 ignore_eos=plan.ignore_eos,
                 show_control=not plan.skip_special_tokens,
-                preserved=array("i", plan.preserved_tokens),
+                preserved=preserved,
                 top_logprobs=-1 if plan.top_logprobs is None else plan.top_logprobs,
                 score_prompt=plan.prompt_logprobs,
                 salt=salt,
@@ -78,26 +112,25 @@ class SequencePlanner:
                 checkpoints=plan.checkpoints,
                 constraint=None
                 if plan.matcher is None
-                else Constraint(plan.matcher.deep_copy(), self._info.n_vocab, fast_forward=not logprobs),
+                else Constraint(plan.matcher, self._info.n_vocab, fast_forward=not logprobs),
             )
         except ValueError as error:
             raise InvalidRequest(str(error), param="prompt") from error
 
-    def _sampler(self, params: SamplingParams, index: int) -> Sampler:
-        seed = secrets.randbits(64) if params.seed is None else (params.seed + index) & 0xFFFF_FFFF_FFFF_FFFF
-        values = asdict(params) | {"seed": seed}
-        breakers = values.pop("dry_sequence_breakers")
+    def _sampler(self, params: SamplingParams) -> Sampler:
+        """What the samplers of a request share; ``reseeded`` makes those of its choices."""
+        values = asdict(params) | {"seed": 0}
+        texts = values.pop("dry_sequence_breakers")
         if params.dry_multiplier:
-            values["dry_breakers"] = self._breakers(breakers)
-        return Sampler(self._info.n_vocab, **values)
-
-    def _find_breakers(self, texts: tuple[str, ...]) -> list[tuple[int, tuple[int, ...]]]:
-        """The tokens that spell one of ``texts``: a look at the whole vocabulary for each."""
+            values["dry_breakers"] = self._breakers.get(texts) or self.prepare(params)
         try:
-            found = {pair for text in texts for pair in self._vocab.breakers(text.encode(), MAX_BREAKERS)}
+            return Sampler(self._info.n_vocab, **values)
         except ValueError as error:
-            raise InvalidRequest(f"`dry_sequence_breakers`: {error}", param="dry_sequence_breakers") from error
-        return sorted(found)
+            raise InvalidRequest(str(error)) from error
+
+
+def _seed(params: SamplingParams, index: int) -> int:
+    return secrets.randbits(64) if params.seed is None else (params.seed + index) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def _salt(plan: Plan, tag: int) -> bytes:

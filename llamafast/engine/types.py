@@ -189,7 +189,7 @@ class Vocabulary(Protocol):
 
     @property
     def llama_pointers(self) -> tuple[int, int] | None:
-        """The addresses of the llama_vocab and of llama_tokenize, where there are any."""
+        """The addresses of the llama_vocab and of what stands for llama_tokenize, where there are any."""
         ...
 
     def piece(self, token: int, /) -> bytes:
@@ -204,7 +204,7 @@ class Vocabulary(Protocol):
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> array[int]:
         """Token ids (int32). ``add_special`` adds BOS/EOS where the model wants them; with ``parse_special``
-        the text of control tokens becomes control tokens."""
+        the text of control tokens becomes control tokens. Raises Untokenizable."""
         ...
 
 
@@ -274,8 +274,12 @@ class EnginePort(Protocol):
     info: ModelInfo
     tokenizer: Tokenizer
 
+    async def prepare(self, plan: Plan) -> None:
+        """Do in a thread what ``submit`` would hold up the event loop for. Raises InvalidRequest."""
+        ...
+
     def submit(self, plan: Plan) -> Generation:
-        """Queue a Plan. Call on the event loop.
+        """Queue a Plan, better after ``prepare``. Call on the event loop.
 
         Raises QueueFull, EngineUnavailable, ContextLengthExceeded (a prompt longer than ``info.max_seq_len``)
         or InvalidRequest (an empty prompt, a token id out of range).

@@ -14,7 +14,7 @@ from llamafast._core.sequence import Sequence
 from llamafast._core.status import drain_log
 from llamafast.engine.embeddings import EmbeddingQueue, Turns
 from llamafast.engine.kv_transfer import COPY_SECONDS, KVTransfer
-from llamafast.engine.scheduler import Scheduler
+from llamafast.engine.scheduler import Arrival, Scheduler
 from llamafast.engine.types import Histogram
 from llamafast.errors import EngineFailure, LlamafastError
 
@@ -52,7 +52,7 @@ class Worker:
         self._turns = None if embeddings is None else Turns(embeddings)
         self._on_failure = on_failure
         self._wake = threading.Condition()
-        self._arrived: list[tuple[list[Sequence], int]] = []  # of requests
+        self._arrived: list[Arrival[Sequence]] = []
         self._cancelled: list[int] = []
         self._ended: deque[tuple[Sequence, str]] = deque()  # still in memory, and what they count as
         self._closing = False
@@ -78,10 +78,10 @@ class Worker:
         for thread in self._threads:
             thread.join()
 
-    def enqueue(self, sequences: list[Sequence], priority: int = 0) -> None:
-        """The sequences of one request. Any thread, before a ``wake``."""
+    def enqueue(self, arrival: Arrival[Sequence]) -> None:
+        """Any thread, before a ``wake``."""
         with self._wake:
-            self._arrived.append((sequences, priority))
+            self._arrived.append(arrival)
 
     def cancel(self, tags: list[int]) -> None:
         """Any thread, before a ``wake``."""
@@ -97,13 +97,14 @@ class Worker:
     @property
     def n_waiting(self) -> int:
         """Sequences that have not run yet or were preempted, and embedding requests. Any thread."""
-        n_arrived = sum(len(sequences) for sequences, _ in self._arrived)
+        n_arrived = sum(len(arrival.choices) for arrival in self._arrived)
         return self.scheduler.n_waiting + n_arrived + self._n_waiting_embeddings
 
     @property
     def n_waiting_requests(self) -> int:
         """Requests that have sequences or inputs waiting. Any thread."""
-        return self.scheduler.n_waiting_requests + len(self._arrived) + self._n_waiting_embeddings
+        n_arrived = len({arrival.request for arrival in self._arrived})
+        return self.scheduler.n_waiting_requests + n_arrived + self._n_waiting_embeddings
 
     @property
     def _n_waiting_embeddings(self) -> int:
@@ -178,9 +179,9 @@ class Worker:
             cancelled, self._cancelled = self._cancelled, []
         if self._busy_since is None:
             self._busy_since = time.monotonic()
-        for sequences, priority in arrived:
-            self.scheduler.enqueue(sequences, priority)
-            self._counts["submitted"] += len(sequences)
+        for arrival in arrived:
+            self.scheduler.enqueue(arrival)
+            self._counts["submitted"] += len(arrival.choices)
         if cancelled:
             self._cancel(set(cancelled))
 

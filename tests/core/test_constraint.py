@@ -23,6 +23,9 @@ class Cycle:
         self.forced, self.pause, self.work, self.fails_at = forced, pause, work, fails_at
         self.threads = set()
 
+    def deep_copy(self):
+        return self
+
     def consume_token(self, token):
         self.threads.add(threading.get_ident())
         assert token == self.tokens[self.at]

@@ -9,6 +9,7 @@ import pytest
 from support.llama_chain import Chain
 
 from core.test_sampler import Ids, name_of, normal
+from llamafast._core.dry import Breakers
 from llamafast._core.sampler import Sampler
 
 DRY: list[dict[str, Any]] = [
@@ -40,7 +41,7 @@ def test_dry_does_not_reach_over_a_breaker() -> None:
 
     def penalized_by(history: Ids, breakers: list[tuple[int, tuple[int, ...]]]) -> list[int]:
         row = np.zeros(10, np.float32)
-        Sampler(10, dry_multiplier=1.0, dry_breakers=breakers).pick(row, history)
+        Sampler(10, dry_multiplier=1.0, dry_breakers=Breakers(breakers)).pick(row, history)
         return np.flatnonzero(row).tolist()
 
     assert penalized_by(history, []) == [4]

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llamafast._core.dry import Breakers
 from llamafast._core.model import Model
 from llamafast._core.vocab import Vocab
 from llamafast.errors import ModelLoadError
@@ -91,13 +92,16 @@ def test_kv_overrides_reach_the_model(smollm2):
 
 def test_breakers_are_all_ways_to_spell_a_text(vocab):
     """Every token that holds the text, and every one that ends with a part of it, with the rest after it."""
-    found = vocab.breakers(b"he")
+    found = Breakers.spelling(vocab, (b"he",)).pairs()
     pieces = {token: vocab.piece(token) for token in range(vocab.n_tokens)}
     assert {token for token, tail in found if not tail} == {token for token, piece in pieces.items() if b"he" in piece}
     assert all(pieces[token].endswith(b"h") for token, tail in found if tail)
     assert all(b"".join(pieces[t] for t in tail) == b"e" for _, tail in found if tail)
     assert found == sorted(found)
-    assert vocab.breakers(b"") == []
-    assert vocab.breakers(b"he", len(found)) == found
-    with pytest.raises(ValueError, match="more than 3 tokens spell 'he'"):
-        vocab.breakers(b"he", 3)
+    assert Breakers.spelling(vocab, (b"",)).pairs() == []
+    assert Breakers.spelling(vocab, (b"he",), len(found)).pairs() == found
+    both = Breakers.spelling(vocab, (b"he", b"h"), 10_000).pairs()
+    assert set(found) < set(both) == set(found) | set(Breakers.spelling(vocab, (b"h",)).pairs())
+    for most in (3, len(found) - 1):
+        with pytest.raises(ValueError, match=f"more than {most} tokens spell 'he'"):
+            Breakers.spelling(vocab, (b"he",), most)

@@ -16,7 +16,7 @@ from llamafast.engine import embeddings as embeddings_module
 from llamafast.engine import worker as worker_module
 from llamafast.engine.cache import PrefixCache
 from llamafast.engine.kv_transfer import KVTransfer
-from llamafast.engine.scheduler import Scheduler
+from llamafast.engine.scheduler import Arrival, Scheduler
 from llamafast.engine.worker import Worker
 from llamafast.errors import EngineFailure
 
@@ -35,6 +35,11 @@ class FakeSequence:
 
     def tokens(self):
         return array("i", range(self.n_tokens))
+
+
+def arrival(sequences):
+    """The sequences of one request."""
+    return Arrival(sequences[0].tag, list(enumerate(sequences)))
 
 
 @dataclass
@@ -132,7 +137,7 @@ def test_who_is_cancelled_while_its_prompt_arrives_ends_once(runner, failures, m
     worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: failures.append(1))
     runner.script = [stepper.PAUSED] * 9
     first, second = FakeSequence(1), FakeSequence(2)
-    worker.enqueue([first, second])
+    worker.enqueue(arrival([first, second]))
     worker._take_orders()
     worker._round()
     worker.cancel([1, 2])
@@ -147,7 +152,7 @@ def test_who_is_cancelled_while_its_prompt_arrives_ends_once(runner, failures, m
 
 
 def test_sequences_come_and_go(worker):
-    worker.enqueue([FakeSequence(tag) for tag in range(10)])
+    worker.enqueue(arrival([FakeSequence(tag) for tag in range(10)]))
     worker.wake()
     until(lambda: worker.counters()["completed"] == 10)
     counters = worker.counters()
@@ -157,12 +162,12 @@ def test_sequences_come_and_go(worker):
 def test_an_exception_fails_who_ran_and_the_thread_goes_on(worker, runner, failures, caplog):
     with caplog.at_level(logging.CRITICAL):
         runner.script = [RuntimeError("nobody foresaw this")]
-        worker.enqueue([FakeSequence(1), FakeSequence(2)])
+        worker.enqueue(arrival([FakeSequence(1), FakeSequence(2)]))
         worker.wake()
         until(lambda: failures)
     assert failures[0][0] == [1, 2]
     assert isinstance(failures[0][1], EngineFailure)
-    worker.enqueue([FakeSequence(3)])
+    worker.enqueue(arrival([FakeSequence(3)]))
     worker.wake()
     until(lambda: worker.counters()["completed"] == 1)
 
@@ -171,7 +176,7 @@ def test_an_exception_fails_who_ran_and_the_thread_goes_on(worker, runner, failu
 def test_a_failed_decode_fails_only_who_had_rows_in_it(worker, runner, failures, caplog, code):
     with caplog.at_level(logging.CRITICAL):
         runner.script = [code]
-        worker.enqueue([FakeSequence(1), FakeSequence(2)])
+        worker.enqueue(arrival([FakeSequence(1), FakeSequence(2)]))
         worker.wake()
         until(lambda: worker.counters()["completed"] == 1)
     assert [tags for tags, _ in failures] == [[1]]
@@ -180,7 +185,7 @@ def test_a_failed_decode_fails_only_who_had_rows_in_it(worker, runner, failures,
 
 def test_no_room_makes_the_youngest_wait(worker, runner, failures):
     runner.script = [stepper.NO_ROOM, stepper.FINISHED]
-    worker.enqueue([FakeSequence(1), FakeSequence(2)])
+    worker.enqueue(arrival([FakeSequence(1), FakeSequence(2)]))
     worker.wake()
     until(lambda: worker.counters()["completed"] == 2)
     assert worker.counters()["preempted"] == 1
@@ -190,7 +195,7 @@ def test_no_room_makes_the_youngest_wait(worker, runner, failures):
 
 def test_no_room_for_one_alone_is_its_error(worker, runner, failures):
     runner.script = [stepper.NO_ROOM]
-    worker.enqueue([FakeSequence(1)])
+    worker.enqueue(arrival([FakeSequence(1)]))
     worker.wake()
     until(lambda: failures)
     assert failures[0][0] == [1]
@@ -209,7 +214,7 @@ def test_a_prefix_that_cannot_be_kept_fails_nobody(runner, failures, caplog):
     )
     worker.start()
     with caplog.at_level(logging.CRITICAL):
-        worker.enqueue([FakeSequence(1)])
+        worker.enqueue(arrival([FakeSequence(1)]))
         worker.wake()
         until(lambda: worker.counters()["completed"] == 1)
     assert failures == runner.running == []
@@ -241,11 +246,11 @@ def test_the_thread_starts_afresh_however_often_that_fails(worker, runner, failu
     runner.clear, worker._on_failure = clear_at_the_second_try, tell_at_the_second_try
     runner.script = [RuntimeError("a bug")]
     with caplog.at_level(logging.CRITICAL):
-        worker.enqueue([FakeSequence(1), FakeSequence(2)])
+        worker.enqueue(arrival([FakeSequence(1), FakeSequence(2)]))
         worker.wake()
         until(lambda: failures)
     assert [tags for tags, _ in failures] == [[1, 2]]
-    worker.enqueue([FakeSequence(3)])
+    worker.enqueue(arrival([FakeSequence(3)]))
     worker.wake()
     until(lambda: worker.counters()["completed"] == 1)
     assert worker.counters()["failed"] == 2
@@ -253,7 +258,7 @@ def test_the_thread_starts_afresh_however_often_that_fails(worker, runner, failu
 
 def test_cancelling_what_runs_and_what_waits(worker, runner):
     runner.hold = threading.Event()
-    worker.enqueue([FakeSequence(tag) for tag in range(6)])
+    worker.enqueue(arrival([FakeSequence(tag) for tag in range(6)]))
     worker.wake()
     until(lambda: worker.counters()["running"] == 4)
     runner.script = [stepper.PAUSED]
@@ -267,7 +272,7 @@ def test_cancelling_what_runs_and_what_waits(worker, runner):
 def test_it_is_stalled_only_while_work_waits(worker, runner):
     assert worker.stalled() == 0
     runner.hold = threading.Event()
-    worker.enqueue([FakeSequence(1)])
+    worker.enqueue(arrival([FakeSequence(1)]))
     worker.wake()
     until(lambda: worker.stalled() > 0.01)
     runner.hold.set()
@@ -330,7 +335,7 @@ def sharing(runner, embeddings):
     worker = Worker(
         runner, Scheduler(n_seq_max=4, n_cells=None), KVTransfer(runner, PrefixCache(0)), lambda *_: None, embeddings
     )
-    worker.scheduler.enqueue([FakeSequence(1)])
+    worker.scheduler.enqueue(arrival([FakeSequence(1)]))
     return worker
 
 

@@ -146,6 +146,7 @@ class FakeEngine:
         self.script = script or say("Hello", " world")
         self.refusal: LlamafastError | None = None
         self.generations: list[ScriptedGeneration] = []
+        self.prepared: list[Plan] = []
         self.embedding_plans: list[EmbeddingPlan] = []
         self.submitted = asyncio.Event()
         self.cached_tokens = 0
@@ -158,6 +159,9 @@ class FakeEngine:
         """The only Plan submitted so far."""
         (generation,) = self.generations
         return generation.plan
+
+    async def prepare(self, plan: Plan) -> None:
+        self.prepared.append(plan)
 
     def submit(self, plan: Plan) -> Generation:
         if self.refusal is not None:
