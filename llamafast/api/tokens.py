@@ -15,11 +15,16 @@ from llamafast.chat.conversation import Conversation
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import checked_ids
 from llamafast.engine.types import EnginePort
-from llamafast.errors import InvalidRequest
+from llamafast.errors import InvalidRequest, Untokenizable
 
 _CHAT = msgspec.json.Decoder(ChatRequest)
 _TOKENIZE = msgspec.json.Decoder(TokenizeRequest)
 _DETOKENIZE = msgspec.json.Decoder(DetokenizeRequest)
+
+# Characters that /tokenize takes and tokens that /detokenize takes, or what the context could hold if that is more: a
+# million characters take about a second, and nobody can stop that.
+MAX_CHARACTERS = 1 << 20
+MAX_TOKENS = 1 << 18
 
 
 class TokenEndpoints:
@@ -66,13 +71,22 @@ class TokenEndpoints:
             if add_special:
                 raise InvalidRequest("a chat gets its special tokens from its template", param="add_special_tokens")
             rendered = Conversation(request, self._chat).text
-            return self._chat.control.tokenize(rendered, self._tokenizer)
+            self._check_length(rendered, "messages")
+            with Untokenizable.named("messages"):
+                return self._chat.control.tokenize(rendered, self._tokenizer)
         text = request.content if request.prompt is None else request.prompt
-        return self._tokenizer.tokenize(
-            text or "",
-            add_special=request.prompt is not None if add_special is None else add_special,
-            parse_special=request.parse_special is not False,
-        )
+        self._check_length(text or "", given[0])
+        with Untokenizable.named(given[0]):
+            return self._tokenizer.tokenize(
+                text or "",
+                add_special=request.prompt is not None if add_special is None else add_special,
+                parse_special=request.parse_special is not False,
+            )
+
+    def _check_length(self, text: str, param: str) -> None:
+        most = max(MAX_CHARACTERS, self._info.max_seq_len * self._info.longest_piece)
+        if len(text) > most:
+            raise InvalidRequest(f"`{param}` has {len(text)} characters, at most {most} are tokenised", param=param)
 
     def _piece(self, token: int) -> TokenPiece:
         piece = self._tokenizer.piece(token)
@@ -83,5 +97,8 @@ class TokenEndpoints:
 
     def _detokenized(self, body: bytes) -> Text:
         request = decode_request(_DETOKENIZE, body, self._info)
+        most = max(MAX_TOKENS, self._info.max_seq_len)
+        if len(request.tokens) > most:
+            raise InvalidRequest(f"`tokens` has {len(request.tokens)} tokens, at most {most} are taken", param="tokens")
         text = self._tokenizer.detokenize(checked_ids(request.tokens, "tokens", self._info))
         return Text(text, text)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache, partial
 from typing import NamedTuple
 
 from llamafast.chat.control import ControlTokens
 from llamafast.chat.plan import Prompt, split_prompts
 from llamafast.engine.types import EmbeddingInfo, EmbeddingPlan, ModelInfo, Tokenizer
-from llamafast.errors import ContextLengthExceeded, DoesNotEmbed, InvalidRequest
+from llamafast.errors import ContextLengthExceeded, DoesNotEmbed, InvalidRequest, Untokenizable
 
 # OpenAI's limits of one request
 MAX_INPUTS = 2048
 MAX_TOTAL_TOKENS = 300_000
+# Characters that an input may have whatever it could stand for: there are tokenisers that drop blanks.
+LONG_INPUT = 1 << 16
 # A reply's numbers; only vectors of single tokens can be more.
 MAX_VALUES = 1 << 23
 
@@ -49,10 +51,10 @@ def plan_embeddings(
     inputs = split_prompts(prompt, "input")
     paths = ["input"] if len(inputs) == 1 else [f"input[{i}]" for i in range(len(inputs))]
     _check_size([text for text in inputs if isinstance(text, str)], len(inputs), "input", info)
-    tokens = [_tokens(text, path, tokenizer, info) for text, path in zip(inputs, paths, strict=True)]
+    tokens = (_tokens(text, path, tokenizer, info) for text, path in zip(inputs, paths, strict=True))
     plan = _plan(tokens, [(path,) for path in paths], info)
     per_token = embedding.pooling == "none"
-    n_values = (sum(map(len, tokens)) if per_token else len(tokens)) * (dimensions or embedding.width)
+    n_values = (sum(map(len, plan)) if per_token else len(plan)) * (dimensions or embedding.width)
     if n_values > MAX_VALUES:
         raise InvalidRequest(f"the reply would hold {n_values} numbers, at most {MAX_VALUES} fit", param="input")
     default = AS_THEY_ARE if per_token else EUCLIDEAN
@@ -75,6 +77,7 @@ def plan_pairs(
         for text, path in zip(pair, names, strict=True):
             if not text:
                 raise InvalidRequest(f"`{path}` must not be empty", param=path)
+            _check_length(text, path, info)
     if info.ranks:
         return _ranked(pairs, paths, raw, tokenizer, info, embedding)
     return _by_cosine(pairs, paths, tokenizer, info)
@@ -109,14 +112,12 @@ def _ranked(
     template = embedding.rerank_template
     if template is not None:
         control = _control_tokens(info.control_tokens)
-        inputs = [control.tokenize(_fill(template, *control.mark(pair)), tokenizer) for pair in pairs]
+        inputs = (control.tokenize(_fill(template, *control.mark(pair)), tokenizer) for pair in pairs)
     else:
-        sides = {
-            text: tokenizer.tokenize(text, add_special=True, parse_special=False)
-            for text in dict.fromkeys(text for pair in pairs for text in pair)
-        }
-        inputs = [tokenizer.pair(sides[first], sides[second]) for first, second in pairs]
-    plan = _plan(inputs, paths, info)
+        side = cache(partial(tokenizer.tokenize, add_special=True, parse_special=False))
+        inputs = (tokenizer.pair(side(first), side(second)) for first, second in pairs)
+    with Untokenizable.named(paths[0][1].partition("[")[0]):
+        plan = _plan(inputs, paths, info)
     is_logit = not (raw or embedding.softmax_rank)
 
     def scores(vectors: list[bytes]) -> list[float]:
@@ -136,7 +137,7 @@ def _by_cosine(
         for text, path in zip(pair, names, strict=True):
             named.setdefault(text, path)
     places = {text: place for place, text in enumerate(named)}
-    tokens = [_tokens(text, path, tokenizer, info) for text, path in named.items()]
+    tokens = (_tokens(text, path, tokenizer, info) for text, path in named.items())
     plan = _plan(tokens, [(path,) for path in named.values()], info)
 
     def scores(vectors: list[bytes]) -> list[float]:
@@ -162,11 +163,24 @@ def _check_size(texts: Sequence[str], n_inputs: int, field: str, info: ModelInfo
         raise InvalidRequest(f"a request must have at most {longest} characters of text", param=field)
 
 
+def _check_length(text: str, path: str, info: ModelInfo) -> None:
+    """The same for one input."""
+    limit = _embedding(info).max_tokens
+    most = max(LONG_INPUT, limit * info.longest_piece)
+    if len(text) > most:
+        raise ContextLengthExceeded(
+            f"{len(text)} characters in `{path}`; this model takes at most {limit} tokens in one input, {most} characters",
+            param=path,
+        )
+
+
 def _tokens(text: str | list[int], path: str, tokenizer: Tokenizer, info: ModelInfo) -> array[int]:
     if not text:
         raise InvalidRequest(f"`{path}` must not be empty", param=path)
     if isinstance(text, str):
-        return tokenizer.tokenize(text, add_special=True, parse_special=True)
+        _check_length(text, path, info)
+        with Untokenizable.named(path):
+            return tokenizer.tokenize(text, add_special=True, parse_special=True)
     if set(map(type, text)) != {int}:
         raise InvalidRequest(f"`{path}` must hold only token ids", param=path)
     if min(text) < 0 or max(text) >= info.n_vocab:
@@ -174,9 +188,14 @@ def _tokens(text: str | list[int], path: str, tokenizer: Tokenizer, info: ModelI
     return array("i", text)
 
 
-def _plan(inputs: Sequence[array[int]], paths: Sequence[tuple[str, ...]], info: ModelInfo) -> tuple[array[int], ...]:
-    """``inputs``, all of them neither empty nor too long; ``paths`` name the fields that each is made of."""
+def _plan(inputs: Iterable[array[int]], paths: Sequence[tuple[str, ...]], info: ModelInfo) -> tuple[array[int], ...]:
+    """``inputs``, all of them neither empty nor too long; ``paths`` name the fields that each is made of.
+
+    What does not fit ends it at once: ``inputs`` may be tokenised one by one.
+    """
     limit = _embedding(info).max_tokens
+    taken: list[array[int]] = []
+    total = 0
     for tokens, names in zip(inputs, paths, strict=True):
         made_of = " and ".join(f"`{name}`" for name in names)
         if not tokens:
@@ -185,11 +204,12 @@ def _plan(inputs: Sequence[array[int]], paths: Sequence[tuple[str, ...]], info: 
             raise ContextLengthExceeded(
                 f"{len(tokens)} tokens in {made_of}; this model takes at most {limit} in one input", param=names[-1]
             )
-    total = sum(map(len, inputs))
-    if total > MAX_TOTAL_TOKENS:
-        field = paths[-1][-1].partition("[")[0]
-        raise InvalidRequest(f"`{field}` has {total} tokens, a request at most {MAX_TOTAL_TOKENS}", param=field)
-    return tuple(inputs)
+        taken.append(tokens)
+        total += len(tokens)
+        if total > MAX_TOTAL_TOKENS:
+            field = names[-1].partition("[")[0]
+            raise InvalidRequest(f"`{field}` has {total} tokens or more, at most {MAX_TOTAL_TOKENS} fit", param=field)
+    return tuple(taken)
 
 
 def _fill(template: str, query: str, document: str) -> str:

@@ -20,7 +20,7 @@ from llamafast.chat.reply import NewParser, PlainReply, Reply
 from llamafast.chat.sampling import SamplingOptions, read_sampling
 from llamafast.chat.tools import Tool, ToolChoice
 from llamafast.engine.types import Matcher, ModelInfo, Plan, Tokenizer
-from llamafast.errors import ContextLengthExceeded, DoesNotGenerate, InvalidRequest
+from llamafast.errors import ContextLengthExceeded, DoesNotGenerate, InvalidRequest, Untokenizable
 
 MAX_TOTAL_CHOICES = 2048
 MAX_STOP_BYTES = 1024
@@ -117,7 +117,8 @@ def plan_chat(
     conversation = Conversation(request, chat)
     text, choice = conversation.text, conversation.choice
     _check_size(len(text), "messages", info)
-    tokens = _checked_tokens(chat.control.tokenize(text, tokenizer), "messages", info)
+    with Untokenizable.named("messages"):
+        tokens = _checked_tokens(chat.control.tokenize(text, tokenizer), "messages", info)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("`top_logprobs` needs `logprobs`", param="top_logprobs")
@@ -229,7 +230,8 @@ def _prompt_tokens(prompt: str | list[int], path: str, tokenizer: Tokenizer, inf
         raise InvalidRequest(f"`{path}` must not be empty", param=path)
     if isinstance(prompt, str):
         _check_size(len(prompt), path, info)
-        return _checked_tokens(tokenizer.tokenize(prompt, add_special=True, parse_special=True), path, info)
+        with Untokenizable.named(path):
+            return _checked_tokens(tokenizer.tokenize(prompt, add_special=True, parse_special=True), path, info)
     if len(prompt) > info.max_seq_len:
         raise _too_long(path, f"{len(prompt)} tokens", info)
     return checked_ids(prompt, path, info)

@@ -11,6 +11,7 @@ from llamafast.engine.types import ModelInfo, SamplingParams, Tokenizer
 from llamafast.errors import InvalidRequest
 
 MAX_BREAKER_BYTES = 40
+MAX_BIASED_BYTES = 1024
 MAX_STAGES = 16
 
 # llama-server's letters and further names for the stages of SamplingParams.samplers.
@@ -102,6 +103,10 @@ def _logit_bias(bias: Biases, tokenizer: Tokenizer, info: ModelInfo) -> tuple[tu
     else:
         for token, value in bias:
             if isinstance(token, str):
+                if len(token.encode()) > MAX_BIASED_BYTES:
+                    raise InvalidRequest(
+                        f"a text of `logit_bias` has at most {MAX_BIASED_BYTES} bytes of UTF-8", param="logit_bias"
+                    )
                 tokens = list(tokenizer.tokenize(token, add_special=False, parse_special=True))
             else:
                 tokens = [_token_id(str(token), info)]
