@@ -139,6 +139,22 @@ async def test_total_tokens_are_bounded():
     assert not engine.embedding_plans
 
 
+async def test_tokenising_ends_at_the_first_input_that_does_not_fit(monkeypatch):
+    """And one that cannot is not tokenised at all."""
+    client, engine = serving()
+    tokenised = []
+    tokenize = engine.tokenizer.tokenize
+    monkeypatch.setattr(
+        engine.tokenizer, "tokenize", lambda text, **options: tokenised.append(text) or tokenize(text, **options)
+    )
+    response = await client.post(PATH, {"input": ["a", "b" * 17, *"cdefg"]})
+    assert (response.error["param"], response.error["code"]) == ("input[1]", "context_length_exceeded")
+    assert tokenised == ["a", "b" * 17]
+    response = await client.post(PATH, {"input": ["a", "b" * (2**16 + 1), "c"]})
+    assert (response.error["param"], response.error["code"]) == ("input[1]", "context_length_exceeded")
+    assert tokenised[2:] == ["a"]
+
+
 async def test_the_numbers_of_a_reply_are_bounded():
     client, _ = serving(pooling="none", width=4096, max_tokens=4096)
     response = await client.post(PATH, {"input": [1] * 2100})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 from msgspec.structs import replace
 from support.asgi_client import AsgiClient
 from support.fake_engine import BOS, EOS, INFO, FakeEngine
 
 from llamafast.api.app import App
+from llamafast.errors import Untokenizable
 
 MESSAGES = [{"role": "user", "content": "hi</s>"}]
 RENDERED = "<s><user>hi</s></s><assistant>"
@@ -79,6 +82,49 @@ async def test_tokens_become_text(client: AsgiClient) -> None:
 async def test_bad_requests_name_their_field(client: AsgiClient, path: str, body: dict, param: str) -> None:
     response = await client.post(path, body)
     assert (response.status, response.error["param"]) == (400, param)
+
+
+async def test_what_is_tokenised_and_detokenised_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or by what the context could hold, if that is more: here 512 tokens of one piece of 4 bytes."""
+    engine = FakeEngine()
+    client = AsgiClient(App(engine, max_body_bytes=1 << 24, stall_seconds=1))
+    tokenised = []
+    monkeypatch.setattr(engine.tokenizer, "tokenize", lambda text, **_: tokenised.append(text) or array("i"))
+    for body, param in (
+        ({"content": "x" * (2**20 + 1)}, "content"),
+        ({"prompt": "x" * (2**20 + 1)}, "prompt"),
+        ({"messages": [{"role": "user", "content": "x" * 2**20}]}, "messages"),
+    ):
+        response = await client.post("/tokenize", body)
+        assert (response.status, response.error["param"]) == (400, param)
+        assert str(2**20) in response.error["message"]
+    assert not tokenised
+    assert (await client.post("/tokenize", {"content": "x" * 2**20})).status == 200
+    response = await client.post("/detokenize", {"tokens": [65] * (2**18 + 1)})
+    assert (response.status, response.error["param"]) == (400, "tokens")
+    assert len((await client.post("/detokenize", {"tokens": [65] * 2**18})).json["content"]) == 2**18
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {"content": "x"}, "content"),
+        ("/tokenize", {"messages": MESSAGES}, "messages"),
+        ("/v1/completions", {"prompt": ["x", "y"]}, "prompt[0]"),
+        ("/v1/chat/completions", {"messages": MESSAGES}, "messages"),
+        ("/v1/responses", {"input": "hi"}, "input"),
+    ],
+)
+async def test_a_text_that_cannot_be_tokenised_is_the_clients(
+    engine: FakeEngine, client: AsgiClient, monkeypatch: pytest.MonkeyPatch, path: str, body: dict, param: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise Untokenizable("the text has a character that this model's vocabulary cannot spell")
+
+    monkeypatch.setattr(engine.tokenizer, "tokenize", refuse)
+    response = await client.post(path, body)
+    assert (response.status, response.error["param"]) == (400, param)
+    assert "cannot spell" in response.error["message"]
 
 
 async def test_a_model_without_template_tokenises_text_only() -> None:

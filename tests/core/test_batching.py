@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.test_runner import Rig
 from llamafast._core.batching import spare_seconds
 
 # GAP_STRETCH, GAP_SECONDS
@@ -50,3 +51,24 @@ def test_prompts_have_the_time_where_nobody_decodes():
 def test_a_target_leaves_what_the_step_did_not_take_and_never_nothing():
     assert spare_seconds(0.03, 8, 8, target_itl=0.05) == pytest.approx(0.02)
     assert spare_seconds(0.08, 8, 8, target_itl=0.05) == pytest.approx(0.008)
+
+
+def test_prompts_that_are_scored_together_share_the_logits_of_a_step(tiny_model):
+    """64 MiB, of which 110 rows of 151,936 logits are the most that fit, however many prompts they belong to."""
+    rig = Rig(tiny_model("tiny-llama-v152k"), n_batch=512)
+    scored = [
+        rig.sequence(range(40, 100), tag, max_tokens=0, top_logprobs=0, score_prompt=True, salt=bytes([tag]))
+        for tag in range(8)
+    ]
+    for sequence in scored:
+        rig.runner.add(sequence)
+    rows, before = [], 0
+    while len(rig.runner.finished()) < 8:
+        rig.runner.run(1)
+        done = sum(sequence.n_past for sequence in scored)
+        rows.append(done - before)
+        before = done
+    rig.tidy()
+    rig.close()
+    assert sum(rows) == 8 * 60
+    assert max(rows) <= 2**26 // (4 * 151_936) < 2 * max(rows)

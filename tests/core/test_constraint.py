@@ -213,3 +213,48 @@ def test_bad_arguments(rig):
         Constraint(Cycle([1]), 0)
     with pytest.raises(TypeError):
         Constraint(None, 10)
+
+
+def test_a_matcher_is_copied_by_the_thread_that_walks_it(rig):
+    """Making Constraints is cheap, however many share a matcher."""
+    copied = []
+
+    class Shared:
+        def deep_copy(self):
+            copied.append(threading.get_ident())
+            return Cycle(TOKENS)
+
+    shared = Shared()
+    constraints = [Constraint(shared, rig.vocab.n_tokens) for _ in range(3)]
+    assert not copied
+    bias = {"logit_bias": [(SECOND, -1e9)]}
+    sequences = [rig.sequence([40, k], tag=k, constraint=one, sampling=bias) for k, one in enumerate(constraints)]
+    answers = rig.run(*sequences)
+    assert {text for text, _, _ in answers.values()} == {text_of(rig, TOKENS)}
+    assert copied == [rig.masking[0].ident] * 3
+
+
+class Panic(BaseException):
+    """As pyo3's PanicException: no Exception."""
+
+
+@pytest.mark.parametrize("method", ["consume_token", "unsafe_compute_mask_ptr", "deep_copy"])
+def test_a_panic_ends_the_request_with_a_line_in_the_log(rig, caplog, monkeypatch, method):
+    sequence, matcher = constrained(rig, TOKENS)
+
+    def panic(*_):
+        raise Panic("index out of bounds:\nforged line")
+
+    monkeypatch.setattr(matcher, method, panic)
+    assert rig.run(sequence)[1][2] == 3
+    assert "Panic: index out of bounds: forged line" in caplog.text
+
+
+def test_a_reason_is_one_line_of_the_log(rig, caplog, monkeypatch):
+    sequence, matcher = constrained(rig, TOKENS, fails_at=2)
+    monkeypatch.setattr(matcher, "get_error", lambda: "too complex:\n\rforged " + "x" * 5000)
+    assert rig.run(sequence)[1][2] == 3
+    (record,) = caplog.records
+    assert "too complex: forged xxx" in record.getMessage()
+    assert len(record.getMessage().splitlines()) == 1
+    assert len(record.getMessage()) < 600

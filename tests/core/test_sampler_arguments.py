@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from array import array
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from core.test_sampler import EMPTY, HISTORY, name_of, normal
+from llamafast._core.dry import Breakers
 from llamafast._core.sampler import Sampler
 
 
@@ -97,3 +99,45 @@ def test_large_integers_are_clamped() -> None:
 
 def test_any_buffer_will_do() -> None:
     assert Sampler(3, temperature=0).pick(array("f", [1, 3, 2]), array("i")) == 1
+
+
+EVERYTHING: list[dict[str, Any]] = [
+    {},
+    {"temperature": 1.3, "top_p": 0.9, "logit_bias": [(3, 5.0), (4, -2.0)]},
+    {"repetition_penalty": 1.5, "frequency_penalty": 0.5, "presence_penalty": 0.5},
+    {"dry_multiplier": 2.0, "dry_breakers": Breakers([(7, ()), (8, (9,))]), "xtc_probability": 0.5},
+    {"mirostat": 2, "temperature": 0.7},
+]
+
+
+@pytest.mark.parametrize("parameters", EVERYTHING, ids=name_of)
+def test_a_reseeded_sampler_is_one_of_its_own(parameters: dict[str, Any]) -> None:
+    """It draws what a new one with its seed draws, whatever its like have drawn and whether they live."""
+    rows, history = [normal(100) for _ in range(30)], np.tile(np.arange(10, dtype=np.int32), 5)
+
+    def drawn(sampler: Sampler) -> list[int]:
+        return [sampler.pick(row.copy(), history[: 20 + i]) for i, row in enumerate(rows)]
+
+    first = Sampler(100, **parameters, seed=1)
+    early = first.reseeded(2)
+    assert drawn(first) == drawn(Sampler(100, **parameters, seed=1))
+    late = early.reseeded(3)
+    del first
+    assert drawn(early) == drawn(Sampler(100, **parameters, seed=2))
+    assert drawn(late) == drawn(Sampler(100, **parameters, seed=3))
+    assert early.reseeded(-1).pick(rows[0].copy(), history) == late.reseeded(2**64 - 1).pick(rows[0].copy(), history)
+    with pytest.raises(ValueError, match="64 bits"):
+        late.reseeded(2**64)
+
+
+def test_thousands_of_samplers_share_what_is_large() -> None:
+    large = Sampler(
+        100_000,
+        dry_multiplier=1.0,
+        dry_breakers=Breakers([(token, (1,)) for token in range(50_000)]),
+        logit_bias=[(token, 1.0) for token in range(50_000)],
+    )
+    start = time.process_time()
+    samplers = [large.reseeded(seed) for seed in range(2048)]
+    assert time.process_time() - start < 0.5  # 10 ms
+    assert len(samplers) == 2048

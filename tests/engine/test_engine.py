@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
+import threading
 from array import array
 
 import pytest
 
+from llamafast._core.dry import Breakers
+from llamafast._core.sampler import Sampler
 from llamafast.config import CacheConfig, Config, ModelConfig, SchedulerConfig, ServerConfig
 from llamafast.engine.load import load_engine
 from llamafast.engine.recommended import recommended_sampling
@@ -15,6 +19,7 @@ from llamafast.engine.types import Plan, SamplingParams
 from llamafast.errors import (
     ConfigError,
     ContextLengthExceeded,
+    EngineFailure,
     EngineUnavailable,
     InvalidRequest,
     QueueFull,
@@ -76,6 +81,83 @@ async def test_seeded_choices_differ_and_repeat(engine):
     answers = await collect(engine.submit(seeded))
     assert len(set(answers)) == 3
     assert await collect(engine.submit(seeded)) == answers
+
+
+async def test_many_choices_are_made_over_several_turns(engine, monkeypatch):
+    seeded = plan(40, n=20, sampling=SamplingParams(temperature=1, seed=7), max_tokens=3)
+    at_once = await collect(engine.submit(seeded))
+    monkeypatch.setattr("llamafast.engine.engine.MAKING_SECONDS", 0)
+    generation = engine.submit(seeded)
+    made = []
+    while len(generation.sequences) < 20:
+        made.append(len(generation.sequences))
+        await asyncio.sleep(0)
+    assert made[0] == 1
+    assert {after - before for before, after in itertools.pairwise(made)} <= {0, 1}
+    assert await collect(generation) == at_once
+    given_up = engine.submit(seeded)
+    await asyncio.sleep(0)
+    given_up.cancel()
+    n_made = len(given_up.sequences)
+    await collect(engine.submit(plan(40)))
+    assert len(given_up.sequences) == n_made < 20
+    await settled(engine)
+
+
+async def test_choices_that_cannot_be_made_end_their_request_only(engine, monkeypatch):
+    monkeypatch.setattr("llamafast.engine.engine.MAKING_SECONDS", 0)
+    make = Sampler.reseeded
+
+    class Failing(Sampler):
+        def reseeded(self, seed):
+            if seed == 11:
+                raise MemoryError
+            return make(self, seed)
+
+    monkeypatch.setattr("llamafast.engine.sequence_planner.Sampler", Failing)
+    seeded = plan(40, n=5, sampling=SamplingParams(seed=8), max_tokens=400, ignore_eos=True)
+    generation = engine.submit(seeded)
+    with pytest.raises(EngineFailure):
+        await collect(generation)
+    with pytest.raises(MemoryError):
+        engine.submit(plan(40, sampling=SamplingParams(seed=11)))
+    await settled(engine)
+    assert len(await collect(engine.submit(plan(40, n=2)))) == 2
+
+
+async def test_closing_ends_requests_whose_choices_are_still_made(tiny_model, monkeypatch):
+    monkeypatch.setattr("llamafast.engine.engine.MAKING_SECONDS", 0)
+    engine = load_engine(config(tiny_model("tiny-llama")), tiny_model("tiny-llama"))
+    engine.start()
+    generation = engine.submit(plan(40, n=1000, max_tokens=400, ignore_eos=True))
+    await engine.close()
+    with pytest.raises(EngineUnavailable):
+        await collect(generation)
+    assert len(generation.sequences) < 1000
+
+
+async def test_breakers_are_found_off_the_event_loop(engine, monkeypatch):
+    threads = []
+    spelling = Breakers.spelling
+
+    class Watched(Breakers):
+        @staticmethod
+        def spelling(*args):
+            threads.append(threading.current_thread())
+            return spelling(*args)
+
+    monkeypatch.setattr("llamafast.engine.sequence_planner.Breakers", Watched)
+    plans = [
+        plan(40, sampling=SamplingParams(dry_multiplier=0.8, dry_sequence_breakers=(chr(33 + k % 70),)))
+        for k in range(100)
+    ]
+    for one in plans:
+        await engine.prepare(one)
+        engine.submit(one).cancel()
+    assert 70 <= len(threads) < 140
+    assert threading.main_thread() not in threads
+    await engine.prepare(plan(40))
+    await settled(engine)
 
 
 async def test_nothing_to_generate_ends_at_once(engine):
