@@ -6,24 +6,21 @@ import ctypes
 import os
 from pathlib import Path
 
+from llamafast.engine.cgroup import PROC, memory_left
+
 M_MMAP_THRESHOLD = -3  # of malloc.h
 LARGE_BLOCK = 128 * 1024
 
 MEMINFO = Path("/proc/meminfo")
-STATM = Path("/proc/self/statm")
-CGROUP = Path("/sys/fs/cgroup")
+STATM = PROC / "statm"
 
+def available_bytes(meminfo: Path = MEMINFO, proc: Path = PROC) -> int:
+    """What this process could still allocate: the machine's available memory or what its control groups leave, if less.
 
-def available_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int:
-    """What this process could still allocate: the machine's available memory or what its cgroup leaves, if less.
-
-    0 where neither can be read.
+    Where the machine does not tell, half of what it has.
     """
-    machine = _machine(meminfo)
-    limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
-    if limit is None or used is None:
-        return machine
-    return max(0, min(machine, limit - used))
+    machine, left = _machine(meminfo), memory_left(proc)
+    return machine if left is None else min(machine, left)
 
 
 def resident_bytes(statm: Path = STATM) -> int:
@@ -52,13 +49,5 @@ def _machine(meminfo: Path) -> int:
             if name == "MemAvailable":
                 return int(value.split()[0]) * 1024
     except (OSError, ValueError):
-        return 0
-    return 0
-
-
-def _number(path: Path) -> int | None:
-    """A cgroup file's number; None for "max" or no file."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from engine.test_engine import GREEDY, collect, config, settled
 from llamafast.engine.cache import MIN_TOKENS, NEVER, PART, PrefixCache
 from llamafast.engine.load import load_engine
-from llamafast.engine.memory import available_bytes, return_large_blocks
+from llamafast.engine.memory import return_large_blocks
 from llamafast.engine.types import Plan, SamplingParams
 
 
@@ -244,17 +244,6 @@ def test_resident_memory_stays_within_the_budget():
     assert cache.counts()["evictions_budget"] > 1000
     assert cache.used_bytes > 0.9 * budget
     assert resident_bytes() - before <= 1.05 * budget
-
-
-def test_memory_is_the_lesser_of_machine_and_cgroup(tmp_path):
-    (tmp_path / "meminfo").write_text("MemTotal: 2000 kB\nMemAvailable:    1000 kB\n")
-    assert available_bytes(tmp_path / "meminfo", tmp_path) == 1_024_000
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("600000\n")
-    assert available_bytes(tmp_path / "meminfo", tmp_path) == 1_024_000
-    (tmp_path / "memory.max").write_text("1000000\n")
-    assert available_bytes(tmp_path / "meminfo", tmp_path) == 400_000
-    assert available_bytes(tmp_path / "nothing", tmp_path / "nothing") == 0
 
 
 def ask(engine, prompt, max_tokens=8):
