@@ -169,7 +169,7 @@ def _check_length(text: str, path: str, info: ModelInfo) -> None:
     most = max(LONG_INPUT, limit * info.longest_piece)
     if len(text) > most:
         raise ContextLengthExceeded(
-            f"{len(text)} characters in `{path}`; this model takes at most {limit} tokens in one input, {most} characters",
+            f"{len(text)} characters in `{path}`; this model takes at most {limit} tokens or {most} characters",
             param=path,
         )
 

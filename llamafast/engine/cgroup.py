@@ -38,11 +38,11 @@ def cpu_quota(proc: Path = PROC) -> float | None:
     quotas = []
     for folder, version in _groups("cpu", proc):
         if version == 2:
-            quota, period = (_words(folder / "cpu.max") + ["max", "max"])[:2]
+            words = _words(folder / "cpu.max")
         else:
-            quota, period = "".join(_words(folder / "cpu.cfs_quota_us")), "".join(_words(folder / "cpu.cfs_period_us"))
-        if quota.isdigit() and period.isdigit() and int(period):
-            quotas.append(int(quota) / int(period))
+            words = _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
+        if len(words) == 2 and all(word.isdigit() for word in words):  # else "max", -1 or no file
+            quotas.append(int(words[0]) / int(words[1]))
     return min(quotas, default=None)
 
 

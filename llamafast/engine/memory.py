@@ -14,6 +14,7 @@ LARGE_BLOCK = 128 * 1024
 MEMINFO = Path("/proc/meminfo")
 STATM = PROC / "statm"
 
+
 def available_bytes(meminfo: Path = MEMINFO, proc: Path = PROC) -> int:
     """What this process could still allocate: the machine's available memory or what its control groups leave, if less.
 

@@ -49,7 +49,9 @@ def test_the_narrowest_of_all_groups_around_counts(system: System) -> None:
     system.member("0::/system.slice/llamafast.service/inner")
     files(top / "system.slice", memory__max=8 * GIB, memory__current=7 * GIB, cpu__max="350000 100000")
     files(top / "system.slice/llamafast.service", memory__max=4 * GIB, memory__current=GIB, cpu__max="max 100000")
-    files(top / "system.slice/llamafast.service/inner", memory__max="max", memory__current=GIB, cpu__max="800000 100000")
+    files(
+        top / "system.slice/llamafast.service/inner", memory__max="max", memory__current=GIB, cpu__max="800000 100000"
+    )
     assert memory_left(system.proc) == GIB
     assert cpu_quota(system.proc) == 3.5
     files(top / "system.slice/llamafast.service", memory__max=GIB + 1000)
