@@ -5,8 +5,8 @@ from libc.stdint cimport int32_t, int64_t
 
 from .balance cimport VOCAB, born, died
 from .headers.llama cimport (
-    llama_detokenize, llama_model_get_vocab, llama_token_to_piece, llama_vocab_bos, llama_vocab_eos,
-    llama_vocab_get_add_bos, llama_vocab_get_add_eos, llama_vocab_get_add_sep, llama_vocab_get_text,
+    c_bool, llama_detokenize, llama_model_get_vocab, llama_token_to_piece, llama_vocab, llama_vocab_bos,
+    llama_vocab_eos, llama_vocab_get_add_bos, llama_vocab_get_add_eos, llama_vocab_get_add_sep, llama_vocab_get_text,
     llama_vocab_is_control, llama_vocab_is_eog, llama_vocab_n_tokens, llama_vocab_sep,
 )
 from .headers.tokenize cimport (
@@ -17,6 +17,14 @@ from .model cimport Model
 from array import array
 
 from llamafast.errors import Untokenizable
+
+cdef extern from "Python.h" nogil:
+    int PyGILState_Check()
+    void *PyEval_SaveThread()
+    void PyEval_RestoreThread(void *thread)
+
+cdef enum:
+    LONG = 256              # bytes; fewer take some microseconds, but for splitters by an expression
 
 
 cdef class Vocab:
@@ -109,7 +117,7 @@ cdef class Vocab:
     def llama_pointers(self):
         """The addresses of the llama_vocab, which lives as long as this object, and of what stands for llama_tokenize.
         """
-        return <size_t> self.vocab, <size_t> <void *> tokenize_all
+        return <size_t> self.vocab, <size_t> <void *> tokenize_for_grammars
 
     def check(self, const int32_t[::1] tokens not None):
         """Raises ValueError for no tokens or an id outside the vocabulary (llama.cpp would abort)."""
@@ -185,6 +193,22 @@ cdef class Vocab:
 
 cdef double tokenizing_seconds() noexcept nogil:
     return tokenize_seconds()
+
+
+cdef int32_t tokenize_for_grammars(
+    const llama_vocab *vocab, const char *text, int32_t length, int32_t *tokens, int32_t capacity, c_bool add_special,
+    c_bool parse_special
+) noexcept nogil:
+    """llguidance calls this with and without the GIL, which is let go of while a long text is tokenised. No thread that
+    has the GIL waits for what the caller has locked: a matcher that takes text in is its thread's own."""
+    cdef void *thread = NULL
+    cdef int32_t n
+    if length > LONG and PyGILState_Check():
+        thread = PyEval_SaveThread()
+    n = tokenize_all(vocab, text, length, tokens, capacity, add_special, parse_special)
+    if thread != NULL:
+        PyEval_RestoreThread(thread)
+    return n
 
 
 cdef int pieces_read(pieces_t *pieces, const llama_vocab *vocab) except -1:
