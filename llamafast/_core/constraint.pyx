@@ -25,6 +25,9 @@ import logging
 logger = logging.getLogger("llamafast.constraint")
 
 
+cdef enum:
+    MAX_REASON = 500        # characters of a reason that are logged
+
 cdef extern from *:
     """
     static inline int state_load(int *state) { return __atomic_load_n(state, __ATOMIC_ACQUIRE); }
@@ -40,8 +43,6 @@ cdef extern from *:
 cdef double SLOW_SECONDS = 0.001
 cdef double FORCING_SECONDS = 0.02
 cdef double TOKEN_SECONDS = 0.1
-# Characters of a reason that are logged.
-MAX_REASON = 500
 
 
 cdef class Constraint:
@@ -109,7 +110,7 @@ cdef class Constraint:
             logger.error("a grammar could not be followed: %s: %s", type(error).__name__, folded(str(error)))
 
 
-def folded(reason):
+cdef str folded(str reason):
     """One line: the reason may quote a client's text."""
     return " ".join(reason[:MAX_REASON].split())
 

@@ -131,8 +131,8 @@ cdef class Vocab:
     def tokenize(self, str text not None, *, bint add_special, bint parse_special):
         """Token ids of ``text`` as array('i').
 
-        Raises UnicodeEncodeError for lone surrogates and Untokenizable for text that this model's tokeniser cannot take:
-        too long, or with characters that the vocabulary cannot spell.
+        Raises UnicodeEncodeError for lone surrogates and Untokenizable for text that this model's tokeniser cannot
+        take: too long, or with characters that the vocabulary cannot spell.
         """
         cdef bytes raw = text.encode("utf-8")
         if len(raw) > self.longest_text:
@@ -164,8 +164,8 @@ cdef class Vocab:
     def detokenize(self, const int32_t[::1] tokens):
         """The text of a prompt, control tokens included; bytes that are not UTF-8 become U+FFFD.
 
-        Raises IndexError for an id outside the vocabulary (llama.cpp would abort), OverflowError for more than 2**31 - 1
-        tokens or bytes.
+        Raises IndexError for an id outside the vocabulary (llama.cpp would abort), OverflowError for more than
+        2**31 - 2 tokens or bytes.
         """
         cdef Py_ssize_t i
         cdef int64_t size = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,7 +16,7 @@ from llamafast.chat.reply import NewParser, PlainReply
 from llamafast.chat.template import ChatTemplate
 from llamafast.chat.tools import Tool
 from llamafast.engine.types import ModelInfo, Tokenizer
-from llamafast.errors import InvalidRequest
+from llamafast.errors import InvalidRequest, Untokenizable
 
 
 class ChatFormat:
@@ -35,7 +36,7 @@ class ChatFormat:
             self.dialect = recognised(f"{info.chat_template or ''}{info.tool_use_template or ''}")
         else:
             self.dialect = dialect_named(info.dialect)
-        marks = {mark: tokenizer.tokenize(mark, add_special=False, parse_special=True) for mark in self.dialect.marks()}
+        marks = {mark: _tokens(mark, tokenizer) for mark in self.dialect.marks()}
         single = {mark: tokens[0] for mark, tokens in marks.items() if len(tokens) == 1}
         self.preserved_tokens = tuple(sorted(set(single.values())))
         control = {mark: token for mark, token in single.items() if tokenizer.is_control(token)}
@@ -68,6 +69,14 @@ class ChatFormat:
         """The mark of reasoning that ``prompt`` ends with, "" where there is none."""
         end = prompt[-256:].rstrip()
         return next((begin for begin, _ in self.dialect.reasoning if end.endswith(begin)), "")
+
+
+def _tokens(mark: str, tokenizer: Tokenizer) -> array[int]:
+    """A mark's tokens; none where the vocabulary cannot spell it, as that of another family's model may not."""
+    try:
+        return tokenizer.tokenize(mark, add_special=False, parse_special=True)
+    except Untokenizable:
+        return array("i")
 
 
 def _declared(info: ModelInfo) -> ResponseSchema | ResponseTemplate | None:

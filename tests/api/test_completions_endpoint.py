@@ -164,3 +164,16 @@ async def test_a_long_prompt_takes_the_way_through_a_thread(client: AsgiClient, 
     assert response.json["choices"][0]["text"] == "Hello world"
     response = await client.post(PATH, {"prompt": padding})
     assert response.error["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+        ("/v1/responses", {"input": "x"}),
+    ],
+)
+async def test_what_would_hold_up_the_event_loop_is_prepared(client, engine, path, body):
+    assert (await client.post(path, body)).status == 200
+    assert engine.prepared == [engine.generations[0].plan]

@@ -13,7 +13,7 @@ from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import ChatPlan, plan_chat
 from llamafast.chat.reply import Message, PlainReply, assemble
-from llamafast.errors import ConfigError
+from llamafast.errors import ConfigError, Untokenizable
 
 TOOLS = [{"type": "function", "function": {"name": "now"}}]
 CALL = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
@@ -51,6 +51,17 @@ def test_marks_that_are_control_tokens_leave_text_where_a_parser_reads_them() ->
     plan = planned("<tool_call>", tools=TOOLS)
     assert plan.plan.preserved_tokens == (300,)
     assert [call.name for call in reads(plan, CALL).tool_calls] == ["now"]
+
+
+def test_marks_that_a_vocabulary_cannot_spell_are_text() -> None:
+    class Poor(MarkTokenizer):
+        def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> array[int]:
+            if text == "</tool_call>":
+                raise Untokenizable("the text has a character that this model's vocabulary cannot spell")
+            return super().tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    chat = ChatFormat(replace(INFO, chat_template="<tool_call>"), Poor())
+    assert chat.preserved_tokens == (300,)
 
 
 def test_tools_of_no_use() -> None:

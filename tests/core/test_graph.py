@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 from support.tiny_gguf import MODELS
 
@@ -104,3 +108,21 @@ def test_attention_of_every_architecture_and_memory(tiny_model, both, name, unif
             assert logprob == pytest.approx(expected, rel=5e-3, abs=0.02)
     assert ours.context.n_attention > 0
     assert bare.context.n_attention == 0
+
+
+SMALL_STACKS = """
+import sys
+sys.path.insert(0, "tests")
+from core.test_runner import Rig
+
+rig = Rig(sys.argv[1], flash_attn_type=1, n_threads=2, n_threads_batch=2)
+assert rig.run(rig.sequence([40] * 100, max_tokens=8))[1][1] == 8
+assert rig.context.n_attention > 0
+"""
+
+
+def test_threads_with_small_stacks_compute_attention(tiny_model):
+    """musl's have 128 KB."""
+    command = [sys.executable, "-c", SMALL_STACKS, str(tiny_model("tiny-llama"))]
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "OMP_STACKSIZE": "64k"}
+    assert subprocess.run(command, env=environment, timeout=60, check=False).returncode == 0

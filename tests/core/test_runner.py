@@ -25,10 +25,9 @@ class Rig:
     def __init__(self, path, *, n_ctx=2048, n_batch=64, n_seq_max=16, prefill_chunk=0, target_itl=0.0, **settings):
         self.model = Model(str(path))
         self.vocab = Vocab(self.model)
-        settings = {"n_ubatch": n_batch, "flash_attn_type": 0, "kv_unified": True, **settings}
-        self.context = Context(
-            self.model, n_ctx=n_ctx, n_batch=n_batch, n_seq_max=n_seq_max, n_threads=1, n_threads_batch=1, **settings
-        )
+        one = {"n_threads": 1, "n_threads_batch": 1}
+        settings = {"n_ubatch": n_batch, "flash_attn_type": 0, "kv_unified": True, **one, **settings}
+        self.context = Context(self.model, n_ctx=n_ctx, n_batch=n_batch, n_seq_max=n_seq_max, **settings)
         self.read_fd, self.write_fd = os.pipe()
         os.set_blocking(self.read_fd, False)
         self.outbox = Outbox(self.write_fd)
