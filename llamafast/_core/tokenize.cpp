@@ -12,6 +12,10 @@
 #include <new>
 #include <string>
 
+#ifndef MAP_NORESERVE
+#define MAP_NORESERVE 0
+#endif
+
 namespace {
 
 constexpr size_t MAX_STACK = (size_t) 1 << 30;
