@@ -52,6 +52,9 @@ def serve(config: Config, verbose: bool = False) -> None:
         websocket_seconds=config.server.websocket_seconds,
         responses=config.responses,
     )
+    if engine.info.generates:
+        source = "GGUF" if config.model.chat_template is None else "config"
+        logger.info("chat     template from %s; %s", source, app.chat.summary())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, engine, app))
 

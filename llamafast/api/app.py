@@ -69,7 +69,7 @@ class App:
         self._max_body_bytes = max_body_bytes
         self._request_log = RequestLog(lines=request_log)
         self._system = system = SystemEndpoints(engine, stall_seconds, metrics_aliases)
-        chat = ChatFormat(engine.info, engine.tokenizer)
+        self.chat = chat = ChatFormat(engine.info, engine.tokenizer)
         tokens = TokenEndpoints(engine, chat)
         constraints = Constraints(engine.tokenizer)
         store = ResponseStore(responses)

@@ -4,6 +4,9 @@ Before rendering, every control token's text inside the client's strings is put 
 that Unicode keeps out of interchange). After it, the runs of text that hold marks are tokenised without control tokens.
 Such a run reaches from one of the template's control tokens to the next. llama.cpp tokenises exactly these runs on
 their own, so cutting there changes nothing, and a prompt without marks is tokenised as it stands.
+
+What this server itself writes into messages (calls of the history, where the template does not print them) has control
+tokens of its own. They go through the template as words that no client can know.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from secrets import token_hex
 from typing import Any
 
 from llamafast.engine.types import Tokenizer
@@ -28,6 +32,8 @@ class ControlTokens:
         # a longer one wins over one that it contains, as in llama.cpp
         found = "|".join(re.escape(text) for text in sorted(filter(None, texts), key=len, reverse=True)) or "(?!)"
         self._token = re.compile(found)
+        self._secret = token_hex(8)
+        self._own: list[str] = []
         self._marked_or_own = re.compile(f"{_OPEN}(?:{found}){_CLOSE}|(?P<mark>[{MARKS}])|(?P<own>{found})")
 
     def mark(self, value: Any) -> Any:
@@ -48,6 +54,20 @@ class ControlTokens:
         if isinstance(value, list | tuple):
             return [self._mark(item) for item in value]
         return value
+
+    def disguise(self, text: str) -> str:
+        """``text`` of our own, to be put into what is marked; ``reveal`` gives its control tokens back."""
+        return self._token.sub(self._disguised, text)
+
+    def reveal(self, text: str) -> str:
+        if self._secret not in text:
+            return text
+        return re.sub(f"<{self._secret}:([0-9]+)>", lambda found: self._own[int(found[1])], text)
+
+    def _disguised(self, token: re.Match[str]) -> str:
+        if token[0] not in self._own:
+            self._own.append(token[0])
+        return f"<{self._secret}:{self._own.index(token[0])}>"
 
     @staticmethod
     def unmark(text: str) -> str:

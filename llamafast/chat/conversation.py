@@ -5,8 +5,17 @@ from __future__ import annotations
 from array import array
 from typing import Any, Protocol
 
+from llamafast.chat.accepts import Accepts
 from llamafast.chat.format import ChatFormat
+from llamafast.chat.generic_tools import (
+    document_prompt,
+    tool_prompt,
+    with_descriptions,
+    with_fields_in_text,
+    with_schemas,
+)
 from llamafast.chat.messages import normalise_messages
+from llamafast.chat.printed import check_printed
 from llamafast.chat.tools import ToolChoice, choose_tools, read_functions, read_tools
 from llamafast.engine.types import Tokenizer
 from llamafast.errors import InvalidRequest
@@ -51,6 +60,7 @@ class Conversation:
         self._control = chat.control
         self.choice = _tool_choice(request)
         self._template = chat.template(self.choice.shown)
+        self._form = chat.written_calls
         continued = request.continue_final_message or False
         if continued and request.add_generation_prompt:
             raise InvalidRequest(
@@ -62,6 +72,7 @@ class Conversation:
             add_generation_prompt=not continued and request.add_generation_prompt is not False,
             continue_final_message=continued,
         )
+        check_printed(chat.control.unmark(self.text), request.messages, self.choice.shown, request.documents)
 
     def checkpoints(self, tokens: array[int], tokenizer: Tokenizer) -> tuple[int, ...]:
         """How many of the text's ``tokens`` a conversation shares that has only the system prompt and the tools in
@@ -90,13 +101,39 @@ class Conversation:
         add_generation_prompt: bool,
         continue_final_message: bool | str = False,
     ) -> str:
-        return self._template.render(
-            normalise_messages(messages, self._template.accepts),
+        accepts = self._template.accepts
+        try:
+            tools, documents, preface = self._beside(accepts)
+            given = normalise_messages(messages, accepts, form=self._form, preface=preface)
+        except RecursionError as error:
+            raise InvalidRequest("the messages or tools are nested too deeply", param="messages") from error
+        text = self._template.render(
+            given,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            tools=[tool.definition for tool in self.choice.shown] or None,
-            **_template_variables(self._request),
+            tools=tools,
+            **{"documents": documents, **_template_variables(self._request)},
         )
+        return self._control.reveal(text)
+
+    def _beside(self, accepts: Accepts) -> tuple[list[Any] | None, list[Any] | None, str]:
+        """Tools and documents for the template, and in words what of them it does not print."""
+        tools: list[Any] = [tool.definition for tool in self.choice.shown]
+        documents, words = self._request.documents, []
+        ends_with_user = self._request.messages[-1].get("role") == "user"
+        if tools and not (accepts.tools and (accepts.tools_before_answers or ends_with_user)):
+            words.append(tool_prompt(tools, self._form))
+            tools = []
+        if not accepts.nested_tools:
+            tools = [with_schemas(tool) for tool in tools]
+        if not accepts.bare_tools:
+            tools = [with_descriptions(tool) for tool in tools]
+        if documents and "text" not in accepts.documents:
+            words.append(document_prompt(documents))
+            documents = None
+        elif documents:
+            documents = [with_fields_in_text(document, accepts.documents) for document in documents]
+        return tools or ([] if accepts.empty_tools else None), documents, "\n\n".join(words)
 
 
 def _common_length(a: str, b: str) -> int:
@@ -130,7 +167,6 @@ def _template_variables(request: ConversationOptions) -> dict[str, Any]:
     fields = {
         "reasoning_effort": effort,
         "verbosity": request.verbosity,
-        "documents": request.documents,
         # one switch under the names that templates know it by
         "enable_thinking": thinking,
         "thinking": thinking,

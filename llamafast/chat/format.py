@@ -11,7 +11,7 @@ from llamafast.chat.control import ControlTokens
 from llamafast.chat.declared.response_schema import ResponseSchema
 from llamafast.chat.declared.response_template import ResponseTemplate
 from llamafast.chat.dialects.parser import DialectParser
-from llamafast.chat.dialects.tables import dialect_named, recognised
+from llamafast.chat.dialects.tables import GENERIC, dialect_named, recognised
 from llamafast.chat.reply import NewParser, PlainReply
 from llamafast.chat.template import ChatTemplate
 from llamafast.chat.tools import Tool
@@ -21,7 +21,8 @@ from llamafast.errors import InvalidRequest, Untokenizable
 
 class ChatFormat:
     """``declared`` is how the config says to read replies, None where it does not: then the ``dialect`` does, and
-    ``preserved_tokens`` are control tokens that are marks of it, whose text the parser has to see.
+    ``preserved_tokens`` are control tokens that are marks of it, whose text the parser has to see. ``written_calls`` is
+    the form of calls in prompts, with control tokens in disguise.
 
     Raises ConfigError when the model's chat template does not compile, for a declaration that cannot be used or an
     unknown dialect.
@@ -36,6 +37,7 @@ class ChatFormat:
             self.dialect = recognised(f"{info.chat_template or ''}{info.tool_use_template or ''}")
         else:
             self.dialect = dialect_named(info.dialect)
+        self.written_calls = self.dialect.forms[0].spelled(self.control.disguise)
         marks = {mark: _tokens(mark, tokenizer) for mark in self.dialect.marks()}
         single = {mark: tokens[0] for mark, tokens in marks.items() if len(tokens) == 1}
         self.preserved_tokens = tuple(sorted(set(single.values())))
@@ -44,6 +46,21 @@ class ChatFormat:
 
     def _compiled(self, source: str | None, info: ModelInfo) -> ChatTemplate | None:
         return None if source is None else ChatTemplate(source, info.bos_text, info.eos_text, self.control)
+
+    def summary(self) -> str:
+        """One line on how this model's chats are written and read. Asks the templates what they take, which takes
+        some 10 ms once: no request should wait for it."""
+        templates = [template for template in (self._template, self._tool_use) if template is not None]
+        if not templates:
+            return "no template: name one in model.chat_template, or use /v1/completions"
+        accepts = [template.accepts for template in templates][-1]
+        calls = self.dialect.name
+        if not (accepts.tools and accepts.calls):
+            calls = "generic prompt" if calls == GENERIC.name else f"generic prompt for {calls}"
+        if self.declared is not None:
+            calls += ", replies as model.response_template or response_schema declares"
+        thoughts = ", ".join(begin for begin, _ in self.dialect.reasoning) or "none"
+        return f"tool calls: {calls}; reasoning: {'channels' if self.dialect.channels else thoughts}"
 
     def template(self, tools: Sequence[Tool]) -> ChatTemplate:
         """The template for a conversation with these tools: some models have one of its own for that.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 from llamafast.chat.accepts import Accepts
+from llamafast.chat.dialects.forms import CallForm
+from llamafast.chat.dialects.tables import HERMES
+from llamafast.chat.folding import INSTRUCTIONS, fold, joined, paragraphs, results_first, text_of
+from llamafast.chat.generic_tools import written_result
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
 Message = dict[str, Any]
@@ -18,24 +19,39 @@ Message = dict[str, Any]
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 # The kinds of content part that are text, each with the field that holds it.
 _TEXT_FIELDS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-_BETWEEN_MESSAGES = "\n\n"
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz012345"
 
 
-def normalise_messages(messages: Sequence[Mapping[str, Any]], accepts: Accepts) -> list[Message]:
+def normalise_messages(
+    messages: Sequence[Mapping[str, Any]], accepts: Accepts, *, form: CallForm = HERMES, preface: str = ""
+) -> list[Message]:
     """The same conversation for a template that ``accepts`` these forms; fields not named here stay.
 
     The legacy ``function`` role and ``function_call`` become tool results and calls, and a result gets the id and name
     of its call. Where the template needs it, ``developer`` becomes a system message, text parts one string, null
-    content the empty one, argument texts objects. Neither the list nor what it holds is changed.
+    content the empty one, argument texts objects; names, calls (in ``form``) and results become text; system messages
+    and turns that it refuses in their place are joined to a neighbour, or a turn with next to nothing is put between.
+    ``preface`` is added to the instructions at the beginning. Neither the list nor what it holds is changed.
     Raises InvalidRequest for an unknown role or a field of a wrong type, UnsupportedParameter for a content part
     that is not text; ``param`` is the path to the field.
     """
     checked = [_checked(message, f"messages[{i}]") for i, message in enumerate(messages)]
-    linked = _link_results(checked)
-    if not accepts.parallel_calls:
-        linked = _one_call_each(linked)
-    return _fold([_in_form(message, accepts) for message in linked], accepts)
+    if preface:
+        checked = _with_preface(checked, preface)
+    linked = results_first(_link_results(checked))
+    if not accepts.names:
+        linked = _named_texts(linked)
+    linked = _calls_in_form(linked, accepts, form)
+    return fold([_in_form(message, accepts) for message in linked], accepts)
+
+
+def _with_preface(messages: list[Message], preface: str) -> list[Message]:
+    """``preface`` behind the instructions that the conversation begins with."""
+    n = next((i for i, message in enumerate(messages) if message["role"] not in INSTRUCTIONS), len(messages))
+    if not n:
+        return [{"role": "system", "content": preface}, *messages]
+    last = messages[n - 1]
+    return [*messages[: n - 1], {**last, "content": paragraphs(last["content"] or "", preface)}, *messages[n:]]
 
 
 def _checked(message: Mapping[str, Any], path: str) -> Message:
@@ -121,6 +137,73 @@ def _linked_result(message: Message, waiting: list[Message]) -> Message:
     return {**result, "tool_call_id": call["id"], "name": name or call["function"]["name"]}
 
 
+def _named_texts(messages: list[Message]) -> list[Message]:
+    """Who speaks, in front of what is said. An assistant's name only where there are several: it would learn to begin
+    its answers with it."""
+    assistants = {message.get("name") for message in messages if message["role"] == "assistant"}
+    silent = ("tool", "assistant") if len(assistants) < 2 else ("tool",)
+    return [
+        {**message, "content": joined(f"{name}: ", message["content"])}
+        if message["role"] not in silent
+        and message["content"]
+        and isinstance(name := message.get("name"), str)
+        and name
+        else message
+        for message in messages
+    ]
+
+
+def _calls_in_form(messages: list[Message], accepts: Accepts, form: CallForm) -> list[Message]:
+    """Calls and results as messages that the template prints."""
+    if not accepts.calls:
+        messages = [_with_written_calls(message, form) for message in messages]
+    else:
+        if not accepts.parallel_calls:
+            messages = _one_call_each(messages)
+        if not accepts.text_with_calls:
+            messages = [part for message in messages for part in _text_first(message)]
+    if not (accepts.results and accepts.stray_results):
+        messages = _with_written_results(messages, only_stray=accepts.results)
+    return messages
+
+
+def _with_written_calls(message: Message, form: CallForm) -> Message:
+    if "tool_calls" not in message:
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    written = form.written([(function["name"], _value_of(function.get("arguments"))) for function in functions])
+    rest = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**rest, "content": joined(message["content"] or "", written, "\n")}
+
+
+def _text_first(message: Message) -> list[Message]:
+    """A message with text and calls as one of text and one of calls."""
+    if "tool_calls" not in message or not message["content"]:
+        return [message]
+    calls = message["tool_calls"]
+    text = {key: value for key, value in message.items() if key != "tool_calls"}
+    return [text, {"role": message["role"], "content": None, "tool_calls": calls}]
+
+
+def _with_written_results(messages: list[Message], *, only_stray: bool) -> list[Message]:
+    """Results as what the user says, those of one turn in one message; or only those that answer no call before."""
+    turns: list[Message] = []
+    asked: set[Any] = set()
+    written: Message | None = None
+    for message in messages:
+        if message["role"] == "tool" and not (only_stray and message.get("tool_call_id") in asked):
+            text = written_result(text_of(message["content"]))
+            if written is not None and turns[-1] is written:
+                written["content"] += f"\n{text}"
+            else:
+                turns.append(written := {"role": "user", "content": text})
+            continue
+        if message["role"] not in INSTRUCTIONS and message["role"] != "tool":
+            asked = {call["id"] for call in message.get("tool_calls", ())}
+        turns.append(message)
+    return turns
+
+
 def _one_call_each(messages: list[Message]) -> list[Message]:
     """Parallel calls one after the other, each with its result behind it."""
     result: list[Message] = []
@@ -159,7 +242,7 @@ def _in_form(message: Message, accepts: Accepts) -> Message:
         result["content"] = None
         content = None
     else:
-        content = content or ""
+        content = content or ("" if calls or result["role"] not in ("user", "assistant") else accepts.filler)
     if isinstance(content, str):
         result["content"] = content if accepts.strings else [{"type": "text", "text": content}]
     if calls:
@@ -173,15 +256,19 @@ def _call_in_form(call: Message, accepts: Accepts) -> Message:
     function = call["function"]
     arguments = function.get("arguments")
     if accepts.objects:
-        arguments = _parsed(arguments) if isinstance(arguments, str) else arguments or {}
+        arguments = _value_of(arguments)
+        if not (isinstance(arguments, dict) or accepts.text_arguments):
+            arguments = {"arguments": arguments}
     elif not isinstance(arguments, str):
         arguments = json.dumps(arguments or {}, ensure_ascii=False)
     key = call["id"] if accepts.long_ids else _short_id(call["id"])
     return {**call, "id": key, "function": {**function, "arguments": arguments}}
 
 
-def _parsed(arguments: str) -> Any:
-    """Argument text as a value; text that is no JSON (a model wrote it) stays text."""
+def _value_of(arguments: Any) -> Any:
+    """Arguments as a value; text that is no JSON (a model wrote it) stays text."""
+    if not isinstance(arguments, str):
+        return arguments or {}
     try:
         return json.loads(arguments) if arguments.strip() else {}
     except (ValueError, RecursionError):
@@ -194,41 +281,3 @@ def _short_id(key: str) -> str:
         return key
     digest = blake2b(key.encode(), digest_size=9).digest()
     return "".join(_ID_LETTERS[byte % 32] for byte in digest)
-
-
-def _fold(messages: list[Message], accepts: Accepts) -> list[Message]:
-    """Messages that the template refuses in their place, joined to one it takes."""
-    first = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
-    system, rest = messages[:first], messages[first:]
-    if not (accepts.several_systems and accepts.system):
-        system = _joined(system)
-    if system and not accepts.system:
-        user, *later = rest if rest and rest[0]["role"] == "user" else [{"role": "user", "content": ""}, *rest]
-        system, rest = [], [{**user, "content": _paragraphs(system[0]["content"], user["content"])}, *later]
-    if not accepts.repeated_users:
-        rest = [
-            message
-            for role, run in groupby(rest, key=itemgetter("role"))
-            for message in (_joined(run) if role == "user" else run)
-        ]
-    return system + rest
-
-
-def _joined(messages: Iterable[Message]) -> list[Message]:
-    """The first message with the contents of all, in a list; nothing of nothing."""
-    kept = list(messages)
-    contents = [message["content"] for message in kept]
-    return [{**kept[0], "content": reduce(_paragraphs, contents)}] if kept else []
-
-
-def _paragraphs(first: str | list[Message], second: str | list[Message]) -> str | list[Message]:
-    """Two contents with a blank line between them."""
-    if not (first and second):
-        return first or second
-    if isinstance(first, str) and isinstance(second, str):
-        return f"{first}{_BETWEEN_MESSAGES}{second}"
-    return [*_parts(first), {"type": "text", "text": _BETWEEN_MESSAGES}, *_parts(second)]
-
-
-def _parts(content: str | list[Message]) -> list[Message]:
-    return content if isinstance(content, list) else [{"type": "text", "text": content}]

@@ -85,7 +85,7 @@ class ChatTemplate:
         except RecursionError as error:
             raise InvalidRequest("the chat template ran out of stack on these messages", param="messages") from error
         except Exception as error:
-            reason = self._control.unmark(str(error))[:_MAX_QUOTED] or type(error).__name__
+            reason = self._control.unmark(self._control.reveal(str(error)))[:_MAX_QUOTED] or type(error).__name__
             raise InvalidRequest(f"the chat template refused the messages: {reason}", param="messages") from error
         return _cut_at_tag(text, continued) if continue_final_message else text
 

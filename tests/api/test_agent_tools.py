@@ -9,6 +9,7 @@ import agents
 import httpx2
 import openai
 import pytest
+from msgspec.structs import replace
 from support.fake_engine import FakeEngine, say
 
 from llamafast.api.app import App
@@ -28,6 +29,7 @@ class Editor:
 async def run(name: str, arguments: dict[str, Any], tool: Any, *, stream: bool) -> tuple[str, str]:
     """The agent's answer, and the second prompt, which holds the call and its result."""
     engine = FakeEngine()
+    engine.info = replace(engine.info, max_seq_len=4096)
     call = f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
     scripts = iter([say(*call.partition("arg")), say("Done.")])
     engine.script = lambda plan: next(scripts)(plan)

@@ -7,6 +7,7 @@ from array import array
 import pytest
 from msgspec.structs import replace
 from support.fake_engine import INFO, ByteTokenizer
+from support.templates import SPARSE_TEMPLATES, TEMPLATES
 
 from llamafast.api.schema.chat import ChatRequest
 from llamafast.chat.constraint import Constraints
@@ -30,7 +31,7 @@ class MarkTokenizer(ByteTokenizer):
 
 
 def planned(template: str, dialect: str | None = None, **fields: object) -> ChatPlan:
-    info = replace(INFO, chat_template=template, dialect=dialect)
+    info = replace(INFO, chat_template="{{ messages | tojson }}" + template, dialect=dialect, max_seq_len=2048)
     tokenizer = MarkTokenizer()
     request = ChatRequest(messages=[{"role": "user", "content": "hi"}], **fields)  # type: ignore[arg-type]
     return plan_chat(request, ChatFormat(info, tokenizer), tokenizer, Constraints(tokenizer), info)
@@ -82,6 +83,19 @@ def test_harmony_begins_within_the_header_that_the_prompt_has_begun() -> None:
     assert reads(plan, "<|channel|>final<|message|>Yes.") == ("Yes.", "", [])
     plan = planned("<|start|>assistant<|channel|>analysis<|message|>I", dialect="harmony")
     assert reads(plan, " see.") == ("", " see.", [])
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (TEMPLATES["chatml"], "tool calls: hermes; reasoning: <think>"),
+        (SPARSE_TEMPLATES["roles only"], "tool calls: generic prompt; reasoning: none"),
+        (TEMPLATES["channels"], "tool calls: generic prompt for harmony; reasoning: channels"),
+        (None, "no template"),
+    ],
+)
+def test_what_was_recognised_is_told(template: str | None, said: str) -> None:
+    assert ChatFormat(replace(INFO, chat_template=template), ByteTokenizer()).summary().startswith(said)
 
 
 def test_the_config_may_name_the_dialect() -> None:

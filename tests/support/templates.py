@@ -88,3 +88,66 @@ TEMPLATES = {
         "{{ '<|start|>assistant' if add_generation_prompt }}{{ reasoning_effort }}"
     ),
 }
+
+# What these leave out or refuse is most of what a client may send.
+SPARSE_TEMPLATES = {
+    # no tools, roles as they are
+    "roles only": (
+        "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nBe nice.<|im_end|>\n"
+        "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+    ),
+    # a later system message vanishes, so do tools and calls; results are known
+    "first system": (
+        "<|im_start|>system\n{{ messages[0].content if messages[0].role == 'system' else 'Be nice.' }}<|im_end|>\n"
+        "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n"
+        "{% elif m.role == 'assistant' %}<|im_start|>assistant\n{{ m.content.lstrip() }}<|im_end|>\n"
+        "{% elif m.role == 'tool' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+    ),
+    # the last system message is the one, calls vanish beside a content, thoughts are not read again
+    "last system": (
+        "{% set ns = namespace(system='') %}{% for m in messages %}{% if m.role == 'system' %}"
+        "{% set ns.system = m.content %}{% endif %}{% endfor %}<s>{{ ns.system }}{% for m in messages %}"
+        "{% if m.role == 'user' %}<User>{{ m.content }}{% elif m.role == 'tool' %}<Output>{{ m.content }}"
+        "{% elif m.role == 'assistant' and m.content is none %}{% for c in m.tool_calls %}<Call>{{ c.function.name }}"
+        "\n{{ c.function.arguments | tojson }}{% endfor %}{% elif m.role == 'assistant' %}<Assistant>"
+        "{{ m.content.split('</think>')[-1] }}{% endif %}{% endfor %}"
+        "{{ '<Assistant><think>' if add_generation_prompt }}"
+    ),
+    # user and assistant by turns and nothing else
+    "strict turns": (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Conversation roles must alternate') }}{% endif %}<start_of_turn>{{ m.role }}\n"
+        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}{{ '<start_of_turn>model\n' if add_generation_prompt }}"
+    ),
+    # tools are listed unasked and need descriptions; text beside calls vanishes
+    "tools unasked": (
+        "<tools>{% for t in tools %}{{ '\n' + t.function.name + ': ' + t.function.description }}"
+        "{% for k, v in t.function.parameters.properties.items() %}{{ ' ' + k + ' ' + v.description }}{% endfor %}"
+        "{% endfor %}</tools>{% for m in messages %}<{{ m.role }}>{% if m.tool_calls %}{% for c in m.tool_calls %}"
+        '<tool_call>\n{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
+        "\n</tool_call>{% endfor %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    ),
+    # a user has to be there, empty answers may not, results only behind calls, arguments are objects
+    "demanding": (
+        "{% if messages | selectattr('role', 'equalto', 'user') | list | length == 0 %}"
+        "{{ raise_exception('No user query') }}{% endif %}{% set ns = namespace(asked=false, last='') %}"
+        "{{ tools | tojson if tools }}{% for m in messages %}"
+        "{% if m.role == 'system' and not loop.first %}{{ raise_exception('System message first') }}{% endif %}"
+        "{% if m.role == 'tool' and not ns.asked %}{{ raise_exception('no call before') }}{% endif %}"
+        "{% if m.role == 'assistant' %}{% set ns.asked = m.tool_calls is defined %}"
+        "{% if not (m.content or m.tool_calls) %}{{ raise_exception('an empty answer') }}{% endif %}"
+        "{% endif %}{% if m.role == 'user' or (m.role == 'assistant' and not m.tool_calls) %}"
+        "{% if m.role == ns.last or not ns.last and m.role == 'assistant' %}{{ raise_exception('turns') }}{% endif %}"
+        "{% set ns.last = m.role %}{% endif %}[{{ m.role }}]{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}<{{ c.function.name }}>{% for k, v in c.function.arguments.items() %}"
+        "<{{ k }}>{{ v }}{% endfor %}{% endfor %}{% endfor %}"
+        "{{ '[assistant]' if add_generation_prompt }}"
+    ),
+    # documents and names are known, of a document its text
+    "documents": (
+        "{% for d in documents or [] %}<document>{{ d.text }}</document>{% endfor %}"
+        "{% for m in messages %}<{{ m.role }}{{ ' name=' ~ m.name if m.name }}>{{ m.content }}{% endfor %}"
+    ),
+}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 
 class CallForm(Struct, frozen=True, kw_only=True, dict=True):
@@ -58,6 +61,37 @@ class CallForm(Struct, frozen=True, kw_only=True, dict=True):
     def openers(self) -> tuple[str, ...]:
         """The marks by which a call is recognised within text."""
         return (*self.opening[:1], *self.loose)
+
+    def spelled(self, spell: Callable[[str], str]) -> CallForm:
+        """The same form with every mark as ``spell`` has it."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "shape"}
+        return replace(self, **{name: spell(mark) for name, mark in fields.items() if isinstance(mark, str)})
+
+    def written(self, calls: Sequence[tuple[str, Any]]) -> str:
+        """Calls as a model writes them: each a name and its arguments, an object or a text that is none."""
+        texts = [self._written(i, name, arguments) for i, (name, arguments) in enumerate(calls)]
+        begin, end = (self.begin + "[", "]" + self.end) if self.listed else (self.begin, self.end)
+        return f"{begin}{self.between.join(texts)}{end}"
+
+    def _written(self, index: int, name: str, arguments: Any) -> str:
+        if self.shape == "object":
+            return f"{self.before}{_json({self.name_key: name, self.arguments_key: arguments})}{self.after}"
+        pairs = arguments if isinstance(arguments, dict) else {"arguments": arguments}
+        if self.shape == "python":
+            return f"{self.before}{name}({', '.join(f'{key}={value!r}' for key, value in pairs.items())}){self.after}"
+        called = f"{self.before}{self.name_prefix}{name}{f':{index}' if self.numbered else ''}{self.name_end}"
+        if self.shape == "named":
+            return f"{called}{_json(pairs)}{self.after}"
+        return f"{called}{''.join(self._parameter(key, value) for key, value in pairs.items())}{self.after}"
+
+    def _parameter(self, key: str, value: Any) -> str:
+        is_text = isinstance(value, str)
+        key_end = self.key_end if is_text else self.key_end_json or self.key_end
+        return f"{self.parameter_begin}{key}{key_end}{value if is_text else _json(value)}{self.value_end}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 class Dialect(Struct, frozen=True, kw_only=True):
