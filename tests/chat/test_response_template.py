@@ -129,8 +129,22 @@ TEMPLATES: dict[str, dict[str, Any]] = {
             },
         },
     },
+    "fields of its own": {
+        "start_anchor": "A:",
+        "fields": {
+            "summary": {"open": "<sum>", "close": "</sum>"},
+            "scores": {
+                "open_pattern": "<score of=(?P<of>[a-z]+)>", "close": "</score>", "content": "json", "repeats": True,
+                "transform": {"{of}": "{content}"},
+            },
+            "content": {},
+        },
+    },
+    "notes only": {"start_anchor": "A:", "fields": {"notes": {"content_args": {"strip": False}}}},
 }  # fmt: skip
 PROMPTS = {
+    "fields of its own": "Q: hi\nA:",
+    "notes only": "Q: hi\nA:",
     "json in tags": "<|im_start|>user\n<think>x</think><|im_end|>\n<|im_start|>assistant\n",
     "xml parameters": "<|im_start|>assistant\nold<|im_end|>\n<|im_start|>assistant\n<think>\n",
     "bare keys": "<|turn>user\nhi<turn|>\n<|turn>model\n",
@@ -163,6 +177,11 @@ REPLIES = [
     ("channels", "<|channel|>analysis<|message|>a<|end|><|channel|>analysis<|message|>b<|end|>"),
     ("channels", '<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{"days": 3}<|call|>'),
     ("one list", f"Sure.[TOOL_CALLS][{NESTED}, {NESTED}]"),
+    ("fields of its own", "<sum>Short.</sum>Long."),
+    ("fields of its own", "Long.\n<sum>Short.\n</sum>"),
+    ("fields of its own", "<sum>Short."),
+    ("fields of its own", '<score of=tone>{"a": [1]}</score>Good.'),
+    ("notes only", " only notes"),
     ("lines", " Sure. \nCALL weather\ncity = Paris: 1\ndays=3\nother\nEND"),
 ]  # fmt: skip
 
@@ -234,6 +253,11 @@ def test_text_fields_keep_what_all_their_regions_say() -> None:
     assert message_of(parsed("json in tags", list(text)))["content"] == "First.\nThen."
 
 
+def test_a_field_of_another_name_is_dropped_even_where_it_cannot_be_read() -> None:
+    assert message_of(parsed("fields of its own", list("<score of=tone>no JSON</score>Good.")))["content"] == "Good."
+    assert parsed("fields of its own", list("<sum>Short.</sum>")) == []
+
+
 def test_reasoning_may_stay_in_the_content() -> None:
     deltas = parsed("json in tags", ["<think>a\n</think>\nb"], split_reasoning=False)
     assert assemble(deltas).content == "<think>a\n</think>b"
@@ -298,7 +322,6 @@ def template(**changes: Any) -> dict[str, Any]:
         (template(start_anchor=["a", ""]), "start_anchor"),
         (template(fields={"content": {}, "thinking": {}}), "only one"),
         (template(fields={"content": {"more": 1}}), "fields.content: unknown keys more"),
-        (template(fields={"summary": {"open": "x"}}), "fields.summary: no reply has such a field"),
         (template(fields={"content": {"content": "yaml"}}), "fields.content.content"),
         (template(fields={"content": {"content": "json"}}), "as it comes"),
         (template(fields={"content": {"open_pattern": "("}}), "open_pattern: not a regular expression"),

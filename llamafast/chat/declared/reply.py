@@ -58,6 +58,13 @@ class CallField(NamedTuple):
     read: Callable[[CallText], Sequence[Call]]
 
 
+class DroppedField(NamedTuple):
+    """A region that no API has a field for: nobody is told what it says."""
+
+
+Field = TextField | CallField | DroppedField
+
+
 class DeclaredReply:
     """A ReplyParser over regions. Prose is passed on as it comes, a call when its region closes.
 
@@ -68,7 +75,7 @@ class DeclaredReply:
     def __init__(
         self,
         regions: Sequence[Region],
-        fields: Mapping[str, TextField | CallField],
+        fields: Mapping[str, Field],
         tools: Sequence[Tool],
         *,
         split_reasoning: bool,
@@ -110,8 +117,11 @@ class DeclaredReply:
             field = None if piece.region is None else self._fields[piece.region]
             if isinstance(field, CallField):
                 self._read_call(field, piece)
-            elif field is not None:
+            elif isinstance(field, TextField):
                 self._read_prose(field, piece, n_begun)
+            elif field is not None:
+                self._end_prose()
+                self._mark_said()
             elif not self._said:
                 self._stray.append(piece.text[n_begun:])
         deltas, self._deltas = self._deltas, []
@@ -145,8 +155,7 @@ class DeclaredReply:
                 return
             self._n_calls += sum(isinstance(delta, ToolCallBegin) for delta in deltas)
             self._deltas += deltas
-            self._said = True
-            self._stray.clear()
+            self._mark_said()
 
     def _end_prose(self) -> None:
         for prose in self._prose.values():
@@ -155,8 +164,12 @@ class DeclaredReply:
     def _say(self, delta: Delta, text: str) -> None:
         if text:
             self._deltas.append(delta)
-            self._said = True
-            self._stray.clear()
+            self._mark_said()
+
+    def _mark_said(self) -> None:
+        """Text outside of regions is content only where nothing else is."""
+        self._said = True
+        self._stray.clear()
 
 
 class WholeReply:

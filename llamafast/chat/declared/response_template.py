@@ -14,7 +14,16 @@ import regex
 
 from llamafast.chat.declared.contents import CONTENTS, is_mixed, transformed
 from llamafast.chat.declared.regions import Delimiter, Region
-from llamafast.chat.declared.reply import REASONING_FIELDS, Call, CallField, CallText, DeclaredReply, TextField
+from llamafast.chat.declared.reply import (
+    REASONING_FIELDS,
+    Call,
+    CallField,
+    CallText,
+    DeclaredReply,
+    DroppedField,
+    Field,
+    TextField,
+)
 from llamafast.chat.reply import NewParser
 from llamafast.chat.tools import Tool
 from llamafast.errors import ConfigError
@@ -28,7 +37,7 @@ _BETWEEN_REGIONS = "\n"
 
 
 class ResponseTemplate:
-    """Raises ConfigError for a template that ``transformers`` would not load, or with fields no API has."""
+    """Raises ConfigError for a template that ``transformers`` would not load, or whose text would not come as it is."""
 
     def __init__(self, template: Mapping[str, Any]) -> None:
         self.spec = template
@@ -45,7 +54,7 @@ class ResponseTemplate:
             raise _fault("start_anchor", "this or start_anchor_pattern is required")
         self._anchor = anchor.pattern
         self._regions: list[Region] = []
-        self._fields: dict[str, TextField | CallField] = {}
+        self._fields: dict[str, Field] = {}
         for name, field in fields.items():
             self._add(name, field, f"fields.{name}")
         if sum(region.opening is None for region in self._regions) > 1:
@@ -84,7 +93,7 @@ class ResponseTemplate:
         self._regions.append(Region(name, opening, closing))
         self._fields[name] = self._field(name, field, path)
 
-    def _field(self, name: str, field: Mapping[str, Any], path: str) -> TextField | CallField:
+    def _field(self, name: str, field: Mapping[str, Any], path: str) -> Field:
         arguments = field.get("content_args", {})
         if not isinstance(arguments, dict):
             raise _fault(f"{path}.content_args", "must be an object")
@@ -95,8 +104,7 @@ class ResponseTemplate:
             read = partial(_read_calls, content, arguments, field.get("transform"), bool(field.get("transform_each")))
             return CallField(read)
         if name != "content" and name not in REASONING_FIELDS:
-            known = ", ".join(["content", "tool_calls", *sorted(REASONING_FIELDS)])
-            raise _fault(path, f"no reply has such a field; known are {known}")
+            return DroppedField()
         if content != "text" or field.get("transform") is not None:
             raise _fault(path, "text is passed on as it comes: content must be text and there is no transform")
         joint = _BETWEEN_REGIONS if field.get("join") is None else field["join"]
