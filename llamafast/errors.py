@@ -54,9 +54,23 @@ class Untokenizable(InvalidRequest):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """The prompt does not fit the context of one sequence."""
+    """The prompt does not fit the context of one sequence, which is ``limit`` tokens; ``size`` says how long it is and
+    ``text`` what it is made of, by default ``param``.
+
+    Clients that make room by themselves look for the code or for the words of OpenAI's sentence.
+    """
 
     code = "context_length_exceeded"
+
+    def __init__(self, limit: int, size: str, *, param: str, text: str | None = None) -> None:
+        self.limit = limit
+        self.size = size
+        text = text or param
+        super().__init__(
+            f"This model's maximum context length is {limit} tokens. However, your {text} resulted in {size}. "
+            f"Please reduce the length of the {text}.",
+            param=param,
+        )
 
 
 class ModelNotFound(InvalidRequest):

@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 # chat's names for fields that have others here
 _PARAMS = {
-    "messages": "input",
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
@@ -87,8 +86,10 @@ class ResponsePlanner:
         try:
             check_served(chat)
             plan = self._plan(chat, [*before, *given], request, len(before), room)
+        except ContextLengthExceeded as error:
+            raise ContextLengthExceeded(error.limit, error.size, param="input") from error
         except LlamafastError as error:
-            error.param = _PARAMS.get(error.param, error.param) if error.param else None
+            error.param = _param(error.param)
             raise
         response = self._response(request, plan)
         spelled = SpelledTexts(TokenNames(request, self._engine.tokenizer)) if chat.logprobs else None
@@ -129,7 +130,8 @@ class ResponsePlanner:
             chat.messages = _without_oldest(messages, n_dropped)
             planned = plan_chat(chat, self._chat, self._engine.tokenizer, self._constraints, self._engine.info)
             if room and len(planned.plan.prompts[0]) + room > self._engine.info.max_seq_len:
-                raise ContextLengthExceeded(f"the prompt leaves no room for {room} tokens", param="input")
+                size = f"{len(planned.plan.prompts[0])} tokens, behind which {room} have to fit"
+                raise ContextLengthExceeded(self._engine.info.max_seq_len, size, param="input")
             return planned
 
         try:
@@ -160,9 +162,9 @@ class ResponsePlanner:
             safety_identifier=request.safety_identifier,
             store=request.store is not False,
             temperature=sampling.temperature,
-            text=TextOptions(text.format or {"type": "text"}, text.verbosity),
+            text=TextOptions(text.format or {"type": "text"}, text.verbosity or "medium"),
             tool_choice="auto" if request.tool_choice is None else request.tool_choice,
-            tools=request.tools or [],
+            tools=[_echoed(tool) for tool in request.tools or ()],
             top_logprobs=request.top_logprobs or 0,
             top_p=sampling.top_p,
             truncation=request.truncation or "disabled",
@@ -171,10 +173,24 @@ class ResponsePlanner:
         )
 
 
+def _echoed(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as a Response has it: whether a function is strict is said."""
+    if tool.get("type") == "namespace":
+        return {**tool, "tools": [_echoed(member) for member in tool["tools"]]}
+    return {**tool, "strict": tool.get("strict") is True} if tool.get("type") == "function" else tool
+
+
 @lru_cache(128)
 def _warn_of_hidden(kind: str) -> None:
     """Once: clients send the same tools with every request."""
     log.warning("tools of type %r do not run here: the model is not shown them", kind)
+
+
+def _param(param: str | None) -> str | None:
+    """The field of a response's request that is ``param`` of a chat's: items and messages are counted differently."""
+    if param is not None and param.startswith("messages"):
+        return "input"
+    return None if param is None else _PARAMS.get(param, param)
 
 
 def _response_format(form: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -111,7 +111,7 @@ class ResponseWriter:
     def failure(self, error: LlamafastError) -> list[Event]:
         """The answer ends with an error; what was written of it stays."""
         self._close_open("incomplete")
-        return self._end(events.Failed, status="failed", error=ResponseError(error.code or error.type, error.message))
+        return self._end(events.Failed, status="failed", error=ResponseError.of(error))
 
     def _complete(self, usage: Usage) -> list[Event]:
         return self._end(

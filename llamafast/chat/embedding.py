@@ -168,10 +168,7 @@ def _check_length(text: str, path: str, info: ModelInfo) -> None:
     limit = _embedding(info).max_tokens
     most = max(LONG_INPUT, limit * info.longest_piece)
     if len(text) > most:
-        raise ContextLengthExceeded(
-            f"{len(text)} characters in `{path}`; this model takes at most {limit} tokens or {most} characters",
-            param=path,
-        )
+        raise ContextLengthExceeded(limit, f"{len(text)} characters, more than {most}", param=path)
 
 
 def _tokens(text: str | list[int], path: str, tokenizer: Tokenizer, info: ModelInfo) -> array[int]:
@@ -197,13 +194,11 @@ def _plan(inputs: Iterable[array[int]], paths: Sequence[tuple[str, ...]], info: 
     taken: list[array[int]] = []
     total = 0
     for tokens, names in zip(inputs, paths, strict=True):
-        made_of = " and ".join(f"`{name}`" for name in names)
         if not tokens:
+            made_of = " and ".join(f"`{name}`" for name in names)
             raise InvalidRequest(f"no tokens in {made_of}", param=names[-1])
         if len(tokens) > limit:
-            raise ContextLengthExceeded(
-                f"{len(tokens)} tokens in {made_of}; this model takes at most {limit} in one input", param=names[-1]
-            )
+            raise ContextLengthExceeded(limit, f"{len(tokens)} tokens", param=names[-1], text=" and ".join(names))
         taken.append(tokens)
         total += len(tokens)
         if total > MAX_TOTAL_TOKENS:

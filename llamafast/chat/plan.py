@@ -259,6 +259,4 @@ def _checked_tokens(tokens: array[int], path: str, info: ModelInfo) -> array[int
 
 
 def _too_long(path: str, size: str, info: ModelInfo) -> ContextLengthExceeded:
-    return ContextLengthExceeded(
-        f"`{path}` has {size}; this model's context takes at most {info.max_seq_len}", param=path
-    )
+    return ContextLengthExceeded(info.max_seq_len, size, param=path)

@@ -24,7 +24,7 @@ def inputs_of(plan: EmbeddingPlan, vocab: Vocab, max_tokens: int) -> list[Input]
     """Raises ContextLengthExceeded or InvalidRequest for an input that the Embedder would not take."""
     longest = max(map(len, plan.inputs))
     if longest > max_tokens:
-        raise ContextLengthExceeded(f"an input has {longest} tokens, this model takes {max_tokens}", param="input")
+        raise ContextLengthExceeded(max_tokens, f"{longest} tokens", param="input")
     try:
         return [Input(vocab, tokens, dimensions=plan.dimensions, normalize=plan.normalize) for tokens in plan.inputs]
     except ValueError as error:

@@ -58,9 +58,7 @@ class SequencePlanner:
     def _max_tokens(self, plan: Plan, prompt: array[int]) -> int:
         room = self._info.max_seq_len - len(prompt)
         if room < 0:
-            raise ContextLengthExceeded(
-                f"the prompt has {len(prompt)} tokens, this model takes {self._info.max_seq_len}", param="prompt"
-            )
+            raise ContextLengthExceeded(self._info.max_seq_len, f"{len(prompt)} tokens", param="prompt")
         try:
             self._vocab.check(prompt)
         except ValueError as error:

@@ -103,7 +103,7 @@ async def test_errors_keep_the_socket_open(app: App, engine: FakeEngine) -> None
         engine.refusal = None
         engine.script = play([Event(0, "Hel", 1)], EngineFailure("broken"))
         socket.create(input="Hi")
-        assert (await socket.until("response.failed"))[-1]["response"]["error"]["code"] == "engine_failure"
+        assert (await socket.until("response.failed"))[-1]["response"]["error"]["code"] == "server_error"
         engine.script = play(RuntimeError("a bug"))
         socket.create(input="Hi")
         error = (await socket.until("response.failed"))[-1]["response"]["error"]

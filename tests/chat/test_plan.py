@@ -85,7 +85,7 @@ def test_unusable_prompts(prompt: Any, param: str) -> None:
 def test_a_prompt_may_fill_the_context_but_not_more() -> None:
     assert len(completion([1] * INFO.max_seq_len).prompts[0]) == INFO.max_seq_len
     for prompt, param in (([1] * (INFO.max_seq_len + 1), "prompt"), (["a", "b" * INFO.max_seq_len], "prompt[1]")):
-        with pytest.raises(ContextLengthExceeded, match=r"513 tokens.* 512") as caught:
+        with pytest.raises(ContextLengthExceeded, match=r"is 512 tokens.* 513 tokens") as caught:
             completion(prompt)
         assert (caught.value.code, caught.value.param) == ("context_length_exceeded", param)
 
@@ -254,7 +254,7 @@ def test_template_variables() -> None:
     ],
 )
 def test_thinking_is_switched_under_both_names(fields: dict[str, Any], thinking: str) -> None:
-    source = "{{ enable_thinking }}|{{ thinking }}|{{ documents[0].title }}"
+    source = "{{ enable_thinking }}|{{ thinking }}|{{ documents[0].title }}{{ documents[0].text }}"
     request = ChatRequest(messages=[{"role": "user"}], documents=[{"title": "t"}], **fields)
     chat_format = written(source)
     (tokens,) = plan_chat(request, chat_format, TOKENIZER, CONSTRAINTS, INFO).plan.prompts
@@ -284,12 +284,16 @@ def test_a_chat_without_template_or_text_or_room() -> None:
     request = ChatRequest(messages=[{"role": "user", "content": "x" * 600}])
     with pytest.raises(InvalidRequest, match="no chat template"):
         plan_chat(request, written(None), TOKENIZER, CONSTRAINTS, INFO)
+    silent = ChatRequest(messages=[{"role": "user"}])
     with pytest.raises(InvalidRequest, match="no tokens") as caught:
-        plan_chat(request, written(""), TOKENIZER, CONSTRAINTS, INFO)
+        plan_chat(silent, written(""), TOKENIZER, CONSTRAINTS, INFO)
     assert caught.value.param == "messages"
     with pytest.raises(ContextLengthExceeded) as exceeded:
         plan_chat(request, CHAT, TOKENIZER, CONSTRAINTS, INFO)
     assert exceeded.value.param == "messages"
+    assert exceeded.value.message.startswith(
+        "This model's maximum context length is 512 tokens. However, your messages"
+    )
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=8))

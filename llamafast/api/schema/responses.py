@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta, Struct
 
 from llamafast.api.schema.fragments import PlatformOptions, Usage
+from llamafast.errors import LlamafastError, QueueFull
 
 Status = Literal["completed", "failed", "in_progress", "cancelled", "queued", "incomplete"]
 Metadata = Annotated[dict[str, str], Meta(max_length=16)]
@@ -106,8 +107,14 @@ class ResponseUsage(Struct):
 
 
 class ResponseError(Struct):
-    code: str
+    """What ended a response that had begun. Clients know few codes here, and retry by them."""
+
+    code: Literal["server_error", "rate_limit_exceeded"]
     message: str
+
+    @classmethod
+    def of(cls, error: LlamafastError) -> ResponseError:
+        return cls("rate_limit_exceeded" if isinstance(error, QueueFull) else "server_error", error.message)
 
 
 class IncompleteDetails(Struct):
