@@ -57,7 +57,7 @@ class ContextLengthExceeded(InvalidRequest):
     """The prompt does not fit the context of one sequence, which is ``limit`` tokens; ``size`` says how long it is and
     ``text`` what it is made of, by default ``param``.
 
-    Clients that make room by themselves look for the code or for the words of OpenAI's sentence.
+    Clients that make room by themselves look for OpenAI's sentence or, in the text too, for the code.
     """
 
     code = "context_length_exceeded"
@@ -68,7 +68,7 @@ class ContextLengthExceeded(InvalidRequest):
         text = text or param
         super().__init__(
             f"This model's maximum context length is {limit} tokens. However, your {text} resulted in {size}. "
-            f"Please reduce the length of the {text}.",
+            f"Please reduce the length of the {text}. ({self.code})",
             param=param,
         )
 

@@ -73,8 +73,9 @@ class ChatFormat:
         return template
 
     def parser(self, prompt: str, tools: Sequence[Tool], *, split_reasoning: bool) -> NewParser:
-        """What reads the replies to ``prompt``; ``tools`` are those that the model may call."""
-        if self.declared is not None:
+        """What reads the replies to ``prompt``; ``tools`` are those that the model may call. Calls in the form that the
+        prompt asks for in words are the dialect's."""
+        if self.declared is not None and not (tools and not self.template(tools).accepts.tools):
             return self.declared.parser(prompt, tools, split_reasoning=split_reasoning)
         dialect = self.dialect
         if not (tools or dialect.channels or dialect.dropped or (dialect.reasoning and split_reasoning)):

@@ -24,26 +24,29 @@ _TEXT_PARTS = {
     "reasoning_text": "text",
     "refusal": "refusal",
 }
-# What OpenAI's own tools and bookkeeping leave in a conversation: nothing that a prompt has words for.
+# What OpenAI's own tools were asked and answered: the fields of an item with the call's arguments and its result.
+_HOSTED = {
+    "code_interpreter_call": ("code", "outputs"),
+    "file_search_call": ("queries", "results"),
+    "mcp_call": ("arguments", "output"),
+    "web_search_call": ("action", "results"),
+}
+# Those that answer with a picture, and its field.
+_PICTURES = {"computer_call_output": "output", "image_generation_call": "result"}
+# OpenAI's bookkeeping: nothing that a prompt has words for.
 _SILENT = frozenset(
     {
         "additional_tools",
-        "code_interpreter_call",
         "compaction_trigger",
         "computer_call",
-        "computer_call_output",
         "configuration_update",
-        "file_search_call",
-        "image_generation_call",
         "mcp_approval_request",
         "mcp_approval_response",
-        "mcp_call",
         "mcp_list_tools",
         "program",
         "program_output",
         "tool_search_call",
         "tool_search_output",
-        "web_search_call",
     }
 )
 _CLIENT_CALLS = {f"{name}_call": name for name in CLIENT_TOOLS}
@@ -104,6 +107,11 @@ class _Conversation:
             self._client_call(item, path, _CLIENT_CALLS[kind])
         elif kind in _OUTPUTS:
             self._output(item, path)
+        elif kind in _HOSTED:
+            self._hosted(item, kind, *_HOSTED[kind])
+        elif kind in _PICTURES:
+            if item.get(_PICTURES[kind]) is not None:
+                raise UnsupportedParameter(f"{path}: pictures are not supported yet", param=f"{path}.type")
         elif kind == "compaction":
             self._compaction(item)
         elif kind not in _SILENT:
@@ -133,7 +141,9 @@ class _Conversation:
             turn["reasoning_content"] = turn.get("reasoning_content", "") + text
 
     def _call(self, item: Item, path: str, name: str, arguments: str) -> None:
-        call_id = _call_id(item, path)
+        self._add_call(_call_id(item, path), name, arguments)
+
+    def _add_call(self, call_id: str, name: str, arguments: str) -> None:
         self._names[call_id] = name
         function = {"name": name, "arguments": arguments}
         call = {"id": call_id, "type": "function", "function": function}
@@ -152,6 +162,19 @@ class _Conversation:
             raise InvalidRequest(f"`{path}.{field}` must be an object", param=f"{path}.{field}")
         self._call(item, path, name, arguments_of(name, given))
 
+    def _hosted(self, item: Item, kind: str, asked: str, answered: str) -> None:
+        """A call and its result, as far as the item tells them."""
+        given = item.get(asked)
+        if given is None:
+            return
+        name = item.get("name") if kind == "mcp_call" else None
+        name = name if isinstance(name, str) else kind.removesuffix("_call")
+        call_id = item["id"] if isinstance(item.get("id"), str) else f"call_{len(self.messages)}"
+        arguments = given if asked == "arguments" and isinstance(given, str) else _json({asked: given})
+        self._add_call(call_id, name, arguments)
+        result = next((item[field] for field in (answered, "error", "status") if item.get(field) is not None), "")
+        self._add_result(call_id, name, result if isinstance(result, str) else _json(result))
+
     def _output(self, item: Item, path: str) -> None:
         call_id = _call_id(item, path)
         name = self._names.get(call_id)
@@ -159,6 +182,9 @@ class _Conversation:
             raise InvalidRequest(f"{path}: no call has the id {call_id[:64]!r}", param=f"{path}.call_id")
         output = item.get("output")
         text = _output_text(item.get("status") if output is None else output, f"{path}.output")
+        self._add_result(call_id, name, text)
+
+    def _add_result(self, call_id: str, name: str, text: str) -> None:
         self.messages.append({"role": "tool", "tool_call_id": call_id, "name": name, "content": text})
 
     def _open_turn(self) -> Message | None:
@@ -185,7 +211,7 @@ def _output_text(output: Any, path: str) -> str:
     """A tool's result: text, parts, or whatever else it is as JSON."""
     if isinstance(output, list) and all(isinstance(part, dict) and "type" in part for part in output):
         return "".join(_texts(output, path))
-    return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+    return output if isinstance(output, str) else _json(output)
 
 
 def _texts(parts: Any, path: str) -> Iterator[str]:
@@ -200,6 +226,10 @@ def _texts(parts: Any, path: str) -> Iterator[str]:
         if kind not in _TEXT_PARTS:
             raise UnsupportedParameter(f"{where}: {kind[:64]!r} is not supported yet", param=f"{where}.type")
         yield _string(part, _TEXT_PARTS[kind], where)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _call_id(item: Item, path: str) -> str:

@@ -60,6 +60,10 @@ def _checked(message: Mapping[str, Any], path: str) -> Message:
     if not isinstance(role, str) or role not in _ROLES:
         raise InvalidRequest(f"{path}.role must be one of {', '.join(sorted(_ROLES))}", param=f"{path}.role")
     result = {**message, "content": _content(message.get("content"), f"{path}.content")}
+    if isinstance(refusal := message.get("refusal"), str):
+        result["content"] = paragraphs(result["content"] or "", refusal)
+    if message.get("audio") is not None:
+        raise UnsupportedParameter(f"{path}.audio is not supported yet", param=f"{path}.audio")
     calls = message.get("tool_calls")
     if calls is not None:
         if not isinstance(calls, list):

@@ -58,7 +58,7 @@ async def test_a_text(client: AsgiClient, engine: FakeEngine) -> None:
     assert body["metadata"] == {"a": "b"}
     assert body["instructions"] == "Be kind."
     assert body["temperature"] == engine.generations[-1].plan.sampling.temperature
-    assert body["text"] == {"format": {"type": "text"}, "verbosity": None}
+    assert body["text"] == {"format": {"type": "text"}, "verbosity": "medium"}
     (message,) = body["output"]
     assert message.pop("id").startswith("msg_")
     assert message == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -111,6 +112,41 @@ def test_tools_that_clients_run() -> None:
 def test_what_has_no_words_is_passed_over() -> None:
     silent = ["web_search_call", "mcp_list_tools", "compaction", "image_generation_call", "additional_tools"]
     assert messages_of([{"type": kind} for kind in silent] + [say("user", "Q")]) == [{"role": "user", "content": "Q"}]
+
+
+@pytest.mark.parametrize(
+    ("item", "name", "arguments", "result"),
+    [
+        ({"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search", "query": "q"}},
+         "web_search", {"action": {"type": "search", "query": "q"}}, "completed"),
+        ({"type": "file_search_call", "queries": ["q"], "results": [{"text": "é"}]},
+         "file_search", {"queries": ["q"]}, '[{"text": "é"}]'),
+        ({"type": "code_interpreter_call", "code": "1+1", "outputs": [{"type": "logs", "logs": "2"}]},
+         "code_interpreter", {"code": "1+1"}, '[{"type": "logs", "logs": "2"}]'),
+        ({"type": "mcp_call", "name": "ask", "arguments": '{"a": 1}', "output": "one", "server_label": "s"},
+         "ask", {"a": 1}, "one"),
+        ({"type": "mcp_call", "name": "ask", "arguments": "{}", "output": None, "error": "down"}, "ask", {}, "down"),
+    ],
+)  # fmt: skip
+def test_what_hosted_tools_said_is_a_call_and_its_result(
+    item: dict[str, Any], name: str, arguments: Any, result: str
+) -> None:
+    _, asked, answered = messages_of([say("user", "Q"), item])
+    (call,) = asked["tool_calls"]
+    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == (name, arguments)
+    assert answered == {"role": "tool", "tool_call_id": call["id"], "name": name, "content": result}
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "image_generation_call", "result": "iVBOR"},
+        {"type": "computer_call_output", "call_id": "c", "output": {"type": "computer_screenshot"}},
+    ],
+)
+def test_pictures_are_refused(item: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedParameter, match="pictures"):
+        messages_of([say("user", "Q"), item])
 
 
 def test_paths_count_from_the_request() -> None:

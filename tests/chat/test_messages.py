@@ -43,6 +43,12 @@ def test_text_parts_become_one_string() -> None:
     assert one(role="user", content=[])["content"] == ""
 
 
+def test_a_refusal_is_what_was_said() -> None:
+    assert one(role="assistant", content=None, refusal="No.")["content"] == "No."
+    assert one(role="assistant", content="Well.", refusal="No.")["content"] == "Well.\n\nNo."
+    assert one(role="assistant", content="Well.", refusal=None)["content"] == "Well."
+
+
 def test_parts_stay_for_templates_that_read_them() -> None:
     accepts = Accepts(parts=frozenset({"user"}))
     parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]
@@ -208,6 +214,7 @@ def test_the_clients_objects_are_not_changed() -> None:
         ({"role": "assistant", "tool_calls": [call(arguments=5)]}, "messages[1].tool_calls[0].function"),
         ({"role": "assistant", "tool_calls": [call(key=5)]}, "messages[1].tool_calls[0].id"),
         ({"role": "assistant", "function_call": "f"}, "messages[1].function_call.function"),
+        ({"role": "assistant", "content": None, "audio": {"id": "a"}}, "messages[1].audio"),
     ],
 )
 def test_a_malformed_message_names_its_field(message, param: str) -> None:
