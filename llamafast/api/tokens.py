@@ -45,8 +45,7 @@ class TokenEndpoints:
 
     def _applied(self, body: bytes) -> Prompt:
         request = decode_request(_CHAT, body, self._info)
-        text = Conversation(request, self._chat).text
-        return Prompt(self._chat.control.unmark(text))
+        return Prompt(Conversation(request, self._chat).prompt)
 
     def _tokenized(self, body: bytes) -> Tokens:
         request = decode_request(_TOKENIZE, body, self._info)

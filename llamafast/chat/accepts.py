@@ -36,7 +36,7 @@ _NESTED = {"type": "object", "description": "d", "properties": {"qvoxn": {**_PAR
 _TOOL_DEFINITION = _tool({"qvoxp": _PARAMETER}, description="d")
 _BARE_TOOL = _tool({"qvoxp": {"type": "string"}})
 _NESTED_TOOL = _tool({"qvoxp": {**_NESTED, "required": ["qvoxn"]}}, description="d")
-# What stands for a turn that nobody took: nothing, or as little as can be where a turn may not be empty.
+# What stands for an answer that nobody gave: nothing, or as little as can be where it may not be empty.
 _FILLERS = ("", "...")
 
 
@@ -46,9 +46,9 @@ class Accepts(Struct, frozen=True, kw_only=True):
     * Instructions. ``system``: a system message may come first; ``system_before_answers``: also where the conversation
       ends with anything but a user message; ``several_systems``: several may come first; ``later_systems``: one may
       come anywhere; ``lone_system``: it may be all there is. ``developer``: that role is known.
-    * Turns. ``repeated_users`` and ``repeated_assistants``: two messages of the role in a row; ``assistant_first``: no
-      user before; ``user_after_results``: no answer between a tool's result and the next user. ``filler`` is the text
-      of a turn that has to be there.
+    * Turns. ``repeated_users`` and ``repeated_assistants``: two messages of the role in a row; ``assistant_first`` and
+      ``call_first``: no user before; ``user_after_results``: no answer between a tool's result and the next user.
+      ``filler`` is the text of an answer that nobody gave.
     * Contents. ``parts``: the roles whose content may be a list of text parts; ``strings``: whether it may be a string.
       ``names``: a user's name is printed. ``documents``: which fields of a document are.
     * Tools. ``tools``: their definitions are printed; ``tools_before_answers``: also where the conversation ends with
@@ -57,7 +57,8 @@ class Accepts(Struct, frozen=True, kw_only=True):
     * Calls. ``calls``: tool calls are printed; ``objects``: arguments are objects, not JSON texts; ``text_arguments``:
       or any text; ``long_ids``: a call's id may be other than nine letters and digits; ``parallel_calls``: one message
       may hold several. ``null_with_calls``, ``empty_with_calls`` and ``text_with_calls``: what the content beside calls
-      may be. ``results``: the role ``tool`` is known; ``stray_results``: also where no call precedes.
+      may be. ``results``: the role ``tool`` is known; ``stray_results``: also where no call precedes,
+      ``parted_results``: or instructions part it from its call.
     """
 
     system: bool = True
@@ -69,6 +70,7 @@ class Accepts(Struct, frozen=True, kw_only=True):
     repeated_users: bool = True
     repeated_assistants: bool = True
     assistant_first: bool = True
+    call_first: bool = True
     user_after_results: bool = True
     filler: str = ""
     strings: bool = True
@@ -90,6 +92,7 @@ class Accepts(Struct, frozen=True, kw_only=True):
     text_with_calls: bool = True
     results: bool = True
     stray_results: bool = True
+    parted_results: bool = True
 
 
 def probe(source: str, render: Render) -> Accepts:
@@ -193,6 +196,7 @@ class _Trial:
             "repeated_users": self.takes(first, second),
             "repeated_assistants": self.takes(first, *answers, second) and self.takes(first, *answers),
             "assistant_first": self.takes(answers[0], second),
+            "call_first": not called or self.takes(*called, second, with_tools=True),
             "user_after_results": self.takes(first, *called, second) and self.takes(first, *called[:1], second),
             "filler": next(
                 (text for text in _FILLERS if self.takes(first, self.said("assistant", text), second)), _FILLERS[0]
@@ -222,6 +226,7 @@ class _Trial:
         self._call_form = form
         beside = self._called(_B, text="qvoxd")
         broken = self._called(_B, arguments=f"{{{_B}")
+        asked, answered = self._called(_B)
         return {
             **form,
             "parallel_calls": self._prints_calls(user, *self._called(_A + "1", _B)),
@@ -230,6 +235,7 @@ class _Trial:
             "text_arguments": form["objects"] and self._prints_calls(user, *broken),
             "results": self.takes(user, *self._called(_B), with_tools=True),
             "stray_results": self._takes_stray(self._call_id(0)),
+            "parted_results": self.takes(user, asked, self.said("system", _C), answered, with_tools=True),
         }
 
     def _takes_stray(self, call_id: str) -> bool:

@@ -72,11 +72,11 @@ class ControlTokens:
     @staticmethod
     def unmark(text: str) -> str:
         """Rendered text as a reader should see it."""
-        return _ANY_MARK.sub("", text)
+        return _ANY_MARK.sub("", text) if _has_marks(text) else text
 
     def tokenize(self, text: str, tokenizer: Tokenizer) -> array[int]:
         """The tokens of rendered text: the template's control tokens as such, marked ones as plain text."""
-        if not _ANY_MARK.search(text):
+        if not _has_marks(text):
             return tokenizer.tokenize(text, add_special=False, parse_special=True)
         tokens = array("i")
         for run, is_marked in self._runs(text):
@@ -113,6 +113,10 @@ class ControlTokens:
 
 
 NO_CONTROL_TOKENS = ControlTokens(())
+
+
+def _has_marks(text: str) -> bool:
+    return _OPEN in text or _CLOSE in text
 
 
 def _put_between_marks(token: re.Match[str]) -> str:

@@ -50,7 +50,8 @@ class ConversationOptions(Protocol):
 class Conversation:
     """A chat request's conversation as its template renders it.
 
-    ``text`` has ``chat.control``'s marks; ``choice`` is what the model may do with the request's tools.
+    ``text`` has ``chat.control``'s marks, ``prompt`` is what a reader should see; ``choice`` is what the model may do
+    with the request's tools.
 
     Raises InvalidRequest or UnsupportedParameter.
     """
@@ -72,7 +73,8 @@ class Conversation:
             add_generation_prompt=not continued and request.add_generation_prompt is not False,
             continue_final_message=continued,
         )
-        check_printed(chat.control.unmark(self.text), request.messages, self.choice.shown, request.documents)
+        self.prompt = chat.control.unmark(self.text)
+        check_printed(self.prompt, request.messages, self.choice.shown, request.documents)
 
     def checkpoints(self, tokens: array[int], tokenizer: Tokenizer) -> tuple[int, ...]:
         """How many of the text's ``tokens`` a conversation shares that has only the system prompt and the tools in

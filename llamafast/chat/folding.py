@@ -77,20 +77,22 @@ def _in_turns(messages: list[Message], accepts: Accepts) -> list[Message]:
         if is_turn and follows and not repeats:
             turns[-1] = {**message, **_merged([turns[-1], message])}
             continue
-        if role == "assistant" and not last and not accepts.assistant_first:
+        takes_first = accepts.call_first if "tool_calls" in message else accepts.assistant_first
+        if role == "assistant" and not last and not takes_first:
             turns.append(_filler("user", accepts))
+            last = "user"
         elif is_turn and role == last and not follows:
             if role == "user" and not accepts.user_after_results:
                 turns.append(_filler("assistant", accepts))
             elif role == "assistant" and not accepts.repeated_assistants:
                 turns.append(_filler("user", accepts))
         turns.append(message)
-        last = role if is_turn else last or "user"
+        last = role if is_turn else last
     return turns
 
 
 def _filler(role: str, accepts: Accepts) -> Message:
-    text = accepts.filler
+    text = accepts.filler if role == "assistant" else ""
     return {"role": role, "content": text if accepts.strings else [{"type": "text", "text": text}]}
 
 

@@ -38,7 +38,9 @@ def normalise_messages(
     checked = [_checked(message, f"messages[{i}]") for i, message in enumerate(messages)]
     if preface:
         checked = _with_preface(checked, preface)
-    linked = results_first(_link_results(checked))
+    linked = _link_results(checked)
+    if not (accepts.parted_results and accepts.later_systems):
+        linked = results_first(linked)
     if not accepts.names:
         linked = _named_texts(linked)
     linked = _calls_in_form(linked, accepts, form)
@@ -246,7 +248,7 @@ def _in_form(message: Message, accepts: Accepts) -> Message:
         result["content"] = None
         content = None
     else:
-        content = content or ("" if calls or result["role"] not in ("user", "assistant") else accepts.filler)
+        content = content or (accepts.filler if result["role"] == "assistant" and not calls else "")
     if isinstance(content, str):
         result["content"] = content if accepts.strings else [{"type": "text", "text": content}]
     if calls:

@@ -115,14 +115,13 @@ def plan_chat(
     """
     _check_generates(info)
     conversation = Conversation(request, chat)
-    text, choice = conversation.text, conversation.choice
+    text, prompt, choice = conversation.text, conversation.prompt, conversation.choice
     _check_size(len(text), "messages", info)
     with Untokenizable.named("messages"):
         tokens = _checked_tokens(chat.control.tokenize(text, tokenizer), "messages", info)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("`top_logprobs` needs `logprobs`", param="top_logprobs")
-    prompt = chat.control.unmark(text)
     matcher = _reply_matcher(request, chat, choice, prompt, constraints)
     plan = _plan(request, (tokens,), max_tokens, matcher, tokenizer, info)
     if not info.cuts_anywhere:

@@ -18,6 +18,8 @@ from llamafast.errors import InvalidRequest
 _LONGEST = 32
 _LOOKED_AT = 512
 _PIECE = 1 << 20
+# Most texts begin as they are, not far behind the one before.
+_BEGIN, _NEAR = 64, 1 << 14
 # Texts that are not where the order of the messages has them cost a look at the whole prompt.
 _MAX_DISPLACED = 64
 
@@ -71,6 +73,10 @@ class _Search:
         self._displaced = 0
 
     def finds_words_of(self, text: str) -> bool:
+        begin = text[:_BEGIN].strip()
+        if begin and (found := self._prompt.find(begin, self._at, self._at + _NEAR)) >= 0:
+            self._at = found
+            return True
         text = _SWITCHES.sub("", text) if "think" in text else text
         runs = _WORDS.findall(text, 0, _LOOKED_AT) or _WORDS.findall(text)
         if runs:

@@ -153,7 +153,8 @@ NOW = {"type": "function", "function": {"name": "now", "parameters": {"type": "o
 @pytest.mark.parametrize("stream", [False, True])
 async def test_replies_are_read_as_the_config_declares(stream: bool) -> None:
     script = say("<think>wh", "y</think>", "Look: <ca", 'll>{"name": "now", "argum', 'ents": {"a": "\\n"}}</call>')
-    engine = FakeEngine(script, info=replace(INFO, response_template=RESPONSE_TEMPLATE))
+    source = f"{{{{ tools | tojson }}}}{INFO.chat_template}"
+    engine = FakeEngine(script, info=replace(INFO, response_template=RESPONSE_TEMPLATE, chat_template=source))
     client = AsgiClient(App(engine, max_body_bytes=10_000, stall_seconds=1))
     response = await client.post(PATH, {"messages": MESSAGES, "tools": [NOW], "stream": stream})
     if not stream:

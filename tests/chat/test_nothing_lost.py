@@ -83,13 +83,15 @@ CASES = {name: (messages, words.split("|")) for name, (messages, words) in TURNS
 CASES |= CONVERSATIONS | TOOL_CONVERSATIONS
 
 
-@cache
 def chat_format(source: str, **changes: Any) -> ChatFormat:
     return ChatFormat(msgspec.structs.replace(INFO, chat_template=source, max_seq_len=1 << 14, **changes), TOKENIZER)
 
 
+plain_format = cache(chat_format)
+
+
 def text_of(source: str, messages: list[dict[str, Any]], **fields: Any) -> str:
-    chat = chat_format(source)
+    chat = plain_format(source)
     return chat.control.unmark(Conversation(ChatRequest(messages=messages, **fields), chat).text)
 
 
@@ -178,6 +180,15 @@ def test_a_generic_call_is_forced_and_read(choice: Any) -> None:
         matcher = plan.plan.matcher
         assert matcher is not None
         assert matcher.validate_tokens(list(written.encode())) == len(written.encode())
+
+
+def test_calls_asked_for_in_words_are_read_whatever_the_config_declares() -> None:
+    declared = {"start_anchor": "A", "fields": {"content": {}, "tool_calls": {"open": "<call>", "content": "json"}}}
+    tools = read_tools([TOOL])
+    written = GENERIC.forms[0].written([("get_weather", {"city": "Nice"})])
+    for source, n_calls in ((SPARSE_TEMPLATES["roles only"], 1), (TEMPLATES["chatml"], 0)):
+        parser = chat_format(source, response_template=declared).parser("", tools, split_reasoning=True)()
+        assert len(assemble(parser.feed(written) + parser.finish()).tool_calls) == n_calls
 
 
 @pytest.mark.parametrize("dialect", [*DIALECTS, GENERIC], ids=lambda dialect: dialect.name)
