@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import reduce
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -13,7 +12,7 @@ Message = dict[str, Any]
 Content = str | list[Message]
 
 INSTRUCTIONS = frozenset({"system", "developer"})
-_BETWEEN_MESSAGES = "\n\n"
+BETWEEN_MESSAGES = "\n\n"
 
 
 def fold(messages: list[Message], accepts: Accepts) -> list[Message]:
@@ -45,50 +44,55 @@ def results_first(messages: Iterable[Message]) -> list[Message]:
 
 def _without_later_systems(messages: list[Message]) -> list[Message]:
     """Each system message as part of the user's turn before it, else of the one behind it, else as one."""
-    turns: list[Message] = []
+    turns: list[list[Message]] = []
     only_system = False
     for message in messages:
         is_system = message["role"] in INSTRUCTIONS
-        turn = {**message, "role": "user"} if is_system else message
-        if turn["role"] == "user" and turns and turns[-1]["role"] == "user" and (is_system or only_system):
-            turns[-1] = {**turn, **_merged([turns[-1], turn])}
+        follows_user = bool(turns) and turns[-1][-1]["role"] == "user"
+        if is_system:
+            only_system = only_system or not follows_user
+            message = {**message, "role": "user"}
+        if follows_user and message["role"] == "user" and (is_system or only_system):
+            turns[-1].append(message)
         else:
-            turns.append(turn)
-            only_system = False
-        only_system = is_system and (only_system or turns[-1] is turn)
-    return turns
+            turns.append([message])
+        only_system = only_system and is_system
+    return [_merged(turn) for turn in turns]
 
 
 def _merged_into_first_user(text: Message, messages: list[Message]) -> list[Message]:
     if messages and messages[0]["role"] == "user":
-        return [{**messages[0], "content": paragraphs(text["content"], messages[0]["content"])}, *messages[1:]]
+        return [
+            {**messages[0], "content": joined([text["content"], messages[0]["content"]], BETWEEN_MESSAGES)},
+            *messages[1:],
+        ]
     return [text, *messages]
 
 
 def _in_turns(messages: list[Message], accepts: Accepts) -> list[Message]:
     """User and assistant in turn as far as the template insists on it; calls and results lie within a turn."""
-    turns: list[Message] = []
+    turns: list[list[Message]] = []
     last = ""
     for message in messages:
         role = message["role"]
         is_turn = role in ("user", "assistant") and "tool_calls" not in message
-        follows = bool(turns) and turns[-1]["role"] == role and "tool_calls" not in turns[-1]
+        follows = bool(turns) and turns[-1][-1]["role"] == role and "tool_calls" not in turns[-1][-1]
         repeats = accepts.repeated_users if role == "user" else accepts.repeated_assistants
         if is_turn and follows and not repeats:
-            turns[-1] = {**message, **_merged([turns[-1], message])}
+            turns[-1].append(message)
             continue
         takes_first = accepts.call_first if "tool_calls" in message else accepts.assistant_first
         if role == "assistant" and not last and not takes_first:
-            turns.append(_filler("user", accepts))
+            turns.append([_filler("user", accepts)])
             last = "user"
         elif is_turn and role == last and not follows:
             if role == "user" and not accepts.user_after_results:
-                turns.append(_filler("assistant", accepts))
+                turns.append([_filler("assistant", accepts)])
             elif role == "assistant" and not accepts.repeated_assistants:
-                turns.append(_filler("user", accepts))
-        turns.append(message)
+                turns.append([_filler("user", accepts)])
+        turns.append([message])
         last = role if is_turn else last
-    return turns
+    return [_merged(turn) for turn in turns]
 
 
 def _filler(role: str, accepts: Accepts) -> Message:
@@ -96,25 +100,22 @@ def _filler(role: str, accepts: Accepts) -> Message:
     return {"role": role, "content": text if accepts.strings else [{"type": "text", "text": text}]}
 
 
-def _merged(messages: Iterable[Message]) -> Message:
-    """The first of one or more messages with the contents of all."""
-    first, *more = messages
-    return {**first, "content": reduce(paragraphs, (message["content"] for message in more), first["content"])}
+def _merged(messages: list[Message]) -> Message:
+    """One or more messages as one: the contents of all, and of other fields the first that has them."""
+    if len(messages) == 1:
+        return messages[0]
+    fields = {name: value for message in reversed(messages) for name, value in message.items()}
+    return {**fields, "content": joined([message["content"] for message in messages], BETWEEN_MESSAGES)}
 
 
-def paragraphs(first: Content, second: Content) -> Content:
-    """Two contents with a blank line between them."""
-    return joined(first, second, _BETWEEN_MESSAGES)
-
-
-def joined(first: Content, second: Content, joint: str = "") -> Content:
-    """Two contents as one, with ``joint`` between them if both say something."""
-    if not (first and second):
-        return first or second
-    if isinstance(first, str) and isinstance(second, str):
-        return f"{first}{joint}{second}"
+def joined(contents: Sequence[Content], joint: str) -> Content:
+    """``contents`` as one, with ``joint`` between those that say something."""
+    spoken = [content for content in contents if content]
+    if not any(isinstance(content, list) for content in spoken):
+        return joint.join(map(text_of, spoken))
     between = [{"type": "text", "text": joint}] if joint else []
-    return [*_parts(first), *between, *_parts(second)]
+    parts = [part for content in spoken for part in [*between, *_parts(content)]]
+    return parts[len(between) :]
 
 
 def text_of(content: Content | None) -> str:

@@ -69,7 +69,9 @@ class ChatFormat:
         """
         template = (tools and self._tool_use) or self._template
         if template is None:
-            raise InvalidRequest("this model has no chat template; use /v1/completions")
+            raise InvalidRequest(
+                "this model has no chat template: name one in `model.chat_template`, or use /v1/completions"
+            )
         return template
 
     def parser(self, prompt: str, tools: Sequence[Tool], *, split_reasoning: bool) -> NewParser:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
 from llamafast.chat.accepts import Accepts
 from llamafast.chat.dialects.forms import CallForm
 from llamafast.chat.dialects.tables import HERMES
-from llamafast.chat.folding import INSTRUCTIONS, fold, joined, paragraphs, results_first, text_of
+from llamafast.chat.folding import BETWEEN_MESSAGES, INSTRUCTIONS, fold, joined, results_first, text_of
 from llamafast.chat.generic_tools import written_result
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
@@ -53,7 +54,7 @@ def _with_preface(messages: list[Message], preface: str) -> list[Message]:
     if not n:
         return [{"role": "system", "content": preface}, *messages]
     last = messages[n - 1]
-    return [*messages[: n - 1], {**last, "content": paragraphs(last["content"] or "", preface)}, *messages[n:]]
+    return [*messages[: n - 1], {**last, "content": _paragraphs(last["content"], preface)}, *messages[n:]]
 
 
 def _checked(message: Mapping[str, Any], path: str) -> Message:
@@ -61,9 +62,12 @@ def _checked(message: Mapping[str, Any], path: str) -> Message:
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise InvalidRequest(f"{path}.role must be one of {', '.join(sorted(_ROLES))}", param=f"{path}.role")
+    for field in ("name", "tool_call_id"):
+        if not isinstance(message.get(field), str | None):
+            raise InvalidRequest(f"{path}.{field} must be a string", param=f"{path}.{field}")
     result = {**message, "content": _content(message.get("content"), f"{path}.content")}
     if isinstance(refusal := message.get("refusal"), str):
-        result["content"] = paragraphs(result["content"] or "", refusal)
+        result["content"] = _paragraphs(result["content"], refusal)
     if message.get("audio") is not None:
         raise UnsupportedParameter(f"{path}.audio is not supported yet", param=f"{path}.audio")
     calls = message.get("tool_calls")
@@ -116,31 +120,51 @@ def _checked_call(call: Any, path: str) -> Message:
     return {"type": "function", **call}
 
 
+def _paragraphs(content: str | list[Message] | None, more: str) -> str | list[Message]:
+    return joined([content or "", more], BETWEEN_MESSAGES)
+
+
 def _link_results(messages: list[Message]) -> list[Message]:
     """Tool results with the role, the id and the name of their call; every call with an id."""
     linked: list[Message] = []
-    waiting: list[Message] = []
+    waiting = _WaitingCalls([])
     for message in messages:
         if calls := message.get("tool_calls"):
-            waiting = [{**call, "id": call.get("id") or f"call_{len(linked)}_{j}"} for j, call in enumerate(calls)]
-            message = {**message, "tool_calls": list(waiting)}
+            calls = [{**call, "id": call.get("id") or f"call_{len(linked)}_{j}"} for j, call in enumerate(calls)]
+            waiting = _WaitingCalls(calls)
+            message = {**message, "tool_calls": calls}
         elif message["role"] in ("tool", "function"):
-            message = _linked_result(message, waiting)
+            message = {**message, "role": "tool"}
+            if (call := waiting.take(message.get("tool_call_id"), message.get("name"))) is not None:
+                message |= {"tool_call_id": call["id"], "name": message.get("name") or call["function"]["name"]}
         linked.append(message)
     return linked
 
 
-def _linked_result(message: Message, waiting: list[Message]) -> Message:
-    """A result with the facts of its call: the one it names by id, else by name, else the first that waits."""
-    key, name = message.get("tool_call_id"), message.get("name")
-    by_id = [call for call in waiting if key is not None and call["id"] == key]
-    by_name = [call for call in waiting if key is None and call["function"]["name"] == name]
-    call = next(iter(by_id or by_name or (waiting if key is None else [])), None)
-    result = {**message, "role": "tool"}
-    if call is None:
-        return result
-    waiting.remove(call)
-    return {**result, "tool_call_id": call["id"], "name": name or call["function"]["name"]}
+class _WaitingCalls:
+    """The calls of one message that have no result yet."""
+
+    def __init__(self, calls: Sequence[Message]) -> None:
+        self._waiting = dict(enumerate(calls))
+        self._by_id: dict[Any, deque[int]] = defaultdict(deque)
+        self._by_name: dict[Any, deque[int]] = defaultdict(deque)
+        for place, call in self._waiting.items():
+            self._by_id[call["id"]].append(place)
+            self._by_name[call["function"]["name"]].append(place)
+
+    def take(self, key: Any, name: Any) -> Message | None:
+        """The one with this id; without an id the first of this name, else the first of all."""
+        if key is not None:
+            return self._first(self._by_id, key)
+        found = self._first(self._by_name, name)
+        return self._waiting.pop(next(iter(self._waiting))) if found is None and self._waiting else found
+
+    def _first(self, places: Mapping[Any, deque[int]], key: Any) -> Message | None:
+        queue = places.get(key) if isinstance(key, str) else None
+        while queue:
+            if (call := self._waiting.pop(queue.popleft(), None)) is not None:
+                return call
+        return None
 
 
 def _named_texts(messages: list[Message]) -> list[Message]:
@@ -149,7 +173,7 @@ def _named_texts(messages: list[Message]) -> list[Message]:
     assistants = {message.get("name") for message in messages if message["role"] == "assistant"}
     silent = ("tool", "assistant") if len(assistants) < 2 else ("tool",)
     return [
-        {**message, "content": joined(f"{name}: ", message["content"])}
+        {**message, "content": joined([f"{name}: ", message["content"]], "")}
         if message["role"] not in silent
         and message["content"]
         and isinstance(name := message.get("name"), str)
@@ -179,7 +203,7 @@ def _with_written_calls(message: Message, form: CallForm) -> Message:
     functions = [call["function"] for call in message["tool_calls"]]
     written = form.written([(function["name"], _value_of(function.get("arguments"))) for function in functions])
     rest = {key: value for key, value in message.items() if key != "tool_calls"}
-    return {**rest, "content": joined(message["content"] or "", written, "\n")}
+    return {**rest, "content": joined([message["content"] or "", written], "\n")}
 
 
 def _text_first(message: Message) -> list[Message]:
@@ -195,44 +219,50 @@ def _with_written_results(messages: list[Message], *, only_stray: bool) -> list[
     """Results as what the user says, those of one turn in one message; or only those that answer no call before."""
     turns: list[Message] = []
     asked: set[Any] = set()
-    written: Message | None = None
-    for message in messages:
-        if message["role"] == "tool" and not (only_stray and message.get("tool_call_id") in asked):
-            text = written_result(text_of(message["content"]))
-            if written is not None and turns[-1] is written:
-                written["content"] += f"\n{text}"
-            else:
-                turns.append(written := {"role": "user", "content": text})
-            continue
-        if message["role"] not in INSTRUCTIONS and message["role"] != "tool":
+    texts: list[str] = []
+    for message in [*messages, None]:
+        if message is not None and message["role"] == "tool":
+            if not (only_stray and message.get("tool_call_id") in asked):
+                texts.append(written_result(text_of(message["content"])))
+                continue
+        elif message is not None and message["role"] not in INSTRUCTIONS:
             asked = {call["id"] for call in message.get("tool_calls", ())}
-        turns.append(message)
+        if texts:
+            turns.append({"role": "user", "content": "\n".join(texts)})
+            texts = []
+        if message is not None:
+            turns.append(message)
     return turns
 
 
 def _one_call_each(messages: list[Message]) -> list[Message]:
     """Parallel calls one after the other, each with its result behind it."""
     result: list[Message] = []
-    at = 0
-    while at < len(messages):
-        message = messages[at]
-        at += 1
+    for message, answers in _with_answers(messages):
         calls = message.get("tool_calls", ())
         if len(calls) < 2:
-            result.append(message)
+            result += [message, *answers]
             continue
-        answers = []
-        while at < len(messages) and messages[at]["role"] == "tool":
-            answers.append(messages[at])
-            at += 1
+        by_id: dict[Any, list[Message]] = {call["id"]: [] for call in calls}
+        others: list[Message] = []
+        for answer in answers:
+            by_id.get(answer.get("tool_call_id"), others).append(answer)
         for call in calls:
-            result.append({**message, "tool_calls": [call]})
+            result += [{**message, "tool_calls": [call]}, *by_id.pop(call["id"], ())]
             message = {"role": message["role"], "content": None}
-            mine = [answer for answer in answers if answer.get("tool_call_id") == call["id"]]
-            result += mine
-            answers = [answer for answer in answers if not any(answer is own for own in mine)]
-        result += answers
+        result += others
     return result
+
+
+def _with_answers(messages: list[Message]) -> Iterator[tuple[Message, list[Message]]]:
+    """Each message but the results behind calls, and these."""
+    at = 0
+    while at < len(messages):
+        end = at + 1
+        while messages[at].get("tool_calls") and end < len(messages) and messages[end]["role"] == "tool":
+            end += 1
+        yield messages[at], messages[at + 1 : end]
+        at = end
 
 
 def _in_form(message: Message, accepts: Accepts) -> Message:

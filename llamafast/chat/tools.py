@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from msgspec import Struct
@@ -81,9 +81,12 @@ def choose_tools(tools: tuple[Tool, ...], choice: Any, param: str = "tool_choice
             names = [_chosen_name(tool) for tool in _list(inner, "tools")]
             mode = inner.get("mode", "auto") if isinstance(inner, dict) else None
             if names and mode in ("auto", "required"):
-                return ToolChoice(tools, tuple(_named(tools, name, param) for name in names), mode == "required")
+                by_name = {tool.name: tool for tool in tools}
+                chosen = tuple(_named(by_name, name, param) for name in dict.fromkeys(names))
+                return ToolChoice(tools, chosen, mode == "required")
         elif choice.get("type", "function") == "function":
-            return ToolChoice(tools, (_named(tools, _chosen_name(choice), param),), True)
+            by_name = {tool.name: tool for tool in tools}
+            return ToolChoice(tools, (_named(by_name, _chosen_name(choice), param),), True)
     raise InvalidRequest(
         f"`{param}` must be none, auto, required, one function or allowed_tools of type function", param=param
     )
@@ -103,10 +106,9 @@ def _list(value: Any, key: str) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _named(tools: tuple[Tool, ...], name: str | None, param: str) -> Tool:
-    for tool in tools:
-        if tool.name == name:
-            return tool
+def _named(tools: Mapping[str, Tool], name: str | None, param: str) -> Tool:
+    if name is not None and name in tools:
+        return tools[name]
     raise InvalidRequest(f"`{param}` names {(name or '')[:64]!r}, which is none of the tools", param=param)
 
 

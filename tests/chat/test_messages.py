@@ -214,6 +214,8 @@ def test_the_clients_objects_are_not_changed() -> None:
         ({"role": "assistant", "tool_calls": [call(arguments=5)]}, "messages[1].tool_calls[0].function"),
         ({"role": "assistant", "tool_calls": [call(key=5)]}, "messages[1].tool_calls[0].id"),
         ({"role": "assistant", "function_call": "f"}, "messages[1].function_call.function"),
+        ({"role": "tool", "content": "x", "tool_call_id": ["a"]}, "messages[1].tool_call_id"),
+        ({"role": "user", "content": "x", "name": {}}, "messages[1].name"),
         ({"role": "assistant", "content": None, "audio": {"id": "a"}}, "messages[1].audio"),
     ],
 )
