@@ -19,7 +19,7 @@ Message = dict[str, Any]
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 # The kinds of content part that are text, each with the field that holds it.
-_TEXT_FIELDS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+TEXT_FIELDS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz012345"
 
 
@@ -70,15 +70,16 @@ def _checked(message: Mapping[str, Any], path: str) -> Message:
         result["content"] = _paragraphs(result["content"], refusal)
     if message.get("audio") is not None:
         raise UnsupportedParameter(f"{path}.audio is not supported yet", param=f"{path}.audio")
-    calls = message.get("tool_calls")
-    if calls is not None:
-        if not isinstance(calls, list):
-            raise InvalidRequest(f"{path}.tool_calls must be a list", param=f"{path}.tool_calls")
-        result["tool_calls"] = [_checked_call(call, f"{path}.tool_calls[{j}]") for j, call in enumerate(calls)]
-    elif (legacy := result.pop("function_call", None)) is not None:
-        result["tool_calls"] = [_checked_call({"function": legacy}, f"{path}.function_call")]
-    if not result.get("tool_calls"):
-        result.pop("tool_calls", None)
+    calls = [] if message.get("tool_calls") is None else message["tool_calls"]
+    if not isinstance(calls, list):
+        raise InvalidRequest(f"{path}.tool_calls must be a list", param=f"{path}.tool_calls")
+    result["tool_calls"] = [_checked_call(call, f"{path}.tool_calls[{j}]") for j, call in enumerate(calls)]
+    if (legacy := result.pop("function_call", None)) is not None:
+        result["tool_calls"].append(_checked_call({"function": legacy}, f"{path}.function_call"))
+    if not result["tool_calls"]:
+        del result["tool_calls"]
+    elif role != "assistant":
+        raise InvalidRequest(f"{path}.tool_calls: only an assistant calls tools", param=f"{path}.tool_calls")
     return result
 
 
@@ -93,7 +94,7 @@ def _content(content: Any, path: str) -> str | list[Message] | None:
 def _text_part(part: Any, path: str) -> Message:
     if not isinstance(part, dict) or not isinstance(kind := part.get("type"), str):
         raise InvalidRequest(f"{path} must be an object with a string `type`", param=path)
-    field = _TEXT_FIELDS.get(kind)
+    field = TEXT_FIELDS.get(kind)
     if field is None:
         raise UnsupportedParameter(f"{path}: content of type {kind[:64]!r} is not supported yet", param=f"{path}.type")
     text = part.get(field)

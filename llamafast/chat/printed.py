@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llamafast.chat.dialects.tables import DIALECTS, GENERIC
+from llamafast.chat.messages import TEXT_FIELDS
 from llamafast.chat.tools import Tool
 from llamafast.errors import InvalidRequest
 
@@ -55,13 +56,14 @@ def check_printed(
 
 def _texts(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     content = message.get("content")
-    own = [content] if isinstance(content, str) else [part.get("text") or part.get("refusal") for part in content or ()]
+    own = [content] if isinstance(content, str) else [part[TEXT_FIELDS[part["type"]]] for part in content or ()]
     for text in own:
         if message["role"] == "assistant":
             text = _THOUGHT_ENDS.split(text)[-1]
         yield "content", text
     for call in message.get("tool_calls") or ():
-        yield "tool_calls", (call.get("function") or call.get("custom"))["name"]
+        custom = call.get("custom")
+        yield "tool_calls", (custom if isinstance(custom, dict) else call["function"])["name"]
 
 
 class _Search:

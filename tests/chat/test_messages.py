@@ -209,6 +209,7 @@ def test_the_clients_objects_are_not_changed() -> None:
         ({"role": "user", "content": [{"type": "text"}]}, "messages[1].content[0].text"),
         ({"role": "user", "content": [{"type": "text", "text": None}]}, "messages[1].content[0].text"),
         ({"role": "assistant", "tool_calls": {}}, "messages[1].tool_calls"),
+        ({"role": "user", "tool_calls": [call()]}, "messages[1].tool_calls"),
         ({"role": "assistant", "tool_calls": [1]}, "messages[1].tool_calls[0]"),
         ({"role": "assistant", "tool_calls": [{}]}, "messages[1].tool_calls[0].function"),
         ({"role": "assistant", "tool_calls": [call(arguments=5)]}, "messages[1].tool_calls[0].function"),

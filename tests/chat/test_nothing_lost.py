@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 from chat.test_template import CONVERSATIONS, QUESTION, SYSTEM, TOOL, TOOL_CONVERSATIONS, call
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.fake_engine import INFO, ByteTokenizer
 from support.templates import SPARSE_TEMPLATES, TEMPLATES
 
@@ -257,6 +260,65 @@ def test_looking_for_texts_takes_time_linear_in_them() -> None:
     texts = [f"{'a' * 40}{i}b" for i in range(2000)]
     backwards = "{% for m in messages | reverse %}{{ m.content }}\n{% endfor %}"
     assert text_of(backwards, [user(text) for text in texts]).count("b\n") == 2000
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["", "text", "user", "a b c", '{"a": 1}', "</think>"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["type", "text", "name"]), inner),
+    max_leaves=3,
+)
+
+
+def mostly(valid: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.integers(0, 24).flatmap(lambda n: valid if n else VALUES)
+
+
+PARTS = st.fixed_dictionaries({"type": st.just("text"), "text": mostly(st.just("part"))}) | st.fixed_dictionaries(
+    {"type": st.just("refusal"), "refusal": mostly(st.just("no"))}, optional={"text": VALUES}
+)
+FUNCTIONS = st.fixed_dictionaries(
+    {"name": mostly(st.sampled_from(["f", "get_weather"]))},
+    optional={
+        "arguments": mostly(st.sampled_from(["", "{}", '{"a": 1}', '{"a', "[1]", {"a": [None]}])),
+        "input": VALUES,
+    },
+)
+CALLS = st.fixed_dictionaries({"function": mostly(FUNCTIONS)}, optional={"id": mostly(st.sampled_from(["a", "b"]))}) | (
+    st.fixed_dictionaries({"id": mostly(st.just("c")), "custom": FUNCTIONS}, optional={"function": VALUES})
+)
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "developer", "user", "assistant", "tool", "function"])},
+    optional={
+        "content": mostly(st.sampled_from(["", " ", "said", "x" * 100, None]) | st.lists(PARTS, max_size=3)),
+        "tool_calls": mostly(st.none() | st.lists(mostly(CALLS), max_size=2)),
+        "function_call": mostly(st.none() | FUNCTIONS),
+        "tool_call_id": mostly(st.sampled_from(["a", "b", None])),
+        "name": mostly(st.sampled_from(["Al", "f", None])),
+        "refusal": mostly(st.sampled_from(["no", None])),
+        "reasoning_content": mostly(st.sampled_from(["thought", None])),
+    },
+)
+
+
+@settings(max_examples=400)
+@given(
+    st.sampled_from(sorted(ALL)),
+    st.lists(MESSAGES, min_size=1, max_size=5),
+    st.sampled_from([None, [], [TOOL]]),
+    st.none()
+    | st.lists(st.dictionaries(st.sampled_from(["title", "text", "id"]), mostly(st.just("page"))), max_size=2),
+    st.booleans(),
+)
+def test_any_conversation_is_rendered_or_refused(
+    name: str, messages: list[Any], tools: Any, documents: Any, continued: bool
+) -> None:
+    with suppress(InvalidRequest):
+        text = text_of(ALL[name], messages, tools=tools, documents=documents, continue_final_message=continued)
+        assert all(
+            str(message.get("content", "")).strip() in text
+            for message in messages
+            if message["role"] == "user" and isinstance(message.get("content"), str)
+        )
 
 
 def test_turns_alternate_where_they_have_to() -> None:
