@@ -35,7 +35,7 @@ OWNERS = {
     "tqdm": {"server"},
     "huggingface_hub": {"hub"},
     "jinja2": {"chat/template"},
-    "llguidance": {"chat/compiler", "chat/constraint", "chat/grammar", "chat/trial"},
+    "llguidance": {"chat/asked", "chat/compiler", "chat/grammar", "chat/trial"},
     "regex": {"chat/declared/regions", "chat/declared/contents", "chat/declared/response_template"},
     "prometheus_client": {"metrics"},
     "numpy": {"chat/vectors"},

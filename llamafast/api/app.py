@@ -11,6 +11,7 @@ from llamafast.api.chat import ChatEndpoint
 from llamafast.api.completions import CompletionsEndpoint
 from llamafast.api.delivery import internal_error
 from llamafast.api.embeddings import EmbeddingsEndpoint, RerankEndpoint, ScoreEndpoint
+from llamafast.api.grammars import Grammars
 from llamafast.api.http import ClientGone, Exchange, Receive, Scope, Send
 from llamafast.api.request_log import RequestLog
 from llamafast.api.responder import Responder
@@ -22,7 +23,6 @@ from llamafast.api.sse import PING_SECONDS
 from llamafast.api.system import SystemEndpoints
 from llamafast.api.tokens import TokenEndpoints
 from llamafast.api.websocket import WebSocket
-from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
 from llamafast.config import ResponsesConfig
 from llamafast.engine.types import EnginePort
@@ -71,9 +71,9 @@ class App:
         self._system = system = SystemEndpoints(engine, stall_seconds, metrics_aliases)
         self.chat = chat = ChatFormat(engine.info, engine.tokenizer)
         tokens = TokenEndpoints(engine, chat)
-        constraints = Constraints(engine.tokenizer)
+        grammars = Grammars(engine.tokenizer)
         store = ResponseStore(responses)
-        responder = Responder(engine, ResponsePlanner(engine, chat, constraints), store)
+        responder = Responder(engine, ResponsePlanner(engine, chat), grammars, store)
         self._responses = ResponsesEndpoint(engine.info, responder, store, ping_seconds)
         self._sockets = ResponseSockets(
             responder,
@@ -84,8 +84,8 @@ class App:
             max_history_bytes=max_body_bytes,
         )
         self._routes: dict[str, Mapping[str, Handler]] = {
-            "/v1/completions": {"POST": self._with_body(CompletionsEndpoint(engine, constraints, ping_seconds))},
-            "/v1/chat/completions": {"POST": self._with_body(ChatEndpoint(engine, chat, constraints, ping_seconds))},
+            "/v1/completions": {"POST": self._with_body(CompletionsEndpoint(engine, grammars, ping_seconds))},
+            "/v1/chat/completions": {"POST": self._with_body(ChatEndpoint(engine, chat, grammars, ping_seconds))},
             "/v1/embeddings": {"POST": self._with_body(EmbeddingsEndpoint(engine))},
             **{path: {"POST": self._with_body(RerankEndpoint(engine))} for path in _RERANK},
             "/v1/score": {"POST": self._with_body(ScoreEndpoint(engine))},

@@ -9,7 +9,8 @@ import msgspec
 
 from llamafast.api.chat_frames import ChatFrames, finish_on_wire
 from llamafast.api.decode import decode_request
-from llamafast.api.delivery import COMPILES, read_replies, run_sized, stream, usage_of
+from llamafast.api.delivery import read_replies, run_sized, stream, usage_of
+from llamafast.api.grammars import Grammars
 from llamafast.api.http import Exchange
 from llamafast.api.logprobs import TokenNames, chat_logprobs
 from llamafast.api.schema.chat import (
@@ -21,7 +22,6 @@ from llamafast.api.schema.chat import (
     FunctionCall,
     MessageToolCall,
 )
-from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import plan_chat
 from llamafast.chat.reply import Delta, Message, Reply, ReplyFinish, assemble
@@ -31,22 +31,19 @@ _DECODER = msgspec.json.Decoder(ChatRequest)
 
 
 class ChatEndpoint:
-    def __init__(self, engine: EnginePort, chat: ChatFormat, constraints: Constraints, ping_seconds: float) -> None:
+    def __init__(self, engine: EnginePort, chat: ChatFormat, grammars: Grammars, ping_seconds: float) -> None:
         self._engine = engine
         self._chat = chat
-        self._constraints = constraints
+        self._grammars = grammars
         self._ping_seconds = ping_seconds
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         engine = self._engine
         request = await run_sized(len(body), decode_request, _DECODER, body, engine.info)
-        compiles = request.constrained or request.tools or request.functions
-        n_bytes = COMPILES if compiles else len(body)
-        plan = await run_sized(
-            n_bytes, plan_chat, request, self._chat, engine.tokenizer, self._constraints, engine.info
-        )
+        plan = await run_sized(len(body), plan_chat, request, self._chat, engine.tokenizer, engine.info)
         await engine.prepare(plan.plan)
-        generation = exchange.follow(engine.submit(plan.plan))
+        constrained = await self._grammars.constrained(plan.plan, plan.ask)
+        generation = exchange.follow(engine.submit(constrained))
         replies = plan.replies()
         names = TokenNames(request, engine.tokenizer)
         try:

@@ -10,12 +10,13 @@ import msgspec
 from msgspec import UNSET
 
 from llamafast.api.decode import decode_request
-from llamafast.api.delivery import COMPILES, Answer, collect, run_sized, stream, usage_of
+from llamafast.api.delivery import Answer, collect, run_sized, stream, usage_of
+from llamafast.api.grammars import Grammars
 from llamafast.api.http import Exchange
 from llamafast.api.logprobs import CompletionLogprobs
 from llamafast.api.schema.completions import Completion, CompletionChoice, CompletionRequest
 from llamafast.api.sse import HOLE, encode, frame, frame_pieces
-from llamafast.chat.constraint import Constraints
+from llamafast.chat.asked import Ask
 from llamafast.chat.plan import echo_texts, plan_completion
 from llamafast.engine.types import EnginePort, Event, Generation, Plan
 from llamafast.errors import InvalidRequest
@@ -24,16 +25,16 @@ _DECODER = msgspec.json.Decoder(CompletionRequest)
 
 
 class CompletionsEndpoint:
-    def __init__(self, engine: EnginePort, constraints: Constraints, ping_seconds: float) -> None:
+    def __init__(self, engine: EnginePort, grammars: Grammars, ping_seconds: float) -> None:
         self._engine = engine
-        self._constraints = constraints
+        self._grammars = grammars
         self._ping_seconds = ping_seconds
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         request = await run_sized(len(body), decode_request, _DECODER, body, self._engine.info)
-        n_bytes = COMPILES if request.constrained else len(body)
-        plan, echoes = await run_sized(n_bytes, self._plan, request)
+        plan, ask, echoes = await run_sized(len(body), self._plan, request)
         await self._engine.prepare(plan)
+        plan = await self._grammars.constrained(plan, ask)
         generation = exchange.follow(self._engine.submit(plan))
         try:
             reply = Completion(
@@ -62,14 +63,14 @@ class CompletionsEndpoint:
         finally:
             generation.cancel()
 
-    def _plan(self, request: CompletionRequest) -> tuple[Plan, list[str]]:
-        """The Plan, and per prompt the text that precedes each answer."""
+    def _plan(self, request: CompletionRequest) -> tuple[Plan, Ask | None, list[str]]:
+        """The Plan, what is asked of the text, and per prompt the text that precedes each answer."""
         engine = self._engine
         if request.stream and (request.best_of or 1) > (request.n or 1):
             raise InvalidRequest("`best_of` larger than `n` cannot be streamed", param="best_of")
-        plan = plan_completion(request, engine.tokenizer, self._constraints, engine.info)
+        plan, ask = plan_completion(request, engine.tokenizer, engine.info)
         echoes = echo_texts(request, plan, engine.tokenizer) if request.echo else [""] * len(plan.prompts)
-        return plan, echoes
+        return plan, ask, echoes
 
 
 class CompletionFrames:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple, ParamSpec, TypeVar
 
@@ -22,8 +21,6 @@ log = logging.getLogger(__name__)
 
 # Decoding, rendering and tokenising this many bytes of body takes a few milliseconds: what one step may wait.
 INLINE_BYTES = 16 * 1024
-# In place of a number of bytes: a grammar has to be compiled.
-COMPILES = sys.maxsize
 
 
 class Answer(NamedTuple):

@@ -9,8 +9,9 @@ from uuid import uuid4
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from llamafast.api.delivery import COMPILES, internal_error, read_replies, run_sized, usage_of
-from llamafast.api.response_plan import ResponsePlanner, Turn
+from llamafast.api.delivery import internal_error, read_replies, run_sized, usage_of
+from llamafast.api.grammars import Grammars
+from llamafast.api.response_plan import ResponsePlanner, Turn, name_as_responses_do
 from llamafast.api.response_store import Conversation, ResponseStore
 from llamafast.api.schema.fragments import Usage
 from llamafast.api.schema.response_events import Event
@@ -34,9 +35,10 @@ FindItem = Callable[[str], Item | None]
 class Responder:
     """Prepares responses, plays them and keeps those that are to be stored; knows no transport."""
 
-    def __init__(self, engine: EnginePort, planner: ResponsePlanner, store: ResponseStore) -> None:
+    def __init__(self, engine: EnginePort, planner: ResponsePlanner, grammars: Grammars, store: ResponseStore) -> None:
         self._engine = engine
         self._planner = planner
+        self._grammars = grammars
         self._store = store
 
     async def prepare(
@@ -56,7 +58,7 @@ class Responder:
         """
         before = self._recall(request.previous_response_id, recall)
         turn = await run_sized(
-            COMPILES if request.compiles else n_bytes + before.n_bytes,
+            n_bytes + before.n_bytes,
             self._planner.turn,
             request,
             before.items,
@@ -66,7 +68,12 @@ class Responder:
             room=room,
         )
         await self._engine.prepare(turn.plan.plan)
-        return turn
+        try:
+            plan = await self._grammars.constrained(turn.plan.plan, turn.plan.ask)
+        except LlamafastError as error:
+            name_as_responses_do(error)
+            raise
+        return turn._replace(plan=turn.plan._replace(plan=plan))
 
     async def prepare_compaction(self, request: ResponsesRequest, n_bytes: int) -> Turn:
         """The turn that answers with a summary of the request's conversation, or of as much of its end as fits.

@@ -18,7 +18,6 @@ from llamafast.api.response_writer import ResponseWriter
 from llamafast.api.schema.chat import ChatRequest
 from llamafast.api.schema.fragments import GenerationOptions
 from llamafast.api.schema.responses import ReasoningOptions, Response, ResponsesRequest, TextOptions
-from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.items import Item, messages_of
 from llamafast.chat.plan import ChatPlan, plan_chat
@@ -58,10 +57,9 @@ class Turn(NamedTuple):
 class ResponsePlanner:
     """Plans responses: knows no transport, keeps nothing and starts nothing. Thread-safe."""
 
-    def __init__(self, engine: EnginePort, chat: ChatFormat, constraints: Constraints) -> None:
+    def __init__(self, engine: EnginePort, chat: ChatFormat) -> None:
         self._engine = engine
         self._chat = chat
-        self._constraints = constraints
 
     def turn(
         self,
@@ -89,7 +87,7 @@ class ResponsePlanner:
         except ContextLengthExceeded as error:
             raise ContextLengthExceeded(error.limit, error.size, param="input") from error
         except LlamafastError as error:
-            error.param = _param(error.param)
+            name_as_responses_do(error)
             raise
         response = self._response(request, plan)
         spelled = SpelledTexts(TokenNames(request, self._engine.tokenizer)) if chat.logprobs else None
@@ -128,7 +126,7 @@ class ResponsePlanner:
             if not messages:
                 raise InvalidRequest("`input` must not be empty", param="input")
             chat.messages = _without_oldest(messages, n_dropped)
-            planned = plan_chat(chat, self._chat, self._engine.tokenizer, self._constraints, self._engine.info)
+            planned = plan_chat(chat, self._chat, self._engine.tokenizer, self._engine.info)
             if room and len(planned.plan.prompts[0]) + room > self._engine.info.max_seq_len:
                 size = f"{len(planned.plan.prompts[0])} tokens, behind which {room} have to fit"
                 raise ContextLengthExceeded(self._engine.info.max_seq_len, size, param="input")
@@ -178,6 +176,11 @@ def _echoed(tool: dict[str, Any]) -> dict[str, Any]:
     if tool.get("type") == "namespace":
         return {**tool, "tools": [_echoed(member) for member in tool["tools"]]}
     return {**tool, "strict": tool.get("strict") is True} if tool.get("type") == "function" else tool
+
+
+def name_as_responses_do(error: LlamafastError) -> None:
+    """The field of a ChatRequest that was made here: the client knows it by another name."""
+    error.param = _param(error.param)
 
 
 @lru_cache(128)

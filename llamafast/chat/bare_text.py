@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from re import _constants, _parser  # type: ignore[attr-defined]
 from typing import Any
 
-from llamafast.chat.dialects.values import json_types
+from llamafast.chat.dialects.values import json_types, target_of
 
-MAX_REFERENCES = 8
+# Of one value.
+MAX_BRANCHES = 256
 
 _LONG_MONTH = "(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])"
 _SHORT_MONTH = "(0[469]|11)-(0[1-9]|[12][0-9]|30)"
@@ -30,12 +32,13 @@ FORMATS = {
     "ipv4": f"{_BYTE}(\\.{_BYTE}){{3}}",
     "email": "[a-zA-Z0-9._%+-]+@[a-zA-Z0-9-]+(\\.[a-zA-Z0-9-]+)+",
 }
-# Beside a string that is bounded, what else a value may be has to be a regular expression as well.
+# Beside a string that is bounded, what else a value may be has to be a regular expression as well. Numbers have an end,
+# as in ``chat.schema``.
 _SCALARS = {
     "null": "null",
     "boolean": "(true|false)",
-    "integer": "-?(0|[1-9][0-9]*)",
-    "number": "-?(0|[1-9][0-9]*)(\\.[0-9]+)?([eE][+-]?[0-9]+)?",
+    "integer": "-?(0|[1-9][0-9]{0,18})",
+    "number": "-?(0|[1-9][0-9]{0,18})(\\.[0-9]{1,10})?",
 }
 _ABOUT = frozenset({"type", "title", "description", "default", "examples", "deprecated", "readOnly", "$comment"})
 _OF_STRINGS = frozenset({"minLength", "maxLength", "pattern", "format"})
@@ -46,27 +49,60 @@ class Unwritable(Exception):
     """A schema whose strings cannot be bounded; the message says why."""
 
 
-def branches(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[Mapping[str, Any]]:
+def branches(schema: Any, root: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """``schema`` without what leads to other schemas or names several types: values fit one of these.
 
-    Raises Unwritable where keywords beside that would have to hold too.
+    What a reference points at counts once. Raises Unwritable where keywords beside what leads elsewhere would have to
+    hold too, where there are more than ``MAX_BRANCHES`` or none, and where a keyword is malformed.
     """
-    if not isinstance(schema, dict) or depth > MAX_REFERENCES:
-        yield {}
-        return
-    ways = [key for key in ("$ref", "anyOf", "oneOf") if key in schema]
-    if not ways:
-        types = schema.get("type")
-        for one in types if isinstance(types, list) else [types]:
-            foreign = _OF_NUMBERS if one == "string" else _OF_STRINGS if one else frozenset()
-            alone = {key: value for key, value in schema.items() if key not in foreign}
-            yield from _by_values(alone if one is None else {**alone, "type": one})
-        return
+    found: list[Mapping[str, Any]] = []
+    seen: set[int] = set()
+    waiting = [schema]
+    n_read = 0
+    while waiting:
+        one = waiting.pop()
+        n_read += 1
+        if n_read > MAX_BRANCHES:
+            raise Unwritable(f"it has more than {MAX_BRANCHES} branches")
+        if isinstance(one, dict):
+            ways = [key for key in ("$ref", "anyOf", "oneOf") if key in one]
+            if not ways:
+                found += _by_type(one)
+            else:
+                waiting += reversed(_below(one, ways, root, seen))
+        elif one is not False:
+            found.append({})
+    if not found:
+        raise Unwritable("nothing fits it")
+    return found
+
+
+def _below(schema: Mapping[str, Any], ways: Sequence[str], root: Mapping[str, Any], seen: set[int]) -> list[Any]:
+    """What ``schema`` leads to, without the targets of references that were ``seen``."""
     if len(ways) > 1 or schema.keys() - _ABOUT - {"$defs", "definitions"} - set(ways):
         raise Unwritable(f"`{ways[0]}` stands beside other keywords")
-    below = [_target(schema["$ref"], root)] if ways == ["$ref"] else schema[ways[0]]
-    for one in below if isinstance(below, list) else ():
-        yield from branches(one, root, depth + 1)
+    if ways[0] == "$ref":
+        target = target_of(schema["$ref"], root)
+        if not isinstance(target, dict | bool):
+            raise Unwritable(f"the reference {schema['$ref']!r:.100} leads elsewhere")
+        if id(target) in seen:
+            return []
+        seen.add(id(target))
+        return [target]
+    below = schema[ways[0]]
+    if not isinstance(below, list):
+        raise Unwritable(f"`{ways[0]}` is no list")
+    return below
+
+
+def _by_type(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    types = schema.get("type")
+    for one in types if isinstance(types, list) else [types]:
+        if not isinstance(one, str | None):
+            raise Unwritable(f"there is no type {one!r:.100}")
+        foreign = _OF_NUMBERS if one == "string" else _OF_STRINGS if one else frozenset()
+        alone = {key: value for key, value in schema.items() if key not in foreign}
+        yield from _by_values(alone if one is None else {**alone, "type": one})
 
 
 def is_text(branch: Mapping[str, Any]) -> bool:
@@ -89,23 +125,16 @@ def text_terminal(texts: Sequence[Mapping[str, Any]], others: Sequence[Mapping[s
 
 def _by_values(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Where a schema of one type lists its values, the strings among them and the others, as ``enum``."""
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if not isinstance(values, list):
+    if "const" not in schema and "enum" not in schema:
         yield schema
         return
+    values = [schema["const"]] if "const" in schema else schema["enum"]
+    if not isinstance(values, list):
+        raise Unwritable("`enum` is no list")
     fitting = [value for value in values if schema.get("type") in (None, *json_types(value))]
     for kind in (True, False):
         if some := [value for value in fitting if isinstance(value, str) is kind]:
             yield {"enum": some}
-
-
-def _target(reference: Any, root: Mapping[str, Any]) -> Any:
-    if not isinstance(reference, str) or not reference.startswith("#/"):
-        raise Unwritable(f"the reference {reference!r:.100} leads elsewhere")
-    target: Any = root
-    for step in reference[2:].split("/"):
-        target = target.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(target, dict) else None
-    return target
 
 
 def _text(branch: Mapping[str, Any]) -> str:
@@ -115,13 +144,13 @@ def _text(branch: Mapping[str, Any]) -> str:
     if "enum" in branch:
         return _choice(branch["enum"])
     bounds = []
-    least, most = (branch.get(key) for key in ("minLength", "maxLength"))
+    least, most = _count(branch.get("minLength", 0)), branch.get("maxLength")
     if least or most is not None:
-        bounds.append(f"/(.|\\n){{{_count(least or 0)},{'' if most is None else _count(most)}}}/")
+        bounds.append(f"/(.|\\n){{{least},{'' if most is None else _count(most)}}}/")
     if "pattern" in branch:
         bounds.append(_searched(branch["pattern"]))
     if "format" in branch:
-        if branch["format"] not in FORMATS:
+        if not isinstance(branch["format"], str) or branch["format"] not in FORMATS:
             raise Unwritable(f"the format {branch['format']!r:.100} is not known")
         bounds.append(f"/{FORMATS[branch['format']]}/")
     return " & ".join(bounds)
@@ -148,13 +177,14 @@ def _count(value: Any) -> int:
 def _searched(pattern: Any) -> str:
     """The texts in which ``pattern`` is found, which may be tied to their beginning and end only as a whole."""
     try:
-        nodes = list(_parser.parse(pattern))
+        with warnings.catch_warnings(action="ignore"):
+            nodes = list(_parser.parse(pattern))
+        first = bool(nodes) and nodes[0] == (_constants.AT, _constants.AT_BEGINNING) and pattern.startswith("^")
+        last = bool(nodes) and nodes[-1] == (_constants.AT, _constants.AT_END) and pattern.endswith("$")
+        inner = repr(nodes[first : len(nodes) - last])
     except (TypeError, re.error, RecursionError, OverflowError) as error:
         raise Unwritable(f"the pattern {pattern!r:.100} cannot be read: {error}") from error
-    first = bool(nodes) and nodes[0] == (_constants.AT, _constants.AT_BEGINNING) and pattern.startswith("^")
-    last = bool(nodes) and nodes[-1] == (_constants.AT, _constants.AT_END) and pattern.endswith("$")
-    inner = nodes[first : len(nodes) - last]
-    if "AT_" in repr(inner):
+    if "AT_" in inner:
         raise Unwritable(f"the pattern {pattern!r:.100} has an anchor within")
     body = pattern[first : len(pattern) - last].replace("\n", "\\n")
     body = re.sub(r"\\.|/", lambda match: "\\/" if match[0] == "/" else match[0], body)

@@ -12,20 +12,18 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from llamafast.chat.bare_text import Unwritable, branches, is_text, text_terminal
+from llamafast.chat.compiler import Grammar
 from llamafast.chat.dialects.forms import CallForm, Dialect
 from llamafast.chat.dialects.values import types_of
-from llamafast.chat.grammar import Grammar, json_schema_grammar
+from llamafast.chat.grammar import json_schema_grammar, text_grammar
 from llamafast.chat.lark import Rules, quoted, regex
 from llamafast.chat.notation import Notation
 from llamafast.chat.quoted_grammar import quoted as quoted_grammar
 from llamafast.chat.tools import Tool
-from llamafast.errors import UnsupportedParameter
+from llamafast.errors import InvalidRequest, UnsupportedParameter
 
 # Most calls of one reply, where a request forces calls and allows more than one.
 MAX_CALLS = 16
-
-# Inside of arguments: as in what models are trained on.
-_WHITESPACE = " ?"
 
 # Harmony's headers; the prompt has written "<|start|>assistant".
 _ANALYSIS = "<|channel|>analysis<|message|>"
@@ -126,7 +124,7 @@ class CallGrammar:
         quote = form.string_quote
         if tool.grammar is not None:
             (key,) = tool.parameters["properties"]
-            return f'{self._literal(f"{{{key}:{quote}")} {_nested(tool.grammar)} {self._literal(quote)} "}}"'
+            return f'{self._literal(f"{{{key}:{quote}")} {_nested(_lark(tool))} {self._literal(quote)} "}}"'
         notation = Notation(
             tool.parameters,
             rules,
@@ -142,7 +140,7 @@ class CallGrammar:
     def _tagged(self, form: CallForm, tool: Tool, key: str, schema: Any, rules: Rules) -> str:
         begin = f"{self._literal(form.parameter_begin)} {self._literal(key)}"
         if tool.grammar is not None:
-            return f"{begin} {self._literal(form.key_end)} {_nested(tool.grammar)} {self._literal(form.value_end)}"
+            return f"{begin} {self._literal(form.key_end)} {_nested(_lark(tool))} {self._literal(form.value_end)}"
         key_end_json = self._literal(form.key_end_json or form.key_end)
         types = types_of(schema, tool.parameters)
         if types and "string" not in types:
@@ -201,7 +199,7 @@ def _json(schema: Any, tool: Tool) -> str:
     definitions = {key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters}
     if isinstance(schema, dict):
         schema = {**definitions, **schema}
-    grammar = json_schema_grammar(schema, "tools", exact=tool.strict, whitespace=_WHITESPACE)
+    grammar = json_schema_grammar(schema, tool.followed, exact=tool.strict)
     return f"%json {json.dumps(grammar['json_schema'])}"
 
 
@@ -217,8 +215,17 @@ def _value(schema: Any, tool: Tool) -> str:
     """One argument as JSON; where the tool has a grammar, a string of which the grammar says what is in it."""
     if tool.grammar is None:
         return _json(schema, tool)
-    mark = quoted('"')
-    return f"{mark} {_nested(quoted_grammar(tool.grammar))} {mark}"
+    mark, lark = quoted('"'), _lark(tool)
+    try:
+        return f"{mark} {_nested(quoted_grammar(lark))} {mark}"
+    except InvalidRequest as error:
+        raise type(error)(f"`{tool.followed}` of {tool.name}: {error.message}", param=tool.followed) from error
+
+
+def _lark(tool: Tool) -> str:
+    assert tool.grammar is not None
+    grammar: str = text_grammar(tool.syntax, tool.grammar, tool.followed)["lark_grammar"]
+    return grammar
 
 
 def _nested(grammar: str) -> str:
@@ -226,4 +233,6 @@ def _nested(grammar: str) -> str:
 
 
 def _unwritable(tool: Tool, what: str, error: Unwritable) -> UnsupportedParameter:
-    return UnsupportedParameter(f"{what} of {tool.name}, as this model writes calls: {error}", param="tools")
+    return UnsupportedParameter(
+        f"`{tool.followed}`: {what} of {tool.name}, as this model writes calls: {error}", param=tool.followed
+    )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -15,6 +18,19 @@ from llamafast.engine.types import Vocabulary
 log = logging.getLogger(__name__)
 
 _MAX_QUOTED = 500
+# Where a reason goes on with the lines of the grammar, which is ours.
+_LISTING = re.compile(r"\s\d{1,7} \| ")
+
+Grammar = dict[str, Any]
+
+
+class Uncompilable(Exception):
+    """A grammar that llguidance refuses; the text is its reason, in one line."""
+
+
+def grammar_text(grammars: list[Grammar]) -> str:
+    """llguidance's JSON of ``grammars``, the first being where it starts."""
+    return json.dumps({"grammars": grammars})
 
 
 def compiled(tokenizer: LLTokenizer, text: str) -> LLMatcher | str:
@@ -33,10 +49,34 @@ def compiled(tokenizer: LLTokenizer, text: str) -> LLMatcher | str:
             return matcher
         matcher = trial
     if matcher.get_error().startswith("panic"):
-        log.warning("llguidance failed to compile a grammar: %s", matcher.get_error()[:_MAX_QUOTED])
+        log.warning("llguidance failed to compile a grammar: %s", _folded(matcher.get_error()))
         return "it is too much for the compiler"
-    reason = " ".join(matcher.get_error().removesuffix("<non-verbose/>").split())
-    return "no text matches it" if reason == "NoExtensionBias" else reason[:_MAX_QUOTED]
+    reason = _folded(matcher.get_error().removesuffix("<non-verbose/>"))
+    return "no text matches it" if reason == "NoExtensionBias" else reason
+
+
+def _folded(reason: str) -> str:
+    """In one line, without the grammar that it is about."""
+    return _LISTING.split(" ".join(reason.split()), maxsplit=1)[0][:_MAX_QUOTED]
+
+
+def acceptor(grammar: Grammar) -> Callable[[str], bool]:
+    """Says of a text whether it as a whole is one of ``grammar``. Raises Uncompilable. May take for ever."""
+    start = compiled(single_bytes(), grammar_text([grammar]))
+    if isinstance(start, str):
+        raise Uncompilable(start)
+
+    def takes(text: str) -> bool:
+        walk, raw = start.deep_copy(), text.encode()
+        return bool(walk.try_consume_tokens(list(raw)) == len(raw) and walk.is_accepting())
+
+    return takes
+
+
+@lru_cache(1)
+def single_bytes() -> LLTokenizer:
+    """Of a vocabulary that has each byte for a token, and an end."""
+    return grammar_tokenizer(StandIn(257, {256: "<|end|>"}, [256]))
 
 
 def grammar_tokenizer(vocabulary: Vocabulary) -> LLTokenizer:

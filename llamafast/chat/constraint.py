@@ -10,43 +10,48 @@ import sys
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TextIO
 
-from llguidance import LLMatcher
-
+from llamafast.chat.asked import Ask, Asked, Refusal
 from llamafast.chat.compiler import StandIn, compiled, grammar_tokenizer
-from llamafast.chat.grammar import ConstraintOptions, Grammar, json_schema_grammar, requested_grammar
-from llamafast.chat.trial import Task, outline, trials
+from llamafast.chat.trial import Attempt, outline, trials
 from llamafast.engine.types import Matcher, Vocabulary
 from llamafast.errors import InvalidRequest
 
-# Compiled grammars that are kept.
-CACHED = 128
+
+class Compiled(NamedTuple):
+    """A matcher, or why there is none. ``n_bytes`` of grammar were compiled; ``certain``: it would be so again."""
+
+    found: Matcher | Refusal
+    n_bytes: int
+    certain: bool
+
+    @property
+    def matcher(self) -> Matcher:
+        """Raises InvalidRequest with the reason where there is none."""
+        if isinstance(self.found, Refusal):
+            raise self.found.error()
+        return self.found
 
 
 class Constraints:
-    """Compiles grammars for one vocabulary. Thread-safe; slow, so not for the event loop."""
+    """Compiles what requests ask for, for one vocabulary. Slow, so not for the event loop."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._tokenizer = lru_cache(1)(lambda: grammar_tokenizer(vocabulary))
         self._outline = lru_cache(1)(lambda: outline(vocabulary))
-        self._compiled = lru_cache(CACHED)(self._compile)
 
-    def requested(self, options: ConstraintOptions) -> Matcher | None:
-        """The matcher of what a request's fields ask for. Raises InvalidRequest or UnsupportedParameter."""
-        asked = requested_grammar(options)
-        return None if asked is None else self.compile([asked[0]], asked[1])
+    def prepare(self) -> None:
+        """Read the vocabulary, which takes up to a second. Thread-safe is what comes after."""
+        self._tokenizer()
+        self._outline()
 
-    def compile(self, grammars: list[Grammar], param: str) -> Matcher:
-        """The matcher of ``grammars``, the first being where it starts. Raises InvalidRequest with the reason when they
-        do not compile, are too large, or no text matches them."""
-        found = self._compiled(json.dumps({"grammars": grammars}))
-        if isinstance(found, str):
-            raise InvalidRequest(f"`{param}` cannot be followed: {found}", param=param)
-        return found
-
-    def _compile(self, text: str) -> LLMatcher | str:
-        if not trials().endured(Task(text, self._outline())):
-            return "compiling it takes too long or too much memory"
-        return compiled(self._tokenizer(), text)
+    def compile(self, ask: Ask, attempt: Attempt | None = None) -> Compiled:
+        """Raises Stopped where ``attempt`` was."""
+        outcome = trials().outcome(self._outline(), ask, attempt)
+        if outcome.refusal is not None:
+            return Compiled(outcome.refusal, 0, outcome.certain)
+        matcher = compiled(self._tokenizer(), outcome.grammar)
+        found = Refusal(f"a grammar cannot be followed: {matcher}") if isinstance(matcher, str) else matcher
+        return Compiled(found, len(outcome.grammar), outcome.certain)
 
 
 class Verdict(NamedTuple):
@@ -57,10 +62,11 @@ class Verdict(NamedTuple):
 def check(schema: Any, text: str, *, exact: bool = True) -> Verdict:
     """Whether a request with this JSON schema could be answered with ``text``; a refusal names the byte.
 
-    The order of properties and the amount of white space matter as they do in generation.
+    The order of properties and the white space matter as they do in generation.
     """
+    form = {"type": "json_schema", "json_schema": {"schema": schema, "strict": exact}}
     try:
-        matcher: Any = _bytes().compile([json_schema_grammar(schema, "schema", exact=exact)], "schema")
+        matcher: Any = _of_bytes(Asked({"response_format": form}).ask()).matcher
     except InvalidRequest as error:
         return Verdict("uncompilable", error.message)
     walk, raw = matcher.deep_copy(), text.encode()
@@ -72,18 +78,6 @@ def check(schema: Any, text: str, *, exact: bool = True) -> Verdict:
     if not walk.is_accepting():
         return Verdict("refused", f"not complete at byte {taken}")
     return Verdict("accepted", None)
-
-
-def check_grammar(grammar: Grammar, param: str) -> None:
-    """Raises InvalidRequest with the reason when ``grammar`` does not compile."""
-    _bytes().compile([grammar], param)
-
-
-def matches(grammar: Grammar, text: str, param: str) -> bool:
-    """Whether ``text`` as a whole is one of ``grammar``. Raises InvalidRequest when that does not compile."""
-    matcher: Any = _bytes().compile([grammar], param)
-    walk, raw = matcher.deep_copy(), text.encode()
-    return bool(walk.try_consume_tokens(list(raw)) == len(raw) and walk.is_accepting())
 
 
 def check_lines(source: TextIO, target: TextIO = sys.stdout) -> None:
@@ -107,6 +101,11 @@ def _check_line(line: str) -> Verdict:
         return check(schema, json.dumps(case["data"], ensure_ascii=False).replace("\x7f", r"\u007f"))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return Verdict("uncompilable", f"the line is not an object with schema and data: {type(error).__name__}")
+
+
+@lru_cache(128)
+def _of_bytes(ask: Ask) -> Compiled:
+    return _bytes().compile(ask)
 
 
 @lru_cache(1)

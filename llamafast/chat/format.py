@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Sequence
 from functools import partial
 
-from llamafast.chat.call_grammar import CallGrammar
+from llamafast.chat.asked import Letters
 from llamafast.chat.control import ControlTokens
 from llamafast.chat.declared.response_schema import ResponseSchema
 from llamafast.chat.declared.response_template import ResponseTemplate
@@ -42,7 +42,7 @@ class ChatFormat:
         single = {mark: tokens[0] for mark, tokens in marks.items() if len(tokens) == 1}
         self.preserved_tokens = tuple(sorted(set(single.values())))
         control = {mark: token for mark, token in single.items() if tokenizer.is_control(token)}
-        self.calls = CallGrammar(self.dialect, control.get, tokenizer.eog_tokens())
+        self.letters = Letters(self.dialect, control, tuple(tokenizer.eog_tokens()))
 
     def _compiled(self, source: str | None, info: ModelInfo) -> ChatTemplate | None:
         return None if source is None else ChatTemplate(source, info.bos_text, info.eos_text, self.control)

@@ -1,32 +1,34 @@
-"""What a request's constraint fields ask for → one grammar in llguidance's form."""
+"""What a request's constraint fields ask for → one grammar in llguidance's form.
+
+All but ``constraint_fields`` is done where it can be ended (``chat.trial``): translating may take long.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from itertools import combinations
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from llguidance import LLMatcher
-from llguidance.gbnf_to_lark import any_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
+from llamafast.chat.compiler import Grammar
+from llamafast.chat.schema import followed
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
 # Characters of a grammar or schema; compiling takes up to seconds for this many.
 MAX_CHARACTERS = 128 * 1024
 # Translating GBNF takes the square of its rules, half a second for these.
 MAX_GBNF_RULES = 800
-# Between the tokens of JSON. Without a bound a model that has lost its way writes nothing else.
-_WHITESPACE = r"[ \t\r\n]{0,100}"
-# The most branches of a ``oneOf`` that are compared each with each.
-MAX_EXCLUSIVE = 256
-# Keywords whose values are no schemas, and those whose values are schemas by name.
-_VALUES = frozenset({"const", "enum", "default", "examples"})
-_NAMED = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
-_ANYTHING: Mapping[str, Any] = MappingProxyType({})
-
-Grammar = dict[str, Any]
+# How JSON is written: as json.dumps and JSON.stringify with spaces do, in one way. What a model has no choice in costs
+# no step, and one that has lost its way cannot write white space for ever.
+ONE_FORM = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+# What a person may write between the tokens of JSON: a space, or a line break and what indents the next line.
+FREE_WHITESPACE = r"( |\r?\n[ \t]{0,40})?"
+# Lark's notation: a line that begins so. Anything else is GBNF.
+_LARK = re.compile(r"^[^\S\n]*(?:%llguidance\b|start[^\S\n]*:)", re.MULTILINE)
+_WHITESPACE_OPTIONS = frozenset({"whitespace_pattern", "disable_any_whitespace"})
 
 
 class ConstraintOptions(Protocol):
@@ -40,53 +42,78 @@ class ConstraintOptions(Protocol):
     guided_regex: str | None
     guided_choice: list[str] | None
     guided_grammar: str | None
+    guided_whitespace_pattern: str | None
 
 
-def requested_grammar(options: ConstraintOptions) -> tuple[Grammar, str] | None:
-    """The grammar that a request asks for and the field it comes from; None for free text.
+_TEXTS = ("grammar", "guided_regex", "guided_choice", "guided_grammar", "guided_whitespace_pattern")
+_KINDS = {
+    "json_schema": "json",
+    "grammar": "grammar",
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+}
+
+
+def constraint_fields(options: ConstraintOptions) -> dict[str, Any]:
+    """Those of the fields that ask for something, by name."""
+    found = {name: getattr(options, name) for name in ConstraintOptions.__annotations__}
+    form, outputs = found["response_format"], found["structured_outputs"]
+    if form is not None and form.get("type") == "text":
+        found["response_format"] = None
+    if outputs is not None:
+        # false switches a kind off, but says something of white space
+        said = {key: value for key, value in outputs.items() if value is not None}
+        said = {key: value for key, value in said.items() if value is not False or key in _WHITESPACE_OPTIONS}
+        found["structured_outputs"] = said or None
+    return {name: value for name, value in found.items() if value is not None and not (name in _TEXTS and not value)}
+
+
+def requested_grammar(fields: Mapping[str, Any]) -> tuple[Grammar, str] | None:
+    """The grammar that ``constraint_fields`` ask for and the field it comes from; None for free text.
 
     Raises InvalidRequest or UnsupportedParameter when the fields contradict each other or cannot be made a grammar;
     whether the grammar compiles is found out later.
     """
-    found: list[tuple[Grammar, str]] = []
-    if options.response_format is not None and (grammar := _response_format(options.response_format)):
-        found.append((grammar, "response_format"))
-    if options.structured_outputs is not None:
-        for kind, value in options.structured_outputs.items():
-            if value is not None and value is not False:
-                found.append((_of_kind(kind, value, "structured_outputs"), "structured_outputs"))
-    single = {
-        "json_schema": ("json", options.json_schema),
-        "grammar": ("grammar", options.grammar or None),
-        "guided_json": ("json", options.guided_json),
-        "guided_regex": ("regex", options.guided_regex or None),
-        "guided_choice": ("choice", options.guided_choice or None),
-        "guided_grammar": ("grammar", options.guided_grammar or None),
-    }
-    found += [(_of_kind(kind, value, name), name) for name, (kind, value) in single.items() if value is not None]
-    if len(found) > 1:
-        names = ", ".join(dict.fromkeys(name for _, name in found))
-        raise InvalidRequest(f"only one constraint is possible, this request has several: {names}", param=found[1][1])
-    return found[0] if found else None
+    asked: list[tuple[str, str, Any]] = []
+    if "response_format" in fields:
+        asked.append(("response_format", "response_format", fields["response_format"]))
+    outputs = fields.get("structured_outputs", {})
+    asked += [("structured_outputs", key, value) for key, value in outputs.items() if key not in _WHITESPACE_OPTIONS]
+    asked += [(name, kind, fields[name]) for name, kind in _KINDS.items() if name in fields]
+    if len(asked) > 1:
+        names = ", ".join(dict.fromkeys(name for name, _, _ in asked))
+        raise InvalidRequest(f"only one constraint is possible, this request has several: {names}", param=asked[1][0])
+    spacing, source = _spacing(fields)
+    if not asked and source is None:
+        return None
+    if source is not None and (not asked or asked[0][1] not in ("json", "json_object", "response_format")):
+        raise InvalidRequest(f"`{source}` says how JSON is written, and this request asks for none", param=source)
+    ((param, kind, value),) = asked
+    if kind == "response_format":
+        return _response_format(value, spacing), param
+    return _of_kind(kind, value, param, spacing), param
 
 
-def json_schema_grammar(schema: Any, param: str, *, exact: bool = True, whitespace: str = _WHITESPACE) -> Grammar:
+def json_schema_grammar(
+    schema: Any, param: str, *, exact: bool = True, spacing: Mapping[str, Any] = ONE_FORM
+) -> Grammar:
     """Texts that are JSON values of ``schema``, an object's declared properties in the order of the schema.
 
-    ``whitespace`` is a regular expression of what may stand between the tokens of the JSON.
+    ``spacing`` is what llguidance is told of the white space between the tokens of the JSON.
     ``exact``: a keyword that cannot be followed is an error later on, else it is left out.
     """
     if not isinstance(schema, dict | bool):
         raise InvalidRequest(f"`{param}`: a JSON schema must be an object or a boolean", param=param)
     try:
         _check_size(json.dumps(schema), param)
-        schema = _OneOf(schema).merged(schema) if isinstance(schema, dict) else schema
+        schema = followed(schema, exact=exact) if isinstance(schema, dict) else schema
     except RecursionError as error:
         raise InvalidRequest(f"`{param}`: the schema is nested too deeply", param=param) from error
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
-    options: Any = {"whitespace_pattern": whitespace, "lenient": not exact, "coerce_one_of": not exact}
-    return {"json_schema": {**schema, "x-guidance": options}}
+    return {"json_schema": {**schema, "x-guidance": {**spacing, "lenient": not exact, "coerce_one_of": not exact}}}
 
 
 def text_grammar(syntax: str, text: str, param: str) -> Grammar:
@@ -101,26 +128,27 @@ def text_grammar(syntax: str, text: str, param: str) -> Grammar:
 def lark_grammar(text: str, param: str) -> Grammar:
     """A grammar in GBNF or Lark syntax. Raises InvalidRequest where GBNF is not well-formed."""
     _check_size(text, param)
+    if _LARK.search(text):
+        return {"lark_grammar": text}
     if text.count("::=") > MAX_GBNF_RULES:
         raise InvalidRequest(f"`{param}` has more than {MAX_GBNF_RULES} rules; in Lark's notation it may", param=param)
     try:
-        return {"lark_grammar": any_to_lark(text)}
+        return {"lark_grammar": gbnf_to_lark(text)}
     except Exception as error:  # a rule that is not defined raises just that
-        raise InvalidRequest(f"`{param}` is not a valid grammar: {str(error)[:300]}", param=param) from error
+        raise InvalidRequest(f"`{param}` is not a valid grammar: {_line(error)}", param=param) from error
 
 
-def _response_format(value: Mapping[str, Any]) -> Grammar | None:
+def _response_format(value: Mapping[str, Any], spacing: Mapping[str, Any]) -> Grammar:
     kind = value.get("type")
-    if kind == "text":
-        return None
     if kind == "json_object":
         # llama-server takes a schema here
-        return json_schema_grammar(value.get("schema") or {"type": "object"}, "response_format")
+        return json_schema_grammar(value.get("schema") or {"type": "object"}, "response_format", spacing=spacing)
     if kind == "json_schema":
         described = value.get("json_schema")
         if not isinstance(described, dict) or "schema" not in described:
             raise InvalidRequest("`response_format.json_schema.schema` is required", param="response_format")
-        return json_schema_grammar(described["schema"], "response_format", exact=described.get("strict") is not False)
+        exact = described.get("strict") is not False
+        return json_schema_grammar(described["schema"], "response_format", exact=exact, spacing=spacing)
     if isinstance(kind, str):
         raise UnsupportedParameter(
             f"`response_format.type` must be text, json_object or json_schema, not {kind[:64]!r}",
@@ -129,12 +157,31 @@ def _response_format(value: Mapping[str, Any]) -> Grammar | None:
     raise InvalidRequest("`response_format` must be an object with a string `type`", param="response_format")
 
 
-def _of_kind(kind: str, value: Any, param: str) -> Grammar:
+def _spacing(fields: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
+    """How JSON is spaced, and the field that says so. vLLM's names."""
+    outputs = fields.get("structured_outputs", {})
+    pattern, one_form = outputs.get("whitespace_pattern"), outputs.get("disable_any_whitespace")
+    source = "structured_outputs" if pattern is not None or one_form is not None else None
+    if not isinstance(pattern, str | None) or not isinstance(one_form, bool | None):
+        raise InvalidRequest(
+            "`structured_outputs`: `whitespace_pattern` must be a string, `disable_any_whitespace` a boolean",
+            param="structured_outputs",
+        )
+    if "guided_whitespace_pattern" in fields:
+        pattern, source = fields["guided_whitespace_pattern"], "guided_whitespace_pattern"
+    if pattern is not None:
+        _check_size(pattern, source or "")
+        return {"whitespace_pattern": pattern}, source
+    return {"whitespace_pattern": FREE_WHITESPACE} if one_form is False else ONE_FORM, source
+
+
+def _of_kind(kind: str, value: Any, param: str, spacing: Mapping[str, Any]) -> Grammar:
     """A grammar by vLLM's names for the kinds."""
     if kind == "json":
-        return json_schema_grammar(_parsed(value, param) if isinstance(value, str) else value, param)
+        schema = _parsed(value, param) if isinstance(value, str) else value
+        return json_schema_grammar(schema, param, spacing=spacing)
     if kind == "json_object":
-        return json_schema_grammar({"type": "object"}, param)
+        return json_schema_grammar({"type": "object"}, param, spacing=spacing)
     if kind == "choice":
         if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
             raise InvalidRequest(f"`{param}`: choices must be non-empty strings, at least one", param=param)
@@ -153,7 +200,7 @@ def _parsed(text: str, param: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"`{param}` is a string that is not JSON: {str(error)[:200]}", param=param) from error
+        raise InvalidRequest(f"`{param}` is a string that is not JSON: {_line(error)}", param=param) from error
 
 
 def _check_size(text: str, param: str) -> None:
@@ -161,89 +208,5 @@ def _check_size(text: str, param: str) -> None:
         raise InvalidRequest(f"`{param}` is longer than {MAX_CHARACTERS} characters", param=param)
 
 
-class _OneOf:
-    """One schema's ``oneOf``."""
-
-    def __init__(self, root: Mapping[str, Any]) -> None:
-        self._root = root
-        # by the identities of two schemas; a pair whose answer depends on itself is not disjoint for certain
-        self._disjoint: dict[tuple[int, int], bool] = {}
-
-    def merged(self, schema: Any) -> Any:
-        """``schema`` with ``anyOf`` in place of each ``oneOf`` no two branches of which can hold at once: then both
-        mean the same, and llguidance follows ``anyOf`` only."""
-        if isinstance(schema, list):
-            return [self.merged(item) for item in schema]
-        if not isinstance(schema, dict):
-            return schema
-        merged = {key: self._below(key, value) for key, value in schema.items()}
-        branches = schema.get("oneOf")
-        if isinstance(branches, list) and len(branches) <= MAX_EXCLUSIVE and "anyOf" not in schema:
-            shapes = [self._resolved(branch) for branch in branches]
-            if all(self._exclude(one, other) for one, other in combinations(shapes, 2)):
-                merged["anyOf"] = merged.pop("oneOf")
-        return merged
-
-    def _below(self, key: str, value: Any) -> Any:
-        if key in _VALUES:
-            return value
-        if key in _NAMED and isinstance(value, dict):
-            return {name: self.merged(schema) for name, schema in value.items()}
-        return self.merged(value)
-
-    def _resolved(self, schema: Any) -> Mapping[str, Any]:
-        """What a local ``$ref`` points at, one step of it."""
-        if not isinstance(schema, dict):
-            return _ANYTHING
-        target: Any = self._root
-        reference = schema.get("$ref")
-        if not isinstance(reference, str) or not reference.startswith("#/"):
-            return schema
-        for step in reference[2:].split("/"):
-            target = target.get(step) if isinstance(target, dict) else None
-        return target if isinstance(target, dict) else _ANYTHING
-
-    def _exclude(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-        """Whether it is certain that no value fits both."""
-        pair = (id(one), id(other))
-        if pair not in self._disjoint:
-            self._disjoint[pair] = False
-            self._disjoint[pair] = self._compare(one, other)
-        return self._disjoint[pair]
-
-    def _compare(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-        values = _allowed(one), _allowed(other)
-        if values[0] is not None and values[1] is not None:
-            return not values[0] & values[1]
-        types = _types(one), _types(other)
-        if types[0] and types[1] and not types[0] & types[1]:
-            return True
-        if types != ({"object"}, {"object"}):
-            return False
-        sides = [(_record(side, "properties"), _names(side)) for side in (one, other)]
-        return any(
-            self._exclude(self._resolved(sides[0][0].get(name)), self._resolved(sides[1][0].get(name)))
-            for name in sides[0][1] & sides[1][1]
-        )
-
-
-def _allowed(schema: Mapping[str, Any]) -> set[str] | None:
-    """The strings that ``const`` or ``enum`` allow, None where there are none of them or others than strings."""
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    return set(values) if isinstance(values, list) and all(isinstance(value, str) for value in values) else None
-
-
-def _types(schema: Mapping[str, Any]) -> set[str]:
-    types = schema.get("type")
-    names = {types} if isinstance(types, str) else {name for name in types or [] if isinstance(name, str)}
-    return names | {"number"} if "integer" in names else names
-
-
-def _record(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = schema.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _names(schema: Mapping[str, Any]) -> set[str]:
-    names = schema.get("required")
-    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -49,7 +49,7 @@ class Notation:
 
     def _written(self, schema: Any) -> str:
         try:
-            return " | ".join([self._branch(branch) for branch in branches(schema, self._root)])
+            return " | ".join(map(self._branch, branches(schema, self._root)))
         except Unwritable:
             if self._exact:
                 raise
@@ -84,7 +84,9 @@ class Notation:
         if strange := [name for name in named if not _KEY.fullmatch(name)]:
             raise Unwritable(f"a key cannot be {strange[0]!r:.100}")
         required = branch.get("required", [])
-        if missing := [name for name in required if name not in named]:
+        if not isinstance(required, list):
+            raise Unwritable("`required` is no list")
+        if missing := [name for name in required if not isinstance(name, str) or name not in named]:
             raise Unwritable(f"{missing[0]!r:.100} is required and not among the properties")
         members = self._rules.in_order(branch, '","', lambda key, below: f"{quoted(f'{key}:')} {self.value(below)}")
         return f'"{{" {members} "}}"'
@@ -92,7 +94,11 @@ class Notation:
     def _array(self, branch: Mapping[str, Any]) -> str:
         _only(branch, _OF_ARRAYS)
         least, most = branch.get("minItems", 0), branch.get("maxItems")
-        if not isinstance(least, int) or not isinstance(most, int | None) or (most is not None and most < least):
+        if (
+            not isinstance(least, int)
+            or not isinstance(most, int | None)
+            or not 0 <= least <= (least if most is None else most)
+        ):
             raise Unwritable("an array has no possible length")
         item = self.value(branch.get("items", {}))
         empty = '"[" "]"'

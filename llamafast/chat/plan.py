@@ -12,14 +12,14 @@ from typing import Literal, NamedTuple, Protocol
 
 from msgspec.structs import replace
 
-from llamafast.chat.constraint import Constraints
+from llamafast.chat.asked import Ask, asked_of_chat, asked_of_completion
 from llamafast.chat.conversation import Conversation, ConversationOptions
 from llamafast.chat.format import ChatFormat
-from llamafast.chat.grammar import ConstraintOptions, requested_grammar
+from llamafast.chat.grammar import ConstraintOptions
 from llamafast.chat.reply import NewParser, PlainReply, Reply
 from llamafast.chat.sampling import SamplingOptions, read_sampling
-from llamafast.chat.tools import Tool, ToolChoice
-from llamafast.engine.types import Matcher, ModelInfo, Plan, Tokenizer
+from llamafast.chat.tools import Tool
+from llamafast.engine.types import ModelInfo, Plan, Tokenizer
 from llamafast.errors import ContextLengthExceeded, DoesNotGenerate, InvalidRequest, Untokenizable
 
 MAX_TOTAL_CHOICES = 2048
@@ -59,22 +59,25 @@ class ChatOptions(Options, ConversationOptions, Protocol):
 
 
 class ChatPlan(NamedTuple):
-    """A Plan, and how to read what comes of it. Without ``parallel`` a reply ends with its first tool call."""
+    """A Plan, what is asked of the reply (compiled apart, to be the Plan's matcher), and how to read what comes of it.
+    Without ``parallel`` a reply ends with its first tool call."""
 
     plan: Plan
     new_parser: NewParser
     tools: tuple[Tool, ...]
     parallel: bool
+    ask: Ask | None = None
 
     def replies(self) -> list[Reply]:
         """A fresh reader for each choice, by index."""
         return [Reply(self.new_parser(), parallel=self.parallel) for _ in range(self.plan.n)]
 
 
-def plan_completion(
-    request: CompletionOptions, tokenizer: Tokenizer, constraints: Constraints, info: ModelInfo
-) -> Plan:
-    """Tokenise the prompts as they stand. Raises InvalidRequest or ContextLengthExceeded."""
+def plan_completion(request: CompletionOptions, tokenizer: Tokenizer, info: ModelInfo) -> tuple[Plan, Ask | None]:
+    """Tokenise the prompts as they stand. What is asked of the text is compiled apart, to be the Plan's matcher.
+
+    Raises InvalidRequest or ContextLengthExceeded.
+    """
     _check_generates(info)
     if request.max_tokens == 0 and not request.echo:
         raise InvalidRequest("`max_tokens` of 0 needs `echo`", param="max_tokens")
@@ -88,14 +91,16 @@ def plan_completion(
         )
     paths = ["prompt"] if len(prompts) == 1 else [f"prompt[{i}]" for i in range(len(prompts))]
     tokens = tuple(_prompt_tokens(prompt, path, tokenizer, info) for prompt, path in zip(prompts, paths, strict=True))
-    plan = _plan(request, tokens, request.max_tokens, constraints.requested(request), tokenizer, info)
+    ask = asked_of_completion(request)
+    plan = _plan(request, tokens, request.max_tokens, ask is not None, tokenizer, info)
     ranked = n > (request.n or 1)
-    return replace(
+    plan = replace(
         plan,
         n=n,
         top_logprobs=0 if ranked and request.logprobs is None else request.logprobs,
         prompt_logprobs=bool(request.echo) and request.logprobs is not None,
     )
+    return plan, ask
 
 
 def echo_texts(request: CompletionOptions, plan: Plan, tokenizer: Tokenizer) -> list[str]:
@@ -106,9 +111,7 @@ def echo_texts(request: CompletionOptions, plan: Plan, tokenizer: Tokenizer) -> 
     ]
 
 
-def plan_chat(
-    request: ChatOptions, chat: ChatFormat, tokenizer: Tokenizer, constraints: Constraints, info: ModelInfo
-) -> ChatPlan:
+def plan_chat(request: ChatOptions, chat: ChatFormat, tokenizer: Tokenizer, info: ModelInfo) -> ChatPlan:
     """Render the conversation and tokenise the result, BOS being the template's affair.
 
     Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
@@ -122,20 +125,28 @@ def plan_chat(
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("`top_logprobs` needs `logprobs`", param="top_logprobs")
-    matcher = _reply_matcher(request, chat, choice, prompt, constraints)
-    plan = _plan(request, (tokens,), max_tokens, matcher, tokenizer, info)
+    ask = asked_of_chat(
+        request,
+        chat.letters,
+        choice.callable,
+        forced=choice.forced,
+        # models that are forced to call often do not know when to end: several calls only where that is asked for
+        parallel=bool(request.parallel_tool_calls),
+        begun=chat.begun_reasoning(prompt),
+    )
+    plan = _plan(request, (tokens,), max_tokens, ask is not None, tokenizer, info)
     if not info.cuts_anywhere:
         plan = replace(plan, checkpoints=conversation.checkpoints(tokens, tokenizer))
     if request.logprobs:
         plan = replace(plan, top_logprobs=request.top_logprobs or 0)
     new_parser: NewParser = PlainReply
-    if matcher is None or choice.callable or chat.dialect.reasons:  # else a text that follows a grammar is all content
+    if ask is None or choice.callable or chat.dialect.reasons:  # else a text that follows a grammar is all content
         new_parser = chat.parser(prompt, choice.callable, split_reasoning=request.reasoning_format != "none")
     if new_parser is not PlainReply:  # which control tokens are marks is known of a dialect, not of a declaration
         hides = plan.skip_special_tokens and chat.declared is None
         plan = replace(plan, skip_special_tokens=hides, preserved_tokens=chat.preserved_tokens)
     parallel = request.parallel_tool_calls is not False and not request.functions
-    return ChatPlan(plan, new_parser, choice.callable, parallel)
+    return ChatPlan(plan, new_parser, choice.callable, parallel, ask)
 
 
 def _check_generates(info: ModelInfo) -> None:
@@ -144,27 +155,11 @@ def _check_generates(info: ModelInfo) -> None:
         raise DoesNotGenerate(ranks=info.ranks)
 
 
-def _reply_matcher(
-    request: ChatOptions, chat: ChatFormat, choice: ToolChoice, prompt: str, constraints: Constraints
-) -> Matcher | None:
-    """The grammar of the whole reply: reasoning, calls and answer as far as the request constrains them."""
-    answer, param = requested_grammar(request) or (None, "tools")
-    grammars = chat.calls.reply(
-        choice.callable,
-        answer,
-        forced=choice.forced,
-        # models that are forced to call often do not know when to end: several calls only where that is asked for
-        parallel=bool(request.parallel_tool_calls),
-        begun=chat.begun_reasoning(prompt),
-    )
-    return None if grammars is None else constraints.compile(grammars, param)
-
-
 def _plan(
     options: Options,
     prompts: tuple[array[int], ...],
     max_tokens: int | None,
-    matcher: Matcher | None,
+    constrained: bool,
     tokenizer: Tokenizer,
     info: ModelInfo,
 ) -> Plan:
@@ -177,10 +172,9 @@ def _plan(
         stop=_stop_strings(options.stop),
         skip_special_tokens=options.skip_special_tokens is not False,
         ignore_eos=bool(options.ignore_eos),
-        min_tokens=_min_tokens(options, max_tokens, matcher),
+        min_tokens=_min_tokens(options, max_tokens, constrained),
         stop_token_ids=_stop_tokens(options.stop_token_ids, info),
         keep_stop=bool(options.include_stop_str_in_output),
-        matcher=matcher,
         priority=options.priority or 0,
         cache_salt=options.cache_salt or "",
     )
@@ -192,11 +186,11 @@ def _stop_tokens(tokens: Sequence[int] | None, info: ModelInfo) -> tuple[int, ..
     return tuple(dict.fromkeys(tokens or ()))
 
 
-def _min_tokens(options: Options, max_tokens: int | None, matcher: Matcher | None) -> int:
+def _min_tokens(options: Options, max_tokens: int | None, constrained: bool) -> int:
     least = options.min_tokens or 0
     if max_tokens is not None and least > max_tokens:
         raise InvalidRequest("`min_tokens` must not be larger than `max_tokens`", param="min_tokens")
-    if least and matcher is not None:
+    if least and constrained:
         raise InvalidRequest(
             "`min_tokens` cannot be combined with a grammar, which decides the end", param="min_tokens"
         )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from llamafast.chat.constraint import matches
+from llamafast.chat.compiler import Uncompilable, acceptor
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
 # Different sets of characters in one grammar: what is in each is found out by trying, in a millisecond.
@@ -22,38 +22,39 @@ MAX_SETS = 500
 _ESCAPED = '"\\' + "".join(map(chr, range(0x20)))
 _ESCAPED_SET = r'["\\\x00-\x1f]'
 
+# Client text: each character is looked at a bounded number of times, so every repetition is possessive, and what is not
+# closed is taken whole.
 _SOURCE = re.compile(
     r"""
-      (?P<comment> (?: // | \# ) [^\n]* )
-    | "(?P<low> (?:\\.|[^"\\])+ )" \s* \.\. \s* "(?P<high> (?:\\.|[^"\\])+ )"
-    | "(?P<string> (?:\\.|[^"\\])* )" (?P<folded> i? )
-    | /(?P<regex> (?:\\.|[^/\\])+ )/ (?P<flags> [a-z]* )
-    | %import \s+ common\. (?P<imported> [A-Z_]+ ) (?: [ \t]* -> [ \t]* (?P<alias> \w+ ) )?
-    | (?P<refused> %\w+ | ~(?!\s*\d) | & | <[^<>\s]+> | @\w+ )
-    | (?P<defined> [?!]*\w+ ) (?= \s*: )
-    | (?P<terminal> \b_?[A-Z][A-Z0-9_]*\b )
-    | (?P<rule> \w+ )
+      (?P<comment> (?: // | \# ) [^\n]*+ )
+    | "(?P<low> (?:\\.|[^"\\])++ )" \s*+ \.\. \s*+ "(?P<high> (?:\\.|[^"\\])++ )"
+    | "(?P<string> (?:\\.|[^"\\])*+ )" (?P<folded> i? )
+    | /(?P<regex> (?:\\.|[^/\\])++ )/ (?P<flags> [a-z]*+ )
+    | (?P<unclosed> "(?:\\.|[^"\\])*+\\?\Z | /(?:\\.|[^/\\])*+\\?\Z )
+    | %import \s++ common\. (?P<imported> [A-Z_]++ ) (?: [ \t]*+ -> [ \t]*+ (?P<alias> \w++ ) )?
+    | (?P<refused> %\w++ | ~(?!\s*+\d) | & | <[^<>\s]++> | @\w++ )
+    | (?P<defined> [?!]*+\w++ ) (?= \s*+: )
+    | (?P<modifiers> [?!]++ )
+    | (?P<terminal> \b_?[A-Z][A-Z0-9_]*+\b )
+    | (?P<rule> \w++ )
     """,
     re.VERBOSE | re.DOTALL,
 )
 _REGEX = re.compile(
     r"""
-      (?P<group> \( (?: \?: | \?P?<\w+> )? (?!\?) )
+      (?P<group> \( (?: \?: | \?P?<\w++> )? (?!\?) )
     | (?P<kept> [)|] )
-    | (?P<repeat> [*+?] | \{\d+(?:,\d*)?\} ) \??
+    | (?P<repeat> [*+?] | \{\d++(?:,\d*+)?\} ) \??
     | (?P<anchor> \A\^ | \$\Z )
-    | (?P<unit> \\[xu]\{[^}]*\} | \\x[0-9a-fA-F]{2} | \\u[0-9a-fA-F]{4} | \\[pP](?:\{[^}]*\}|.) | \\[^bBAzZ<>]
+    | (?P<unit> \\[xu]\{[^}]*+\} | \\x[0-9a-fA-F]{2} | \\u[0-9a-fA-F]{4} | \\[pP](?:\{[^}]*+\}|.) | \\[^bBAzZ<>]
         | [^\\^$(\[{] )
     | (?P<set> \[ )
     """,
     re.VERBOSE | re.DOTALL,
 )
-_SETS = re.compile(
-    r'"(?:\\.|[^"\\])+"\s*\.\.\s*"(?:\\.|[^"\\])+"|\[(?:\\.|[^\]\\])*\]|\\\w(?:\{[^}]*\}|\w*)', re.DOTALL
-)
 _SET_TOKEN = re.compile(r"\\.|\[\^?\]?|\]|[^\\\[\]]", re.DOTALL)
 # What ends a regular expression whose last character may be repeated: the whole run is one terminal, as it is in Lark.
-_TAIL = re.compile(r"[*+]\)*\$?\Z")
+_TAIL = re.compile(r"[*+]\)*+\$?\Z")
 # Lark's own terminals that hold characters which JSON escapes; the others are imported as they are.
 _COMMON = {
     "LF": r"\n",
@@ -71,10 +72,13 @@ _COMMON = {
 
 def quoted(lark: str) -> str:
     """Raises InvalidRequest or UnsupportedParameter where ``lark`` has no such form."""
-    if len(set(_SETS.findall(lark))) > MAX_SETS:
-        raise InvalidRequest(
-            f"`tools`: a tool's grammar has more than {MAX_SETS} different sets of characters", param="tools"
-        )
+    sets: set[str] = set()
+    for match in _SOURCE.finditer(lark):
+        sets.update(_sets(match))
+        if len(sets) > MAX_SETS:
+            raise InvalidRequest(
+                f"a tool's grammar has more than {MAX_SETS} different sets of characters", param="tools"
+            )
     return _Quoting(lark).text()
 
 
@@ -134,6 +138,18 @@ class _Unit(NamedTuple):
     escapes: str
 
 
+def _sets(match: re.Match[str]) -> Iterator[str]:
+    """The sets of characters in a range or a regular expression, each as its source."""
+    if match["low"] is not None:
+        yield _range(match)
+    elif match["regex"] is not None:
+        yield from (source for source, _, _ in _pieces(match["regex"], match["flags"]) if len(source) > 1)
+
+
+def _range(match: re.Match[str]) -> str:
+    return f"[{_code(_decoded(match['low']))}-{_code(_decoded(match['high']))}]"
+
+
 def _has_escapes(match: re.Match[str]) -> bool:
     if match["imported"]:
         return match["imported"] in _COMMON
@@ -149,8 +165,7 @@ def _expression(match: re.Match[str]) -> str:
         spelled = json.dumps(text, ensure_ascii=False)[1:-1]
         return match[0] if spelled == text else json.dumps(spelled)
     if match["low"] is not None:
-        low, high = _decoded(match["low"]), _decoded(match["high"])
-        return _of_units([_unit(f"[{_code(low)}-{_code(high)}]", "")], match[0])
+        return _of_units([_unit(_range(match), "")], match[0])
     if match["regex"] is not None:
         return _of_regex(match["regex"], match["flags"])
     return match[0]
@@ -177,6 +192,13 @@ def _of_regex(regex: str, flags: str) -> str:
 
 def _parts(regex: str, flags: str) -> Iterator[tuple[_Unit | str, int]]:
     """Units and what joins them in Lark's notation, each with its end in ``regex``; \\0 binds to what precedes it."""
+    for unit, joint, end in _pieces(regex, flags):
+        if unit or joint:
+            yield _unit(unit, flags) if unit else joint, end
+
+
+def _pieces(regex: str, flags: str) -> Iterator[tuple[str, str, int]]:
+    """The sources of units, or what joins them, and where each ends."""
     at = 0
     while at < len(regex):
         match = _REGEX.match(regex, at)
@@ -184,9 +206,9 @@ def _parts(regex: str, flags: str) -> Iterator[tuple[_Unit | str, int]]:
             raise _unsupported(f"/{regex}/{flags}")
         end = _set_end(regex, at) if match["set"] else match.end()
         if match["unit"] or match["set"]:
-            yield _unit(regex[at:end], flags), end
+            yield regex[at:end], "", end
         elif not match["anchor"]:
-            yield "(" if match["group"] else match["kept"] or f"\0{match['repeat']}", end
+            yield "", "(" if match["group"] else match["kept"] or f"\0{match['repeat']}", end
         at = end
 
 
@@ -210,7 +232,11 @@ def _unit(source: str, flags: str) -> _Unit:
     whole = f"/{source}/{flags}"
     if len(source) == 1 and source not in _ESCAPED and source != ".":
         return _Unit(whole, "")
-    inside = [char for char in _ESCAPED if matches({"lark_grammar": f"start: {whole}"}, char, "tools")]
+    try:
+        takes = acceptor({"lark_grammar": f"start: {whole}"})
+    except Uncompilable as error:
+        raise InvalidRequest(f"{whole[:64]!r} in a tool's grammar: {error}", param="tools") from error
+    inside = [char for char in _ESCAPED if takes(char)]
     if not inside:
         return _Unit(whole, "")
     spelled = "|".join(re.escape(json.dumps(char)[2:-1]) for char in inside)
@@ -228,7 +254,7 @@ def _decoded(text: str) -> str:
     try:
         value: str = json.loads('"{}"'.format(re.sub(r"(?<!\\)((?:\\\\)*)\\x", r"\1\\u00", text)))
     except ValueError as error:
-        raise InvalidRequest(f'`tools`: "{text[:64]}" in a tool\'s grammar is not a string', param="tools") from error
+        raise InvalidRequest(f'"{text[:64]}" in a tool\'s grammar is not a string', param="tools") from error
     return value
 
 
@@ -238,5 +264,5 @@ def _code(char: str) -> str:
 
 def _unsupported(what: str) -> UnsupportedParameter:
     return UnsupportedParameter(
-        f"`tools`: {what[:64]!r} in a tool's grammar cannot be followed by this model, which writes JSON", param="tools"
+        f"{what[:64]!r} in a tool's grammar cannot be followed by this model, which writes JSON", param="tools"
     )

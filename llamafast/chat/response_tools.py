@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from llamafast.chat.client_tools import CLIENT_TOOLS, runs_at_client
-from llamafast.chat.constraint import check_grammar
 from llamafast.chat.custom_input import INPUT
-from llamafast.chat.grammar import text_grammar
 from llamafast.chat.tools import Tool, read_function
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
@@ -43,8 +41,7 @@ class ToolTable:
         """``tools`` are the request's; ``additional_tools`` among the ``items`` of its conversation bring more, the
         later one in place of an earlier one of the same name.
 
-        Raises InvalidRequest for a tool without type or name, for a grammar that does not compile, and for two of one
-        name in ``tools``.
+        Raises InvalidRequest for a tool without type or name, and for two of one name in ``tools``.
         """
         self._names: dict[str, ToolName] = {}
         functions: dict[str, Tool] = {}
@@ -136,7 +133,8 @@ def _function(tool: Json, shown: str, path: str) -> Tool:
     if tool["type"] != "custom":
         known = {key: tool[key] for key in ("description", "parameters", "strict") if tool.get(key) is not None}
         return read_function({"name": shown, **known}, path)
-    grammar, explanation = _input_format(tool, path)
+    syntax, grammar = _input_format(tool, path)
+    explanation = f"The input follows this {syntax} grammar:\n{grammar}" if grammar is not None else ""
     definition = {
         "name": shown,
         "description": "\n\n".join(filter(None, [_optional(tool, "description", str, path), explanation])),
@@ -147,22 +145,19 @@ def _function(tool: Json, shown: str, path: str) -> Tool:
             "additionalProperties": False,
         },
     }
-    return msgspec.structs.replace(read_function(definition, path), grammar=grammar)
+    return msgspec.structs.replace(read_function(definition, path), grammar=grammar, syntax=syntax)
 
 
-def _input_format(tool: Json, path: str) -> tuple[str | None, str]:
-    """The grammar of a custom tool's input and what the model is told of it; None for any text."""
+def _input_format(tool: Json, path: str) -> tuple[Literal["lark", "regex"], str | None]:
+    """The syntax and the grammar of a custom tool's input; None for any text."""
     form = _optional(tool, "format", dict, path) or {"type": "text"}
     where = f"{path}.format"
     kind, syntax = form.get("type"), form.get("syntax")
     if kind == "text":
-        return None, ""
+        return "lark", None
     if kind != "grammar" or syntax not in ("lark", "regex"):
         raise InvalidRequest(f"`{where}` must be text, or a grammar whose `syntax` is lark or regex", param=where)
-    definition = _text(form, "definition", where)
-    grammar = text_grammar(syntax, definition, f"{where}.definition")
-    check_grammar(grammar, f"{where}.definition")
-    return grammar["lark_grammar"], f"The input follows this {syntax} grammar:\n{definition}"
+    return syntax, _text(form, "definition", where)
 
 
 def custom_arguments(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
 
@@ -17,8 +17,8 @@ _NO_PARAMETERS = {"type": "object", "properties": {}}
 class Tool(Struct, frozen=True):
     """A function: ``parameters`` is the JSON schema of its arguments, ``definition`` what a chat template reads.
 
-    With ``strict`` arguments follow the schema also in calls that nobody forces. ``grammar`` in Lark's notation is what
-    the one parameter of a function of free text follows.
+    With ``strict`` arguments follow the schema also in calls that nobody forces. ``grammar``, written in ``syntax``, is
+    what the one parameter of a function of free text follows. ``path`` is where the request has the function.
     """
 
     name: str
@@ -26,11 +26,18 @@ class Tool(Struct, frozen=True):
     strict: bool
     definition: dict[str, Any]
     grammar: str | None = None
+    syntax: Literal["lark", "regex"] = "lark"
+    path: str = "tools"
 
     @property
     def constrained(self) -> bool:
         """Whether its calls are constrained also where nobody forces them."""
         return self.strict or self.grammar is not None
+
+    @property
+    def followed(self) -> str:
+        """The path of what its calls follow."""
+        return f"{self.path}.{'parameters' if self.grammar is None else 'format.definition'}"
 
 
 def read_tools(tools: Sequence[Any] | None, param: str = "tools") -> tuple[Tool, ...]:
@@ -128,7 +135,7 @@ def read_function(function: Any, path: str) -> Tool:
     parameters = function.get("parameters") or _NO_PARAMETERS
     given = {key: value for key, value in function.items() if value is not None}
     definition = {"type": "function", "function": {**given, "parameters": parameters}}
-    return Tool(name, parameters, bool(function.get("strict")), definition)
+    return Tool(name, parameters, bool(function.get("strict")), definition, path=path)
 
 
 def _distinct(tools: list[Tool], param: str) -> tuple[Tool, ...]:

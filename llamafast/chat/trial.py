@@ -1,7 +1,8 @@
-"""Grammars compiled on trial, in processes that can be ended.
+"""Grammars written and compiled on trial, in processes that can be ended.
 
 Some hundred bytes of schema can keep llguidance busy for hours or make it take all memory, and a thread cannot be
-stopped. So a process of its own compiles each new grammar first; the kernel ends it where it takes too much.
+stopped. So a process of its own reads, translates and compiles each new grammar first; the kernel ends it where it
+takes too much.
 """
 
 from __future__ import annotations
@@ -10,28 +11,36 @@ import atexit
 import math
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
 from contextlib import suppress
 from functools import lru_cache
 from queue import Empty, LifoQueue
-from time import process_time
+from time import monotonic, process_time
 
 from llguidance import LLTokenizer
 from msgspec import Struct
-from msgspec.json import Decoder, encode
+from msgspec.json import Decoder, decode, encode
 
-from llamafast.chat.compiler import StandIn, compiled, grammar_tokenizer
+from llamafast.chat.asked import Ask, Asked, Refusal, written
+from llamafast.chat.compiler import StandIn, grammar_tokenizer
 from llamafast.engine.types import Vocabulary
 
 # Of CPU time for one grammar; the kernel counts whole ones.
 SECONDS = 4
+# Of time by the clock: what a process that gets hardly any of a CPU, or was stopped, may keep others waiting.
+WALL_SECONDS = 120.0
 # Of address space; compiling a grammar of average size takes a tenth of it.
 BYTES = 1 << 31
 PROCESSES = 4
 # Below the event loop and the compute threads. It takes effect within a session only: Linux divides CPUs among those.
 NICENESS = 19
+
+_TOO_MUCH = Refusal("compiling the grammar of this request takes too long or too much memory")
+# By which the kernel, or what it has told that there is no more memory, ends a process over its task.
+_VERDICTS = frozenset({signal.SIGXCPU, signal.SIGABRT})
 
 
 class Outline(Struct, frozen=True):
@@ -43,36 +52,81 @@ class Outline(Struct, frozen=True):
 
 
 class Task(Struct):
-    """A line to such a process; the answer is an empty line. ``grammar`` is llguidance's JSON."""
+    """A line to such a process."""
 
-    grammar: str
     outline: Outline
+    asked: Asked
+
+
+class Outcome(Struct, omit_defaults=True):
+    """Its answer: a grammar in llguidance's JSON, or why there is none. ``certain``: it would be so again."""
+
+    grammar: str = ""
+    refusal: Refusal | None = None
+    certain: bool = True
+
+
+class Stopped(Exception):
+    """Nobody waits for the outcome any more."""
+
+
+class Attempt:
+    """Some work in a process, which ``stop`` ends from any thread.
+
+    Where the work ends at that moment the process may be at somebody else's by then, who tries it again.
+    """
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.stopped = False
+
+    def stop(self) -> None:
+        self.stopped = True
+        if process := self.process:
+            process.kill()
 
 
 class Trials:
     """Up to ``PROCESSES`` processes, started as they are needed and kept. Thread-safe."""
 
-    def __init__(self, seconds: int = SECONDS) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: int = SECONDS, wall_seconds: float = WALL_SECONDS, niceness: int = NICENESS) -> None:
+        self._call = f"answer_lines({seconds}, {niceness})"
+        self._wall_seconds = wall_seconds
         self._idle: LifoQueue[subprocess.Popen[bytes] | None] = LifoQueue()
         for _ in range(PROCESSES):
             self._idle.put(None)
         atexit.register(self.close)
 
-    def endured(self, task: Task) -> bool:
-        """Whether compiling a grammar comes to an end, be it a refusal.
-
-        Raises RuntimeError when a process ends of itself, which is a bug.
-        """
+    def outcome(self, outline: bytes, ask: Ask, attempt: Attempt | None = None) -> Outcome:
+        """``outline`` is an Outline in JSON. Raises Stopped, and RuntimeError when the process ends of itself twice,
+        which is a bug."""
+        attempt = attempt or Attempt()
+        line = b'{"outline":%b,"asked":%b}\n' % (outline, ask.line)
         process = self._idle.get()
+        code = 0
         try:
-            process = process or _started(self._seconds)
-            if _asked(process, task):
-                return True
-            code = process.wait()
-            process = None
+            for _ in range(2):
+                # one that was idle may have been killed long ago: that says nothing of the grammar
+                process = attempt.process = process or _started(self._call)
+                try:
+                    answer = b"" if attempt.stopped else _exchanged(process, line, self._wall_seconds)
+                except TimeoutError:
+                    process.kill()
+                    _close(process)
+                    process = None
+                    return Outcome(refusal=_TOO_MUCH, certain=False)
+                attempt.process = None
+                if answer:
+                    return decode(answer, type=Outcome)
+                if attempt.stopped:
+                    process.kill()
+                code, process = _close(process), None
+                if attempt.stopped:
+                    raise Stopped
+                if -code in _VERDICTS:
+                    return Outcome(refusal=_TOO_MUCH)
             if code < 0:
-                return False
+                return Outcome(refusal=Refusal("compiling the grammar of this request was ended"), certain=False)
             raise RuntimeError(f"the process that compiles grammars on trial exited with {code}")
         finally:
             self._idle.put(process)
@@ -84,7 +138,6 @@ class Trials:
                 if process := self._idle.get_nowait():
                     process.kill()
                     _close(process)
-                    process.wait()
 
 
 @lru_cache(1)
@@ -93,33 +146,52 @@ def trials() -> Trials:
     return Trials()
 
 
-def outline(vocabulary: Vocabulary) -> Outline:
+def outline(vocabulary: Vocabulary) -> bytes:
+    """An Outline in JSON."""
     ids = range(vocabulary.n_tokens)
     control = [
         (token, vocabulary.piece(token).decode(errors="replace")) for token in ids if vocabulary.is_control(token)
     ]
-    return Outline(vocabulary.n_tokens, tuple(control), tuple(vocabulary.eog_tokens()))
+    return encode(Outline(vocabulary.n_tokens, tuple(control), tuple(vocabulary.eog_tokens())))
 
 
-def compile_lines(seconds: int) -> None:
+def answer_lines(seconds: int, niceness: int) -> None:
     """What such a process does."""
-    os.nice(NICENESS)
+    os.nice(niceness)
     # of the terminal's, which it shares; it ends with its input
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_CORE, 0)
     if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+        _limit(resource.RLIMIT_AS, BYTES)
     decoder = Decoder(Task)
+    most = resource.getrlimit(resource.RLIMIT_CPU)[1]
     for line in sys.stdin.buffer:
-        task = decoder.decode(line)
-        tokenizer = _tokenizer(task.outline)
-        limit = math.ceil(process_time()) + seconds
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+        # the kernel kills at the hard limit and says at the soft one what for
+        end = math.ceil(process_time()) + seconds
+        _limit(resource.RLIMIT_CPU, end if most == resource.RLIM_INFINITY else max(1, min(end, most - 1)))
         try:
-            compiled(tokenizer, task.grammar)
+            outcome = _outcome(decoder, line)
         except MemoryError:
             os.abort()
-        print(flush=True)
+        sys.stdout.buffer.write(encode(outcome) + b"\n")
+        sys.stdout.buffer.flush()
+        if most != resource.RLIM_INFINITY and process_time() + seconds + 2 > most:
+            return  # the next one has its whole time in another process
+
+
+def _outcome(decoder: Decoder[Task], line: bytes) -> Outcome:
+    try:
+        task = decoder.decode(line)
+    except RecursionError:  # it is some levels deeper here than in the request
+        return Outcome(refusal=Refusal("a grammar or schema of this request is nested too deeply"))
+    found = written(task.asked, _tokenizer(task.outline))
+    return Outcome(found) if isinstance(found, str) else Outcome(refusal=found)
+
+
+def _limit(kind: int, most: int) -> None:
+    """At most that; the hard limit stays, as nobody but root may raise it."""
+    hard = resource.getrlimit(kind)[1]
+    resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 @lru_cache(1)
@@ -127,27 +199,44 @@ def _tokenizer(outline: Outline) -> LLTokenizer:
     return grammar_tokenizer(StandIn(outline.n_tokens, dict(outline.control), list(outline.ends)))
 
 
-def _started(seconds: int) -> subprocess.Popen[bytes]:
-    call = f"from llamafast.chat.trial import compile_lines; compile_lines({seconds})"
-    command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {call}"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+def _started(call: str) -> subprocess.Popen[bytes]:
+    script = f"import sys; sys.path[:] = {sys.path!r}; from llamafast.chat.trial import answer_lines; {call}"
+    command = [sys.executable, "-c", script]
+    return subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
-def _asked(process: subprocess.Popen[bytes], task: Task) -> bool:
-    """Whether there is an answer; where the process ends over the task, its pipes are closed."""
+def _exchanged(process: subprocess.Popen[bytes], line: bytes, seconds: float) -> bytes:
+    """The answer to ``line``, empty where the process ends over it. Raises TimeoutError."""
     assert process.stdin is not None
     assert process.stdout is not None
-    with suppress(BrokenPipeError):
-        process.stdin.write(encode(task) + b"\n")
-        process.stdin.flush()
-        if process.stdout.readline():
-            return True
-    _close(process)
-    return False
+    source, sink, end = process.stdout.fileno(), process.stdin.fileno(), monotonic() + seconds
+    os.set_blocking(sink, False)
+    poll = select.poll()
+    poll.register(source, select.POLLIN)
+    poll.register(sink, select.POLLOUT)
+    pieces: list[bytes] = []
+    left = memoryview(line)
+    while not (pieces and pieces[-1].endswith(b"\n")):
+        ready = dict(poll.poll(max(0.0, 1e3 * (end - monotonic()))))
+        if not ready:
+            raise TimeoutError
+        if source in ready:
+            if not (piece := os.read(source, 1 << 16)):
+                return b""
+            pieces.append(piece)
+        elif sink in ready:
+            try:
+                left = left[os.write(sink, left) :]
+            except BrokenPipeError:
+                left = left[:0]
+            if not left:
+                poll.unregister(sink)
+    return b"".join(pieces)
 
 
-def _close(process: subprocess.Popen[bytes]) -> None:
+def _close(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code, once it has ended."""
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            with suppress(BrokenPipeError):
-                pipe.close()
+            pipe.close()
+    return process.wait()

@@ -243,7 +243,7 @@ IMPOSSIBLE = {**FUNCTION, "strict": True, "parameters": {"not": {}}}
         ({"functions": [FUNCTION], "function_call": {"name": "g"}}, "function_call"),
         (
             {"tools": [{"type": "function", "function": {**FUNCTION, "strict": True, "parameters": {"not": {}}}}]},
-            "tools",
+            "tools[0].function.parameters",
         ),
     ],
 )

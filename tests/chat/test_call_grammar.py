@@ -12,7 +12,7 @@ import pytest
 from support.fake_engine import BOS, EOS, ByteTokenizer
 
 from llamafast.chat.call_grammar import CallGrammar
-from llamafast.chat.constraint import Constraints
+from llamafast.chat.compiler import compiled, grammar_text, grammar_tokenizer
 from llamafast.chat.custom_input import INPUT, CustomInput
 from llamafast.chat.dialects.forms import CallForm, Dialect
 from llamafast.chat.dialects.parser import DialectParser
@@ -22,7 +22,7 @@ from llamafast.chat.reply import assemble
 from llamafast.chat.tools import Tool
 from llamafast.errors import UnsupportedParameter
 
-CONSTRAINTS = Constraints(ByteTokenizer())
+TOKENIZER = grammar_tokenizer(ByteTokenizer())
 WEATHER = {
     "type": "object",
     "properties": {
@@ -45,8 +45,13 @@ FORCIBLE = [*DIALECTS, GENERIC]
 def matcher(dialect: Dialect, tools: tuple[Tool, ...] = TOOLS, answer: Any = None, **options: Any) -> Any:
     grammar = CallGrammar(dialect, lambda text: None, ())
     grammars = grammar.reply(tools, answer, **{"forced": False, "parallel": False, "begun": ""} | options)
-    assert grammars is not None
-    return CONSTRAINTS.compile(grammars, "tools").deep_copy()
+    return start_of(grammars)
+
+
+def start_of(grammars: Any) -> Any:
+    found = compiled(TOKENIZER, grammar_text(grammars))
+    assert not isinstance(found, str), found
+    return found
 
 
 def allowed_bytes(walk: Any) -> list[int]:
@@ -170,7 +175,7 @@ def test_strings_that_cannot_be_bounded_without_quotes(schema, reason):
     qwen = next(dialect for dialect in TAGGED if dialect.name == "qwen-xml")
     with pytest.raises(UnsupportedParameter, match=re.escape(reason)) as caught:
         matcher(qwen, (tool(text=schema),), forced=True)
-    assert caught.value.param == "tools"
+    assert caught.value.param == "tools.parameters"
     assert takes(matcher(qwen, (tool(False, text=schema),), forced=True), "<tool_call>")[0] == 11
 
 
@@ -338,9 +343,9 @@ def test_control_tokens_are_tokens():
     controls = {"<s>": BOS, "</s>": EOS}
     grammar = CallGrammar(Dialect(name="x", forms=(form,), reasoning=()), controls.get, [EOS])
     grammars = grammar.reply(TOOLS[1:], None, forced=True, parallel=False, begun="")
-    walk: Any = CONSTRAINTS.compile(grammars, "tools").deep_copy()
+    walk = start_of(grammars)
     assert walk.try_consume_tokens(list(b"<s>")) == 0
-    walk = CONSTRAINTS.compile(grammars, "tools").deep_copy()
+    walk = start_of(grammars)
     # the mark that ends the reply is left to the model
     assert walk.try_consume_tokens([BOS, *b"noop:{}"]) == 8
     assert walk.is_accepting()

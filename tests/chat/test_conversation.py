@@ -14,7 +14,6 @@ from support.fake_engine import INFO, ByteTokenizer
 from support.templates import TEMPLATES
 
 from llamafast.api.schema.chat import ChatRequest
-from llamafast.chat.constraint import Constraints
 from llamafast.chat.conversation import Conversation
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import plan_chat
@@ -84,11 +83,11 @@ async def test_another_conversation_goes_on_from_the_system_prompt(
     engines = [load_engine(config(path, ram_bytes=ram, **options), path) for ram in (10**8, 0)]
     for engine in engines:
         engine.start()
-    chat, constraints = ChatFormat(engine.info, engine.tokenizer), Constraints(engine.tokenizer)
+    chat = ChatFormat(engine.info, engine.tokenizer)
 
     async def answer(*messages: dict[str, str]) -> tuple[int, tuple[int, ...]]:
         request = ChatRequest(messages=list(messages), max_tokens=8, temperature=0, ignore_eos=True)
-        plan = plan_chat(request, chat, engine.tokenizer, constraints, engine.info).plan
+        plan = plan_chat(request, chat, engine.tokenizer, engine.info).plan
         generations = [engine.submit(plan) for engine in engines]
         texts = await asyncio.gather(*map(collect, generations))
         assert texts[0] == texts[1]

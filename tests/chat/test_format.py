@@ -10,7 +10,6 @@ from support.fake_engine import INFO, ByteTokenizer
 from support.templates import SPARSE_TEMPLATES, TEMPLATES
 
 from llamafast.api.schema.chat import ChatRequest
-from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import ChatPlan, plan_chat
 from llamafast.chat.reply import Message, PlainReply, assemble
@@ -34,7 +33,7 @@ def planned(template: str, dialect: str | None = None, **fields: object) -> Chat
     info = replace(INFO, chat_template="{{ messages | tojson }}" + template, dialect=dialect, max_seq_len=2048)
     tokenizer = MarkTokenizer()
     request = ChatRequest(messages=[{"role": "user", "content": "hi"}], **fields)  # type: ignore[arg-type]
-    return plan_chat(request, ChatFormat(info, tokenizer), tokenizer, Constraints(tokenizer), info)
+    return plan_chat(request, ChatFormat(info, tokenizer), tokenizer, info)
 
 
 def reads(plan: ChatPlan, text: str) -> Message:

@@ -12,7 +12,6 @@ from support.fake_engine import BOS, EOS, INFO, N_VOCAB, ByteTokenizer
 
 from llamafast.api.schema.chat import ChatRequest
 from llamafast.api.schema.completions import CompletionRequest
-from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import MAX_TOTAL_CHOICES, echo_texts, plan_chat, plan_completion
 from llamafast.engine.types import Plan, SamplingParams
@@ -20,17 +19,16 @@ from llamafast.errors import ContextLengthExceeded, InvalidRequest
 
 TOKENIZER = ByteTokenizer()
 CHAT = ChatFormat(INFO, TOKENIZER)
-CONSTRAINTS = Constraints(TOKENIZER)
 
 
 def completion(prompt: Any = "a", **fields: Any) -> Plan:
     request = msgspec.convert({"prompt": prompt, **fields}, CompletionRequest)
-    return plan_completion(request, TOKENIZER, CONSTRAINTS, INFO)
+    return plan_completion(request, TOKENIZER, INFO)[0]
 
 
 def chat(**fields: Any) -> Plan:
     fields = {"messages": [{"role": "user", "content": "hi"}], **fields}
-    return plan_chat(msgspec.convert(fields, ChatRequest), CHAT, TOKENIZER, CONSTRAINTS, INFO).plan
+    return plan_chat(msgspec.convert(fields, ChatRequest), CHAT, TOKENIZER, INFO).plan
 
 
 def written(template: str | None) -> ChatFormat:
@@ -114,7 +112,7 @@ def test_null_is_the_default_everywhere() -> None:
 def test_what_the_model_recommends_is_the_default() -> None:
     info = msgspec.structs.replace(INFO, sampling=SamplingParams(temperature=0.3, top_k=64))
     request = msgspec.convert({"prompt": "a", "top_k": 0}, CompletionRequest)
-    sampling = plan_completion(request, TOKENIZER, CONSTRAINTS, info).sampling
+    sampling = plan_completion(request, TOKENIZER, info)[0].sampling
     assert (sampling.temperature, sampling.top_k) == (0.3, 0)
 
 
@@ -219,7 +217,7 @@ def test_stop_strings() -> None:
 def test_echo_gives_the_prompts_back() -> None:
     for prompt, texts in (("hé</s>", ["hé</s>"]), ([[104, 105, EOS], [0xFF]], ["hi</s>", "\ufffd"])):
         request = CompletionRequest(prompt=prompt, echo=True)
-        plan = plan_completion(request, TOKENIZER, CONSTRAINTS, INFO)
+        plan, _ = plan_completion(request, TOKENIZER, INFO)
         assert echo_texts(request, plan, TOKENIZER) == texts
 
 
@@ -237,7 +235,7 @@ def test_template_variables() -> None:
         messages=[{"role": "user"}], reasoning_effort="low", verbosity="high",
         chat_template_kwargs={"enable_thinking": False, "verbosity": "own"},
     )  # fmt: skip
-    (tokens,) = plan_chat(request, form, TOKENIZER, CONSTRAINTS, INFO).plan.prompts
+    (tokens,) = plan_chat(request, form, TOKENIZER, INFO).plan.prompts
     assert TOKENIZER.detokenize(tokens) == "low|own|False"
 
 
@@ -257,7 +255,7 @@ def test_thinking_is_switched_under_both_names(fields: dict[str, Any], thinking:
     source = "{{ enable_thinking }}|{{ thinking }}|{{ documents[0].title }}{{ documents[0].text }}"
     request = ChatRequest(messages=[{"role": "user"}], documents=[{"title": "t"}], **fields)
     chat_format = written(source)
-    (tokens,) = plan_chat(request, chat_format, TOKENIZER, CONSTRAINTS, INFO).plan.prompts
+    (tokens,) = plan_chat(request, chat_format, TOKENIZER, INFO).plan.prompts
     assert TOKENIZER.detokenize(tokens) == f"{thinking}|{thinking}|t"
 
 
@@ -283,13 +281,13 @@ def test_template_kwargs_may_have_any_other_name() -> None:
 def test_a_chat_without_template_or_text_or_room() -> None:
     request = ChatRequest(messages=[{"role": "user", "content": "x" * 600}])
     with pytest.raises(InvalidRequest, match="no chat template"):
-        plan_chat(request, written(None), TOKENIZER, CONSTRAINTS, INFO)
+        plan_chat(request, written(None), TOKENIZER, INFO)
     silent = ChatRequest(messages=[{"role": "user"}])
     with pytest.raises(InvalidRequest, match="no tokens") as caught:
-        plan_chat(silent, written(""), TOKENIZER, CONSTRAINTS, INFO)
+        plan_chat(silent, written(""), TOKENIZER, INFO)
     assert caught.value.param == "messages"
     with pytest.raises(ContextLengthExceeded) as exceeded:
-        plan_chat(request, CHAT, TOKENIZER, CONSTRAINTS, INFO)
+        plan_chat(request, CHAT, TOKENIZER, INFO)
     assert exceeded.value.param == "messages"
     assert exceeded.value.message.startswith(
         "This model's maximum context length is 512 tokens. However, your messages"

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from llamafast.chat.constraint import matches
+from llamafast.chat.compiler import acceptor
 from llamafast.chat.quoted_grammar import MAX_SETS, quoted
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
@@ -59,13 +59,13 @@ def in_string(text: str) -> str:
     ],
 )
 def test_short_texts(grammar: str) -> None:
-    inside = quoted(grammar)
+    within, outside = acceptor({"lark_grammar": quoted(grammar)}), acceptor({"lark_grammar": grammar})
     taken = 0
     for n in range(4):
         for chars in product(ALPHABET, repeat=n):
             text = "".join(chars)
-            allowed = matches({"lark_grammar": grammar}, text, "x")
-            assert matches({"lark_grammar": inside}, in_string(text), "x") == allowed, text
+            allowed = outside(text)
+            assert within(in_string(text)) == allowed, text
             taken += allowed
     assert taken
 
@@ -73,16 +73,16 @@ def test_short_texts(grammar: str) -> None:
 def test_a_patch() -> None:
     added = '*** Add File: a "b"\\c.py\n+print("é\t\\n")\n+\n'
     text = f'*** Begin Patch\n{added}*** Update File: x\n@@ def\n-a\n+"b"\n*** End Patch'
-    inside = {"lark_grammar": quoted(PATCH)}
-    assert matches({"lark_grammar": PATCH}, text, "x")
-    assert matches(inside, in_string(text), "x")
+    within = acceptor({"lark_grammar": quoted(PATCH)})
+    assert acceptor({"lark_grammar": PATCH})(text)
+    assert within(in_string(text))
     for wrong in (
         text,
         in_string(text.replace("+", "*")),
         in_string(text) + "\\t",
         in_string(text).replace("\\n", "\\u000a"),
     ):
-        assert not matches(inside, wrong, "x")
+        assert not within(wrong)
 
 
 def test_what_needs_no_quoting_stays() -> None:

@@ -10,7 +10,7 @@ import openai
 import pydantic
 import pytest
 
-from llamafast.chat.constraint import matches
+from llamafast.chat.compiler import acceptor
 
 COUNT: Any = {
     "type": "object",
@@ -99,7 +99,7 @@ def test_a_forced_custom_tool(answer, syntax: str, definition: str, lark: str) -
     tool: Any = {"type": "custom", "name": "edit", "format": form}
     call = only_call(answer(tools=[tool, *TOOLS], tool_choice={"type": "custom", "name": "edit"}))
     assert (call.type, call.name) == ("custom_tool_call", "edit")
-    assert matches({"lark_grammar": lark}, call.input, "x")
+    assert acceptor({"lark_grammar": lark})(call.input)
 
 
 def test_text_formats(answer) -> None:

@@ -113,21 +113,13 @@ class GenerationOptions(Struct, kw_only=True):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
 
     return_token_ids: bool | None = None
     return_tokens: bool | None = None
     n_probs: int | None = None
     post_sampling_probs: bool | None = None
     prompt_logprobs: int | None = None
-
-    @property
-    def constrained(self) -> bool:
-        """Whether a grammar may have to be compiled, which is nothing for the event loop."""
-        fields = (
-            self.response_format, self.json_schema, self.grammar, self.structured_outputs,
-            self.guided_json, self.guided_regex, self.guided_choice, self.guided_grammar,
-        )  # fmt: skip
-        return any(field is not None for field in fields)
 
     @property
     def wants_usage(self) -> bool:

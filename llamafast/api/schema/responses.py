@@ -67,11 +67,6 @@ class ResponsesRequest(PlatformOptions, kw_only=True):
     client_metadata: dict[str, Any] | None = None
 
     @property
-    def compiles(self) -> bool:
-        """Whether ``text.format``, a tool or an extension may ask for a grammar."""
-        return self.constrained or bool(self.tools) or (self.text is not None and self.text.format is not None)
-
-    @property
     def wants_logprobs(self) -> bool:
         """Who names a number of alternatives wants them also without ``include``."""
         return "message.output_text.logprobs" in (self.include or ()) or bool(self.top_logprobs)

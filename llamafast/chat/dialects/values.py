@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from json.encoder import encode_basestring
 from typing import Any
+from urllib.parse import unquote
 
 from llamafast.chat.dialects.source import BLANK, Marks, Sink, Source, Step
 
@@ -25,7 +26,8 @@ _IN_STRING = {'"': re.compile(r'["\\\x00-\x1f]'), "'": re.compile(r"""['"\\\x00-
 _ESCAPABLE = frozenset('"\\/bfnrtu')
 _GEMMA_QUOTE = '<|"|>'
 _GEMMA_END = Marks([_GEMMA_QUOTE])
-_MAX_REFERENCES = 8
+# That one parameter's types are gathered from.
+MAX_SCHEMAS = 256
 
 
 def escaped(text: str) -> str:
@@ -157,28 +159,45 @@ def json_types(value: Any) -> tuple[str, ...]:
     return (names.get(type(value), "null"),)
 
 
-def types_of(schema: Any, root: Mapping[str, Any], references: int = 0) -> frozenset[str]:
-    """The JSON types that ``schema`` allows, as far as it says; ``root`` is what its ``$ref`` point into."""
-    if not isinstance(schema, dict):
-        return frozenset()
+def types_of(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
+    """The JSON types that ``schema`` allows, as far as it says; ``root`` is what its ``$ref`` point into.
+
+    Looks at each schema once and at no more than ``MAX_SCHEMAS``.
+    """
     types: set[str] = set()
-    declared = schema.get("type")
-    types.update(t for t in (declared if isinstance(declared, list) else [declared]) if isinstance(t, str))
-    if schema.get("nullable") is True:
-        types.add("null")
-    if declared is None:
-        values = [schema["const"]] if "const" in schema else schema.get("enum")
-        types.update(json_types(value)[0] for value in (values if isinstance(values, list) else ()))
-    for key in ("anyOf", "oneOf", "allOf"):
-        for choice in schema[key] if isinstance(schema.get(key), list) and references < _MAX_REFERENCES else ():
-            types |= types_of(choice, root, references + 1)
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#/") and references < _MAX_REFERENCES:
-        target: Any = root
-        for name in reference[2:].split("/"):
-            target = target.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(target, dict) else None
-        types |= types_of(target, root, references + 1)
+    seen: set[int] = set()
+    waiting = [schema]
+    while waiting and len(seen) < MAX_SCHEMAS:
+        one = waiting.pop()
+        if not isinstance(one, dict) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        declared = one.get("type")
+        types.update(t for t in (declared if isinstance(declared, list) else [declared]) if isinstance(t, str))
+        if one.get("nullable") is True:
+            types.add("null")
+        if declared is None:
+            values = [one["const"]] if "const" in one else one.get("enum")
+            types.update(json_types(value)[0] for value in (values if isinstance(values, list) else ()))
+        for key in ("anyOf", "oneOf", "allOf"):
+            waiting += one[key] if isinstance(one.get(key), list) else ()
+        if "$ref" in one:
+            waiting.append(target_of(one["$ref"], root))
     return frozenset(types)
+
+
+def target_of(reference: Any, root: Mapping[str, Any]) -> Any:
+    """What a ``$ref`` points at within ``root``; None where that is nothing."""
+    if not isinstance(reference, str) or reference[:2] not in ("#", "#/"):
+        return None
+    target: Any = root
+    for step in reference[2:].split("/") if reference != "#" else ():
+        name = unquote(step).replace("~1", "/").replace("~0", "~")
+        if isinstance(target, list):
+            target = target[int(name)] if name.isdecimal() and len(name) < 8 and int(name) < len(target) else None
+        else:
+            target = target.get(name) if isinstance(target, dict) else None
+    return target
 
 
 def coerced(text: str, types: frozenset[str]) -> str:
