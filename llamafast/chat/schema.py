@@ -6,6 +6,7 @@ says in llguidance's words what that knows by other ones.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
 from itertools import combinations
@@ -31,6 +32,7 @@ _DEFINITIONS = frozenset({"$defs", "definitions"})
 _WAYS = ("$ref", "anyOf", "oneOf")
 _JOINING = frozenset({"allOf", "not", "if", "then", "else", "dependentSchemas", "contains", "propertyNames"})
 _ABOUT = frozenset({"title", "description", "default", "examples", "deprecated", "readOnly", "$comment", "$schema"})
+_OF_NUMBERS = frozenset({"type", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
 _ANYTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -56,8 +58,7 @@ def readable(schema: dict[str, Any], *, exact: bool) -> dict[str, Any]:
 def followed(schema: dict[str, Any], *, exact: bool) -> dict[str, Any]:
     """The schema for llguidance, ``exact`` as for ``readable``. Raises RecursionError likewise."""
     read = readable(schema, exact=exact)
-    rewritten: dict[str, Any] = _Rewriting(read).schema(read, merged=False)
-    return rewritten
+    return _Rewriting(read).root(read)
 
 
 def _whole(value: Any) -> Any:
@@ -103,6 +104,11 @@ class _Rewriting:
         self._exclusive = _Exclusive(root)
         # a definition that has to hold together with something else may be used so from anywhere
         self._joined = any(_joined_references(root, False))
+        self._shared = _Shared(root)
+
+    def root(self, schema: dict[str, Any]) -> dict[str, Any]:
+        rewritten: dict[str, Any] = self.schema(schema, merged=False)
+        return self._shared.defined(rewritten)
 
     def schema(self, schema: Any, merged: bool) -> Any:
         """``merged``: it may have to hold together with another, of which llguidance makes one."""
@@ -117,7 +123,8 @@ class _Rewriting:
             rewritten[key] = _below(partial(self.schema, merged=within), key, value)
         if self._exclusive.are(schema):
             rewritten["anyOf"] = rewritten.pop("oneOf")
-        return _bounded(rewritten, merged=inner or self._joined)
+        bounded = _bounded(rewritten, merged=inner or self._joined)
+        return bounded if inner or bounded is rewritten else self._shared.reference(bounded)
 
 
 def _joins(schema: Mapping[str, Any]) -> bool:
@@ -165,6 +172,32 @@ def _bounded(schema: dict[str, Any], *, merged: bool) -> dict[str, Any]:
     if "number" in names and "multipleOf" not in schema and not merged:
         bounds["multipleOf"] = _DECIMALS
     return {**schema, **bounds}
+
+
+class _Shared:
+    """The bounded numbers of one schema, each defined once: llguidance takes a millisecond for one."""
+
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        given = root.get("$defs", {})
+        # below an "$id" references lead elsewhere
+        self._possible = isinstance(given, dict) and '"$id"' not in json.dumps(root)
+        self._prefix = "-" * (1 + max((len(name) for name in given), default=0)) if self._possible else ""
+        self._names: dict[str, str] = {}
+        self._definitions: dict[str, Any] = {}
+
+    def reference(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """What takes the place of ``schema`` where that says nothing but which numbers, and nothing of definitions."""
+        said = {key: value for key, value in schema.items() if key not in _ABOUT}
+        if not self._possible or said.keys() - _OF_NUMBERS:
+            return schema
+        name = self._names.setdefault(json.dumps(said), f"{self._prefix}{len(self._names)}")
+        self._definitions[name] = said
+        return {"$ref": f"#/$defs/{name}"}
+
+    def defined(self, root: dict[str, Any]) -> dict[str, Any]:
+        if not self._definitions:
+            return root
+        return {**root, "$defs": {**root.get("$defs", {}), **self._definitions}}
 
 
 def _is_number(value: Any) -> bool:

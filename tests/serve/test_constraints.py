@@ -126,7 +126,9 @@ def test_five_hundred_schemas_at_temperature_one(tiny):
             ended += 1
             jsonschema.validate(json.loads(text), schema)
         else:
-            assert (check(schema, text).reason or "").startswith("not complete"), (schema, text)
+            # the last token may have completed it
+            verdict = check(schema, text)
+            assert verdict.reason is None or verdict.reason.startswith("not complete"), (schema, text)
     assert ended > 200
 
 
