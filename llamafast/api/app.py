@@ -23,6 +23,7 @@ from llamafast.api.sse import PING_SECONDS
 from llamafast.api.system import SystemEndpoints
 from llamafast.api.tokens import TokenEndpoints
 from llamafast.api.websocket import WebSocket
+from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
 from llamafast.config import ResponsesConfig
 from llamafast.engine.types import EnginePort
@@ -71,7 +72,8 @@ class App:
         self._system = system = SystemEndpoints(engine, stall_seconds, metrics_aliases)
         self.chat = chat = ChatFormat(engine.info, engine.tokenizer)
         tokens = TokenEndpoints(engine, chat)
-        grammars = Grammars(engine.tokenizer)
+        # now, when nobody waits yet
+        grammars = Grammars(Constraints(engine.tokenizer) if engine.info.generates else None)
         store = ResponseStore(responses)
         responder = Responder(engine, ResponsePlanner(engine, chat), grammars, store)
         self._responses = ResponsesEndpoint(engine.info, responder, store, ping_seconds)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
 
 from msgspec.structs import replace
 
 from llamafast.chat.asked import Ask
 from llamafast.chat.constraint import Compiled, Constraints
 from llamafast.chat.trial import PROCESSES, Attempt
-from llamafast.engine.types import Matcher, Plan, Vocabulary
+from llamafast.engine.types import Matcher, Plan
 
 # Of grammars that are kept, refused ones too, and of their text: what one takes compiled grows with that.
 KEPT = 128
@@ -26,9 +25,9 @@ class Grammars:
     of it is kept by the digest of what was asked, the least recently used go first.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._constraints = Constraints(vocabulary)
-        self._preparing = Lock()
+    def __init__(self, constraints: Constraints | None) -> None:
+        """None for a model that does not generate: nothing is asked of it."""
+        self._constraints = constraints
         self._pool = ThreadPoolExecutor(PROCESSES, thread_name_prefix="grammar")
         self._running: dict[bytes, _Compilation] = {}
         self._kept: OrderedDict[bytes, Compiled] = OrderedDict()
@@ -57,8 +56,7 @@ class Grammars:
         return compiled.matcher
 
     def _compile(self, ask: Ask, attempt: Attempt) -> Compiled:
-        with self._preparing:
-            self._constraints.prepare()
+        assert self._constraints is not None
         return self._constraints.compile(ask, attempt)
 
     def _keep(self, key: bytes, compiled: Compiled) -> None:

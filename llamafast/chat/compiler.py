@@ -18,6 +18,8 @@ from llamafast.engine.types import Vocabulary
 log = logging.getLogger(__name__)
 
 _MAX_QUOTED = 500
+# Bytes of what every text begins with that are cut into tokens on trial: that is done with the GIL.
+_MAX_FORCED = 4096
 # Where a reason goes on with the lines of the grammar, which is ours.
 _LISTING = re.compile(r"\s\d{1,7} \| ")
 
@@ -43,7 +45,7 @@ def compiled(tokenizer: LLTokenizer, text: str) -> LLMatcher | str:
         # the first masks, one before and one after what every text begins with, meet what is left for later
         trial = matcher.deep_copy()
         trial.compute_bitmask()
-        trial.try_consume_tokens(tokenizer.tokenize_bytes(trial.compute_ff_bytes()))
+        trial.try_consume_tokens(tokenizer.tokenize_bytes(trial.compute_ff_bytes()[:_MAX_FORCED]))
         trial.compute_bitmask()
         if not trial.is_error():
             return matcher

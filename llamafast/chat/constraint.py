@@ -33,23 +33,18 @@ class Compiled(NamedTuple):
 
 
 class Constraints:
-    """Compiles what requests ask for, for one vocabulary. Slow, so not for the event loop."""
+    """Compiles what requests ask for, for one vocabulary. Reading that takes up to a second, with the GIL."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._tokenizer = lru_cache(1)(lambda: grammar_tokenizer(vocabulary))
-        self._outline = lru_cache(1)(lambda: outline(vocabulary))
-
-    def prepare(self) -> None:
-        """Read the vocabulary, which takes up to a second. Thread-safe is what comes after."""
-        self._tokenizer()
-        self._outline()
+        self._tokenizer = grammar_tokenizer(vocabulary)
+        self._outline = outline(vocabulary)
 
     def compile(self, ask: Ask, attempt: Attempt | None = None) -> Compiled:
-        """Raises Stopped where ``attempt`` was."""
-        outcome = trials().outcome(self._outline(), ask, attempt)
+        """Slow, so not for the event loop; thread-safe. Raises Stopped where ``attempt`` was."""
+        outcome = trials().outcome(self._outline, ask, attempt)
         if outcome.refusal is not None:
             return Compiled(outcome.refusal, 0, outcome.certain)
-        matcher = compiled(self._tokenizer(), outcome.grammar)
+        matcher = compiled(self._tokenizer, outcome.grammar)
         found = Refusal(f"a grammar cannot be followed: {matcher}") if isinstance(matcher, str) else matcher
         return Compiled(found, len(outcome.grammar), outcome.certain)
 

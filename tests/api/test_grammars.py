@@ -12,6 +12,7 @@ from support.fake_engine import ByteTokenizer
 from llamafast.api import grammars as grammars_module
 from llamafast.api.grammars import Grammars
 from llamafast.chat.asked import Ask, Asked
+from llamafast.chat.constraint import Constraints
 from llamafast.chat.trial import PROCESSES, Trials
 from llamafast.engine.types import Plan, SamplingParams
 from llamafast.errors import InvalidRequest
@@ -42,7 +43,7 @@ def trials(monkeypatch):
 
 @pytest.fixture
 def grammars():
-    return Grammars(ByteTokenizer())
+    return Grammars(Constraints(ByteTokenizer()))
 
 
 async def test_equal_grammars_are_compiled_once(trials, grammars):
@@ -141,3 +142,25 @@ async def test_a_tool_that_cannot_be_followed_is_named(client: AsgiClient):
         assert words in response.error["message"]
         assert "%json" not in response.error["message"]
         assert "start:" not in response.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ({"syntax": "lark", "definition": "start: nowhere"}, 'unknown name: "nowhere"'),
+        ({"syntax": "lark", "definition": 'root ::= ("a"'}, "is not a valid grammar"),
+        ({"syntax": "lark", "definition": 'start: "\\n" ~A\nA: "a"'}, "which writes JSON"),
+        ({"syntax": "lark", "definition": "start: /[a" + "[" * 100_000}, "cannot be followed"),
+        ({"syntax": "regex", "definition": "(?=a)b"}, "which writes JSON"),
+    ],
+)
+async def test_a_custom_tool_that_cannot_be_followed_is_named(client: AsgiClient, form: dict[str, Any], words: str):
+    tools = [
+        {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}},
+        {"type": "custom", "name": "edit", "format": {"type": "grammar", **form}},
+    ]
+    response = await client.post("/v1/responses", {"input": "x", "tools": tools})
+    assert (response.status, response.error["param"]) == (400, "tools[1].format.definition")
+    assert words in response.error["message"]
+    assert "tools[1].format.definition" in response.error["message"]
+    assert "%lark" not in response.error["message"]

@@ -189,8 +189,6 @@ def test_tools() -> None:
         ({"type": "image"}, "format"),
         ({"type": "grammar", "syntax": "gbnf", "definition": "x"}, "format"),
         ({"type": "grammar", "syntax": "lark"}, "format.definition"),
-        ({"type": "grammar", "syntax": "lark", "definition": "start: nowhere"}, "format.definition"),
-        ({"type": "grammar", "syntax": "regex", "definition": "(?=a)b"}, "format.definition"),
     ],
 )
 def test_formats_that_are_none(form: Any, param: str) -> None:
