@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -19,7 +21,8 @@ KEPT_BYTES = 4 << 20
 
 
 class Grammars:
-    """Has threads of its own, as many as can be compiled at once: who waits for one keeps nobody from another thread.
+    """Has threads of its own, as many as can be compiled at once: who waits for one keeps nobody from another thread,
+    and grammars that take long keep no others waiting.
 
     Requests that ask for the same at the same time wait for one compilation; it ends with the last of them. What came
     of it is kept by the digest of what was asked, the least recently used go first.
@@ -28,7 +31,8 @@ class Grammars:
     def __init__(self, constraints: Constraints | None) -> None:
         """None for a model that does not generate: nothing is asked of it."""
         self._constraints = constraints
-        self._pool = ThreadPoolExecutor(PROCESSES, thread_name_prefix="grammar")
+        self._quick = ThreadPoolExecutor(PROCESSES, thread_name_prefix="grammar")
+        self._slow = ThreadPoolExecutor(PROCESSES, thread_name_prefix="slow-grammar")
         self._running: dict[bytes, _Compilation] = {}
         self._kept: OrderedDict[bytes, Compiled] = OrderedDict()
         self._n_bytes = 0
@@ -44,8 +48,7 @@ class Grammars:
         one = self._running.get(ask.key)
         if one is None:
             attempt = Attempt()
-            future = asyncio.get_running_loop().run_in_executor(self._pool, self._compile, ask, attempt)
-            one = self._running[ask.key] = _Compilation(future, attempt)
+            one = self._running[ask.key] = _Compilation(self._compiled(ask, attempt), attempt)
         try:
             compiled = await one.result()
         finally:
@@ -55,9 +58,13 @@ class Grammars:
         self._keep(ask.key, compiled)
         return compiled.matcher
 
-    def _compile(self, ask: Ask, attempt: Attempt) -> Compiled:
+    async def _compiled(self, ask: Ask, attempt: Attempt) -> Compiled:
         assert self._constraints is not None
-        return self._constraints.compile(ask, attempt)
+        loop = asyncio.get_running_loop()
+        quick = await loop.run_in_executor(self._quick, self._constraints.quickly, ask, attempt)
+        if quick is not None:
+            return quick
+        return await loop.run_in_executor(self._slow, self._constraints.patiently, ask, attempt)
 
     def _keep(self, key: bytes, compiled: Compiled) -> None:
         if not compiled.certain or key in self._kept:
@@ -71,20 +78,20 @@ class Grammars:
 class _Compilation:
     """One grammar's, for all requests that wait for it."""
 
-    def __init__(self, future: asyncio.Future[Compiled], attempt: Attempt) -> None:
+    def __init__(self, work: Coroutine[Any, Any, Compiled], attempt: Attempt) -> None:
         self.n_waiting = 0
-        self._future = future
+        self._task = asyncio.create_task(work)
         self._attempt = attempt
         # also where nobody is left to hear of it
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def result(self) -> Compiled:
         self.n_waiting += 1
         try:
-            await asyncio.wait([self._future])
-            return self._future.result()
+            await asyncio.wait([self._task])
+            return self._task.result()
         finally:
             self.n_waiting -= 1
-            if not self.n_waiting and not self._future.done():
+            if not self.n_waiting and not self._task.done():
                 self._attempt.stop()
-                self._future.cancel()
+                self._task.cancel()

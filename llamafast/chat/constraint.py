@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TextIO
 
 from llamafast.chat.asked import Ask, Asked, Refusal
 from llamafast.chat.compiler import StandIn, compiled, grammar_tokenizer
-from llamafast.chat.trial import Attempt, outline, trials
+from llamafast.chat.trial import TOO_LONG, Attempt, Outcome, outline, quick_trials, trials
 from llamafast.engine.types import Matcher, Vocabulary
 from llamafast.errors import InvalidRequest
 
@@ -39,9 +39,20 @@ class Constraints:
         self._tokenizer = grammar_tokenizer(vocabulary)
         self._outline = outline(vocabulary)
 
-    def compile(self, ask: Ask, attempt: Attempt | None = None) -> Compiled:
-        """Slow, so not for the event loop; thread-safe. Raises Stopped where ``attempt`` was."""
-        outcome = trials().outcome(self._outline, ask, attempt)
+    def compile(self, ask: Ask) -> Compiled:
+        quick = self.quickly(ask)
+        return self.patiently(ask) if quick is None else quick
+
+    def quickly(self, ask: Ask, attempt: Attempt | None = None) -> Compiled | None:
+        """None where it takes longer. Not for the event loop; thread-safe. Raises Stopped where ``attempt`` was."""
+        outcome = quick_trials().outcome(self._outline, ask, attempt)
+        return None if outcome is None else self._compiled(outcome)
+
+    def patiently(self, ask: Ask, attempt: Attempt | None = None) -> Compiled:
+        """The same with as much time as any may take."""
+        return self._compiled(trials().outcome(self._outline, ask, attempt) or Outcome(refusal=TOO_LONG))
+
+    def _compiled(self, outcome: Outcome) -> Compiled:
         if outcome.refusal is not None:
             return Compiled(outcome.refusal, 0, outcome.certain)
         matcher = compiled(self._tokenizer, outcome.grammar)

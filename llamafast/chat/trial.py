@@ -2,13 +2,13 @@
 
 Some hundred bytes of schema can keep llguidance busy for hours or make it take all memory, and a thread cannot be
 stopped. So a process of its own reads, translates and compiles each new grammar first; the kernel ends it where it
-takes too much.
+takes too much. Most take some milliseconds: there are processes for these, so that none of them waits for those that
+take seconds.
 """
 
 from __future__ import annotations
 
 import atexit
-import math
 import os
 import resource
 import select
@@ -18,7 +18,7 @@ import sys
 from contextlib import suppress
 from functools import lru_cache
 from queue import Empty, LifoQueue
-from time import monotonic, process_time
+from time import monotonic
 
 from llguidance import LLTokenizer
 from msgspec import Struct
@@ -28,19 +28,21 @@ from llamafast.chat.asked import Ask, Asked, Refusal, written
 from llamafast.chat.compiler import StandIn, grammar_tokenizer
 from llamafast.engine.types import Vocabulary
 
-# Of CPU time for one grammar; the kernel counts whole ones.
-SECONDS = 4
+# Of CPU time for one grammar: at first, and for one that takes longer.
+QUICK_SECONDS = 0.25
+SECONDS = 4.0
 # Of time by the clock: what a process that gets hardly any of a CPU, or was stopped, may keep others waiting.
 WALL_SECONDS = 120.0
 # Of address space; compiling a grammar of average size takes a tenth of it.
 BYTES = 1 << 31
-PROCESSES = 4
+# Of each kind.
+PROCESSES = 2
 # Below the event loop and the compute threads. It takes effect within a session only: Linux divides CPUs among those.
+QUICK_NICENESS = 10
 NICENESS = 19
 
-_TOO_MUCH = Refusal("compiling the grammar of this request takes too long or too much memory")
-# By which the kernel, or what it has told that there is no more memory, ends a process over its task.
-_VERDICTS = frozenset({signal.SIGXCPU, signal.SIGABRT})
+TOO_LONG = Refusal("compiling the grammar of this request takes too long")
+_TOO_LARGE = Refusal("compiling the grammar of this request takes too much memory")
 
 
 class Outline(Struct, frozen=True):
@@ -89,7 +91,7 @@ class Attempt:
 class Trials:
     """Up to ``PROCESSES`` processes, started as they are needed and kept. Thread-safe."""
 
-    def __init__(self, seconds: int = SECONDS, wall_seconds: float = WALL_SECONDS, niceness: int = NICENESS) -> None:
+    def __init__(self, seconds: float, niceness: int, wall_seconds: float = WALL_SECONDS) -> None:
         self._call = f"answer_lines({seconds}, {niceness})"
         self._wall_seconds = wall_seconds
         self._idle: LifoQueue[subprocess.Popen[bytes] | None] = LifoQueue()
@@ -97,9 +99,11 @@ class Trials:
             self._idle.put(None)
         atexit.register(self.close)
 
-    def outcome(self, outline: bytes, ask: Ask, attempt: Attempt | None = None) -> Outcome:
-        """``outline`` is an Outline in JSON. Raises Stopped, and RuntimeError when the process ends of itself twice,
-        which is a bug."""
+    def outcome(self, outline: bytes, ask: Ask, attempt: Attempt | None = None) -> Outcome | None:
+        """None: the CPU time that it may take was not enough. ``outline`` is an Outline in JSON.
+
+        Raises Stopped, and RuntimeError when the process ends of itself twice, which is a bug.
+        """
         attempt = attempt or Attempt()
         line = b'{"outline":%b,"asked":%b}\n' % (outline, ask.line)
         process = self._idle.get()
@@ -114,7 +118,7 @@ class Trials:
                     process.kill()
                     _close(process)
                     process = None
-                    return Outcome(refusal=_TOO_MUCH, certain=False)
+                    return Outcome(refusal=TOO_LONG, certain=False)
                 attempt.process = None
                 if answer:
                     return decode(answer, type=Outcome)
@@ -123,8 +127,11 @@ class Trials:
                 code, process = _close(process), None
                 if attempt.stopped:
                     raise Stopped
-                if -code in _VERDICTS:
-                    return Outcome(refusal=_TOO_MUCH)
+                # the kernel's word on the task, or that of what it gave no more memory; any other is somebody else's
+                if code == -signal.SIGPROF:
+                    return None
+                if code == -signal.SIGABRT:
+                    return Outcome(refusal=_TOO_LARGE)
             if code < 0:
                 return Outcome(refusal=Refusal("compiling the grammar of this request was ended"), certain=False)
             raise RuntimeError(f"the process that compiles grammars on trial exited with {code}")
@@ -141,9 +148,13 @@ class Trials:
 
 
 @lru_cache(1)
+def quick_trials() -> Trials:
+    return Trials(QUICK_SECONDS, QUICK_NICENESS)
+
+
+@lru_cache(1)
 def trials() -> Trials:
-    """Those of this process."""
-    return Trials()
+    return Trials(SECONDS, NICENESS)
 
 
 def outline(vocabulary: Vocabulary) -> bytes:
@@ -155,7 +166,7 @@ def outline(vocabulary: Vocabulary) -> bytes:
     return encode(Outline(vocabulary.n_tokens, tuple(control), tuple(vocabulary.eog_tokens())))
 
 
-def answer_lines(seconds: int, niceness: int) -> None:
+def answer_lines(seconds: float, niceness: int) -> None:
     """What such a process does."""
     os.nice(niceness)
     # of the terminal's, which it shares; it ends with its input
@@ -164,19 +175,15 @@ def answer_lines(seconds: int, niceness: int) -> None:
     if sys.platform == "linux":
         _limit(resource.RLIMIT_AS, BYTES)
     decoder = Decoder(Task)
-    most = resource.getrlimit(resource.RLIMIT_CPU)[1]
     for line in sys.stdin.buffer:
-        # the kernel kills at the hard limit and says at the soft one what for
-        end = math.ceil(process_time()) + seconds
-        _limit(resource.RLIMIT_CPU, end if most == resource.RLIM_INFINITY else max(1, min(end, most - 1)))
+        # of CPU time, after which the kernel ends this
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             outcome = _outcome(decoder, line)
         except MemoryError:
             os.abort()
         sys.stdout.buffer.write(encode(outcome) + b"\n")
         sys.stdout.buffer.flush()
-        if most != resource.RLIM_INFINITY and process_time() + seconds + 2 > most:
-            return  # the next one has its whole time in another process
 
 
 def _outcome(decoder: Decoder[Task], line: bytes) -> Outcome:

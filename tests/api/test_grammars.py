@@ -32,13 +32,15 @@ def endless(i: int) -> dict[str, Any]:
 @pytest.fixture
 def trials(monkeypatch):
     """Counts what is compiled."""
-    trials = Trials(seconds=300, niceness=1)
-    trials.asked = []
-    true = trials.outcome
-    monkeypatch.setattr(trials, "outcome", lambda *args: (trials.asked.append(args[1].key), true(*args))[1])
-    monkeypatch.setattr("llamafast.chat.constraint.trials", lambda: trials)
-    yield trials
-    trials.close()
+    quick, slow = Trials(0.25, 1), Trials(300.0, 1)
+    quick.asked = []
+    true = quick.outcome
+    monkeypatch.setattr(quick, "outcome", lambda *args: (quick.asked.append(args[1].key), true(*args))[1])
+    monkeypatch.setattr("llamafast.chat.constraint.quick_trials", lambda: quick)
+    monkeypatch.setattr("llamafast.chat.constraint.trials", lambda: slow)
+    yield quick
+    quick.close()
+    slow.close()
 
 
 @pytest.fixture
@@ -87,6 +89,16 @@ async def test_who_leaves_frees_the_place(trials, grammars):
     plan = await asyncio.wait_for(grammars.constrained(PLAN, ask({"type": "boolean"})), 60)
     assert plan.matcher is not None
     assert not grammars._running
+
+
+async def test_a_usual_grammar_waits_for_none_that_takes_long(trials, grammars):
+    slow = [asyncio.create_task(grammars.constrained(PLAN, ask(endless(i)))) for i in range(6)]
+    plan = await asyncio.wait_for(grammars.constrained(PLAN, ask({"type": "boolean"})), 60)
+    assert plan.matcher is not None
+    assert not any(task.done() for task in slow)
+    for task in slow:
+        task.cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
 
 
 async def test_a_large_request_waits_for_no_grammar(client: AsgiClient, trials):

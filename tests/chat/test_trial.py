@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from llamafast.chat import trial
 from llamafast.chat.asked import Ask, Asked
 from llamafast.chat.compiler import StandIn
 from llamafast.chat.trial import Attempt, Outcome, Stopped, Trials, outline
@@ -25,17 +27,22 @@ ENDLESS = {
 }
 
 
+# Of address space, once all modules are there: hardly more than they have.
+PAGES = "int(open('/proc/self/statm').read().split()[0])"
+LITTLE = f"resource.setrlimit(resource.RLIMIT_AS, ({PAGES} * resource.getpagesize() + (1 << 20),) * 2)"
+
+
 def ask(schema: Any) -> Ask:
     return Asked({"json_schema": schema}).ask()
 
 
-def accepts(outcome: Outcome) -> bool:
-    return outcome.refusal is None
+def accepts(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.refusal is None
 
 
 @pytest.fixture
 def trials():
-    trials = Trials(seconds=1, niceness=1)
+    trials = Trials(1.0, 1)
     yield trials
     trials.close()
 
@@ -44,9 +51,8 @@ def test_what_takes_for_ever_is_ended(trials):
     with ThreadPoolExecutor(4) as pool:
         asks = [ask(schema) for schema in ({"type": "integer"}, *ENDLESS.values())]
         outcomes = list(pool.map(lambda one: trials.outcome(OUTLINE, one), asks))
-    assert [accepts(outcome) for outcome in outcomes] == [True, False, False, False]
-    # the kernel's verdict would be the same again
-    assert all(outcome.certain for outcome in outcomes)
+    assert accepts(outcomes[0])
+    assert outcomes[1:] == [None, None, None]
 
 
 def test_a_refusal_is_an_end(trials):
@@ -83,7 +89,7 @@ def test_what_is_killed_twice_is_refused_for_now(trials, monkeypatch):
 
 
 def test_a_process_that_is_stopped_holds_nobody_for_good():
-    trials = Trials(wall_seconds=60, niceness=1)
+    trials = Trials(4.0, 1, wall_seconds=60)
     assert accepts(trials.outcome(OUTLINE, ask(True)))
     trials._wall_seconds = 0.3
     process = trials._idle.get()
@@ -96,7 +102,7 @@ def test_a_process_that_is_stopped_holds_nobody_for_good():
 
 
 def test_who_leaves_frees_the_place():
-    trials, attempt = Trials(seconds=60, niceness=1), Attempt()
+    trials, attempt = Trials(60.0, 1), Attempt()
     Timer(0.5, attempt.stop).start()
     start = monotonic()
     with pytest.raises(Stopped):
@@ -112,14 +118,24 @@ def test_a_process_that_ends_of_itself_is_a_bug(trials):
         trials.outcome(outline(StandIn(600, {}, [])), Ask(b"", b"not JSON"))
 
 
-def test_hard_limits_that_are_there_stay():
-    """Only root may raise one: nobody tries."""
+def test_limits_that_are_there_stay():
+    """Only root may raise a hard limit: nobody tries."""
+    limits = [(resource.RLIMIT_CPU, 300), (resource.RLIMIT_AS, 1 << 30)]
+    before = "; ".join(f"resource.setrlimit({kind}, ({most}, {most}))" for kind, most in limits)
+    after = "; ".join(f"assert resource.getrlimit({kind}) == ({most}, {most})" for kind, most in limits)
     script = (
-        "import resource; resource.setrlimit(resource.RLIMIT_CPU, (300, 300)); "
-        "resource.setrlimit = lambda kind, limits, true=resource.setrlimit: "
-        "(resource.getrlimit(kind)[1] in (limits[1], -1) or 1 / 0) and true(kind, limits); "
-        "import sys; sys.stdin = open(sys.argv[1]); "
-        "from llamafast.chat.trial import answer_lines; answer_lines(4, 1)"
+        f"import resource; {before}; import sys; sys.stdin = open(sys.argv[1]); "
+        f"from llamafast.chat.trial import answer_lines; answer_lines(4.0, 1); {after}"
     )
     done = subprocess.run([sys.executable, "-c", script, os.devnull], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_takes_all_memory_is_ended(trials, monkeypatch):
+    started = trial._started
+    monkeypatch.setattr(trial, "_started", lambda call: started(f"import resource; {LITTLE}; {call}"))
+    outcome = trials.outcome(OUTLINE, ask({"enum": [f"{i}" * 900 for i in range(60)]}))
+    assert outcome is not None
+    assert outcome.refusal is not None
+    assert "too much memory" in outcome.refusal.message
+    assert outcome.certain
