@@ -25,6 +25,7 @@ Seconds = Annotated[float, Meta(gt=0)]
 CacheType = Literal[0, 1, 2, 3, 6, 7, 8, 20, 30]
 KvValue: TypeAlias = bool | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | float | str
 
+MAX_BODY_BYTES = 32 * 2**20
 KV_STRING_BYTES = 127  # char[128] in llama.h, with its closing NUL
 
 
@@ -229,7 +230,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 class ServerConfig(Section, frozen=True, kw_only=True):
     """The HTTP side.
 
-    ``max_queue``: requests that may wait. ``stall_seconds``: /healthz turns red when work waits and no step finished
+    ``max_queue``: requests that may wait. ``max_body_bytes`` null: ``Config.max_body_bytes`` says. ``stall_seconds``: /healthz turns red when work waits and no step finished
     for that long. ``drain_seconds``: how long running requests may still take after SIGTERM. ``request_log``: a line
     per request on stderr. ``metrics_aliases``: other servers whose metric names /metrics repeats. ``max_websockets``
     are open at once, each for ``websocket_seconds`` at most; 0 switches upgrades off.
@@ -238,7 +239,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     host: Text = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
     max_queue: Natural = 512
-    max_body_bytes: PositiveBytes = 64 * 2**20
+    max_body_bytes: PositiveBytes | None = None
     stall_seconds: Seconds = 60.0
     drain_seconds: Annotated[float, Meta(ge=0)] = 30.0
     request_log: bool = True
@@ -303,3 +304,13 @@ class Config(Section, frozen=True, kw_only=True):
     cache: CacheConfig = CacheConfig()
     responses: ResponsesConfig = ResponsesConfig()
     disk_cache: DiskCacheConfig | None = None
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The most bytes of a request's body: what the config says, or room for the longest prompts, and for the
+        largest media in base64 where clients may send any."""
+        if self.server.max_body_bytes is not None:
+            return self.server.max_body_bytes
+        mtmd = self.model.mtmd
+        largest = 0 if mtmd is None else max(mtmd.image_max_bytes, mtmd.audio_max_bytes, mtmd.video_max_bytes)
+        return max(MAX_BODY_BYTES, -(-largest * 4 // 3))

@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -137,6 +138,10 @@ def _value(kind: Any, tree: object, path: str, faults: list[str]) -> Any:
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
+        if isinstance(tree, float) and tree.is_integer():
+            # 8.0 is an integer, as in JSON Schema, unless the key takes fractions
+            with suppress(msgspec.ValidationError):
+                return msgspec.convert(int(tree), kind)
         text = str(error)
         if text.startswith("Invalid enum value"):
             text = f"Expected one of {', '.join(_choices(kind))}"

@@ -44,7 +44,7 @@ def serve(config: Config, verbose: bool = False) -> None:
         engine = load_engine(config, path, lambda fraction: _advance(bar, fraction))
     app = App(
         engine,
-        max_body_bytes=config.server.max_body_bytes,
+        max_body_bytes=config.max_body_bytes,
         stall_seconds=config.server.stall_seconds,
         request_log=config.server.request_log,
         metrics_aliases=config.server.metrics_aliases,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TypeVar
 
@@ -16,6 +17,11 @@ from llamafast.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
 T = TypeVar("T")
 Request = TypeVar("Request", bound=GenerationOptions | PoolingOptions)
 
+# A double has less than 800 significant digits.
+MAX_NUMBER_CHARS = 1000
+
+# where msgspec, slower with such escapes but strict, has to look at a body too
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _AT_PATH = re.compile(r"(?P<what>.*) - at `\$\.?(?P<path>[^`]*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
 
@@ -33,20 +39,34 @@ def decode_request(decoder: msgspec.json.Decoder[Request], body: bytes, info: Mo
 
 def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     """Raises InvalidRequest: not JSON, a repeated key, a wrong type or range."""
+    return convert(parse(body), decoder)
+
+
+def parse(body: bytes) -> object:
+    """The JSON value in ``body``; integral numbers are ints however they are written (8.0, 1e3), as in JSON Schema.
+
+    Raises InvalidRequest: not JSON (RFC 8259, UTF-8), a key twice in one object, a number beyond a double's.
+    """
     try:
-        request = decoder.decode(body)
-        # The decoder keeps the last of equal keys; a gateway in front may have judged the first.
-        json.loads(body, object_pairs_hook=_refuse_repeated)
-    except msgspec.ValidationError as error:
-        raise _invalid_field(str(error)) from error
+        tree = _JSON.decode(body.decode())
+        if _SURROGATE.search(body):
+            msgspec.json.decode(body)
     except RecursionError as error:
         raise InvalidRequest("the body is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise InvalidRequest("the body is not valid UTF-8") from error
     except (msgspec.DecodeError, ValueError) as error:
-        hint = " (a surrogate escape without its other half is not valid)" if rb"\ud" in body.lower() else ""
+        hint = " (a surrogate escape without its other half is not valid)" if _SURROGATE.search(body) else ""
         raise InvalidRequest(f"the body is not valid JSON: {error}{hint}") from error
-    return request
+    return tree
+
+
+def convert(tree: object, decoder: msgspec.json.Decoder[T]) -> T:
+    """What ``parse`` gave, as the type of ``decoder``. Raises InvalidRequest: a wrong type or range."""
+    try:
+        return msgspec.convert(tree, decoder.type)
+    except msgspec.ValidationError as error:
+        raise _invalid_field(str(error)) from error
 
 
 def check_model(model: str | None, info: ModelInfo) -> None:
@@ -55,14 +75,32 @@ def check_model(model: str | None, info: ModelInfo) -> None:
         raise ModelNotFound(f"the model {model[:128]!r} does not exist; this server has {info.id!r}", param="model")
 
 
-def _refuse_repeated(pairs: list[tuple[str, object]]) -> None:
-    names = {name for name, _ in pairs}
-    if len(names) != len(pairs):
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Of equal keys the decoder would keep the last; a gateway in front may have judged the first."""
+    tree = dict(pairs)
+    if len(tree) != len(pairs):
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
                 raise InvalidRequest(f"the key {name[:64]!r} occurs twice in one object", param=name[:64])
             seen.add(name)
+    return tree
+
+
+def _number(text: str) -> int | float:
+    if len(text) > MAX_NUMBER_CHARS:
+        raise ValueError(f"a number has more than {MAX_NUMBER_CHARS} characters")
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:64]} is too large for a number")
+    return int(number) if number.is_integer() and abs(number) < 2**63 else number
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_constant)
 
 
 def _invalid_field(text: str) -> InvalidRequest:

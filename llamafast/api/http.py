@@ -13,9 +13,10 @@ from uuid import uuid4
 
 import msgspec
 
+from llamafast.api.body_size import BodySize, too_many_bytes
 from llamafast.api.schema.fragments import ErrorBody, ErrorObject
 from llamafast.engine.types import Generation
-from llamafast.errors import BodyTooLarge, LlamafastError, UnsupportedMediaType
+from llamafast.errors import BodyTooLarge, InvalidRequest, LlamafastError, UnsupportedMediaType
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -95,26 +96,30 @@ class Exchange(Record):
         """The request's body, at most ``limit`` bytes whatever its Content-Length says.
 
         Raises UnsupportedMediaType when the headers call it something else than plain JSON, BodyTooLarge, or
-        ClientGone.
+        InvalidRequest when it breaks off.
         """
         self._require_json()
         length = self.headers.get(b"content-length", b"")
-        kept = not length.isdigit() or int(length[:20]) <= limit
-        chunks, size, more = [], 0, True
-        while more and size <= limit + DISCARDED_BYTES:
+        refusal = too_many_bytes(limit) if length.isdigit() and int(length[:20]) > limit else None
+        size, chunks, n_discarded, more = BodySize(limit), [], 0, True
+        while more and n_discarded <= DISCARDED_BYTES:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise ClientGone
+                # The client may be there still: an end that is too early and chunks that are malformed look the same.
+                raise InvalidRequest("the body is incomplete, or its chunks are malformed")
             chunk = message.get("body", b"")
-            size += len(chunk)
-            kept = kept and size <= limit
-            if kept:
-                chunks.append(chunk)
+            if refusal is None:
+                try:
+                    size.add(chunk)
+                    chunks.append(chunk)
+                except BodyTooLarge as error:
+                    refusal = error
+                    chunks.clear()
             else:
-                chunks.clear()
+                n_discarded += len(chunk)
             more = message.get("more_body", False)
-        if not kept:
-            raise BodyTooLarge(f"the body is larger than {limit} bytes")
+        if refusal is not None:
+            raise refusal
         return b"".join(chunks)
 
     def _require_json(self) -> None:

@@ -37,7 +37,7 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "host": ("127.0.0.1", *TEXT),
         "port": (8000, [0, 1, 65535], [-1, 65536, None, *WRONG_INT]),
         "max_queue": (512, [0, 1], [-1, None, *WRONG_INT]),
-        "max_body_bytes": (64 * 1024 * 1024, [1, 2**40], [0, None, *WRONG_INT]),
+        "max_body_bytes": (None, [1, 2**40, None], [0, *WRONG_INT]),
         "stall_seconds": (60.0, [0.1, 5], [0, -1, None, "60", True]),
         "drain_seconds": (30.0, [0, 0.5, 100], [-0.1, None, "30", True]),
         "request_log": (True, [True, False], [None, 0, "true"]),

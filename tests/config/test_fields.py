@@ -48,6 +48,28 @@ def test_values_that_do_not_load(section: str, field: str) -> None:
         assert all(fault.startswith(path) and ": " in fault for fault in found), (value, found)
 
 
+def test_integral_numbers_are_integers() -> None:
+    """Where a key takes both, what was written stays: llama.cpp tells 1.0 from 1 in the metadata of a model."""
+    model = parse_model(n_ctx=4096.0, type_k=8.0, kv_overrides={"a": 1.0, "b": 1})
+    assert (model.n_ctx, type(model.n_ctx)) == (4096, int)
+    assert (model.type_k, type(model.type_k)) == (8, int)
+    assert [type(value) for value in (model.kv_overrides or {}).values()] == [float, int]
+    tree = minimal("server")
+    at(tree, "server")["port"] = 8000.5
+    assert faults(tree) == ["server.port: expected int, got float"]
+
+
+def test_the_most_bytes_of_a_body() -> None:
+    assert parse(minimal("server")).max_body_bytes == shapes.MAX_BODY_BYTES
+    tree = minimal("server")
+    at(tree, "server")["max_body_bytes"] = 1000
+    assert parse(tree).max_body_bytes == 1000
+    media = {"path": "x", "mtmd": {"mmproj_path": "y", "image_max_bytes": 2**28, "video_max_bytes": 2**30 + 1}}
+    assert parse({"model": media}).max_body_bytes == -(-(2**30 + 1) * 4 // 3)
+    media["mtmd"] = {"mmproj_path": "y", "image_max_bytes": 1, "audio_max_bytes": 1, "video_max_bytes": 1}
+    assert parse({"model": media}).max_body_bytes == shapes.MAX_BODY_BYTES
+
+
 @pytest.mark.parametrize("section", FIELDS)
 def test_unknown_key_names_path_and_nearest_key(section: str) -> None:
     field = next(iter(FIELDS[section]))
