@@ -230,10 +230,11 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 class ServerConfig(Section, frozen=True, kw_only=True):
     """The HTTP side.
 
-    ``max_queue``: requests that may wait. ``max_body_bytes`` null: ``Config.max_body_bytes`` says. ``stall_seconds``: /healthz turns red when work waits and no step finished
-    for that long. ``drain_seconds``: how long running requests may still take after SIGTERM. ``request_log``: a line
-    per request on stderr. ``metrics_aliases``: other servers whose metric names /metrics repeats. ``max_websockets``
-    are open at once, each for ``websocket_seconds`` at most; 0 switches upgrades off.
+    ``max_queue``: requests that may wait. ``max_body_bytes`` null: ``Config.max_body_bytes`` says. ``stall_seconds``:
+    /healthz turns red when work waits and no step finished for that long. ``drain_seconds``: how long running requests
+    may still take after SIGTERM. ``request_log``: a line per request on stderr. ``metrics_aliases``: other servers
+    whose metric names /metrics repeats. ``max_websockets`` are open at once, each for ``websocket_seconds`` at most;
+    0 switches upgrades off.
     """
 
     host: Text = "127.0.0.1"

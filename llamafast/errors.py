@@ -159,6 +159,14 @@ class EngineUnavailable(LlamafastError):
     retry_after = 1.0
 
 
+class StoreUnavailable(LlamafastError):
+    """The database of stored responses is locked by somebody else, or broken."""
+
+    status = 503
+    code = "store_unavailable"
+    retry_after = 1.0
+
+
 class EngineFailure(LlamafastError):
     """A step failed; the requests of that step get this, the engine goes on."""
 

@@ -62,9 +62,7 @@ class BodySize:
         n_quotes = len(parts) - 1
         self._in_string ^= n_quotes & 1
         n_members = len(outside) - len(outside.translate(None, b"[{:"))
-        self._work += (
-            len(outside) + ITEM_WORK * outside.count(b",") + MEMBER_WORK * n_members + QUOTE_WORK * n_quotes
-        )
+        self._work += len(outside) + ITEM_WORK * outside.count(b",") + MEMBER_WORK * n_members + QUOTE_WORK * n_quotes
 
 
 def too_many_bytes(max_bytes: int) -> BodyTooLarge:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from uuid import uuid4
 
 import msgspec
@@ -29,7 +29,6 @@ _ID_PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "cus
 MAX_REFERENCES = 1000
 
 Recall = Callable[[str], Conversation | None]
-FindItem = Callable[[str], Item | None]
 
 
 class Responder:
@@ -54,15 +53,16 @@ class Responder:
         """All that can be refused before the engine is asked is refused here. ``n_bytes`` is the request's size,
         ``recall`` what else is remembered than what was stored.
 
-        Raises InvalidRequest, UnsupportedParameter, PreviousResponseNotFound or ContextLengthExceeded.
+        Raises InvalidRequest, UnsupportedParameter, PreviousResponseNotFound, ContextLengthExceeded or
+        StoreUnavailable.
         """
-        before = self._recall(request.previous_response_id, recall)
+        before = await self._recall(request.previous_response_id, recall)
         turn = await run_sized(
             n_bytes + before.n_bytes,
             self._planner.turn,
             request,
             before.items,
-            _input_items(request, before.items, self._store.item),
+            await self._input_items(request, before.items),
             prefill=prefill,
             stream_id=stream_id,
             room=room,
@@ -107,7 +107,7 @@ class Responder:
             async for _ in generation:
                 pass
             told = writer.closing_prefill(_without_output(usage_of(generation)))
-            self._keep(turn)
+            await self._keep(turn)
             yield told
             return
         async for parts in read_replies(generation, replies):
@@ -115,7 +115,7 @@ class Responder:
                 told = writer.add(part.deltas, part.logprobs)
                 if part.finish_reason is not None:
                     told += writer.closing(part.finish_reason, usage_of(generation, replies))
-                    self._keep(turn)
+                    await self._keep(turn)
                 if told:
                     yield told
 
@@ -130,36 +130,43 @@ class Responder:
             log.exception("response %s failed in mid-stream", turn.response.id)
             yield turn.writer.failure(internal_error())
 
-    def _recall(self, response_id: str | None, recall: Recall | None) -> Conversation:
+    async def _recall(self, response_id: str | None, recall: Recall | None) -> Conversation:
         if response_id is None:
             return Conversation([], 0)
-        conversation = (recall and recall(response_id)) or self._store.conversation(response_id)
+        conversation = (recall and recall(response_id)) or await self._store.conversation(response_id)
         if conversation is None:
             raise PreviousResponseNotFound(response_id)
         return conversation
 
-    def _keep(self, turn: Turn) -> None:
-        """Before the client is told that it is there."""
-        if turn.response.store:
-            self._store.put(turn.response, turn.before, turn.input)
+    async def _keep(self, turn: Turn) -> None:
+        """Before the client is told that it is there, or is not."""
+        if turn.response.store and not await self._store.put(turn.response, turn.before, turn.input):
+            turn.response.store = False
+
+    async def _input_items(self, request: ResponsesRequest, before: Sequence[Item]) -> list[Item]:
+        """The request's own items, each with an id. An ``item_reference`` is replaced by what it refers to, among
+        ``before`` or else among stored items. Raises InvalidRequest when that is not there."""
+        given = request.input or []
+        if isinstance(given, str):
+            given = [_user_message(given)]
+        known = {item["id"]: item for item in before if isinstance(item.get("id"), str)}
+        names = [item.get("id") for item in given if _refers(item)]
+        unknown = dict.fromkeys(name for name in names if isinstance(name, str) and name not in known)
+        if unknown:
+            known |= await self._store.items(list(unknown)[:MAX_REFERENCES])
+        return _with_ids(given, known)
 
 
-def _input_items(request: ResponsesRequest, before: Sequence[Item], find_item: FindItem) -> list[Item]:
-    """The request's own items, each with an id. An ``item_reference`` is replaced by what it refers to, among
-    ``before`` or else by ``find_item``. Raises InvalidRequest when that is not there."""
-    given = request.input or []
-    if isinstance(given, str):
-        given = [_user_message(given)]
-    known = {item["id"]: item for item in before if isinstance(item.get("id"), str)}
+def _refers(item: Item) -> bool:
+    return item.get("type") == "item_reference" or item.keys() == {"id"}
+
+
+def _with_ids(given: Sequence[Item], known: Mapping[str, Item]) -> list[Item]:
     items: list[Item] = []
-    n_found = 0
     for i, item in enumerate(given):
-        if item.get("type") == "item_reference" or item.keys() == {"id"}:
+        if _refers(item):
             name = item.get("id")
             found = known.get(name) if isinstance(name, str) else None
-            if found is None and isinstance(name, str) and n_found < MAX_REFERENCES:
-                found = find_item(name)
-                n_found += 1
             if found is None:
                 raise InvalidRequest(f"`input[{i}]` refers to an item that is not here", param=f"input[{i}].id")
             items.append(found)

@@ -2,32 +2,63 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
 from llamafast.api.schema.responses import Response
 from llamafast.chat.items import Item
 from llamafast.config import ResponsesConfig
-from llamafast.errors import ConfigError
+from llamafast.errors import ConfigError, StoreUnavailable
 
-_SCHEMA = """
-PRAGMA journal_mode = WAL;
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+# How long a request waits for another process that holds the file.
+BUSY_SECONDS = 0.1
+
+# An item is named by its client, so several responses may have items of one name.
+_ITEMS_TABLE = """
+CREATE TABLE IF NOT EXISTS items (
+    id TEXT, response_id TEXT REFERENCES responses (id) ON DELETE CASCADE, item BLOB, PRIMARY KEY (id, response_id)
+);
+"""
+_SCHEMA = f"""
 PRAGMA synchronous = NORMAL;
 PRAGMA foreign_keys = ON;
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS responses (
     id TEXT PRIMARY KEY, bytes INTEGER, stored REAL, used REAL, response BLOB, before BLOB, input BLOB
 );
 CREATE INDEX IF NOT EXISTS responses_by_use ON responses (used, bytes);
 CREATE INDEX IF NOT EXISTS responses_by_age ON responses (stored);
-CREATE TABLE IF NOT EXISTS items (
-    id TEXT PRIMARY KEY, response_id TEXT REFERENCES responses (id) ON DELETE CASCADE, item BLOB
-);
+{_ITEMS_TABLE}
 CREATE INDEX IF NOT EXISTS items_by_response ON items (response_id);
+PRAGMA user_version = 1;
+COMMIT;
+"""
+# Version 0 had one item of a name.
+_FROM_VERSION_0 = f"""
+PRAGMA foreign_keys = OFF;
+BEGIN IMMEDIATE;
+DROP INDEX items_by_response;
+ALTER TABLE items RENAME TO items_0;
+{_ITEMS_TABLE}
+INSERT INTO items SELECT id, response_id, item FROM items_0;
+DROP TABLE items_0;
+COMMIT;
 """
 _ITEM = msgspec.json.Decoder(Item)
 _ITEMS = msgspec.json.Decoder(list[Item])
@@ -45,7 +76,8 @@ class ResponseStore:
 
     Each response is kept with the whole conversation before it, so that it can be continued whatever became of earlier
     ones. Beyond ``max_count`` or ``max_bytes`` the ones least recently read or continued go; after ``max_age_seconds``
-    every one is forgotten.
+    every one is forgotten. A thread of the store's own reads and writes. Where another process holds the file for
+    longer than BUSY_SECONDS, what needs it raises StoreUnavailable.
     """
 
     def __init__(self, config: ResponsesConfig) -> None:
@@ -54,46 +86,91 @@ class ResponseStore:
         self._max_bytes = config.max_bytes
         self._max_age_seconds = config.max_age_seconds
         try:
-            self._db = sqlite3.connect(config.path or ":memory:", isolation_level=None, check_same_thread=False)
+            path = ":memory:"
+            if config.path is not None:
+                path = os.path.abspath(config.path)
+                # conversations are for their server to read: SQLite would ask the umask, also for files beside it
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._close = weakref.finalize(self, self._db.close)
-            self._db.executescript(_SCHEMA)
-            self._forget_some()
-        except sqlite3.Error as error:
+            self._prepare()
+        except (sqlite3.Error, OSError, ValueError) as error:
             raise ConfigError(f"responses.path: {error}") from error
+        self._thread = ThreadPoolExecutor(1, "llamafast-responses")
 
     def close(self) -> None:
         """Also what the end of the process does."""
+        self._thread.shutdown()
         self._close()
 
-    def put(self, response: Response, before: Sequence[Item], given: Sequence[Item]) -> None:
-        """Keep a response that is complete; ``before`` and ``given`` are what it answered."""
-        blobs = [msgspec.json.encode(part) for part in (response, before, given)]
+    async def put(self, response: Response, before: Sequence[Item], given: Sequence[Item]) -> bool:
+        """Keep a response that is complete; ``before`` and ``given`` are what it answered. Whether it is there now:
+        nothing that was generated is lost to a database that cannot be written."""
+        try:
+            return await self._run(self._put, response, before, given)
+        except StoreUnavailable as error:
+            log.error("response %s is not stored: %s", response.id, error)
+            return False
+
+    async def response(self, response_id: str) -> bytes | None:
+        """The Response object as JSON."""
+        row = await self._run(self._row, "response", response_id)
+        return None if row is None else row[0]
+
+    async def input(self, response_id: str) -> list[Item] | None:
+        """The items that the response's own request brought."""
+        row = await self._run(self._row, "input", response_id)
+        return None if row is None else _ITEMS.decode(row[0])
+
+    async def conversation(self, response_id: str) -> Conversation | None:
+        return await self._run(self._conversation, response_id)
+
+    async def items(self, item_ids: Iterable[str]) -> dict[str, Item]:
+        """Those of ``item_ids`` that are input or output items of any response; of equal names the newest."""
+        return await self._run(self._items, item_ids)
+
+    async def delete(self, response_id: str) -> bool:
+        """Whether there was such a response."""
+        return await self._run(self._delete, response_id)
+
+    async def count(self) -> int:
+        return await self._run(self._count)
+
+    async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """``work`` in the store's thread. Raises StoreUnavailable."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *args, **kwargs))
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"the store of responses does not answer: {error}") from error
+
+    def _prepare(self) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        old = self._db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'items'").fetchone()[0]
+        if old and version == 0:
+            self._db.executescript(_FROM_VERSION_0)
+        self._db.executescript(_SCHEMA)
+        self._forget_some()
+        self._db.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_SECONDS)}")
+
+    def _put(self, response: Response, before: Sequence[Item], given: Sequence[Item]) -> bool:
+        blobs = [msgspec.json.encode(response), _encoded_list(before), _encoded_list(given)]
         now = time.time()
         items = {item["id"]: msgspec.json.encode(item) for item in [*given, *msgspec.to_builtins(response.output)]}
         n_bytes = sum(map(len, [*blobs, *items.values()]))
         with self._db:
-            self._db.execute("BEGIN")
+            self._db.execute("BEGIN IMMEDIATE")
             self._db.execute(
                 "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (response.id, n_bytes, now, now, *blobs),
             )
             self._db.executemany(
-                "INSERT OR REPLACE INTO items VALUES (?, ?, ?)",
-                [(item_id, response.id, item) for item_id, item in items.items()],
+                "INSERT INTO items VALUES (?, ?, ?)", [(item_id, response.id, item) for item_id, item in items.items()]
             )
             self._forget_some()
+            return bool(self._db.execute("SELECT count(*) FROM responses WHERE id = ?", (response.id,)).fetchone()[0])
 
-    def response(self, response_id: str) -> bytes | None:
-        """The Response object as JSON."""
-        row = self._row("response", response_id)
-        return None if row is None else bytes(row[0])
-
-    def input(self, response_id: str) -> list[Item] | None:
-        """The items that the response's own request brought."""
-        row = self._row("input", response_id)
-        return None if row is None else _ITEMS.decode(row[0])
-
-    def conversation(self, response_id: str) -> Conversation | None:
+    def _conversation(self, response_id: str) -> Conversation | None:
         row = self._row("before, input, response", response_id)
         if row is None:
             return None
@@ -102,27 +179,34 @@ class ResponseStore:
         items = [*_ITEMS.decode(before), *_ITEMS.decode(given), *output]
         return Conversation(items, sum(map(len, row)))
 
-    def item(self, item_id: str) -> Item | None:
-        """An input or output item of any response."""
-        row = self._db.execute(
-            "SELECT item FROM items JOIN responses ON responses.id = response_id WHERE items.id = ? AND stored > ?",
-            (item_id, time.time() - self._max_age_seconds),
-        ).fetchone()
-        return None if row is None else _ITEM.decode(row[0])
+    def _items(self, item_ids: Iterable[str]) -> dict[str, Item]:
+        oldest = time.time() - self._max_age_seconds
+        found: dict[str, Item] = {}
+        for item_id in item_ids:
+            row = self._db.execute(
+                "SELECT item FROM items JOIN responses ON responses.id = response_id "
+                "WHERE items.id = ? AND stored > ? ORDER BY stored DESC, items.rowid DESC LIMIT 1",
+                (item_id, oldest),
+            ).fetchone()
+            if row is not None:
+                found[item_id] = _ITEM.decode(row[0])
+        return found
 
-    def delete(self, response_id: str) -> bool:
-        """Whether there was such a response."""
+    def _delete(self, response_id: str) -> bool:
         return self._db.execute("DELETE FROM responses WHERE id = ?", (response_id,)).rowcount > 0
 
-    def __len__(self) -> int:
+    def _count(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM responses").fetchone()[0])
 
     def _row(self, columns: str, response_id: str) -> tuple[bytes, ...] | None:
         now = time.time()
         row: tuple[bytes, ...] | None = self._db.execute(
-            f"UPDATE responses SET used = ? WHERE id = ? AND stored > ? RETURNING {columns}",
-            (now, response_id, now - self._max_age_seconds),
+            f"SELECT {columns} FROM responses WHERE id = ? AND stored > ?", (response_id, now - self._max_age_seconds)
         ).fetchone()
+        if row is not None:
+            # what is read is not refused because somebody else writes
+            with suppress(sqlite3.OperationalError):
+                self._db.execute("UPDATE responses SET used = ? WHERE id = ?", (now, response_id))
         return row
 
     def _forget_some(self) -> None:
@@ -134,3 +218,8 @@ class ResponseStore:
     def _is_full(self) -> bool:
         count, n_bytes = self._db.execute("SELECT count(*), total(bytes) FROM responses").fetchone()
         return bool(count > self._max_count or n_bytes > self._max_bytes)
+
+
+def _encoded_list(items: Sequence[Item]) -> bytes:
+    """One by one, so that no call keeps the GIL for a whole conversation."""
+    return b"[%b]" % b",".join([msgspec.json.encode(item) for item in items])

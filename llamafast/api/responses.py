@@ -82,24 +82,24 @@ class ResponsesEndpoint:
     async def retrieve(self, exchange: Exchange, response_id: str) -> None:
         if _flag(exchange.query, "stream"):
             raise InvalidRequest("only responses that run in the background can be streamed again", param="stream")
-        response = self._store.response(response_id)
+        response = await self._store.response(response_id)
         if response is None:
             raise _not_found(response_id)
         await exchange.reply(200, response, JSON_TYPE)
 
     async def delete(self, exchange: Exchange, response_id: str) -> None:
-        if not self._store.delete(response_id):
+        if not await self._store.delete(response_id):
             raise _not_found(response_id)
         await exchange.reply_json(DeletedResponse(response_id))
 
     async def cancel(self, exchange: Exchange, response_id: str) -> None:
         """Nothing runs in the background here: to cancel a response is to leave."""
-        if self._store.response(response_id) is None:
+        if await self._store.response(response_id) is None:
             raise _not_found(response_id)
         raise InvalidRequest("only responses that run in the background can be cancelled", param="response_id")
 
     async def input_items(self, exchange: Exchange, response_id: str) -> None:
-        items = self._store.input(response_id)
+        items = await self._store.input(response_id)
         if items is None:
             raise _not_found(response_id)
         await exchange.reply_json(_page(items, exchange.query))

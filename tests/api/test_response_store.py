@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -107,55 +113,185 @@ def response(name: str) -> Response:
     return msgspec.structs.replace(blank_response(name), status="completed", output=[{"id": f"{name}_item"}])
 
 
-def kept(store: ResponseStore, n: int) -> list[int]:
-    return [i for i in range(n) if store.response(f"r{i}") is not None]
+async def kept(store: ResponseStore, n: int) -> list[int]:
+    return [i for i in range(n) if await store.response(f"r{i}") is not None]
 
 
-def test_the_store_is_bounded_by_number() -> None:
+async def test_the_store_is_bounded_by_number() -> None:
     store = ResponseStore(ResponsesConfig(max_count=2))
     for i in range(3):
-        store.put(response(f"r{i}"), [], [])
-        assert store.response("r0") is not None  # which was used last
-    assert kept(store, 3) == [0, 2]
+        assert await store.put(response(f"r{i}"), [], [])
+        assert await store.response("r0") is not None  # which was used last
+    assert await kept(store, 3) == [0, 2]
     store.close()
 
 
-def test_the_store_is_bounded_by_bytes() -> None:
+async def test_the_store_is_bounded_by_bytes() -> None:
     store = ResponseStore(ResponsesConfig(max_bytes=20_000))
     for i in range(4):
-        store.put(response(f"r{i}"), [], [{"id": f"i{i}", "content": "x" * 4000}])
-    assert kept(store, 4) == [2, 3]
-    assert store.item("i0") is None
-    assert store.item("i2") is not None
-    store.put(response("r4"), [], [{"id": "i4", "content": "x" * 20_000}])
-    assert kept(store, 5) == []
+        assert await store.put(response(f"r{i}"), [], [{"id": f"i{i}", "content": "x" * 4000}])
+    assert await kept(store, 4) == [2, 3]
+    assert await store.items(["i0", "i2"]) == {"i2": {"id": "i2", "content": "x" * 4000}}
+    assert not await store.put(response("r4"), [], [{"id": "i4", "content": "x" * 20_000}])
+    assert await kept(store, 5) == []
     store.close()
 
 
-def test_the_store_is_bounded_by_age(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_store_is_bounded_by_age(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("time.time", lambda: now)
     store = ResponseStore(ResponsesConfig(max_age_seconds=10))
-    store.put(response("r0"), [], [])
+    await store.put(response("r0"), [], [])
     now = 1009.0
-    assert kept(store, 1) == [0]
+    assert await kept(store, 1) == [0]
     now = 1010.0
-    assert kept(store, 1) == []
-    store.put(response("r1"), [], [])
-    assert len(store) == 1
+    assert await kept(store, 1) == []
+    await store.put(response("r1"), [], [])
+    assert await store.count() == 1
     store.close()
 
 
-def test_the_store_outlives_its_server(tmp_path) -> None:
+async def test_the_store_outlives_its_server(tmp_path: Path) -> None:
     config = ResponsesConfig(path=str(tmp_path / "responses.sqlite"))
     store = ResponseStore(config)
-    store.put(response("r0"), [{"id": "a"}], [{"id": "b"}])
+    await store.put(response("r0"), [{"id": "a"}], [{"id": "b"}])
     store.close()
     store = ResponseStore(config)
-    conversation = store.conversation("r0")
+    conversation = await store.conversation("r0")
     assert conversation is not None
     assert [item["id"] for item in conversation.items] == ["a", "b", "r0_item"]
-    assert store.input("r0") == [{"id": "b"}]
+    assert await store.input("r0") == [{"id": "b"}]
     store.close()
-    with pytest.raises(ConfigError, match=r"responses\.path"):
-        ResponseStore(ResponsesConfig(path=str(tmp_path)))
+    for path in (tmp_path, tmp_path / "nowhere" / "x", "a\0b"):
+        with pytest.raises(ConfigError, match=r"responses\.path"):
+            ResponseStore(ResponsesConfig(path=str(path)))
+
+
+async def test_items_of_one_name_belong_to_their_responses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients name items, and those that send their history again use the same names."""
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    store = ResponseStore(ResponsesConfig())
+    for i in range(3):
+        now += i % 2  # the last two at one time
+        await store.put(response(f"r{i}"), [], [{"id": "shared", "content": str(i)}])
+    for i in (2, 1, 0):
+        assert (await store.items(["shared"]))["shared"]["content"] == str(i)
+        assert await store.delete(f"r{i}")
+    assert await store.items(["shared"]) == {}
+    store.close()
+
+
+async def test_a_reference_outlives_another_response_with_the_item(client: AsgiClient, engine: FakeEngine) -> None:
+    items = [{"role": "user", "content": "One", "id": "msg_shared"}]
+    created = [(await client.post(URL, {"input": items})).json["id"] for _ in range(2)]
+    await client.get(f"{URL}/{created[1]}", "DELETE")
+    again = await client.post(URL, {"input": [{"type": "item_reference", "id": "msg_shared"}]})
+    assert again.status == 200
+    assert prompt(engine) == "<s><user>One</s><assistant>"
+
+
+# as version 0 made it
+OLD_SCHEMA = """
+PRAGMA journal_mode = WAL;
+CREATE TABLE responses (
+    id TEXT PRIMARY KEY, bytes INTEGER, stored REAL, used REAL, response BLOB, before BLOB, input BLOB
+);
+CREATE INDEX responses_by_use ON responses (used, bytes);
+CREATE INDEX responses_by_age ON responses (stored);
+CREATE TABLE items (
+    id TEXT PRIMARY KEY, response_id TEXT REFERENCES responses (id) ON DELETE CASCADE, item BLOB
+);
+CREATE INDEX items_by_response ON items (response_id);
+"""
+
+
+async def test_a_file_of_an_older_server(tmp_path: Path) -> None:
+    path = tmp_path / "responses.sqlite"
+    old, now = sqlite3.connect(path), time.time()
+    old.executescript(OLD_SCHEMA)
+    blob = msgspec.json.encode(response("r0"))
+    old.execute("INSERT INTO responses VALUES ('r0', 100, ?, ?, ?, '[]', '[]')", (now, now, blob))
+    old.execute("INSERT INTO items VALUES ('shared', 'r0', ?)", (b'{"id":"shared","content":"0"}',))
+    old.commit()
+    old.close()
+    for _ in range(2):  # the second server finds what the first one made
+        store = ResponseStore(ResponsesConfig(path=str(path)))
+        assert await store.response("r0") == blob
+        assert (await store.items(["shared"]))["shared"]["content"] == "0"
+        assert await store.put(response("r1"), [], [{"id": "shared", "content": "1"}])
+        assert (await store.items(["shared"]))["shared"]["content"] == "1"
+        assert await store.delete("r1")
+        assert (await store.items(["shared"]))["shared"]["content"] == "0"
+        store.close()
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT name FROM sqlite_schema WHERE name = 'items_0'").fetchone() is None
+        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+    db.close()
+
+
+def modes_in(folder: Path) -> list[int]:
+    return [path.stat().st_mode & 0o777 for path in folder.iterdir()]
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+async def test_nobody_else_may_read_the_file(tmp_path: Path, umask: None) -> None:
+    store = ResponseStore(ResponsesConfig(path=str(tmp_path / "responses.sqlite")))
+    await store.put(response("r0"), [], [])
+    assert modes_in(tmp_path) == [0o600] * 3
+    store.close()
+
+
+@pytest.fixture
+def locked(tmp_path: Path, engine: FakeEngine) -> Iterator[tuple[AsgiClient, sqlite3.Connection]]:
+    """A server with a stored response, and another process's way to hold its file."""
+    path = str(tmp_path / "responses.sqlite")
+    app = App(engine, max_body_bytes=10_000, stall_seconds=1, responses=ResponsesConfig(path=path))
+    other = sqlite3.connect(path, isolation_level=None)
+    yield AsgiClient(app), other
+    other.close()
+
+
+async def test_a_locked_file_loses_no_answer(locked: tuple[AsgiClient, sqlite3.Connection], caplog: Any) -> None:
+    client, other = locked
+    kept_before = (await client.post(URL, {"input": "One"})).json["id"]
+    other.execute("BEGIN IMMEDIATE")
+    ticks, done = 0, asyncio.Event()
+
+    async def tick() -> None:
+        nonlocal ticks
+        while not done.is_set():
+            ticks += 1
+            await asyncio.sleep(0.005)
+
+    ticking = asyncio.create_task(tick())
+    answer = await client.post(URL, {"input": "Two"})
+    streamed = await client.post(URL, {"input": "Two", "stream": True})
+    done.set()
+    await ticking
+    assert ticks > 5  # the event loop went on
+    assert (answer.status, answer.json["status"], answer.json["store"]) == (200, "completed", False)
+    last = msgspec.json.decode(streamed.frames[-2].partition("data: ")[2])
+    assert (last["type"], last["response"]["store"]) == ("response.completed", False)
+    assert caplog.text.count("is not stored") == 2
+    # what is there can be read and continued, but not deleted
+    assert (await client.get(f"{URL}/{kept_before}")).status == 200
+    assert (await client.post(URL, {"input": "Three", "previous_response_id": kept_before})).status == 200
+    refused = await client.get(f"{URL}/{kept_before}", "DELETE")
+    assert (refused.status, refused.error["code"]) == (503, "store_unavailable")
+    other.execute("ROLLBACK")
+    assert (await client.get(f"{URL}/{answer.json['id']}")).status == 404
+    assert (await client.get(f"{URL}/{kept_before}", "DELETE")).status == 200
+    assert (await client.post(URL, {"input": "Four"})).json["store"] is True
+
+
+async def test_an_answer_that_is_too_large_to_keep_says_so(engine: FakeEngine) -> None:
+    for config in (ResponsesConfig(max_count=0), ResponsesConfig(max_bytes=100)):
+        client = AsgiClient(App(engine, max_body_bytes=10_000, stall_seconds=1, responses=config))
+        assert (await client.post(URL, {"input": "One"})).json["store"] is False
