@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
+from llamafast.api.body_size import BodyBudget
 from llamafast.api.chat import ChatEndpoint
 from llamafast.api.completions import CompletionsEndpoint
 from llamafast.api.delivery import internal_error
@@ -42,6 +43,8 @@ _MODEL_ROUTE = "/v1/models/{id}"
 _NO_ROUTE = "other"
 _CLIENT_GONE_STATUS = 499
 _FORBIDDEN_STATUS = 403
+# Bodies of the largest size that may be here at once.
+BODIES_AT_ONCE = 8
 
 
 class App:
@@ -68,6 +71,7 @@ class App:
         responses: ResponsesConfig = ResponsesConfig(),  # noqa: B008
     ) -> None:
         self._max_body_bytes = max_body_bytes
+        self._budget = BodyBudget(BODIES_AT_ONCE * max_body_bytes)
         self._request_log = RequestLog(lines=request_log)
         self._system = system = SystemEndpoints(engine, stall_seconds, metrics_aliases)
         self.chat = chat = ChatFormat(engine.info, engine.tokenizer)
@@ -83,7 +87,8 @@ class App:
             self._request_log,
             max_sockets=max_websockets,
             max_seconds=websocket_seconds,
-            max_history_bytes=max_body_bytes,
+            max_socket_bytes=max_body_bytes,
+            budget=self._budget,
         )
         self._routes: dict[str, Mapping[str, Handler]] = {
             "/v1/completions": {"POST": self._with_body(CompletionsEndpoint(engine, grammars, ping_seconds))},
@@ -134,6 +139,7 @@ class App:
             log.exception("request %s failed: %s %r", request_id, exchange.method, exchange.path)
             await _fail(exchange, internal_error())
         finally:
+            exchange.release()
             self._request_log.add(exchange, name)
 
     async def _reject(self, socket: WebSocket) -> None:
@@ -170,7 +176,7 @@ class App:
 
     def _with_body(self, endpoint: BodyHandler) -> Handler:
         async def handler(exchange: Exchange) -> None:
-            body = await exchange.read_json(self._max_body_bytes)
+            body = await exchange.read_json(self._max_body_bytes, self._budget)
             await exchange.until_disconnect(endpoint(exchange, body))
 
         return handler

@@ -6,7 +6,7 @@ values by the million cost seconds. So what is outside of strings is counted whi
 
 from __future__ import annotations
 
-from llamafast.errors import BodyTooLarge
+from llamafast.errors import BodyTooLarge, QueueFull
 
 # About 6 ns each on a busy core, so that one call takes about 50 ms at most. Within it are 700,000 token ids, 300,000
 # short strings, 90,000 members of objects, 4 million escapes, or text and indentation as long as bodies may be.
@@ -17,34 +17,62 @@ QUOTE_WORK = 6
 MEMBER_WORK = 64  # an object, a list, a member of an object
 ESCAPE_WORK = 2
 
-# Pieces that are counted at a time take a few milliseconds at most.
-PIECE_BYTES = 256 * 1024
+
+# What each body may hold beside the budget, so that short requests pass whatever long ones there are.
+FREE_BYTES = 16 * 1024
+
+
+class BodyBudget:
+    """The bytes of all bodies that are arriving, waiting or answered, but for the first FREE_BYTES of each."""
+
+    __slots__ = ("_left", "_max_bytes")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = self._max_bytes = max_bytes
+
+    def take(self, n_bytes: int) -> None:
+        """Raises QueueFull."""
+        if n_bytes > self._left:
+            raise QueueFull(f"the requests in progress hold {self._max_bytes - self._left} bytes already")
+        self._left -= n_bytes
+
+    def give(self, n_bytes: int) -> None:
+        self._left += n_bytes
 
 
 class BodySize:
-    """Counts one body piece by piece; ``n_bytes`` is what came so far."""
+    """Counts one body piece by piece, each of at most some hundred KB; ``n_bytes`` is what came so far."""
 
-    __slots__ = ("_backslash", "_in_string", "_max_bytes", "_work", "n_bytes")
+    __slots__ = ("_backslash", "_budget", "_in_string", "_max_bytes", "_taken", "_work", "n_bytes")
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, budget: BodyBudget) -> None:
         self._max_bytes = max_bytes
+        self._budget = budget
+        self._taken = 0
         self._work = 0
         self._in_string = 0
         self._backslash = b""  # the last byte so far, where it escapes the next one
         self.n_bytes = 0
 
     def add(self, piece: bytes) -> None:
-        """Raises BodyTooLarge as soon as the body is; exact for JSON, whatever the pieces."""
+        """Raises BodyTooLarge as soon as the body is, exactly for JSON whatever the pieces, or QueueFull."""
         self.n_bytes += len(piece)
         if self.n_bytes > self._max_bytes:
             raise too_many_bytes(self._max_bytes)
-        for start in range(0, len(piece), PIECE_BYTES):
-            self._count(piece[start : start + PIECE_BYTES])
-            if self._work > MAX_WORK:
-                raise BodyTooLarge(
-                    "the body holds too many JSON values: lists of more than some 700,000 numbers "
-                    "or objects with more than some 90,000 members in all are not decoded"
-                )
+        if (n_more := self.n_bytes - FREE_BYTES - self._taken) > 0:
+            self._budget.take(n_more)
+            self._taken += n_more
+        self._count(piece)
+        if self._work > MAX_WORK:
+            raise BodyTooLarge(
+                "the body holds too many JSON values: lists of more than some 700,000 numbers "
+                "or objects with more than some 90,000 members in all are not decoded"
+            )
+
+    def release(self) -> None:
+        """The body is forgotten. Idempotent."""
+        self._budget.give(self._taken)
+        self._taken = 0
 
     def _count(self, piece: bytes) -> None:
         piece = self._backslash + piece

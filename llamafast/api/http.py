@@ -13,10 +13,10 @@ from uuid import uuid4
 
 import msgspec
 
-from llamafast.api.body_size import BodySize, too_many_bytes
+from llamafast.api.body_size import BodyBudget, BodySize, too_many_bytes
 from llamafast.api.schema.fragments import ErrorBody, ErrorObject
 from llamafast.engine.types import Generation
-from llamafast.errors import BodyTooLarge, InvalidRequest, LlamafastError, UnsupportedMediaType
+from llamafast.errors import InvalidRequest, LlamafastError, UnsupportedMediaType
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -82,26 +82,31 @@ class Exchange(Record):
     The reply repeats the request's identity, so that a proxy can tell whose trace an answer belongs to.
     """
 
-    __slots__ = ("_receive", "_send", "headers", "path", "query")
+    __slots__ = ("_receive", "_send", "_size", "headers", "path", "query")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         super().__init__(scope["method"], Identity.of(self.headers))
         self._receive = receive
         self._send = send
+        self._size: BodySize | None = None
         self.path: str = scope["path"]
         self.query = _parameters(scope.get("query_string", b""))
 
-    async def read_json(self, limit: int) -> bytes:
-        """The request's body, at most ``limit`` bytes whatever its Content-Length says.
+    async def read_json(self, limit: int, budget: BodyBudget) -> bytes:
+        """The request's body, at most ``limit`` bytes whatever its Content-Length says; ``release`` gives what it took
+        of the ``budget`` back.
 
-        Raises UnsupportedMediaType when the headers call it something else than plain JSON, BodyTooLarge, or
-        InvalidRequest when it breaks off.
+        Raises UnsupportedMediaType when the headers call it something else than plain JSON, BodyTooLarge, QueueFull
+        when there are too many bodies, or InvalidRequest when it breaks off.
         """
         self._require_json()
         length = self.headers.get(b"content-length", b"")
-        refusal = too_many_bytes(limit) if length.isdigit() and int(length[:20]) > limit else None
-        size, chunks, n_discarded, more = BodySize(limit), [], 0, True
+        refusal: LlamafastError | None = (
+            too_many_bytes(limit) if length.isdigit() and int(length[:20]) > limit else None
+        )
+        size = self._size = BodySize(limit, budget)
+        chunks, n_discarded, more = [], 0, True
         while more and n_discarded <= DISCARDED_BYTES:
             message = await self._receive()
             if message["type"] == "http.disconnect":
@@ -112,15 +117,21 @@ class Exchange(Record):
                 try:
                     size.add(chunk)
                     chunks.append(chunk)
-                except BodyTooLarge as error:
+                except LlamafastError as error:
                     refusal = error
                     chunks.clear()
+                    size.release()
             else:
                 n_discarded += len(chunk)
             more = message.get("more_body", False)
         if refusal is not None:
             raise refusal
         return b"".join(chunks)
+
+    def release(self) -> None:
+        """Nobody holds the body any more."""
+        if self._size is not None:
+            self._size.release()
 
     def _require_json(self) -> None:
         kind = self.headers.get(b"content-type", JSON_TYPE).partition(b";")[0].strip().lower()

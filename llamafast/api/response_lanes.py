@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from llamafast.api.body_size import BodyBudget, BodySize
 from llamafast.api.decode import decode_request
 from llamafast.api.delivery import internal_error, run_sized
 from llamafast.api.http import Record, error_body
@@ -35,6 +36,8 @@ MAX_RUNNING = 16
 # Requests that wait in a socket's lanes for the ones before them.
 MAX_WAITING = 64
 MAX_STREAM_ID_CHARS = 64
+# What is counted of a frame in one turn of the event loop.
+PIECE_BYTES = 256 * 1024
 
 _CLIENT_GONE_STATUS = 499
 _DECODER = msgspec.json.Decoder(ResponseCreate)
@@ -51,6 +54,7 @@ class Frame(NamedTuple):
     """One frame from a client, and what is known of it without decoding all of it."""
 
     data: bytes
+    size: BodySize
     kind: FrameKind
     record: Record
 
@@ -100,13 +104,16 @@ class Session:
         info: ModelInfo,
         request_log: RequestLog,
         *,
-        max_history_bytes: int,
+        max_socket_bytes: int,
+        budget: BodyBudget,
     ) -> None:
         self._socket = socket
         self._responder = responder
         self._info = info
         self._request_log = request_log
-        self._memory = LaneMemory(max_history_bytes)
+        self._max_socket_bytes = max_socket_bytes
+        self._budget = budget
+        self._memory = LaneMemory(max_socket_bytes)
         self._lanes: dict[str | None, Lane] = {}
         self._running = asyncio.Semaphore(MAX_RUNNING)
 
@@ -114,17 +121,26 @@ class Session:
         """Give frames to their lanes. Raises ClientGone or Refused."""
         while True:
             data = await self._socket.receive()
-            frame = Frame(data, FrameKind(), self._socket.record())
+            frame = Frame(data, BodySize(self._max_socket_bytes, self._budget), FrameKind(), self._socket.record())
             try:
+                for start in range(0, len(data), PIECE_BYTES):
+                    frame.size.add(data[start : start + PIECE_BYTES])
+                    await asyncio.sleep(0)
                 frame = frame._replace(kind=_decode(_KIND, data))
                 if frame.kind.type == "response.steer":
                     await self._refuse_steer(_decode(_STEER, data), frame)
+                    frame.size.release()
                 else:
                     _check_kind(frame.kind)
                     self._enqueue(frame)
             except LlamafastError as error:
+                frame.size.release()
                 await self._refuse(error, frame)
                 self._request_log.add(frame.record, ROUTE)
+            except BaseException:
+                frame.size.release()
+                raise
+            del data, frame
 
     async def finish(self) -> None:
         """Wait until every lane has answered what it took."""
@@ -135,6 +151,9 @@ class Session:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for lane in self._lanes.values():
+            for frame in lane.waiting:
+                frame.size.release()
 
     async def tell(self, error: LlamafastError, stream_id: str | UnsetType = UNSET) -> None:
         await self._socket.send(
@@ -161,16 +180,19 @@ class Session:
                     f"a connection has at most {MAX_LANES} values of `stream_id`", code="websocket_stream_limit_reached"
                 )
             lane = self._lanes[name] = Lane()
-        if sum(len(other.waiting) for other in self._lanes.values()) >= MAX_WAITING:
+        waiting = [len(other.data) for every in self._lanes.values() for other in every.waiting]
+        if len(waiting) >= MAX_WAITING:
             raise QueueFull(f"{MAX_WAITING} requests wait on this connection already")
+        if waiting and sum(waiting) + len(frame.data) > self._max_socket_bytes:
+            raise QueueFull(f"requests of {sum(waiting)} bytes wait on this connection already")
         lane.waiting.append(frame)
         if lane.task is None or lane.task.done():
             lane.task = asyncio.create_task(self._play(lane))
 
     async def _play(self, lane: Lane) -> None:
         while lane.waiting:
-            frame = lane.waiting.popleft()
             async with self._running:
+                frame = lane.waiting.popleft()
                 try:
                     await self._respond(frame)
                 except LlamafastError as error:
@@ -179,6 +201,7 @@ class Session:
                     log.exception("request %s failed", frame.record.identity.request_id.decode())
                     await self._refuse(internal_error(), frame)
                 finally:
+                    frame.size.release()
                     frame.record.status = frame.record.status or _CLIENT_GONE_STATUS
                     self._request_log.add(frame.record, ROUTE)
 

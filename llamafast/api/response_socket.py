@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+from llamafast.api.body_size import BodyBudget
 from llamafast.api.http import ClientGone
 from llamafast.api.request_log import RequestLog
 from llamafast.api.responder import Responder
@@ -15,8 +16,8 @@ from llamafast.errors import EngineUnavailable, InvalidRequest
 
 
 class ResponseSockets:
-    """Serves sockets. ``max_sockets`` are open at once, each for at most ``max_seconds``; the conversations a socket
-    remembers have at most ``max_history_bytes`` of JSON."""
+    """Serves sockets. ``max_sockets`` are open at once, each for at most ``max_seconds``; what waits on a socket,
+    and the conversations that it remembers, have at most ``max_socket_bytes``. Frames count in ``budget``."""
 
     def __init__(
         self,
@@ -26,14 +27,16 @@ class ResponseSockets:
         *,
         max_sockets: int,
         max_seconds: float,
-        max_history_bytes: int,
+        max_socket_bytes: int,
+        budget: BodyBudget,
     ) -> None:
         self._responder = responder
         self._info = info
         self._request_log = request_log
         self._max_sockets = max_sockets
         self._max_seconds = max_seconds
-        self._max_history_bytes = max_history_bytes
+        self._max_socket_bytes = max_socket_bytes
+        self._budget = budget
         self._n_open = 0
         self._draining = asyncio.Event()
         self._idle = asyncio.Event()
@@ -73,7 +76,12 @@ class ResponseSockets:
 
     async def _converse(self, socket: WebSocket) -> None:
         session = Session(
-            socket, self._responder, self._info, self._request_log, max_history_bytes=self._max_history_bytes
+            socket,
+            self._responder,
+            self._info,
+            self._request_log,
+            max_socket_bytes=self._max_socket_bytes,
+            budget=self._budget,
         )
         reader = asyncio.create_task(session.read())
         draining = asyncio.create_task(self._draining.wait())

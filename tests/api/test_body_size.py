@@ -13,11 +13,15 @@ from support.fake_engine import FakeEngine
 
 from llamafast.api import body_size
 from llamafast.api.app import App
-from llamafast.api.body_size import ESCAPE_WORK, ITEM_WORK, MEMBER_WORK, QUOTE_WORK, BodySize
+from llamafast.api.body_size import ESCAPE_WORK, ITEM_WORK, MEMBER_WORK, QUOTE_WORK, BodyBudget, BodySize
 from llamafast.errors import BodyTooLarge
 
 MIB = 2**20
 AMPLE = 64 * MIB
+
+
+def new_size() -> BodySize:
+    return BodySize(AMPLE, BodyBudget(AMPLE))
 
 
 def counted(body: bytes) -> int:
@@ -47,7 +51,7 @@ JSON = st.recursive(
 @given(JSON, st.lists(st.integers(1, 9), min_size=1, max_size=30), st.booleans())
 def test_the_count_is_exact_however_a_body_is_cut(value: Any, sizes: list[int], ascii: bool) -> None:
     body = json.dumps(value, ensure_ascii=ascii).encode()
-    size, at = BodySize(AMPLE), 0
+    size, at = new_size(), 0
     while at < len(body):
         step = sizes[at % len(sizes)]
         size.add(body[at : at + step])
@@ -80,14 +84,14 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", CALM)
 def test_what_people_send_passes(name: str) -> None:
-    size = BodySize(AMPLE)
+    size = new_size()
     size.add(CALM[name])
     assert size.n_bytes == len(CALM[name])
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_values_by_the_million_are_refused_while_they_come(name: str) -> None:
-    size, piece = BodySize(AMPLE), 64 * 1024
+    size, piece = new_size(), 64 * 1024
 
     def add_all() -> None:
         for at in range(0, len(HOSTILE[name]), piece):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -169,6 +170,63 @@ async def test_limits_of_lanes(app: App, engine: FakeEngine) -> None:
         assert (await socket.until("error"))[-1]["error"]["code"] == "rate_limit_exceeded"
         assert len(engine.generations) == response_lanes.MAX_RUNNING
     assert all(generation.cancelled for generation in engine.generations)
+
+
+async def test_what_waits_is_bounded_in_bytes(app: App, engine: FakeEngine) -> None:
+    gate = asyncio.Event()
+    scripts = iter([play(gate, [Event(0, "", 1, "stop")])])
+    engine.script = lambda plan: next(scripts, say("x"))(plan)
+    async with websocket(app) as socket:
+        socket.create(input="One")
+        await engine.submitted.wait()
+        for _ in range(2):
+            socket.create(input="x", unknown="y" * 1200)
+        error = (await socket.until("error"))[-1]
+        assert (error["status"], error["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert "bytes wait" in error["error"]["message"]
+        gate.set()
+        for _ in range(2):
+            await socket.until("response.completed")
+        # what has been answered waits no more
+        await socket.answer(input="x", unknown="y" * 1200)
+
+
+async def test_a_frame_of_small_values_is_refused(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamafast.api.body_size.MAX_WORK", 1000)
+    async with websocket(app) as socket:
+        socket.create(input=[1] * 100)
+        error = await socket.event()
+        assert (error["status"], error["error"]["code"]) == (413, "body_too_large")
+        await socket.answer(input="x")
+
+
+async def test_bodies_share_a_budget(engine: FakeEngine) -> None:
+    """Eight of the largest size, over whatever they come, and any number of short ones."""
+    app = App(engine, max_body_bytes=100_000, stall_seconds=5)
+    client = AsgiClient(app)
+    gate, body = asyncio.Event(), {"input": "One", "unknown": "x" * 90_000}
+    engine.script = play(gate, [Event(0, "", 1, "stop")])
+    async with AsyncExitStack() as stack:
+        for _ in range(5):
+            await stack.enter_async_context(client.open_post(URL, body))
+        sockets = [await stack.enter_async_context(websocket(app)) for _ in range(5)]
+        for socket in sockets:
+            socket.create(**body)
+        while len(engine.generations) < 10:
+            await asyncio.sleep(0.001)
+        late = await client.post(URL, [b'{"input": "One", "unknown": "', b"x" * 99_000, b'"}'])
+        assert (late.status, late.error["code"]) == (429, "rate_limit_exceeded")
+        assert late.headers["retry-after"] == "1"
+        sockets[0].create(**body, stream_id="other")
+        assert (await sockets[0].until("error"))[-1]["status"] == 429
+        engine.script = say("short")
+        assert (await client.post(URL, {"input": "One", "unknown": "x" * 16_000})).status == 200
+        gate.set()
+        for socket in sockets:
+            await socket.until("response.completed")
+        engine.script = say("long")
+        assert (await client.post(URL, body)).status == 200
+    assert app._budget._left == app._budget._max_bytes
 
 
 @pytest.mark.parametrize(("frame", "code"), [(b"\0", 1003), ("x" * 2001, 1009)])
