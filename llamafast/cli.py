@@ -15,18 +15,24 @@ import msgspec
 from llamafast import __version__
 from llamafast.config import Config, FromPretrained
 from llamafast.config_file import load_config, refuse_unsupported
+from llamafast.console import FORMAT, LogWriter, open_standard_streams
 from llamafast.errors import ConfigError, ModelAbsent, ModelLoadError
+
+INTERRUPTED = 130  # what shells make of SIGINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the process's exit code: 0, 1 for a config or model that cannot be served, 2 for usage."""
     try:
         return _run(argv)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     finally:
         _flush_output()
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    open_standard_streams()
     parser = argparse.ArgumentParser(prog="llamafast", description="An OpenAI-compatible server for GGUF models.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -46,7 +52,6 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.command == "grammar":
         return _check_grammars()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr)
     try:
         config = load_config(arguments.config)
         refuse_unsupported(config)
@@ -110,6 +115,9 @@ def _flush_output() -> None:
 
 
 def _serve(config: Config, verbose: bool) -> None:
+    lines = LogWriter()
+    lines.setFormatter(logging.Formatter(FORMAT))
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
     # loads llama.cpp, which `check --help` and a broken config need not wait for
     from llamafast.server import serve
 

@@ -7,12 +7,16 @@ signals are ours: running requests finish before connections close.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 import socket
-from contextlib import suppress
-from typing import Any
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
 import uvloop
 from granian.constants import Interfaces
@@ -31,17 +35,37 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
 MAX_CONNECTIONS = 16384
-# For the last frames of WebSockets: nothing runs any more, but a client may read slowly or not at all.
+# Descriptors that are not connections: the model, the database, pipes, processes that try grammars.
+RESERVED_DESCRIPTORS = 96
+MACOS_DESCRIPTORS = 10240  # its OPEN_MAX, whatever it calls unlimited
+# After the drain, for clients that read slowly, not at all, or have sent half a request.
 CLOSE_SECONDS = 5.0
+# Granian's errors are lines of our log.
+GRANIAN_LOG = {"incremental": True, "handlers": {}, "loggers": {"_granian": {"propagate": True}}}
+
+
+class Address(NamedTuple):
+    """Where the server listens: ``host`` as configured, ``ip`` what it means here. ``port`` is not 0."""
+
+    host: str
+    ip: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/v1"
 
 
 def serve(config: Config, verbose: bool = False) -> None:
     """Load the model and serve until SIGINT or SIGTERM. Raises ConfigError or ModelLoadError."""
-    _check_address(config)
+    address = find_address(config.server.host, config.server.port)
+    n_connections = min(MAX_CONNECTIONS, max(1, raise_descriptor_limit() - RESERVED_DESCRIPTORS))
     set_echo(verbose)
-    path = resolve_model(config.model.source)
-    with tqdm(total=100, desc="loading", unit="%", bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}") as bar:
-        engine = load_engine(config, path, lambda fraction: _advance(bar, fraction))
+    with _interruptible():
+        path = resolve_model(config.model.source)
+        layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}"
+        with tqdm(total=100, desc="loading", unit="%", bar_format=layout, disable=not sys.stderr.isatty()) as bar:
+            engine = load_engine(config, path, lambda fraction: _advance(bar, fraction))
     app = App(
         engine,
         max_body_bytes=config.max_body_bytes,
@@ -55,41 +79,86 @@ def serve(config: Config, verbose: bool = False) -> None:
     if engine.info.generates:
         source = "GGUF" if config.model.chat_template is None else "config"
         logger.info("chat     template from %s; %s", source, app.chat.summary())
+    # What is here now stays: no collection has to look at it again while requests wait.
+    gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, engine, app))
+        runner.run(_serve(config, address, n_connections, engine, app))
+    logger.info("stopped")
 
 
-async def _serve(config: Config, engine: Engine, app: App) -> None:
+async def _serve(config: Config, address: Address, n_connections: int, engine: Engine, app: App) -> None:
     server = Server(
         app,
-        address=config.server.host,
-        port=config.server.port,
+        address=address.ip,
+        port=address.port,
         interface=Interfaces.ASGI,
         backlog=BACKLOG,
-        backpressure=MAX_CONNECTIONS,
+        backpressure=n_connections,
         websockets=config.server.max_websockets > 0,
         log_level=LogLevels.error,
+        log_dictconfig=GRANIAN_LOG,
     )
     stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, stopping.set)
+    _stop_on_signals(stopping)
     engine.start()
     leave_to_compute(engine.compute_threads)
+    loop = asyncio.get_running_loop()
     serving = loop.create_task(server.serve())
     waiting = loop.create_task(stopping.wait())
-    logger.info("serving  http://%s:%d/v1", config.server.host, config.server.port)
+    logger.info("serving  %s", address.url)
     await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
-    logger.info("stopping: running requests have %g s to finish", config.server.drain_seconds)
+    waiting.cancel()
+    drain_seconds = config.server.drain_seconds
+    logger.info("stopping: running requests have %g s to finish; another signal ends them now", drain_seconds)
+    deadline = threading.Timer(drain_seconds + CLOSE_SECONDS, _leave)
+    deadline.daemon = True
+    deadline.start()
     app.drain()
-    await engine.close(config.server.drain_seconds)
+    await engine.close(drain_seconds)
     with suppress(TimeoutError):
-        await asyncio.wait_for(app.closed(), CLOSE_SECONDS)
-    if serving.done():
-        serving.result()
-    else:
-        server.stop()  # type: ignore[no-untyped-call]
-        await serving
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await app.closed()
+            if not serving.done():
+                server.stop()  # type: ignore[no-untyped-call]
+                # a timeout ends the wait, not Granian's task: it would wait for its connections all the same
+                await asyncio.shield(serving)
+    if not serving.done():
+        _leave()
+    serving.result()
+
+
+def _stop_on_signals(stopping: asyncio.Event) -> None:
+    """SIGINT and SIGTERM set ``stopping``; another one ends the process as it would end any other."""
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop() -> None:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        stopping.set()
+
+    for number in numbers:
+        loop.add_signal_handler(number, stop)
+
+
+def _leave() -> None:
+    """End the process whatever is open or running."""
+    logger.warning("stopped  and cut what did not end by itself")
+    logging.shutdown()
+    os._exit(0)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Inside, SIGINT ends the process at once: Python's own handler would wait for llama.cpp to return."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def leave_to_compute(n_threads: int) -> None:
@@ -105,17 +174,42 @@ def leave_to_compute(n_threads: int) -> None:
             os.sched_setaffinity(0, spare)
 
 
+def raise_descriptor_limit() -> int:
+    """As many descriptors as the system lets this process have; how many that are."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, which has no such limit
+        return MAX_CONNECTIONS + RESERVED_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + RESERVED_DESCRIPTORS if hard == resource.RLIM_INFINITY else hard
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    for limit in (wanted, MACOS_DESCRIPTORS):
+        if limit > soft:
+            with suppress(ValueError, OSError):  # the kernel's own limit is lower
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+                return limit
+    return soft
+
+
+def find_address(host: str, port: int) -> Address:
+    """Resolve ``host`` and choose a free port for 0. Raises ConfigError: better now than when the model has loaded."""
+    faults: list[Exception] = []
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            try:
+                with socket.socket(family, kind, protocol) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(address)
+                    ip, bound, *_ = probe.getsockname()
+                    return Address(host, ip, bound)
+            except OSError as error:
+                faults.append(error)
+    except (OSError, UnicodeError) as error:
+        faults.append(error)
+    reason = getattr(faults[0], "strerror", None) or faults[0]
+    raise ConfigError(f"server: cannot listen on {host}:{port}: {reason}")
+
+
 def _advance(bar: tqdm[Any], fraction: float) -> None:
     bar.update(round(100 * fraction) - bar.n)
-
-
-def _check_address(config: Config) -> None:
-    """Fail before the model loads, not after, when the address cannot be had."""
-    host, port = config.server.host, config.server.port
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise ConfigError(f"server: cannot listen on {host}:{port}: {error.strerror or error}") from error

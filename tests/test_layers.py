@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "llamafast"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 # what each room may import of ours; a prefix names everything below it
-CLI = ["llamafast.__version__", "llamafast.config", "llamafast.config_file", "llamafast.errors"]
+CLI = ["llamafast.__version__", "llamafast.config", "llamafast.config_file", "llamafast.console", "llamafast.errors"]
 FREE = ["llamafast.errors", "llamafast.config", "llamafast.metrics"]
 ALLOWED = {
     "_core": ["llamafast.errors"],
@@ -22,6 +22,7 @@ ALLOWED = {
     "errors": [],
     "config": [],
     "metrics": ["llamafast.__version__"],
+    "console": [],
     "config_file": ["llamafast.config", "llamafast.errors"],
     "hub": ["llamafast.config", "llamafast.errors"],
     "server": ["llamafast.api.app", "llamafast.engine", "llamafast.hub", *FREE],

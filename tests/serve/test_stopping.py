@@ -1,0 +1,127 @@
+"""How the process ends: in time whatever clients do, and at once when asked twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from benchmarks.server import free_port, wait_until_healthy
+from serve.conftest import model_config
+
+Start = Callable[..., AbstractContextManager["Process"]]
+
+STREAM = json.dumps({"prompt": "x", "n": 16, "max_tokens": 4000, "ignore_eos": True, "stream": True}).encode()
+
+
+class Process(subprocess.Popen[bytes]):
+    """A server of its own; ``log`` is what it has written."""
+
+    def __init__(self, folder: Path, config: dict[str, object], port: int) -> None:
+        self.port = port
+        self.folder = folder
+        (folder / "cfg.json").write_text(json.dumps(config))
+        command = [sys.executable, "-m", "llamafast", "serve", str(folder / "cfg.json")]
+        with (folder / "log").open("wb") as log:
+            super().__init__(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def ended(self, seconds: float) -> float:
+        """How long it took to end; fails after ``seconds``."""
+        began = time.monotonic()
+        self.wait(seconds)
+        return time.monotonic() - began
+
+    def connect(self, message: bytes) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self.port))
+        connection.sendall(message)
+        return connection
+
+
+@pytest.fixture
+def start(tiny_model: Callable[[str], Path], tmp_path: Path) -> Start:
+    @contextmanager
+    def started(drain_seconds: float = 0.5) -> Iterator[Process]:
+        port = free_port()
+        config = model_config(tiny_model("tiny-llama"), port)
+        config["server"] = {"port": port, "drain_seconds": drain_seconds}
+        with Process(tmp_path, config, port) as process:
+            try:
+                wait_until_healthy(process, port, "/healthz", tmp_path / "log")
+                yield process
+            finally:
+                process.kill()
+
+    return started
+
+
+def post(path: str, body: bytes, length: int | None = None) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body) if length is None else length}\r\n\r\n"
+    return head.encode() + body
+
+
+UPGRADE = (
+    b"GET /v1/responses HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+HELD = {
+    "half a head": b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n",
+    "half a body": post("/v1/completions", b'{"prompt"', 1000),
+    "half a chunk": b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n50\r\n{",
+    "a stream that nobody reads": post("/v1/completions", STREAM),
+    "a socket": UPGRADE,
+    "an idle connection": b"",
+}
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_it_ends_in_time(start: Start, held: str) -> None:
+    with start() as process:
+        with process.connect(HELD[held]):
+            time.sleep(0.3)
+            process.terminate()
+            assert process.ended(20) < 0.5 + 5 + 3
+        assert process.returncode == 0
+        assert "stopped" in process.log
+        assert "Traceback" not in process.log, process.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(start: Start, number: signal.Signals) -> None:
+    with start(drain_seconds=60) as process:
+        with process.connect(post("/v1/completions", STREAM)) as connection:
+            assert connection.recv(100)
+            process.send_signal(number)
+            while "stopping" not in process.log:
+                time.sleep(0.01)
+            assert process.poll() is None
+            process.send_signal(number)
+            assert process.ended(10) < 2
+        assert process.returncode == -number
+        assert "Traceback" not in process.log, process.log
+
+
+def test_an_interrupt_while_it_loads_leaves_no_traceback(tmp_path: Path) -> None:
+    """The model is a pipe that nobody writes to, so that loading takes for ever."""
+    model = tmp_path / "slow.gguf"
+    os.mkfifo(model)
+    with Process(tmp_path, model_config(model, free_port()), 0) as process:
+        # opens once somebody reads
+        writer = os.open(model, os.O_WRONLY)
+        process.send_signal(signal.SIGINT)
+        process.ended(5)
+        assert process.returncode == -signal.SIGINT
+        assert "Traceback" not in process.log, process.log
+        os.close(writer)
