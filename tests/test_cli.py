@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llamafast.cli import main
+from llamafast import cli
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,7 +28,7 @@ def check(tmp_path, monkeypatch, capsys):
     def run(model: dict[str, Any]) -> tuple[int, dict[str, Any], str]:
         config = tmp_path / "cfg.json"
         config.write_text(json.dumps({"model": model}))
-        code = main(["check", str(config)])
+        code = cli.main(["check", str(config)])
         output = capsys.readouterr()
         return code, json.loads(output.out), output.err
 
@@ -128,3 +128,23 @@ def test_the_grammar_checker_answers_line_by_line():
             assert json.loads(process.stdout.readline())["result"] == result
         process.stdin.close()
         assert process.wait(10) == 0
+
+
+def test_an_interrupt_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(argv: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    assert cli.main([]) == cli.INTERRUPTED
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_standard_streams_may_be_closed(tmp_path: Path, closed: str) -> None:
+    """What the process opens gets no number that C code writes to."""
+    told = tmp_path / "told"
+    code = (
+        "from llamafast.console import open_standard_streams; open_standard_streams(); import os, sys; "
+        f"file = open({str(told)!r}, 'w'); print('lost', file=sys.stderr); print(file.fileno() > 2, file=file)"
+    )
+    subprocess.run(["bash", "-c", f'exec {sys.executable} -c "{code}" {closed}'], check=True, capture_output=True)
+    assert told.read_text() == "True\n"
