@@ -13,40 +13,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from support.server_process import Process
 
 from benchmarks.server import free_port, wait_until_healthy
 from serve.conftest import model_config
 
-Start = Callable[..., AbstractContextManager["Process"]]
+Start = Callable[..., AbstractContextManager[Process]]
 
 STREAM = json.dumps({"prompt": "x", "n": 16, "max_tokens": 4000, "ignore_eos": True, "stream": True}).encode()
-
-
-class Process(subprocess.Popen[bytes]):
-    """A server of its own; ``log`` is what it has written."""
-
-    def __init__(self, folder: Path, config: dict[str, object], port: int) -> None:
-        self.port = port
-        self.folder = folder
-        (folder / "cfg.json").write_text(json.dumps(config))
-        command = [sys.executable, "-m", "llamafast", "serve", str(folder / "cfg.json")]
-        with (folder / "log").open("wb") as log:
-            super().__init__(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
-
-    def ended(self, seconds: float) -> float:
-        """How long it took to end; fails after ``seconds``."""
-        began = time.monotonic()
-        self.wait(seconds)
-        return time.monotonic() - began
-
-    def connect(self, message: bytes) -> socket.socket:
-        connection = socket.create_connection(("127.0.0.1", self.port))
-        connection.sendall(message)
-        return connection
 
 
 @pytest.fixture
@@ -56,7 +30,7 @@ def start(tiny_model: Callable[[str], Path], tmp_path: Path) -> Start:
         port = free_port()
         config = model_config(tiny_model("tiny-llama"), port)
         config["server"] = {"port": port, "drain_seconds": drain_seconds}
-        with Process(tmp_path, config, port) as process:
+        with Process(tmp_path, config, port=port) as process:
             try:
                 wait_until_healthy(process, port, "/healthz", tmp_path / "log")
                 yield process

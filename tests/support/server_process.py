@@ -1,0 +1,62 @@
+"""A server of a test's own, under the test's own conditions."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+_SERVING = re.compile(r"serving  http://(\S+):(\d+)/v1")
+
+
+class Process(subprocess.Popen[bytes]):
+    """``log`` is what it has written, where that goes to a file; ``redirect`` is put behind the command in a shell,
+    ``limits`` before it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, object],
+        *,
+        port: int = 0,
+        output: int | IO[bytes] | None = None,
+        redirect: str = "",
+        limits: str = "true",
+    ) -> None:
+        self.port = port
+        self._folder = folder
+        (folder / "cfg.json").write_text(json.dumps(config))
+        command = f"{limits}; exec {sys.executable} -m llamafast serve {folder / 'cfg.json'} {redirect}"
+        with (folder / "log").open("wb") as log:
+            output = log if output is None else output
+            super().__init__(["bash", "-c", command], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+
+    @property
+    def log(self) -> str:
+        return (self._folder / "log").read_text()
+
+    def until_serving(self) -> str:
+        """Wait for it and learn its port; the host it says that it listens on."""
+        until = time.monotonic() + 60
+        while not (said := _SERVING.search(self.log)):
+            assert self.poll() is None, self.log
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        self.port = int(said[2])
+        return said[1]
+
+    def ended(self, seconds: float) -> float:
+        """How long it took to end; fails after ``seconds``."""
+        began = time.monotonic()
+        self.wait(seconds)
+        return time.monotonic() - began
+
+    def connect(self, message: bytes = b"", host: str = "127.0.0.1") -> socket.socket:
+        connection = socket.create_connection((host, self.port), timeout=20)
+        connection.sendall(message)
+        return connection
