@@ -6,12 +6,13 @@ import time
 from uuid import uuid4
 
 import msgspec
+from msgspec import Struct
 
 from llamafast.api.chat_frames import ChatFrames, finish_on_wire
 from llamafast.api.decode import decode_request
-from llamafast.api.delivery import read_replies, run_sized, stream, usage_of
+from llamafast.api.delivery import read_replies, run_sized, stream, tokens_size, usage_of
 from llamafast.api.grammars import Grammars
-from llamafast.api.http import Exchange
+from llamafast.api.http import JSON_TYPE, Exchange
 from llamafast.api.logprobs import TokenNames, chat_logprobs
 from llamafast.api.schema.chat import (
     ChatChoice,
@@ -22,6 +23,7 @@ from llamafast.api.schema.chat import (
     FunctionCall,
     MessageToolCall,
 )
+from llamafast.api.sse import encode
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import plan_chat
 from llamafast.chat.reply import Delta, Message, Reply, ReplyFinish, assemble
@@ -51,42 +53,58 @@ class ChatEndpoint:
             if request.stream:
                 chunk = ChatChunk(id=reply_id, created=created, model=self._engine.info.id, choices=[])
                 frames = ChatFrames(chunk, replies, request, names)
-                await stream(exchange, generation, frames, self._ping_seconds)
+                await stream(exchange, generation, frames, self._ping_seconds, request.top_logprobs or 0)
                 return
+            said = await _said(generation, replies)
             reply = ChatCompletion(
                 id=reply_id,
                 created=created,
                 model=self._engine.info.id,
-                choices=await _choices(generation, replies, request, names),
+                choices=[],
                 usage=usage_of(generation, replies),
             )
-            await exchange.reply_json(reply)
+            n_bytes = sum(tokens_size(len(choice.logprobs), request.top_logprobs or 0) for choice in said)
+            body = await run_sized(n_bytes, _collected, reply, said, request, names)
+            await exchange.reply(200, body, JSON_TYPE)
         finally:
             generation.cancel()
 
 
-async def _choices(
-    generation: Generation, replies: list[Reply], request: ChatRequest, names: TokenNames
-) -> list[ChatChoice]:
-    legacy = bool(request.functions)
-    logprobs: list[list[TokenLogprob]] = [[] for _ in replies]
-    deltas: list[list[Delta]] = [[] for _ in replies]
-    finished: dict[int, ReplyFinish] = {}
+class Said(Struct):
+    """One choice, as far as it has come."""
+
+    deltas: list[Delta] = []
+    logprobs: list[TokenLogprob] = []
+    finish_reason: ReplyFinish | None = None
+
+
+async def _said(generation: Generation, replies: list[Reply]) -> list[Said]:
+    said = [Said() for _ in replies]
     async for parts in read_replies(generation, replies):
         for part in parts:
-            deltas[part.choice] += part.deltas
-            logprobs[part.choice] += part.logprobs
-            if part.finish_reason is not None:
-                finished[part.choice] = part.finish_reason
-    return [
-        ChatChoice(
-            index,
-            _message(assemble(said), legacy),
-            finish_on_wire(finished[index], legacy),
-            chat_logprobs(logprobs[index], names) if request.logprobs else None,
+            choice = said[part.choice]
+            choice.deltas += part.deltas
+            choice.logprobs += part.logprobs
+            choice.finish_reason = part.finish_reason or choice.finish_reason
+    return said
+
+
+def _collected(reply: ChatCompletion, said: list[Said], request: ChatRequest, names: TokenNames) -> bytes:
+    """The JSON of ``reply`` with the choices that were ``said``, encoded one by one."""
+    legacy = bool(request.functions)
+    choices = []
+    for index, choice in enumerate(said):
+        assert choice.finish_reason is not None
+        choices.append(
+            ChatChoice(
+                index,
+                _message(assemble(choice.deltas), legacy),
+                finish_on_wire(choice.finish_reason, legacy),
+                chat_logprobs(choice.logprobs, names) if request.logprobs else None,
+            )
         )
-        for index, said in enumerate(deltas)
-    ]
+    reply.choices = [msgspec.Raw(encode(choice)) for choice in choices]
+    return encode(reply)
 
 
 def _message(said: Message, legacy: bool) -> ChatMessage:

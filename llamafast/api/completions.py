@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from uuid import uuid4
 
 import msgspec
 from msgspec import UNSET
 
 from llamafast.api.decode import decode_request
-from llamafast.api.delivery import Answer, collect, run_sized, stream, usage_of
+from llamafast.api.delivery import Answer, collect, run_sized, stream, tokens_size, usage_of
 from llamafast.api.grammars import Grammars
-from llamafast.api.http import Exchange
+from llamafast.api.http import JSON_TYPE, Exchange
 from llamafast.api.logprobs import CompletionLogprobs
 from llamafast.api.schema.completions import Completion, CompletionChoice, CompletionRequest
 from llamafast.api.sse import HOLE, encode, frame, frame_pieces
@@ -45,21 +45,15 @@ class CompletionsEndpoint:
             )
             if request.stream:
                 frames = CompletionFrames(reply, echoes, plan.n, writer, request.wants_usage)
-                await stream(exchange, generation, frames, self._ping_seconds)
+                await stream(exchange, generation, frames, self._ping_seconds, request.logprobs or 0)
                 return
             answers = await collect(generation, len(plan.prompts) * plan.n)
-            kept = list(_best(answers, plan.n, request.n or 1))
-            reply.choices = [
-                CompletionChoice(
-                    echoes[at // plan.n] + answers[at].text,
-                    index,
-                    answers[at].finish_reason,
-                    None if writer is None else writer.whole(at, answers[at]),
-                )
-                for index, at in enumerate(kept)
-            ]
             reply.usage = usage_of(generation)
-            await exchange.reply_json(reply)
+            n_tokens = sum(len(answer.logprobs) + len(answer.prompt_logprobs) for answer in answers)
+            n_bytes = tokens_size(n_tokens, request.logprobs or 0)
+            kept = _best(answers, plan.n, request.n or 1)
+            body = await run_sized(n_bytes, _collected, reply, answers, kept, echoes, plan.n, writer)
+            await exchange.reply(200, body, JSON_TYPE)
         finally:
             generation.cancel()
 
@@ -71,6 +65,31 @@ class CompletionsEndpoint:
         plan, ask = plan_completion(request, engine.tokenizer, engine.info)
         echoes = echo_texts(request, plan, engine.tokenizer) if request.echo else [""] * len(plan.prompts)
         return plan, ask, echoes
+
+
+def _collected(
+    reply: Completion,
+    answers: list[Answer],
+    kept: Iterable[int],
+    echoes: list[str],
+    n: int,
+    writer: CompletionLogprobs | None,
+) -> bytes:
+    """The JSON of ``reply`` with the ``kept`` answers, encoded one by one: no call keeps the GIL for all of them."""
+    reply.choices = [
+        msgspec.Raw(
+            encode(
+                CompletionChoice(
+                    echoes[at // n] + answers[at].text,
+                    index,
+                    answers[at].finish_reason,
+                    None if writer is None else writer.whole(at, answers[at]),
+                )
+            )
+        )
+        for index, at in enumerate(kept)
+    ]
+    return encode(reply)
 
 
 class CompletionFrames:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from llamafast.api.http import Exchange
 from llamafast.api.schema.fragments import CompletionTokensDetails, PromptTokensDetails, Usage
 from llamafast.api.sse import EventStream, Frames
 from llamafast.chat.reply import Reply, ReplyPart
-from llamafast.engine.types import FinishReason, Generation, TokenLogprob
+from llamafast.engine.types import Event, FinishReason, Generation, TokenLogprob
 from llamafast.errors import LlamafastError
 
 P = ParamSpec("P")
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 # Decoding, rendering and tokenising this many bytes of body takes a few milliseconds: what one step may wait.
 INLINE_BYTES = 16 * 1024
+# An alternative to a token takes as long to tell as so many bytes take to decode.
+ALTERNATIVE_BYTES = 8
 
 
 class Answer(NamedTuple):
@@ -43,8 +45,23 @@ async def run_sized(n_bytes: int, work: Callable[P, T], *args: P.args, **kwargs:
     return await asyncio.to_thread(work, *args, **kwargs)
 
 
-async def stream(exchange: Exchange, generation: Generation, frames: Frames, ping_seconds: float) -> None:
-    """Send ``generation`` as server-sent events, one write per batch of Events.
+def events_size(events: Iterable[Event], n_top: int) -> int:
+    """What telling ``events`` takes, as a number of bytes for ``run_sized``."""
+    return sum(
+        len(event.text) + tokens_size(len(event.logprobs or ()) + len(event.prompt_logprobs or ()), n_top)
+        for event in events
+    )
+
+
+def tokens_size(n_tokens: int, n_top: int) -> int:
+    """The same for the log probabilities of tokens with ``n_top`` alternatives each."""
+    return ALTERNATIVE_BYTES * n_tokens * (1 + n_top)
+
+
+async def stream(
+    exchange: Exchange, generation: Generation, frames: Frames, ping_seconds: float, n_top: int = 0
+) -> None:
+    """Send ``generation`` as server-sent events, one write per batch of Events, with ``n_top`` alternatives a token.
 
     An error that ends the generation becomes the last event: the status has gone out by then.
     """
@@ -53,7 +70,8 @@ async def stream(exchange: Exchange, generation: Generation, frames: Frames, pin
             for opening in frames.opening():
                 await events.write(opening)
             async for batch in generation:
-                if pieces := b"".join([frames.event(event) for event in batch]):
+                # what a client that reads slowly has let pile up may be much
+                if pieces := await run_sized(events_size(batch, n_top), _told, frames, batch):
                     await events.write(pieces)
             await events.end(frames.closing(generation))
         except LlamafastError as error:
@@ -61,6 +79,10 @@ async def stream(exchange: Exchange, generation: Generation, frames: Frames, pin
         except Exception:
             log.exception("request %s failed in mid-stream", exchange.identity.request_id.decode())
             await events.fail(internal_error())
+
+
+def _told(frames: Frames, batch: Sequence[Event]) -> bytes:
+    return b"".join([frames.event(event) for event in batch])
 
 
 async def collect(generation: Generation, n_choices: int) -> list[Answer]:

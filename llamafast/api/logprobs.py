@@ -6,10 +6,13 @@ from codecs import IncrementalDecoder, getincrementaldecoder
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
+import msgspec
+
 from llamafast.api.delivery import Answer
 from llamafast.api.schema.chat import ChatTokenLogprob, ChoiceLogprobs, TopLogprob
 from llamafast.api.schema.completions import CompletionRequest, Logprobs
 from llamafast.api.schema.fragments import GenerationOptions
+from llamafast.api.sse import encode
 from llamafast.chat.reply import ContentDelta, Delta, ReasoningDelta
 from llamafast.engine.types import Event, Plan, Tokenizer, TokenLogprob
 
@@ -36,17 +39,18 @@ class TokenNames:
 
 
 def chat_logprobs(tokens: Iterable[TokenLogprob], names: TokenNames) -> ChoiceLogprobs:
-    return ChoiceLogprobs(
-        [
-            ChatTokenLogprob(
-                names[token],
-                finite(logprob),
-                list(names.piece(token)),
-                [TopLogprob(names[other], finite(p), list(names.piece(other))) for other, p in top],
-            )
-            for token, logprob, top in tokens
-        ]
-    )
+    """Encoded one by one, so that no call keeps the GIL for all of them."""
+    return ChoiceLogprobs([msgspec.Raw(encode(token)) for token in _chat_tokens(tokens, names)])
+
+
+def _chat_tokens(tokens: Iterable[TokenLogprob], names: TokenNames) -> Iterator[ChatTokenLogprob]:
+    for token, logprob, top in tokens:
+        yield ChatTokenLogprob(
+            names[token],
+            finite(logprob),
+            list(names.piece(token)),
+            [TopLogprob(names[other], finite(p), list(names.piece(other))) for other, p in top],
+        )
 
 
 class SpelledTexts:
@@ -89,7 +93,7 @@ class SpelledTexts:
         while self._kept and self._kept[0][0] < at + len(delta.text):
             spelled.append(self._kept.popleft()[2])
         self._drop(at + len(delta.text))
-        return chat_logprobs(spelled, self._names).content if isinstance(delta, ContentDelta) else []
+        return list(_chat_tokens(spelled, self._names)) if isinstance(delta, ContentDelta) else []
 
     def _drop(self, end: int) -> None:
         """Forget all that is complete before ``end``."""
@@ -153,7 +157,7 @@ class CompletionLogprobs:
             lists.token_logprobs.append(finite(logprob))
             # the chosen token is always among them; of tokens with one text the likeliest counts
             best = {self._names[other]: finite(p) for other, p in reversed(top)}
-            lists.top_logprobs.append({name: finite(logprob)} | best if top else None)
+            lists.top_logprobs.append(msgspec.Raw(encode({name: finite(logprob)} | best)) if top else None)
             # where the token goes on with a character that one before began, the offset is that character's
             lists.text_offset.append(offset)
             offset += len(decoder.decode(piece))

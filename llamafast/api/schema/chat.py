@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from llamafast.api.schema.fragments import (
     MAX_TOP_LOGPROBS,
@@ -96,7 +96,7 @@ class ChatTokenLogprob(TopLogprob):
 
 
 class ChoiceLogprobs(Struct):
-    content: list[ChatTokenLogprob]
+    content: list[ChatTokenLogprob] | list[Raw]
     refusal: None = None
 
 
@@ -114,7 +114,7 @@ class ChatCompletion(Struct, kw_only=True):
     model: str
     service_tier: Literal["default"] = "default"
     system_fingerprint: str = SYSTEM_FINGERPRINT
-    choices: list[ChatChoice]
+    choices: list[ChatChoice] | list[Raw]
     usage: Usage
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from llamafast.api.schema.fragments import (
     MAX_TOP_LOGPROBS,
@@ -40,7 +40,7 @@ class Logprobs(Struct):
 
     tokens: list[str] = []
     token_logprobs: list[float | None] = []
-    top_logprobs: list[dict[str, float] | None] = []
+    top_logprobs: list[Raw | None] = []  # objects, encoded already
     text_offset: list[int] = []
 
     def joined(self, other: Logprobs) -> Logprobs:
@@ -67,5 +67,5 @@ class Completion(Struct, kw_only=True):
     created: int
     model: str
     system_fingerprint: str = SYSTEM_FINGERPRINT
-    choices: list[CompletionChoice]
+    choices: list[CompletionChoice] | list[Raw]
     usage: Usage | UnsetType | None = UNSET
