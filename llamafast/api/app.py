@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
-from llamafast.api.body_size import BodyBudget
+from llamafast.api.body_size import BodyLimits
 from llamafast.api.chat import ChatEndpoint
 from llamafast.api.completions import CompletionsEndpoint
 from llamafast.api.delivery import internal_error
@@ -70,8 +70,7 @@ class App:
         websocket_seconds: float = 3600.0,
         responses: ResponsesConfig = ResponsesConfig(),  # noqa: B008
     ) -> None:
-        self._max_body_bytes = max_body_bytes
-        self._budget = BodyBudget(BODIES_AT_ONCE * max_body_bytes)
+        self._limits = BodyLimits(max_body_bytes, BODIES_AT_ONCE * max_body_bytes, engine.info.max_seq_len)
         self._request_log = RequestLog(lines=request_log)
         self._system = system = SystemEndpoints(engine, stall_seconds, metrics_aliases)
         self.chat = chat = ChatFormat(engine.info, engine.tokenizer)
@@ -87,8 +86,7 @@ class App:
             self._request_log,
             max_sockets=max_websockets,
             max_seconds=websocket_seconds,
-            max_socket_bytes=max_body_bytes,
-            budget=self._budget,
+            limits=self._limits,
         )
         self._routes: dict[str, Mapping[str, Handler]] = {
             "/v1/completions": {"POST": self._with_body(CompletionsEndpoint(engine, grammars, ping_seconds))},
@@ -114,7 +112,7 @@ class App:
         elif scope["type"] == "lifespan":
             await _lifespan(receive, send)
         else:
-            socket = WebSocket(scope, receive, send, self._max_body_bytes)
+            socket = WebSocket(scope, receive, send, self._limits.max_bytes)
             await (self._sockets.serve(socket) if socket.path == _RESPONSES else self._reject(socket))
 
     def drain(self) -> None:
@@ -176,7 +174,7 @@ class App:
 
     def _with_body(self, endpoint: BodyHandler) -> Handler:
         async def handler(exchange: Exchange) -> None:
-            body = await exchange.read_json(self._max_body_bytes, self._budget)
+            body = await exchange.read_json(self._limits)
             await exchange.until_disconnect(endpoint(exchange, body))
 
         return handler

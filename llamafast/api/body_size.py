@@ -8,47 +8,48 @@ from __future__ import annotations
 
 from llamafast.errors import BodyTooLarge, QueueFull
 
-# About 6 ns each on a busy core, so that one call takes about 50 ms at most. Within it are 700,000 token ids, 300,000
-# short strings, 90,000 members of objects, 4 million escapes, or text and indentation as long as bodies may be.
+# About 5 ns each on a busy core, so that one call takes about 50 ms at most. Within it are 400,000 token ids, 300,000
+# short strings, 60,000 members of objects, 2 million escapes, or text and indentation as long as bodies may be.
 MAX_WORK = 2**23
 # what a byte outside of strings costs, and on top of it:
-ITEM_WORK = 6  # a comma
+ITEM_WORK = 14  # a comma
 QUOTE_WORK = 6
-MEMBER_WORK = 64  # an object, a list, a member of an object
-ESCAPE_WORK = 2
-
+MEMBER_WORK = 96  # an object, a list, a member of an object
+ESCAPE_WORK = 4
+# A token id with its comma. Where a prompt may have more of them than MAX_WORK allows, that prompt is the limit.
+ID_WORK = 24
 
 # What each body may hold beside the budget, so that short requests pass whatever long ones there are.
 FREE_BYTES = 16 * 1024
 
 
-class BodyBudget:
-    """The bytes of all bodies that are arriving, waiting or answered, but for the first FREE_BYTES of each."""
+class BodyLimits:
+    """What one body may come to, ``max_bytes`` and room for the ids of ``max_prompt`` tokens, and all that arrive, wait
+    or are answered at once: ``max_held`` bytes beside the first FREE_BYTES of each."""
 
-    __slots__ = ("_left", "_max_bytes")
+    __slots__ = ("_max_held", "held", "max_bytes", "max_work")
 
-    def __init__(self, max_bytes: int) -> None:
-        self._left = self._max_bytes = max_bytes
+    def __init__(self, max_bytes: int, max_held: int, max_prompt: int = 0) -> None:
+        self.max_bytes = max_bytes
+        self.max_work = max(MAX_WORK, ID_WORK * max_prompt)
+        self.held = 0
+        self._max_held = max_held
 
-    def take(self, n_bytes: int) -> None:
+    def hold(self, n_bytes: int) -> None:
         """Raises QueueFull."""
-        if n_bytes > self._left:
-            raise QueueFull(f"the requests in progress hold {self._max_bytes - self._left} bytes already")
-        self._left -= n_bytes
-
-    def give(self, n_bytes: int) -> None:
-        self._left += n_bytes
+        if self.held + n_bytes > self._max_held:
+            raise QueueFull(f"the requests in progress hold {self.held} bytes already")
+        self.held += n_bytes
 
 
 class BodySize:
     """Counts one body piece by piece, each of at most some hundred KB; ``n_bytes`` is what came so far."""
 
-    __slots__ = ("_backslash", "_budget", "_in_string", "_max_bytes", "_taken", "_work", "n_bytes")
+    __slots__ = ("_backslash", "_held", "_in_string", "_limits", "_work", "n_bytes")
 
-    def __init__(self, max_bytes: int, budget: BodyBudget) -> None:
-        self._max_bytes = max_bytes
-        self._budget = budget
-        self._taken = 0
+    def __init__(self, limits: BodyLimits) -> None:
+        self._limits = limits
+        self._held = 0
         self._work = 0
         self._in_string = 0
         self._backslash = b""  # the last byte so far, where it escapes the next one
@@ -57,22 +58,22 @@ class BodySize:
     def add(self, piece: bytes) -> None:
         """Raises BodyTooLarge as soon as the body is, exactly for JSON whatever the pieces, or QueueFull."""
         self.n_bytes += len(piece)
-        if self.n_bytes > self._max_bytes:
-            raise too_many_bytes(self._max_bytes)
-        if (n_more := self.n_bytes - FREE_BYTES - self._taken) > 0:
-            self._budget.take(n_more)
-            self._taken += n_more
+        if self.n_bytes > self._limits.max_bytes:
+            raise too_many_bytes(self._limits.max_bytes)
+        if (n_more := self.n_bytes - FREE_BYTES - self._held) > 0:
+            self._limits.hold(n_more)
+            self._held += n_more
         self._count(piece)
-        if self._work > MAX_WORK:
+        if self._work > self._limits.max_work:
             raise BodyTooLarge(
-                "the body holds too many JSON values: lists of more than some 700,000 numbers "
-                "or objects with more than some 90,000 members in all are not decoded"
+                "the body holds too many JSON values: lists of more than some 400,000 numbers "
+                "or objects with more than some 60,000 members in all are not decoded"
             )
 
     def release(self) -> None:
         """The body is forgotten. Idempotent."""
-        self._budget.give(self._taken)
-        self._taken = 0
+        self._limits.held -= self._held
+        self._held = 0
 
     def _count(self, piece: bytes) -> None:
         piece = self._backslash + piece

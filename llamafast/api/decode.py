@@ -20,8 +20,6 @@ Request = TypeVar("Request", bound=GenerationOptions | PoolingOptions)
 # A double has less than 800 significant digits.
 MAX_NUMBER_CHARS = 1000
 
-# where msgspec, slower with such escapes but strict, has to look at a body too
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _AT_PATH = re.compile(r"(?P<what>.*) - at `\$\.?(?P<path>[^`]*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
 
@@ -49,14 +47,14 @@ def parse(body: bytes) -> object:
     """
     try:
         tree = _JSON.decode(body.decode())
-        if _SURROGATE.search(body):
-            msgspec.json.decode(body)
+        if b"\\ud" in body or b"\\uD" in body:
+            msgspec.json.decode(body)  # which wants both halves of a surrogate pair
     except RecursionError as error:
         raise InvalidRequest("the body is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise InvalidRequest("the body is not valid UTF-8") from error
     except (msgspec.DecodeError, ValueError) as error:
-        hint = " (a surrogate escape without its other half is not valid)" if _SURROGATE.search(body) else ""
+        hint = " (a surrogate escape without its other half is not valid)" if b"\\ud" in body.lower() else ""
         raise InvalidRequest(f"the body is not valid JSON: {error}{hint}") from error
     return tree
 
@@ -87,6 +85,13 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return tree
 
 
+# Numbers are converted in Python: between two of them another thread may have the GIL.
+def _integer(text: str) -> int:
+    if len(text) > MAX_NUMBER_CHARS:
+        raise ValueError(f"a number has more than {MAX_NUMBER_CHARS} characters")
+    return int(text)
+
+
 def _number(text: str) -> int | float:
     if len(text) > MAX_NUMBER_CHARS:
         raise ValueError(f"a number has more than {MAX_NUMBER_CHARS} characters")
@@ -100,7 +105,7 @@ def _constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_constant)
+_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_constant)
 
 
 def _invalid_field(text: str) -> InvalidRequest:

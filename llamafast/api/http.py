@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import msgspec
 
-from llamafast.api.body_size import BodyBudget, BodySize, too_many_bytes
+from llamafast.api.body_size import BodyLimits, BodySize, too_many_bytes
 from llamafast.api.schema.fragments import ErrorBody, ErrorObject
 from llamafast.engine.types import Generation
 from llamafast.errors import InvalidRequest, LlamafastError, UnsupportedMediaType
@@ -93,19 +93,17 @@ class Exchange(Record):
         self.path: str = scope["path"]
         self.query = _parameters(scope.get("query_string", b""))
 
-    async def read_json(self, limit: int, budget: BodyBudget) -> bytes:
-        """The request's body, at most ``limit`` bytes whatever its Content-Length says; ``release`` gives what it took
-        of the ``budget`` back.
+    async def read_json(self, limits: BodyLimits) -> bytes:
+        """The request's body, within ``limits`` whatever its Content-Length says; it counts there until ``release``.
 
         Raises UnsupportedMediaType when the headers call it something else than plain JSON, BodyTooLarge, QueueFull
         when there are too many bodies, or InvalidRequest when it breaks off.
         """
         self._require_json()
         length = self.headers.get(b"content-length", b"")
-        refusal: LlamafastError | None = (
-            too_many_bytes(limit) if length.isdigit() and int(length[:20]) > limit else None
-        )
-        size = self._size = BodySize(limit, budget)
+        told = int(length[:20]) if length.isdigit() else 0
+        refusal: LlamafastError | None = too_many_bytes(limits.max_bytes) if told > limits.max_bytes else None
+        size = self._size = BodySize(limits)
         chunks, n_discarded, more = [], 0, True
         while more and n_discarded <= DISCARDED_BYTES:
             message = await self._receive()

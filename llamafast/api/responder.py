@@ -62,7 +62,7 @@ class Responder:
             self._planner.turn,
             request,
             before.items,
-            await self._input_items(request, before.items),
+            await self._input_items(request, before.items, n_bytes),
             prefill=prefill,
             stream_id=stream_id,
             room=room,
@@ -143,7 +143,7 @@ class Responder:
         if turn.response.store and not await self._store.put(turn.response, turn.before, turn.input):
             turn.response.store = False
 
-    async def _input_items(self, request: ResponsesRequest, before: Sequence[Item]) -> list[Item]:
+    async def _input_items(self, request: ResponsesRequest, before: Sequence[Item], n_bytes: int) -> list[Item]:
         """The request's own items, each with an id. An ``item_reference`` is replaced by what it refers to, among
         ``before`` or else among stored items. Raises InvalidRequest when that is not there."""
         given = request.input or []
@@ -154,7 +154,7 @@ class Responder:
         unknown = dict.fromkeys(name for name in names if isinstance(name, str) and name not in known)
         if unknown:
             known |= await self._store.items(list(unknown)[:MAX_REFERENCES])
-        return _with_ids(given, known)
+        return await run_sized(n_bytes, _with_ids, given, known)
 
 
 def _refers(item: Item) -> bool:

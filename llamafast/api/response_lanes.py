@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from llamafast.api.body_size import BodyBudget, BodySize
+from llamafast.api.body_size import BodyLimits, BodySize
 from llamafast.api.decode import decode_request
 from llamafast.api.delivery import internal_error, run_sized
 from llamafast.api.http import Record, error_body
@@ -104,16 +104,14 @@ class Session:
         info: ModelInfo,
         request_log: RequestLog,
         *,
-        max_socket_bytes: int,
-        budget: BodyBudget,
+        limits: BodyLimits,
     ) -> None:
         self._socket = socket
         self._responder = responder
         self._info = info
         self._request_log = request_log
-        self._max_socket_bytes = max_socket_bytes
-        self._budget = budget
-        self._memory = LaneMemory(max_socket_bytes)
+        self._limits = limits
+        self._memory = LaneMemory(limits.max_bytes)
         self._lanes: dict[str | None, Lane] = {}
         self._running = asyncio.Semaphore(MAX_RUNNING)
 
@@ -121,7 +119,7 @@ class Session:
         """Give frames to their lanes. Raises ClientGone or Refused."""
         while True:
             data = await self._socket.receive()
-            frame = Frame(data, BodySize(self._max_socket_bytes, self._budget), FrameKind(), self._socket.record())
+            frame = Frame(data, BodySize(self._limits), FrameKind(), self._socket.record())
             try:
                 for start in range(0, len(data), PIECE_BYTES):
                     frame.size.add(data[start : start + PIECE_BYTES])
@@ -183,7 +181,7 @@ class Session:
         waiting = [len(other.data) for every in self._lanes.values() for other in every.waiting]
         if len(waiting) >= MAX_WAITING:
             raise QueueFull(f"{MAX_WAITING} requests wait on this connection already")
-        if waiting and sum(waiting) + len(frame.data) > self._max_socket_bytes:
+        if waiting and sum(waiting) + len(frame.data) > self._limits.max_bytes:
             raise QueueFull(f"requests of {sum(waiting)} bytes wait on this connection already")
         lane.waiting.append(frame)
         if lane.task is None or lane.task.done():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from llamafast.api.body_size import BodyBudget
+from llamafast.api.body_size import BodyLimits
 from llamafast.api.http import ClientGone
 from llamafast.api.request_log import RequestLog
 from llamafast.api.responder import Responder
@@ -16,8 +16,8 @@ from llamafast.errors import EngineUnavailable, InvalidRequest
 
 
 class ResponseSockets:
-    """Serves sockets. ``max_sockets`` are open at once, each for at most ``max_seconds``; what waits on a socket,
-    and the conversations that it remembers, have at most ``max_socket_bytes``. Frames count in ``budget``."""
+    """Serves sockets. ``max_sockets`` are open at once, each for at most ``max_seconds``; frames have ``limits`` as
+    bodies do, and what waits on a socket, or is remembered there, those of one body."""
 
     def __init__(
         self,
@@ -27,16 +27,14 @@ class ResponseSockets:
         *,
         max_sockets: int,
         max_seconds: float,
-        max_socket_bytes: int,
-        budget: BodyBudget,
+        limits: BodyLimits,
     ) -> None:
         self._responder = responder
         self._info = info
         self._request_log = request_log
         self._max_sockets = max_sockets
         self._max_seconds = max_seconds
-        self._max_socket_bytes = max_socket_bytes
-        self._budget = budget
+        self._limits = limits
         self._n_open = 0
         self._draining = asyncio.Event()
         self._idle = asyncio.Event()
@@ -75,14 +73,7 @@ class ResponseSockets:
         self._request_log.add(record, ROUTE)
 
     async def _converse(self, socket: WebSocket) -> None:
-        session = Session(
-            socket,
-            self._responder,
-            self._info,
-            self._request_log,
-            max_socket_bytes=self._max_socket_bytes,
-            budget=self._budget,
-        )
+        session = Session(socket, self._responder, self._info, self._request_log, limits=self._limits)
         reader = asyncio.create_task(session.read())
         draining = asyncio.create_task(self._draining.wait())
         try:

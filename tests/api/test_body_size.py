@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from support.asgi_client import AsgiClient
 from support.fake_engine import FakeEngine
 
-from llamafast.api import body_size
 from llamafast.api.app import App
-from llamafast.api.body_size import ESCAPE_WORK, ITEM_WORK, MEMBER_WORK, QUOTE_WORK, BodyBudget, BodySize
+from llamafast.api.body_size import ESCAPE_WORK, ITEM_WORK, MEMBER_WORK, QUOTE_WORK, BodyLimits, BodySize
 from llamafast.errors import BodyTooLarge
 
 MIB = 2**20
@@ -21,7 +20,7 @@ AMPLE = 64 * MIB
 
 
 def new_size() -> BodySize:
-    return BodySize(AMPLE, BodyBudget(AMPLE))
+    return BodySize(BodyLimits(AMPLE, AMPLE))
 
 
 def counted(body: bytes) -> int:
@@ -62,10 +61,10 @@ def test_the_count_is_exact_however_a_body_is_cut(value: Any, sizes: list[int], 
 
 CALM = {
     "a data URL of 20 MiB": b'{"url":"data:image/png;base64,' + b"iVBO" * (7 * MIB) + b'"}',
-    "escaped text": b'{"text":"' + b"\\u4e2d\\n" * 1_000_000 + b'"}',
+    "escaped text": b'{"text":"' + b"\\u4e2d\\n" * 800_000 + b'"}',
     "brackets in a text": b'{"text":"' + b"[{,:" * MIB + b'"}',
     "300,000 ids": b'{"input":[' + b",".join([b"151643"] * 300_000) + b"]}",
-    "a conversation": b'{"messages":[' + b",".join([b'{"role":"user","content":"' + b"word " * 50 + b'"}'] * 20_000)
+    "a conversation": b'{"messages":[' + b",".join([b'{"role":"user","content":"' + b"word " * 50 + b'"}'] * 15_000)
     + b"]}",
     "indentation": b"{" + b" " * (4 * MIB) + b"}",
 }  # fmt: skip
@@ -102,9 +101,17 @@ def test_values_by_the_million_are_refused_while_they_come(name: str) -> None:
     assert size.n_bytes < 0.8 * len(HOSTILE[name])
 
 
-async def test_the_answer_to_a_body_of_small_values(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> None:
-    monkeypatch.setattr(body_size, "MAX_WORK", 1000)
-    client = AsgiClient(App(engine, max_body_bytes=MIB, stall_seconds=1))
+def test_a_prompt_that_the_model_can_read_is_no_matter_of_size() -> None:
+    body = b'{"prompt":[' + b",".join([b"151643"] * 1_000_000) + b"]}"
+    BodySize(BodyLimits(AMPLE, AMPLE, max_prompt=1_048_576)).add(body)
+    with pytest.raises(BodyTooLarge):
+        new_size().add(body)
+
+
+async def test_the_answer_to_a_body_of_small_values(engine: FakeEngine) -> None:
+    app = App(engine, max_body_bytes=MIB, stall_seconds=1)
+    app._limits.max_work = 1000
+    client = AsgiClient(app)
     body = b'{"prompt":[' + b",".join([b"1"] * 200) + b"]}"
     response = await client.post("/v1/completions", [body[:100], body[100:]])
     assert (response.status, response.error["code"]) == (413, "body_too_large")

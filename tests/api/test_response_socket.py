@@ -191,8 +191,8 @@ async def test_what_waits_is_bounded_in_bytes(app: App, engine: FakeEngine) -> N
         await socket.answer(input="x", unknown="y" * 1200)
 
 
-async def test_a_frame_of_small_values_is_refused(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llamafast.api.body_size.MAX_WORK", 1000)
+async def test_a_frame_of_small_values_is_refused(app: App) -> None:
+    app._limits.max_work = 1000
     async with websocket(app) as socket:
         socket.create(input=[1] * 100)
         error = await socket.event()
@@ -226,7 +226,7 @@ async def test_bodies_share_a_budget(engine: FakeEngine) -> None:
             await socket.until("response.completed")
         engine.script = say("long")
         assert (await client.post(URL, body)).status == 200
-    assert app._budget._left == app._budget._max_bytes
+    assert app._limits.held == 0
 
 
 @pytest.mark.parametrize(("frame", "code"), [(b"\0", 1003), ("x" * 2001, 1009)])

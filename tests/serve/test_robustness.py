@@ -145,7 +145,7 @@ async def test_a_cancel_takes_effect_while_others_stream(tiny_server, stream):
         (b'{"prompt": "x", "temperature": NaN}', 400),
         (b'{"prompt": "x", "seed": 1e400}', 400),
         (b'{"prompt": [99999999999999999999999]}', 400),
-        (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400),
+        (b'{"prompt": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", 400),
         (b'{"prompt": "' + b"a" * 10_000_000 + b'"}', 400),
         (b'{"prompt": "\xff\xfe"}', 400),
         (b'{"prompt": "x", "stop": ["' + b"y" * 2000 + b'"]}', 400),
