@@ -8,13 +8,17 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 LLAMA_CPP_PYTHON = llama-cpp-python==0.3.36
 CORE_SOURCES = setup.py $(filter-out %.so,$(wildcard llamafast/_core/*.* llamafast/_core/simd/* llamafast/_core/headers/*))
 
-.PHONY: serve test lint bench llama-server debug asan build clean
+.PHONY: serve test test-faults lint bench llama-server debug asan build clean
 
 serve: $(VENV)/.built $(VENV)/$(if $(findstring minilm,$(CONFIG)),.minilm,.models)
 	$(BIN)/llamafast serve $(CONFIG)
 
 test: $(VENV)/.built $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
 	$(BIN)/python -m pytest
+
+# Ten thousand requests that are almost right, against a server of its own. A few minutes.
+test-faults: $(VENV)/.built $(VENV)/.test
+	cd tests && PYTHONPATH=..:. $(abspath $(BIN))/python -m serve.fuzz 10000
 
 lint: $(VENV)/.built $(VENV)/.test $(VENV)/.lint
 	$(BIN)/ruff check .

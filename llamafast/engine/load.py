@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,9 @@ PREFILL_BATCH = 512
 # enum llama_load_mode of llama.h
 LOAD_MODE_NONE, LOAD_MODE_MMAP, LOAD_MODE_MLOCK, LOAD_MODE_MMAP_MLOCK = range(4)
 
+# what llama.cpp says of memory that it does not get
+_REFUSED_BYTES = re.compile(r"failed to allocate .*?\bsize (?P<bytes>\d+)")
+
 # Sequence ids by kind of memory, where the config leaves it open. Ids of a unified cache cost nothing; a recurrent
 # state is allocated for each id; a partitioned context is divided among them.
 N_SEQ_MAX_UNIFIED, N_SEQ_MAX_RECURRENT, N_SEQ_MAX_PARTITIONED = 64, 8, 1
@@ -59,11 +63,21 @@ def load_model(config: ModelConfig, path: Path, on_progress: Callable[[float], N
 
 
 def create_context(model: Model, params: dict[str, Any]) -> Context:
-    """Allocate memory for the sequences. Raises ModelLoadError or ConfigError."""
+    """Allocate memory for the sequences. Raises ModelLoadError, with numbers where there is too little, or
+    ConfigError."""
     try:
         return Context(model, **params)
     except (ValueError, OverflowError) as error:
         raise ConfigError(f"model: {error}") from error
+    except ModelLoadError as error:
+        if (refused := _REFUSED_BYTES.search(str(error))) is None:
+            raise
+        raise ModelLoadError(
+            f"a context of {params['n_ctx']} tokens does not fit into memory: a block of "
+            f"{int(refused['bytes']) / 1e9:.2f} GB was refused, {available_bytes() / 1e9:.2f} GB are available. "
+            f"Lower model.n_ctx, or model.n_batch ({params['n_batch']}) and model.n_seq_max ({params['n_seq_max']}); "
+            f"model.type_k and model.type_v 8 (q8_0) halve the KV cache.\n{error}"
+        ) from error
 
 
 def create_contexts(config: ModelConfig, model: Model) -> tuple[Context, Context | None]:

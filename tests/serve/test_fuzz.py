@@ -1,0 +1,37 @@
+"""Requests that are almost right: no 5xx, no traceback, no internal exception dressed as a 4xx.
+
+``make test-faults`` sends 10,000.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+from support.asgi_client import AsgiClient
+from support.fake_engine import FakeEngine
+from support.fuzzing import Fuzzer, fault
+
+from llamafast.api.app import App
+from serve import fuzz
+
+
+async def test_bodies_without_a_model(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    client, statuses = AsgiClient(App(FakeEngine(), max_body_bytes=1 << 20, stall_seconds=5)), []
+    for seed in range(600):
+        path, body = Fuzzer(seed).request()
+        response = await asyncio.wait_for(client.post(path, body), 10)
+        assert fault(response.status, response.body) is None, (seed, path, body)
+        statuses.append(response.status)
+    assert not caplog.records
+    assert statuses.count(200) > 60
+    assert statuses.count(400) > 60
+
+
+def test_requests_over_sockets(tmp_path: Path) -> None:
+    found, statuses = fuzz.run(tmp_path, 300, seed=20_000)
+    assert not found, "\n".join(found)
+    assert {200, 400} <= statuses.keys()
