@@ -124,7 +124,8 @@ async def _serve(config: Config, address: Address, n_connections: int, engine: E
                 await asyncio.shield(serving)
     if not serving.done():
         _leave()
-    serving.result()
+    if (fault := serving.exception()) is not None or not stopping.is_set():
+        raise ConfigError(f"server: {address.url} is not served any more: {fault or 'Granian ended by itself'}")
 
 
 def _stop_on_signals(stopping: asyncio.Event) -> None:

@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 from uuid import uuid4
@@ -26,9 +27,9 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 JSON_TYPE = b"application/json"
 
-# How much of a body that is too large is read and thrown away: a client that is still sending when the connection
-# closes never sees the reply.
+# How much of a body that nobody wants is read and thrown away, and how long each piece of it is waited for.
 DISCARDED_BYTES = 256 * 2**20
+DISCARD_SECONDS = 1.0
 
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -82,7 +83,7 @@ class Exchange(Record):
     The reply repeats the request's identity, so that a proxy can tell whose trace an answer belongs to.
     """
 
-    __slots__ = ("_receive", "_send", "_size", "headers", "path", "query")
+    __slots__ = ("_more", "_receive", "_send", "_size", "headers", "path", "query")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -90,6 +91,7 @@ class Exchange(Record):
         self._receive = receive
         self._send = send
         self._size: BodySize | None = None
+        self._more = True  # of the body is to come
         self.path: str = scope["path"]
         self.query = _parameters(scope.get("query_string", b""))
 
@@ -104,27 +106,38 @@ class Exchange(Record):
         told = int(length[:20]) if length.isdigit() else 0
         refusal: LlamafastError | None = too_many_bytes(limits.max_bytes) if told > limits.max_bytes else None
         size = self._size = BodySize(limits)
-        chunks, n_discarded, more = [], 0, True
-        while more and n_discarded <= DISCARDED_BYTES:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
+        chunks = []
+        while refusal is None and self._more:
+            chunk = await self._chunk()
+            if chunk is None:
                 # The client may be there still: an end that is too early and chunks that are malformed look the same.
                 raise InvalidRequest("the body is incomplete, or its chunks are malformed")
-            chunk = message.get("body", b"")
-            if refusal is None:
-                try:
-                    size.add(chunk)
-                    chunks.append(chunk)
-                except LlamafastError as error:
-                    refusal = error
-                    chunks.clear()
-                    size.release()
-            else:
-                n_discarded += len(chunk)
-            more = message.get("more_body", False)
+            try:
+                size.add(chunk)
+                chunks.append(chunk)
+            except LlamafastError as error:
+                refusal = error
+                chunks.clear()
+                size.release()
         if refusal is not None:
             raise refusal
         return b"".join(chunks)
+
+    async def _chunk(self) -> bytes | None:
+        """More of the body; None when its client has gone or sends nonsense."""
+        message = await self._receive()
+        gone = message["type"] == "http.disconnect"
+        self._more = not gone and message.get("more_body", False)
+        return None if gone else message.get("body", b"")
+
+    async def _discard(self) -> None:
+        """Read what is left of the body: a client that still sends when the connection closes never sees the reply."""
+        n_bytes = 0
+        with suppress(TimeoutError):
+            while self._more and n_bytes <= DISCARDED_BYTES:
+                # half a body is waited for as little as its sender seems to care
+                async with asyncio.timeout(DISCARD_SECONDS):
+                    n_bytes += len(await self._chunk() or b"")
 
     def release(self) -> None:
         """Nobody holds the body any more."""
@@ -168,6 +181,7 @@ class Exchange(Record):
         if error.retry_after is not None:
             seconds, milliseconds = math.ceil(error.retry_after), math.ceil(error.retry_after * 1000)
             headers = (*headers, (b"retry-after", b"%d" % seconds), (b"retry-after-ms", b"%d" % milliseconds))
+        await self._discard()
         await self.reply_json(error_body(error), error.status, headers)
 
     async def reply_options(self, allow: str) -> None:

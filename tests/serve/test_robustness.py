@@ -162,6 +162,45 @@ async def test_hostile_bodies(tiny_server, body, status):
     assert len(error["message"]) < 1000
 
 
+UNWANTED = {
+    404: request_bytes("/nowhere", b" " * 3_000_000),
+    405: request_bytes("/v1/completions", b" " * 3_000_000, "GET"),
+    413: request_bytes("/v1/completions", b" " * 40_000_000),
+    415: request_bytes("/v1/completions", b" " * 3_000_000).replace(b"application/json", b"text/plain"),
+}
+
+
+@pytest.mark.parametrize("status", UNWANTED)
+async def test_an_answer_to_a_body_that_nobody_wants(tiny_server, status):
+    got, answer = await exchange(tiny_server.port, UNWANTED[status])
+    assert got == status
+    assert set(json.loads(answer)["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_a_body_that_nobody_wants_is_not_waited_for(tiny_server):
+    reader, writer = await asyncio.open_connection("127.0.0.1", tiny_server.port)
+    writer.write(request_bytes("/nowhere", b"x" * 1000)[:-500])
+    answer = await asyncio.wait_for(reader.read(), 20)
+    await abort(writer)
+    assert answer.startswith(b"HTTP/1.1 404")
+
+
+BROKEN = [b"zz\r\nhi\r\n0\r\n\r\n", b"2\r\n{}\r\nzz\r\n", b"5\r\n{}", b"2\r\n{}\r\n", b"-1\r\n\r\n"]
+
+
+@pytest.mark.parametrize("chunks", BROKEN, ids=range(len(BROKEN)))
+async def test_broken_chunks(tiny_server, chunks):
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", tiny_server.port)
+    writer.write(head + chunks)
+    writer.write_eof()
+    answer = await asyncio.wait_for(reader.read(), 20)
+    await abort(writer)
+    assert answer.startswith(b"HTTP/1.1 400")
+    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    assert "incomplete" in error["message"]
+
+
 async def test_half_sent_requests_cost_nobody_anything(tiny_server):
     port = tiny_server.port
     writers = []
