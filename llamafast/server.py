@@ -125,7 +125,9 @@ async def _serve(config: Config, address: Address, n_connections: int, engine: E
     if not serving.done():
         _leave()
     if (fault := serving.exception()) is not None or not stopping.is_set():
-        raise ConfigError(f"server: {address.url} is not served any more: {fault or 'Granian ended by itself'}")
+        # Rust's errors bring their stack along
+        reason = str(fault).partition("\n")[0] if fault is not None else "Granian ended by itself"
+        raise ConfigError(f"server: {address.url} is not served any more: {reason}")
 
 
 def _stop_on_signals(stopping: asyncio.Event) -> None:

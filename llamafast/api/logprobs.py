@@ -156,8 +156,8 @@ class CompletionLogprobs:
             lists.tokens.append(name)
             lists.token_logprobs.append(finite(logprob))
             # the chosen token is always among them; of tokens with one text the likeliest counts
-            best = {self._names[other]: finite(p) for other, p in reversed(top)}
-            lists.top_logprobs.append(msgspec.Raw(encode({name: finite(logprob)} | best)) if top else None)
+            best = {self._names[other]: finite(p) for other, p in reversed(list(top))}
+            lists.top_logprobs.append(msgspec.Raw(encode({name: finite(logprob)} | best)) if best else None)
             # where the token goes on with a character that one before began, the offset is that character's
             lists.text_offset.append(offset)
             offset += len(decoder.decode(piece))

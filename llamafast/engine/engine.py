@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
-from struct import iter_unpack
+from struct import Struct
 from time import monotonic
 
 from llamafast._core.constraint import Masker
@@ -32,6 +32,7 @@ from llamafast.engine.prefill import PrefillQueue
 from llamafast.engine.scheduler import Arrival, Scheduler
 from llamafast.engine.sequence_planner import SequencePlanner
 from llamafast.engine.types import (
+    Alternatives,
     EmbeddingPlan,
     FinishReason,
     Histogram,
@@ -56,6 +57,8 @@ logger = logging.getLogger(__name__)
 # what FINISH_* of the core means on the wire
 FINISH_REASONS: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length"}
 FINISH_REFUSED = 3
+# of the core's log probabilities: a token id and its float
+PAIR = Struct("if")
 
 SLOW_NICENESS = 10
 
@@ -351,11 +354,12 @@ class Engine:
 
 def _token_logprobs(entries: bytes, n_top: int) -> list[TokenLogprob]:
     """What the core wrote: for every token 1 + n_top pairs of int32 and float32; ids below 0 are no tokens."""
-    pairs: list[tuple[int, float]] = list(iter_unpack("if", entries))
-    return [
-        TokenLogprob(pairs[at][0], pairs[at][1], [pair for pair in pairs[at + 1 : at + 1 + n_top] if pair[0] >= 0])
-        for at in range(0, len(pairs), 1 + n_top)
-    ]
+    size = PAIR.size * (1 + n_top)
+    tokens: list[TokenLogprob] = []
+    for at in range(0, len(entries), size):
+        token, logprob = PAIR.unpack_from(entries, at)
+        tokens.append(TokenLogprob(token, logprob, Alternatives(entries[at + PAIR.size : at + size])))
+    return tokens
 
 
 def _mask(masker: Masker, slow: bool) -> None:

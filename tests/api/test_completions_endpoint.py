@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import struct
+import threading
 import time
+from typing import Any
 
 import pytest
 from support.asgi_client import AsgiClient
 from support.fake_engine import FakeEngine, play, say
 
-from llamafast.engine.types import Event
+from llamafast.engine.types import Alternatives, Event, TokenLogprob
 
 PATH = "/v1/completions"
 
@@ -177,3 +180,36 @@ async def test_a_long_prompt_takes_the_way_through_a_thread(client: AsgiClient, 
 async def test_what_would_hold_up_the_event_loop_is_prepared(client, engine, path, body):
     assert (await client.post(path, body)).status == 200
     assert engine.prepared == [engine.generations[0].plan]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "request_body"),
+    [(PATH, {"prompt": "hey", "logprobs": 2, "echo": True}),
+     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 2})],
+)  # fmt: skip
+async def test_long_replies_are_built_beside_the_event_loop(
+    client: AsgiClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, path: str, request_body: Any, stream: bool
+) -> None:
+    """They are the same ones."""
+    packed = Alternatives(struct.pack("ifif", 101, -0.5, -1, 0.0))
+    of_prompt = [TokenLogprob(token, -1.0, packed) for token in b"hey"]
+    said = [TokenLogprob(72, -0.25, packed)]
+    event = Event(0, "H", 1, "stop", said, of_prompt if path == PATH else None)
+    engine.script = play([event])
+    threads: set[str] = set()
+
+    def finite(logprob: float) -> float:
+        threads.add(threading.current_thread().name)
+        return logprob
+
+    monkeypatch.setattr("llamafast.api.logprobs.finite", finite)
+    bodies = []
+    for inline_bytes in (1 << 20, 0):
+        monkeypatch.setattr("llamafast.api.delivery.INLINE_BYTES", inline_bytes)
+        response = await client.post(path, request_body | {"stream": stream})
+        assert response.status == 200
+        bodies.append(re.sub(rb'"(id|created)":[^,]*', b"", response.body))
+    assert bodies[0] == bodies[1]
+    assert b'"e"' in bodies[0]
+    assert len(threads) == 2
