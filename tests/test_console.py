@@ -62,11 +62,11 @@ def test_a_reader_that_stops_costs_its_lines(pipe: tuple[int, int], blocking: bo
     writer.emit(record("again"))
     reader.join(10)
     lines = received[0].decode().splitlines()
-    (told,) = [line for line in lines if "dropped" in line]
-    n_dropped = int(told.split()[0])
+    told = [line for line in lines if "dropped" in line]
+    n_dropped = sum(int(line.split()[0]) for line in told)
     assert n_dropped > 500
     assert lines.count(LINE) + lines.count("the last one") + n_dropped == 1001
-    assert lines[-2:] == [told, "again"]
+    assert lines[-2:] == [told[-1], "again"]
 
 
 def test_a_reader_that_has_gone(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
