@@ -71,9 +71,9 @@ cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch
 cdef void fill_prompts(batching_t *self, running_t *live, llama_batch *batch, int32_t budget) noexcept nogil:
     """Divide ``budget`` rows among prompts: half of them to the one that was admitted first, the others to whoever
     needs the fewest until it, or somebody who waits for its prefix, can go on. So short prompts do not wait for a long
-    one, nor the long one for all the short ones that come.
+    one, nor the long one for all the short ones that come. So are the logits of prompts that are scored.
     """
-    cdef int32_t i, reserved, n_waiting = 0, n_scored = self.n_scored_max
+    cdef int32_t i, reserved, n_waiting = 0, n_scored = self.n_scored_max, n_reserved = 0
     cdef sequence_t *s
     cdef sequence_t *first = NULL
     cdef sequence_t *waiting[MAX_RUNNING]
@@ -90,9 +90,13 @@ cdef void fill_prompts(batching_t *self, running_t *live, llama_batch *batch, in
         return
     reserved = min(budget // 2, first.n_tokens - first.n_past) if n_waiting else 0
     budget -= reserved
+    if is_scored(first):
+        n_reserved = min(n_scored // 2, reserved)
+        n_scored -= n_reserved
     while n_waiting and budget > 0:
         s = take_nearest(waiting, &n_waiting)
         budget -= take_prompt_rows(live, batch, s, budget, &n_scored)
+    n_scored += n_reserved
     take_prompt_rows(live, batch, first, budget + reserved, &n_scored)
 
 
@@ -110,12 +114,17 @@ cdef sequence_t *take_nearest(sequence_t **waiting, int32_t *n_waiting) noexcept
     return nearest
 
 
+cdef bint is_scored(const sequence_t *s) noexcept nogil:
+    """Whether each of its next rows gives logits."""
+    return s.logprobs.n_scored < s.n_prompt
+
+
 cdef int32_t take_prompt_rows(
     running_t *live, llama_batch *batch, sequence_t *s, int32_t budget, int32_t *n_scored
 ) noexcept nogil:
     """Add at most ``budget`` rows of a prompt; returns how many. Where it is scored each of them gives logits, of which
     the step takes ``n_scored`` more."""
-    cdef bint scored = s.logprobs.n_scored < s.n_prompt
+    cdef bint scored = is_scored(s)
     if scored:
         budget = min(budget, n_scored[0])
     if budget <= 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,3 +74,26 @@ def test_prompts_that_are_scored_together_share_the_logits_of_a_step(tiny_model)
     rig.close()
     assert sum(rows) == 8 * 60
     assert max(rows) <= 2**26 // (4 * 151_936) < 2 * max(rows)
+
+
+def test_a_long_prompt_that_is_scored_does_not_wait_for_short_ones(tiny_model):
+    """Of whom there are always enough to take all the logits of a step."""
+    rig = Rig(tiny_model("tiny-llama-v152k"), n_batch=512)
+
+    def scored(tag, n):
+        return rig.sequence(range(40, 40 + n), tag, max_tokens=0, top_logprobs=0, score_prompt=True, salt=b"%d" % tag)
+
+    first = scored(0, 400)
+    rig.runner.add(first)
+    shorts = 0
+    progress = [0]
+    while first not in rig.tidy():
+        while rig.runner.n_running < 4:
+            shorts += 1
+            rig.runner.add(scored(shorts, 100))
+        rig.runner.run(1)
+        progress.append(first.n_past)
+    rig.runner.clear()
+    rig.close()
+    assert all(after > before for before, after in pairwise(progress[:-1]))
+    assert shorts > 3
