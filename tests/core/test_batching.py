@@ -78,18 +78,22 @@ def test_prompts_that_are_scored_together_share_the_logits_of_a_step(tiny_model)
 
 def test_a_long_prompt_that_is_scored_does_not_wait_for_short_ones(tiny_model):
     """Of whom there are always enough to take all the logits of a step."""
-    rig = Rig(tiny_model("tiny-llama-v152k"), n_batch=512)
+    rig = Rig(tiny_model("tiny-llama-v152k"), n_batch=512, prefill_chunk=400)
 
     def scored(tag, n):
         return rig.sequence(range(40, 40 + n), tag, max_tokens=0, top_logprobs=0, score_prompt=True, salt=b"%d" % tag)
 
+    # beside somebody who decodes the chunk is what prompts get
+    rig.runner.add(rig.sequence([40], 100, max_tokens=500, ignore_eos=True))
+    rig.runner.run(2)
     first = scored(0, 400)
     rig.runner.add(first)
     shorts = 0
     progress = [0]
     while first not in rig.tidy():
-        while rig.runner.n_running < 4:
+        while rig.runner.n_running < 6:
             shorts += 1
+            assert shorts < 60
             rig.runner.add(scored(shorts, 100))
         rig.runner.run(1)
         progress.append(first.n_past)
