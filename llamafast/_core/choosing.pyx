@@ -66,7 +66,7 @@ cdef int chooser_next(Chooser self, sequence_t *s, float *logits) noexcept nogil
     if s.n_tokens < s.n_min:
         rule_out_ends(self, s, logits)
     token = sampler_pick(s.sampler, &self.scratch, logits, s.tokens, s.n_tokens)
-    return -1 if token < 0 else accept(self, s, token)
+    return -1 if token < 0 else accept(self, s, token, False)
 
 
 cdef int next_allowed(Chooser self, sequence_t *s, constraint_t *c, float *logits) noexcept nogil:
@@ -77,11 +77,12 @@ cdef int next_allowed(Chooser self, sequence_t *s, constraint_t *c, float *logit
     if not c.n_forced and not c.complete:
         sampler_mask(logits, self.scratch.n_vocab, c.mask)
         token = sampler_pick(s.sampler, &self.scratch, logits, s.tokens, s.n_tokens)
-        if token < 0 or accept(self, s, token) < 0:
+        if token < 0 or accept(self, s, token, False) < 0:
             return -1
         return masker_ask(self.masker, c, token) if s.finish == FINISH_NONE else 0
     for i in range(c.n_forced):
-        if s.finish == FINISH_NONE and accept(self, s, c.forced[i]) < 0:
+        # a text that is complete has ended by itself, also where it is as long as it may be
+        if s.finish == FINISH_NONE and accept(self, s, c.forced[i], c.complete and i == c.n_forced - 1) < 0:
             return -1
     c.n_forced = 0
     return end(self, s, FINISH_STOP) if c.complete and s.finish == FINISH_NONE else 0
@@ -103,8 +104,9 @@ cdef bint is_stop_token(const sequence_t *s, int32_t token) noexcept nogil:
     return False
 
 
-cdef int accept(Chooser self, sequence_t *s, int32_t token) noexcept nogil:
-    """Append a generated token, decide whether the sequence ends, stage its text: 0, or -1 when out of memory."""
+cdef int accept(Chooser self, sequence_t *s, int32_t token, bint last) noexcept nogil:
+    """Append a generated token, decide whether the sequence ends, as it does behind the ``last`` one, and stage its
+    text: 0, or -1 when out of memory."""
     cdef int32_t flags = self.vocab.pieces.flags[token]
     cdef int32_t begin = self.vocab.pieces.offset[token]
     cdef int32_t length = self.vocab.pieces.offset[token + 1] - begin
@@ -121,7 +123,7 @@ cdef int accept(Chooser self, sequence_t *s, int32_t token) noexcept nogil:
         stopped = text_feed(&s.text, self.vocab.pieces.text + begin, length)
         if stopped < 0:
             return -1
-    if stopped:
+    if stopped or last:
         s.finish = FINISH_STOP
     elif s.n_tokens >= s.n_max:
         s.finish = FINISH_LENGTH

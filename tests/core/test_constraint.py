@@ -105,6 +105,11 @@ def test_the_limit_cuts_forced_tokens_too(rig):
     assert rig.run(sequence) == {1: (text_of(rig, TOKENS[:5]), 5, 2)}
 
 
+def test_a_text_that_is_complete_at_the_limit_has_ended_by_itself(rig):
+    sequence, _ = constrained(rig, TOKENS, forced=64, max_tokens=len(TOKENS))
+    assert rig.run(sequence) == {1: (text_of(rig, TOKENS), len(TOKENS), 1)}
+
+
 def test_a_stop_string_ends_a_constrained_text(rig):
     matcher = Cycle(TOKENS, forced=2)
     sequence = rig.sequence(
