@@ -6,8 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from support.asgi_client import AsgiClient
-from support.fake_engine import ByteTokenizer
+from support.fake_engine import INFO, ByteTokenizer, FakeEngine
 
 from llamafast.api import grammars as grammars_module
 from llamafast.api.grammars import Grammars
@@ -27,6 +28,14 @@ def ask(schema: Any) -> Ask:
 
 def endless(i: int) -> dict[str, Any]:
     return {"allOf": [{"type": "integer", "multipleOf": 97 + i + k} for k in range(4)]}
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    """With room for tools in its prompts."""
+    engine = FakeEngine()
+    engine.info = replace(INFO, max_seq_len=1 << 18)
+    return engine
 
 
 @pytest.fixture

@@ -173,15 +173,15 @@ def test_a_generic_call_is_forced_and_read(choice: Any) -> None:
     chat = chat_format(SPARSE_TEMPLATES["roles only"])
     request = ChatRequest(messages=[QUESTION], tools=[TOOL], tool_choice=choice)
     info = msgspec.structs.replace(INFO, max_seq_len=1 << 14)
-    plan = plan_chat(request, chat, TOKENIZER, Constraints(TOKENIZER), info)
+    plan = plan_chat(request, chat, TOKENIZER, info)
     assert "get_weather" in TOKENIZER.detokenize(plan.plan.prompts[0])
     written = GENERIC.forms[0].written([("get_weather", {"city": "Nice"})])
     parser = plan.new_parser()
     (found,) = assemble(parser.feed(written) + parser.finish()).tool_calls
     assert (found.name, json.loads(found.arguments)) == ("get_weather", {"city": "Nice"})
     if choice != "auto":
-        matcher = plan.plan.matcher
-        assert matcher is not None
+        assert plan.ask is not None
+        matcher = Constraints(TOKENIZER).patiently(plan.ask).matcher
         assert matcher.validate_tokens(list(written.encode())) == len(written.encode())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from types import SimpleNamespace
 
 import pytest
 import xxhash
@@ -17,11 +18,12 @@ from llamafast.engine.types import Plan
 def test_a_chain_begins_with_the_digest_of_the_salt(monkeypatch, salt):
     made = []
     monkeypatch.setattr(sequence_planner, "Sequence", lambda *_, **fields: made.append(fields))
-    planner = sequence_planner.SequencePlanner(None, replace(INFO, max_seq_len=64))
+    vocab = SimpleNamespace(check=lambda prompt: None)
+    planner = sequence_planner.SequencePlanner(vocab, replace(INFO, max_seq_len=64))
     plan = Plan(prompts=(array("i", [1, 2, 3]),), max_tokens=4, cache_salt=salt)
-    planner.of(plan)
+    list(planner.of(plan))
     assert [(fields["salt"], fields["seed"]) for fields in made] == [
         (salt.encode(), xxhash.xxh3_64_intdigest(salt.encode()))
     ]
-    planner.of(replace(plan, prompt_logprobs=True, top_logprobs=1))
+    list(planner.of(replace(plan, prompt_logprobs=True, top_logprobs=1)))
     assert made[1]["seed"] == xxhash.xxh3_64_intdigest(made[1]["salt"]) != made[0]["seed"]
