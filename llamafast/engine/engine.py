@@ -5,18 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
-import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from struct import Struct
 from time import monotonic
 
-from llamafast._core.constraint import Masker
 from llamafast._core.context import Context
 from llamafast._core.embedder import Embedder
 from llamafast._core.outbox import Outbox
@@ -28,9 +23,10 @@ from llamafast.engine.cache import PrefixCache
 from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settled, inputs_of
 from llamafast.engine.generation import Generation
 from llamafast.engine.kv_transfer import KVTransfer
+from llamafast.engine.masking import MaskerThreads
 from llamafast.engine.prefill import PrefillQueue
 from llamafast.engine.scheduler import Arrival, Scheduler
-from llamafast.engine.sequence_planner import SequencePlanner
+from llamafast.engine.sequence_planner import Choices, SequencePlanner
 from llamafast.engine.types import (
     Alternatives,
     EmbeddingPlan,
@@ -60,8 +56,6 @@ FINISH_REFUSED = 3
 # of the core's log probabilities: a token id and its float
 PAIR = Struct("if")
 
-SLOW_NICENESS = 10
-
 # With every place in the queue so many choices may wait, be they of one request or of many.
 QUEUED_CHOICES = 4
 
@@ -70,21 +64,6 @@ MAKING_SECONDS = 0.004
 
 # Choices of a request, the upper bounds of their distribution.
 CHOICES_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
-
-
-@dataclass(eq=False)
-class Choices:
-    """The sequences of a request that are still to be made, ``n_left`` of them, by their index."""
-
-    request: int
-    n_left: int
-    priority: int
-    sequences: Iterator[tuple[int, Sequence | None]]
-    next_turn: asyncio.Handle | None = None
-
-    def stop(self) -> None:
-        if self.next_turn is not None:
-            self.next_turn.cancel()
 
 
 class Engine:
@@ -139,8 +118,7 @@ class Engine:
             n_seq_max=context.n_seq_max, n_cells=context.n_ctx if unified and context.n_seq_max > 1 else None
         )
         self.compute_threads: int = max(context.n_threads, context.n_threads_batch)
-        self._masker: Masker = runner.masker
-        self._masking: list[threading.Thread] = []
+        self._masking = MaskerThreads(runner.masker)
         cache = PrefixCache(cache_bytes, n_cuttable=runner.n_cuttable, in_parts=runner.in_parts)
         self._embeddings = None if embedder is None else EmbeddingQueue(embedder, self._settle_from_worker)
         prefills = None if prefiller is None else PrefillQueue(prefiller, cache)
@@ -165,9 +143,7 @@ class Engine:
             generation.fail(shutdown)
         _settle([(request, shutdown) for request in self._embedding])
         await asyncio.to_thread(self._worker.close)
-        self._masker.close()
-        for thread in self._masking:
-            await asyncio.to_thread(thread.join)
+        await asyncio.to_thread(self._masking.close)
         self._loop.remove_reader(self._wake_read)
         os.close(self._wake_read)
         os.close(self._wake_write)
@@ -188,12 +164,8 @@ class Engine:
         self._check_open(n_choices)
         if plan.priority and not self._priorities:
             raise InvalidRequest("`priority` is not enabled on this server", param="priority")
-        if plan.matcher is not None and not self._masking:
-            # not before: on the CPUs that the caller is confined to by now
-            for slow in (False, True):
-                thread = threading.Thread(target=_mask, args=(self._masker, slow), name="llamafast-masker", daemon=True)
-                thread.start()
-                self._masking.append(thread)
+        if plan.matcher is not None:
+            self._masking.start()
         generation = Generation(n_choices, sum(len(prompt) for prompt in plan.prompts), self._cancel, plan.n)
         generation.top_logprobs = plan.top_logprobs or 0
         sequences = self._sequences.of(plan)
@@ -360,13 +332,6 @@ def _token_logprobs(entries: bytes, n_top: int) -> list[TokenLogprob]:
         token, logprob = PAIR.unpack_from(entries, at)
         tokens.append(TokenLogprob(token, logprob, Alternatives(entries[at + PAIR.size : at + size])))
     return tokens
-
-
-def _mask(masker: Masker, slow: bool) -> None:
-    """A thread of the Masker's; what slow grammars take is not to keep the event loop waiting."""
-    if slow and sys.platform == "linux":  # elsewhere priorities are those of processes
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), SLOW_NICENESS)
-    masker.run(slow=slow)
 
 
 def _settle(settled: Settled) -> None:

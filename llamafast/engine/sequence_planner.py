@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count
 
 import xxhash
@@ -21,6 +23,21 @@ from llamafast.errors import ContextLengthExceeded, InvalidRequest
 # Tables of DRY's sequence breakers that are kept, and the most ways to spell one of them.
 BREAKERS_KEPT = 64
 MAX_BREAKERS = 4096
+
+
+@dataclass(eq=False)
+class Choices:
+    """The sequences of a request that are still to be made, ``n_left`` of them, by their index."""
+
+    request: int
+    n_left: int
+    priority: int
+    sequences: Iterator[tuple[int, Sequence | None]]
+    next_turn: asyncio.Handle | None = None
+
+    def stop(self) -> None:
+        if self.next_turn is not None:
+            self.next_turn.cancel()
 
 
 class SequencePlanner:
