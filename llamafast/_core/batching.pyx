@@ -89,7 +89,7 @@ cdef void fill_prompts(batching_t *self, running_t *live, llama_batch *batch, in
                 n_waiting += 1
     if first == NULL:
         return
-    reserved = min(budget // 2, first.n_tokens - first.n_past) if n_waiting else 0
+    reserved = min((budget + 1) // 2, first.n_tokens - first.n_past) if n_waiting else 0
     budget -= reserved
     if is_scored(first):
         n_reserved = min(n_scored // 2, reserved)

@@ -63,9 +63,35 @@ cdef class Runner(Stepper):
         return sequence.state.goal
 
     def followers(self, Sequence sequence not None):
-        """The running sequences that wait for a prefix of this one."""
+        """The running sequences that wait for a prefix of this one, or of one that does, in order of admission."""
         cdef Sequence other
-        return [other for other in self.running if other.state.leader == sequence.state.seq_id >= 0]
+        cdef set seq_ids = {sequence.state.seq_id}
+        cdef list found = []
+        for other in self.running:
+            # nobody waits for one that was admitted later
+            if other.state.leader >= 0 and other.state.leader in seq_ids:
+                seq_ids.add(other.state.seq_id)
+                found.append(other)
+        return found
+
+    def leader(self, Sequence sequence not None):
+        """The running sequence whose prefix this one waits for; None where it waits for nobody."""
+        cdef Sequence other
+        for other in self.running:
+            if other.state.seq_id == sequence.state.leader:
+                return other
+        return None
+
+    def withdraw(self, Sequence sequence not None):
+        """``remove`` a sequence that has had no row yet, as if it had never been added."""
+        cdef sequence_t *s = &sequence.state
+        if s.n_runs == 1 and s.n_tokens == s.n_prompt:
+            s.n_runs = 0
+            self.live.queries -= s.n_prompt
+            self.live.hits -= s.n_lent
+            self.live.restored -= s.n_cached - s.n_lent
+            s.n_cached = s.n_lent = 0
+        self.remove(sequence)
 
     @property
     def least_wait(self):
@@ -107,14 +133,14 @@ cdef class Runner(Stepper):
             raise ValueError("the sequence runs already or has finished")
         if not 0 <= n_found < s.n_tokens:
             raise ValueError(f"{n_found} tokens to restore for a sequence of {s.n_tokens}")
+        if s.constraint != NULL and s.constraint.state == MASK_NONE and masker_ask(self.masker, s.constraint, -1) < 0:
+            raise MemoryError
         s.seq_id = self.free_seq_ids.pop()
         s.n_rows = 0
         s.n_past = 0
         s.n_found = n_found
         s.n_restore = s.n_tokens - 1 if apart else n_found
         s.apart = apart
-        if s.constraint != NULL and s.constraint.state == MASK_NONE and masker_ask(self.masker, s.constraint, -1) < 0:
-            raise MemoryError
         self.running.append(sequence)
         running_add(&self.live, s)
 

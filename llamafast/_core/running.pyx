@@ -254,4 +254,5 @@ cdef void fork_from(running_t *self, sequence_t *leader, sequence_t *s) noexcept
     if s.n_runs == 1:
         self.hits += n - s.n_past
         s.n_cached += n - s.n_past
+        s.n_lent += n - s.n_past
     s.n_past = n

@@ -92,7 +92,7 @@ cdef class Sampler:
     def __dealloc__(self):
         if self.counted:
             died(SAMPLER)
-        if self.owner is None:
+        if not self.borrows:
             free(self.state.bias)
         free(self.state.penalties.counts.slots)
         dry_free(&self.state.dry)
@@ -104,6 +104,8 @@ cdef class Sampler:
         cdef Sampler other = Sampler.__new__(Sampler, self.state.n_vocab, seed=seed)
         cdef sampler_t *s = &other.state
         cdef uint64_t bits = s.seed
+        free(s.bias)
+        other.borrows = True
         s[0] = self.state
         s.seed = bits
         s.mirostat_mu = 2 * s.mirostat_tau

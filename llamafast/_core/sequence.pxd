@@ -33,6 +33,7 @@ cdef struct sequence_t:
     int32_t n_unreported    # tokens generated since the last record in the Outbox
     int32_t n_runs          # how often it was admitted: once, and once more for each preemption
     int32_t n_cached        # tokens of the prompt that another sequence had computed
+    int32_t n_lent          # of those, taken from one that runs
     int32_t n_restore       # it waits until so many tokens are restored
     bint apart              # the Prefiller computes them, and they come in parts
     int32_t n_found         # so many of those were computed for others

@@ -51,8 +51,11 @@ def _groups(controller: str, proc: Path) -> Iterator[tuple[Path, int]]:
     own = _own(controller, proc)
     for line in _lines(proc / "mountinfo"):
         fields, _, after = line.partition(" - ")
-        _, _, _, root, mounted_at, *_ = fields.split(" ")
-        kind, _, options = after.split(" ")[:3]
+        try:
+            _, _, _, root, mounted_at, *_ = fields.split(" ")
+            kind, _, options = after.split(" ")[:3]
+        except ValueError:
+            continue  # of no group
         version = {"cgroup": 1, "cgroup2": 2}.get(kind, 0)
         if version not in own or (version == 1 and controller not in options.split(",")):
             continue
@@ -60,7 +63,7 @@ def _groups(controller: str, proc: Path) -> Iterator[tuple[Path, int]]:
         # a container sees the part of the tree below its root, and may be told a path of the host's
         inner = path.relative_to(_plain(root)) if path.is_relative_to(_plain(root)) else PurePosixPath()
         folder = top / inner
-        if ".." in inner.parts or not folder.is_dir():
+        if ".." in inner.parts or not _is_folder(folder):
             folder = top
         while True:
             yield folder, version
@@ -73,7 +76,8 @@ def _own(controller: str, proc: Path) -> dict[int, str]:
     """The path of this process's group in each version's tree."""
     paths = {}
     for line in _lines(proc / "cgroup"):
-        number, controllers, path = line.split(":", 2)
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
             paths[2] = path
         elif controller in controllers.split(","):
@@ -86,9 +90,17 @@ def _plain(path: str) -> str:
     return _OCTAL.sub(lambda digits: chr(int(digits[1], 8)), path)
 
 
-def _lines(path: Path) -> list[str]:
+def _is_folder(path: Path) -> bool:
     try:
-        return path.read_text().splitlines()
+        return path.is_dir()
+    except OSError:  # not ours to see
+        return False
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file of the kernel's, whose names are bytes; none where it cannot be read."""
+    try:
+        return [line for line in path.read_bytes().decode(errors="surrogateescape").split("\n") if line]
     except OSError:
         return []
 

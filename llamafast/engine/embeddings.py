@@ -155,6 +155,7 @@ class Turns:
     def __init__(self, queue: EmbeddingQueue) -> None:
         self._queue = queue
         self._owed_seconds = 0.0  # what generation gets before the next step that embeds; below 0 embeddings are owed
+        self._saved = 0.0  # of what generation had to spare
 
     def generated(self, seconds: float, *, shared: bool) -> None:
         """Generation had ``seconds``; ``shared`` says whether inputs waited for it to end."""
@@ -165,21 +166,26 @@ class Turns:
 
     def embed(self, spare: float | None) -> float:
         """Let inputs that wait have their turn, for as long as generation has to ``spare`` until its next step; None:
-        it has nothing to do. Returns the seconds that were taken."""
+        it has nothing to do. What is too short for a step is saved up for a later turn. Returns the seconds that were
+        taken."""
         if spare is None:
-            self._owed_seconds = 0.0
+            self._owed_seconds = self._saved = 0.0
             if self._queue.has_work:
                 self._queue.step(STEP_SECONDS)
             return 0.0
+        self._saved = max(spare, min(self._saved + max(0.0, spare), LEAST_STEP_SECONDS))
+        if self._saved < LEAST_STEP_SECONDS:
+            return 0.0
         taken = spent = 0.0
         # a full batch may take much less than what is owed
-        while self._queue.has_work and self._owed_seconds <= 0 and taken + spent / 2 <= max(spare, LEAST_STEP_SECONDS):
+        while self._queue.has_work and self._owed_seconds <= 0 and taken + spent / 2 <= self._saved:
             start = time.monotonic()
-            seconds = max(STEP_SECONDS_BESIDE, -self._owed_seconds)
-            self._queue.step(min(seconds, max(spare, LEAST_STEP_SECONDS) - taken))
+            self._queue.step(min(max(STEP_SECONDS_BESIDE, -self._owed_seconds), self._saved - taken))
             spent = time.monotonic() - start
             taken += spent
             self._owed_seconds += spent
             if self._owed_seconds > -STEP_SECONDS_BESIDE:
                 break  # too little for a step: paid with the next turn
+        if taken:
+            self._saved = 0.0
         return taken

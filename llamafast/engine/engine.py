@@ -261,6 +261,7 @@ class Engine:
     def _cancel(self, generation: Generation) -> None:
         if (making := self._making.pop(generation, None)) is not None:
             making.stop()
+            self._note_drained()
         self._worker.cancel([s.tag for s in generation.sequences if self._forget(s.tag) is not None])
         self._wake_worker()
 

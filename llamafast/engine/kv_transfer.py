@@ -77,28 +77,34 @@ class KVTransfer:
         for sequence, parts, n_tokens, row in self.prefills.advance(self._runner.awaited):
             if n_tokens >= 0:
                 self._runner.prefilled(sequence, n_tokens, row)
+            if parts:
+                self._restores.setdefault(sequence, deque()).extend(parts)
             if sequence.finished:
+                # what it does not need any more itself, others may wait for
+                while self._runner.followers(sequence) and sequence in self._restores:
+                    self._restore_next(sequence)
                 self._restores.pop(sequence, None)
                 finished.append(sequence)
-            elif parts:
-                self._restores.setdefault(sequence, deque()).extend(parts)
         return finished
 
     def restore(self, deadline: float) -> None:
         """Restore parts of prefixes until the deadline, at least one."""
         while self._restores:
-            sequence, parts = next(iter(self._restores.items()))
-            saved, start, stop = parts.popleft()
-            # what the Prefiller could not restore it has computed again: that is there already
-            start = max(start, sequence.n_past) if self._runner.in_parts else start
-            done = start >= stop or self._runner.restore(sequence, saved, start, stop)
-            self._counts["restore_failures"] += not done
-            if not done:
-                self._forget(sequence)
-            elif not parts:
-                del self._restores[sequence]
+            self._restore_next(next(iter(self._restores)))
             if time.monotonic() >= deadline:
                 return
+
+    def _restore_next(self, sequence: Sequence) -> None:
+        parts = self._restores[sequence]
+        saved, start, stop = parts.popleft()
+        # what the Prefiller could not restore it has computed again: that is there already
+        start = max(start, sequence.n_past) if self._runner.in_parts else start
+        done = start >= stop or self._runner.restore(sequence, saved, start, stop)
+        self._counts["restore_failures"] += not done
+        if not done:
+            self._forget(sequence)
+        elif not parts:
+            del self._restores[sequence]
 
     def save_due(self) -> None:
         """Save a part of whoever is due, for a while and at least one; all where the next step loses the state."""
@@ -119,14 +125,33 @@ class KVTransfer:
         followers = self._runner.followers(sequence)
         self._forget(sequence)
         self._runner.remove(sequence)
-        for follower in followers:
-            self._start_again(follower)
+        self._start_again([follower for follower in followers if not follower.finished])
 
-    def _start_again(self, sequence: Sequence) -> None:
-        """Whom a sequence waited for has left: what is still to be computed may be better computed apart now."""
-        if not sequence.finished and self._pays_apart(sequence, sequence.n_tokens - 1 - sequence.n_past):
-            self.stop(sequence)
+    def _start_again(self, followers: list[Sequence]) -> None:
+        """Whom they waited for has left: where nobody else computes what they need it may be better computed apart.
+
+        All of them leave before the first one starts, so that it computes for the others what they have in common.
+        """
+        orphans: list[Sequence] = []
+        for sequence in followers:
+            leader = self._runner.leader(sequence)
+            if (leader is None or leader in orphans) and self._starts_better(sequence):
+                orphans.append(sequence)
+        for sequence in reversed(orphans):
+            self._forget(sequence)
+            self._runner.withdraw(sequence)
+        for sequence in orphans:
             self.start(sequence)
+
+    def _starts_better(self, sequence: Sequence) -> bool:
+        """Whether what is left of its prompt takes long, and little of what it has would be lost."""
+        n_left = sequence.n_tokens - 1 - sequence.n_past
+        if not self._pays_apart(sequence, n_left):
+            return False
+        self._save(sequence)
+        again = n_left // AGAIN_SHARE
+        parts = self._find(sequence, max(0, sequence.n_past - again - 1))
+        return (parts[-1].stop if parts else 0) >= sequence.n_past - again
 
     def clear(self) -> None:
         """Empty the memory of all that run."""

@@ -165,9 +165,10 @@ class PrefillQueue:
         if n_rows and computed:
             self._row_seconds = self.prefiller.seconds / n_rows
         for job in self._running:
-            if job.n_rows and not job.dropped:
+            # also without rows: somebody may have come who waits for what is there
+            if not job.dropped and (job.n_rows or job.n_saved < job.goal <= job.n_done):
                 try:
-                    self._take(job, computed)
+                    self._take(job, computed or not job.n_rows)
                 except Exception:
                     logger.exception("cannot keep %d computed tokens of a prompt", job.n_done - job.n_saved)
                     self._give_up(job)

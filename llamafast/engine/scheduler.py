@@ -130,8 +130,7 @@ class Scheduler(Generic[S]):
             else:
                 blocked.append(ticket)
                 may_pass = ticket.passed < self.MAX_PASSED
-        for ticket in admitted:
-            self._leave_queue(ticket)
+        self._leave_queue(admitted)
         return [ticket.sequence for ticket in admitted]
 
     def preempt(self) -> S | None:
@@ -154,10 +153,7 @@ class Scheduler(Generic[S]):
 
     def remove_waiting(self, unwanted: Callable[[S], bool]) -> int:
         """Forget all who wait and are ``unwanted``; how many that are."""
-        removed = [ticket for ticket in self._waiting if unwanted(ticket.sequence)]
-        for ticket in removed:
-            self._leave_queue(ticket)
-        return len(removed)
+        return self._leave_queue([ticket for ticket in self._waiting if unwanted(ticket.sequence)])
 
     def take_running(self) -> list[S]:
         """Forget everybody who runs; who that was."""
@@ -168,11 +164,12 @@ class Scheduler(Generic[S]):
         insort(self._waiting, ticket, key=lambda ticket: ticket.rank)
         self._waiting_choices[ticket.request] += 1
 
-    def _leave_queue(self, ticket: Ticket[S]) -> None:
-        self._waiting.remove(ticket)
-        self._waiting_choices[ticket.request] -= 1
-        if not self._waiting_choices[ticket.request]:
-            del self._waiting_choices[ticket.request]
+    def _leave_queue(self, leaving: list[Ticket[S]]) -> int:
+        if leaving:
+            self._waiting_choices -= Counter(ticket.request for ticket in leaving)
+            left = set(leaving)
+            self._waiting = [ticket for ticket in self._waiting if ticket not in left]
+        return len(leaving)
 
     def _reservation(self, ticket: Ticket[S]) -> int:
         return min(ticket.sequence.n_max, ticket.sequence.n_tokens + self.LOOKAHEAD)

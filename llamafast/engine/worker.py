@@ -179,9 +179,15 @@ class Worker:
             cancelled, self._cancelled = self._cancelled, []
         if self._busy_since is None:
             self._busy_since = time.monotonic()
-        for arrival in arrived:
-            self.scheduler.enqueue(arrival)
-            self._counts["submitted"] += len(arrival.choices)
+        try:
+            while arrived:
+                self.scheduler.enqueue(arrived[0])
+                self._counts["submitted"] += len(arrived.pop(0).choices)
+        finally:
+            if arrived:  # out of memory: nobody else knows of them
+                tags = [sequence.tag for arrival in arrived for _, sequence in arrival.choices]
+                self.scheduler.remove_waiting(lambda sequence: sequence.tag in tags)
+                self._on_failure(tags, EngineFailure("the engine failed"))
         if cancelled:
             self._cancel(set(cancelled))
 
@@ -196,7 +202,8 @@ class Worker:
             turns.embed(None)
             return
         spare = self.runner.spare / (2 if self.transfer.computes_apart else 1)
-        self.runner.spare -= turns.embed(spare)
+        # what embeddings had saved up is not the prompt's to pay
+        self.runner.spare -= min(turns.embed(spare), max(0.0, spare))
 
     def _generate(self) -> None:
         if self._ended and len(self._ended) == self.scheduler.n_running:
@@ -226,6 +233,8 @@ class Worker:
         elif status == stepper.NO_ROOM:
             self._make_room()
         elif status != stepper.PAUSED:
+            # who has finished in this step has not failed
+            self._end(self.runner.finished(), "completed")
             reason = drain_log() or "no reason given"
             logger.error("llama_decode failed with code %d: %s", status, reason)
             self._fail(

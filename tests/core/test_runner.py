@@ -170,6 +170,17 @@ def test_short_prompts_pass_a_long_one_which_goes_on_all_the_same(tiny_model):
     assert (long.n_past, middle.finished) == (64 + 3 * 32 + 64 - 14, True)
 
 
+def test_the_oldest_prompt_goes_on_however_small_chunks_are(tiny_model):
+    rig = Rig(tiny_model("tiny-llama"), n_seq_max=4, prefill_chunk=1)
+    rig.runner.add(rig.sequence([40], 1, max_tokens=400))
+    rig.runner.run(5)
+    long, short = rig.sequence([(5 * k) % 300 + 33 for k in range(100)], 2), rig.sequence([41] * 20, 3)
+    rig.runner.add(long)
+    rig.runner.add(short)
+    rig.runner.run(10)
+    assert long.n_past >= 10
+
+
 def test_a_prefix_that_somebody_waits_for_is_computed_like_a_prompt_of_that_length(tiny_model):
     rig = Rig(tiny_model("tiny-llama"), n_seq_max=8)
     first, long = (rig.sequence([(seed * k) % 300 + 33 for k in range(500)], seed) for seed in (5, 7))

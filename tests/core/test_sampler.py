@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -388,3 +390,17 @@ def test_hostile_penalties_stay_inside_the_vocabulary() -> None:
                 logit_bias=[(i, value) for i in range(300)],
             )  # fmt: skip
             assert 0 <= sampler.pick(row, HISTORY % 300) < 300
+
+
+def test_samplers_in_a_cycle_that_the_garbage_collector_clears_free_their_biases_once():
+    """In a process of its own: the C library ends it where it sees a block freed twice."""
+    code = (
+        "import gc; from llamafast._core.sampler import Sampler\n"
+        "base = Sampler(100, logit_bias=[(k, 1.0) for k in range(50)])\n"
+        "gc.disable()\n"
+        "for seed in range(3):\n"
+        "    cycle = [base.reseeded(seed)]; cycle.append(cycle); del cycle\n"
+        "del base; gc.collect()\n"
+        "samplers = [Sampler(100, logit_bias=[(k, 1.0) for k in range(50)]) for _ in range(20)]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

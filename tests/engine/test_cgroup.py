@@ -97,6 +97,17 @@ def test_without_limits_there_are_none(system: System) -> None:
     assert (memory_left(system.proc), cpu_quota(system.proc)) == (None, None)
 
 
+def test_names_of_other_mounts_may_be_any_bytes(system: System) -> None:
+    top = system.mount("cgroup")
+    system.member("0::/a")
+    files(top / "a", memory__max=GIB, memory__current=0)
+    told = (system.proc / "mountinfo").read_bytes()
+    names = (b"/mnt/caf\xe9", b"/mnt/\xe2\x80\xa8x\x0by")
+    odd = [b"40 22 0:30 / %b rw - ext4 /dev/sda rw\n" % name for name in names]
+    (system.proc / "mountinfo").write_bytes(b"".join([*odd, b"nonsense\n", told]))
+    assert memory_left(system.proc) == GIB
+
+
 def test_memory_is_the_lesser_of_machine_and_groups(system: System, tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 2000 kB\nMemAvailable:    1000 kB\n")

@@ -15,6 +15,7 @@ from engine.test_engine import collect, config, plan
 from llamafast.config import SchedulerConfig
 from llamafast.engine import load
 from llamafast.engine.cache import Part, PrefixCache
+from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.load import load_engine
 from llamafast.engine.memory import resident_bytes
 from llamafast.engine.prefill import PrefillQueue
@@ -253,6 +254,25 @@ def test_what_somebody_waits_for_is_computed_first_and_handed_over_at_once(queue
     assert len(prefiller.sizes) <= 4
 
 
+def test_who_comes_later_is_given_what_is_there_already(queue, prefiller):
+    """Of a prompt that is not in the next batches somebody wants what is computed and not yet a part."""
+    queue.pays(1, 0.005)
+    oldest, long = FakeSequence(text(2000)), FakeSequence(text(1500, 2))
+    queue.add(oldest, [])
+    queue.add(long, [])
+    for _ in range(4):
+        queue.advance(nobody)
+        prefiller.compute(row_seconds=0.005)
+    queue.advance(nobody)
+    there = len(prefiller.memory[queue._running[1].seq_id])
+    assert 0 < there < 512
+    prefiller.compute(row_seconds=0.005)
+    for _ in range(3):  # batches of short ones and the oldest
+        queue.add(FakeSequence(text(60, 7)), [])
+    (news,) = [one for one in queue.advance(lambda s: 70 if s is long else len(s.prompt)) if one.sequence is long]
+    assert news.parts[-1].stop >= 70
+
+
 def test_a_batch_of_which_nobody_wants_anything_is_aborted(queue, prefiller):
     first, second = FakeSequence(text(300)), FakeSequence(text(60, 5))
     queue.pays(1, 0.001)
@@ -363,22 +383,42 @@ async def test_nobody_waits_for_the_end_of_a_strangers_prompt(tiny_model, n_comm
     await engine.close()
 
 
-async def test_who_waited_for_a_prompt_that_is_given_up_goes_on(tiny_model):
-    """What the first had computed is lent, the rest computed apart again, now for the second."""
+@pytest.mark.parametrize("ram_bytes", [0, 10**8])
+@pytest.mark.parametrize("how", ["cancelled", "one token"])
+async def test_who_waited_for_a_prompt_whose_owner_leaves_goes_on(tiny_model, monkeypatch, how, ram_bytes):
+    """Each of many followers starts again at most once, and what they have in common is not computed for each."""
     path = tiny_model("tiny-llama")
+    starts = []
+    start = KVTransfer.start
+    monkeypatch.setattr(KVTransfer, "start", lambda self, sequence: (starts.append(sequence), start(self, sequence))[1])
     limits = SchedulerConfig(target_itl_ms=0.001, disaggregate_prefill=True)
-    engine = load_engine(msgspec.structs.replace(config(path, n_ctx=8192), scheduler=limits), path)
-    engine._worker.transfer.prefills.least_seconds = 0
+    settings = config(path, n_ctx=16384, n_seq_max=32, ram_bytes=ram_bytes)
+    engine = load_engine(msgspec.structs.replace(settings, scheduler=limits), path)
+    engine._worker.transfer.prefills.pays = lambda n_rows, _: n_rows >= 100
+    engine._worker.transfer.prefills.least_rows = lambda _: 100
     engine.start()
-    begin = text(2000, 33)
-    expected = await collect(engine.submit(plan(*begin, 40)))
+    begin = text(1000, 33)
+    max_tokens = 1 if how == "one token" else 4
+    expected = await collect(engine.submit(plan(*text(999, 90), 40, max_tokens=max_tokens)))
     beside = engine.submit(plan(40, max_tokens=6000, ignore_eos=True))
     await anext(beside)
-    first, second = engine.submit(plan(*begin, 50)), engine.submit(plan(*begin, 40))
-    while engine.counters()["running"] < 3:
-        await asyncio.sleep(0.001)
-    first.cancel()
-    assert await collect(second) == expected
+    before = engine.counters()["prompt_tokens"]
+    waiting = [engine.submit(plan(*begin, 50 + k, max_tokens=max_tokens)) for k in range(12)]
+    stranger = engine.submit(plan(*text(999, 90), 40, max_tokens=max_tokens))
+    if how == "cancelled":
+        while engine.counters()["running"] < 14:
+            await asyncio.sleep(0.001)
+        waiting.pop(0).cancel()
+    assert await collect(stranger) == expected
+    texts = [await collect(generation) for generation in waiting]
+    assert len(starts) <= 2 + 2 * 13
+    # the prefix twice, or three times where nobody has kept it, and each one's own
+    assert engine.counters()["prompt_tokens"] - before <= 4 * 1000 + 13 * 64
+    cached = [generation.cached_tokens for generation in waiting]
+    assert sum(n >= 1000 for n in cached) >= len(waiting) - 2
+    first = 50 + 13 - 1 - len(waiting)
+    alone = [engine.submit(plan(*begin, first + k, max_tokens=max_tokens)) for k in range(len(waiting))]
+    assert texts == [await collect(generation) for generation in alone]
     beside.cancel()
     await engine.close()
 

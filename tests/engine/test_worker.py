@@ -256,6 +256,27 @@ def test_the_thread_starts_afresh_however_often_that_fails(worker, runner, failu
     assert worker.counters()["failed"] == 2
 
 
+def test_arrivals_that_cannot_be_queued_are_told(worker, failures, monkeypatch, caplog):
+    enqueue = worker.scheduler.enqueue
+    errors = iter([MemoryError("no room")])
+
+    def enqueue_at_the_second_try(arrived):
+        error = next(errors, None)
+        if error is not None:
+            raise error
+        enqueue(arrived)
+
+    monkeypatch.setattr(worker.scheduler, "enqueue", enqueue_at_the_second_try)
+    with caplog.at_level(logging.CRITICAL):
+        worker.enqueue(arrival([FakeSequence(1), FakeSequence(2)]))
+        worker.wake()
+        until(lambda: failures)
+    assert failures[0][0] == [1, 2]
+    worker.enqueue(arrival([FakeSequence(3)]))
+    worker.wake()
+    until(lambda: worker.counters()["completed"] == 1)
+
+
 def test_cancelling_what_runs_and_what_waits(worker, runner):
     runner.hold = threading.Event()
     worker.enqueue(arrival([FakeSequence(tag) for tag in range(6)]))
@@ -380,6 +401,21 @@ def test_embeddings_take_no_more_than_a_step_has_to_spare(clock):
             longest = max(longest, clock.now - before)
             assert runner.spare <= 0.03
         assert 0.01 < longest <= most + 0.004
+
+
+def test_a_prompt_that_is_computed_apart_gets_its_half_however_little_there_is(clock):
+    """Where short prompts take most of the gap; embeddings wait until what they may take is enough for a step."""
+    runner, embeddings = ClockedRunner(clock, 0.068), FakeEmbeddings(clock)
+    worker = sharing(runner, embeddings)
+    worker.transfer = SimpleNamespace(computes_apart=True)
+    for _ in range(100):
+        runner.run(1)
+        runner.spare = 0.007
+        worker._turns.generated(0.068, shared=True)
+        worker._embed(worker._turns)
+        assert runner.spare >= 0.0035 - 1e-9
+    assert embeddings.seconds == pytest.approx(100 * 0.0035, rel=0.1)
+    assert embeddings.longest <= 0.025
 
 
 def test_a_pause_of_the_embeddings_does_not_cancel_what_they_took(clock):
