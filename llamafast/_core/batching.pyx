@@ -22,7 +22,7 @@ cdef enum:
 # Prompts lengthen the gap between two tokens of those who decode to so many times what it would be, or to so many
 # seconds, and no further, whoever waits: a reader sees no pause. The aim is a 99th percentile of three times the median
 # without prompts, or 0.1 s; without prompts it is half as long again as the median.
-cdef double GAP_STRETCH = 1.9
+cdef double GAP_STRETCH = 1.6
 cdef double GAP_SECONDS = 0.075
 # Within that, what prompts that are computed elsewhere get after a step is no longer than the step times so many times
 # the share of sequences that wait (or than the step); but where steps are quick both together may take so many seconds.
