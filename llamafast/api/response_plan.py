@@ -172,10 +172,14 @@ class ResponsePlanner:
 
 
 def _echoed(tool: dict[str, Any]) -> dict[str, Any]:
-    """A tool as a Response has it: whether a function is strict is said."""
-    if tool.get("type") == "namespace":
-        return {**tool, "tools": [_echoed(member) for member in tool["tools"]]}
-    return {**tool, "strict": tool.get("strict") is True} if tool.get("type") == "function" else tool
+    """A tool that ``ToolTable`` has checked, as a Response has it: whether a function is strict is said."""
+    if tool["type"] == "namespace":
+        return {**tool, "tools": [_with_strict(member) for member in tool["tools"]]}
+    return _with_strict(tool)
+
+
+def _with_strict(tool: dict[str, Any]) -> dict[str, Any]:
+    return {**tool, "strict": tool.get("strict") is True} if tool["type"] == "function" else tool
 
 
 def name_as_responses_do(error: LlamafastError) -> None:

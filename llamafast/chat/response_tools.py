@@ -122,8 +122,10 @@ def _flattened(tools: Sequence[Json], path: str) -> Iterator[tuple[Json, str | N
         elif kind == "namespace":
             namespace = _text(tool, "name", where)
             for j, member in enumerate(_objects(tool, "tools", where)):
-                if member.get("type") in ("function", "custom"):
-                    yield member, namespace, f"{where}.tools[{j}]"
+                inside = f"{where}.tools[{j}]"
+                if _text(member, "type", inside) not in ("function", "custom"):
+                    raise InvalidRequest(f"`{inside}.type` must be function or custom", param=f"{inside}.type")
+                yield member, namespace, inside
 
 
 def _function(tool: Json, shown: str, path: str) -> Tool:

@@ -42,6 +42,10 @@ async def stream(client: AsgiClient, **body: Any) -> list[dict[str, Any]]:
     return events_of(response)
 
 
+def namespace(*tools: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "namespace", "name": "n", "tools": list(tools)}
+
+
 def prompt(engine: FakeEngine) -> str:
     return engine.tokenizer.detokenize(engine.generations[-1].plan.prompts[0])
 
@@ -195,6 +199,12 @@ async def test_what_is_refused_before_it_starts(client: AsgiClient, engine: Fake
         ({"input": "x", "tools": [{"type": "custom", "name": "c", "format": "grammar"}]}, "tools[0].format"),
         ({"input": "x", "tools": [FUNCTION, FUNCTION]}, "tools[1].name"),
         ({"input": "x", "tools": [{"type": "namespace", "name": "n"}]}, "tools[0].tools"),
+        ({"input": "x", "tools": [namespace({})]}, "tools[0].tools[0].type"),
+        ({"input": "x", "tools": [namespace(FUNCTION, {"type": "web_search"})]}, "tools[0].tools[1].type"),
+        ({"input": "x", "tools": [namespace({"type": "local_shell"})]}, "tools[0].tools[0].type"),
+        ({"input": "x", "tools": [namespace({"type": "namespace"})]}, "tools[0].tools[0].type"),
+        ({"input": "x", "tools": [namespace({"type": "namespace", "tools": 5})]}, "tools[0].tools[0].type"),
+        ({"input": "x", "tools": [namespace(namespace(FUNCTION))]}, "tools[0].tools[0].type"),
         ({"input": "x", "tool_choice": "banana"}, "tool_choice"),
         ({"input": "x", "tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
         ({"input": "x", "tool_choice": {"type": "web_search"}}, "tool_choice"),
