@@ -29,37 +29,34 @@ log = logging.getLogger(__name__)
 # How long a request waits for another process that holds the file.
 BUSY_SECONDS = 0.1
 
+VERSION = 1
+
 # An item is named by its client, so several responses may have items of one name.
 _ITEMS_TABLE = """
 CREATE TABLE IF NOT EXISTS items (
     id TEXT, response_id TEXT REFERENCES responses (id) ON DELETE CASCADE, item BLOB, PRIMARY KEY (id, response_id)
-);
+)
 """
-_SCHEMA = f"""
-PRAGMA synchronous = NORMAL;
-PRAGMA foreign_keys = ON;
-BEGIN IMMEDIATE;
+_SCHEMA = (
+    """
 CREATE TABLE IF NOT EXISTS responses (
     id TEXT PRIMARY KEY, bytes INTEGER, stored REAL, used REAL, response BLOB, before BLOB, input BLOB
-);
-CREATE INDEX IF NOT EXISTS responses_by_use ON responses (used, bytes);
-CREATE INDEX IF NOT EXISTS responses_by_age ON responses (stored);
-{_ITEMS_TABLE}
-CREATE INDEX IF NOT EXISTS items_by_response ON items (response_id);
-PRAGMA user_version = 1;
-COMMIT;
-"""
-# Version 0 had one item of a name.
-_FROM_VERSION_0 = f"""
-PRAGMA foreign_keys = OFF;
-BEGIN IMMEDIATE;
-DROP INDEX items_by_response;
-ALTER TABLE items RENAME TO items_0;
-{_ITEMS_TABLE}
-INSERT INTO items SELECT id, response_id, item FROM items_0;
-DROP TABLE items_0;
-COMMIT;
-"""
+)
+""",
+    "CREATE INDEX IF NOT EXISTS responses_by_use ON responses (used, bytes)",
+    "CREATE INDEX IF NOT EXISTS responses_by_age ON responses (stored)",
+    _ITEMS_TABLE,
+    "CREATE INDEX IF NOT EXISTS items_by_response ON items (response_id)",
+    f"PRAGMA user_version = {VERSION}",
+)
+# Version 0 had one item of a name. Its index goes only if it is there: a server may have ended before it made one.
+_FROM_VERSION_0 = (
+    "DROP INDEX IF EXISTS items_by_response",
+    "ALTER TABLE items RENAME TO items_0",
+    _ITEMS_TABLE,
+    "INSERT INTO items SELECT id, response_id, item FROM items_0",
+    "DROP TABLE items_0",
+)
 _ITEM = msgspec.json.Decoder(Item)
 _ITEMS = msgspec.json.Decoder(list[Item])
 
@@ -145,11 +142,17 @@ class ResponseStore:
 
     def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        old = self._db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'items'").fetchone()[0]
-        if old and version == 0:
-            self._db.executescript(_FROM_VERSION_0)
-        self._db.executescript(_SCHEMA)
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        # a table that others refer to is replaced; inside a transaction this cannot be said
+        self._db.execute("PRAGMA foreign_keys = OFF")
+        with self._db:
+            # all or nothing, and by one of the servers that start at once
+            self._db.execute("BEGIN IMMEDIATE")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            old = self._db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'items'").fetchone()[0]
+            for statement in (*(_FROM_VERSION_0 if old and version == 0 else ()), *_SCHEMA):
+                self._db.execute(statement)
+        self._db.execute("PRAGMA foreign_keys = ON")
         self._forget_some()
         self._db.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_SECONDS)}")
 

@@ -16,6 +16,7 @@ from support.asgi_client import AsgiClient
 from support.blank_response import blank_response
 from support.fake_engine import FakeEngine, say
 
+from llamafast.api import response_store
 from llamafast.api.app import App
 from llamafast.api.response_store import ResponseStore
 from llamafast.api.schema.responses import Response
@@ -206,15 +207,43 @@ CREATE INDEX items_by_response ON items (response_id);
 """
 
 
-async def test_a_file_of_an_older_server(tmp_path: Path) -> None:
-    path = tmp_path / "responses.sqlite"
+def make_old(path: Path, *more: str) -> bytes:
+    """A file of version 0 with a response, which it returns, and what ``more`` makes of it."""
     old, now = sqlite3.connect(path), time.time()
     old.executescript(OLD_SCHEMA)
     blob = msgspec.json.encode(response("r0"))
     old.execute("INSERT INTO responses VALUES ('r0', 100, ?, ?, ?, '[]', '[]')", (now, now, blob))
     old.execute("INSERT INTO items VALUES ('shared', 'r0', ?)", (b'{"id":"shared","content":"0"}',))
     old.commit()
+    for statement in more:
+        old.execute(statement)
+    old.commit()
     old.close()
+    return blob
+
+
+async def test_a_file_whose_server_ended_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "responses.sqlite"
+    config = ResponsesConfig(path=str(path))
+    make_old(path, "DROP INDEX items_by_response")
+    with monkeypatch.context() as patch:
+        patch.setattr(response_store, "_SCHEMA", (*response_store._SCHEMA, "no statement"))
+        with pytest.raises(ConfigError, match="syntax error"):
+            ResponseStore(config)
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (0,)
+        assert db.execute("SELECT name FROM sqlite_schema WHERE name = 'items_by_response'").fetchone() is None
+    db.close()
+    store = ResponseStore(config)
+    assert (await store.items(["shared"]))["shared"]["content"] == "0"
+    assert await store.delete("r0")
+    assert await store.items(["shared"]) == {}
+    store.close()
+
+
+async def test_a_file_of_an_older_server(tmp_path: Path) -> None:
+    path = tmp_path / "responses.sqlite"
+    blob = make_old(path)
     for _ in range(2):  # the second server finds what the first one made
         store = ResponseStore(ResponsesConfig(path=str(path)))
         assert await store.response("r0") == blob
