@@ -63,7 +63,8 @@ class ChatEndpoint:
                 choices=[],
                 usage=usage_of(generation, replies),
             )
-            n_bytes = sum(tokens_size(len(choice.logprobs), request.top_logprobs or 0) for choice in said)
+            # every token is a Delta or more to put together, with or without its log probability
+            n_bytes = tokens_size(generation.completion_tokens, request.top_logprobs or 0)
             body = await run_sized(n_bytes, _collected, reply, said, request, names)
             await exchange.reply(200, body, JSON_TYPE)
         finally:

@@ -49,8 +49,8 @@ class CompletionsEndpoint:
                 return
             answers = await collect(generation, len(plan.prompts) * plan.n)
             reply.usage = usage_of(generation)
-            n_tokens = sum(len(answer.logprobs) + len(answer.prompt_logprobs) for answer in answers)
-            n_bytes = tokens_size(n_tokens, request.logprobs or 0)
+            n_tokens = generation.completion_tokens + sum(len(answer.prompt_logprobs) for answer in answers)
+            n_bytes = tokens_size(n_tokens, request.logprobs or 0) + len(answers) * max(map(len, echoes))
             kept = _best(answers, plan.n, request.n or 1)
             body = await run_sized(n_bytes, _collected, reply, answers, kept, echoes, plan.n, writer)
             await exchange.reply(200, body, JSON_TYPE)

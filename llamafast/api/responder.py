@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from uuid import uuid4
 
 import msgspec
@@ -57,12 +57,16 @@ class Responder:
         StoreUnavailable.
         """
         before = await self._recall(request.previous_response_id, recall)
+        given = await self._input_items(request, before, n_bytes)
+        size = n_bytes + before.n_bytes
+        # what fits is searched for by halves, and each try renders again
+        n_tries = (len(before.items) + len(given)).bit_length() if request.truncation == "auto" else 1
         turn = await run_sized(
-            n_bytes + before.n_bytes,
+            size * n_tries,
             self._planner.turn,
             request,
             before.items,
-            await self._input_items(request, before.items, n_bytes),
+            given,
             prefill=prefill,
             stream_id=stream_id,
             room=room,
@@ -143,22 +147,31 @@ class Responder:
         if turn.response.store and not await self._store.put(turn.response, turn.before, turn.input):
             turn.response.store = False
 
-    async def _input_items(self, request: ResponsesRequest, before: Sequence[Item], n_bytes: int) -> list[Item]:
+    async def _input_items(self, request: ResponsesRequest, before: Conversation, n_bytes: int) -> list[Item]:
         """The request's own items, each with an id. An ``item_reference`` is replaced by what it refers to, among
         ``before`` or else among stored items. Raises InvalidRequest when that is not there."""
         given = request.input or []
         if isinstance(given, str):
             given = [_user_message(given)]
-        known = {item["id"]: item for item in before if isinstance(item.get("id"), str)}
-        names = [item.get("id") for item in given if _refers(item)]
-        unknown = dict.fromkeys(name for name in names if isinstance(name, str) and name not in known)
-        if unknown:
-            known |= await self._store.items(list(unknown)[:MAX_REFERENCES])
+        known: dict[str, Item] = {}
+        if names := await run_sized(n_bytes, _references, given):
+            known = await run_sized(before.n_bytes, _named, names, before.items)
+            if unknown := [name for name in names if name not in known]:
+                known |= await self._store.items(unknown[:MAX_REFERENCES])
         return await run_sized(n_bytes, _with_ids, given, known)
 
 
 def _refers(item: Item) -> bool:
     return item.get("type") == "item_reference" or item.keys() == {"id"}
+
+
+def _references(given: Sequence[Item]) -> dict[str, None]:
+    """The names that ``given`` refers to, each once."""
+    return dict.fromkeys(item["id"] for item in given if _refers(item) and isinstance(item.get("id"), str))
+
+
+def _named(names: Container[str], before: Sequence[Item]) -> dict[str, Item]:
+    return {item["id"]: item for item in before if isinstance(item.get("id"), str) and item["id"] in names}
 
 
 def _with_ids(given: Sequence[Item], known: Mapping[str, Item]) -> list[Item]:

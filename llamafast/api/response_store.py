@@ -59,10 +59,20 @@ _FROM_VERSION_0 = (
 )
 _ITEM = msgspec.json.Decoder(Item)
 _ITEMS = msgspec.json.Decoder(list[Item])
+# Between two items of a stored list. No item has a line break: JSON escapes those in strings. Lists of older servers
+# have commas only and are decoded in one piece.
+_BETWEEN = b",\n"
+
+
+class _Output(msgspec.Struct):
+    output: list[msgspec.Raw]
+
+
+_OUTPUT = msgspec.json.Decoder(_Output)
 
 
 class Conversation(NamedTuple):
-    """All items up to and with a response's output; ``n_bytes`` is their size as JSON."""
+    """Items that belong together; ``n_bytes`` is their size as JSON."""
 
     items: list[Item]
     n_bytes: int
@@ -114,12 +124,12 @@ class ResponseStore:
         row = await self._run(self._row, "response", response_id)
         return None if row is None else row[0]
 
-    async def input(self, response_id: str) -> list[Item] | None:
+    async def input(self, response_id: str) -> Conversation | None:
         """The items that the response's own request brought."""
-        row = await self._run(self._row, "input", response_id)
-        return None if row is None else _ITEMS.decode(row[0])
+        return await self._run(self._input, response_id)
 
     async def conversation(self, response_id: str) -> Conversation | None:
+        """All items up to and with the response's output."""
         return await self._run(self._conversation, response_id)
 
     async def items(self, item_ids: Iterable[str]) -> dict[str, Item]:
@@ -173,13 +183,17 @@ class ResponseStore:
             self._forget_some()
             return bool(self._db.execute("SELECT count(*) FROM responses WHERE id = ?", (response.id,)).fetchone()[0])
 
+    def _input(self, response_id: str) -> Conversation | None:
+        row = self._row("input", response_id)
+        return None if row is None else Conversation(_decoded_list(row[0]), len(row[0]))
+
     def _conversation(self, response_id: str) -> Conversation | None:
         row = self._row("before, input, response", response_id)
         if row is None:
             return None
         before, given, response = row
-        output = msgspec.json.decode(response)["output"]
-        items = [*_ITEMS.decode(before), *_ITEMS.decode(given), *output]
+        output = _OUTPUT.decode(response).output
+        items = [*_decoded_list(before), *_decoded_list(given), *map(_ITEM.decode, output)]
         return Conversation(items, sum(map(len, row)))
 
     def _items(self, item_ids: Iterable[str]) -> dict[str, Item]:
@@ -196,12 +210,16 @@ class ResponseStore:
         return found
 
     def _delete(self, response_id: str) -> bool:
+        if not _is_text(response_id):
+            return False
         return self._db.execute("DELETE FROM responses WHERE id = ?", (response_id,)).rowcount > 0
 
     def _count(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM responses").fetchone()[0])
 
     def _row(self, columns: str, response_id: str) -> tuple[bytes, ...] | None:
+        if not _is_text(response_id):
+            return None
         now = time.time()
         row: tuple[bytes, ...] | None = self._db.execute(
             f"SELECT {columns} FROM responses WHERE id = ? AND stored > ?", (response_id, now - self._max_age_seconds)
@@ -223,6 +241,27 @@ class ResponseStore:
         return bool(count > self._max_count or n_bytes > self._max_bytes)
 
 
+def _is_text(response_id: str) -> bool:
+    """A path may hold half a surrogate pair, which no response is named by and SQLite does not take."""
+    try:
+        response_id.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _encoded_list(items: Sequence[Item]) -> bytes:
     """One by one, so that no call keeps the GIL for a whole conversation."""
-    return b"[%b]" % b",".join([msgspec.json.encode(item) for item in items])
+    return b"[%b]" % _BETWEEN.join([msgspec.json.encode(item) for item in items])
+
+
+def _decoded_list(blob: bytes) -> list[Item]:
+    """What ``_encoded_list`` made, one by one too."""
+    items: list[Item] = []
+    at, last = 1, len(blob) - 1
+    while at < last:
+        end = blob.find(_BETWEEN, at)
+        end = last if end < 0 else end
+        items += _ITEMS.decode(b"[%b]" % blob[at:end])
+        at = end + len(_BETWEEN)
+    return items

@@ -99,10 +99,11 @@ class ResponsesEndpoint:
         raise InvalidRequest("only responses that run in the background can be cancelled", param="response_id")
 
     async def input_items(self, exchange: Exchange, response_id: str) -> None:
-        items = await self._store.input(response_id)
-        if items is None:
+        given = await self._store.input(response_id)
+        if given is None:
             raise _not_found(response_id)
-        await exchange.reply_json(_page(items, exchange.query))
+        page = await run_sized(given.n_bytes, _page, given.items, exchange.query)
+        await exchange.reply(200, page, JSON_TYPE)
 
     async def _prepare(self, body: bytes) -> tuple[ResponsesRequest, Turn]:
         request = await run_sized(len(body), decode_request, _DECODER, body, self._info)
@@ -122,8 +123,8 @@ def _frames(events: Sequence[Event]) -> bytes:
     return b"".join([b"event: %b\ndata: %b\n\n" % (event.type.encode(), encode(event)) for event in events])
 
 
-def _page(items: Sequence[Item], query: dict[str, str]) -> ItemList:
-    """The items after ``after``, newest first unless ``order`` is asc. Raises InvalidRequest."""
+def _page(items: Sequence[Item], query: dict[str, str]) -> bytes:
+    """The JSON of an ItemList: what follows ``after``, newest first unless ``order`` is asc. Raises InvalidRequest."""
     order = query.get("order", "desc")
     if order not in ("asc", "desc"):
         raise InvalidRequest("`order` must be asc or desc", param="order")
@@ -138,7 +139,8 @@ def _page(items: Sequence[Item], query: dict[str, str]) -> ItemList:
         ordered = ordered[position + 1 :]
     data = ordered[: int(limit)]
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    return ItemList(data, first, last, has_more=len(ordered) > len(data))
+    encoded = [msgspec.Raw(encode(item)) for item in data]
+    return encode(ItemList(encoded, first, last, has_more=len(ordered) > len(data)))
 
 
 def _flag(query: dict[str, str], name: str) -> bool:

@@ -8,9 +8,10 @@ import msgspec
 
 from llamafast.api.decode import decode_request
 from llamafast.api.delivery import run_sized
-from llamafast.api.http import Exchange
+from llamafast.api.http import JSON_TYPE, Exchange
 from llamafast.api.schema.chat import ChatRequest
 from llamafast.api.schema.tokens import DetokenizeRequest, Prompt, Text, TokenizeRequest, TokenPiece, Tokens
+from llamafast.api.sse import encode
 from llamafast.chat.conversation import Conversation
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import checked_ids
@@ -35,29 +36,29 @@ class TokenEndpoints:
 
     async def apply_template(self, exchange: Exchange, body: bytes) -> None:
         """A chat request's prompt as text."""
-        await exchange.reply_json(await run_sized(len(body), self._applied, body))
+        await exchange.reply(200, await run_sized(len(body), self._applied, body), JSON_TYPE)
 
     async def tokenize(self, exchange: Exchange, body: bytes) -> None:
-        await exchange.reply_json(await run_sized(len(body), self._tokenized, body))
+        await exchange.reply(200, await run_sized(len(body), self._tokenized, body), JSON_TYPE)
 
     async def detokenize(self, exchange: Exchange, body: bytes) -> None:
-        await exchange.reply_json(await run_sized(len(body), self._detokenized, body))
+        await exchange.reply(200, await run_sized(len(body), self._detokenized, body), JSON_TYPE)
 
-    def _applied(self, body: bytes) -> Prompt:
+    def _applied(self, body: bytes) -> bytes:
         request = decode_request(_CHAT, body, self._info)
-        return Prompt(Conversation(request, self._chat).prompt)
+        return encode(Prompt(Conversation(request, self._chat).prompt))
 
-    def _tokenized(self, body: bytes) -> Tokens:
+    def _tokenized(self, body: bytes) -> bytes:
+        """The pieces are encoded one by one, so that no call keeps the GIL for all of them."""
         request = decode_request(_TOKENIZE, body, self._info)
         tokens = self._tokens(request)
-        strings: list[str] | msgspec.UnsetType | None = msgspec.UNSET
+        strings: list[msgspec.Raw] | msgspec.UnsetType | None = msgspec.UNSET
         if request.return_token_strs is not None:
-            strings = [self._tokenizer.text(token) for token in tokens] if request.return_token_strs else None
-        return Tokens(
-            [self._piece(token) for token in tokens] if request.with_pieces else tokens.tolist(),
-            len(tokens),
-            self._info.max_seq_len,
-            strings,
+            texts = map(self._tokenizer.text, tokens)
+            strings = [msgspec.Raw(encode(text)) for text in texts] if request.return_token_strs else None
+        pieces = [msgspec.Raw(encode(self._piece(token))) for token in tokens] if request.with_pieces else None
+        return encode(
+            Tokens(tokens.tolist() if pieces is None else pieces, len(tokens), self._info.max_seq_len, strings)
         )
 
     def _tokens(self, request: TokenizeRequest) -> array[int]:
@@ -94,10 +95,10 @@ class TokenEndpoints:
         except UnicodeDecodeError:
             return TokenPiece(token, list(piece))
 
-    def _detokenized(self, body: bytes) -> Text:
+    def _detokenized(self, body: bytes) -> bytes:
         request = decode_request(_DETOKENIZE, body, self._info)
         most = max(MAX_TOKENS, self._info.max_seq_len)
         if len(request.tokens) > most:
             raise InvalidRequest(f"`tokens` has {len(request.tokens)} tokens, at most {most} are taken", param="tokens")
         text = self._tokenizer.detokenize(checked_ids(request.tokens, "tokens", self._info))
-        return Text(text, text)
+        return encode(Text(text, text))

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 from support.asgi_client import AsgiClient
 from support.fake_engine import INFO, FakeEngine, say
+from support.where_it_runs import beside_the_loop
 
 from llamafast.api.app import App
 from llamafast.errors import ConfigError
@@ -170,3 +171,15 @@ async def test_replies_are_read_as_the_config_declares(stream: bool) -> None:
         said, choice = [(*texts, whole)], choices[-1]
     assert said == [("why", "Look:", {"name": "now", "arguments": '{"a":"\\n"}'})]
     assert choice["finish_reason"] == "tool_calls"
+
+
+async def test_many_choices_are_put_together_beside_the_loop(
+    client: AsgiClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = beside_the_loop(monkeypatch, "llamafast.api.chat._collected", "llamafast.api.completions._collected")
+    engine.script = say(*"many words" * 4)
+    message = {"role": "user", "content": "Hi"}
+    for n in (1, 128):
+        assert (await client.post("/v1/chat/completions", {"messages": [message], "n": n})).status == 200
+        assert (await client.post("/v1/completions", {"prompt": "Hi", "n": n})).status == 200
+    assert told == [False, False, True, True]

@@ -15,6 +15,7 @@ import pytest
 from support.asgi_client import AsgiClient
 from support.blank_response import blank_response
 from support.fake_engine import FakeEngine, say
+from support.where_it_runs import beside_the_loop
 
 from llamafast.api import response_store
 from llamafast.api.app import App
@@ -53,6 +54,12 @@ async def test_read_and_delete(client: AsgiClient) -> None:
         response = await client.get(path + tail, method)
         assert (response.status, response.error["param"]) == (404, "response_id")
     assert (await client.get(f"{path}/banana")).status == 404
+
+
+async def test_half_a_surrogate_pair_names_no_response(client: AsgiClient) -> None:
+    for method, tail in (("GET", ""), ("DELETE", ""), ("GET", "/input_items"), ("POST", "/cancel")):
+        response = await client.get(f"{URL}/\ud800{tail}", method)
+        assert (response.status, response.error["param"]) == (404, "response_id")
 
 
 async def test_streams_are_kept_before_they_end(client: AsgiClient) -> None:
@@ -110,6 +117,33 @@ async def test_references_to_items(client: AsgiClient, engine: FakeEngine) -> No
     assert prompt(engine) == "<s><assistant>Hello world</s><user>Two</s><assistant>"
 
 
+async def test_conversations_are_searched_only_for_references(
+    client: AsgiClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = (await client.post(URL, {"input": "One" + "." * 100, "store": True})).json
+    told = beside_the_loop(monkeypatch, "llamafast.api.responder._named")
+    await client.post(URL, {"input": "Two", "previous_response_id": first["id"]})
+    assert told == []
+    monkeypatch.setattr("llamafast.api.delivery.INLINE_BYTES", 64)
+    reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+    response = await client.post(URL, {"input": [reference], "previous_response_id": first["id"]})
+    assert (response.status, told) == (200, [True])
+    assert prompt(engine).endswith("<assistant>Hello world</s><assistant>Hello world</s><assistant>")
+
+
+async def test_items_are_decoded_and_encoded_beside_the_loop(
+    client: AsgiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamafast.api.delivery.INLINE_BYTES", 0)
+    names = "response_store._decoded_list", "response_store._encoded_list", "responses._page"
+    told = beside_the_loop(monkeypatch, *(f"llamafast.api.{name}" for name in names))
+    created = (await client.post(URL, {"input": "One"})).json
+    page = await client.get(f"{URL}/{created['id']}/input_items")
+    await client.post(URL, {"input": "Two", "previous_response_id": created["id"]})
+    assert page.json["data"][0]["content"] == [{"type": "input_text", "text": "One"}]
+    assert told == [True] * 8
+
+
 def response(name: str) -> Response:
     return msgspec.structs.replace(blank_response(name), status="completed", output=[{"id": f"{name}_item"}])
 
@@ -161,11 +195,27 @@ async def test_the_store_outlives_its_server(tmp_path: Path) -> None:
     conversation = await store.conversation("r0")
     assert conversation is not None
     assert [item["id"] for item in conversation.items] == ["a", "b", "r0_item"]
-    assert await store.input("r0") == [{"id": "b"}]
+    assert await store.input("r0") == ([{"id": "b"}], 12)
     store.close()
     for path in (tmp_path, tmp_path / "nowhere" / "x", "a\0b"):
         with pytest.raises(ConfigError, match=r"responses\.path"):
             ResponseStore(ResponsesConfig(path=str(path)))
+
+
+async def test_lists_of_items_come_back_whole_those_of_older_servers_too(tmp_path: Path) -> None:
+    items = [{"id": str(i), "content": 'a,\n{"b"},\\\n'} for i in range(5)]
+    path = tmp_path / "responses.sqlite"
+    store = ResponseStore(ResponsesConfig(path=str(path)))
+    await store.put(response("r0"), items, items[:1])
+    await store.put(response("r1"), items, [])
+    with sqlite3.connect(path) as db:  # as older servers wrote it
+        db.execute("UPDATE responses SET before = ? WHERE id = 'r1'", (msgspec.json.encode(items),))
+    db.close()
+    for name, given in (("r0", items[:1]), ("r1", [])):
+        conversation = await store.conversation(name)
+        assert conversation is not None
+        assert conversation.items == [*items, *given, {"id": f"{name}_item"}]
+    store.close()
 
 
 async def test_items_of_one_name_belong_to_their_responses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.asgi_client import AsgiClient, Response
 from support.fake_engine import INFO, FakeEngine, play, say
+from support.where_it_runs import beside_the_loop
 
 from llamafast.engine.types import Event, TokenLogprob
 from llamafast.errors import EngineFailure, QueueFull
@@ -266,3 +267,14 @@ async def test_a_client_that_leaves(client: AsgiClient, engine: FakeEngine) -> N
 async def test_upgrades_over_http(client: AsgiClient) -> None:
     response = await client.get(URL)
     assert (response.status, response.headers["upgrade"]) == (426, "websocket")
+
+
+async def test_truncation_is_tried_beside_the_loop(
+    client: AsgiClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body that is small for one prompt is not for as many as its truncation tries."""
+    told = beside_the_loop(monkeypatch, "llamafast.api.response_plan.ResponsePlanner.turn")
+    turns = [{"role": "user", "content": f"message {i}"} for i in range(200)]
+    assert (await client.post(URL, {"input": turns})).status == 400
+    assert (await client.post(URL, {"input": turns, "truncation": "auto"})).status == 200
+    assert told == [False, True]

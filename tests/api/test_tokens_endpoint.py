@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 from support.asgi_client import AsgiClient
 from support.fake_engine import BOS, EOS, INFO, FakeEngine
+from support.where_it_runs import beside_the_loop
 
 from llamafast.api.app import App
 from llamafast.errors import Untokenizable
@@ -133,3 +134,13 @@ async def test_a_model_without_template_tokenises_text_only() -> None:
         response = await client.post(path, {"messages": MESSAGES})
         assert (response.status, "no chat template" in response.error["message"]) == (400, True)
     assert (await client.post("/tokenize", {"content": "a"})).status == 200
+
+
+async def test_replies_are_encoded_beside_the_loop(client: AsgiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamafast.api.delivery.INLINE_BYTES", 0)
+    told = beside_the_loop(monkeypatch, "llamafast.api.tokens.encode")
+    body = (await client.post("/tokenize", {"content": "ab", "with_pieces": True, "return_token_strs": True})).json
+    assert (body["tokens"][1], body["token_strs"]) == ({"id": 98, "piece": "b"}, ["a", "b"])
+    assert (await client.post("/detokenize", {"tokens": [97]})).json["content"] == "a"
+    assert (await client.post("/apply-template", {"messages": MESSAGES})).json == {"prompt": RENDERED}
+    assert told == [True] * 7

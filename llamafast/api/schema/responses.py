@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 from llamafast.api.schema.fragments import PlatformOptions, Usage
 from llamafast.errors import LlamafastError, QueueFull
@@ -182,9 +182,9 @@ class InputTokens(Struct):
 
 
 class ItemList(Struct):
-    """A page of items, newest first unless asked otherwise."""
+    """A page of items, newest first unless asked otherwise; each as JSON already."""
 
-    data: list[dict[str, Any]]
+    data: list[Raw]
     first_id: str | None
     last_id: str | None
     has_more: bool

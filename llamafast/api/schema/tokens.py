@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from msgspec import UNSET, Meta, Struct, UnsetType, field
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from llamafast.api.schema.chat import ChatRequest
 from llamafast.api.schema.fragments import GenerationOptions
@@ -47,12 +47,12 @@ class TokenPiece(Struct):
 
 
 class Tokens(Struct):
-    """llama-server knows ``tokens`` only; the other fields are vLLM's."""
+    """llama-server knows ``tokens`` only, numbers or the JSON of a TokenPiece each; the other fields are vLLM's."""
 
-    tokens: list[int] | list[TokenPiece]
+    tokens: list[int] | list[Raw]
     count: int
     max_model_len: int
-    token_strs: list[str] | UnsetType | None = UNSET
+    token_strs: list[Raw] | UnsetType | None = UNSET
 
 
 class Text(Struct):
