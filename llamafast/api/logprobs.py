@@ -39,8 +39,12 @@ class TokenNames:
 
 
 def chat_logprobs(tokens: Iterable[TokenLogprob], names: TokenNames) -> ChoiceLogprobs:
-    """Encoded one by one, so that no call keeps the GIL for all of them."""
-    return ChoiceLogprobs([msgspec.Raw(encode(token)) for token in _chat_tokens(tokens, names)])
+    return ChoiceLogprobs(_encoded_tokens(tokens, names))
+
+
+def _encoded_tokens(tokens: Iterable[TokenLogprob], names: TokenNames) -> list[msgspec.Raw]:
+    """Encoded one by one, so that no call keeps the GIL for all of them, and once, however often they are told."""
+    return [msgspec.Raw(encode(token)) for token in _chat_tokens(tokens, names)]
 
 
 def _chat_tokens(tokens: Iterable[TokenLogprob], names: TokenNames) -> Iterator[ChatTokenLogprob]:
@@ -67,8 +71,13 @@ class SpelledTexts:
         self._kept: deque[tuple[int, int, TokenLogprob]] = deque()  # with where each begins and ends
         self._begin = self._end = self._read = 0  # of that text, and how far Deltas have read it
 
-    def of(self, deltas: Iterable[Delta], tokens: Sequence[TokenLogprob]) -> list[list[ChatTokenLogprob]]:
-        """What the text of each Delta consists of, after more ``tokens``; empty for all but content.
+    @property
+    def n_kept(self) -> int:
+        """The tokens that wait for their text."""
+        return len(self._kept)
+
+    def of(self, deltas: Iterable[Delta], tokens: Sequence[TokenLogprob]) -> list[list[msgspec.Raw]]:
+        """What the text of each Delta consists of, after more ``tokens``, as JSON; empty for all but content.
 
         Bytes that begin a character belong to the token that completes it, and go with it.
         """
@@ -80,7 +89,7 @@ class SpelledTexts:
             self._end += len(text)
         return [self._spelled(delta, before) for delta in deltas]
 
-    def _spelled(self, delta: Delta, before: int) -> list[ChatTokenLogprob]:
+    def _spelled(self, delta: Delta, before: int) -> list[msgspec.Raw]:
         if not isinstance(delta, ContentDelta | ReasoningDelta):
             self._drop(max(before, self._read))  # a call is told when its text has been read
             return []
@@ -93,7 +102,7 @@ class SpelledTexts:
         while self._kept and self._kept[0][0] < at + len(delta.text):
             spelled.append(self._kept.popleft()[2])
         self._drop(at + len(delta.text))
-        return list(_chat_tokens(spelled, self._names)) if isinstance(delta, ContentDelta) else []
+        return _encoded_tokens(spelled, self._names) if isinstance(delta, ContentDelta) else []
 
     def _drop(self, end: int) -> None:
         """Forget all that is complete before ``end``."""

@@ -65,8 +65,9 @@ class Responder:
             size * n_tries,
             self._planner.turn,
             request,
-            before.items,
+            before,
             given,
+            n_bytes,
             prefill=prefill,
             stream_id=stream_id,
             room=room,
@@ -116,7 +117,8 @@ class Responder:
             return
         async for parts in read_replies(generation, replies):
             for part in parts:
-                told = writer.add(part.deltas, part.logprobs)
+                size = writer.adding_size(part.deltas, part.logprobs)
+                told = await run_sized(size, writer.add, part.deltas, part.logprobs)
                 if part.finish_reason is not None:
                     told += writer.closing(part.finish_reason, usage_of(generation, replies))
                     await self._keep(turn)

@@ -11,7 +11,6 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from llamafast.api.schema import response_events as events
-from llamafast.api.schema.chat import ChatTokenLogprob
 from llamafast.api.schema.response_events import Event, ItemStatus, OutputItem
 from llamafast.chat.custom_input import CustomInput
 from llamafast.chat.response_tools import ToolName
@@ -82,9 +81,9 @@ class OpenMessage(OpenText):
 
     def __init__(self, output_index: int) -> None:
         super().__init__(output_index)
-        self._logprobs: list[ChatTokenLogprob] = []
+        self._logprobs: list[msgspec.Raw] = []
 
-    def add(self, text: str, emit: Emit, logprobs: Sequence[ChatTokenLogprob] = ()) -> None:
+    def add(self, text: str, emit: Emit, logprobs: Sequence[msgspec.Raw] = ()) -> None:
         super().add(text, emit)
         self._logprobs += logprobs
         emit(events.TextDelta, output_index=self.output_index, item_id=self.id, delta=text, logprobs=list(logprobs))

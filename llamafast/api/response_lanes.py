@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -16,8 +17,8 @@ from llamafast.api.delivery import internal_error, run_sized
 from llamafast.api.http import Record, error_body
 from llamafast.api.request_log import RequestLog
 from llamafast.api.responder import Responder
-from llamafast.api.response_plan import Turn
 from llamafast.api.response_store import Conversation
+from llamafast.api.schema.response_events import Event
 from llamafast.api.schema.response_frames import ErrorFrame, FrameKind, ResponseCreate, Steer, SteerFailed
 from llamafast.api.sse import encode
 from llamafast.api.websocket import WebSocket
@@ -77,11 +78,10 @@ class LaneMemory:
     def recall(self, response_id: str) -> Conversation | None:
         return next((said for known, said in self._latest.values() if known == response_id), None)
 
-    def keep(self, lane: str | None, turn: Turn) -> None:
+    def keep(self, lane: str | None, response_id: str, said: Conversation) -> None:
         """Also forgets the lanes that were silent for longest, until the rest is within bounds."""
-        items = turn.conversation()
         self._latest.pop(lane, None)
-        self._latest[lane] = turn.response.id, Conversation(items, len(encode(items)))
+        self._latest[lane] = response_id, said
         n_bytes = sum(said.n_bytes for _, said in self._latest.values())
         for other, (_, said) in list(self._latest.items()):
             if n_bytes <= self._max_bytes:
@@ -223,12 +223,17 @@ class Session:
                 if turn.response.status == "failed":
                     self._memory.forget(request.previous_response_id)
                 elif turn.response.status != "in_progress":
-                    self._memory.keep(frame.kind.stream_id, turn)
-                for event in events:
-                    await self._socket.send(encode(event))
+                    said = await run_sized(turn.n_bytes + turn.writer.n_bytes, turn.conversation)
+                    self._memory.keep(frame.kind.stream_id, turn.response.id, said)
+                for text in await run_sized(turn.writer.telling_size(events), _encoded, events):
+                    await self._socket.send(text)
             frame.record.status = 200
         finally:
             generation.cancel()
+
+
+def _encoded(events: Sequence[Event]) -> list[bytes]:
+    return [encode(event) for event in events]
 
 
 def _decode(decoder: msgspec.json.Decoder[FrameT], frame: bytes) -> FrameT:

@@ -14,10 +14,12 @@ from msgspec import UNSET, UnsetType
 
 from llamafast.api.decode import check_served
 from llamafast.api.logprobs import SpelledTexts, TokenNames
+from llamafast.api.response_store import Conversation
 from llamafast.api.response_writer import ResponseWriter
 from llamafast.api.schema.chat import ChatRequest
 from llamafast.api.schema.fragments import GenerationOptions
 from llamafast.api.schema.responses import ReasoningOptions, Response, ResponsesRequest, TextOptions
+from llamafast.api.sse import encode
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.items import Item, messages_of
 from llamafast.chat.plan import ChatPlan, plan_chat
@@ -37,21 +39,26 @@ _PARAMS = {
 
 
 class Turn(NamedTuple):
-    """A response that is about to be generated: ``before`` and ``input`` are the conversation that it answers."""
+    """A response that is about to be generated: ``before`` and ``input`` are the conversation that it answers,
+    ``n_bytes`` its size as JSON, or more."""
 
     before: Sequence[Item]
     input: list[Item]
     plan: ChatPlan
     writer: ResponseWriter
     prefill: bool
+    n_bytes: int
+    hidden: frozenset[str]
 
     @property
     def response(self) -> Response:
         return self.writer.response
 
-    def conversation(self) -> list[Item]:
+    def conversation(self) -> Conversation:
         """Everything said, the answer included, once there is one."""
-        return [*self.before, *self.input, *msgspec.to_builtins(self.response.output)]
+        answer = [msgspec.json.decode(encode(item)) for item in self.response.output]
+        items = [*self.before, *self.input, *answer]
+        return Conversation(items, sum(len(encode(item)) for item in items))
 
 
 class ResponsePlanner:
@@ -64,26 +71,27 @@ class ResponsePlanner:
     def turn(
         self,
         request: ResponsesRequest,
-        before: Sequence[Item],
+        before: Conversation,
         given: list[Item],
+        n_bytes: int,
         *,
         prefill: bool = False,
         stream_id: str | UnsetType = UNSET,
         room: int = 0,
     ) -> Turn:
         """All that can be refused is refused here. ``before`` is the conversation of ``previous_response_id``,
-        ``given`` the items of the request itself, each with an id.
+        ``given`` the items of the request itself, each with an id; ``n_bytes`` is the request's size.
 
         With ``prefill`` the prompt ends where the next turn will go on, and nothing is generated. The prompt leaves
         ``room`` for so many tokens. Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
         """
-        tools = ToolTable(request.tools or (), [*before, *given])
+        tools = ToolTable(request.tools or (), [*before.items, *given])
         for kind in tools.hidden:
             _warn_of_hidden(kind)
         chat = self._chat_request(request, tools, prefill)
         try:
             check_served(chat)
-            plan = self._plan(chat, [*before, *given], request, len(before), room)
+            plan = self._plan(chat, [*before.items, *given], request, len(before.items), room)
         except ContextLengthExceeded as error:
             raise ContextLengthExceeded(error.limit, error.size, param="input") from error
         except LlamafastError as error:
@@ -91,7 +99,9 @@ class ResponsePlanner:
             raise
         response = self._response(request, plan)
         spelled = SpelledTexts(TokenNames(request, self._engine.tokenizer)) if chat.logprobs else None
-        return Turn(before, given, plan, ResponseWriter(response, tools, stream_id, spelled), prefill)
+        writer = ResponseWriter(response, tools, stream_id, spelled, n_bytes)
+        size = before.n_bytes + n_bytes
+        return Turn(before.items, given, plan, writer, prefill, size, frozenset(tools.hidden))
 
     def _chat_request(self, request: ResponsesRequest, tools: ToolTable, prefill: bool) -> ChatRequest:
         """The same request in the words of chat completions, but for its messages."""

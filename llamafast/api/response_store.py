@@ -169,7 +169,8 @@ class ResponseStore:
     def _put(self, response: Response, before: Sequence[Item], given: Sequence[Item]) -> bool:
         blobs = [msgspec.json.encode(response), _encoded_list(before), _encoded_list(given)]
         now = time.time()
-        items = {item["id"]: msgspec.json.encode(item) for item in [*given, *msgspec.to_builtins(response.output)]}
+        items = {item["id"]: msgspec.json.encode(item) for item in given}
+        items |= {item.id: msgspec.json.encode(item) for item in response.output}
         n_bytes = sum(map(len, [*blobs, *items.values()]))
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")

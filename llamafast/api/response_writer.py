@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from llamafast.api.delivery import tokens_size
 from llamafast.api.logprobs import SpelledTexts
 from llamafast.api.response_items import (
     OpenCall,
@@ -37,6 +38,18 @@ from llamafast.chat.response_tools import ToolTable
 from llamafast.engine.types import TokenLogprob
 from llamafast.errors import LlamafastError
 
+# An event without its text takes as long to make, and to encode, as so many bytes take to decode.
+EVENT_BYTES = 32
+
+_WHOLE = (
+    events.PartDone,
+    events.TextDone,
+    events.ReasoningTextDone,
+    events.SummaryPartDone,
+    events.SummaryTextDone,
+    events.ArgumentsDone,
+    events.CustomInputDone,
+)
 _CALLS: dict[str, type[OpenCall]] = {"function": OpenFunctionCall, "custom": OpenCustomCall}
 
 
@@ -45,7 +58,8 @@ class ResponseWriter:
 
     An item is closed as soon as another kind of Delta comes, a call when it ends. ``response`` is a snapshot that is
     final after ``closing`` or ``failure``: streamed or not, an answer is what its events say. ``spelled`` tells log
-    probabilities where they are wanted.
+    probabilities where they are wanted. ``n_bytes`` is about the size of ``response`` as JSON, first that of what it
+    repeats of its request.
     """
 
     def __init__(
@@ -54,8 +68,10 @@ class ResponseWriter:
         tools: ToolTable,
         stream_id: str | UnsetType = UNSET,
         spelled: SpelledTexts | None = None,
+        n_bytes: int = 0,
     ) -> None:
         self.response = response
+        self.n_bytes = n_bytes
         self._tools = tools
         self._spelled = spelled
         self._stream_id = stream_id
@@ -71,20 +87,35 @@ class ResponseWriter:
         self._emit(events.InProgress, response=self.response)
         return self._take()
 
+    def adding_size(self, deltas: Sequence[Delta], tokens: Sequence[TokenLogprob]) -> int:
+        """What ``add`` takes, as a number of bytes for ``run_sized``."""
+        size = EVENT_BYTES * len(deltas)
+        if self._spelled is not None:
+            size += tokens_size(self._spelled.n_kept + len(tokens), self.response.top_logprobs)
+        return size
+
+    def telling_size(self, told: Sequence[Event]) -> int:
+        """The same for the JSON of the events ``told``: all but those of a piece of text may hold the whole answer."""
+        whole = sum(not isinstance(event, events.InItem) or isinstance(event, _WHOLE) for event in told)
+        return EVENT_BYTES * len(told) + self.n_bytes * whole
+
     def add(self, deltas: Sequence[Delta], tokens: Sequence[TokenLogprob] = ()) -> list[Event]:
         """``tokens`` are those that came with the ``deltas``."""
         logprobs = repeat([]) if self._spelled is None else self._spelled.of(deltas, tokens)
         for delta, spelled in zip(deltas, logprobs, strict=False):
             match delta:
                 case ContentDelta():
+                    self.n_bytes += len(delta.text) + sum(map(len, spelled))
                     self._message().add(delta.text, self._emit, spelled)
                 case ReasoningDelta():
+                    self.n_bytes += len(delta.text)
                     self._reasoning().add(delta.text, self._emit)
                 case ToolCallBegin():
                     self._close_text("completed")
                     self._calls[delta.index] = call = self._call(delta)
                     call.open(self._emit)
                 case ToolCallArguments():
+                    self.n_bytes += len(delta.text)
                     self._calls[delta.index].add(delta.text, self._emit)
                 case ToolCallEnd():
                     self._close(self._calls.pop(delta.index), "completed")

@@ -47,12 +47,14 @@ class ResponsesEndpoint:
             if request.stream:
                 async with EventStream(exchange, self._ping_seconds) as stream:
                     async for events in self._responder.stream(turn, generation):
-                        await stream.write(_frames(events))
+                        size = turn.writer.telling_size(events)
+                        await stream.write(await run_sized(size, _frames, events))
                     await stream.end(b"")
                 return
             async for _ in self._responder.events(turn, generation):
                 pass
-            await exchange.reply_json(turn.response)
+            reply = await run_sized(turn.writer.n_bytes, encode, turn.response)
+            await exchange.reply(200, reply, JSON_TYPE)
         finally:
             generation.cancel()
 

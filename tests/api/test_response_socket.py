@@ -11,6 +11,7 @@ import pytest
 from support.asgi_client import AsgiClient
 from support.asgi_websocket import websocket
 from support.fake_engine import FakeEngine, play, say
+from support.where_it_runs import beside_the_loop
 
 from llamafast.api import response_lanes
 from llamafast.api.app import App
@@ -54,6 +55,19 @@ async def test_a_conversation_that_is_not_stored(app: App, engine: FakeEngine) -
         socket.create(input="Three", previous_response_id=first["id"])  # not the newest any more
         assert (await socket.event())["error"]["code"] == "previous_response_not_found"
     assert (await AsgiClient(app).get(f"{URL}/{second['id']}")).status == 404
+
+
+async def test_a_large_conversation_is_encoded_beside_the_loop(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    remembered = beside_the_loop(monkeypatch, "llamafast.api.response_plan.encode")
+    told = beside_the_loop(monkeypatch, "llamafast.api.response_lanes._encoded")
+    async with websocket(app) as socket:
+        for inline_bytes, beside in ((1 << 14, False), (64, True)):
+            monkeypatch.setattr("llamafast.api.delivery.INLINE_BYTES", inline_bytes)
+            await socket.answer(input="One", store=False)
+            assert set(remembered) == {beside}
+            assert (told[0], told[-1]) == (beside, beside)
+            remembered.clear()
+            told.clear()
 
 
 async def test_what_is_stored_is_found_from_everywhere(app: App, engine: FakeEngine) -> None:

@@ -20,6 +20,7 @@ from support.where_it_runs import beside_the_loop
 from llamafast.api import response_store
 from llamafast.api.app import App
 from llamafast.api.response_store import ResponseStore
+from llamafast.api.schema.response_events import ReasoningItem
 from llamafast.api.schema.responses import Response
 from llamafast.config import ResponsesConfig
 from llamafast.errors import ConfigError
@@ -144,8 +145,12 @@ async def test_items_are_decoded_and_encoded_beside_the_loop(
     assert told == [True] * 8
 
 
+def answer(name: str) -> ReasoningItem:
+    return ReasoningItem(id=f"{name}_item", status="completed", summary=[], content=[])
+
+
 def response(name: str) -> Response:
-    return msgspec.structs.replace(blank_response(name), status="completed", output=[{"id": f"{name}_item"}])
+    return msgspec.structs.replace(blank_response(name), status="completed", output=[answer(name)])
 
 
 async def kept(store: ResponseStore, n: int) -> list[int]:
@@ -214,7 +219,7 @@ async def test_lists_of_items_come_back_whole_those_of_older_servers_too(tmp_pat
     for name, given in (("r0", items[:1]), ("r1", [])):
         conversation = await store.conversation(name)
         assert conversation is not None
-        assert conversation.items == [*items, *given, {"id": f"{name}_item"}]
+        assert conversation.items == [*items, *given, msgspec.to_builtins(answer(name))]
     store.close()
 
 

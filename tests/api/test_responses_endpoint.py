@@ -278,3 +278,38 @@ async def test_truncation_is_tried_beside_the_loop(
     assert (await client.post(URL, {"input": turns})).status == 400
     assert (await client.post(URL, {"input": turns, "truncation": "auto"})).status == 200
     assert told == [False, True]
+
+
+async def test_log_probabilities_are_told_beside_the_loop_and_encoded_once(
+    client: AsgiClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = [(token, -1.0 * token) for token in range(20)]
+    engine.script = play(
+        [Event(0, "Hi " * 100, 100, logprobs=[TokenLogprob(token, -0.5, top) for token in b"Hi " * 100])],
+        [Event(0, "", 1, "stop")],
+    )
+    tokens = beside_the_loop(monkeypatch, "llamafast.api.logprobs.encode")
+    frames = beside_the_loop(monkeypatch, "llamafast.api.responses._frames")
+    whole = beside_the_loop(monkeypatch, "llamafast.api.responses.encode")
+    asked = {"input": "Hi", "top_logprobs": 20}
+    events = await stream(client, **asked)
+    assert tokens == [True] * 300
+    assert frames == [False, True, True]  # the opening, the text, all that ends it
+    del whole[:]
+    told = (await client.post(URL, asked)).json["output"][0]["content"][0]["logprobs"]
+    assert len(told) == 300
+    assert told == events[-1]["response"]["output"][0]["content"][0]["logprobs"]
+    assert whole == [True]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_what_is_repeated_of_a_large_request_is_encoded_beside_the_loop(
+    client: AsgiClient, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    told = beside_the_loop(monkeypatch, "llamafast.api.responses.encode")
+    user = "u" * 20_000
+    response = await client.post(URL, {"input": "Hi", "user": user, "stream": streamed})
+    events = events_of(response) if streamed else [{"response": response.json}]
+    answers = [event["response"] for event in events if "response" in event]
+    assert [answer["user"] for answer in answers] == [user] * len(answers)
+    assert sum(told) >= len(answers)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from codecs import getincrementaldecoder
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 from support.fake_engine import ByteTokenizer
 
 from llamafast.api.logprobs import SpelledTexts, TokenNames
-from llamafast.api.schema.chat import ChatRequest
+from llamafast.api.schema.chat import ChatRequest, ChatTokenLogprob
 from llamafast.chat.dialects.parser import DialectParser
 from llamafast.chat.dialects.tables import GENERIC
 from llamafast.chat.reply import ContentDelta, ReasoningDelta, ToolCallBegin, ToolCallEnd
@@ -27,6 +28,10 @@ def spelled() -> SpelledTexts:
     return SpelledTexts(TokenNames(ChatRequest(messages=[]), ByteTokenizer()))
 
 
+def told(logprob: msgspec.Raw) -> ChatTokenLogprob:
+    return msgspec.json.decode(logprob, type=ChatTokenLogprob)
+
+
 def tokens_of(text: bytes) -> list[TokenLogprob]:
     return [TokenLogprob(byte, -byte / 256, []) for byte in text]
 
@@ -42,7 +47,7 @@ def test_the_content_is_spelled_by_its_own_tokens(sizes: list[int]) -> None:
         for delta, logprobs in zip(deltas, texts.of(deltas, tokens_of(piece)), strict=True):
             if isinstance(delta, ContentDelta):
                 content += delta.text
-                bytes_of_content += [byte for logprob in logprobs for byte in logprob.bytes]
+                bytes_of_content += [byte for logprob in logprobs for byte in told(logprob).bytes]
             else:
                 assert not logprobs
     assert content.startswith("Is it « done »?")
@@ -57,7 +62,7 @@ def test_a_token_that_ends_a_mark_and_begins_the_text_belongs_to_the_text() -> N
     texts._names.piece = lambda token: pieces[token]  # type: ignore[method-assign]
     tokens = [TokenLogprob(token, -1.0, []) for token in pieces]
     ((first, second),) = texts.of([ContentDelta("AB")], tokens)
-    assert (bytes(first.bytes), bytes(second.bytes)) == (b"> A", b"B")
+    assert (bytes(told(first).bytes), bytes(told(second).bytes)) == (b"> A", b"B")
 
 
 def test_a_text_that_was_not_written_so_has_no_tokens() -> None:
@@ -70,5 +75,5 @@ def test_arguments_are_not_content() -> None:
     texts = spelled()
     assert texts.of([ToolCallBegin(0, "c", "f")], tokens_of(b"f(yes")) == [[]]
     _, content = texts.of([ToolCallEnd(0), ContentDelta("yes")], tokens_of(b")yes"))
-    assert [logprob.logprob for logprob in content] == [-byte / 256 for byte in b"yes"]
+    assert [told(logprob).logprob for logprob in content] == [-byte / 256 for byte in b"yes"]
     assert not texts.of([ContentDelta("yes")], [])[0]

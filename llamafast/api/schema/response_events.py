@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
-from llamafast.api.schema.chat import ChatTokenLogprob
 from llamafast.api.schema.responses import Response
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
 class OutputText(Struct, kw_only=True):
+    """``logprobs`` are the JSON of a ChatTokenLogprob each, here and in events."""
+
     type: Literal["output_text"] = "output_text"
     annotations: list[Any]
-    logprobs: list[ChatTokenLogprob]
+    logprobs: list[Raw]
     text: str
 
 
@@ -182,12 +183,12 @@ class PartDone(InPart, kw_only=True, tag="response.content_part.done"):
 
 class TextDelta(InPart, kw_only=True, tag="response.output_text.delta"):
     delta: str
-    logprobs: list[ChatTokenLogprob]
+    logprobs: list[Raw]
 
 
 class TextDone(InPart, kw_only=True, tag="response.output_text.done"):
     text: str
-    logprobs: list[ChatTokenLogprob]
+    logprobs: list[Raw]
 
 
 class ReasoningTextDelta(InPart, kw_only=True, tag="response.reasoning_text.delta"):
