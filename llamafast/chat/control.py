@@ -22,15 +22,18 @@ from llamafast.engine.types import Tokenizer
 from llamafast.errors import InvalidRequest
 
 _OPEN, _CLOSE = MARKS = "\ufdd0\ufdd1"
-_ANY_MARK = re.compile(f"[{MARKS}]")
+# Longer texts are read in pieces of some milliseconds, between which another thread may run.
+_PIECE = 1 << 16
 
 
 class ControlTokens:
     """The texts of a vocabulary's control tokens."""
 
     def __init__(self, texts: Iterable[str]) -> None:
+        texts = [text for text in texts if text]
+        self._longest = max(map(len, texts), default=0)
         # a longer one wins over one that it contains, as in llama.cpp
-        found = "|".join(re.escape(text) for text in sorted(filter(None, texts), key=len, reverse=True)) or "(?!)"
+        found = _longest_of(texts) or "(?!)"
         self._token = re.compile(found)
         self._secret = token_hex(8)
         self._own: list[str] = []
@@ -48,12 +51,27 @@ class ControlTokens:
 
     def _mark(self, value: Any) -> Any:
         if isinstance(value, str):
-            return self._token.sub(_put_between_marks, value)
+            return "".join(self._token.sub(_put_between_marks, piece) for piece in self._pieces(value))
         if isinstance(value, dict):
             return {self._mark(key): self._mark(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self._mark(item) for item in value]
         return value
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """``text`` cut where no control token is cut."""
+        start = 0
+        while len(text) - start > _PIECE:
+            near = range(start + _PIECE, start + _PIECE // 2, -1)
+            end = next((end for end in near if not self._spans(text, end)), len(text))
+            yield text[start:end]
+            start = end
+        yield text[start:]
+
+    def _spans(self, text: str, place: int) -> bool:
+        """Whether a control token begins before ``place`` and ends behind it."""
+        begins = range(max(0, place - self._longest + 1), place)
+        return any((found := self._token.match(text, at)) is not None and found.end() > place for at in begins)
 
     def disguise(self, text: str) -> str:
         """``text`` of our own, to be put into what is marked; ``reveal`` gives its control tokens back."""
@@ -72,7 +90,10 @@ class ControlTokens:
     @staticmethod
     def unmark(text: str) -> str:
         """Rendered text as a reader should see it."""
-        return _ANY_MARK.sub("", text) if _has_marks(text) else text
+        if not _has_marks(text):
+            return text
+        pieces = (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
+        return "".join(piece.replace(_OPEN, "").replace(_CLOSE, "") for piece in pieces)
 
     def tokenize(self, text: str, tokenizer: Tokenizer) -> array[int]:
         """The tokens of rendered text: the template's control tokens as such, marked ones as plain text."""
@@ -112,12 +133,26 @@ class ControlTokens:
         yield text[start:], is_marked
 
 
-NO_CONTROL_TOKENS = ControlTokens(())
-
-
 def _has_marks(text: str) -> bool:
     return _OPEN in text or _CLOSE in text
 
 
+def _longest_of(texts: Iterable[str]) -> str:
+    """A pattern of the longest of ``texts`` at a place: a tree, as most begin alike and there may be some hundred."""
+    groups: dict[str, list[str]] = {}
+    for text in texts:
+        groups.setdefault(text[:1], []).append(text)
+    may_end = groups.pop("", None) is not None
+    branches = []
+    for group in groups.values():
+        first, last = min(group), max(group)
+        n = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+        branches.append(re.escape(first[:n]) + _longest_of(text[n:] for text in group))
+    return f"(?:{'|'.join(branches)}){'?' if may_end else ''}" if branches else ""
+
+
 def _put_between_marks(token: re.Match[str]) -> str:
     return f"{_OPEN}{token[0]}{_CLOSE}"
+
+
+NO_CONTROL_TOKENS = ControlTokens(())

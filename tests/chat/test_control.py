@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from array import array
+from time import monotonic
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.fake_engine import BOS, EOS, ByteTokenizer
 
+from llamafast.chat import control
 from llamafast.chat.control import MARKS, ControlTokens
 from llamafast.chat.template import ChatTemplate
 from llamafast.errors import InvalidRequest
@@ -78,6 +82,67 @@ def test_every_string_of_the_client_is_marked() -> None:
 def test_the_longest_of_overlapping_tokens_is_the_one() -> None:
     open_, close = MARKS
     assert ControlTokens(["<a", "<a>", "<a>>"]).mark("<a>>") == f"{open_}<a>>{close}"
+
+
+TOKENS = st.lists(st.text("<a|>", min_size=1, max_size=5), min_size=1, max_size=8)
+
+
+@given(TOKENS, st.text("<a|>", max_size=60))
+def test_long_texts_are_marked_as_in_one_piece(tokens: list[str], text: str) -> None:
+    by_length = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+    open_, close = MARKS
+    whole = by_length.sub(lambda found: f"{open_}{found[0]}{close}", text)
+    with pytest.MonkeyPatch.context() as patch:
+        for piece in (4, 7, 1 << 16):
+            patch.setattr(control, "_PIECE", piece)
+            assert ControlTokens(tokens).mark(text) == whole
+            assert ControlTokens.unmark(whole) == text
+
+
+class Sliced(str):
+    """A text that is too long to be read in one go: while C code does, no other thread runs."""
+
+    longest = 0
+
+    def __getitem__(self, part: Any) -> str:
+        piece = super().__getitem__(part)
+        Sliced.longest = max(Sliced.longest, len(piece))
+        return piece
+
+    def replace(self, *_: Any) -> str:
+        raise AssertionError
+
+
+def test_long_texts_are_read_in_pieces() -> None:
+    text = "<s>" * 100_000
+    read: list[int] = []
+
+    class Reading:
+        def __init__(self, pattern: re.Pattern[str]) -> None:
+            self.match = pattern.match
+            self._pattern = pattern
+
+        def sub(self, change: Any, text: str) -> str:
+            read.append(len(text))
+            return self._pattern.sub(change, text)
+
+    tokens = ControlTokens(["<s>", "</s>"])
+    tokens._token = Reading(tokens._token)  # type: ignore[assignment]
+    marked = tokens.mark(text)
+    assert (max(read) <= 1 << 16, sum(read)) == (True, len(text))
+    assert ControlTokens.unmark(Sliced(marked)) == text
+    assert 0 < Sliced.longest <= 1 << 16
+
+
+def test_hundreds_of_control_tokens_cost_no_more_than_a_few() -> None:
+    """Where the texts begin alike, a place is not compared with each of them."""
+    text = "a < b and <| c, " * 20_000
+    few, many = (ControlTokens([f"<|reserved_{i}|>" for i in range(n)]) for n in (4, 2000))
+    start = monotonic()
+    few.mark(text)
+    between = monotonic()
+    many.mark(text)
+    assert monotonic() - between < 20 * (between - start) + 0.05
 
 
 def test_values_nested_too_deeply_are_a_bad_request() -> None:
