@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from llamafast.chat.accepts import Accepts
@@ -53,10 +54,12 @@ class Conversation:
     ``text`` has ``chat.control``'s marks, ``prompt`` is what a reader should see; ``choice`` is what the model may do
     with the request's tools.
 
-    Raises InvalidRequest or UnsupportedParameter.
+    Raises InvalidRequest or UnsupportedParameter, and what ``check_size`` raises of the prompt's length in characters.
     """
 
-    def __init__(self, request: ConversationOptions, chat: ChatFormat) -> None:
+    def __init__(
+        self, request: ConversationOptions, chat: ChatFormat, *, check_size: Callable[[int], None] | None = None
+    ) -> None:
         self._request = request
         self._control = chat.control
         self.choice = _tool_choice(request)
@@ -74,6 +77,8 @@ class Conversation:
             continue_final_message=continued,
         )
         self.prompt = chat.control.unmark(self.text)
+        if check_size is not None:  # before more is read of what is too long
+            check_size(len(self.prompt))
         check_printed(self.prompt, request.messages, self.choice.shown, request.documents)
 
     def checkpoints(self, tokens: array[int], tokenizer: Tokenizer) -> tuple[int, ...]:

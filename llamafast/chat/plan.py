@@ -117,9 +117,8 @@ def plan_chat(request: ChatOptions, chat: ChatFormat, tokenizer: Tokenizer, info
     Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
     """
     _check_generates(info)
-    conversation = Conversation(request, chat)
+    conversation = Conversation(request, chat, check_size=lambda n_chars: _check_size(n_chars, "messages", info))
     text, prompt, choice = conversation.text, conversation.prompt, conversation.choice
-    _check_size(len(text), "messages", info)
     with Untokenizable.named("messages"):
         tokens = _checked_tokens(chat.control.tokenize(text, tokenizer), "messages", info)
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens

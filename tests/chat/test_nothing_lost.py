@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from functools import cache
 from itertools import pairwise
@@ -17,7 +18,9 @@ from support.fake_engine import INFO, ByteTokenizer
 from support.templates import SPARSE_TEMPLATES, TEMPLATES
 
 from llamafast.api.schema.chat import ChatRequest
+from llamafast.chat import printed
 from llamafast.chat.constraint import Constraints
+from llamafast.chat.control import MARKS
 from llamafast.chat.conversation import Conversation
 from llamafast.chat.dialects.tables import DIALECTS, GENERIC, HERMES
 from llamafast.chat.format import ChatFormat
@@ -249,10 +252,108 @@ def test_what_is_still_missing_is_refused_by_name(
         ("{{ messages[0].content.split('</think>')[-1] }}", "plain"),
         ("{{ messages[0].content }}", ""),
         ("{{ messages[0].content }}", "*" * 100_000),
+        ("{{ messages[0].content | from_json }}", "[1,2.5,3]"),
+        ("{{ messages[0].content }}", "".join(MARKS)),
+        ("a {{ messages[0].content.replace('/system_override', '').strip() }}", "/system_override\nHi."),
     ],
 )
 def test_what_a_template_does_to_a_text_is_its_own_affair(source: str, text: str) -> None:
     text_of(source, [user(text)])
+
+
+TO_JSON = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content | tojson }}"
+    "{{ m.tool_calls | tojson if m.tool_calls }}\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"温度": 21}',
+        '{"é":"è"}',
+        '["晴","雨"]',
+        "Привет\n",
+        '"½"\n',
+        '["\\"", 7]',
+        "🌧\n",
+        '{"\U00010400": "\U00010400"}',
+    ],
+)
+def test_results_may_be_json_in_any_script(text: str, escaped: bool) -> None:
+    source = TO_JSON.replace("tojson", "tojson(ensure_ascii=true)") if escaped else TO_JSON
+    prompt = text_of(source, [QUESTION, CALL, result("call_12345678", text), user(f"É {text}")])
+    assert json.dumps(text, ensure_ascii=escaped) in prompt
+
+
+@pytest.mark.parametrize(
+    ("role", "text"),
+    [
+        ("user", "1 " * 300 + "a1" * 100_000),
+        ("user", " " * 100 + "/think " * 30_000),
+        ("user", "1 " * 100_000),
+        ("user", '"\\' * 100_000),
+        ("assistant", "</think>" * 30_000),
+        ("assistant", " " * 200_000),
+    ],
+)
+def test_only_the_beginning_of_a_text_is_read(role: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a pattern reads a text, no other thread runs."""
+    read: list[int] = []
+
+    class Reading:
+        def __init__(self, pattern: Any) -> None:
+            self._pattern = pattern
+
+        def findall(self, text: str) -> list[str]:
+            read.append(len(text))
+            return self._pattern.findall(text)
+
+        def sub(self, change: str, text: str) -> str:
+            read.append(len(text))
+            return self._pattern.sub(change, text)
+
+    patterns = [name for name, value in vars(printed).items() if isinstance(value, re.Pattern)]
+    assert "_WORDS" in patterns
+    for name in patterns:
+        monkeypatch.setattr(printed, name, Reading(getattr(printed, name)))
+    messages = [user("before"), {"role": role, "content": text}]
+    for prompt in ("before\n" + "x" * 20_000 + json.dumps(text), "before"):
+        with suppress(InvalidRequest):
+            printed.check_printed(prompt, messages, [], None)
+    assert max(read, default=0) <= 1 << 13
+
+
+def test_a_thought_ends_where_its_last_end_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for piece in (3, 8, 1 << 20):
+        monkeypatch.setattr(printed, "_PIECE", piece)
+        for text in ("</think>", "a</think>b</think>answer", "answer", "", "</think></thin"):
+            assert text[printed._answer_begins(text) :] == text.split("</think>")[-1]
+
+
+def test_what_does_not_fit_is_refused_before_it_is_looked_for() -> None:
+    lost = [user("x" * 100_000), user("lost")]
+    source = "{{ messages[0].content }}"
+    with pytest.raises(InvalidRequest) as caught:
+        plan_chat(ChatRequest(messages=lost), chat_format(source), TOKENIZER, INFO)
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_texts_that_are_not_there_cost_a_bounded_reading() -> None:
+    class Counted(str):
+        read = 0
+
+        def find(self, words: str, start: int, stop: int) -> int:
+            found = super().find(words, start, stop)
+            Counted.read += (stop if found < 0 else found) - start
+            return found
+
+    prompt = Counted("x" * (1 << 20))
+    search = printed._Search(prompt)
+    found = [search.finds_words_of(f"é {i} missing") for i in range(3000)]
+    assert (found[0], found[-1]) == (False, True)
+    assert Counted.read < 70 << 20
 
 
 def test_looking_for_texts_takes_time_linear_in_them() -> None:
