@@ -35,7 +35,7 @@ _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _CORS: Headers = (
     (b"access-control-allow-origin", b"*"),
-    (b"access-control-expose-headers", b"x-request-id, retry-after, retry-after-ms"),
+    (b"access-control-expose-headers", b"x-request-id, retry-after, retry-after-ms, x-llamafast-ignored"),
 )
 
 

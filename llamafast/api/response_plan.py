@@ -40,7 +40,7 @@ _PARAMS = {
 
 class Turn(NamedTuple):
     """A response that is about to be generated: ``before`` and ``input`` are the conversation that it answers,
-    ``n_bytes`` its size as JSON, or more."""
+    ``n_bytes`` its size as JSON, or more; the kinds of tools in ``hidden`` the model is not shown."""
 
     before: Sequence[Item]
     input: list[Item]

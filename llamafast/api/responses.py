@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import quote
 from uuid import uuid4
 
 import msgspec
 
 from llamafast.api.decode import decode_request
 from llamafast.api.delivery import run_sized
-from llamafast.api.http import JSON_TYPE, Exchange
+from llamafast.api.http import JSON_TYPE, Exchange, Headers
 from llamafast.api.responder import Responder
 from llamafast.api.response_plan import Turn
 from llamafast.api.response_store import ResponseStore
@@ -30,6 +31,7 @@ from llamafast.engine.types import ModelInfo
 from llamafast.errors import EngineFailure, InvalidRequest, NotFound
 
 _DECODER = msgspec.json.Decoder(ResponsesRequest)
+_NAMED_KINDS, _NAMED_CHARS = 16, 64
 _DEFAULT_PAGE, _LONGEST_PAGE = 20, 100
 
 
@@ -45,7 +47,7 @@ class ResponsesEndpoint:
         generation = exchange.follow(self._responder.submit(turn))
         try:
             if request.stream:
-                async with EventStream(exchange, self._ping_seconds) as stream:
+                async with EventStream(exchange, self._ping_seconds, _ignored(turn)) as stream:
                     async for events in self._responder.stream(turn, generation):
                         size = turn.writer.telling_size(events)
                         await stream.write(await run_sized(size, _frames, events))
@@ -54,7 +56,7 @@ class ResponsesEndpoint:
             async for _ in self._responder.events(turn, generation):
                 pass
             reply = await run_sized(turn.writer.n_bytes, encode, turn.response)
-            await exchange.reply(200, reply, JSON_TYPE)
+            await exchange.reply(200, reply, JSON_TYPE, _ignored(turn))
         finally:
             generation.cancel()
 
@@ -79,7 +81,8 @@ class ResponsesEndpoint:
     async def input_tokens(self, exchange: Exchange, body: bytes) -> None:
         """How many tokens the prompt of such a request has."""
         _, turn = await self._prepare(body)
-        await exchange.reply_json(InputTokens(sum(map(len, turn.plan.plan.prompts))))
+        tokens = InputTokens(sum(map(len, turn.plan.plan.prompts)))
+        await exchange.reply_json(tokens, headers=_ignored(turn))
 
     async def retrieve(self, exchange: Exchange, response_id: str) -> None:
         if _flag(exchange.query, "stream"):
@@ -119,6 +122,13 @@ def _compacted(response: Response) -> CompactedResponse:
         raise EngineFailure("the model wrote no summary")
     item = CompactionItem(id=f"cmp_{uuid4().hex}", encrypted_content=sealed(summary))
     return CompactedResponse(id=response.id, created_at=response.created_at, output=[item], usage=response.usage)
+
+
+def _ignored(turn: Turn) -> Headers:
+    """The header that tells which kinds of tools the model is not shown. Clients choose the kinds: what a header cannot
+    hold is percent-encoded, and of very many or long ones only the first are told."""
+    told = [f"tools.{quote(kind, safe='')[:_NAMED_CHARS]}" for kind in sorted(turn.hidden)[:_NAMED_KINDS]]
+    return ((b"x-llamafast-ignored", ", ".join(told).encode()),) if told else ()
 
 
 def _frames(events: Sequence[Event]) -> bytes:

@@ -62,15 +62,17 @@ class EventStream:
     lock keeps that comment from falling into another write.
     """
 
-    __slots__ = ("_exchange", "_last", "_lock", "_ping_seconds", "_pinger")
+    __slots__ = ("_exchange", "_headers", "_last", "_lock", "_ping_seconds", "_pinger")
 
-    def __init__(self, exchange: Exchange, ping_seconds: float) -> None:
+    def __init__(self, exchange: Exchange, ping_seconds: float, headers: Headers = ()) -> None:
+        """``headers`` are sent beside those of every stream."""
         self._exchange = exchange
+        self._headers = headers
         self._ping_seconds = ping_seconds
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        await self._exchange.start(200, HEADERS)
+        await self._exchange.start(200, (*HEADERS, *self._headers))
         self._last = asyncio.get_running_loop().time()
         self._pinger = asyncio.create_task(self._keep_alive())
         return self

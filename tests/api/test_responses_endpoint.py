@@ -234,6 +234,25 @@ async def test_hosted_tools_and_null_fields_are_taken(
     ]
 
 
+@pytest.mark.parametrize("fields", [{}, {"stream": True}])
+async def test_a_header_names_the_tools_that_are_not_shown(client: AsgiClient, fields: dict[str, Any]) -> None:
+    """An answer without web search is not taken for one with it."""
+    tools = [{"type": "web_search"}, FUNCTION, {"type": "a,\r\né"}, {"type": "web_search"}]
+    response = await client.post(URL, {"input": "Hi", "tools": tools, **fields})
+    assert response.headers["x-llamafast-ignored"] == "tools.a%2C%0D%0A%C3%A9, tools.web_search"
+    assert "x-llamafast-ignored" in response.headers["access-control-expose-headers"]
+    more = [{"type": "additional_tools", "role": "developer", "tools": tools[:1]}, {"role": "user", "content": "Hi"}]
+    response = await client.post(URL, {"input": more, **fields})
+    assert (response.status, response.headers.get("x-llamafast-ignored")) == (200, "tools.web_search")
+    many = [{"type": f"{i}é" * 99} for i in range(500)]
+    response = await client.post(URL, {"input": "Hi", "tools": many, **fields})
+    assert (response.status, len(response.headers["x-llamafast-ignored"]) < 2000) == (200, True)
+    response = await client.post(URL, {"input": "Hi", "tools": [FUNCTION], **fields})
+    assert "x-llamafast-ignored" not in response.headers
+    counted = await client.post(f"{URL}/input_tokens", {"input": "Hi", "tools": tools[:1]})
+    assert counted.headers["x-llamafast-ignored"] == "tools.web_search"
+
+
 async def test_truncation_drops_the_oldest_turns(client: AsgiClient, engine: FakeEngine) -> None:
     turns = [{"role": role, "content": f"{i}{'.' * 100}"} for i in range(4) for role in ("user", "assistant")] + [
         {"role": "user", "content": "last"}
