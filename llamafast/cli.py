@@ -58,7 +58,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if arguments.command == "check":
             _check(config)
         else:
-            _serve(config, arguments.verbose)
+            return _serve(config, arguments.verbose)
     except (ConfigError, ModelLoadError) as error:
         print(f"llamafast: {error}", file=sys.stderr)
         return 1
@@ -114,11 +114,18 @@ def _flush_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _serve(config: Config, verbose: bool) -> None:
+def _serve(config: Config, verbose: bool) -> int:
+    """Nothing that is told from here on waits for its reader, and all of it keeps its order."""
     lines = LogWriter()
+    lines.tell_of_exceptions()
     lines.setFormatter(logging.Formatter(FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[lines])
     # loads llama.cpp, which `check --help` and a broken config need not wait for
     from llamafast.server import serve
 
-    serve(config, verbose)
+    try:
+        serve(config, verbose)
+    except (ConfigError, ModelLoadError) as error:
+        lines.tell(f"llamafast: {error}")
+        return 1
+    return 0

@@ -7,6 +7,7 @@ import os
 import select
 import sys
 import threading
+import traceback
 from collections import deque
 from time import monotonic
 
@@ -52,10 +53,15 @@ class LogWriter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+            text = self.format(record)
         except Exception:
             self.handleError(record)
             return
+        self.tell(text)
+
+    def tell(self, text: str) -> None:
+        """A line, or several that stay together, behind those of the log and without what marks those."""
+        line = text.encode("utf-8", "backslashreplace") + b"\n"
         with self._changed:
             if self._n_bytes + len(line) > self._max_bytes:
                 self._n_dropped += 1
@@ -64,6 +70,15 @@ class LogWriter(logging.Handler):
             self._n_bytes += len(line)
             self._idle = False
             self._changed.notify_all()
+
+    def tell_of_exceptions(self) -> None:
+        """Tracebacks of exceptions that nobody catches become lines too, instead of waiting for the reader."""
+
+        def tell(error: BaseException | None) -> None:
+            self.tell("".join(traceback.format_exception(error)).rstrip("\n"))
+
+        sys.excepthook = lambda kind, error, trace: tell(error)
+        threading.excepthook = lambda arguments: tell(arguments.exc_value)
 
     def flush(self) -> None:
         """Until all is written, but not for long."""
@@ -91,12 +106,14 @@ class LogWriter(logging.Handler):
 
     def _write(self, text: bytes) -> bool:
         """Whether there is a reader."""
-        rest = memoryview(text)
+        rest, full = memoryview(text), False
         while rest:
             try:
-                rest = rest[os.write(self._descriptor, rest) :]
+                if full:
+                    select.select([], [self._descriptor], [])
+                rest, full = rest[os.write(self._descriptor, rest) :], False
             except BlockingIOError:
-                select.select([], [self._descriptor], [])
+                full = True
             except OSError:
                 return False
         return True

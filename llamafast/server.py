@@ -110,9 +110,7 @@ async def _serve(config: Config, address: Address, n_connections: int, engine: E
     waiting.cancel()
     drain_seconds = config.server.drain_seconds
     logger.info("stopping: running requests have %g s to finish; another signal ends them now", drain_seconds)
-    deadline = threading.Timer(drain_seconds + CLOSE_SECONDS, _leave)
-    deadline.daemon = True
-    deadline.start()
+    leave_after(drain_seconds + CLOSE_SECONDS)
     app.drain()
     await engine.close(drain_seconds)
     with suppress(TimeoutError):
@@ -143,6 +141,14 @@ def _stop_on_signals(stopping: asyncio.Event) -> None:
 
     for number in numbers:
         loop.add_signal_handler(number, stop)
+
+
+def leave_after(seconds: float) -> threading.Timer:
+    """End the process then, if it has not ended by itself; a number that no clock reaches is never."""
+    deadline = threading.Timer(min(seconds, threading.TIMEOUT_MAX), _leave)
+    deadline.daemon = True
+    deadline.start()
+    return deadline
 
 
 def _leave() -> None:

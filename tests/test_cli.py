@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +150,42 @@ def test_standard_streams_may_be_closed(tmp_path: Path, closed: str) -> None:
     )
     subprocess.run(["bash", "-c", f'exec {sys.executable} -c "{code}" {closed}'], check=True, capture_output=True)
     assert told.read_text() == "True\n"
+
+
+FAILING = """
+import logging, sys
+import llamafast.cli, llamafast.server
+from llamafast.errors import ConfigError
+
+def fail(config, verbose):
+    for i in range(100):
+        logging.info("line %d", i)
+    raise {error}
+
+llamafast.server.serve = fail
+sys.exit(llamafast.cli._serve(None, False))
+"""
+
+
+@pytest.mark.parametrize("error", ["ConfigError('broken')", "RuntimeError('broken')"])
+@pytest.mark.parametrize("read", [True, False])
+def test_a_failure_is_told_behind_the_log_and_waits_for_no_reader(error: str, read: bool) -> None:
+    ours, theirs = os.pipe()
+    if not read:
+        os.set_blocking(theirs, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(theirs, b"x" * 4096)
+        os.set_blocking(theirs, True)
+    code = FAILING.format(error=error)
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=theirs, cwd=ROOT)
+    os.close(theirs)
+    try:
+        assert process.wait(30) == 1
+        if read:
+            told = os.read(ours, 1 << 20).decode().splitlines()
+            assert [line.split()[-1] for line in told[:100]] == [str(i) for i in range(100)]
+            assert told[-1] in ("llamafast: broken", "RuntimeError: broken")
+    finally:
+        process.kill()
+        os.close(ours)

@@ -85,3 +85,22 @@ def test_the_end_does_not_wait_for_a_reader(pipe: tuple[int, int], monkeypatch: 
     began = time.monotonic()
     writer.flush()
     assert time.monotonic() - began < 5
+
+
+def test_a_reader_that_goes_while_it_is_waited_for(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> None:
+        raise OSError("gone")
+
+    os.set_blocking(pipe[1], False)
+    writer = LogWriter(pipe[1])
+    with monkeypatch.context() as patch:
+        patch.setattr("select.select", gone)
+        for _ in range(200):
+            writer.emit(record(LINE))
+        writer.flush()
+    assert writer._n_dropped > 0
+    os.set_blocking(pipe[0], False)
+    os.read(pipe[0], 1 << 20)
+    writer.emit(record("again"))
+    writer.flush()
+    assert os.read(pipe[0], 1 << 20).endswith(b" were dropped here: nobody read it\n")

@@ -16,6 +16,7 @@ import pytest
 from support.server_process import Process
 
 from benchmarks.server import free_port, wait_until_healthy
+from llamafast.server import leave_after
 from serve.conftest import model_config
 
 Start = Callable[..., AbstractContextManager[Process]]
@@ -108,3 +109,10 @@ def test_an_interrupt_while_it_loads_leaves_no_traceback() -> None:
             assert process.stderr.read() == b""
         finally:
             process.kill()
+
+
+def test_any_number_of_seconds_can_be_waited() -> None:
+    deadline = leave_after(1e300)
+    deadline.join(0.1)
+    assert deadline.is_alive()
+    deadline.cancel()
