@@ -38,7 +38,7 @@ class Grammars:
         self._n_bytes = 0
 
     async def constrained(self, plan: Plan, ask: Ask | None) -> Plan:
-        """``plan`` with the matcher of what is asked. Raises InvalidRequest."""
+        """``plan`` with the matcher of what is asked. Raises InvalidRequest or EngineUnavailable."""
         return plan if ask is None else replace(plan, matcher=await self._matcher(ask))
 
     async def _matcher(self, ask: Ask) -> Matcher:
@@ -67,7 +67,7 @@ class Grammars:
         return await loop.run_in_executor(self._slow, self._constraints.patiently, ask, attempt)
 
     def _keep(self, key: bytes, compiled: Compiled) -> None:
-        if not compiled.certain or key in self._kept:
+        if key in self._kept:
             return
         self._kept[key] = compiled
         self._n_bytes += compiled.n_bytes

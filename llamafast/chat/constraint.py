@@ -18,11 +18,10 @@ from llamafast.errors import InvalidRequest
 
 
 class Compiled(NamedTuple):
-    """A matcher, or why there is none. ``n_bytes`` of grammar were compiled; ``certain``: it would be so again."""
+    """A matcher, or why there is none. ``n_bytes`` of grammar were compiled."""
 
     found: Matcher | Refusal
     n_bytes: int
-    certain: bool
 
     @property
     def matcher(self) -> Matcher:
@@ -44,7 +43,8 @@ class Constraints:
         return self.patiently(ask) if quick is None else quick
 
     def quickly(self, ask: Ask, attempt: Attempt | None = None) -> Compiled | None:
-        """None where it takes longer. Not for the event loop; thread-safe. Raises Stopped where ``attempt`` was."""
+        """None where it takes longer. Not for the event loop; thread-safe. Raises Stopped where ``attempt`` was, and
+        EngineUnavailable."""
         outcome = quick_trials().outcome(self._outline, ask, attempt)
         return None if outcome is None else self._compiled(outcome)
 
@@ -54,10 +54,10 @@ class Constraints:
 
     def _compiled(self, outcome: Outcome) -> Compiled:
         if outcome.refusal is not None:
-            return Compiled(outcome.refusal, 0, outcome.certain)
+            return Compiled(outcome.refusal, 0)
         matcher = compiled(self._tokenizer, outcome.grammar)
         found = Refusal(f"a grammar cannot be followed: {matcher}") if isinstance(matcher, str) else matcher
-        return Compiled(found, len(outcome.grammar), outcome.certain)
+        return Compiled(found, len(outcome.grammar))
 
 
 class Verdict(NamedTuple):

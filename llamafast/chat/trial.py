@@ -27,6 +27,7 @@ from msgspec.json import Decoder, decode, encode
 from llamafast.chat.asked import Ask, Asked, Refusal, written
 from llamafast.chat.compiler import StandIn, grammar_tokenizer
 from llamafast.engine.types import Vocabulary
+from llamafast.errors import EngineUnavailable
 
 # Of CPU time for one grammar: at first, and for one that takes longer.
 QUICK_SECONDS = 0.25
@@ -61,11 +62,10 @@ class Task(Struct):
 
 
 class Outcome(Struct, omit_defaults=True):
-    """Its answer: a grammar in llguidance's JSON, or why there is none. ``certain``: it would be so again."""
+    """Its answer: a grammar in llguidance's JSON, or why there is none."""
 
     grammar: str = ""
     refusal: Refusal | None = None
-    certain: bool = True
 
 
 class Stopped(Exception):
@@ -102,7 +102,8 @@ class Trials:
     def outcome(self, outline: bytes, ask: Ask, attempt: Attempt | None = None) -> Outcome | None:
         """None: the CPU time that it may take was not enough. ``outline`` is an Outline in JSON.
 
-        Raises Stopped, and RuntimeError when the process ends of itself twice, which is a bug.
+        Raises Stopped, EngineUnavailable when it is somebody else's doing that there is no answer, and RuntimeError
+        when the process ends of itself twice, which is a bug.
         """
         attempt = attempt or Attempt()
         line = b'{"outline":%b,"asked":%b}\n' % (outline, ask.line)
@@ -118,7 +119,9 @@ class Trials:
                     process.kill()
                     _close(process)
                     process = None
-                    return Outcome(refusal=TOO_LONG, certain=False)
+                    raise EngineUnavailable(
+                        "compiling the grammar of this request got no time to run in: try again"
+                    ) from None
                 attempt.process = None
                 if answer:
                     return decode(answer, type=Outcome)
@@ -133,7 +136,7 @@ class Trials:
                 if code == -signal.SIGABRT:
                     return Outcome(refusal=_TOO_LARGE)
             if code < 0:
-                return Outcome(refusal=Refusal("compiling the grammar of this request was ended"), certain=False)
+                raise EngineUnavailable("compiling the grammar of this request was ended from outside: try again")
             raise RuntimeError(f"the process that compiles grammars on trial exited with {code}")
         finally:
             self._idle.put(process)

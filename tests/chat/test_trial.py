@@ -18,6 +18,7 @@ from llamafast.chat import trial
 from llamafast.chat.asked import Ask, Asked
 from llamafast.chat.compiler import StandIn
 from llamafast.chat.trial import Attempt, Outcome, Stopped, Trials, outline
+from llamafast.errors import EngineUnavailable
 
 OUTLINE = outline(StandIn(600, {3: "<|end|>", 599: "<|call|>"}, [3]))
 ENDLESS = {
@@ -77,15 +78,15 @@ def test_that_somebody_killed_a_process_says_nothing_of_a_grammar(trials, kind):
     assert accepts(trials.outcome(OUTLINE, ask({"type": "integer"})))
 
 
-def test_what_is_killed_twice_is_refused_for_now(trials, monkeypatch):
+def test_what_somebody_else_killed_twice_may_be_tried_again(trials, monkeypatch):
     dies = [sys.executable, "-c", "import os; input(); os.kill(os.getpid(), 9)"]
     monkeypatch.setattr(
         "llamafast.chat.trial._started",
         lambda call: subprocess.Popen(dies, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE),
     )
-    outcome = trials.outcome(OUTLINE, ask(True))
-    assert outcome.refusal is not None
-    assert not outcome.certain
+    with pytest.raises(EngineUnavailable, match="try again") as caught:
+        trials.outcome(OUTLINE, ask(True))
+    assert (caught.value.status, caught.value.retry_after) == (503, 1.0)
 
 
 def test_a_process_that_is_stopped_holds_nobody_for_good():
@@ -95,9 +96,8 @@ def test_a_process_that_is_stopped_holds_nobody_for_good():
     process = trials._idle.get()
     os.kill(process.pid, signal.SIGSTOP)
     trials._idle.put(process)
-    outcome = trials.outcome(OUTLINE, ask(True))
-    assert outcome.refusal is not None
-    assert not outcome.certain
+    with pytest.raises(EngineUnavailable, match="try again"):
+        trials.outcome(OUTLINE, ask(True))
     trials.close()
 
 
@@ -138,4 +138,3 @@ def test_what_takes_all_memory_is_ended(trials, monkeypatch):
     assert outcome is not None
     assert outcome.refusal is not None
     assert "too much memory" in outcome.refusal.message
-    assert outcome.certain
