@@ -36,6 +36,9 @@ _NESTED = {"type": "object", "description": "d", "properties": {"qvoxn": {**_PAR
 _TOOL_DEFINITION = _tool({"qvoxp": _PARAMETER}, description="d")
 _BARE_TOOL = _tool({"qvoxp": {"type": "string"}})
 _NESTED_TOOL = _tool({"qvoxp": {**_NESTED, "required": ["qvoxn"]}}, description="d")
+# JSON that is no object: what a model may write as arguments, too.
+_VALUES: tuple[Any, ...] = ([_B], 7, None)
+_OWN = object()
 # What stands for an answer that nobody gave: nothing, or as little as can be where it may not be empty.
 _FILLERS = ("", "...")
 
@@ -55,10 +58,10 @@ class Accepts(Struct, frozen=True, kw_only=True):
       anything but a user message; ``bare_tools``: also without descriptions; ``nested_tools``: with the parts of their
       parameters; ``empty_tools``: the template reads the list also where there are none.
     * Calls. ``calls``: tool calls are printed; ``objects``: arguments are objects, not JSON texts; ``text_arguments``:
-      or any text; ``long_ids``: a call's id may be other than nine letters and digits; ``parallel_calls``: one message
-      may hold several. ``null_with_calls``, ``empty_with_calls`` and ``text_with_calls``: what the content beside calls
-      may be. ``results``: the role ``tool`` is known; ``stray_results``: also where no call precedes,
-      ``parted_results``: or instructions part it from its call.
+      or any text; ``value_arguments``: or a list, a number or null; ``long_ids``: a call's id may be other than nine
+      letters and digits; ``parallel_calls``: one message may hold several. ``null_with_calls``, ``empty_with_calls``
+      and ``text_with_calls``: what the content beside calls may be. ``results``: the role ``tool`` is known;
+      ``stray_results``: also where no call precedes, ``parted_results``: or instructions part it from its call.
     """
 
     system: bool = True
@@ -85,6 +88,7 @@ class Accepts(Struct, frozen=True, kw_only=True):
     calls: bool = True
     objects: bool = True
     text_arguments: bool = True
+    value_arguments: bool = True
     long_ids: bool = True
     parallel_calls: bool = True
     null_with_calls: bool = False
@@ -233,6 +237,8 @@ class _Trial:
             "text_with_calls": self._prints_calls(user, *beside, self.said("assistant", _C), again)
             and self._prints_calls(user, *beside),
             "text_arguments": form["objects"] and self._prints_calls(user, *broken),
+            "value_arguments": form["objects"]
+            and all(self._prints_calls(user, *self._called(_B, arguments=value)) for value in _VALUES),
             "results": self.takes(user, *self._called(_B), with_tools=True),
             "stray_results": self._takes_stray(self._call_id(0)),
             "parted_results": self.takes(user, asked, self.said("system", _C), answered, with_tools=True),
@@ -262,13 +268,13 @@ class _Trial:
         wrong = [f"'{_KEY}'", f'\\"{_KEY}\\"', *(["None"] if calls["content"] is None else [])]
         return shown is not None and not any(sign in shown for sign in wrong)
 
-    def _called(self, *words: str, text: str = "", arguments: Any = None) -> list[Message]:
+    def _called(self, *words: str, text: str = "", arguments: Any = _OWN) -> list[Message]:
         """A message with a call for each of ``words``, which are in its arguments, and the results."""
         null = not text and not self._call_form["empty_with_calls"]
         asked = self.said("assistant", text)
         objects = self._call_form["objects"]
         calls = [_call(self._call_id(i), word, objects) for i, word in enumerate(words)]
-        if arguments is not None:
+        if arguments is not _OWN:
             calls[0]["function"]["arguments"] = arguments
         asked |= {"tool_calls": calls, **({"content": None} if null else {})}
         return [asked, *(self._result(call["id"]) for call in calls)]

@@ -294,7 +294,8 @@ def _call_in_form(call: Message, accepts: Accepts) -> Message:
     arguments = function.get("arguments")
     if accepts.objects:
         arguments = _value_of(arguments)
-        if not (isinstance(arguments, dict) or accepts.text_arguments):
+        taken = accepts.text_arguments if isinstance(arguments, str) else accepts.value_arguments
+        if not (isinstance(arguments, dict) or taken):
             arguments = {"arguments": arguments}
     elif not isinstance(arguments, str):
         arguments = json.dumps(arguments or {}, ensure_ascii=False)

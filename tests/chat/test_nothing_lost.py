@@ -261,6 +261,28 @@ def test_what_a_template_does_to_a_text_is_its_own_affair(source: str, text: str
     text_of(source, [user(text)])
 
 
+@pytest.mark.parametrize(
+    "arguments", ['["Lyon"]', "7", "null", "true", '"Lyon"', '{"city": "Lyon"}', '{"city": "Ly', ""]
+)
+@pytest.mark.parametrize(
+    "test", ["a | length", "a is mapping", "a is mapping or a is string", "a.items() | list", "a is not none"]
+)
+def test_arguments_may_be_any_json(arguments: str, test: str) -> None:
+    """A template that takes no such value gets it in an object, and one that takes texts gets these as they are."""
+    source = TEMPLATES["chatml"].replace(
+        '{"name"',
+        "{% set a = c.function.arguments %}{% if not ("
+        + test
+        + ") and a != {} %}{{ raise_exception('no') }}{% endif %}"
+        '{"name"',
+    )
+    text = text_of(source, [QUESTION, answer(None, tool_calls=[call("one", arguments)]), result("one", "rain")])
+    broken = arguments == '{"city": "Ly'
+    assert (json.dumps(arguments) if broken else arguments) in text
+    is_text = broken or arguments.startswith('"')
+    assert ('{"arguments": "' in text) == (is_text and test in ("a is mapping", "a.items() | list"))
+
+
 TO_JSON = (
     "{% for m in messages %}{{ m.role }}: {{ m.content | tojson }}"
     "{{ m.tool_calls | tojson if m.tool_calls }}\n{% endfor %}"
