@@ -51,6 +51,8 @@ class ControlTokens:
 
     def _mark(self, value: Any) -> Any:
         if isinstance(value, str):
+            if len(value) <= _PIECE:
+                return self._token.sub(_put_between_marks, value)
             return "".join(self._token.sub(_put_between_marks, piece) for piece in self._pieces(value))
         if isinstance(value, dict):
             return {self._mark(key): self._mark(item) for key, item in value.items()}
