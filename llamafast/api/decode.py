@@ -19,6 +19,8 @@ Request = TypeVar("Request", bound=GenerationOptions | PoolingOptions)
 
 # A double has less than 800 significant digits.
 MAX_NUMBER_CHARS = 1000
+# What is searched in one call.
+PIECE_BYTES = 1 << 20
 
 _AT_PATH = re.compile(r"(?P<what>.*) - at `\$\.?(?P<path>[^`]*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
@@ -47,16 +49,26 @@ def parse(body: bytes) -> object:
     """
     try:
         tree = _JSON.decode(body.decode())
-        if b"\\ud" in body or b"\\uD" in body:
+        if _has_surrogate(body):
             msgspec.json.decode(body)  # which wants both halves of a surrogate pair
     except RecursionError as error:
         raise InvalidRequest("the body is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise InvalidRequest("the body is not valid UTF-8") from error
     except (msgspec.DecodeError, ValueError) as error:
-        hint = " (a surrogate escape without its other half is not valid)" if b"\\ud" in body.lower() else ""
+        hint = " (a surrogate escape without its other half is not valid)" if _has_surrogate(body) else ""
         raise InvalidRequest(f"the body is not valid JSON: {error}{hint}") from error
     return tree
+
+
+def _has_surrogate(body: bytes) -> bool:
+    """Whether there may be an escaped surrogate. Looked for piece by piece: a body of nothing but "u" takes long, and
+    between two pieces another thread may have the GIL."""
+    return b"\\" in body and any(
+        body.find(escape, at, at + PIECE_BYTES + len(escape) - 1) >= 0
+        for at in range(0, len(body), PIECE_BYTES)
+        for escape in (b"\\ud", b"\\uD")
+    )
 
 
 def convert(tree: object, decoder: msgspec.json.Decoder[T]) -> T:
