@@ -152,7 +152,7 @@ class QueueFull(LlamafastError):
 
 
 class EngineUnavailable(LlamafastError):
-    """The engine is loading, draining or stopped."""
+    """The engine, or what works for it, is loading, draining or stopped: to be tried again."""
 
     status = 503
     code = "engine_unavailable"
