@@ -79,7 +79,8 @@ class Progress:
 
 
 def described(gaps: list[float]) -> str:
-    return f"{len(gaps)} gaps, median {median(gaps) * 1e3:.1f} ms, p99 {percentile(gaps, 99) * 1e3:.1f} ms"
+    percentiles = f"p99 {percentile(gaps, 99) * 1e3:.1f} ms, worst {max(gaps) * 1e3:.1f} ms"
+    return f"{len(gaps)} gaps, median {median(gaps) * 1e3:.1f} ms, {percentiles}"
 
 
 async def measure(options: argparse.Namespace) -> None:
