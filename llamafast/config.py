@@ -232,10 +232,11 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     """The HTTP side.
 
     ``max_queue``: requests that may wait. ``max_body_bytes`` null: ``Config.max_body_bytes`` says. ``stall_seconds``:
-    /healthz turns red when work waits and no step finished for that long. ``drain_seconds``: how long running requests
-    may still take after SIGTERM. ``request_log``: a line per request on stderr. ``metrics_aliases``: other servers
-    whose metric names /metrics repeats. ``max_websockets`` are open at once, each for ``websocket_seconds`` at most;
-    0 switches upgrades off.
+    /ready and /healthz turn red when work waits and no step finished for that long. ``drain_delay_seconds``: how long
+    after SIGTERM, when /ready is red, new requests are still taken; ``drain_seconds``: how long running ones may take
+    after that. ``request_log``: a line per request on stderr. ``metrics_aliases``: other servers whose metric names
+    /metrics repeats. ``max_websockets`` are open at once, each for ``websocket_seconds`` at most; 0 switches upgrades
+    off.
     """
 
     host: Text = "127.0.0.1"
@@ -243,7 +244,8 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     max_queue: Natural = 512
     max_body_bytes: PositiveBytes | None = None
     stall_seconds: Seconds = 60.0
-    drain_seconds: Annotated[float, Meta(ge=0)] = 30.0
+    drain_delay_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    drain_seconds: Annotated[float, Meta(ge=0)] = 20.0
     request_log: bool = True
     metrics_aliases: tuple[Literal["vllm"], ...] = ()
     max_websockets: Natural = 1024

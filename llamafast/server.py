@@ -1,12 +1,13 @@
 """Builds the Engine and the App and serves them with Granian, in one process and one event loop.
 
-Granian is embedded, so that the model loads before the socket opens, a failure to load is this process's exit code, and
-signals are ours: running requests finish before connections close.
+Granian is embedded, so that probes are answered while the model loads, a failure to load is this process's exit code,
+and signals are ours: running requests finish before connections close.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import gc
 import logging
 import os
@@ -14,9 +15,10 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import uvloop
 from granian.constants import Interfaces
@@ -25,11 +27,14 @@ from granian.server.embed import Server
 from tqdm import tqdm
 
 from llamafast.api.app import App
-from llamafast.config import Config
+from llamafast.api.gate import Gate
+from llamafast.config import Config, ServerConfig
 from llamafast.engine.engine import Engine
-from llamafast.engine.load import load_engine, set_echo
-from llamafast.errors import ConfigError
+from llamafast.engine.load import compute_threads, load_engine, set_echo
+from llamafast.errors import ConfigError, ModelLoadError
 from llamafast.hub import resolve_model
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -61,71 +66,125 @@ def serve(config: Config, verbose: bool = False) -> None:
     address = find_address(config.server.host, config.server.port)
     n_connections = min(MAX_CONNECTIONS, max(1, raise_descriptor_limit() - RESERVED_DESCRIPTORS))
     set_echo(verbose)
-    with _interruptible():
-        path = resolve_model(config.model.source)
-        layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}"
-        with tqdm(total=100, desc="loading", unit="%", bar_format=layout, disable=not sys.stderr.isatty()) as bar:
-            engine = load_engine(config, path, lambda fraction: _advance(bar, fraction))
-    app = App(
-        engine,
-        max_body_bytes=config.max_body_bytes,
-        stall_seconds=config.server.stall_seconds,
-        request_log=config.server.request_log,
-        metrics_aliases=config.server.metrics_aliases,
-        max_websockets=config.server.max_websockets,
-        websocket_seconds=config.server.websocket_seconds,
-        responses=config.responses,
-    )
-    if engine.info.generates:
-        source = "GGUF" if config.model.chat_template is None else "config"
-        logger.info("chat     template from %s; %s", source, app.chat.summary())
-    # What is here now stays: no collection has to look at it again while requests wait.
-    gc.freeze()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, address, n_connections, engine, app))
+    with _interruptible(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, address, n_connections))
     logger.info("stopped")
 
 
-async def _serve(config: Config, address: Address, n_connections: int, engine: Engine, app: App) -> None:
+async def _serve(config: Config, address: Address, n_connections: int) -> None:
+    cpus = allowed_cpus()
+    leave_to_compute(max(compute_threads(config.model)))
+    gate = Gate(request_log=config.server.request_log)
     server = Server(
-        app,
+        gate,
         address=address.ip,
         port=address.port,
-        interface=Interfaces.ASGI,
+        interface=Interfaces.ASGINL,
         backlog=BACKLOG,
         backpressure=n_connections,
         websockets=config.server.max_websockets > 0,
         log_level=LogLevels.error,
         log_dictconfig=GRANIAN_LOG,
     )
-    stopping = asyncio.Event()
-    _stop_on_signals(stopping)
-    engine.start()
-    leave_to_compute(engine.compute_threads)
     loop = asyncio.get_running_loop()
     serving = loop.create_task(server.serve())
+    loading = in_thread(partial(_load, config, cpus))
+    try:
+        await asyncio.wait((serving, loading), return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            raise _ended(serving, address)
+        engine, app = loading.result()
+    except (ConfigError, ModelLoadError) as error:
+        await _close(server, serving)
+        if not (serving.done() and loading.done()):
+            # Python's own end would wait for what still runs, or take the interpreter away under it
+            logger.error("%s", error)
+            _leave(1)
+        raise
+    stopping = asyncio.Event()
+    _stop_on_signals(stopping)
+    with on_cpus(cpus):
+        engine.start()
+    # What is here now stays: no collection has to look at it again while requests wait.
+    gc.freeze()
+    gate.open(app)
     waiting = loop.create_task(stopping.wait())
     logger.info("serving  %s", address.url)
     await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
-    drain_seconds = config.server.drain_seconds
-    logger.info("stopping: running requests have %g s to finish; another signal ends them now", drain_seconds)
-    leave_after(drain_seconds + CLOSE_SECONDS)
-    app.drain()
-    await engine.close(drain_seconds)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await app.closed()
-            if not serving.done():
-                server.stop()  # type: ignore[no-untyped-call]
-                # a timeout ends the wait, not Granian's task: it would wait for its connections all the same
-                await asyncio.shield(serving)
+    await _drain(config.server, engine, app, serving)
+    await _close(server, serving, app)
     if not serving.done():
         _leave()
-    if (fault := serving.exception()) is not None or not stopping.is_set():
-        # Rust's errors bring their stack along
-        reason = str(fault).partition("\n")[0] if fault is not None else "Granian ended by itself"
-        raise ConfigError(f"server: {address.url} is not served any more: {reason}")
+    if serving.exception() is not None or not stopping.is_set():
+        raise _ended(serving, address)
+
+
+def _load(config: Config, cpus: set[int] | None) -> tuple[Engine, App]:
+    """In a thread. Raises ConfigError or ModelLoadError."""
+    layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}"
+    with on_cpus(cpus):
+        path = resolve_model(config.model.source)
+        with tqdm(total=100, desc="loading", unit="%", bar_format=layout, disable=not sys.stderr.isatty()) as bar:
+            engine = load_engine(config, path, lambda fraction: _advance(bar, fraction))
+        app = App(
+            engine,
+            max_body_bytes=config.max_body_bytes,
+            stall_seconds=config.server.stall_seconds,
+            request_log=config.server.request_log,
+            metrics_aliases=config.server.metrics_aliases,
+            max_websockets=config.server.max_websockets,
+            websocket_seconds=config.server.websocket_seconds,
+            responses=config.responses,
+        )
+    if engine.info.generates:
+        source = "GGUF" if config.model.chat_template is None else "config"
+        logger.info("chat     template from %s; %s", source, app.chat.summary())
+    return engine, app
+
+
+async def _drain(config: ServerConfig, engine: Engine, app: App, serving: asyncio.Task[None]) -> None:
+    """Until what runs has finished, or its time is over."""
+    delay, seconds = config.drain_delay_seconds, config.drain_seconds
+    logger.info("stopping: running requests have %g s to finish; another signal ends them now", delay + seconds)
+    leave_after(delay + seconds + CLOSE_SECONDS)
+    app.announce_drain()
+    await asyncio.wait((serving,), timeout=delay)
+    app.drain()
+    await engine.close(seconds)
+
+
+async def _close(server: Server, serving: asyncio.Task[None], app: App | None = None) -> None:
+    """Take no more connections and wait for those that are open, but for no longer than CLOSE_SECONDS."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            if app is not None:
+                await app.closed()
+            server.stop()  # type: ignore[no-untyped-call]
+            # a timeout ends the wait, not Granian's task: it would wait for its connections all the same
+            await asyncio.wait((serving,))
+
+
+def _ended(serving: asyncio.Task[None], address: Address) -> ConfigError:
+    """Why Granian has ended, though nobody asked it to."""
+    fault = serving.exception()
+    # Rust's errors bring their stack along
+    reason = str(fault).partition("\n")[0] if fault is not None else "Granian ended by itself"
+    return ConfigError(f"server: {address.url} is not served any more: {reason}")
+
+
+def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """What ``work`` comes to in a thread of its own, for which the end of the process does not wait."""
+    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="llamafast-loading", daemon=True).start()
+    return asyncio.wrap_future(done)
 
 
 def _stop_on_signals(stopping: asyncio.Event) -> None:
@@ -151,11 +210,11 @@ def leave_after(seconds: float) -> threading.Timer:
     return deadline
 
 
-def _leave() -> None:
+def _leave(code: int = 0) -> NoReturn:
     """End the process whatever is open or running."""
     logger.warning("stopped  and cut what did not end by itself")
     logging.shutdown()
-    os._exit(0)
+    os._exit(code)
 
 
 @contextmanager
@@ -170,12 +229,31 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def allowed_cpus() -> set[int] | None:
+    """Those this thread may run on; None where threads cannot be confined."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+
+
+@contextmanager
+def on_cpus(cpus: set[int] | None) -> Iterator[None]:
+    """Inside, this thread may run on ``cpus``; those it starts may for good."""
+    before = allowed_cpus()
+    if cpus is None or before is None:
+        yield
+        return
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def leave_to_compute(n_threads: int) -> None:
     """Keep this thread, and those it will start, off as many CPUs as the engine computes with.
 
     Every step wakes the event loop. A wake-up on the CPU that computes takes it away from ggml in the middle of a step:
     with one compute thread on two CPUs, 16 streams of a tiny model lost a tenth of their speed to that. Where no CPU
-    is left over, nothing is confined. The engine's threads are older and stay free to move.
+    is left over, nothing is confined. The engine's threads are started ``on_cpus``.
     """
     if hasattr(os, "sched_setaffinity"):
         spare = sorted(os.sched_getaffinity(0))[n_threads:]

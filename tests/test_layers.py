@@ -25,7 +25,7 @@ ALLOWED = {
     "console": [],
     "config_file": ["llamafast.config", "llamafast.errors"],
     "hub": ["llamafast.config", "llamafast.errors"],
-    "server": ["llamafast.api.app", "llamafast.engine", "llamafast.hub", *FREE],
+    "server": ["llamafast.api.app", "llamafast.api.gate", "llamafast.engine", "llamafast.hub", *FREE],
     "cli": ["llamafast.server", "llamafast.engine.load", "llamafast.hub", "llamafast.chat.constraint", *CLI],
     "__main__": ["llamafast.cli"],
     "__init__": [],

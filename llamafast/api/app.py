@@ -21,7 +21,7 @@ from llamafast.api.response_socket import ResponseSockets
 from llamafast.api.response_store import ResponseStore
 from llamafast.api.responses import ResponsesEndpoint
 from llamafast.api.sse import PING_SECONDS
-from llamafast.api.system import SystemEndpoints
+from llamafast.api.system import SystemEndpoints, reply_live
 from llamafast.api.tokens import TokenEndpoints
 from llamafast.api.websocket import WebSocket
 from llamafast.chat.constraint import Constraints
@@ -51,10 +51,10 @@ class App:
     """An OpenAI-compatible ASGI 3 application over one engine.
 
     ``max_body_bytes`` bounds a request's body, ``stall_seconds`` is how long the engine may stand still over waiting
-    work before /healthz turns red, ``ping_seconds`` how long a stream may be silent. ``request_log`` writes a line per
-    request, ``metrics_aliases`` repeats metrics under other servers' names (``metrics.ALIASES``). Paths are exact: with
-    a trailing slash it is another URL. ``max_websockets`` are open at once, each for ``websocket_seconds``. Raises
-    ConfigError when the model's chat template does not compile or the store of ``responses`` does not open.
+    work before /ready and /healthz turn red, ``ping_seconds`` how long a stream may be silent. ``request_log`` writes a
+    line per request, ``metrics_aliases`` repeats metrics under other servers' names (``metrics.ALIASES``). Paths are
+    exact: with a trailing slash it is another URL. ``max_websockets`` are open at once, each for ``websocket_seconds``.
+    Raises ConfigError when the model's chat template does not compile or the store of ``responses`` does not open.
     """
 
     def __init__(
@@ -101,8 +101,10 @@ class App:
             "/v1/responses/input_tokens": {"POST": self._with_body(self._responses.input_tokens)},
             "/v1/responses/compact": {"POST": self._with_body(self._responses.compact)},
             "/v1/models": _get(system.models),
+            "/live": _get(reply_live),
+            "/ready": _get(system.ready),
+            "/health": _get(system.ready),
             "/healthz": _get(system.health),
-            "/health": _get(system.health),
             "/metrics": _get(system.metrics),
         }
 
@@ -114,6 +116,10 @@ class App:
         else:
             socket = WebSocket(scope, receive, send, self._limits.max_bytes)
             await (self._sockets.serve(socket) if socket.path == _RESPONSES else self._reject(socket))
+
+    def announce_drain(self) -> None:
+        """/ready and /health turn red, so that new requests go elsewhere; all that come are served as before."""
+        self._system.draining = True
 
     def drain(self) -> None:
         """Close every WebSocket when what runs on it is done; requests over HTTP end by themselves."""

@@ -8,15 +8,30 @@ from llamafast import metrics
 from llamafast.api.http import Exchange
 from llamafast.api.schema.models import Model, ModelList
 from llamafast.engine.types import EnginePort, ModelInfo
-from llamafast.errors import ModelNotFound
+from llamafast.errors import EngineUnavailable, ModelNotFound
+
+# Of a probe that is red; whoever reads it asks again by its own clock.
+_RETRY_AFTER = ((b"retry-after", b"%d" % EngineUnavailable.retry_after),)
+
+
+async def reply_live(exchange: Exchange) -> None:
+    """Whatever the engine does: whoever can read this has no reason to start the process again."""
+    await exchange.reply_json({"status": "ok"})
+
+
+async def reply_not_ready(exchange: Exchange, status: str, **more: float) -> None:
+    await exchange.reply_json({"status": status, **more}, EngineUnavailable.status, _RETRY_AFTER)
 
 
 class SystemEndpoints:
+    """``draining``: whether new requests should go elsewhere."""
+
     def __init__(self, engine: EnginePort, stall_seconds: float, metrics_aliases: Collection[str]) -> None:
         self._engine = engine
         self._stall_seconds = stall_seconds
         self._metrics_aliases = metrics_aliases
         self._model = _model(engine.info)
+        self.draining = False
 
     async def models(self, exchange: Exchange) -> None:
         await exchange.reply_json(ModelList(data=[self._model]))
@@ -26,11 +41,18 @@ class SystemEndpoints:
             raise ModelNotFound(f"the model {model_id[:128]!r} does not exist", param="model")
         await exchange.reply_json(self._model)
 
+    async def ready(self, exchange: Exchange) -> None:
+        """200 while new requests are welcome."""
+        if self.draining:
+            await reply_not_ready(exchange, "draining")
+        else:
+            await self.health(exchange)
+
     async def health(self, exchange: Exchange) -> None:
         """200 while the engine steps or has nothing to do, 503 once it has stood still over work for too long."""
         seconds = self._engine.stalled()
         if seconds > self._stall_seconds:
-            await exchange.reply_json({"status": "stalled", "seconds": round(seconds, 3)}, 503)
+            await reply_not_ready(exchange, "stalled", seconds=round(seconds, 3))
         else:
             await exchange.reply_json({"status": "ok"})
 

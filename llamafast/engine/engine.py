@@ -117,7 +117,6 @@ class Engine:
         scheduler: Scheduler[Sequence] = Scheduler(
             n_seq_max=context.n_seq_max, n_cells=context.n_ctx if unified and context.n_seq_max > 1 else None
         )
-        self.compute_threads: int = max(context.n_threads, context.n_threads_batch)
         self._masking = MaskerThreads(runner.masker)
         cache = PrefixCache(cache_bytes, n_cuttable=runner.n_cuttable, in_parts=runner.in_parts)
         self._embeddings = None if embedder is None else EmbeddingQueue(embedder, self._settle_from_worker)

@@ -23,7 +23,7 @@ from llamafast.engine.threads import physical_cores
 from llamafast.engine.types import ModelInfo
 from llamafast.errors import ConfigError, ModelLoadError
 
-__all__ = ["load_engine", "resolved_settings", "set_echo"]
+__all__ = ["compute_threads", "load_engine", "resolved_settings", "set_echo"]
 
 logger = logging.getLogger(__name__)
 
@@ -114,12 +114,17 @@ def create_prefiller(config: Config, context: Context, n_bytes: int) -> Prefille
     return Prefiller(create_context(context.model, params))
 
 
+def compute_threads(config: ModelConfig) -> tuple[int, int]:
+    """Threads that decode, and that compute prompts. A thread that is confined to some CPUs counts only those."""
+    threads = config.threads or physical_cores()
+    return threads, config.threads_batch or threads
+
+
 def context_params(config: ModelConfig, model: Model) -> dict[str, Any]:
     """The llama_context_params this config means for this model; None leaves llama.h's default."""
     n_ctx = config.n_ctx or model.n_ctx_train
     n_batch = min(n_ctx, config.n_batch or 2048)
-    threads = config.threads or physical_cores()
-    threads_batch = config.threads_batch or threads
+    threads, threads_batch = compute_threads(config)
     return {
         "n_ctx": n_ctx,
         "n_batch": n_batch,

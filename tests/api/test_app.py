@@ -45,16 +45,6 @@ async def test_an_unknown_model(client: AsgiClient, path: str) -> None:
     assert (response.status, response.error["code"]) == (404, "model_not_found")
 
 
-async def test_health(client: AsgiClient, engine: FakeEngine) -> None:
-    for path in ("/healthz", "/health"):
-        engine.stalled_seconds = 5.0
-        response = await client.get(path)
-        assert (response.status, response.json) == (200, {"status": "ok"})
-        engine.stalled_seconds = 5.1
-        response = await client.get(path)
-        assert (response.status, response.json) == (503, {"status": "stalled", "seconds": 5.1})
-
-
 async def test_metrics_are_those_of_the_engine(
     client: AsgiClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -21,16 +22,19 @@ from serve.conftest import model_config
 
 Start = Callable[..., AbstractContextManager[Process]]
 
+RUNNING = json.dumps({"prompt": "x", "max_tokens": 2000, "ignore_eos": True, "stream": True}).encode()
 STREAM = json.dumps({"prompt": "x", "n": 16, "max_tokens": 4000, "ignore_eos": True, "stream": True}).encode()
 
 
 @pytest.fixture
 def start(tiny_model: Callable[[str], Path], tmp_path: Path) -> Start:
     @contextmanager
-    def started(drain_seconds: float = 0.5) -> Iterator[Process]:
+    def started(drain_seconds: float = 0.5, drain_delay_seconds: float = 0) -> Iterator[Process]:
         port = free_port()
         config = model_config(tiny_model("tiny-llama"), port)
-        config["server"] = {"port": port, "drain_seconds": drain_seconds}
+        config["server"] = {
+            "port": port, "drain_seconds": drain_seconds, "drain_delay_seconds": drain_delay_seconds,
+        }  # fmt: skip
         with Process(tmp_path, config, port=port) as process:
             try:
                 wait_until_healthy(process, port, "/healthz", tmp_path / "log")
@@ -44,6 +48,10 @@ def start(tiny_model: Callable[[str], Path], tmp_path: Path) -> Start:
 def post(path: str, body: bytes, length: int | None = None) -> bytes:
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body) if length is None else length}\r\n\r\n"
     return head.encode() + body
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode()
 
 
 UPGRADE = (
@@ -60,8 +68,20 @@ HELD = [
 ]
 
 
+def until_stopping(process: Process, number: signal.Signals = signal.SIGTERM) -> None:
+    process.send_signal(number)
+    process.until_told(re.compile("stopping"))
+
+
+def answer(process: Process, message: bytes) -> tuple[int, str]:
+    """The status and all of the answer on a connection of its own."""
+    with process.connect(message.replace(b"host: x", b"host: x\r\nconnection: close")) as connection:
+        whole = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    return int(whole.split()[1]), whole
+
+
 def test_it_ends_in_time(start: Start) -> None:
-    with start(drain_seconds=2) as process, ExitStack() as stack:
+    with start(drain_seconds=1, drain_delay_seconds=0.5) as process, ExitStack() as stack:
         for message in HELD:
             connection = stack.enter_context(socket.socket())
             # so that what nobody reads stands still soon
@@ -70,7 +90,7 @@ def test_it_ends_in_time(start: Start) -> None:
             connection.sendall(message)
         time.sleep(0.3)
         process.terminate()
-        assert process.ended(20) < 2 + 5 + 3
+        assert process.ended(20) < 0.5 + 1 + 5 + 2
     assert process.returncode == 0
     assert "stopped" in process.log
     assert "Traceback" not in process.log, process.log
@@ -81,14 +101,45 @@ def test_a_second_signal_ends_it_at_once(start: Start, number: signal.Signals) -
     with start(drain_seconds=60) as process:
         with process.connect(post("/v1/completions", STREAM)) as connection:
             assert connection.recv(100)
-            process.send_signal(number)
-            while "stopping" not in process.log:
-                time.sleep(0.01)
+            until_stopping(process, number)
             assert process.poll() is None
             process.send_signal(number)
             assert process.ended(10) < 2
         assert process.returncode == -number
         assert "Traceback" not in process.log, process.log
+
+
+def test_what_runs_finishes_and_what_comes_is_refused(start: Start) -> None:
+    with start(drain_seconds=30) as process, process.connect(post("/v1/completions", RUNNING)) as running:
+        text = running.recv(65536)
+        assert text.startswith(b"HTTP/1.1 200")
+        until_stopping(process)
+        status, refusal = answer(process, post("/v1/completions", RUNNING))
+        assert (status, "retry-after: 1\r\n" in refusal) == (503, True)
+        assert json.loads(refusal.partition("\r\n\r\n")[2])["error"]["code"] == "engine_unavailable"
+        assert answer(process, get("/v1/models"))[0] == 200
+        assert answer(process, get("/ready"))[0] == 503
+        assert answer(process, get("/live"))[0] == 200
+        while more := running.recv(65536):
+            text += more
+        assert text.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        assert text.count(b'"finish_reason":"length"') == 1
+        assert process.ended(10) < 2
+    assert process.returncode == 0
+    assert "Traceback" not in process.log, process.log
+
+
+def test_requests_are_served_until_all_know_that_it_is_not_ready(start: Start) -> None:
+    with start(drain_delay_seconds=60) as process:
+        until_stopping(process)
+        status, told = answer(process, get("/ready"))
+        assert (status, told.endswith('{"status":"draining"}')) == (503, True)
+        assert answer(process, get("/healthz"))[0] == 200
+        for _ in range(2):
+            assert answer(process, post("/v1/completions", b'{"prompt": "x", "max_tokens": 2}'))[0] == 200
+        process.terminate()
+        assert process.ended(10) < 2
+    assert process.returncode == -signal.SIGTERM
 
 
 def test_an_interrupt_while_it_loads_leaves_no_traceback() -> None:

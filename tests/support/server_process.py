@@ -16,7 +16,7 @@ _SERVING = re.compile(r"serving  http://(\S+):(\d+)/v1")
 
 class Process(subprocess.Popen[bytes]):
     """``log`` is what it has written, where that goes to a file; ``redirect`` is put behind the command in a shell,
-    ``limits`` before it."""
+    ``limits`` before it. ``program`` is what Python runs on the config file."""
 
     def __init__(
         self,
@@ -27,11 +27,12 @@ class Process(subprocess.Popen[bytes]):
         output: int | IO[bytes] | None = None,
         redirect: str = "",
         limits: str = "true",
+        program: str = "-m llamafast serve",
     ) -> None:
         self.port = port
         self._folder = folder
         (folder / "cfg.json").write_text(json.dumps(config))
-        command = f"{limits}; exec {sys.executable} -m llamafast serve {folder / 'cfg.json'} {redirect}"
+        command = f"{limits}; exec {sys.executable} {program} {folder / 'cfg.json'} {redirect}"
         with (folder / "log").open("wb") as log:
             output = log if output is None else output
             super().__init__(["bash", "-c", command], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
@@ -42,13 +43,18 @@ class Process(subprocess.Popen[bytes]):
 
     def until_serving(self) -> str:
         """Wait for it and learn its port; the host it says that it listens on."""
+        said = self.until_told(_SERVING)
+        self.port = int(said[2])
+        return said[1]
+
+    def until_told(self, what: re.Pattern[str]) -> re.Match[str]:
+        """Wait for a line of the log."""
         until = time.monotonic() + 60
-        while not (said := _SERVING.search(self.log)):
+        while not (said := what.search(self.log)):
             assert self.poll() is None, self.log
             assert time.monotonic() < until
             time.sleep(0.02)
-        self.port = int(said[2])
-        return said[1]
+        return said
 
     def ended(self, seconds: float) -> float:
         """How long it took to end; fails after ``seconds``."""

@@ -1,0 +1,60 @@
+"""What answers until the application is there."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from llamafast.api.http import ClientGone, Exchange, Receive, Scope, Send
+from llamafast.api.request_log import RequestLog
+from llamafast.api.system import reply_live, reply_not_ready
+from llamafast.api.websocket import TRY_AGAIN_LATER, WebSocket
+from llamafast.errors import EngineUnavailable
+
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_LIVE = "/live"
+_READY = ("/ready", "/health", "/healthz")
+_LOADING = "the model is loading"
+_NO_ROUTE = "other"
+
+
+class Gate:
+    """The ASGI application of a server whose model loads: it tells probes so and refuses all else, until it is opened
+    and everything goes to the application behind it.
+
+    Probes leave no trace in the log and the metrics, as they come again and again.
+    """
+
+    def __init__(self, *, request_log: bool) -> None:
+        self._log = RequestLog(lines=request_log)
+        self._application: Application = self._refuse
+
+    def open(self, application: Application) -> None:
+        """From now on ``application`` answers."""
+        self._application = application
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        return self._application(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._turn_away(WebSocket(scope, receive, send, max_frame_bytes=0))
+            return
+        exchange = Exchange(scope, receive, send)
+        path = exchange.path if exchange.method in ("GET", "HEAD") else ""
+        if path == _LIVE:
+            await reply_live(exchange)
+        elif path in _READY:
+            await reply_not_ready(exchange, "loading")
+        else:
+            await exchange.reply_error(EngineUnavailable(_LOADING))
+            self._log.add(exchange, _NO_ROUTE)
+
+    async def _turn_away(self, socket: WebSocket) -> None:
+        record = socket.record()
+        record.status = EngineUnavailable.status
+        with suppress(ClientGone):
+            await socket.accept()
+            await socket.close(TRY_AGAIN_LATER, _LOADING)
+        self._log.add(record, _NO_ROUTE)

@@ -1,0 +1,167 @@
+"""A server whose model takes its time: what it answers meanwhile, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+
+import openai
+import pytest
+import websockets
+from support.server_process import Process
+
+from benchmarks.server import free_port
+from serve.conftest import model_config
+
+Start = Callable[[], AbstractContextManager[Process]]
+
+# The model loads once there is a file beside the config, and does not if anything is in it.
+HELD = """
+import sys, time
+from pathlib import Path
+import llamafast.server
+from llamafast.cli import main
+from llamafast.errors import ModelLoadError
+
+load = llamafast.server.load_engine
+llamafast.server.CLOSE_SECONDS = 0.5
+
+def held(*arguments):
+    gate = Path(sys.argv[1]).with_name("go")
+    while not gate.exists():
+        time.sleep(0.01)
+    if fault := gate.read_text():
+        raise ModelLoadError(fault)
+    return load(*arguments)
+
+llamafast.server.load_engine = held
+sys.exit(main(["serve", sys.argv[1]]))
+"""
+
+
+@pytest.fixture
+def start(tiny_model: Callable[[str], Path], tmp_path: Path) -> Start:
+    """A server that answers already."""
+
+    @contextmanager
+    def started() -> Iterator[Process]:
+        port = free_port()
+        config = model_config(tiny_model("tiny-llama"), port, alias="tiny")
+        config["server"] = {"port": port, "drain_seconds": 1}
+        with Process(tmp_path, config, port=port, program=f"-c {shlex.quote(HELD)}") as process:
+            try:
+                until_answering(process)
+                yield process
+            finally:
+                process.kill()
+
+    return started
+
+
+def until_answering(process: Process) -> None:
+    until = time.monotonic() + 30
+    while True:
+        try:
+            process.connect().close()
+            return
+        except ConnectionRefusedError:
+            assert time.monotonic() < until
+            assert process.poll() is None, process.log
+            time.sleep(0.02)
+
+
+def asked(process: Process, path: str, method: str = "GET") -> tuple[int, object]:
+    connection = HTTPConnection("127.0.0.1", process.port, timeout=10)
+    connection.request(method, path)
+    response = connection.getresponse()
+    body = response.read()
+    connection.close()
+    return response.status, json.loads(body) if body else None
+
+
+def test_probes_tell_when_the_model_is_there(start: Start, tmp_path: Path) -> None:
+    with (
+        start() as process,
+        openai.OpenAI(base_url=f"http://127.0.0.1:{process.port}/v1", api_key="none", max_retries=0) as client,
+    ):
+        assert asked(process, "/live") == (200, {"status": "ok"})
+        for path in ("/ready", "/health", "/healthz"):
+            assert asked(process, path) == (503, {"status": "loading"})
+            assert asked(process, path, "HEAD") == (503, None)
+        with pytest.raises(openai.InternalServerError) as refused:
+            client.completions.create(model="tiny", prompt="x")
+        assert (refused.value.status_code, refused.value.code) == (503, "engine_unavailable")
+        assert refused.value.response.headers["retry-after"] == "1"
+        assert "serving" not in process.log
+        (tmp_path / "go").touch()
+        process.until_serving()
+        for path in ("/live", "/ready", "/health", "/healthz"):
+            assert asked(process, path) == (200, {"status": "ok"})
+        assert client.completions.create(model="tiny", prompt="x", max_tokens=2).usage
+        process.terminate()
+        process.ended(10)
+        assert process.returncode == 0
+        assert "Traceback" not in process.log
+
+
+async def test_a_socket_is_closed_while_the_model_loads(start: Start) -> None:
+    with start() as process:
+        async with websockets.connect(f"ws://127.0.0.1:{process.port}/v1/responses") as socket:
+            await socket.wait_closed()
+        assert (socket.close_code, socket.close_reason) == (1013, "the model is loading")
+
+
+@pytest.mark.parametrize("request_held", [b"", b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"])
+def test_a_model_that_does_not_load_is_the_exit_code(start: Start, tmp_path: Path, request_held: bytes) -> None:
+    with start() as process, process.connect(request_held):
+        (tmp_path / "go").write_text("no such tensor")
+        assert process.ended(10) < 5
+        assert process.returncode == 1
+        assert "no such tensor" in process.log
+        assert "Traceback" not in process.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_model_loads_ends_it_at_once(start: Start, number: signal.Signals) -> None:
+    with start() as process, process.connect(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"):
+        process.send_signal(number)
+        assert process.ended(10) < 2
+        assert process.returncode == -number
+        assert process.log == ""
+
+
+def test_who_computes_is_free_and_who_answers_is_not(start: Start, tmp_path: Path) -> None:
+    """The event loop starts before the engine's threads, which may run anywhere all the same."""
+    every = os.sched_getaffinity(0)
+    left = set(sorted(every)[1:]) or every
+    with start() as process:
+        (tmp_path / "go").touch()
+        process.until_serving()
+        before = seconds_of_threads(process.pid)
+        body = json.dumps({"prompt": "x", "n": 16, "max_tokens": 200, "ignore_eos": True}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+        with process.connect(head + body) as connection:
+            assert connection.recv(20).startswith(b"HTTP/1.1 200")
+        spent = {thread: ticks - before.get(thread, 0) for thread, ticks in seconds_of_threads(process.pid).items()}
+        computing = max(spent, key=lambda thread: spent[thread])
+        assert computing != process.pid
+        assert os.sched_getaffinity(computing) == every
+        assert os.sched_getaffinity(process.pid) == left
+        confined = [thread for thread in spent if os.sched_getaffinity(thread) == left]
+        assert len(confined) >= 3  # Granian's two beside the event loop's
+
+
+def seconds_of_threads(pid: int) -> dict[int, int]:
+    """Clock ticks that each thread has run."""
+    ticks = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        ticks[int(task.name)] = int(fields[11]) + int(fields[12])
+    return ticks
