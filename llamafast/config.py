@@ -231,6 +231,10 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 class ServerConfig(Section, frozen=True, kw_only=True):
     """The HTTP side.
 
+    ``uds``: a Unix socket in place of ``host`` and ``port``. ``ssl_certfile`` and ``ssl_keyfile``, PEM files, turn TLS
+    on; ``ssl_cert_reqs`` is Python's ``ssl.VerifyMode``: whether clients may (1) or must (2) have a certificate that an
+    authority in ``ssl_ca_certs`` has signed.
+
     ``max_queue``: requests that may wait. ``max_body_bytes`` null: ``Config.max_body_bytes`` says. ``stall_seconds``:
     /ready and /healthz turn red when work waits and no step finished for that long. ``drain_delay_seconds``: how long
     after SIGTERM, when /ready is red, new requests are still taken; ``drain_seconds``: how long running ones may take
@@ -241,6 +245,12 @@ class ServerConfig(Section, frozen=True, kw_only=True):
 
     host: Text = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    uds: Text | None = None
+    ssl_certfile: Text | None = None
+    ssl_keyfile: Text | None = None
+    ssl_ca_certs: Text | None = None
+    ssl_cert_reqs: Literal[0, 1, 2] = 0
+    ssl_minimum_version: Literal["TLSv1.2", "TLSv1.3"] = "TLSv1.3"
     max_queue: Natural = 512
     max_body_bytes: PositiveBytes | None = None
     stall_seconds: Seconds = 60.0
@@ -250,6 +260,20 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     metrics_aliases: tuple[Literal["vllm"], ...] = ()
     max_websockets: Natural = 1024
     websocket_seconds: Seconds = 3600.0
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.ssl_certfile is not None and self.ssl_keyfile is None:
+            yield "ssl_certfile", "needs ssl_keyfile"
+        if self.ssl_certfile is None:
+            for key in ("ssl_keyfile", "ssl_ca_certs", "ssl_cert_reqs"):
+                if getattr(self, key):
+                    yield key, "needs ssl_certfile"
+            if self.ssl_minimum_version != "TLSv1.3":
+                yield "ssl_minimum_version", "needs ssl_certfile"
+        if self.ssl_cert_reqs and self.ssl_ca_certs is None:
+            yield "ssl_cert_reqs", "needs ssl_ca_certs"
+        if self.ssl_ca_certs is not None and not self.ssl_cert_reqs:
+            yield "ssl_ca_certs", "needs ssl_cert_reqs: 1 checks the certificates of clients that have one, 2 wants one"
 
 
 class ResponsesConfig(Section, frozen=True, kw_only=True):

@@ -12,13 +12,12 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import uvloop
 from granian.constants import Interfaces
@@ -33,6 +32,7 @@ from llamafast.engine.engine import Engine
 from llamafast.engine.load import compute_threads, load_engine, set_echo
 from llamafast.errors import ConfigError, ModelLoadError
 from llamafast.hub import resolve_model
+from llamafast.listener import Listener
 
 T = TypeVar("T")
 
@@ -49,57 +49,45 @@ CLOSE_SECONDS = 5.0
 GRANIAN_LOG = {"incremental": True, "handlers": {}, "loggers": {"_granian": {"propagate": True}}}
 
 
-class Address(NamedTuple):
-    """Where the server listens: ``host`` as configured, ``ip`` what it means here. ``port`` is not 0."""
-
-    host: str
-    ip: str
-    port: int
-
-    @property
-    def url(self) -> str:
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/v1"
-
-
 def serve(config: Config, verbose: bool = False) -> None:
     """Load the model and serve until SIGINT or SIGTERM. Raises ConfigError or ModelLoadError."""
-    address = find_address(config.server.host, config.server.port)
+    listener = Listener(config.server)
     n_connections = min(MAX_CONNECTIONS, max(1, raise_descriptor_limit() - RESERVED_DESCRIPTORS))
     set_echo(verbose)
     with _interruptible(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, address, n_connections))
+        runner.run(_serve(config, listener, n_connections))
     logger.info("stopped")
 
 
-async def _serve(config: Config, address: Address, n_connections: int) -> None:
+async def _serve(config: Config, listener: Listener, n_connections: int) -> None:
     cpus = allowed_cpus()
     leave_to_compute(max(compute_threads(config.model)))
     gate = Gate(request_log=config.server.request_log)
     server = Server(
         gate,
-        address=address.ip,
-        port=address.port,
         interface=Interfaces.ASGINL,
         backlog=BACKLOG,
         backpressure=n_connections,
         websockets=config.server.max_websockets > 0,
         log_level=LogLevels.error,
         log_dictconfig=GRANIAN_LOG,
+        **listener.options,
     )
+    server.on_startup(listener.bound)
     loop = asyncio.get_running_loop()
     serving = loop.create_task(server.serve())
     loading = in_thread(partial(_load, config, cpus))
     try:
         await asyncio.wait((serving, loading), return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
-            raise _ended(serving, address)
+            raise _ended(serving, listener)
         engine, app = loading.result()
     except (ConfigError, ModelLoadError) as error:
-        await _close(server, serving)
+        await _close(server, serving, listener)
         if not (serving.done() and loading.done()):
             # Python's own end would wait for what still runs, or take the interpreter away under it
             logger.error("%s", error)
-            _leave(1)
+            _leave(listener, 1)
         raise
     stopping = asyncio.Event()
     _stop_on_signals(stopping)
@@ -109,15 +97,15 @@ async def _serve(config: Config, address: Address, n_connections: int) -> None:
     gc.freeze()
     gate.open(app)
     waiting = loop.create_task(stopping.wait())
-    logger.info("serving  %s", address.url)
+    logger.info("serving  %s", listener.url)
     await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
-    await _drain(config.server, engine, app, serving)
-    await _close(server, serving, app)
+    await _drain(config.server, engine, app, serving, listener)
+    await _close(server, serving, listener, app)
     if not serving.done():
-        _leave()
+        _leave(listener)
     if serving.exception() is not None or not stopping.is_set():
-        raise _ended(serving, address)
+        raise _ended(serving, listener)
 
 
 def _load(config: Config, cpus: set[int] | None) -> tuple[Engine, App]:
@@ -143,34 +131,39 @@ def _load(config: Config, cpus: set[int] | None) -> tuple[Engine, App]:
     return engine, app
 
 
-async def _drain(config: ServerConfig, engine: Engine, app: App, serving: asyncio.Task[None]) -> None:
+async def _drain(
+    config: ServerConfig, engine: Engine, app: App, serving: asyncio.Task[None], listener: Listener
+) -> None:
     """Until what runs has finished, or its time is over."""
     delay, seconds = config.drain_delay_seconds, config.drain_seconds
     logger.info("stopping: running requests have %g s to finish; another signal ends them now", delay + seconds)
-    leave_after(delay + seconds + CLOSE_SECONDS)
+    leave_after(delay + seconds + CLOSE_SECONDS, listener)
     app.announce_drain()
     await asyncio.wait((serving,), timeout=delay)
     app.drain()
     await engine.close(seconds)
 
 
-async def _close(server: Server, serving: asyncio.Task[None], app: App | None = None) -> None:
+async def _close(server: Server, serving: asyncio.Task[None], listener: Listener, app: App | None = None) -> None:
     """Take no more connections and wait for those that are open, but for no longer than CLOSE_SECONDS."""
     with suppress(TimeoutError):
         async with asyncio.timeout(CLOSE_SECONDS):
             if app is not None:
                 await app.closed()
+            listener.remove()
+            # which Granian would remove, be it another's by then
+            server.bind_uds = None
             server.stop()  # type: ignore[no-untyped-call]
             # a timeout ends the wait, not Granian's task: it would wait for its connections all the same
             await asyncio.wait((serving,))
 
 
-def _ended(serving: asyncio.Task[None], address: Address) -> ConfigError:
+def _ended(serving: asyncio.Task[None], listener: Listener) -> ConfigError:
     """Why Granian has ended, though nobody asked it to."""
     fault = serving.exception()
     # Rust's errors bring their stack along
     reason = str(fault).partition("\n")[0] if fault is not None else "Granian ended by itself"
-    return ConfigError(f"server: {address.url} is not served any more: {reason}")
+    return ConfigError(f"server: {listener.url} is not served any more: {reason}")
 
 
 def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
@@ -202,16 +195,17 @@ def _stop_on_signals(stopping: asyncio.Event) -> None:
         loop.add_signal_handler(number, stop)
 
 
-def leave_after(seconds: float) -> threading.Timer:
+def leave_after(seconds: float, listener: Listener) -> threading.Timer:
     """End the process then, if it has not ended by itself; a number that no clock reaches is never."""
-    deadline = threading.Timer(min(seconds, threading.TIMEOUT_MAX), _leave)
+    deadline = threading.Timer(min(seconds, threading.TIMEOUT_MAX), _leave, (listener,))
     deadline.daemon = True
     deadline.start()
     return deadline
 
 
-def _leave(code: int = 0) -> NoReturn:
+def _leave(listener: Listener, code: int = 0) -> NoReturn:
     """End the process whatever is open or running."""
+    listener.remove()
     logger.warning("stopped  and cut what did not end by itself")
     logging.shutdown()
     os._exit(code)
@@ -277,25 +271,6 @@ def raise_descriptor_limit() -> int:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
                 return limit
     return soft
-
-
-def find_address(host: str, port: int) -> Address:
-    """Resolve ``host`` and choose a free port for 0. Raises ConfigError: better now than when the model has loaded."""
-    faults: list[Exception] = []
-    try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            try:
-                with socket.socket(family, kind, protocol) as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind(address)
-                    ip, bound, *_ = probe.getsockname()
-                    return Address(host, ip, bound)
-            except OSError as error:
-                faults.append(error)
-    except (OSError, UnicodeError) as error:
-        faults.append(error)
-    reason = getattr(faults[0], "strerror", None) or faults[0]
-    raise ConfigError(f"server: cannot listen on {host}:{port}: {reason}")
 
 
 def _advance(bar: tqdm[Any], fraction: float) -> None:

@@ -12,6 +12,7 @@ INT32 = 2**31 - 1
 REQUIRED = object()
 TEXT = (["x"], ["", 1, True, ["x"], {}])
 NULL_TEXT = ([None, "x"], ["", 1, True, ["x"], {}])
+ONLY_NULL = ([None], ["x", "", 1, True, ["x"], {}])  # a text loads beside others only
 BOOL: tuple[list[Any], list[Any]] = ([True, False], [None, 0, 1, "true", []])
 NULL_BOOL = ([True, False, None], [0, 1, "true", []])
 WRONG_INT = ["1", 1.5, True, [], {}, 10**30, -(10**30)]
@@ -36,6 +37,12 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
     "server": {
         "host": ("127.0.0.1", *TEXT),
         "port": (8000, [0, 1, 65535], [-1, 65536, None, *WRONG_INT]),
+        "uds": (None, *NULL_TEXT),
+        "ssl_certfile": (None, *ONLY_NULL),
+        "ssl_keyfile": (None, *ONLY_NULL),
+        "ssl_ca_certs": (None, *ONLY_NULL),
+        "ssl_cert_reqs": (0, [0], [1, 2, 3, -1, None, False, "0"]),
+        "ssl_minimum_version": ("TLSv1.3", ["TLSv1.3"], ["TLSv1.2", "TLSv1.1", "1.3", None, 3]),
         "max_queue": (512, [0, 1], [-1, None, *WRONG_INT]),
         "max_body_bytes": (None, [1, 2**40, None], [0, *WRONG_INT]),
         "stall_seconds": (60.0, [0.1, 5], [0, -1, None, "60", True]),

@@ -145,6 +145,24 @@ def test_a_step_is_bounded_by_time_or_by_rows() -> None:
     assert faults(tree) == ["scheduler: prefill_chunk is for prompts that are not disaggregated"]
 
 
+def test_tls_takes_a_certificate_and_its_key() -> None:
+    pair = {"ssl_certfile": "c", "ssl_keyfile": "k"}
+
+    def told(**server: Any) -> list[str]:
+        return faults({"model": {"path": "m"}, "server": server})
+
+    assert told(ssl_certfile="c") == ["server.ssl_certfile: needs ssl_keyfile"]
+    assert told(ssl_keyfile="k") == ["server.ssl_keyfile: needs ssl_certfile"]
+    assert told(ssl_minimum_version="TLSv1.2") == ["server.ssl_minimum_version: needs ssl_certfile"]
+    for alone in ("ssl_ca_certs", "ssl_cert_reqs"):
+        assert f"server.{alone}: needs ssl_certfile" in told(ssl_ca_certs="a", ssl_cert_reqs=2)
+    assert told(**pair, ssl_cert_reqs=1) == ["server.ssl_cert_reqs: needs ssl_ca_certs"]
+    assert told(**pair, ssl_ca_certs="a")[0].startswith("server.ssl_ca_certs: needs ssl_cert_reqs")
+    for more in ({}, {"ssl_ca_certs": "a", "ssl_cert_reqs": 1}, {"ssl_minimum_version": "TLSv1.2"}):
+        server = {**pair, **more}
+        assert holds(parse({"model": {"path": "m"}, "server": server}).server, server)
+
+
 def test_mtp_needs_room_in_a_batch() -> None:
     mtp = {"path": "m", "draft_model": "draft-mtp", "draft_model_num_pred_tokens": 8}
     assert faults({"model": {**mtp, "n_batch": 8}})[0].startswith("model.n_batch: ")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-_SERVING = re.compile(r"serving  http://(\S+):(\d+)/v1")
+_SERVING = re.compile(r"serving  https?://(\S+):(\d+)/v1")
 
 
 class Process(subprocess.Popen[bytes]):

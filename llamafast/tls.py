@@ -1,0 +1,108 @@
+"""The server's certificate: what is wrong with its files is found before the model loads.
+
+OpenSSL, which Python has, can say what is wrong. What only Granian's rustls refuses, P-521 for one, Granian answers by
+aborting the process, so a process of its own tries that first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from granian.constants import Interfaces, SSLProtocols
+from granian.server.embed import Server
+
+from llamafast.config import ServerConfig
+from llamafast.errors import ConfigError
+
+PROTOCOLS = {"TLSv1.2": SSLProtocols.tls12, "TLSv1.3": SSLProtocols.tls13}
+
+
+def tls_options(config: ServerConfig) -> dict[str, Any]:
+    """Granian's options for TLS; none without a certificate. Raises ConfigError, which names the key at fault."""
+    if config.ssl_certfile is None or config.ssl_keyfile is None:
+        return {}
+    _check_certificates("ssl_certfile", config.ssl_certfile)
+    _check_key(config.ssl_certfile, config.ssl_keyfile)
+    if config.ssl_ca_certs is not None:
+        _check_certificates("ssl_ca_certs", config.ssl_ca_certs)
+    _try(config)
+    return _options(config)
+
+
+def _options(config: ServerConfig) -> dict[str, Any]:
+    assert config.ssl_certfile is not None
+    assert config.ssl_keyfile is not None
+    return {
+        "ssl_cert": Path(config.ssl_certfile),
+        "ssl_key": Path(config.ssl_keyfile),
+        "ssl_protocol_min": PROTOCOLS[config.ssl_minimum_version],
+        # with authorities Granian asks for a client's certificate and checks the one it gets, wanted or not
+        "ssl_ca": Path(config.ssl_ca_certs) if config.ssl_ca_certs is not None else None,
+        "ssl_client_verify": config.ssl_cert_reqs == int(ssl.CERT_REQUIRED),
+    }
+
+
+def _check_certificates(key: str, path: str) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"server.{key}: {path}: no certificate in PEM: {_reason(error)}") from error
+
+
+def _check_key(certificate: str, key: str) -> None:
+    encrypted = False
+
+    def password() -> str:
+        """Asked for where the key is encrypted. Without this OpenSSL would ask the terminal."""
+        nonlocal encrypted
+        encrypted = True
+        return ""
+
+    fault = ""
+    try:
+        if b"PRIVATE KEY-----" not in Path(key).read_bytes():
+            fault = "no private key in PEM"
+        else:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password)
+    except ssl.SSLError as error:
+        fault = f"cannot be used with server.ssl_certfile: {_reason(error)}"
+        if encrypted:
+            fault = "is encrypted, which Granian cannot read; `openssl pkey -in KEY -out PLAIN` decrypts it"
+    except (OSError, ValueError) as error:
+        fault = f"cannot be read: {_reason(error)}"
+    if fault:
+        raise ConfigError(f"server.ssl_keyfile: {key}: {fault}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.replace("_", " ").lower()
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _try(config: ServerConfig) -> None:
+    script = f"import sys; sys.path[:] = {sys.path!r}; from llamafast.tls import serve_once; serve_once()"
+    line = msgspec.json.encode(config)
+    process = subprocess.run([sys.executable, "-c", script], input=line, capture_output=True, check=False)
+    if process.returncode:
+        told = process.stderr.decode(errors="replace").strip().splitlines()
+        # what a panic is about follows the place of it
+        at = next((n for n, text in enumerate(told) if "panicked at" in text), len(told) - 2)
+        raise ConfigError(f"server.ssl_certfile: Granian cannot serve with it: {' '.join(told[at + 1 : at + 2])}")
+
+
+def serve_once() -> None:
+    """In a process of its own: Granian with the certificates of the config on stdin, for a moment."""
+    # a core file would hold the key
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=ServerConfig)
+    server = Server(None, port=0, interface=Interfaces.ASGINL, log_enabled=False, **_options(config))
+    server.stop()  # type: ignore[no-untyped-call]
+    asyncio.run(server.serve())
