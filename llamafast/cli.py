@@ -18,6 +18,7 @@ from llamafast.config_file import load_config, refuse_unsupported
 from llamafast.console import FORMAT, LogWriter, open_standard_streams
 from llamafast.errors import ConfigError, ModelAbsent, ModelLoadError
 
+HIDDEN = "(hidden)"
 INTERRUPTED = 130  # what shells make of SIGINT
 
 
@@ -88,7 +89,10 @@ def _check(config: Config) -> None:
         absent = f"the model is not on this machine: {error}"
     except (ConfigError, ModelLoadError) as error:
         fault = error
-    settings = {"config": msgspec.to_builtins(config), "resolved": resolved}
+    shown = msgspec.to_builtins(config)
+    if config.server.ssl_keyfile_password is not None:
+        shown["server"]["ssl_keyfile_password"] = HIDDEN
+    settings = {"config": shown, "resolved": resolved}
     with suppress(BrokenPipeError):
         print(msgspec.json.format(msgspec.json.encode(settings), indent=2).decode())
     if fault is not None:

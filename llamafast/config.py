@@ -23,6 +23,8 @@ Real = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]  # a C float
 Seconds = Annotated[float, Meta(gt=0)]
 # The ggml types llama.cpp writes a KV cache in: F32 F16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 IQ4_NL BF16. Others abort the process.
 CacheType = Literal[0, 1, 2, 3, 6, 7, 8, 20, 30]
+# What a browser sends in ``Origin``: a scheme and where it leads, nothing behind it. Desktop shells have schemes too.
+Origin = Annotated[str, Meta(pattern=r"^(\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]*)\Z")]
 KvValue: TypeAlias = bool | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | float | str
 
 # Scanning a text of this length keeps every thread from Python for 40 ms, and a data URL of 20 MiB fits.
@@ -236,11 +238,17 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     authority in ``ssl_ca_certs`` has signed.
 
     ``max_queue``: requests that may wait. ``max_body_bytes`` null: ``Config.max_body_bytes`` says. ``stall_seconds``:
-    /ready and /healthz turn red when work waits and no step finished for that long. ``drain_delay_seconds``: how long
-    after SIGTERM, when /ready is red, new requests are still taken; ``drain_seconds``: how long running ones may take
-    after that. ``request_log``: a line per request on stderr. ``metrics_aliases``: other servers whose metric names
-    /metrics repeats. ``max_websockets`` are open at once, each for ``websocket_seconds`` at most; 0 switches upgrades
-    off.
+    /ready and /healthz turn red when work waits and no step finished for that long. ``queue_seconds``: how long a
+    request may wait before any of it begins, ``request_seconds``: how long it may take, waiting included; null: as long
+    as it takes. ``drain_delay_seconds``: how long after SIGTERM, when /ready is red, new requests are still taken;
+    ``drain_seconds``: how long running ones may take after that. ``request_log``: a line per request on stderr.
+    ``metrics_aliases``: other servers whose metric names /metrics repeats. ``max_websockets`` are open at once, each
+    for ``websocket_seconds`` at most; 0 switches upgrades off.
+
+    ``api_key_file``: who may use the server (``llamafast.api.keys.Keys``). ``salt_by_key``: whether the prefix cache is
+    kept apart by key. ``metrics_public``: whether /metrics needs no key. ``cors_origins``: whose web pages may use the
+    server, ``*`` for all. ``allowed_hosts``: the names it answers to, a leading dot for all below one; null: those of
+    this machine on loopback addresses, else any.
     """
 
     host: Text = "127.0.0.1"
@@ -248,24 +256,32 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     uds: Text | None = None
     ssl_certfile: Text | None = None
     ssl_keyfile: Text | None = None
+    ssl_keyfile_password: Text | None = None
     ssl_ca_certs: Text | None = None
     ssl_cert_reqs: Literal[0, 1, 2] = 0
     ssl_minimum_version: Literal["TLSv1.2", "TLSv1.3"] = "TLSv1.3"
     max_queue: Natural = 512
     max_body_bytes: PositiveBytes | None = None
     stall_seconds: Seconds = 60.0
+    queue_seconds: Seconds | None = None
+    request_seconds: Seconds | None = None
     drain_delay_seconds: Annotated[float, Meta(ge=0)] = 0.0
     drain_seconds: Annotated[float, Meta(ge=0)] = 20.0
     request_log: bool = True
     metrics_aliases: tuple[Literal["vllm"], ...] = ()
     max_websockets: Natural = 1024
     websocket_seconds: Seconds = 3600.0
+    api_key_file: Text | None = None
+    salt_by_key: bool = True
+    metrics_public: bool = False
+    cors_origins: tuple[Origin, ...] = ()
+    allowed_hosts: tuple[Text, ...] | None = None
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.ssl_certfile is not None and self.ssl_keyfile is None:
             yield "ssl_certfile", "needs ssl_keyfile"
         if self.ssl_certfile is None:
-            for key in ("ssl_keyfile", "ssl_ca_certs", "ssl_cert_reqs"):
+            for key in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs", "ssl_cert_reqs"):
                 if getattr(self, key):
                     yield key, "needs ssl_certfile"
             if self.ssl_minimum_version != "TLSv1.3":

@@ -10,13 +10,14 @@ class LlamafastError(Exception):
     """An error that a client may see.
 
     ``message`` is written for the client; ``param`` names the request field at fault, ``code`` is OpenAI's
-    machine-readable code, ``retry_after`` (seconds) becomes a header.
+    machine-readable code; ``retry_after`` (seconds) and ``should_retry``, by which OpenAI's clients go, become headers.
     """
 
     status = 500
     type = "server_error"
     code: str | None = None
     retry_after: float | None = None
+    should_retry: bool | None = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -107,6 +108,31 @@ class PreviousResponseNotFound(InvalidRequest):
         super().__init__(f"there is no response {response_id[:128]!r} to continue", param="previous_response_id")
 
 
+class InvalidKey(InvalidRequest):
+    """A request that needs a key comes without one, or with one that is nobody's."""
+
+    status = 401
+
+
+class PermissionDenied(InvalidRequest):
+    """Whoever asks may not do this."""
+
+    status = 403
+    code = "permission_denied"
+
+
+class HostNotAllowed(PermissionDenied):
+    """A browser calls this server by a name that is not its own."""
+
+    code = "host_not_allowed"
+
+
+class OriginNotAllowed(PermissionDenied):
+    """The request is a web page's that may not use this server."""
+
+    code = "origin_not_allowed"
+
+
 class NotFound(InvalidRequest):
     """No such URL."""
 
@@ -157,6 +183,20 @@ class EngineUnavailable(LlamafastError):
     status = 503
     code = "engine_unavailable"
     retry_after = 1.0
+
+
+class QueueTimeout(EngineUnavailable):
+    """Nothing of the request has begun within ``server.queue_seconds``."""
+
+    code = "queue_timeout"
+
+
+class AnswerTimeout(LlamafastError):
+    """The request has not ended within ``server.request_seconds``."""
+
+    status = 504
+    code = "request_timeout"
+    should_retry = False  # it would take as long again
 
 
 class StoreUnavailable(LlamafastError):

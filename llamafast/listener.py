@@ -1,7 +1,9 @@
-"""Where the server listens, found out before the model loads: an address or a Unix socket, with TLS or without."""
+"""Where the server listens, found out before the model loads: an address or a Unix socket, with TLS or without, and
+who can come from there."""
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -21,26 +23,45 @@ class Address(NamedTuple):
     port: int
 
     @property
+    def is_loopback(self) -> bool:
+        return ipaddress.ip_address(self.ip.partition("%")[0]).is_loopback
+
+    @property
     def authority(self) -> str:
         return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
 class Listener:
-    """``options`` are Granian's. A Unix socket's file is Granian's from ``bound`` to ``remove``."""
+    """``options`` are Granian's, ``hosts`` the names by which the server may be called (None: any). A Unix socket's
+    file is Granian's from ``bound`` to ``remove``."""
 
     def __init__(self, config: ServerConfig) -> None:
         """Raises ConfigError: better now than when the model has loaded."""
         tls = tls_options(config)
         scheme = "https" if tls else "http"
-        self._uds = None if config.uds is None else find_socket(config.uds)
+        self._uds: Path | None = None
         self._inode = 0
-        if self._uds is not None:
+        self._address: Address | None = None
+        if config.uds is not None:
+            self._uds = find_socket(config.uds)
             self.url = f"{scheme}+unix://{quote(str(self._uds), safe='')}/v1"
             self.options: dict[str, Any] = {"uds": self._uds, **tls}
         else:
-            address = find_address(config.host, config.port)
-            self.url = f"{scheme}://{address.authority}/v1"
-            self.options = {"address": address.ip, "port": address.port, **tls}
+            self._address = find_address(config.host, config.port)
+            self.url = f"{scheme}://{self._address.authority}/v1"
+            self.options = {"address": self._address.ip, "port": self._address.port, **tls}
+        self.hosts = self._hosts(config)
+
+    @property
+    def public_ip(self) -> str | None:
+        """Where others than this machine's processes reach it."""
+        return None if self._address is None or self._address.is_loopback else self._address.ip
+
+    def _hosts(self, config: ServerConfig) -> tuple[str, ...] | None:
+        """The names it answers to. On a loopback address strangers come through a browser of this machine, under names
+        that were made to lead there."""
+        loopback = self._address is not None and self._address.is_loopback
+        return (config.host,) if loopback and config.allowed_hosts is None else config.allowed_hosts
 
     def bound(self) -> None:
         """Granian has the socket."""

@@ -27,6 +27,8 @@ from tqdm import tqdm
 
 from llamafast.api.app import App
 from llamafast.api.gate import Gate
+from llamafast.api.keys import VARIABLE, Keys, keys_of
+from llamafast.api.origins import Origins
 from llamafast.config import Config, ServerConfig
 from llamafast.engine.engine import Engine
 from llamafast.engine.load import compute_threads, load_engine, set_echo
@@ -52,14 +54,16 @@ GRANIAN_LOG = {"incremental": True, "handlers": {}, "loggers": {"_granian": {"pr
 def serve(config: Config, verbose: bool = False) -> None:
     """Load the model and serve until SIGINT or SIGTERM. Raises ConfigError or ModelLoadError."""
     listener = Listener(config.server)
+    keys = keys_of(config.server.api_key_file, salted=config.server.salt_by_key)
+    warn_of_strangers(listener.public_ip, keys)
     n_connections = min(MAX_CONNECTIONS, max(1, raise_descriptor_limit() - RESERVED_DESCRIPTORS))
     set_echo(verbose)
     with _interruptible(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, listener, n_connections))
+        runner.run(_serve(config, listener, keys, n_connections))
     logger.info("stopped")
 
 
-async def _serve(config: Config, listener: Listener, n_connections: int) -> None:
+async def _serve(config: Config, listener: Listener, keys: Keys, n_connections: int) -> None:
     cpus = allowed_cpus()
     leave_to_compute(max(compute_threads(config.model)))
     gate = Gate(request_log=config.server.request_log)
@@ -76,7 +80,7 @@ async def _serve(config: Config, listener: Listener, n_connections: int) -> None
     server.on_startup(listener.bound)
     loop = asyncio.get_running_loop()
     serving = loop.create_task(server.serve())
-    loading = in_thread(partial(_load, config, cpus))
+    loading = in_thread(partial(_load, config, listener, keys, cpus))
     try:
         await asyncio.wait((serving, loading), return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
@@ -91,6 +95,7 @@ async def _serve(config: Config, listener: Listener, n_connections: int) -> None
         raise
     stopping = asyncio.Event()
     _stop_on_signals(stopping)
+    _read_keys_on_signal(keys)
     with on_cpus(cpus):
         engine.start()
     # What is here now stays: no collection has to look at it again while requests wait.
@@ -108,7 +113,7 @@ async def _serve(config: Config, listener: Listener, n_connections: int) -> None
         raise _ended(serving, listener)
 
 
-def _load(config: Config, cpus: set[int] | None) -> tuple[Engine, App]:
+def _load(config: Config, listener: Listener, keys: Keys, cpus: set[int] | None) -> tuple[Engine, App]:
     """In a thread. Raises ConfigError or ModelLoadError."""
     layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}"
     with on_cpus(cpus):
@@ -119,8 +124,11 @@ def _load(config: Config, cpus: set[int] | None) -> tuple[Engine, App]:
             engine,
             max_body_bytes=config.max_body_bytes,
             stall_seconds=config.server.stall_seconds,
+            keys=keys,
+            origins=Origins(config.server.cors_origins, listener.hosts),
             request_log=config.server.request_log,
             metrics_aliases=config.server.metrics_aliases,
+            metrics_public=config.server.metrics_public,
             max_websockets=config.server.max_websockets,
             websocket_seconds=config.server.websocket_seconds,
             responses=config.responses,
@@ -166,6 +174,17 @@ def _ended(serving: asyncio.Task[None], listener: Listener) -> ConfigError:
     return ConfigError(f"server: {listener.url} is not served any more: {reason}")
 
 
+def warn_of_strangers(public_ip: str | None, keys: Keys) -> None:
+    """Tell whoever starts a server that others reach, and that asks for no keys, that it is everybody's."""
+    if public_ip is not None and not keys.required:
+        logger.warning(
+            "keys     none, and %s is no loopback address: whoever reaches it may use this server and read what it "
+            "keeps. Set server.api_key_file or %s, or server.host to 127.0.0.1",
+            public_ip,
+            VARIABLE,
+        )
+
+
 def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     """What ``work`` comes to in a thread of its own, for which the end of the process does not wait."""
     done: concurrent.futures.Future[T] = concurrent.futures.Future()
@@ -193,6 +212,13 @@ def _stop_on_signals(stopping: asyncio.Event) -> None:
 
     for number in numbers:
         loop.add_signal_handler(number, stop)
+
+
+def _read_keys_on_signal(keys: Keys) -> None:
+    """SIGHUP reads the file of keys again, where there is one; otherwise it ends the process, as it does any other."""
+    if keys.have_file:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, keys.reload)
 
 
 def leave_after(seconds: float, listener: Listener) -> threading.Timer:

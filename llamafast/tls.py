@@ -1,12 +1,14 @@
 """The server's certificate: what is wrong with its files is found before the model loads.
 
 OpenSSL, which Python has, can say what is wrong. What only Granian's rustls refuses, P-521 for one, Granian answers by
-aborting the process, so a process of its own tries that first.
+aborting the process, so a process of its own tries that first. So it does with every encrypted key: those are decrypted
+by the package cryptography, into memory that has a path.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import ssl
 import subprocess
@@ -29,7 +31,7 @@ def tls_options(config: ServerConfig) -> dict[str, Any]:
     if config.ssl_certfile is None or config.ssl_keyfile is None:
         return {}
     _check_certificates("ssl_certfile", config.ssl_certfile)
-    _check_key(config.ssl_certfile, config.ssl_keyfile)
+    _check_key(config.ssl_certfile, config.ssl_keyfile, config.ssl_keyfile_password)
     if config.ssl_ca_certs is not None:
         _check_certificates("ssl_ca_certs", config.ssl_ca_certs)
     _try(config)
@@ -39,9 +41,10 @@ def tls_options(config: ServerConfig) -> dict[str, Any]:
 def _options(config: ServerConfig) -> dict[str, Any]:
     assert config.ssl_certfile is not None
     assert config.ssl_keyfile is not None
+    password = config.ssl_keyfile_password
     return {
         "ssl_cert": Path(config.ssl_certfile),
-        "ssl_key": Path(config.ssl_keyfile),
+        "ssl_key": Path(config.ssl_keyfile) if password is None else _decrypted(config.ssl_keyfile, password),
         "ssl_protocol_min": PROTOCOLS[config.ssl_minimum_version],
         # with authorities Granian asks for a client's certificate and checks the one it gets, wanted or not
         "ssl_ca": Path(config.ssl_ca_certs) if config.ssl_ca_certs is not None else None,
@@ -56,14 +59,14 @@ def _check_certificates(key: str, path: str) -> None:
         raise ConfigError(f"server.{key}: {path}: no certificate in PEM: {_reason(error)}") from error
 
 
-def _check_key(certificate: str, key: str) -> None:
+def _check_key(certificate: str, key: str, given: str | None) -> None:
     encrypted = False
 
     def password() -> str:
         """Asked for where the key is encrypted. Without this OpenSSL would ask the terminal."""
         nonlocal encrypted
         encrypted = True
-        return ""
+        return given or ""
 
     fault = ""
     try:
@@ -71,14 +74,45 @@ def _check_key(certificate: str, key: str) -> None:
             fault = "no private key in PEM"
         else:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password)
+            if given is not None and not encrypted:
+                fault = "is not encrypted, and server.ssl_keyfile_password is set"
     except ssl.SSLError as error:
         fault = f"cannot be used with server.ssl_certfile: {_reason(error)}"
         if encrypted:
-            fault = "is encrypted, which Granian cannot read; `openssl pkey -in KEY -out PLAIN` decrypts it"
+            fault = "is encrypted, and server.ssl_keyfile_password " + ("does not open it" if given else "is not set")
     except (OSError, ValueError) as error:
         fault = f"cannot be read: {_reason(error)}"
     if fault:
         raise ConfigError(f"server.ssl_keyfile: {key}: {fault}")
+
+
+class _Memory(type(Path())):  # type: ignore[misc]
+    """The path of a descriptor. Granian resolves paths, and this one leads to a name that is no file's."""
+
+    def resolve(self, strict: bool = False) -> _Memory:
+        return self
+
+
+def _decrypted(key: str, password: str) -> Path:
+    """The key without its password, on no disk. It lives as long as the process. Raises ConfigError."""
+    try:
+        from cryptography.hazmat.primitives.serialization import (
+            Encoding,
+            NoEncryption,
+            PrivateFormat,
+            load_pem_private_key,
+        )
+    except ImportError as error:
+        raise ConfigError("server.ssl_keyfile_password: needs `pip install llamafast[tls]`") from error
+    if not hasattr(os, "memfd_create"):
+        raise ConfigError("server.ssl_keyfile_password: Linux only; `openssl pkey -in KEY -out PLAIN` decrypts a key")
+    try:
+        opened = load_pem_private_key(Path(key).read_bytes(), password.encode())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"server.ssl_keyfile: {key}: {error}") from error
+    memory = os.memfd_create("key")
+    os.write(memory, opened.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return _Memory(f"/proc/self/fd/{memory}")
 
 
 def _reason(error: Exception) -> str:

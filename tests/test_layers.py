@@ -30,6 +30,8 @@ ALLOWED = {
     "server": [
         "llamafast.api.app",
         "llamafast.api.gate",
+        "llamafast.api.keys",
+        "llamafast.api.origins",
         "llamafast.engine",
         "llamafast.hub",
         "llamafast.listener",

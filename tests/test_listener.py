@@ -1,16 +1,19 @@
-"""Unix sockets: what is at their place before, and after."""
+"""Where a server listens: what is at a Unix socket's place before and after, and who can come to an address."""
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from llamafast.api.keys import Keys
 from llamafast.config import ServerConfig
 from llamafast.errors import ConfigError
-from llamafast.listener import Listener
+from llamafast.listener import Address, Listener
+from llamafast.server import warn_of_strangers
 
 
 @pytest.fixture
@@ -85,3 +88,34 @@ def test_it_removes_its_own_socket_only(place: Path) -> None:
     found.remove()
     assert not place.exists()
     found.remove()
+
+
+@pytest.fixture(params=["127.0.0.1", "::1", "0.0.0.0", "192.168.0.9"])
+def address(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Address:
+    """Where servers listen that do not say."""
+    found = Address("llm.example", request.param, 8000)
+    monkeypatch.setattr("llamafast.listener.find_address", lambda host, port: found)
+    return found
+
+
+def test_an_address_that_others_reach_is_told_where_nobody_needs_a_key(
+    address: Address, caplog: pytest.LogCaptureFixture
+) -> None:
+    public_ip = Listener(ServerConfig()).public_ip
+    assert (public_ip is None) == address.is_loopback
+    with caplog.at_level(logging.WARNING):
+        warn_of_strangers(public_ip, Keys(variable="secret"))
+        assert not caplog.records
+        warn_of_strangers(public_ip, Keys())
+    assert ("api_key_file" in caplog.text) == (not address.is_loopback)
+
+
+def test_names_are_checked_on_loopback_addresses_unless_they_are_listed(address: Address) -> None:
+    assert Listener(ServerConfig()).hosts == (("127.0.0.1",) if address.is_loopback else None)
+    assert Listener(ServerConfig(host="llm.example")).hosts == (("llm.example",) if address.is_loopback else None)
+    assert Listener(ServerConfig(allowed_hosts=("other.example",))).hosts == ("other.example",)
+
+
+def test_a_unix_socket_is_nobodys_address(place: Path) -> None:
+    found = listener(place)
+    assert (found.public_ip, found.hosts) == (None, None)

@@ -102,13 +102,25 @@ def test_files_that_are_not_what_they_should_be(folder: Path, fault: dict[str, s
     assert str(caught.value).startswith(told.format(folder))
 
 
-@pytest.mark.parametrize("form", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL])
-def test_encrypted_keys_are_refused_without_asking_the_terminal(
-    certified: Callable[..., Files], form: PrivateFormat
-) -> None:
+FORMS = pytest.mark.parametrize("form", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL])
+
+
+@FORMS
+def test_an_encrypted_key_needs_its_password(certified: Callable[..., Files], form: PrivateFormat) -> None:
     files = certified(ec.generate_private_key(ec.SECP256R1()), form, encrypted=True)
-    with pytest.raises(ConfigError, match=r"^server\.ssl_keyfile: .* is encrypted, .* `openssl pkey"):
-        options(*files)
+    for given, told in ((None, "password is not set"), ("wrong", "password does not open it")):
+        with pytest.raises(ConfigError, match=rf"^server\.ssl_keyfile: .* is encrypted, .*{told}") as caught:
+            options(*files, ssl_keyfile_password=given)
+        assert "wrong" not in str(caught.value)
+    key = options(*files, ssl_keyfile_password="secret")["ssl_key"]
+    assert isinstance(key, Path)
+    assert key.resolve().read_text().startswith("-----BEGIN PRIVATE KEY-----")
+    assert not [name for name in Path(files[1]).parent.iterdir() if str(name) not in files]
+
+
+def test_a_password_of_a_plain_key_is_a_mistake(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="is not encrypted"):
+        options(f"{folder}/cert.pem", f"{folder}/key.pem", ssl_keyfile_password="secret")
 
 
 def test_a_key_that_is_too_small(certified: Callable[..., Files]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,13 +13,16 @@ from llamafast.api.completions import CompletionsEndpoint
 from llamafast.api.delivery import internal_error
 from llamafast.api.embeddings import EmbeddingsEndpoint, RerankEndpoint, ScoreEndpoint
 from llamafast.api.grammars import Grammars
-from llamafast.api.http import ClientGone, Exchange, Receive, Scope, Send
+from llamafast.api.http import ClientGone, Exchange, Headers, Receive, Scope, Send
+from llamafast.api.keys import Keys
+from llamafast.api.origins import Origins
 from llamafast.api.request_log import RequestLog
 from llamafast.api.responder import Responder
 from llamafast.api.response_plan import ResponsePlanner
 from llamafast.api.response_socket import ResponseSockets
 from llamafast.api.response_store import ResponseStore
 from llamafast.api.responses import ResponsesEndpoint
+from llamafast.api.routes import Handler, Route, Routes, dispatch, get
 from llamafast.api.sse import PING_SECONDS
 from llamafast.api.system import SystemEndpoints, reply_live
 from llamafast.api.tokens import TokenEndpoints
@@ -28,21 +31,26 @@ from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
 from llamafast.config import ResponsesConfig
 from llamafast.engine.types import EnginePort
-from llamafast.errors import LlamafastError, MethodNotAllowed, NotFound, UpgradeRequired
+from llamafast.errors import (
+    InvalidKey,
+    LlamafastError,
+    NotFound,
+    PermissionDenied,
+    QueueFull,
+    QueueTimeout,
+    UpgradeRequired,
+)
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Exchange], Awaitable[None]]
 BodyHandler = Callable[[Exchange, bytes], Coroutine[Any, Any, None]]
 
 _RESPONSES = "/v1/responses"
 _RERANK = ("/v1/rerank", "/v2/rerank", "/rerank")  # Jina's clients, Cohere's, vLLM's
-_UPGRADE = ((b"upgrade", b"websocket"),)
-_MODEL_PREFIX = "/v1/models/"
-_MODEL_ROUTE = "/v1/models/{id}"
+_UPGRADE: Headers = ((b"upgrade", b"websocket"),)
+_CHALLENGE: Headers = ((b"www-authenticate", b"Bearer"),)
 _NO_ROUTE = "other"
 _CLIENT_GONE_STATUS = 499
-_FORBIDDEN_STATUS = 403
 # Bodies of the largest size that may be here at once.
 BODIES_AT_ONCE = 8
 
@@ -51,11 +59,14 @@ class App:
     """An OpenAI-compatible ASGI 3 application over one engine.
 
     ``max_body_bytes`` bounds a request's body, ``stall_seconds`` is how long the engine may stand still over waiting
-    work before /ready and /healthz turn red, ``ping_seconds`` how long a stream may be silent. ``request_log`` writes a
-    line per request, ``metrics_aliases`` repeats metrics under other servers' names (``metrics.ALIASES``). Paths are
-    exact: with a trailing slash it is another URL. ``max_websockets`` are open at once, each for ``websocket_seconds``.
-    Raises ConfigError when the model's chat template does not compile or the store of ``responses`` does not open.
+    work before /ready and /healthz turn red, ``ping_seconds`` how long a stream may be silent. ``keys`` and ``origins``
+    say who may ask; ``metrics_public`` opens /metrics to all. ``request_log`` writes a line per request,
+    ``metrics_aliases`` repeats metrics under other servers' names (``metrics.ALIASES``). ``max_websockets`` are open at
+    once, each for ``websocket_seconds``. Raises ConfigError when the model's chat template does not compile or the
+    store of ``responses`` does not open.
     """
+
+    socket_paths = (_RESPONSES,)
 
     def __init__(
         self,
@@ -64,22 +75,25 @@ class App:
         max_body_bytes: int,
         stall_seconds: float,
         ping_seconds: float = PING_SECONDS,
+        keys: Keys | None = None,
+        origins: Origins | None = None,
         request_log: bool = True,
         metrics_aliases: Collection[str] = (),
+        metrics_public: bool = False,
         max_websockets: int = 1024,
         websocket_seconds: float = 3600.0,
         responses: ResponsesConfig = ResponsesConfig(),  # noqa: B008
     ) -> None:
+        self._engine = engine
+        self._keys = keys or Keys()
+        self._origins = origins or Origins()
         self._limits = BodyLimits(max_body_bytes, BODIES_AT_ONCE * max_body_bytes, engine.info.max_seq_len)
         self._request_log = RequestLog(lines=request_log)
-        self._system = system = SystemEndpoints(engine, stall_seconds, metrics_aliases)
         self.chat = chat = ChatFormat(engine.info, engine.tokenizer)
-        tokens = TokenEndpoints(engine, chat)
         # now, when nobody waits yet
         grammars = Grammars(Constraints(engine.tokenizer) if engine.info.generates else None)
         store = ResponseStore(responses)
         responder = Responder(engine, ResponsePlanner(engine, chat), grammars, store)
-        self._responses = ResponsesEndpoint(engine.info, responder, store, ping_seconds)
         self._sockets = ResponseSockets(
             responder,
             engine.info,
@@ -88,34 +102,20 @@ class App:
             max_seconds=websocket_seconds,
             limits=self._limits,
         )
-        self._routes: dict[str, Mapping[str, Handler]] = {
-            "/v1/completions": {"POST": self._with_body(CompletionsEndpoint(engine, grammars, ping_seconds))},
-            "/v1/chat/completions": {"POST": self._with_body(ChatEndpoint(engine, chat, grammars, ping_seconds))},
-            "/v1/embeddings": {"POST": self._with_body(EmbeddingsEndpoint(engine))},
-            **{path: {"POST": self._with_body(RerankEndpoint(engine))} for path in _RERANK},
-            "/v1/score": {"POST": self._with_body(ScoreEndpoint(engine))},
-            "/apply-template": {"POST": self._with_body(tokens.apply_template)},
-            "/tokenize": {"POST": self._with_body(tokens.tokenize)},
-            "/detokenize": {"POST": self._with_body(tokens.detokenize)},
-            _RESPONSES: {"POST": self._with_body(self._responses.create), "GET": _upgrade_required},
-            "/v1/responses/input_tokens": {"POST": self._with_body(self._responses.input_tokens)},
-            "/v1/responses/compact": {"POST": self._with_body(self._responses.compact)},
-            "/v1/models": _get(system.models),
-            "/live": _get(reply_live),
-            "/ready": _get(system.ready),
-            "/health": _get(system.ready),
-            "/healthz": _get(system.health),
-            "/metrics": _get(system.metrics),
-        }
+        self._system = SystemEndpoints(engine, stall_seconds, metrics_aliases)
+        self.routes = Routes([
+            *self._generating(engine, chat, grammars, ping_seconds),
+            *self._responding(ResponsesEndpoint(engine.info, responder, store, ping_seconds)),
+            *self._embedding(engine),
+            *self._reading(TokenEndpoints(engine, chat)),
+            *_describing(self._system, metrics_public=metrics_public),
+        ])  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             await self._serve(Exchange(scope, receive, send))
-        elif scope["type"] == "lifespan":
-            await _lifespan(receive, send)
         else:
-            socket = WebSocket(scope, receive, send, self._limits.max_bytes)
-            await (self._sockets.serve(socket) if socket.path == _RESPONSES else self._reject(socket))
+            await self._converse(WebSocket(scope, receive, send, self._limits.max_bytes))
 
     def announce_drain(self) -> None:
         """/ready and /health turn red, so that new requests go elsewhere; all that come are served as before."""
@@ -132,11 +132,18 @@ class App:
     async def _serve(self, exchange: Exchange) -> None:
         name = _NO_ROUTE
         try:
-            name, methods = self._route(exchange.path)
-            await _dispatch(exchange, methods)
+            found = self.routes.find(exchange.path)
+            if found is not None:
+                name = found[0].path
+            self._admit(exchange, found and found[0])
+            if found is None:
+                raise NotFound(f"there is nothing at {exchange.path[:256]!r}")
+            await dispatch(*found, exchange)
         except ClientGone:
             exchange.status = exchange.status or _CLIENT_GONE_STATUS
         except LlamafastError as error:
+            if isinstance(error, (QueueFull, QueueTimeout)):
+                error.retry_after = self._engine.retry_after()
             await _fail(exchange, error)
         except Exception:
             request_id = exchange.identity.request_id.decode()
@@ -146,37 +153,63 @@ class App:
             exchange.release()
             self._request_log.add(exchange, name)
 
-    async def _reject(self, socket: WebSocket) -> None:
-        record = socket.record()
-        record.status = _FORBIDDEN_STATUS
-        await socket.reject()
-        self._request_log.add(record, _NO_ROUTE)
+    def _admit(self, exchange: Exchange, route: Route | None) -> None:
+        """Find out whose request it is. Raises InvalidKey or PermissionDenied.
 
-    def _route(self, path: str) -> tuple[str, Mapping[str, Handler]]:
-        """The name of ``path`` in the metrics and its methods. The path is percent-decoded: ids may hold slashes."""
-        if methods := self._routes.get(path):
-            return path, methods
-        if path.startswith(_MODEL_PREFIX):
-            return _MODEL_ROUTE, _get(partial(self._system.model, model_id=path.removeprefix(_MODEL_PREFIX)))
-        if path.startswith(f"{_RESPONSES}/"):
-            return self._response_route(path.removeprefix(f"{_RESPONSES}/"))
-        raise NotFound(f"there is nothing at {path[:256]!r}")
+        Who has no key does not learn which paths there are. A browser asks by OPTIONS, without a key, what it may send.
+        """
+        exchange.origin_headers = self._origins.reply_headers(exchange.headers)
+        self._origins.check(exchange.headers)
+        access = "key" if route is None else route.access
+        if access == "open" or exchange.method == "OPTIONS":
+            return
+        key = self._keys.authenticate(exchange.headers)
+        if access == "admin":
+            self._keys.require_admin(key)
+        exchange.tenant = self._keys.tenant(key)
 
-    def _response_route(self, path: str) -> tuple[str, Mapping[str, Handler]]:
-        response_id, _, what = path.partition("/")
-        endpoints = self._responses
-        routes: dict[str, Mapping[str, Handler]] = {
-            "": {
-                **_get(partial(endpoints.retrieve, response_id=response_id)),
-                "DELETE": partial(endpoints.delete, response_id=response_id),
-            },
-            "input_items": _get(partial(endpoints.input_items, response_id=response_id)),
-            "cancel": {"POST": partial(endpoints.cancel, response_id=response_id)},
-        }
-        methods = routes.get(what)
-        if methods is None:
-            raise NotFound(f"there is nothing at {path[:256]!r} below {_RESPONSES!r}")
-        return "/".join([_RESPONSES, "{id}", *([what] if what else [])]), methods
+    async def _converse(self, socket: WebSocket) -> None:
+        try:
+            self._origins.check(socket.headers)
+            key = self._keys.authenticate(socket.headers)
+            if socket.path not in self.socket_paths:
+                raise PermissionDenied(f"there is no WebSocket at {socket.path[:256]!r}")
+        except LlamafastError as error:
+            record = socket.record()
+            record.status = error.status
+            await socket.reject(error)
+            self._request_log.add(record, _NO_ROUTE)
+        else:
+            await self._sockets.serve(socket, partial(self._keys.tenant, key))
+
+    def _generating(
+        self, engine: EnginePort, chat: ChatFormat, grammars: Grammars, ping_seconds: float
+    ) -> Iterator[Route]:
+        yield self._post("/v1/completions", CompletionsEndpoint(engine, grammars, ping_seconds))
+        yield self._post("/v1/chat/completions", ChatEndpoint(engine, chat, grammars, ping_seconds))
+
+    def _responding(self, responses: ResponsesEndpoint) -> Iterator[Route]:
+        create = {"POST": self._with_body(responses.create), "GET": _upgrade_required}
+        yield Route(_RESPONSES, create)
+        yield self._post(f"{_RESPONSES}/input_tokens", responses.input_tokens)
+        yield self._post(f"{_RESPONSES}/compact", responses.compact)
+        yield Route(f"{_RESPONSES}/{{id}}", {**get(responses.retrieve), "DELETE": responses.delete})
+        yield Route(f"{_RESPONSES}/{{id}}/input_items", get(responses.input_items))
+        yield Route(f"{_RESPONSES}/{{id}}/cancel", {"POST": responses.cancel})
+
+    def _embedding(self, engine: EnginePort) -> Iterator[Route]:
+        yield self._post("/v1/embeddings", EmbeddingsEndpoint(engine))
+        for path in _RERANK:
+            yield self._post(path, RerankEndpoint(engine))
+        yield self._post("/v1/score", ScoreEndpoint(engine))
+
+    def _reading(self, tokens: TokenEndpoints) -> Iterator[Route]:
+        yield self._post("/apply-template", tokens.apply_template)
+        yield self._post("/tokenize", tokens.tokenize)
+        yield self._post("/detokenize", tokens.detokenize)
+
+    def _post(self, path: str, endpoint: BodyHandler) -> Route:
+        return Route(path, {"POST": self._with_body(endpoint)})
 
     def _with_body(self, endpoint: BodyHandler) -> Handler:
         async def handler(exchange: Exchange) -> None:
@@ -186,8 +219,16 @@ class App:
         return handler
 
 
-def _get(handler: Handler) -> Mapping[str, Handler]:
-    return {"GET": handler, "HEAD": handler}
+def _describing(system: SystemEndpoints, *, metrics_public: bool) -> Iterator[Route]:
+    """What the server tells of itself, and what changes it."""
+    yield Route("/v1/models", get(system.models))
+    yield Route("/v1/models/{id}", get(system.model), id_pattern=".*")
+    yield Route("/live", get(reply_live), "open")
+    yield Route("/ready", get(system.ready), "open")
+    yield Route("/health", get(system.ready), "open")
+    yield Route("/healthz", get(system.health), "open")
+    yield Route("/metrics", get(system.metrics), "open" if metrics_public else "key")
+    yield Route("/reset_prefix_cache", {"POST": system.reset_prefix_cache}, "admin")
 
 
 async def _upgrade_required(exchange: Exchange) -> None:
@@ -195,28 +236,7 @@ async def _upgrade_required(exchange: Exchange) -> None:
     await exchange.reply_error(UpgradeRequired("send POST, or open a WebSocket where they are on"), _UPGRADE)
 
 
-async def _dispatch(exchange: Exchange, methods: Mapping[str, Handler]) -> None:
-    handler = methods.get(exchange.method)
-    if handler is not None:
-        await handler(exchange)
-        return
-    allow = ", ".join([*methods, "OPTIONS"])
-    if exchange.method == "OPTIONS":
-        await exchange.reply_options(allow)
-        return
-    error = MethodNotAllowed(f"{exchange.path[:256]!r} takes {allow}, not {exchange.method[:32]!r}")
-    await exchange.reply_error(error, ((b"allow", allow.encode()),))
-
-
 async def _fail(exchange: Exchange, error: LlamafastError) -> None:
     """Answer with ``error``, unless the reply has begun: then only its bare end can tell."""
     if not exchange.status:
-        await exchange.reply_error(error)
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        kind = (await receive())["type"]
-        await send({"type": f"{kind}.complete"})
-        if kind == "lifespan.shutdown":
-            return
+        await exchange.reply_error(error, _CHALLENGE if error.status == InvalidKey.status else ())

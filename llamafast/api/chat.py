@@ -45,7 +45,7 @@ class ChatEndpoint:
         plan = await run_sized(len(body), plan_chat, request, self._chat, engine.tokenizer, engine.info)
         await engine.prepare(plan.plan)
         constrained = await self._grammars.constrained(plan.plan, plan.ask)
-        generation = exchange.follow(engine.submit(constrained))
+        generation = exchange.follow(engine.submit(constrained, exchange.tenant))
         replies = plan.replies()
         names = TokenNames(request, engine.tokenizer)
         try:

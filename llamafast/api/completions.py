@@ -35,7 +35,7 @@ class CompletionsEndpoint:
         plan, ask, echoes = await run_sized(len(body), self._plan, request)
         await self._engine.prepare(plan)
         plan = await self._grammars.constrained(plan, ask)
-        generation = exchange.follow(self._engine.submit(plan))
+        generation = exchange.follow(self._engine.submit(plan, exchange.tenant))
         try:
             reply = Completion(
                 id=f"cmpl-{uuid4().hex}", created=int(time.time()), model=self._engine.info.id, choices=[]

@@ -48,7 +48,7 @@ class EmbeddingsEndpoint:
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         request, plan = await run_sized(len(body), self._prepare, body)
-        vectors = await self._engine.embed(plan)
+        vectors = await self._engine.embed(plan, exchange.tenant)
         parts = await run_sized(sum(map(len, vectors)), self._encode, request, plan, vectors)
         length = b"%d" % sum(map(len, parts))
         await exchange.start(200, ((b"content-type", JSON_TYPE), (b"content-length", length)))
@@ -80,7 +80,7 @@ class RerankEndpoint:
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         request, scoring = await run_sized(len(body), self._prepare, body)
-        vectors = await self._engine.embed(scoring.plan)
+        vectors = await self._engine.embed(scoring.plan, exchange.tenant)
         size = sum(map(len, vectors)) + (len(body) if request.return_documents else 0)
         await exchange.reply(200, await run_sized(size, self._encode, request, scoring, vectors), JSON_TYPE)
 
@@ -114,7 +114,7 @@ class ScoreEndpoint:
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         scoring = await run_sized(len(body), self._prepare, body)
-        vectors = await self._engine.embed(scoring.plan)
+        vectors = await self._engine.embed(scoring.plan, exchange.tenant)
         scores = await run_sized(sum(map(len, vectors)), scoring.scores, vectors)
         await exchange.reply_json(
             ScoreList(

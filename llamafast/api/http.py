@@ -16,8 +16,8 @@ import msgspec
 
 from llamafast.api.body_size import BodyLimits, BodySize, too_many_bytes
 from llamafast.api.schema.fragments import ErrorBody, ErrorObject
-from llamafast.engine.types import Generation
-from llamafast.errors import InvalidRequest, LlamafastError, UnsupportedMediaType
+from llamafast.engine.types import ANYBODY, Generation
+from llamafast.errors import InvalidRequest, LlamafastError, MethodNotAllowed, UnsupportedMediaType
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -33,10 +33,6 @@ DISCARD_SECONDS = 1.0
 
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_CORS: Headers = (
-    (b"access-control-allow-origin", b"*"),
-    (b"access-control-expose-headers", b"x-request-id, retry-after, retry-after-ms, x-llamafast-ignored"),
-)
 
 
 class ClientGone(Exception):
@@ -60,9 +56,10 @@ class Identity(NamedTuple):
 
 
 class Record:
-    """What the request log and the metrics tell of a request. ``status`` is that of the reply, 0 until there is one."""
+    """What the request log and the metrics tell of a request. ``status`` is that of the reply, 0 until there is one;
+    ``tenant`` is whose request it is, once that is known."""
 
-    __slots__ = ("generation", "identity", "method", "started", "status")
+    __slots__ = ("generation", "identity", "method", "started", "status", "tenant")
 
     def __init__(self, method: str, identity: Identity) -> None:
         self.method = method
@@ -70,6 +67,7 @@ class Record:
         self.status = 0
         self.started = time.monotonic()
         self.generation: Generation | None = None
+        self.tenant = ANYBODY
 
     def follow(self, generation: Generation) -> Generation:
         """Remember what answers this request: its tokens and times are told."""
@@ -80,10 +78,11 @@ class Record:
 class Exchange(Record):
     """A request and its one reply: ``start``, any number of ``write``, the last one with ``more=False``.
 
-    The reply repeats the request's identity, so that a proxy can tell whose trace an answer belongs to.
+    The reply repeats the request's identity, so that a proxy can tell whose trace an answer belongs to, and has the
+    ``origin_headers``, which tell a browser what the page behind the request may do.
     """
 
-    __slots__ = ("_more", "_receive", "_send", "_size", "headers", "path", "query")
+    __slots__ = ("_more", "_receive", "_send", "_size", "headers", "origin_headers", "path", "query")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -92,6 +91,7 @@ class Exchange(Record):
         self._send = send
         self._size: BodySize | None = None
         self._more = True  # of the body is to come
+        self.origin_headers: Headers = ()
         self.path: str = scope["path"]
         self.query = _parameters(scope.get("query_string", b""))
 
@@ -157,7 +157,7 @@ class Exchange(Record):
             {
                 "type": "http.response.start",
                 "status": status,
-                "headers": [*headers, *_CORS, *self._identity_headers()],
+                "headers": [*headers, *self.origin_headers, *self._identity_headers()],
             }
         )
 
@@ -181,22 +181,26 @@ class Exchange(Record):
         if error.retry_after is not None:
             seconds, milliseconds = math.ceil(error.retry_after), math.ceil(error.retry_after * 1000)
             headers = (*headers, (b"retry-after", b"%d" % seconds), (b"retry-after-ms", b"%d" % milliseconds))
+        if error.should_retry is not None:
+            headers = (*headers, (b"x-should-retry", b"true" if error.should_retry else b"false"))
         await self._discard()
         await self.reply_json(error_body(error), error.status, headers)
 
     async def reply_options(self, allow: str) -> None:
-        """Answer OPTIONS, a browser's preflight included: any origin, any header, no credentials."""
+        """Answer OPTIONS; a browser that asks for a page learns what the page may send: any header, no cookies."""
         methods = allow.encode()
-        await self.start(
-            204,
-            (
-                (b"allow", methods),
-                (b"access-control-allow-methods", methods),
-                (b"access-control-allow-headers", b"*, authorization"),
-                (b"access-control-max-age", b"86400"),
-            ),
+        preflight = (
+            (b"access-control-allow-methods", methods),
+            (b"access-control-allow-headers", b"*, authorization"),
+            (b"access-control-max-age", b"86400"),
         )
+        await self.start(204, ((b"allow", methods), *(preflight if self.origin_headers else ())))
         await self.write(b"", more=False)
+
+    async def reply_not_allowed(self, allow: str) -> None:
+        """Answer a method that is none of ``allow``."""
+        error = MethodNotAllowed(f"{self.path[:256]!r} takes {allow}, not {self.method[:32]!r}")
+        await self.reply_error(error, ((b"allow", allow.encode()),))
 
     async def until_disconnect(self, work: Coroutine[Any, Any, None]) -> None:
         """Run ``work`` to its end; cancel it and raise ClientGone when the client goes first.

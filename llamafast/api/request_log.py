@@ -36,6 +36,8 @@ def _fields(record: Record, route: str) -> Iterator[tuple[str, object]]:
     yield "id", record.identity.request_id.decode()
     yield "route", route
     yield "status", record.status
+    if record.tenant.name:
+        yield "key", record.tenant.name
     if (generation := record.generation) is not None:
         yield "prompt", generation.prompt_tokens
         yield "cached", generation.cached_tokens

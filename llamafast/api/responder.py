@@ -18,7 +18,7 @@ from llamafast.api.schema.response_events import Event
 from llamafast.api.schema.responses import ResponsesRequest
 from llamafast.chat import compaction
 from llamafast.chat.items import Item
-from llamafast.engine.types import EnginePort, Generation
+from llamafast.engine.types import EnginePort, Generation, Tenant
 from llamafast.errors import InvalidRequest, LlamafastError, PreviousResponseNotFound
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Responder:
         self,
         request: ResponsesRequest,
         n_bytes: int,
+        tenant: Tenant,
         *,
         recall: Recall | None = None,
         prefill: bool = False,
@@ -51,13 +52,13 @@ class Responder:
         room: int = 0,
     ) -> Turn:
         """All that can be refused before the engine is asked is refused here. ``n_bytes`` is the request's size,
-        ``recall`` what else is remembered than what was stored.
+        ``tenant`` who asks and whose responses are known, ``recall`` what else is remembered than what was stored.
 
         Raises InvalidRequest, UnsupportedParameter, PreviousResponseNotFound, ContextLengthExceeded or
         StoreUnavailable.
         """
-        before = await self._recall(request.previous_response_id, recall)
-        given = await self._input_items(request, before, n_bytes)
+        before = await self._recall(request.previous_response_id, tenant, recall)
+        given = await self._input_items(request, tenant, before, n_bytes)
         size = n_bytes + before.n_bytes
         # what fits is searched for by halves, and each try renders again
         n_tries = (len(before.items) + len(given)).bit_length() if request.truncation == "auto" else 1
@@ -78,9 +79,9 @@ class Responder:
         except LlamafastError as error:
             name_as_responses_do(error)
             raise
-        return turn._replace(plan=turn.plan._replace(plan=plan))
+        return turn._replace(plan=turn.plan._replace(plan=plan), tenant=tenant)
 
-    async def prepare_compaction(self, request: ResponsesRequest, n_bytes: int) -> Turn:
+    async def prepare_compaction(self, request: ResponsesRequest, n_bytes: int, tenant: Tenant) -> Turn:
         """The turn that answers with a summary of the request's conversation, or of as much of its end as fits.
         Raises as ``prepare``."""
         given = request.input or []
@@ -98,11 +99,11 @@ class Responder:
             max_output_tokens=compaction.MAX_TOKENS,
         )
         room = min(compaction.MAX_TOKENS, self._engine.info.max_seq_len // 4)
-        return await self.prepare(asked, n_bytes, room=room)
+        return await self.prepare(asked, n_bytes, tenant, room=room)
 
     def submit(self, turn: Turn) -> Generation:
         """Raises what the engine refuses ``turn`` with."""
-        return self._engine.submit(turn.plan.plan)
+        return self._engine.submit(turn.plan.plan, turn.tenant)
 
     async def events(self, turn: Turn, generation: Generation) -> AsyncIterator[list[Event]]:
         """The events of ``turn``, batch by batch as they become known. Raises the LlamafastError that ended it."""
@@ -136,20 +137,22 @@ class Responder:
             log.exception("response %s failed in mid-stream", turn.response.id)
             yield turn.writer.failure(internal_error())
 
-    async def _recall(self, response_id: str | None, recall: Recall | None) -> Conversation:
+    async def _recall(self, response_id: str | None, tenant: Tenant, recall: Recall | None) -> Conversation:
         if response_id is None:
             return Conversation([], 0)
-        conversation = (recall and recall(response_id)) or await self._store.conversation(response_id)
+        conversation = (recall and recall(response_id)) or await self._store.conversation(tenant.name, response_id)
         if conversation is None:
             raise PreviousResponseNotFound(response_id)
         return conversation
 
     async def _keep(self, turn: Turn) -> None:
         """Before the client is told that it is there, or is not."""
-        if turn.response.store and not await self._store.put(turn.response, turn.before, turn.input):
-            turn.response.store = False
+        if turn.response.store:
+            turn.response.store = await self._store.put(turn.tenant.name, turn.response, turn.before, turn.input)
 
-    async def _input_items(self, request: ResponsesRequest, before: Conversation, n_bytes: int) -> list[Item]:
+    async def _input_items(
+        self, request: ResponsesRequest, tenant: Tenant, before: Conversation, n_bytes: int
+    ) -> list[Item]:
         """The request's own items, each with an id. An ``item_reference`` is replaced by what it refers to, among
         ``before`` or else among stored items. Raises InvalidRequest when that is not there."""
         given = request.input or []
@@ -159,7 +162,7 @@ class Responder:
         if names := await run_sized(n_bytes, _references, given):
             known = await run_sized(before.n_bytes, _named, names, before.items)
             if unknown := [name for name in names if name not in known]:
-                known |= await self._store.items(unknown[:MAX_REFERENCES])
+                known |= await self._store.items(tenant.name, unknown[:MAX_REFERENCES])
         return await run_sized(n_bytes, _with_ids, given, known)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -21,11 +21,13 @@ from llamafast.api.response_store import Conversation
 from llamafast.api.schema.response_events import Event
 from llamafast.api.schema.response_frames import ErrorFrame, FrameKind, ResponseCreate, Steer, SteerFailed
 from llamafast.api.sse import encode
-from llamafast.api.websocket import WebSocket
-from llamafast.engine.types import ModelInfo
-from llamafast.errors import InvalidRequest, LlamafastError, QueueFull
+from llamafast.api.websocket import POLICY_VIOLATION, Refused, WebSocket
+from llamafast.engine.types import ModelInfo, Tenant
+from llamafast.errors import InvalidKey, InvalidRequest, LlamafastError, QueueFull
 
 FrameT = TypeVar("FrameT")
+# Whose socket it is by now; raises InvalidKey.
+Whose = Callable[[], Tenant]
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +102,7 @@ class Session:
     def __init__(
         self,
         socket: WebSocket,
+        whose: Whose,
         responder: Responder,
         info: ModelInfo,
         request_log: RequestLog,
@@ -107,6 +110,7 @@ class Session:
         limits: BodyLimits,
     ) -> None:
         self._socket = socket
+        self._whose = whose
         self._responder = responder
         self._info = info
         self._request_log = request_log
@@ -121,6 +125,7 @@ class Session:
             data = await self._socket.receive()
             frame = Frame(data, BodySize(self._limits), FrameKind(), self._socket.record())
             try:
+                frame.record.tenant = self._whose()
                 for start in range(0, len(data), PIECE_BYTES):
                     frame.size.add(data[start : start + PIECE_BYTES])
                     await asyncio.sleep(0)
@@ -135,6 +140,8 @@ class Session:
                 frame.size.release()
                 await self._refuse(error, frame)
                 self._request_log.add(frame.record, ROUTE)
+                if isinstance(error, InvalidKey):
+                    raise Refused(POLICY_VIOLATION, error.message) from error
             except BaseException:
                 frame.size.release()
                 raise
@@ -210,6 +217,7 @@ class Session:
             turn = await self._responder.prepare(
                 request,
                 size,
+                frame.record.tenant,
                 recall=self._memory.recall,
                 prefill=request.generate is False,
                 stream_id=_stream_id(frame.kind),

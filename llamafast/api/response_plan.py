@@ -24,7 +24,7 @@ from llamafast.chat.format import ChatFormat
 from llamafast.chat.items import Item, messages_of
 from llamafast.chat.plan import ChatPlan, plan_chat
 from llamafast.chat.response_tools import ToolTable
-from llamafast.engine.types import EnginePort
+from llamafast.engine.types import ANYBODY, EnginePort, Tenant
 from llamafast.errors import ContextLengthExceeded, InvalidRequest, LlamafastError
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ _PARAMS = {
 
 
 class Turn(NamedTuple):
-    """A response that is about to be generated: ``before`` and ``input`` are the conversation that it answers,
-    ``n_bytes`` its size as JSON, or more; the kinds of tools in ``hidden`` the model is not shown."""
+    """A response that is about to be generated for ``tenant``: ``before`` and ``input`` are the conversation that it
+    answers, ``n_bytes`` its size as JSON, or more; the kinds of tools in ``hidden`` the model is not shown."""
 
     before: Sequence[Item]
     input: list[Item]
@@ -49,6 +49,7 @@ class Turn(NamedTuple):
     prefill: bool
     n_bytes: int
     hidden: frozenset[str]
+    tenant: Tenant = ANYBODY
 
     @property
     def response(self) -> Response:

@@ -9,7 +9,7 @@ from llamafast.api.body_size import BodyLimits
 from llamafast.api.http import ClientGone
 from llamafast.api.request_log import RequestLog
 from llamafast.api.responder import Responder
-from llamafast.api.response_lanes import ROUTE, Session
+from llamafast.api.response_lanes import ROUTE, Session, Whose
 from llamafast.api.websocket import GOING_AWAY, TRY_AGAIN_LATER, Refused, WebSocket
 from llamafast.engine.types import ModelInfo
 from llamafast.errors import EngineUnavailable, InvalidRequest
@@ -48,8 +48,9 @@ class ResponseSockets:
         """Until no socket is open."""
         await self._idle.wait()
 
-    async def serve(self, socket: WebSocket) -> None:
-        """Until one side closes. What a client leaves running is cancelled."""
+    async def serve(self, socket: WebSocket, whose: Whose) -> None:
+        """Until one side closes, or ``whose`` raises InvalidKey for one more frame. What a client leaves running is
+        cancelled."""
         with suppress(ClientGone):
             await socket.accept()
             if self._draining.is_set():
@@ -60,7 +61,7 @@ class ResponseSockets:
                 self._n_open += 1
                 self._idle.clear()
                 try:
-                    await self._converse(socket)
+                    await self._converse(socket, whose)
                 finally:
                     self._n_open -= 1
                     if not self._n_open:
@@ -72,8 +73,8 @@ class ResponseSockets:
         await socket.close(code, reason)
         self._request_log.add(record, ROUTE)
 
-    async def _converse(self, socket: WebSocket) -> None:
-        session = Session(socket, self._responder, self._info, self._request_log, limits=self._limits)
+    async def _converse(self, socket: WebSocket, whose: Whose) -> None:
+        session = Session(socket, whose, self._responder, self._info, self._request_log, limits=self._limits)
         reader = asyncio.create_task(session.read())
         draining = asyncio.create_task(self._draining.wait())
         try:

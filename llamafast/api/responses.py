@@ -43,7 +43,7 @@ class ResponsesEndpoint:
         self._ping_seconds = ping_seconds
 
     async def create(self, exchange: Exchange, body: bytes) -> None:
-        request, turn = await self._prepare(body)
+        request, turn = await self._prepare(exchange, body)
         generation = exchange.follow(self._responder.submit(turn))
         try:
             if request.stream:
@@ -69,7 +69,7 @@ class ResponsesEndpoint:
             raise InvalidRequest("a compaction cannot be streamed", param="stream")
         if not request.input and request.previous_response_id is None:
             raise InvalidRequest("`input` must not be empty", param="input")
-        turn = await self._responder.prepare_compaction(request, len(body))
+        turn = await self._responder.prepare_compaction(request, len(body), exchange.tenant)
         generation = exchange.follow(self._responder.submit(turn))
         try:
             async for _ in self._responder.events(turn, generation):
@@ -80,39 +80,39 @@ class ResponsesEndpoint:
 
     async def input_tokens(self, exchange: Exchange, body: bytes) -> None:
         """How many tokens the prompt of such a request has."""
-        _, turn = await self._prepare(body)
+        _, turn = await self._prepare(exchange, body)
         tokens = InputTokens(sum(map(len, turn.plan.plan.prompts)))
         await exchange.reply_json(tokens, headers=_ignored(turn))
 
     async def retrieve(self, exchange: Exchange, response_id: str) -> None:
         if _flag(exchange.query, "stream"):
             raise InvalidRequest("only responses that run in the background can be streamed again", param="stream")
-        response = await self._store.response(response_id)
+        response = await self._store.response(exchange.tenant.name, response_id)
         if response is None:
             raise _not_found(response_id)
         await exchange.reply(200, response, JSON_TYPE)
 
     async def delete(self, exchange: Exchange, response_id: str) -> None:
-        if not await self._store.delete(response_id):
+        if not await self._store.delete(exchange.tenant.name, response_id):
             raise _not_found(response_id)
         await exchange.reply_json(DeletedResponse(response_id))
 
     async def cancel(self, exchange: Exchange, response_id: str) -> None:
         """Nothing runs in the background here: to cancel a response is to leave."""
-        if await self._store.response(response_id) is None:
+        if await self._store.response(exchange.tenant.name, response_id) is None:
             raise _not_found(response_id)
         raise InvalidRequest("only responses that run in the background can be cancelled", param="response_id")
 
     async def input_items(self, exchange: Exchange, response_id: str) -> None:
-        given = await self._store.input(response_id)
+        given = await self._store.input(exchange.tenant.name, response_id)
         if given is None:
             raise _not_found(response_id)
         page = await run_sized(given.n_bytes, _page, given.items, exchange.query)
         await exchange.reply(200, page, JSON_TYPE)
 
-    async def _prepare(self, body: bytes) -> tuple[ResponsesRequest, Turn]:
+    async def _prepare(self, exchange: Exchange, body: bytes) -> tuple[ResponsesRequest, Turn]:
         request = await run_sized(len(body), decode_request, _DECODER, body, self._info)
-        return request, await self._responder.prepare(request, len(body))
+        return request, await self._responder.prepare(request, len(body), exchange.tenant)
 
 
 def _compacted(response: Response) -> CompactedResponse:

@@ -63,6 +63,10 @@ class SystemEndpoints:
         )
         await exchange.reply(200, body, content_type.encode())
 
+    async def reset_prefix_cache(self, exchange: Exchange) -> None:
+        """Forget what finished requests have left; the body is not read."""
+        await exchange.reply_json({"freed_bytes": await self._engine.reset_prefix_cache()})
+
 
 def _model(info: ModelInfo) -> Model:
     return Model(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from llamafast.api.http import ClientGone, Identity, Receive, Record, Scope, Send
+import msgspec
+
+from llamafast.api.http import JSON_TYPE, ClientGone, Identity, Receive, Record, Scope, Send, error_body
+from llamafast.errors import LlamafastError
 
 # RFC 6455, and 1012 to 1014 from IANA's registry
 GOING_AWAY = 1001
 UNSUPPORTED_DATA = 1003
+POLICY_VIOLATION = 1008
 MESSAGE_TOO_BIG = 1009
 TRY_AGAIN_LATER = 1013
 
@@ -28,8 +32,10 @@ class WebSocket:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, max_frame_bytes: int) -> None:
         self.path: str = scope["path"]
-        self.identity = Identity.of(dict(scope["headers"]))
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.identity = Identity.of(self.headers)
         self._n_records = 0
+        self._may_explain = "websocket.http.response" in scope.get("extensions", ())
         self._receive = receive
         self._send = send
         self._max_frame_bytes = max_frame_bytes
@@ -46,10 +52,15 @@ class WebSocket:
             raise ClientGone
         await self._send({"type": "websocket.accept"})
 
-    async def reject(self) -> None:
-        """Refuse the upgrade: the client gets a 403."""
+    async def reject(self, error: LlamafastError) -> None:
+        """Refuse the upgrade with ``error``; a server that cannot send a reply of ours makes it a bare 403."""
         await self._receive()
-        await self._send({"type": "websocket.close", "code": 1000})
+        if not self._may_explain:
+            await self._send({"type": "websocket.close", "code": POLICY_VIOLATION})
+            return
+        headers = [(b"content-type", JSON_TYPE), (b"x-request-id", self.identity.request_id)]
+        await self._send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
+        await self._send({"type": "websocket.http.response.body", "body": msgspec.json.encode(error_body(error))})
 
     async def receive(self) -> bytes:
         """The next text frame as UTF-8. Raises ClientGone, or Refused for a frame that is binary or too large."""

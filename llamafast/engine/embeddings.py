@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from llamafast._core.embedder import Embedder, Input
 from llamafast._core.status import drain_log
 from llamafast._core.vocab import Vocab
-from llamafast.engine.types import EmbeddingPlan
+from llamafast.engine.types import ANYBODY, EmbeddingPlan, Tenant
 from llamafast.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, LlamafastError
 
 # A step that embeds, in seconds: long enough to be efficient, short enough to hear a cancel. Beside generation it is
@@ -37,12 +37,18 @@ class EmbeddingRequest:
     ``closed`` tells the engine thread that nobody wants the rest any more.
     """
 
-    def __init__(self, inputs: list[Input], done: asyncio.Future[None]) -> None:
+    def __init__(self, inputs: list[Input], done: asyncio.Future[None], tenant: Tenant = ANYBODY) -> None:
         self.inputs = inputs
         self.done = done
+        self.tenant = tenant
         self.closed = False
         self.n_started = 0
         self.n_finished = 0
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any of its inputs has been given to the Embedder. Any thread."""
+        return self.n_started > 0
 
     def settle(self, error: LlamafastError | None) -> None:
         """Event loop: end the wait."""
@@ -60,7 +66,8 @@ Settled = list[tuple[EmbeddingRequest, LlamafastError | None]]
 class EmbeddingQueue:
     """All waiting requests, each of which gives one input in turn, and the Embedder that computes them.
 
-    A request with thousands of inputs so delays one with a single input by little. Engine thread only, but for
+    A request with thousands of inputs so delays one with a single input by little. While as many inputs of a tenant as
+    it may run at once are in the Embedder its requests keep their turn, and others go on. Engine thread only, but for
     ``enqueue``, ``n_waiting`` and ``counts``; ``on_settled`` gets everything a step has ended, in one call.
     """
 
@@ -119,23 +126,33 @@ class EmbeddingQueue:
             self.embedder.remove(input)
 
     def _admit(self) -> None:
-        while self._waiting:
-            request = self._waiting[0]
-            if request.closed:
+        n_running = Counter(request.tenant.name for request in self._running.values())
+        held: list[EmbeddingRequest] = []
+        try:
+            while self._waiting:
+                request = self._waiting[0]
+                bound = request.tenant.max_running
+                if request.closed:
+                    self._waiting.popleft()
+                    self._n_left += 1
+                    continue
+                if bound is not None and n_running[request.tenant.name] >= bound:
+                    held.append(self._waiting.popleft())
+                    continue
+                input = request.inputs[request.n_started]
+                if not self.embedder.fits(input):
+                    return
                 self._waiting.popleft()
-                self._n_left += 1
-                continue
-            input = request.inputs[request.n_started]
-            if not self.embedder.fits(input):
-                return
-            self._waiting.popleft()
-            self.embedder.add(input)
-            self._running[input] = request
-            request.n_started += 1
-            if request.n_started < len(request.inputs):
-                self._waiting.append(request)
-            else:
-                self._n_left += 1
+                self.embedder.add(input)
+                self._running[input] = request
+                n_running[request.tenant.name] += 1
+                request.n_started += 1
+                if request.n_started < len(request.inputs):
+                    self._waiting.append(request)
+                else:
+                    self._n_left += 1
+        finally:
+            self._waiting.extendleft(reversed(held))
 
     def _fail_running(self, reason: str) -> Settled:
         requests = set(self._running.values())

@@ -9,7 +9,6 @@ from bisect import bisect_left
 from collections import Counter
 from contextlib import suppress
 from itertools import count
-from struct import Struct
 from time import monotonic
 
 from llamafast._core.context import Context
@@ -21,21 +20,22 @@ from llamafast._core.sequence import Sequence
 from llamafast._core.vocab import Vocab
 from llamafast.engine.cache import PrefixCache
 from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settled, inputs_of
-from llamafast.engine.generation import Generation
+from llamafast.engine.generation import Generation, token_logprobs
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.masking import MaskerThreads
 from llamafast.engine.prefill import PrefillQueue
 from llamafast.engine.scheduler import Arrival, Scheduler
 from llamafast.engine.sequence_planner import Choices, SequencePlanner
+from llamafast.engine.stays import Stays
 from llamafast.engine.types import (
-    Alternatives,
+    ANYBODY,
     EmbeddingPlan,
     FinishReason,
     Histogram,
     ModelInfo,
     Plan,
+    Tenant,
     Tokenizer,
-    TokenLogprob,
 )
 from llamafast.engine.worker import Worker
 from llamafast.errors import (
@@ -53,8 +53,6 @@ logger = logging.getLogger(__name__)
 # what FINISH_* of the core means on the wire
 FINISH_REASONS: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length"}
 FINISH_REFUSED = 3
-# of the core's log probabilities: a token id and its float
-PAIR = Struct("if")
 
 # With every place in the queue so many choices may wait, be they of one request or of many.
 QUEUED_CHOICES = 4
@@ -80,6 +78,8 @@ class Engine:
         info: ModelInfo,
         *,
         max_queue: int = 512,
+        queue_seconds: float | None = None,
+        request_seconds: float | None = None,
         prefill_chunk: int | None = None,
         target_itl_ms: float | None = None,
         cache_bytes: int = 0,
@@ -97,10 +97,10 @@ class Engine:
         self._choices: Counter[int] = Counter()
         self._making: dict[Generation, Choices] = {}
         self._requests = count()
-        self._embedding: set[EmbeddingRequest] = set()
+        self._stays = Stays(queue_seconds=queue_seconds, request_seconds=request_seconds)
+        self._resets: set[asyncio.Future[int]] = set()
         self._closing = False
         self._waking = False
-        self._drained = asyncio.Event()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -133,14 +133,13 @@ class Engine:
     async def close(self, drain_seconds: float = 0.0) -> None:
         """Refuse new work, give running work ``drain_seconds`` to finish, cancel the rest, stop the thread."""
         self._closing = True
-        if self._live or self._making or self._embedding:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._drained.wait(), drain_seconds)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stays.empty.wait(), drain_seconds)
         shutdown = EngineUnavailable("the server is shutting down")
-        for generation in {generation for generation, _ in self._live.values()} | set(self._making):
-            self._cancel(generation)
-            generation.fail(shutdown)
-        _settle([(request, shutdown) for request in self._embedding])
+        self._stays.abort_all(shutdown)
+        for reset in self._resets:
+            if not reset.done():
+                reset.set_exception(shutdown)
         await asyncio.to_thread(self._worker.close)
         await asyncio.to_thread(self._masking.close)
         self._loop.remove_reader(self._wake_read)
@@ -152,7 +151,7 @@ class Engine:
         if not self._sequences.is_prepared(plan.sampling):
             await asyncio.to_thread(self._sequences.prepare, plan.sampling)
 
-    def submit(self, plan: Plan) -> Generation:
+    def submit(self, plan: Plan, tenant: Tenant = ANYBODY) -> Generation:
         """Queue a Plan; its first choices at once, the others in the next turns of the event loop if they are many.
 
         Raises QueueFull, EngineUnavailable, ContextLengthExceeded or InvalidRequest; then nothing was queued.
@@ -160,16 +159,19 @@ class Engine:
         if not self.info.generates:
             raise DoesNotGenerate(ranks=self.info.ranks)
         n_choices = len(plan.prompts) * plan.n
-        self._check_open(n_choices)
+        self._check_open(tenant, n_choices)
         if plan.priority and not self._priorities:
             raise InvalidRequest("`priority` is not enabled on this server", param="priority")
         if plan.matcher is not None:
             self._masking.start()
-        generation = Generation(n_choices, sum(len(prompt) for prompt in plan.prompts), self._cancel, plan.n)
+        n_tokens = sum(len(prompt) for prompt in plan.prompts)
+        generation = Generation(n_choices, n_tokens, self._cancel, self._stays.end, plan.n, tenant)
         generation.top_logprobs = plan.top_logprobs or 0
-        sequences = self._sequences.of(plan)
+        sequences = enumerate(self._sequences.of(plan, tenant))
         self._choices[plan.n] += 1
-        self._make(generation, Choices(next(self._requests), n_choices, plan.priority, enumerate(sequences)))
+        priority = tenant.priority, plan.priority
+        self._stays.begin(generation, generation.abort)
+        self._make(generation, Choices(next(self._requests), n_choices, tenant, priority, sequences))
         return generation
 
     def _make(self, generation: Generation, choices: Choices) -> None:
@@ -192,7 +194,7 @@ class Engine:
         except BaseException:
             self._cancel(generation)
             raise
-        self._worker.enqueue(Arrival(choices.request, made, choices.priority))
+        self._worker.enqueue(Arrival(choices.request, made, choices.priority, choices.tenant))
         self._wake_worker()
 
     def _make_more(self, generation: Generation, choices: Choices) -> None:
@@ -202,9 +204,8 @@ class Engine:
         except Exception:
             logger.exception("the choices of a request could not be made")
             generation.fail(EngineFailure("the engine failed"))
-        self._note_drained()
 
-    async def embed(self, plan: EmbeddingPlan) -> list[bytes]:
+    async def embed(self, plan: EmbeddingPlan, tenant: Tenant = ANYBODY) -> list[bytes]:
         """Queue a plan's inputs and wait for their vectors. Cancelling the caller's task ends the work.
 
         Raises what ``submit`` raises, and EngineFailure.
@@ -212,18 +213,38 @@ class Engine:
         info = self.info.embedding
         if info is None or self._embeddings is None:
             raise DoesNotEmbed
-        self._check_open(1)
-        request = EmbeddingRequest(inputs_of(plan, self._vocab, info.max_tokens), self._loop.create_future())
-        self._embedding.add(request)
+        self._check_open(tenant, 1)
+        inputs = inputs_of(plan, self._vocab, info.max_tokens)
+        request = EmbeddingRequest(inputs, self._loop.create_future(), tenant)
+        self._stays.begin(request, request.settle)
         self._embeddings.enqueue(request)
         self._wake_worker()
         try:
             await request.done
         finally:
             request.closed = True
-            self._embedding.remove(request)
-            self._note_drained()
+            self._stays.end(request)
         return [input.vectors or b"" for input in request.inputs]
+
+    def retry_after(self) -> float:
+        """Seconds after which half of the requests that wait now will have begun, by the rate of the last ones."""
+        return self._stays.retry_after(self._worker.n_waiting_requests)
+
+    async def reset_prefix_cache(self) -> int:
+        """Forget what finished requests computed, between two steps; how many bytes that freed.
+
+        Raises EngineUnavailable.
+        """
+        if self._closing:
+            raise EngineUnavailable("the server is shutting down")
+        reset: asyncio.Future[int] = self._loop.create_future()
+        self._resets.add(reset)
+        self._worker.reset_prefix_cache(lambda n_bytes: self._loop.call_soon_threadsafe(_resolve, reset, n_bytes))
+        self._wake_worker()
+        try:
+            return await reset
+        finally:
+            self._resets.remove(reset)
 
     def stalled(self) -> float:
         """Seconds since the last step while work was waiting; 0 when idle."""
@@ -241,7 +262,7 @@ class Engine:
         choices = (CHOICES_BOUNDS, counts, float(sum(n * requests for n, requests in self._choices.items())))
         return self._worker.histograms() | {"request_choices": choices}
 
-    def _check_open(self, n_more: int) -> None:
+    def _check_open(self, tenant: Tenant, n_more: int) -> None:
         """Whether a request for ``n_more`` choices may wait. Raises EngineUnavailable or QueueFull.
 
         Requests are counted, not their choices, so that one with thousands of them shuts nobody out; choices are
@@ -249,7 +270,7 @@ class Engine:
         """
         if self._closing:
             raise EngineUnavailable("the server is shutting down")
-        n_requests = self._worker.n_waiting_requests
+        n_requests = self._stays.n_before(tenant, self._worker.n_waiting_requests)
         if n_requests and n_requests >= self._max_queue:
             raise QueueFull(f"{n_requests} requests wait already, the queue takes {self._max_queue}")
         n_waiting = self._worker.n_waiting + sum(making.n_left for making in self._making.values())
@@ -260,9 +281,9 @@ class Engine:
     def _cancel(self, generation: Generation) -> None:
         if (making := self._making.pop(generation, None)) is not None:
             making.stop()
-            self._note_drained()
-        self._worker.cancel([s.tag for s in generation.sequences if self._forget(s.tag) is not None])
+        self._worker.cancel([s.tag for s in generation.sequences if self._live.pop(s.tag, None)])
         self._wake_worker()
+        self._stays.end(generation)
 
     def _wake_worker(self) -> None:
         """Once for all requests that the event loop has at hand: the worker needs the GIL to look at them, and stops
@@ -282,7 +303,7 @@ class Engine:
             if finish == FINISH_REFUSED:
                 self._fail([tag], InvalidRequest("the grammar became too complex to be followed"))
                 continue
-            live = self._forget(tag) if finish else self._live.get(tag)
+            live = self._live.pop(tag, None) if finish else self._live.get(tag)
             if live is None:
                 continue  # cancelled while the step was running
             generation, index = live
@@ -290,7 +311,7 @@ class Engine:
                 generation.push(index, text, n_tokens, FINISH_REASONS[finish], n_cached)
                 continue
             of_prompt, entries = logprobs
-            tokens = _token_logprobs(entries, generation.top_logprobs)
+            tokens = token_logprobs(entries, generation.top_logprobs)
             generation.push(
                 index,
                 text,
@@ -301,16 +322,6 @@ class Engine:
                 tokens if of_prompt else None,
             )
 
-    def _forget(self, tag: int) -> tuple[Generation, int] | None:
-        """Take a choice out of the live ones; None when it is not there any more."""
-        live = self._live.pop(tag, None)
-        self._note_drained()
-        return live
-
-    def _note_drained(self) -> None:
-        if self._closing and not self._live and not self._making and not self._embedding:
-            self._drained.set()
-
     def _settle_from_worker(self, settled: Settled) -> None:
         self._loop.call_soon_threadsafe(_settle, settled)
 
@@ -320,20 +331,14 @@ class Engine:
     def _fail(self, tags: list[int], error: LlamafastError) -> None:
         """End the requests these choices belong to; the other choices of the same requests are cancelled."""
         for generation in {self._live[tag][0] for tag in tags if tag in self._live}:
-            self._cancel(generation)
-            generation.fail(error)
-
-
-def _token_logprobs(entries: bytes, n_top: int) -> list[TokenLogprob]:
-    """What the core wrote: for every token 1 + n_top pairs of int32 and float32; ids below 0 are no tokens."""
-    size = PAIR.size * (1 + n_top)
-    tokens: list[TokenLogprob] = []
-    for at in range(0, len(entries), size):
-        token, logprob = PAIR.unpack_from(entries, at)
-        tokens.append(TokenLogprob(token, logprob, Alternatives(entries[at + PAIR.size : at + size])))
-    return tokens
+            generation.abort(error)
 
 
 def _settle(settled: Settled) -> None:
     for request, error in settled:
         request.settle(error)
+
+
+def _resolve(reset: asyncio.Future[int], n_bytes: int) -> None:
+    if not reset.done():
+        reset.set_result(n_bytes)

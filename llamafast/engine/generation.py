@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from struct import Struct
 
 from llamafast._core.sequence import Sequence
-from llamafast.engine.types import Event, FinishReason, TokenLogprob
+from llamafast.engine.types import ANYBODY, Alternatives, Event, FinishReason, Tenant, TokenLogprob
 from llamafast.errors import LlamafastError
+
+# of the core's log probabilities: a token id and its float
+PAIR = Struct("if")
 
 
 class Generation:
@@ -19,8 +23,15 @@ class Generation:
     """
 
     def __init__(
-        self, n_choices: int, prompt_tokens: int, cancel: Callable[[Generation], None], choices_per_prompt: int = 1
+        self,
+        n_choices: int,
+        prompt_tokens: int,
+        cancel: Callable[[Generation], None],
+        on_finished: Callable[[Generation], None],
+        choices_per_prompt: int = 1,
+        tenant: Tenant = ANYBODY,
     ) -> None:
+        self.tenant = tenant
         self.sequences: list[Sequence] = []
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
@@ -35,6 +46,7 @@ class Generation:
         self._error: LlamafastError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._cancel = cancel
+        self._on_finished = on_finished
 
     @property
     def cached_tokens(self) -> int:
@@ -55,6 +67,11 @@ class Generation:
     def first_token_seconds(self) -> float | None:
         """From submit to the arrival of the first token; None before."""
         return None if self._first_token is None else self._first_token - self._submitted
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any of its choices runs or has run."""
+        return any(sequence.queue_seconds is not None for sequence in self.sequences)
 
     @property
     def finished(self) -> bool:
@@ -114,6 +131,8 @@ class Generation:
         if finish_reason is not None:
             self._unfinished -= 1
             self.finish_reasons.add(finish_reason)
+            if not self._unfinished:
+                self._on_finished(self)
         self._wake()
 
     def fail(self, error: LlamafastError) -> None:
@@ -122,6 +141,21 @@ class Generation:
             self._error = error
             self._wake()
 
+    def abort(self, error: LlamafastError) -> None:
+        """Engine side: ``cancel`` and ``fail``."""
+        self.cancel()
+        self.fail(error)
+
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def token_logprobs(entries: bytes, n_top: int) -> list[TokenLogprob]:
+    """What the core wrote: for every token 1 + n_top pairs of int32 and float32; ids below 0 are no tokens."""
+    size = PAIR.size * (1 + n_top)
+    tokens: list[TokenLogprob] = []
+    for at in range(0, len(entries), size):
+        token, logprob = PAIR.unpack_from(entries, at)
+        tokens.append(TokenLogprob(token, logprob, Alternatives(entries[at + PAIR.size : at + size])))
+    return tokens

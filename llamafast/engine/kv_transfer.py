@@ -153,6 +153,10 @@ class KVTransfer:
         parts = self._find(sequence, max(0, sequence.n_past - again - 1))
         return (parts[-1].stop if parts else 0) >= sequence.n_past - again
 
+    def forget_saved(self) -> int:
+        """Forget the prefixes in host RAM; how many bytes that freed. Whoever is getting one still gets it."""
+        return self._cache.clear()
+
     def clear(self) -> None:
         """Empty the memory of all that run."""
         self._runner.clear()

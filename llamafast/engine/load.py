@@ -218,6 +218,8 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         vocab,
         info,
         max_queue=config.server.max_queue,
+        queue_seconds=config.server.queue_seconds,
+        request_seconds=config.server.request_seconds,
         prefill_chunk=config.scheduler.prefill_chunk,
         target_itl_ms=config.scheduler.target_itl_ms,
         cache_bytes=cache_bytes,

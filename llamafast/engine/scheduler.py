@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from heapq import merge
+from itertools import takewhile
 from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from llamafast.engine.types import ANYBODY, Tenant
 
 
 class Schedulable(Protocol):
@@ -27,11 +31,31 @@ S = TypeVar("S", bound=Schedulable)
 
 
 class Arrival(NamedTuple, Generic[S]):
-    """Sequences of one request, by their index in it; requests are numbered as they come."""
+    """Sequences of one request, by their index in it; requests are numbered as they come.
+
+    ``priority`` is the tenant's, then the request's own.
+    """
 
     request: int
     choices: list[tuple[int, S]]
-    priority: int = 0
+    priority: tuple[int, int] = (0, 0)
+    tenant: Tenant = ANYBODY
+
+
+@dataclass(eq=False, slots=True)
+class Share(Generic[S]):
+    """Those who share a bound: the sequences of one tenant, or of all who have none of their own.
+
+    At most ``bound`` of them run at once. ``waiting`` is sorted by rank.
+    """
+
+    bound: int
+    n_running: int = 0
+    waiting: list[Ticket[S]] = field(default_factory=list)
+
+    @property
+    def has_room(self) -> bool:
+        return self.n_running < self.bound
 
 
 @dataclass(eq=False, slots=True)
@@ -44,13 +68,14 @@ class Ticket(Generic[S]):
     """
 
     sequence: S
-    priority: int
+    priority: tuple[int, int]
     request: int
     choice: int
+    share: Share[S]
     passed: int = 0
 
     @property
-    def rank(self) -> tuple[int, int, int]:
+    def rank(self) -> tuple[tuple[int, int], int, int]:
         return self.priority, self.request + self.choice, self.request
 
 
@@ -64,6 +89,9 @@ class Scheduler(Generic[S]):
 
     A sequence that fits may pass others for whom there is no room yet, but each of those at most ``MAX_PASSED`` times:
     after that nobody behind it is admitted before it.
+
+    Sequences of a tenant that runs as many as it may wait as if they were not there: they keep their rank, pass nobody,
+    are passed by nobody and hold nobody up.
     """
 
     LOOKAHEAD = 256
@@ -72,17 +100,18 @@ class Scheduler(Generic[S]):
     def __init__(self, *, n_seq_max: int, n_cells: int | None) -> None:
         self.n_seq_max = n_seq_max
         self.n_cells = n_cells
-        self._waiting: list[Ticket[S]] = []
         self._running: list[Ticket[S]] = []
+        self._unbounded: Share[S] = Share(n_seq_max)
+        self._bounded: dict[str, Share[S]] = {}  # by the tenant's name
         self._waiting_choices: Counter[int] = Counter()
 
     @property
     def has_work(self) -> bool:
-        return bool(self._running or self._waiting)
+        return bool(self._running or self._waiting_choices)
 
     @property
     def n_waiting(self) -> int:
-        return len(self._waiting)
+        return sum(len(share.waiting) for share in self._shares())
 
     @property
     def n_waiting_requests(self) -> int:
@@ -104,11 +133,15 @@ class Scheduler(Generic[S]):
 
     @property
     def waiting(self) -> list[S]:
-        return [ticket.sequence for ticket in self._waiting]
+        """By rank."""
+        queues = [share.waiting for share in self._shares()]
+        return [ticket.sequence for ticket in merge(*queues, key=_rank)]
 
     def enqueue(self, arrival: Arrival[S]) -> None:
+        """Let a request's sequences wait. Its tenant's bound holds for those who came before it too."""
+        share = self._share_of(arrival.tenant)
         for choice, sequence in arrival.choices:
-            self._wait(Ticket(sequence, arrival.priority, arrival.request, choice))
+            self._wait(Ticket(sequence, arrival.priority, arrival.request, choice, share))
 
     def admit(self) -> list[S]:
         """Move from waiting to running whoever may run now; the ones that were moved, in order."""
@@ -116,17 +149,19 @@ class Scheduler(Generic[S]):
         blocked: list[Ticket[S]] = []
         reserved = self.n_reserved
         may_pass = True
-        for ticket in self._waiting:
+        for ticket in self._ready():
             if not may_pass or len(self._running) == self.n_seq_max:
                 break
             need = self._reservation(ticket)
             if self.n_cells is None or not self._running or reserved + need <= self.n_cells:
                 reserved += need
                 self._running.append(ticket)
+                ticket.share.n_running += 1
                 admitted.append(ticket)
                 for other in blocked:
-                    other.passed += 1
-                    may_pass = may_pass and other.passed < self.MAX_PASSED
+                    # where this one was the last its tenant may run, the other waits for that bound from here on
+                    other.passed += other.share.has_room or other.share is ticket.share
+                    may_pass = may_pass and (other.passed < self.MAX_PASSED or not other.share.has_room)
             else:
                 blocked.append(ticket)
                 may_pass = ticket.passed < self.MAX_PASSED
@@ -138,7 +173,7 @@ class Scheduler(Generic[S]):
         if len(self._running) < 2:
             return None
         ticket = max(self._running, key=lambda ticket: ticket.rank)
-        self._running.remove(ticket)
+        self._stop(ticket)
         self._wait(ticket)
         return ticket.sequence
 
@@ -146,30 +181,65 @@ class Scheduler(Generic[S]):
         """Forget a sequence that finished, failed or was cancelled; True if it was running."""
         for ticket in self._running:
             if ticket.sequence is sequence:
-                self._running.remove(ticket)
+                self._stop(ticket)
                 return True
         self.remove_waiting(lambda waiting: waiting is sequence)
         return False
 
     def remove_waiting(self, unwanted: Callable[[S], bool]) -> int:
         """Forget all who wait and are ``unwanted``; how many that are."""
-        return self._leave_queue([ticket for ticket in self._waiting if unwanted(ticket.sequence)])
+        return self._leave_queue(
+            [ticket for share in self._shares() for ticket in share.waiting if unwanted(ticket.sequence)]
+        )
 
     def take_running(self) -> list[S]:
         """Forget everybody who runs; who that was."""
-        running, self._running = self.running, []
+        running = self.running
+        for share in self._shares():
+            share.n_running = 0
+        self._running = []
         return running
 
+    def _shares(self) -> list[Share[S]]:
+        return [self._unbounded, *self._bounded.values()]
+
+    def _share_of(self, tenant: Tenant) -> Share[S]:
+        share = self._bounded.get(tenant.name)
+        if share is None and tenant.max_running is None:
+            return self._unbounded
+        if share is None:
+            self._bounded = {name: other for name, other in self._bounded.items() if other.n_running or other.waiting}
+            share = self._bounded[tenant.name] = Share(self.n_seq_max)
+        share.bound = self.n_seq_max if tenant.max_running is None else tenant.max_running
+        return share
+
+    def _ready(self) -> Iterable[Ticket[S]]:
+        """Whoever waits and has a tenant that may run more, by rank; looks again while others are admitted."""
+        bounded = [share.waiting for share in self._bounded.values() if share.waiting and share.has_room]
+        if not bounded:
+            return self._unbounded.waiting
+        queues = [takewhile(lambda ticket: ticket.share.has_room, waiting) for waiting in bounded]
+        return merge(self._unbounded.waiting, *queues, key=_rank)
+
+    def _stop(self, ticket: Ticket[S]) -> None:
+        self._running.remove(ticket)
+        ticket.share.n_running -= 1
+
     def _wait(self, ticket: Ticket[S]) -> None:
-        insort(self._waiting, ticket, key=lambda ticket: ticket.rank)
+        insort(ticket.share.waiting, ticket, key=_rank)
         self._waiting_choices[ticket.request] += 1
 
     def _leave_queue(self, leaving: list[Ticket[S]]) -> int:
         if leaving:
             self._waiting_choices -= Counter(ticket.request for ticket in leaving)
             left = set(leaving)
-            self._waiting = [ticket for ticket in self._waiting if ticket not in left]
+            for share in {ticket.share for ticket in leaving}:
+                share.waiting = [ticket for ticket in share.waiting if ticket not in left]
         return len(leaving)
 
     def _reservation(self, ticket: Ticket[S]) -> int:
         return min(ticket.sequence.n_max, ticket.sequence.n_tokens + self.LOOKAHEAD)
+
+
+def _rank(ticket: Ticket[S]) -> tuple[tuple[int, int], int, int]:
+    return ticket.rank

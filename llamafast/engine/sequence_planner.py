@@ -17,7 +17,7 @@ from llamafast._core.dry import Breakers
 from llamafast._core.sampler import Sampler
 from llamafast._core.sequence import Sequence
 from llamafast._core.vocab import Vocab
-from llamafast.engine.types import ModelInfo, Plan, SamplingParams
+from llamafast.engine.types import ANYBODY, ModelInfo, Plan, SamplingParams, Tenant
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
 
 # Tables of DRY's sequence breakers that are kept, and the most ways to spell one of them.
@@ -27,11 +27,15 @@ MAX_BREAKERS = 4096
 
 @dataclass(eq=False)
 class Choices:
-    """The sequences of a request that are still to be made, ``n_left`` of them, by their index."""
+    """The sequences of a request that are still to be made, ``n_left`` of them, by their index.
+
+    ``priority`` is the tenant's, then the request's own.
+    """
 
     request: int
     n_left: int
-    priority: int
+    tenant: Tenant
+    priority: tuple[int, int]
     sequences: Iterator[tuple[int, Sequence | None]]
     next_turn: asyncio.Handle | None = None
 
@@ -63,14 +67,15 @@ class SequencePlanner:
         self._breakers = dict([*kept, (texts, found)])
         return found
 
-    def of(self, plan: Plan) -> Iterator[Sequence | None]:
+    def of(self, plan: Plan, tenant: Tenant = ANYBODY) -> Iterator[Sequence | None]:
         """A Sequence for every choice, by index; None where there is nothing to generate.
 
         The plan is checked here, each Sequence is made when it is asked for: thousands take a while. Raises
         ContextLengthExceeded or InvalidRequest.
         """
         limits = [self._max_tokens(plan, prompt) for prompt in plan.prompts]
-        return self._each(plan, limits, self._sampler(plan.sampling))
+        shared_salt = prefix_salt(tenant.salt, plan.cache_salt)
+        return self._each(plan, limits, self._sampler(plan.sampling), shared_salt)
 
     def _max_tokens(self, plan: Plan, prompt: array[int]) -> int:
         room = self._info.max_seq_len - len(prompt)
@@ -83,7 +88,7 @@ class SequencePlanner:
         limits = (plan.max_tokens, self._info.max_output_tokens, room)
         return min(limit for limit in limits if limit is not None)
 
-    def _each(self, plan: Plan, limits: list[int], sampler: Sampler) -> Iterator[Sequence | None]:
+    def _each(self, plan: Plan, limits: list[int], sampler: Sampler, shared_salt: bytes) -> Iterator[Sequence | None]:
         stops = tuple(stop.encode() for stop in plan.stop)
         preserved = array("i", plan.preserved_tokens)
         for prompt_index, (prompt, max_tokens) in enumerate(zip(plan.prompts, limits, strict=True)):
@@ -92,7 +97,7 @@ class SequencePlanner:
                     yield None
                     continue
                 own = sampler.reseeded(_seed(plan.sampling, prompt_index * plan.n + k))
-                yield self._sequence(plan, prompt, own, max_tokens, stops, preserved)
+                yield self._sequence(plan, prompt, own, max_tokens, stops, preserved, shared_salt)
 
     def _sequence(
         self,
@@ -102,9 +107,10 @@ class SequencePlanner:
         max_tokens: int,
         stops: tuple[bytes, ...],
         preserved: array[int],
+        shared_salt: bytes,
     ) -> Sequence:
         tag = next(self._tags)
-        salt = _salt(plan, tag)
+        salt = _scored_salt(tag) if plan.prompt_logprobs else shared_salt
         logprobs = plan.top_logprobs is not None
         try:
             return Sequence(
@@ -148,7 +154,14 @@ def _seed(params: SamplingParams, index: int) -> int:
     return secrets.randbits(64) if params.seed is None else (params.seed + index) & 0xFFFF_FFFF_FFFF_FFFF
 
 
-def _salt(plan: Plan, tag: int) -> bytes:
-    """Who may share with it. Every row of a scored prompt has to be computed, so it shares with nobody: no client's
-    salt, which is UTF-8, has its first byte."""
-    return b"\xff%d" % tag if plan.prompt_logprobs else plan.cache_salt.encode()
+def prefix_salt(tenant_salt: str, cache_salt: str) -> bytes:
+    """Who may share a prefix: two requests whose bytes are the same. No two pairs of salts have the same."""
+    if not tenant_salt and not cache_salt:
+        return b""
+    tenant = tenant_salt.encode()
+    return b"%d:%b%b" % (len(tenant), tenant, cache_salt.encode())
+
+
+def _scored_salt(tag: int) -> bytes:
+    """Every row of a scored prompt has to be computed, so it shares with nobody: no ``prefix_salt`` begins like it."""
+    return b"\xff%d" % tag

@@ -68,9 +68,10 @@ class Plan(Struct, frozen=True, kw_only=True):
     no text; neither they nor the end-of-generation tokens can come before ``min_tokens``. With ``top_logprobs`` every
     Event has the log probabilities of its tokens, and so many alternatives; with ``prompt_logprobs`` those of the
     prompt come too, which is computed whole for it. ``matcher`` is a grammar that the text of every choice follows.
-    Requests with a lower ``priority`` run first and give way last. Only requests of one ``cache_salt`` share what they
-    computed. ``checkpoints`` are lengths at which later prompts may part from this one (the end of the system prompt,
-    the start of the last user turn): there a state that cannot be cut is kept.
+    Of a tenant's requests those with a lower ``priority`` run first and give way last. Only requests of one
+    ``cache_salt``, of tenants of one salt, share what they computed. ``checkpoints`` are lengths at which later prompts
+    may part from this one (the end of the system prompt, the start of the last user turn): there a state that cannot be
+    cut is kept.
     """
 
     prompts: tuple[array[int], ...]
@@ -90,6 +91,23 @@ class Plan(Struct, frozen=True, kw_only=True):
     priority: int = 0
     cache_salt: str = ""
     checkpoints: tuple[int, ...] = ()
+
+
+class Tenant(Struct, frozen=True):
+    """Who asks; ``name`` tells tenants apart, "" is anybody.
+
+    Only tenants of one ``salt`` share what they computed. Whatever their requests' own priorities, those of a tenant
+    with a lower ``priority`` run first. At most ``max_running`` of its sequences run at once, and as many of its inputs
+    are embedded at once (at least 1; None: no bound); the others wait and hold nobody else up.
+    """
+
+    name: str = ""
+    salt: str = ""
+    priority: int = 0
+    max_running: int | None = None
+
+
+ANYBODY = Tenant()
 
 
 class Alternatives(Struct, frozen=True, gc=False):
@@ -291,20 +309,31 @@ class EnginePort(Protocol):
         """Do in a thread what ``submit`` would hold up the event loop for. Raises InvalidRequest."""
         ...
 
-    def submit(self, plan: Plan) -> Generation:
+    def submit(self, plan: Plan, tenant: Tenant = ANYBODY) -> Generation:
         """Queue a Plan, better after ``prepare``. Call on the event loop.
 
         Raises QueueFull, EngineUnavailable, ContextLengthExceeded (a prompt longer than ``info.max_seq_len``)
-        or InvalidRequest (an empty prompt, a token id out of range).
+        or InvalidRequest (an empty prompt, a token id out of range). The Generation raises QueueTimeout or
+        AnswerTimeout where the config bounds how long requests may wait or take.
         """
         ...
 
-    async def embed(self, plan: EmbeddingPlan) -> list[bytes]:
+    async def embed(self, plan: EmbeddingPlan, tenant: Tenant = ANYBODY) -> list[bytes]:
         """The vectors of each input, float32 one after another: one vector, or with the pooling none one a token.
 
         Raises what ``submit`` raises, or the LlamafastError that ended the request; cancelling the caller's task
         ends the work.
         """
+        ...
+
+    def retry_after(self) -> float:
+        """After how many seconds, 1 to 60, somebody who found the queue full should try again: by then half of the
+        requests that wait now will have begun, if requests leave as fast as the last ones did."""
+        ...
+
+    async def reset_prefix_cache(self) -> int:
+        """Forget what finished requests computed; how many bytes of host memory that freed. Who runs goes on, and what
+        those compute is kept again. Raises EngineUnavailable."""
         ...
 
     def stalled(self) -> float:

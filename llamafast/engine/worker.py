@@ -54,6 +54,7 @@ class Worker:
         self._wake = threading.Condition()
         self._arrived: list[Arrival[Sequence]] = []
         self._cancelled: list[int] = []
+        self._resets: list[Callable[[int], object]] = []
         self._ended: deque[tuple[Sequence, str]] = deque()  # still in memory, and what they count as
         self._closing = False
         self._busy_since: float | None = None
@@ -88,8 +89,13 @@ class Worker:
         with self._wake:
             self._cancelled.extend(tags)
 
+    def reset_prefix_cache(self, done: Callable[[int], object]) -> None:
+        """Any thread, before a ``wake``; the engine thread calls ``done`` with the number of bytes that were freed."""
+        with self._wake:
+            self._resets.append(done)
+
     def wake(self) -> None:
-        """Look after the current step at what was enqueued, also in ``embeddings``, and cancelled. Any thread."""
+        """Look after the current step at all orders, also those in ``embeddings``. Any thread."""
         with self._wake:
             self._wake.notify()
         self.runner.interrupt()
@@ -172,7 +178,7 @@ class Worker:
     def _take_orders(self) -> None:
         """Wait until there is something to do."""
         with self._wake:
-            while not (self._arrived or self._cancelled or self._closing or self._has_work):
+            while not (self._arrived or self._cancelled or self._resets or self._closing or self._has_work):
                 self._busy_since = None
                 self._wake.wait()
             arrived, self._arrived = self._arrived, []
@@ -190,6 +196,10 @@ class Worker:
                 self._on_failure(tags, EngineFailure("the engine failed"))
         if cancelled:
             self._cancel(set(cancelled))
+        if n_resets := len(self._resets):
+            n_bytes = self.transfer.forget_saved()
+            for _ in range(n_resets):  # who orders one now wants to have it done again
+                self._resets.pop(0)(n_bytes)
 
     def _round(self) -> None:
         self._generate()

@@ -71,9 +71,9 @@ async def test_a_file_whose_server_ended_in_the_middle(tmp_path: Path, monkeypat
         assert db.execute("SELECT name FROM sqlite_schema WHERE name = 'items_by_response'").fetchone() is None
     db.close()
     store = ResponseStore(config)
-    assert (await store.items(["shared"]))["shared"]["content"] == "0"
-    assert await store.delete("r0")
-    assert await store.items(["shared"]) == {}
+    assert (await store.items("", ["shared"]))["shared"]["content"] == "0"
+    assert await store.delete("", "r0")
+    assert await store.items("", ["shared"]) == {}
     store.close()
 
 
@@ -82,12 +82,12 @@ async def test_a_file_of_an_older_server(tmp_path: Path) -> None:
     blob = make_old(path)
     for _ in range(2):  # the second server finds what the first one made
         store = ResponseStore(ResponsesConfig(path=str(path)))
-        assert await store.response("r0") == blob
-        assert (await store.items(["shared"]))["shared"]["content"] == "0"
-        assert await store.put(response("r1"), [], [{"id": "shared", "content": "1"}])
-        assert (await store.items(["shared"]))["shared"]["content"] == "1"
-        assert await store.delete("r1")
-        assert (await store.items(["shared"]))["shared"]["content"] == "0"
+        assert await store.response("", "r0") == blob
+        assert (await store.items("", ["shared"]))["shared"]["content"] == "0"
+        assert await store.put("", response("r1"), [], [{"id": "shared", "content": "1"}])
+        assert (await store.items("", ["shared"]))["shared"]["content"] == "1"
+        assert await store.delete("", "r1")
+        assert (await store.items("", ["shared"]))["shared"]["content"] == "0"
         store.close()
     with sqlite3.connect(path) as db:
         assert db.execute("SELECT name FROM sqlite_schema WHERE name = 'items_0'").fetchone() is None
@@ -108,6 +108,6 @@ def umask() -> Iterator[None]:
 
 async def test_nobody_else_may_read_the_file(tmp_path: Path, umask: None) -> None:
     store = ResponseStore(ResponsesConfig(path=str(tmp_path / "responses.sqlite")))
-    await store.put(response("r0"), [], [])
+    await store.put("", response("r0"), [], [])
     assert modes_in(tmp_path) == [0o600] * 3
     store.close()

@@ -151,14 +151,14 @@ def response(name: str) -> Response:
 
 
 async def kept(store: ResponseStore, n: int) -> list[int]:
-    return [i for i in range(n) if await store.response(f"r{i}") is not None]
+    return [i for i in range(n) if await store.response("", f"r{i}") is not None]
 
 
 async def test_the_store_is_bounded_by_number() -> None:
     store = ResponseStore(ResponsesConfig(max_count=2))
     for i in range(3):
-        assert await store.put(response(f"r{i}"), [], [])
-        assert await store.response("r0") is not None  # which was used last
+        assert await store.put("", response(f"r{i}"), [], [])
+        assert await store.response("", "r0") is not None  # which was used last
     assert await kept(store, 3) == [0, 2]
     store.close()
 
@@ -166,10 +166,10 @@ async def test_the_store_is_bounded_by_number() -> None:
 async def test_the_store_is_bounded_by_bytes() -> None:
     store = ResponseStore(ResponsesConfig(max_bytes=20_000))
     for i in range(4):
-        assert await store.put(response(f"r{i}"), [], [{"id": f"i{i}", "content": "x" * 4000}])
+        assert await store.put("", response(f"r{i}"), [], [{"id": f"i{i}", "content": "x" * 4000}])
     assert await kept(store, 4) == [2, 3]
-    assert await store.items(["i0", "i2"]) == {"i2": {"id": "i2", "content": "x" * 4000}}
-    assert not await store.put(response("r4"), [], [{"id": "i4", "content": "x" * 20_000}])
+    assert await store.items("", ["i0", "i2"]) == {"i2": {"id": "i2", "content": "x" * 4000}}
+    assert not await store.put("", response("r4"), [], [{"id": "i4", "content": "x" * 20_000}])
     assert await kept(store, 5) == []
     store.close()
 
@@ -178,12 +178,12 @@ async def test_the_store_is_bounded_by_age(monkeypatch: pytest.MonkeyPatch) -> N
     now = 1000.0
     monkeypatch.setattr("time.time", lambda: now)
     store = ResponseStore(ResponsesConfig(max_age_seconds=10))
-    await store.put(response("r0"), [], [])
+    await store.put("", response("r0"), [], [])
     now = 1009.0
     assert await kept(store, 1) == [0]
     now = 1010.0
     assert await kept(store, 1) == []
-    await store.put(response("r1"), [], [])
+    await store.put("", response("r1"), [], [])
     assert await store.count() == 1
     store.close()
 
@@ -191,13 +191,13 @@ async def test_the_store_is_bounded_by_age(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_the_store_outlives_its_server(tmp_path: Path) -> None:
     config = ResponsesConfig(path=str(tmp_path / "responses.sqlite"))
     store = ResponseStore(config)
-    await store.put(response("r0"), [{"id": "a"}], [{"id": "b"}])
+    await store.put("", response("r0"), [{"id": "a"}], [{"id": "b"}])
     store.close()
     store = ResponseStore(config)
-    conversation = await store.conversation("r0")
+    conversation = await store.conversation("", "r0")
     assert conversation is not None
     assert [item["id"] for item in conversation.items] == ["a", "b", "r0_item"]
-    assert await store.input("r0") == ([{"id": "b"}], 12)
+    assert await store.input("", "r0") == ([{"id": "b"}], 12)
     store.close()
     for path in (tmp_path, tmp_path / "nowhere" / "x", "a\0b"):
         with pytest.raises(ConfigError, match=r"responses\.path"):
@@ -208,13 +208,13 @@ async def test_lists_of_items_come_back_whole_those_of_older_servers_too(tmp_pat
     items = [{"id": str(i), "content": 'a,\n{"b"},\\\n'} for i in range(5)]
     path = tmp_path / "responses.sqlite"
     store = ResponseStore(ResponsesConfig(path=str(path)))
-    await store.put(response("r0"), items, items[:1])
-    await store.put(response("r1"), items, [])
+    await store.put("", response("r0"), items, items[:1])
+    await store.put("", response("r1"), items, [])
     with sqlite3.connect(path) as db:  # as older servers wrote it
         db.execute("UPDATE responses SET before = ? WHERE id = 'r1'", (msgspec.json.encode(items),))
     db.close()
     for name, given in (("r0", items[:1]), ("r1", [])):
-        conversation = await store.conversation(name)
+        conversation = await store.conversation("", name)
         assert conversation is not None
         assert conversation.items == [*items, *given, msgspec.to_builtins(answer(name))]
     store.close()
@@ -227,11 +227,11 @@ async def test_items_of_one_name_belong_to_their_responses(monkeypatch: pytest.M
     store = ResponseStore(ResponsesConfig())
     for i in range(3):
         now += i % 2  # the last two at one time
-        await store.put(response(f"r{i}"), [], [{"id": "shared", "content": str(i)}])
+        await store.put("", response(f"r{i}"), [], [{"id": "shared", "content": str(i)}])
     for i in (2, 1, 0):
-        assert (await store.items(["shared"]))["shared"]["content"] == str(i)
-        assert await store.delete(f"r{i}")
-    assert await store.items(["shared"]) == {}
+        assert (await store.items("", ["shared"]))["shared"]["content"] == str(i)
+        assert await store.delete("", f"r{i}")
+    assert await store.items("", ["shared"]) == {}
     store.close()
 
 

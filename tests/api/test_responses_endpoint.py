@@ -240,7 +240,6 @@ async def test_a_header_names_the_tools_that_are_not_shown(client: AsgiClient, f
     tools = [{"type": "web_search"}, FUNCTION, {"type": "a,\r\né"}, {"type": "web_search"}]
     response = await client.post(URL, {"input": "Hi", "tools": tools, **fields})
     assert response.headers["x-llamafast-ignored"] == "tools.a%2C%0D%0A%C3%A9, tools.web_search"
-    assert "x-llamafast-ignored" in response.headers["access-control-expose-headers"]
     more = [{"type": "additional_tools", "role": "developer", "tools": tools[:1]}, {"role": "user", "content": "Hi"}]
     response = await client.post(URL, {"input": more, **fields})
     assert (response.status, response.headers.get("x-llamafast-ignored")) == (200, "tools.web_search")

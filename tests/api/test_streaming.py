@@ -14,7 +14,14 @@ from support.fake_engine import FakeEngine, play
 
 from llamafast.api.app import App
 from llamafast.engine.types import Event
-from llamafast.errors import EngineFailure, EngineUnavailable, QueueFull, RequestCancelled
+from llamafast.errors import (
+    AnswerTimeout,
+    EngineFailure,
+    EngineUnavailable,
+    QueueFull,
+    QueueTimeout,
+    RequestCancelled,
+)
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -73,6 +80,30 @@ async def test_a_bug_tells_nothing_of_itself(
     assert b"[DONE]" not in response.body
     assert "ZeroDivisionError: secret" in caplog.text
     assert engine.generations[0].finished
+
+
+@both
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [(QueueFull("full"), "8"), (QueueTimeout("waited"), "8"), (EngineUnavailable("stopping"), "1")],
+)
+async def test_who_finds_no_place_is_told_when_there_will_be_one(
+    client: AsgiClient, engine: FakeEngine, path: str, request_body: Any, refusal: Exception, told: str
+) -> None:
+    engine.refusal, engine.retry_seconds = refusal, 7.25
+    response = await client.post(path, request_body)
+    assert response.headers["retry-after"] == told
+    assert "x-should-retry" not in response.headers
+
+
+@both
+async def test_what_took_too_long_is_not_asked_again(
+    client: AsgiClient, engine: FakeEngine, path: str, request_body: Any
+) -> None:
+    engine.script = play(AnswerTimeout("too long"))
+    response = await client.post(path, request_body)
+    assert (response.status, response.headers["x-should-retry"]) == (504, "false")
+    assert "retry-after" not in response.headers
 
 
 @both

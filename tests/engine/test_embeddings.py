@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llamafast.config import CacheConfig, Config, ModelConfig, ServerConfig
 from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest
 from llamafast.engine.load import load_engine
-from llamafast.engine.types import EmbeddingPlan, Plan, SamplingParams
+from llamafast.engine.types import ANYBODY, EmbeddingPlan, Plan, SamplingParams, Tenant
 from llamafast.errors import (
     ContextLengthExceeded,
     EngineFailure,
@@ -80,8 +80,8 @@ class Answer:
         self.result = error
 
 
-def request_of(name: str, n_inputs: int, n_tokens: int = 1) -> EmbeddingRequest:
-    return EmbeddingRequest([FakeInput(f"{name}{i}", n_tokens) for i in range(n_inputs)], Answer())
+def request_of(name: str, n_inputs: int, n_tokens: int = 1, tenant: Tenant = ANYBODY) -> EmbeddingRequest:
+    return EmbeddingRequest([FakeInput(f"{name}{i}", n_tokens) for i in range(n_inputs)], Answer(), tenant)
 
 
 def queue_of(embedder: FakeEmbedder) -> EmbeddingQueue:
@@ -98,6 +98,17 @@ def test_each_request_gives_one_input_in_turn():
         queue.step(1.0)
     assert queue.embedder.steps == [["a0", "b0", "c0", "a1"], ["c1", "a2", "a3", "a4"]]
     assert [request.done.result for request in requests] == ["done"] * 3
+    assert queue.n_waiting == 0
+
+
+def test_a_tenants_inputs_wait_for_its_bound_in_their_turn():
+    queue = queue_of(FakeEmbedder())
+    alice = Tenant("alice", max_running=1)
+    for request in [request_of("a", 3, tenant=alice), request_of("b", 1, tenant=alice), request_of("c", 6)]:
+        queue.enqueue(request)
+    while queue.has_work:
+        queue.step(1.0)
+    assert queue.embedder.steps == [["a0", "c0", "c1", "c2"], ["b0", "c3", "c4", "c5"], ["a1"], ["a2"]]
     assert queue.n_waiting == 0
 
 
@@ -123,8 +134,11 @@ def test_a_vector_that_is_not_finite_fails_its_request_only():
     assert good.done.result == "done"
 
 
+TENANTS = [ANYBODY, Tenant("alice", max_running=1), Tenant("bob", max_running=3)]
+
+
 @given(
-    st.lists(st.tuples(st.integers(1, 12), st.integers(1, 5)), min_size=1, max_size=12),
+    st.lists(st.tuples(st.integers(1, 12), st.integers(1, 5), st.sampled_from(TENANTS)), min_size=1, max_size=12),
     st.sets(st.integers(0, 11)),
     st.lists(st.sampled_from([0, 0, 0, 2, -1]), max_size=6),
 )
@@ -132,7 +146,7 @@ def test_every_request_is_settled_once_whatever_happens(shapes, cancelled, codes
     embedder = FakeEmbedder(room=5, codes=list(codes))
     settled: list[EmbeddingRequest] = []
     queue = EmbeddingQueue(embedder, lambda batch: settled.extend(request for request, _ in batch))
-    requests = [request_of(str(i), *shape) for i, shape in enumerate(shapes)]
+    requests = [request_of(f"{i}.", *shape) for i, shape in enumerate(shapes)]
     for request in requests:
         queue.enqueue(request)
     queue.step(1.0)
@@ -142,6 +156,9 @@ def test_every_request_is_settled_once_whatever_happens(shapes, cancelled, codes
         if not queue.has_work:
             break
         queue.step(1.0)
+    owners = {input.name: request.tenant for request in requests for input in request.inputs}
+    for tenant in TENANTS[1:]:
+        assert all(sum(owners[name] is tenant for name in step) <= tenant.max_running for step in embedder.steps)
     assert not queue.has_work
     assert not embedder.running
     assert queue.n_waiting == 0

@@ -17,8 +17,13 @@ def cancelled():
 
 
 @pytest.fixture
-def generation(cancelled):
-    return Generation(2, 7, cancelled.append)
+def finished():
+    return []
+
+
+@pytest.fixture
+def generation(cancelled, finished):
+    return Generation(2, 7, cancelled.append, finished.append)
 
 
 async def test_events_of_a_choice_are_merged_while_nobody_looks(generation):
@@ -29,9 +34,11 @@ async def test_events_of_a_choice_are_merged_while_nobody_looks(generation):
     assert generation.completion_tokens == 4
 
 
-async def test_it_ends_when_every_choice_has_finished(generation):
+async def test_it_ends_when_every_choice_has_finished(generation, finished):
     generation.push(0, "", 1, "stop")
+    assert finished == []
     generation.push(1, "y", 1, "length")
+    assert finished == [generation]
     assert [len(batch) async for batch in generation] == [2]
     assert generation.finished
 
@@ -58,3 +65,13 @@ async def test_cancel_asks_once_there_is_something_to_cancel(generation, cancell
     generation.push(1, "", 1, "stop")
     generation.cancel()
     assert cancelled == [generation]
+
+
+async def test_who_is_aborted_is_cancelled_and_told_why(generation, cancelled):
+    generation.push(0, "a", 1, None)
+    generation.abort(EngineFailure("broken"))
+    generation.abort(EngineFailure("again"))
+    assert cancelled == [generation]
+    assert await anext(generation) == [Event(0, "a", 1, None)]
+    with pytest.raises(EngineFailure, match="broken"):
+        await anext(generation)

@@ -118,7 +118,7 @@ async def test_a_socket_is_closed_while_the_model_loads(start: Start) -> None:
         assert (socket.close_code, socket.close_reason) == (1013, "the model is loading")
 
 
-@pytest.mark.parametrize("request_held", [b"", b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"])
+@pytest.mark.parametrize("request_held", [b"", b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"])
 def test_a_model_that_does_not_load_is_the_exit_code(start: Start, tmp_path: Path, request_held: bytes) -> None:
     with start() as process, process.connect(request_held):
         (tmp_path / "go").write_text("no such tensor")
@@ -130,7 +130,7 @@ def test_a_model_that_does_not_load_is_the_exit_code(start: Start, tmp_path: Pat
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_the_model_loads_ends_it_at_once(start: Start, number: signal.Signals) -> None:
-    with start() as process, process.connect(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"):
+    with start() as process, process.connect(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"):
         process.send_signal(number)
         assert process.ended(10) < 2
         assert process.returncode == -number
@@ -146,7 +146,7 @@ def test_who_computes_is_free_and_who_answers_is_not(start: Start, tmp_path: Pat
         process.until_serving()
         before = seconds_of_threads(process.pid)
         body = json.dumps({"prompt": "x", "n": 16, "max_tokens": 200, "ignore_eos": True}).encode()
-        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body)
         with process.connect(head + body) as connection:
             assert connection.recv(20).startswith(b"HTTP/1.1 200")
         spent = {thread: ticks - before.get(thread, 0) for thread, ticks in seconds_of_threads(process.pid).items()}

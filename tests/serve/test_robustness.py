@@ -21,7 +21,7 @@ from serve.conftest import model_config
 
 def request_bytes(path: str, body: bytes, method: str = "POST") -> bytes:
     head = (
-        f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
@@ -190,7 +190,9 @@ BROKEN = [b"zz\r\nhi\r\n0\r\n\r\n", b"2\r\n{}\r\nzz\r\n", b"5\r\n{}", b"2\r\n{}\
 
 @pytest.mark.parametrize("chunks", BROKEN, ids=range(len(BROKEN)))
 async def test_broken_chunks(tiny_server, chunks):
-    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+    )
     reader, writer = await asyncio.open_connection("127.0.0.1", tiny_server.port)
     writer.write(head + chunks)
     writer.write_eof()

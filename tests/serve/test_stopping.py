@@ -48,22 +48,24 @@ def start(tiny_model: Callable[[str], Path], tmp_path: Path) -> Start:
 
 
 def post(path: str, body: bytes, length: int | None = None) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body) if length is None else length}\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body) if length is None else length}\r\n\r\n"
+    )
     return head.encode() + body
 
 
 def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode()
 
 
 UPGRADE = (
-    b"GET /v1/responses HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    b"GET /v1/responses HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
     b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 HELD = [
-    b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n",  # half a head
+    b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n",  # half a head
     post("/v1/completions", b'{"prompt"', 1000),  # half a body
-    b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n50\r\n{",  # half a chunk
+    b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n50\r\n{",  # half a chunk
     post("/v1/completions", STREAM),  # which nobody reads
     UPGRADE,
     b"",
@@ -77,7 +79,7 @@ def until_stopping(process: Process, number: signal.Signals = signal.SIGTERM) ->
 
 def answer(process: Process, message: bytes) -> tuple[int, str]:
     """The status and all of the answer on a connection of its own."""
-    with process.connect(message.replace(b"host: x", b"host: x\r\nconnection: close")) as connection:
+    with process.connect(message.replace(b"host: localhost", b"host: localhost\r\nconnection: close")) as connection:
         whole = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
     return int(whole.split()[1]), whole
 

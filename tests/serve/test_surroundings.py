@@ -20,8 +20,8 @@ from benchmarks.server import free_port, healthy
 from serve.conftest import model_config
 
 Start = Callable[..., AbstractContextManager[Process]]
-GET = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
-TOKENIZE = b'POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 15\r\n\r\n{"content":"a"}'
+GET = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+TOKENIZE = b'POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 15\r\n\r\n{"content":"a"}'
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_a_terminal_that_hangs_up_ends_it_unless_told_otherwise(start: Start) ->
 def test_half_open_connections_leave_descriptors(start: Start) -> None:
     """More of them than descriptors: the connections that are served go on, and grammars find pipes for a process."""
     constrained = json.dumps({"prompt": "x", "max_tokens": 4, "json_schema": {"type": "boolean"}}).encode()
-    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
     request = b"%bcontent-length: %d\r\n\r\n%b" % (head, len(constrained), constrained)
     with start(limits="ulimit -Sn 64; ulimit -Hn 200") as process, ExitStack() as stack:
         process.until_serving()

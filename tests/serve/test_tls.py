@@ -17,6 +17,12 @@ import openai
 import pytest
 import trustme
 import websockets
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from support.server_process import Process
 
 from benchmarks.server import free_port
@@ -38,13 +44,17 @@ def authorities() -> Authorities:
 
 @contextmanager
 def serving(folder: Path, model: Path, leaf: trustme.LeafCert, client_authority: trustme.CA, **server: object) -> Any:
-    leaf.private_key_pem.write_to_path(folder / "key.pem")
+    key = load_pem_private_key(leaf.private_key_pem.bytes(), None)
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    )
     (folder / "cert.pem").write_bytes(b"".join(pem.bytes() for pem in leaf.cert_chain_pems))
     client_authority.cert_pem.write_to_path(folder / "ca.pem")
     config = model_config(model, free_port(), alias="scripted")
     config["server"] |= {  # type: ignore[operator]
         "ssl_certfile": str(folder / "cert.pem"),
         "ssl_keyfile": str(folder / "key.pem"),
+        "ssl_keyfile_password": "secret",
         "ssl_ca_certs": str(folder / "ca.pem"),
         **server,
     }
@@ -55,6 +65,7 @@ def serving(folder: Path, model: Path, leaf: trustme.LeafCert, client_authority:
             process.terminate()
             process.ended(10)
             assert "Traceback" not in process.log
+            assert "secret" not in process.log
         finally:
             process.kill()
 

@@ -8,11 +8,15 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from support.asgi_client import Response
+
 
 class Socket:
-    """The client's end. ``closed`` is the code the application closed with."""
+    """The client's end. ``closed`` is the code the application closed with, ``refusal`` what it answered an upgrade
+    with that it did not accept."""
 
     def __init__(self) -> None:
+        self.refusal = Response()
         self.task: asyncio.Task[None]
         self.closed: int | None = None
         self.accepted = False
@@ -50,6 +54,10 @@ class Socket:
         assert self.closed is None, "a frame after the close"
         if message["type"] == "websocket.accept":
             self.accepted = True
+        elif message["type"] == "websocket.http.response.start":
+            self.refusal.status = message["status"]
+        elif message["type"] == "websocket.http.response.body":
+            self.refusal.writes.append(message["body"])
         elif message["type"] == "websocket.close":
             self.closed = message["code"]
         else:
@@ -59,12 +67,19 @@ class Socket:
 
 @asynccontextmanager
 async def websocket(
-    app: Any, path: str = "/v1/responses", headers: Sequence[tuple[bytes, bytes]] = ()
+    app: Any,
+    path: str = "/v1/responses",
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    *,
+    explains: bool = False,
 ) -> AsyncIterator[Socket]:
-    """An open socket; at the end of the context the client is gone."""
+    """An open socket; at the end of the context the client is gone. ``explains``: whether the server between takes a
+    reply in place of an upgrade."""
     socket = Socket()
     socket._to_app.put_nowait({"type": "websocket.connect"})
     scope = {"type": "websocket", "path": path, "headers": list(headers), "query_string": b""}
+    if explains:
+        scope["extensions"] = {"websocket.http.response": {}}
     socket.task = asyncio.create_task(app(scope, socket._to_app.get, socket.asgi_send))
     try:
         yield socket

@@ -8,7 +8,17 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from llamafast.engine.types import EmbeddingPlan, Event, FinishReason, Generation, Histogram, ModelInfo, Plan
+from llamafast.engine.types import (
+    ANYBODY,
+    EmbeddingPlan,
+    Event,
+    FinishReason,
+    Generation,
+    Histogram,
+    ModelInfo,
+    Plan,
+    Tenant,
+)
 from llamafast.errors import LlamafastError, RequestCancelled
 
 BOS = 256
@@ -77,8 +87,9 @@ class ByteTokenizer:
 class ScriptedGeneration:
     """Plays batches of Events: an exception in the script is raised there, a number sleeps that many seconds."""
 
-    def __init__(self, plan: Plan, script: Sequence[Step], cached_tokens: int) -> None:
+    def __init__(self, plan: Plan, script: Sequence[Step], cached_tokens: int, tenant: Tenant) -> None:
         self.plan = plan
+        self.tenant = tenant
         self.prompt_tokens = sum(map(len, plan.prompts))
         self.completion_tokens = 0
         self.cached_tokens = cached_tokens
@@ -138,7 +149,10 @@ def play(*steps: Step) -> Script:
 
 
 class FakeEngine:
-    """Answers each Plan by ``script`` and remembers its Generations; ``refusal`` is raised by submit when set."""
+    """Answers each Plan by ``script`` and remembers its Generations; ``refusal`` is raised by submit when set.
+
+    ``retry_seconds`` is what ``retry_after`` says, ``saved_bytes`` what ``reset_prefix_cache`` frees.
+    """
 
     def __init__(self, script: Script | None = None, *, info: ModelInfo = INFO) -> None:
         self.info = info
@@ -148,9 +162,12 @@ class FakeEngine:
         self.generations: list[ScriptedGeneration] = []
         self.prepared: list[Plan] = []
         self.embedding_plans: list[EmbeddingPlan] = []
+        self.embedding_tenants: list[Tenant] = []
         self.submitted = asyncio.Event()
         self.cached_tokens = 0
         self.stalled_seconds = 0.0
+        self.retry_seconds = 1.0
+        self.saved_bytes = 0
         self.series: dict[str, float] = {}
         self.distributions: dict[str, Histogram] = {}
 
@@ -163,19 +180,20 @@ class FakeEngine:
     async def prepare(self, plan: Plan) -> None:
         self.prepared.append(plan)
 
-    def submit(self, plan: Plan) -> Generation:
+    def submit(self, plan: Plan, tenant: Tenant = ANYBODY) -> Generation:
         if self.refusal is not None:
             raise self.refusal
-        generation = ScriptedGeneration(plan, self.script(plan), self.cached_tokens)
+        generation = ScriptedGeneration(plan, self.script(plan), self.cached_tokens, tenant)
         self.generations.append(generation)
         self.submitted.set()
         return generation
 
-    async def embed(self, plan: EmbeddingPlan) -> list[bytes]:
+    async def embed(self, plan: EmbeddingPlan, tenant: Tenant = ANYBODY) -> list[bytes]:
         """The vector of an input is its first tokens, ``dimensions`` or as many as the model's width."""
         if self.refusal is not None:
             raise self.refusal
         self.embedding_plans.append(plan)
+        self.embedding_tenants.append(tenant)
         await asyncio.sleep(0)
         info = self.info.embedding
         assert info is not None
@@ -183,6 +201,13 @@ class FakeEngine:
         if info.pooling == "none":
             return [array("f", [token for token in tokens for _ in range(width)]).tobytes() for tokens in plan.inputs]
         return [array("f", [*tokens, *[0] * width][:width]).tobytes() for tokens in plan.inputs]
+
+    def retry_after(self) -> float:
+        return self.retry_seconds
+
+    async def reset_prefix_cache(self) -> int:
+        freed, self.saved_bytes = self.saved_bytes, 0
+        return freed
 
     def stalled(self) -> float:
         return self.stalled_seconds

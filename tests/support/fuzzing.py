@@ -118,7 +118,7 @@ class Fuzzer:
                 ["/", "/v1", path + "/", path + "?a=%zz&b", "/%ff%00", "/v1/models/%2e%2e", "*", "/" + "a" * 3000]
             )
         version = "HTTP/1.0" if rng.random() < 0.02 else "HTTP/1.1"
-        headers = [("host", "x"), ("connection", "close"), ("content-type", "application/json")]
+        headers = [("host", "localhost"), ("connection", "close"), ("content-type", "application/json")]
         if rng.random() < 0.1:
             headers.append(rng.choice(HEADERS))
         chunked, ends = rng.random() < 0.3, False

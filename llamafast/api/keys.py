@@ -1,0 +1,200 @@
+"""API keys: which there are, whose they are and what they allow."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+from llamafast.engine.types import ANYBODY, Tenant
+from llamafast.errors import ConfigError, InvalidKey, PermissionDenied
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "LLAMAFAST_API_KEY"
+VARIABLE_NAME = "default"
+# What a file may hold: it is read while the server answers.
+MAX_FILE_BYTES = 1 << 20
+MAX_SECRET_BYTES = 4096
+
+_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}", re.ASCII)
+_HASHED = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
+_FIELDS = ("name", "max_running", "priority", "admin")
+
+
+class Key(NamedTuple):
+    """``digest`` is the SHA-256 of the secret, ``tenant`` whoever shares the key's name; ``admin`` opens the routes
+    that change the server."""
+
+    digest: bytes
+    tenant: Tenant
+    admin: bool = False
+
+
+class Keys:
+    """The keys of a file, one a line, and of the environment's ``LLAMAFAST_API_KEY``.
+
+    A line is a secret without blanks, or ``sha256:`` and the hexadecimal digest of one, then any of ``name=alice``,
+    ``max_running=4``, ``priority=5`` and ``admin``; ``#`` begins a comment line. Without a name the key's own digest
+    names its tenant. Several keys of one name are one tenant, so that a key can be replaced while both work. With
+    ``salted`` no tenant is given what another one's prompts have left in the prefix cache.
+
+    Raises ConfigError for a file that cannot be read, holds no key or has a line that is none of this.
+    """
+
+    def __init__(self, path: Path | None = None, variable: str = "", *, salted: bool = True) -> None:
+        self._path = path
+        self._salted = salted
+        self._variable = variable
+        self._known: dict[bytes, Key] = {}
+        self.load()
+
+    @property
+    def required(self) -> bool:
+        """Whether a request needs a key."""
+        return self._path is not None or bool(self._variable)
+
+    @property
+    def have_file(self) -> bool:
+        return self._path is not None
+
+    def load(self) -> None:
+        """Read the file again. Raises ConfigError, and the keys that were there stay."""
+        keys = [] if self._path is None else list(_read(self._path))
+        if self._variable:
+            keys.append(Key(_digest(self._variable.encode()), Tenant(name=VARIABLE_NAME)))
+        if self._salted:
+            keys = [key._replace(tenant=_salted(key.tenant)) for key in keys]
+        self._known = {key.digest: key for key in keys}
+
+    def reload(self) -> None:
+        """The same while serving, from any thread: a file at fault is logged."""
+        try:
+            self.load()
+        except ConfigError as error:
+            log.error("keys     not read again: %s", error)
+        else:
+            log.info("keys     %d after reading %s again", len(self._known), self._path)
+
+    def find(self, secret: bytes) -> Key | None:
+        """Whose secret it is, None: nobody's.
+
+        What is looked up and compared is a digest, so that how long it takes tells nothing of how much of a secret was
+        right; the last comparison takes the same time wherever digests differ.
+        """
+        digest = _digest(secret)
+        key = self._known.get(digest)
+        return key if key is not None and hmac.compare_digest(key.digest, digest) else None
+
+    def tenant(self, key: Key | None) -> Tenant:
+        """Whose ``key`` is by now: connections outlive a reading of the file. Raises InvalidKey when it was taken away
+        or given to somebody else."""
+        if key is None:
+            return ANYBODY
+        now = self._known.get(key.digest)
+        if now is None or now.tenant.name != key.tenant.name:
+            raise InvalidKey("this key is not valid any more", code="invalid_api_key")
+        return now.tenant
+
+    def authenticate(self, headers: Mapping[bytes, bytes]) -> Key | None:
+        """Whose request it is by ``Authorization: Bearer`` or ``x-api-key``; None where nobody needs a key. Raises
+        InvalidKey."""
+        if not self.required:
+            return None
+        secrets = list(_secrets(headers))
+        for secret in secrets:
+            if key := self.find(secret):
+                return key
+        if not secrets:
+            raise InvalidKey("no API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`")
+        raise InvalidKey("incorrect API key", code="invalid_api_key")
+
+    def require_admin(self, key: Key | None) -> None:
+        """Raises PermissionDenied."""
+        if key is None or not key.admin:
+            raise PermissionDenied("this needs a key that is marked `admin` in the file `server.api_key_file`")
+
+
+def keys_of(path: str | None, *, salted: bool) -> Keys:
+    """Those of a file and of this process's environment. Raises ConfigError."""
+    return Keys(None if path is None else Path(path), os.environ.get(VARIABLE, ""), salted=salted)
+
+
+def _secrets(headers: Mapping[bytes, bytes]) -> Iterator[bytes]:
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer" and (token := token.strip()):
+        yield token
+    if token := headers.get(b"x-api-key", b""):
+        yield token
+
+
+def _digest(secret: bytes) -> bytes:
+    return sha256(secret[: MAX_SECRET_BYTES + 1]).digest()
+
+
+def _salted(tenant: Tenant) -> Tenant:
+    return Tenant(name=tenant.name, salt=tenant.name, priority=tenant.priority, max_running=tenant.max_running)
+
+
+def _read(path: Path) -> Iterator[Key]:
+    try:
+        with path.open("rb") as file:
+            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
+                log.warning("keys     %s can be read by others than its owner: chmod 600", path)
+            raw = file.read(MAX_FILE_BYTES + 1)
+        text = raw.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"server.api_key_file: {path}: {error}") from error
+    if len(raw) > MAX_FILE_BYTES:
+        raise ConfigError(f"server.api_key_file: {path} has more than {MAX_FILE_BYTES} bytes")
+    lines: dict[bytes, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if words and not words[0].startswith("#"):
+            try:
+                key = _key(words[0], words[1:])
+                if (first := lines.setdefault(key.digest, number)) != number:
+                    raise ValueError(f"the key of line {first} again")
+            except ValueError as error:
+                raise ConfigError(f"server.api_key_file: line {number} of {path}: {error}") from error
+            yield key
+    if not lines:
+        raise ConfigError(f"server.api_key_file: {path} holds no key")
+
+
+def _key(secret: str, words: list[str]) -> Key:
+    """Raises ValueError, whose text never has the secret."""
+    if len(secret.encode()) > MAX_SECRET_BYTES:
+        raise ValueError(f"a key has at most {MAX_SECRET_BYTES} bytes")
+    hashed = _HASHED.fullmatch(secret)
+    digest = bytes.fromhex(hashed[1]) if hashed else _digest(secret.encode())
+    fields: dict[str, str] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name in fields or name not in _FIELDS or (name == "admin") == ("=" in word):
+            raise ValueError("what follows a key is name=…, max_running=…, priority=… or admin, each once")
+        fields[name] = value
+    name = fields.get("name", f"key-{digest.hex()[:16]}")
+    if not _NAME.fullmatch(name):
+        raise ValueError("a name has 1 to 64 letters, digits and characters of `._@-`")
+    tenant = Tenant(
+        name=name,
+        max_running=_number(fields, "max_running", 1),
+        priority=_number(fields, "priority", -(2**31)) or 0,
+    )
+    return Key(digest, tenant, "admin" in fields)
+
+
+def _number(fields: Mapping[str, str], name: str, least: int) -> int | None:
+    if name not in fields:
+        return None
+    value, most = fields[name], 2**31 - 1
+    if not re.fullmatch(r"-?[0-9]{1,10}", value, re.ASCII) or not least <= int(value) <= most:
+        raise ValueError(f"{name} is a number from {least} to {most}")
+    return int(value)

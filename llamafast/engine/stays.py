@@ -1,0 +1,110 @@
+"""The requests between submit and their end: who stays too long is sent away, and how fast they leave is measured."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Protocol
+
+from llamafast.engine.types import Tenant
+from llamafast.errors import AnswerTimeout, LlamafastError, QueueTimeout
+
+# Of so many departures, the last ones, the rate is taken.
+DEPARTURES = 64
+# What a client that found the queue full is told: no less, as it would come back at once, and no more, as the rate may
+# rise meanwhile. In seconds.
+LEAST_RETRY, MOST_RETRY = 1.0, 60.0
+
+
+class Stay(Protocol):
+    """A request as it is seen here."""
+
+    tenant: Tenant
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether work on any part of it has begun."""
+        ...
+
+
+class Stays:
+    """Event loop only.
+
+    ``queue_seconds``: how long a request may stay before any of it has begun; ``request_seconds``: how long in all;
+    None: no bound. Where there is a bound each request has a timer.
+    """
+
+    def __init__(self, *, queue_seconds: float | None = None, request_seconds: float | None = None) -> None:
+        self.empty = asyncio.Event()  # set while nobody is there
+        self.empty.set()
+        self._queue_seconds = queue_seconds
+        self._request_seconds = request_seconds
+        self._there: dict[Stay, tuple[Callable[[LlamafastError], None], list[asyncio.TimerHandle]]] = {}
+        self._bounded: Counter[str] = Counter()
+        self._departures: deque[float] = deque(maxlen=DEPARTURES)
+        self._idle_seconds = 0.0
+        self._idle_since = monotonic()
+
+    def begin(self, request: Stay, abort: Callable[[LlamafastError], None]) -> None:
+        """A request has come; ``abort`` ends it with an error, and ``end`` has to follow."""
+        if not self._there:
+            self._idle_seconds += monotonic() - self._idle_since
+            self.empty.clear()
+        loop, timers = asyncio.get_running_loop(), []
+        if self._queue_seconds is not None:
+            timers.append(loop.call_later(self._queue_seconds, self._end_of_queue, request))
+        if self._request_seconds is not None:
+            timers.append(loop.call_later(self._request_seconds, self._end_of_request, request))
+        self._there[request] = abort, timers
+        if request.tenant.max_running is not None:
+            self._bounded[request.tenant.name] += 1
+
+    def end(self, request: Stay) -> None:
+        """A request has ended, in whatever way; the first time counts."""
+        if request not in self._there:
+            return
+        self._departures.append(self._clock())
+        _, timers = self._there.pop(request)
+        if request.tenant.max_running is not None:
+            self._bounded[request.tenant.name] -= 1
+        for timer in timers:
+            timer.cancel()
+        if not self._there:
+            self._idle_since = monotonic()
+            self.empty.set()
+
+    def abort_all(self, error: LlamafastError) -> None:
+        for abort, _ in list(self._there.values()):
+            abort(error)
+
+    def n_before(self, tenant: Tenant, n_waiting: int) -> int:
+        """How many of the ``n_waiting`` requests a request of ``tenant`` queues with. Tenants with a bound of their own
+        may have many that wait for it: each has a queue of its own, about as long as what is there of it."""
+        if tenant.max_running is None:
+            return max(0, n_waiting - self._bounded.total())
+        return max(0, self._bounded[tenant.name] - tenant.max_running)
+
+    def retry_after(self, n_waiting: int) -> float:
+        """In how many seconds half of ``n_waiting`` requests will have begun, if requests leave as fast as the last
+        ones did: LEAST_RETRY to MOST_RETRY, and LEAST_RETRY where nothing was measured yet."""
+        if len(self._departures) < 2:
+            return LEAST_RETRY
+        # up to now: time goes on where nobody leaves
+        seconds = self._clock() - self._departures[0]
+        per_request = seconds / (len(self._departures) - 1)
+        return min(max(LEAST_RETRY, per_request * n_waiting / 2), MOST_RETRY)
+
+    def _clock(self) -> float:
+        """Seconds in which somebody was there, from any beginning: that nobody leaves an empty house is no slowness."""
+        return (monotonic() if self._there else self._idle_since) - self._idle_seconds
+
+    def _end_of_queue(self, request: Stay) -> None:
+        if not request.has_begun:
+            abort, _ = self._there[request]
+            abort(QueueTimeout(f"the request has waited for {self._queue_seconds:g} seconds, the longest it may"))
+
+    def _end_of_request(self, request: Stay) -> None:
+        abort, _ = self._there[request]
+        abort(AnswerTimeout(f"the request has taken {self._request_seconds:g} seconds, the longest it may"))

@@ -1,0 +1,198 @@
+"""Which keys a file and the environment give, and whose a secret is."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import random
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llamafast.api.keys import Keys, keys_of
+from llamafast.engine.types import Tenant
+from llamafast.errors import ConfigError, InvalidKey
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Write:
+    """Write the file of keys; its path."""
+    path = tmp_path / "keys"
+
+    def write(text: str) -> Path:
+        path.write_text(text)
+        path.chmod(0o600)
+        return path
+
+    return write
+
+
+def found(keys: Keys, secret: bytes) -> tuple[Tenant, bool] | None:
+    key = keys.find(secret)
+    return None if key is None else (key.tenant, key.admin)
+
+
+def test_a_line_is_a_key_and_what_it_allows(file: Write) -> None:
+    hashed = sha256(b"hashed").hexdigest()
+    keys = Keys(file(
+        "# ours\n\nplain\n  alice-secret name=alice max_running=4 priority=-5\n"
+        f"boss name=root admin\nsha256:{hashed} name=alice\n#name=nobody\n"
+    ))  # fmt: skip
+    assert keys.required
+    assert found(keys, b"alice-secret") == (Tenant(name="alice", salt="alice", max_running=4, priority=-5), False)
+    assert found(keys, b"hashed") == (Tenant(name="alice", salt="alice"), False)
+    assert found(keys, b"boss") == (Tenant(name="root", salt="root"), True)
+    own = f"key-{sha256(b'plain').hexdigest()[:16]}"
+    assert found(keys, b"plain") == (Tenant(name=own, salt=own), False)
+    for wrong in (b"", b"plai", b"plain ", b"plainx", b"#name=nobody", b"#", hashed.encode(), b"x" * 10**6):
+        assert keys.find(wrong) is None
+
+
+def test_prefixes_are_shared_where_keys_are_no_salt(file: Write) -> None:
+    keys = Keys(file("secret name=alice"), salted=False)
+    assert found(keys, b"secret") == (Tenant(name="alice"), False)
+
+
+def test_a_key_of_the_environment_is_no_administrator(file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMAFAST_API_KEY", "secret")
+    default = (Tenant(name="default", salt="default"), False)
+    assert found(keys_of(None, salted=True), b"secret") == default
+    both = keys_of(str(file("other name=other admin")), salted=True)
+    assert found(both, b"secret") == default
+    assert found(both, b"other") == (Tenant(name="other", salt="other"), True)
+    monkeypatch.delenv("LLAMAFAST_API_KEY")
+    assert not keys_of(None, salted=True).required
+
+
+@pytest.mark.parametrize("line", [
+    "secret name=", "secret name=a name=b", "secret name=a/b", "secret admin=1", "secret admin=",
+    "secret max_running=0", "secret max_running=x", "secret max_running=99999999999",
+    "secret priority=1.5", "secret colour=red", "secret name",
+    "s" * 5000, "secret name=" + "x" * 65, "good name=again",
+])  # fmt: skip
+def test_a_line_that_is_no_key_is_named_and_the_secret_is_not(file: Write, line: str) -> None:
+    with pytest.raises(ConfigError, match="line 2") as caught:
+        Keys(file(f"good\n{line}\n"))
+    assert "secret" not in str(caught.value)
+    assert "sss" not in str(caught.value)
+
+
+def test_a_file_without_keys_lets_nobody_in(file: Write, tmp_path: Path) -> None:
+    for text in ("", "# none\n\n"):
+        with pytest.raises(ConfigError, match="holds no key"):
+            Keys(file(text))
+    with pytest.raises(ConfigError, match="api_key_file"):
+        Keys(tmp_path / "missing")
+    path = file("")
+    path.write_bytes(b"\xff\n")
+    with pytest.raises(ConfigError, match="api_key_file"):
+        Keys(path)
+    path.write_bytes(b"x\n" * 600_000)
+    with pytest.raises(ConfigError, match="bytes"):
+        Keys(path)
+
+
+def test_the_file_is_read_again_and_a_fault_changes_nothing(file: Write, caplog: pytest.LogCaptureFixture) -> None:
+    keys = Keys(file("one name=a\nmoved name=a"))
+    one, moved = keys.find(b"one"), keys.find(b"moved")
+    file("two name=b\nmoved name=b")
+    assert keys.find(b"two") is None
+    with caplog.at_level(logging.INFO):
+        keys.reload()
+    assert (keys.find(b"one"), found(keys, b"two")) == (None, (Tenant(name="b", salt="b"), False))
+    for key in (one, moved):
+        with pytest.raises(InvalidKey):
+            keys.tenant(key)
+    file("three name=b nonsense")
+    with caplog.at_level(logging.CRITICAL):
+        keys.reload()
+    assert found(keys, b"two") == (Tenant(name="b", salt="b"), False)
+    assert keys.find(b"three") is None
+    two = keys.find(b"two")
+    file("two name=b priority=3")
+    keys.reload()
+    assert keys.tenant(two).priority == 3
+
+
+def test_a_file_that_others_can_read_is_told(file: Write, caplog: pytest.LogCaptureFixture) -> None:
+    path = file("one")
+    path.chmod(0o644)
+    with caplog.at_level(logging.WARNING):
+        Keys(path)
+    assert "chmod 600" in caplog.text
+
+
+SECRETS = st.text(st.characters(codec="ascii", exclude_categories=("Z", "C")), min_size=1)
+
+
+@given(secrets=st.lists(SECRETS.filter(lambda text: not text.startswith(("#", "sha256:"))), min_size=1, unique=True))
+def test_each_secret_finds_its_own_key_and_no_other(
+    tmp_path_factory: pytest.TempPathFactory, secrets: list[str]
+) -> None:
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    path.write_text("\n".join(f"{secret} name=n{k}" for k, secret in enumerate(secrets)))
+    keys = Keys(path)
+    for k, secret in enumerate(secrets):
+        key = keys.find(secret.encode())
+        assert key is not None
+        assert key.tenant.name == f"n{k}"
+        assert keys.find(secret.encode() + b"!") is None or secret + "!" in secrets
+
+
+SECRET = b"sk-" + b"k" * 61
+N_TIMED = 10_000
+
+
+def wrong(n_right: int) -> bytes:
+    """A key of the right length of which so much is right."""
+    return SECRET[:n_right] + b"?" * (len(SECRET) - n_right)
+
+
+def distance(refuse: Callable[[bytes], object]) -> float:
+    """How much longer ``refuse`` takes for a key that is right but for its end than for one that is wrong from the
+    start: Welch's t over N_TIMED measures of each in random order, without the slowest tenth, which are interruptions
+    (dudect, Reparaz 2016)."""
+    order = random.Random(0)
+    tries = [0, len(SECRET) - 1] * N_TIMED
+    order.shuffle(tries)
+    seconds: dict[int, list[int]] = {0: [], len(SECRET) - 1: []}
+    secrets = [wrong(n_right) for n_right in tries]
+    gc.disable()
+    try:
+        for n_right, secret in zip(tries, secrets, strict=True):
+            start = time.perf_counter_ns()
+            refuse(secret)
+            seconds[n_right].append(time.perf_counter_ns() - start)
+    finally:
+        gc.enable()
+    kept = [sorted(measures)[: N_TIMED * 9 // 10] for measures in seconds.values()]
+    means = [sum(measures) / len(measures) for measures in kept]
+    errors = [
+        sum((measure - mean) ** 2 for measure in measures) / len(measures) ** 2
+        for measures, mean in zip(kept, means, strict=True)
+    ]
+    return abs(means[1] - means[0]) / math.sqrt(sum(errors))
+
+
+def test_how_long_a_refusal_takes_tells_nothing_of_the_key(file: Write) -> None:
+    keys = Keys(file("\n".join([SECRET.decode(), *(f"other-{k}" for k in range(50))])))
+
+    def character_by_character(secret: bytes) -> bool:
+        return all(one == other for one, other in zip(secret, SECRET, strict=True))
+
+    def refuse(secret: bytes) -> None:
+        with pytest.raises(InvalidKey):
+            keys.authenticate({b"authorization": b"Bearer " + secret})
+
+    assert keys.find(SECRET) is not None
+    assert distance(character_by_character) > 50  # what is measured can tell
+    assert distance(keys.find) < 6
+    assert distance(refuse) < 6

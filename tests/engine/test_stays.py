@@ -1,0 +1,280 @@
+"""How long requests may stay, and how fast they leave."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from engine.test_embeddings import inputs_of
+from engine.test_engine import collect, config, plan, settled
+from llamafast.config import ServerConfig
+from llamafast.engine import stays as stays_module
+from llamafast.engine.load import load_engine
+from llamafast.engine.stays import Stays
+from llamafast.engine.types import ANYBODY, EmbeddingPlan, Tenant
+from llamafast.errors import AnswerTimeout, EngineUnavailable, QueueFull, QueueTimeout
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(stays_module, "monotonic", clock)
+    return clock
+
+
+class Request:
+    """Remembers what it was aborted with; ends then, as the Engine's do."""
+
+    def __init__(self, stays, has_begun=False, tenant=ANYBODY):
+        self.stays, self.has_begun, self.tenant = stays, has_begun, tenant
+        self.errors = []
+        stays.begin(self, self.abort)
+
+    def abort(self, error):
+        self.errors.append(error)
+        self.stays.end(self)
+
+
+async def test_without_a_measure_a_second_will_do(clock):
+    stays = Stays()
+    assert stays.retry_after(512) == 1
+    request = Request(stays)
+    clock.now += 5
+    stays.end(request)
+    assert stays.retry_after(512) == 1
+
+
+async def test_half_of_who_waits_has_begun_when_one_should_come_back(clock):
+    stays = Stays()
+    requests = [Request(stays) for _ in range(200)]
+    for request in requests[:100]:
+        clock.now += 0.5
+        stays.end(request)
+    assert stays.retry_after(20) == pytest.approx(5)
+    assert stays.retry_after(2) == 1
+    assert stays.retry_after(0) == 1
+    assert stays.retry_after(1000) == 60
+
+
+async def test_only_the_last_departures_count_and_time_goes_on_without_one(clock):
+    stays = Stays()
+    requests = [Request(stays) for _ in range(200)]
+    for request in requests[:30]:
+        clock.now += 10
+        stays.end(request)
+    for request in requests[30:94]:
+        clock.now += 0.1
+        stays.end(request)
+    assert stays.retry_after(100) == pytest.approx(5)
+    clock.now += 6.3
+    assert stays.retry_after(100) == pytest.approx(10)
+
+
+async def test_a_request_leaves_once(clock):
+    stays = Stays()
+    first, second, _ = (Request(stays) for _ in range(3))
+    stays.end(first)
+    clock.now += 4
+    for _ in range(9):
+        stays.end(first)
+    stays.end(second)
+    assert stays.retry_after(4) == pytest.approx(8)
+
+
+async def test_a_server_that_nobody_asks_does_not_get_slower(clock):
+    stays = Stays()
+    for _ in range(10):
+        request = Request(stays)
+        clock.now += 2
+        stays.end(request)
+        clock.now += 3600
+    assert stays.retry_after(10) == pytest.approx(10)
+    Request(stays)
+    clock.now += 18
+    assert stays.retry_after(10) == pytest.approx(20)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.booleans()), max_size=100), st.integers(0, 10**6))
+def test_the_answer_is_never_out_of_bounds(events, n_waiting):
+    async def play():
+        stays = Stays()
+        there = []
+        for seconds, comes in events:
+            clock.now += seconds
+            if comes:
+                there.append(Request(stays))
+            elif there:
+                stays.end(there.pop())
+            assert 1 <= stays.retry_after(n_waiting) <= 60
+            assert stays.empty.is_set() == (not there)
+
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stays_module, "monotonic", clock)
+        asyncio.run(play())
+
+
+async def test_timers_are_there_only_where_the_config_has_bounds_and_not_after_the_end(monkeypatch):
+    loop = asyncio.get_running_loop()
+    timers = []
+    call_later = loop.call_later
+
+    def watched(*args):
+        timers.append(call_later(*args))
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_later", watched)
+    stays = Stays()
+    stays.end(Request(stays))
+    assert timers == []
+    stays = Stays(queue_seconds=1000, request_seconds=2000)
+    request = Request(stays)
+    assert [timer.cancelled() for timer in timers] == [False, False]
+    stays.end(request)
+    assert [timer.cancelled() for timer in timers] == [True, True]
+    Request(Stays(queue_seconds=1e300, request_seconds=1e-300))
+
+
+async def test_who_waits_or_takes_too_long_is_sent_away():
+    stays = Stays(queue_seconds=0.01, request_seconds=0.03)
+    waiting, running, done = Request(stays), Request(stays, has_begun=True), Request(stays)
+    stays.end(done)
+    async with asyncio.timeout(10):
+        await stays.empty.wait()
+    ((queued,), (taken,)) = waiting.errors, running.errors
+    assert (type(queued), queued.status, queued.code) == (QueueTimeout, 503, "queue_timeout")
+    assert (type(taken), taken.status, taken.code, taken.type) == (
+        AnswerTimeout,
+        504,
+        "request_timeout",
+        "server_error",
+    )
+    assert (queued.message, taken.message) == (
+        "the request has waited for 0.01 seconds, the longest it may",
+        "the request has taken 0.03 seconds, the longest it may",
+    )
+    assert isinstance(queued, EngineUnavailable)
+    assert done.errors == []
+    await asyncio.sleep(0.05)
+    assert len(waiting.errors) == len(running.errors) == 1
+
+
+async def test_all_who_are_there_can_be_sent_away():
+    stays = Stays()
+    requests = [Request(stays) for _ in range(3)]
+    stays.abort_all(EngineUnavailable("closed"))
+    assert [error.message for request in requests for error in request.errors] == ["closed"] * 3
+    assert stays.empty.is_set()
+
+
+def bounded(path, *, embedding=False, **server):
+    """An engine whose requests may stay so long, for one sequence at a time."""
+    settings = config(path, n_ctx=8192, n_seq_max=1, embedding=embedding)
+    engine = load_engine(replace(settings, server=ServerConfig(**server)), path)
+    engine.start()
+    return engine
+
+
+LONG = {"max_tokens": None, "ignore_eos": True}
+
+
+async def test_a_request_that_none_has_begun_to_work_on_gives_its_place_up(tiny_model):
+    engine = bounded(tiny_model("tiny-llama"), queue_seconds=0.3)
+    running = engine.submit(plan(40, **LONG))
+    await anext(running)
+    waiting = engine.submit(plan(41, n=2))
+    with pytest.raises(QueueTimeout):
+        await collect(waiting)
+    assert not running.finished
+    running.cancel()
+    await settled(engine)
+    counters = engine.counters()
+    assert (counters["waiting"], counters["cancelled"], counters["used_cells"]) == (0, 3, 0)
+    # one of its choices has begun: the other may wait
+    assert [reason for _, reason in await collect(engine.submit(plan(41, n=2, max_tokens=1500, ignore_eos=True)))] == [
+        "length", "length",
+    ]  # fmt: skip
+    await engine.close()
+
+
+async def test_a_request_that_takes_too_long_ends_with_what_it_said_so_far(tiny_model):
+    engine = bounded(tiny_model("tiny-llama"), request_seconds=0.5)
+    generation = engine.submit(plan(40, **LONG))
+    heard = []
+
+    async def listen():
+        async for batch in generation:
+            heard.extend(event.n_tokens for event in batch)
+
+    with pytest.raises(AnswerTimeout):
+        await listen()
+    assert 0 < sum(heard) == generation.completion_tokens
+    await settled(engine)
+    counters = engine.counters()
+    assert (counters["cancelled"], counters["used_cells"]) == (1, 0)
+    assert (await collect(engine.submit(plan(40))))[0][1] == "length"
+    await engine.close()
+
+
+async def test_embeddings_may_not_stay_longer_either(tiny_model, monkeypatch):
+    path = tiny_model("tiny-llama")
+    many = EmbeddingPlan(inputs=inputs_of(400) * 2000)
+    engine = bounded(path, embedding=True, request_seconds=0.5)
+    with pytest.raises(AnswerTimeout):
+        await engine.embed(many)
+    assert len(await engine.embed(EmbeddingPlan(inputs=inputs_of(3)))) == 1
+    assert engine.counters()["embedding_inputs"] < 2000
+    await engine.close()
+    engine = bounded(path, embedding=True, queue_seconds=0.3)
+    with monkeypatch.context() as held:
+        held.setattr(engine._embeddings, "_admit", lambda: None)
+        with pytest.raises(QueueTimeout):
+            await engine.embed(many)
+    assert len(await engine.embed(EmbeddingPlan(inputs=inputs_of(3, 400)))) == 2
+    await engine.close()
+
+
+async def test_the_engine_tells_when_to_come_back(tiny_model, clock):
+    engine = bounded(tiny_model("tiny-llama"))
+    running = engine.submit(plan(40, **LONG))
+    await anext(running)
+    for _ in range(3):
+        clock.now += 12
+        engine.submit(plan(41)).cancel()
+    waiting = [engine.submit(plan(42)) for _ in range(4)]
+    async with asyncio.timeout(10):
+        while engine.counters()["waiting"] != 4:
+            await asyncio.sleep(0.001)
+    assert engine.retry_after() == pytest.approx(24)
+    for generation in (running, *waiting):
+        generation.cancel()
+    await engine.close()
+
+
+async def test_a_tenant_with_a_bound_fills_its_own_queue_and_nobody_elses(tiny_model):
+    """It would otherwise shut everybody out by requests that wait for nothing but its own."""
+    path = tiny_model("tiny-llama")
+    engine = load_engine(config(path, max_queue=3), path)
+    engine.start()
+    bounded = Tenant(name="bounded", max_running=1)
+    many = [engine.submit(plan(40 + k, max_tokens=200, ignore_eos=True), bounded) for k in range(4)]
+    with pytest.raises(QueueFull, match="3 requests wait"):
+        engine.submit(plan(50), bounded)
+    for tenant in (ANYBODY, Tenant(name="other", max_running=1)):
+        assert len(await collect(engine.submit(plan(50), tenant))) == 1
+    for generation in many:
+        generation.cancel()
+    await settled(engine)
+    assert len(await collect(engine.submit(plan(50), bounded))) == 1
+    await engine.close()
