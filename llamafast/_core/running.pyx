@@ -99,7 +99,8 @@ cdef bint running_ready(running_t *self, sequence_t *s) noexcept nogil:
     Just before llama_decode only: between partitions it is llama_decode that copies the data.
     """
     cdef sequence_t *leader
-    if s.n_past < s.n_restore:
+    # whose prompt is computed apart may have all but its last token, which the Prefiller is about to choose from
+    if s.n_past < s.n_restore or s.apart:
         return False
     if s.leader < 0:
         return True

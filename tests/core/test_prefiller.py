@@ -107,6 +107,29 @@ def test_what_cannot_be_restored_after_the_first_token_is_computed(rig):
     rig.runner.clear()
 
 
+def test_a_last_token_is_not_computed_beside_the_prefiller(rig):
+    """All before it may be there already: somebody who asks the same waits for just that."""
+    expected = rig.run(rig.sequence(LONG, 1, max_tokens=9))[1]
+    sequence = rig.sequence(LONG, 1, max_tokens=9)
+    rig.runner.add(sequence, apart=True)
+    rig.prefiller.add(0, LONG, 0, 399)
+    rig.prefiller.begin()
+    assert rig.runner.run(1 << 20) == PREFILLED
+    rig.prefiller.settle()
+    assert rig.runner.restore(sequence, rig.prefiller.save(0, 0, 399), 0, 399)
+    assert rig.runner.run(1) == PAUSED
+    assert sequence.n_tokens == 400
+    row = rig.prefiller.add(0, LONG, 399, 400, True)
+    rig.prefiller.begin()
+    assert rig.runner.run(1 << 20) == PREFILLED
+    rig.runner.prefilled(sequence, 400, row)
+    assert rig.runner.restore(sequence, rig.prefiller.save(0, 399, 400), 399, 400)
+    while not sequence.finished:
+        assert rig.runner.run(1 << 20) == FINISHED
+    assert rig.collect()[1] == expected
+    rig.runner.clear()
+
+
 def test_who_was_halted_gets_no_token_from_the_prefiller(rig):
     sequence = rig.sequence(LONG, 1, max_tokens=9)
     rig.runner.add(sequence, apart=True)
