@@ -154,6 +154,13 @@ class UpgradeRequired(InvalidRequest):
     code = "upgrade_required"
 
 
+class RequestTimeout(InvalidRequest):
+    """The body did not come within ``server.body_seconds``."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class BodyTooLarge(InvalidRequest):
     """The body is larger than ``server.max_body_bytes``."""
 

@@ -53,6 +53,11 @@ class Listener:
         self.hosts = self._hosts(config)
 
     @property
+    def port(self) -> int | None:
+        """None for a Unix socket."""
+        return None if self._address is None else self._address.port
+
+    @property
     def public_ip(self) -> str | None:
         """Where others than this machine's processes reach it."""
         return None if self._address is None or self._address.is_loopback else self._address.ip

@@ -26,13 +26,17 @@ from granian.server.embed import Server
 from tqdm import tqdm
 
 from llamafast.api.app import App
+from llamafast.api.client_wait import ClientWaits
+from llamafast.api.connections import Connections
 from llamafast.api.gate import Gate
 from llamafast.api.keys import VARIABLE, Keys, keys_of
 from llamafast.api.origins import Origins
 from llamafast.config import Config, ServerConfig
+from llamafast.cpus import allowed_cpus, leave_to_compute, on_cpus
 from llamafast.engine.engine import Engine
 from llamafast.engine.load import compute_threads, load_engine, set_echo
 from llamafast.errors import ConfigError, ModelLoadError
+from llamafast.granian_limits import limits
 from llamafast.hub import resolve_model
 from llamafast.listener import Listener
 
@@ -40,11 +44,6 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-BACKLOG = 2048
-MAX_CONNECTIONS = 16384
-# Descriptors that are not connections: the model, the database, pipes, processes that try grammars.
-RESERVED_DESCRIPTORS = 96
-MACOS_DESCRIPTORS = 10240  # its OPEN_MAX, whatever it calls unlimited
 # After the drain, for clients that read slowly, not at all, or have sent half a request.
 CLOSE_SECONDS = 5.0
 # Granian's errors are lines of our log.
@@ -56,31 +55,37 @@ def serve(config: Config, verbose: bool = False) -> None:
     listener = Listener(config.server)
     keys = keys_of(config.server.api_key_file, salted=config.server.salt_by_key)
     warn_of_strangers(listener.public_ip, keys)
-    n_connections = min(MAX_CONNECTIONS, max(1, raise_descriptor_limit() - RESERVED_DESCRIPTORS))
     set_echo(verbose)
     with _interruptible(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, listener, keys, n_connections))
+        runner.run(_serve(config, listener, keys))
     logger.info("stopped")
 
 
-async def _serve(config: Config, listener: Listener, keys: Keys, n_connections: int) -> None:
+async def _serve(config: Config, listener: Listener, keys: Keys) -> None:
     cpus = allowed_cpus()
     leave_to_compute(max(compute_threads(config.model)))
-    gate = Gate(request_log=config.server.request_log)
+    waits = ClientWaits(config.server.body_seconds, config.server.send_seconds)
+    if (port := listener.port) is not None:
+        waits.connections = Connections(
+            port,
+            header_seconds=config.server.header_seconds,
+            keep_alive_seconds=config.server.keep_alive_seconds,
+        )
+        waits.connections.watch()
+    gate = Gate(waits, request_log=config.server.request_log)
     server = Server(
         gate,
         interface=Interfaces.ASGINL,
-        backlog=BACKLOG,
-        backpressure=n_connections,
         websockets=config.server.max_websockets > 0,
         log_level=LogLevels.error,
         log_dictconfig=GRANIAN_LOG,
+        **limits(config.server),
         **listener.options,
     )
     server.on_startup(listener.bound)
     loop = asyncio.get_running_loop()
     serving = loop.create_task(server.serve())
-    loading = in_thread(partial(_load, config, listener, keys, cpus))
+    loading = in_thread(partial(_load, config, listener, keys, waits, cpus))
     try:
         await asyncio.wait((serving, loading), return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
@@ -113,7 +118,9 @@ async def _serve(config: Config, listener: Listener, keys: Keys, n_connections: 
         raise _ended(serving, listener)
 
 
-def _load(config: Config, listener: Listener, keys: Keys, cpus: set[int] | None) -> tuple[Engine, App]:
+def _load(
+    config: Config, listener: Listener, keys: Keys, waits: ClientWaits, cpus: set[int] | None
+) -> tuple[Engine, App]:
     """In a thread. Raises ConfigError or ModelLoadError."""
     layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}"
     with on_cpus(cpus):
@@ -126,11 +133,13 @@ def _load(config: Config, listener: Listener, keys: Keys, cpus: set[int] | None)
             stall_seconds=config.server.stall_seconds,
             keys=keys,
             origins=Origins(config.server.cors_origins, listener.hosts),
+            waits=waits,
             request_log=config.server.request_log,
             metrics_aliases=config.server.metrics_aliases,
             metrics_public=config.server.metrics_public,
             max_websockets=config.server.max_websockets,
             websocket_seconds=config.server.websocket_seconds,
+            websocket_idle_seconds=config.server.websocket_idle_seconds,
             responses=config.responses,
         )
     if engine.info.generates:
@@ -247,56 +256,6 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def allowed_cpus() -> set[int] | None:
-    """Those this thread may run on; None where threads cannot be confined."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-
-
-@contextmanager
-def on_cpus(cpus: set[int] | None) -> Iterator[None]:
-    """Inside, this thread may run on ``cpus``; those it starts may for good."""
-    before = allowed_cpus()
-    if cpus is None or before is None:
-        yield
-        return
-    os.sched_setaffinity(0, cpus)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def leave_to_compute(n_threads: int) -> None:
-    """Keep this thread, and those it will start, off as many CPUs as the engine computes with.
-
-    Every step wakes the event loop. A wake-up on the CPU that computes takes it away from ggml in the middle of a step:
-    with one compute thread on two CPUs, 16 streams of a tiny model lost a tenth of their speed to that. Where no CPU
-    is left over, nothing is confined. The engine's threads are started ``on_cpus``.
-    """
-    if hasattr(os, "sched_setaffinity"):
-        spare = sorted(os.sched_getaffinity(0))[n_threads:]
-        if spare:
-            os.sched_setaffinity(0, spare)
-
-
-def raise_descriptor_limit() -> int:
-    """As many descriptors as the system lets this process have; how many that are."""
-    try:
-        import resource
-    except ImportError:  # not on Windows, which has no such limit
-        return MAX_CONNECTIONS + RESERVED_DESCRIPTORS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + RESERVED_DESCRIPTORS if hard == resource.RLIM_INFINITY else hard
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return wanted
-    for limit in (wanted, MACOS_DESCRIPTORS):
-        if limit > soft:
-            with suppress(ValueError, OSError):  # the kernel's own limit is lower
-                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-                return limit
-    return soft
 
 
 def _advance(bar: tqdm[Any], fraction: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from llamafast.api.body_size import BodyLimits
 from llamafast.api.chat import ChatEndpoint
+from llamafast.api.client_wait import ClientWaits
 from llamafast.api.completions import CompletionsEndpoint
 from llamafast.api.delivery import internal_error
 from llamafast.api.embeddings import EmbeddingsEndpoint, RerankEndpoint, ScoreEndpoint
@@ -60,9 +61,10 @@ class App:
 
     ``max_body_bytes`` bounds a request's body, ``stall_seconds`` is how long the engine may stand still over waiting
     work before /ready and /healthz turn red, ``ping_seconds`` how long a stream may be silent. ``keys`` and ``origins``
-    say who may ask; ``metrics_public`` opens /metrics to all. ``request_log`` writes a line per request,
-    ``metrics_aliases`` repeats metrics under other servers' names (``metrics.ALIASES``). ``max_websockets`` are open at
-    once, each for ``websocket_seconds``. Raises ConfigError when the model's chat template does not compile or the
+    say who may ask, ``waits`` how long clients are waited for; ``metrics_public`` opens /metrics to all.
+    ``request_log`` writes a line per request, ``metrics_aliases`` repeats metrics under other servers' names
+    (``metrics.ALIASES``). ``max_websockets`` are open at once, each for ``websocket_seconds``, or for
+    ``websocket_idle_seconds`` without use. Raises ConfigError when the model's chat template does not compile or the
     store of ``responses`` does not open.
     """
 
@@ -77,17 +79,20 @@ class App:
         ping_seconds: float = PING_SECONDS,
         keys: Keys | None = None,
         origins: Origins | None = None,
+        waits: ClientWaits | None = None,
         request_log: bool = True,
         metrics_aliases: Collection[str] = (),
         metrics_public: bool = False,
         max_websockets: int = 1024,
         websocket_seconds: float = 3600.0,
+        websocket_idle_seconds: float = 600.0,
         responses: ResponsesConfig = ResponsesConfig(),  # noqa: B008
     ) -> None:
         self._engine = engine
         self._keys = keys or Keys()
         self._origins = origins or Origins()
         self._limits = BodyLimits(max_body_bytes, BODIES_AT_ONCE * max_body_bytes, engine.info.max_seq_len)
+        self._waits = waits or ClientWaits()
         self._request_log = RequestLog(lines=request_log)
         self.chat = chat = ChatFormat(engine.info, engine.tokenizer)
         # now, when nobody waits yet
@@ -100,6 +105,7 @@ class App:
             self._request_log,
             max_sockets=max_websockets,
             max_seconds=websocket_seconds,
+            idle_seconds=websocket_idle_seconds,
             limits=self._limits,
         )
         self._system = SystemEndpoints(engine, stall_seconds, metrics_aliases)
@@ -112,10 +118,11 @@ class App:
         ])  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await self._serve(Exchange(scope, receive, send))
-        else:
-            await self._converse(WebSocket(scope, receive, send, self._limits.max_bytes))
+        with self._waits.of(scope) as wait:
+            if scope["type"] == "http":
+                await self._serve(Exchange(scope, receive, send, wait))
+            else:
+                await self._converse(WebSocket(scope, receive, send, wait, self._limits.max_bytes))
 
     def announce_drain(self) -> None:
         """/ready and /health turn red, so that new requests go elsewhere; all that come are served as before."""
@@ -151,6 +158,8 @@ class App:
             await _fail(exchange, internal_error())
         finally:
             exchange.release()
+            if exchange.abandoned:
+                exchange.status = _CLIENT_GONE_STATUS
             self._request_log.add(exchange, name)
 
     def _admit(self, exchange: Exchange, route: Route | None) -> None:

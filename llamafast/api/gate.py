@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from llamafast.api.client_wait import ClientWaits
 from llamafast.api.http import ClientGone, Exchange, Receive, Scope, Send
 from llamafast.api.request_log import RequestLog
 from llamafast.api.system import reply_live, reply_not_ready
@@ -26,7 +27,8 @@ class Gate:
     Probes leave no trace in the log and the metrics, as they come again and again.
     """
 
-    def __init__(self, *, request_log: bool) -> None:
+    def __init__(self, waits: ClientWaits, *, request_log: bool) -> None:
+        self._waits = waits
         self._log = RequestLog(lines=request_log)
         self._application: Application = self._refuse
 
@@ -38,10 +40,13 @@ class Gate:
         return self._application(scope, receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._turn_away(WebSocket(scope, receive, send, max_frame_bytes=0))
-            return
-        exchange = Exchange(scope, receive, send)
+        with self._waits.of(scope) as wait:
+            if scope["type"] == "http":
+                await self._answer(Exchange(scope, receive, send, wait))
+            else:
+                await self._turn_away(WebSocket(scope, receive, send, wait, max_frame_bytes=0))
+
+    async def _answer(self, exchange: Exchange) -> None:
         path = exchange.path if exchange.method in ("GET", "HEAD") else ""
         if path == _LIVE:
             await reply_live(exchange)

@@ -15,9 +15,16 @@ from uuid import uuid4
 import msgspec
 
 from llamafast.api.body_size import BodyLimits, BodySize, too_many_bytes
+from llamafast.api.client_wait import ClientWait
 from llamafast.api.schema.fragments import ErrorBody, ErrorObject
 from llamafast.engine.types import ANYBODY, Generation
-from llamafast.errors import InvalidRequest, LlamafastError, MethodNotAllowed, UnsupportedMediaType
+from llamafast.errors import (
+    InvalidRequest,
+    LlamafastError,
+    MethodNotAllowed,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -27,6 +34,10 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 JSON_TYPE = b"application/json"
 
+# A body may take `server.body_seconds`, and on top of it what its bytes take at this rate.
+BODY_BYTES_PER_SECOND = 16 * 1024
+# What a reader has `server.send_seconds` for, beside what Granian and the kernel hold ahead of it.
+PIECE_BYTES = 256 * 1024
 # How much of a body that nobody wants is read and thrown away, and how long each piece of it is waited for.
 DISCARDED_BYTES = 256 * 2**20
 DISCARD_SECONDS = 1.0
@@ -79,16 +90,18 @@ class Exchange(Record):
     """A request and its one reply: ``start``, any number of ``write``, the last one with ``more=False``.
 
     The reply repeats the request's identity, so that a proxy can tell whose trace an answer belongs to, and has the
-    ``origin_headers``, which tell a browser what the page behind the request may do.
+    ``origin_headers``, which tell a browser what the page behind the request may do. ``wait`` bounds how long the
+    client may take to send the body, and to take in each piece of the reply.
     """
 
-    __slots__ = ("_more", "_receive", "_send", "_size", "headers", "origin_headers", "path", "query")
+    __slots__ = ("_more", "_receive", "_send", "_size", "_wait", "headers", "origin_headers", "path", "query")
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, wait: ClientWait) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         super().__init__(scope["method"], Identity.of(self.headers))
         self._receive = receive
         self._send = send
+        self._wait = wait
         self._size: BodySize | None = None
         self._more = True  # of the body is to come
         self.origin_headers: Headers = ()
@@ -99,7 +112,7 @@ class Exchange(Record):
         """The request's body, within ``limits`` whatever its Content-Length says; it counts there until ``release``.
 
         Raises UnsupportedMediaType when the headers call it something else than plain JSON, BodyTooLarge, QueueFull
-        when there are too many bodies, or InvalidRequest when it breaks off.
+        when there are too many bodies, RequestTimeout when it comes too slowly, or InvalidRequest when it breaks off.
         """
         self._require_json()
         length = self.headers.get(b"content-length", b"")
@@ -108,7 +121,7 @@ class Exchange(Record):
         size = self._size = BodySize(limits)
         chunks = []
         while refusal is None and self._more:
-            chunk = await self._chunk()
+            chunk = await self._timely_chunk(size.n_bytes)
             if chunk is None:
                 # The client may be there still: an end that is too early and chunks that are malformed look the same.
                 raise InvalidRequest("the body is incomplete, or its chunks are malformed")
@@ -123,6 +136,26 @@ class Exchange(Record):
             raise refusal
         return b"".join(chunks)
 
+    async def _timely_chunk(self, n_before: int) -> bytes | None:
+        """The next chunk, behind ``n_before`` bytes. Raises RequestTimeout."""
+        wait = self._wait
+        wait.deadline = self._body_deadline(n_before)
+        wait.reading = True
+        try:
+            chunk = await self._chunk()
+        except asyncio.CancelledError:
+            if not wait.expired:
+                raise
+            wait.forgive()
+            raise RequestTimeout(f"{n_before} bytes of the body came in {wait.body_seconds:g} seconds") from None
+        finally:
+            wait.deadline = 0.0
+            wait.reading = False
+        return chunk
+
+    def _body_deadline(self, n_before: int) -> float:
+        return self.started + self._wait.body_seconds + n_before / BODY_BYTES_PER_SECOND
+
     async def _chunk(self) -> bytes | None:
         """More of the body; None when its client has gone or sends nonsense."""
         message = await self._receive()
@@ -136,8 +169,14 @@ class Exchange(Record):
         with suppress(TimeoutError):
             while self._more and n_bytes <= DISCARDED_BYTES:
                 # half a body is waited for as little as its sender seems to care
-                async with asyncio.timeout(DISCARD_SECONDS):
+                left = self._body_deadline(n_bytes) - time.monotonic()
+                async with asyncio.timeout(min(DISCARD_SECONDS, left)):
                     n_bytes += len(await self._chunk() or b"")
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether its client has stopped reading, and the work ends for that."""
+        return self._wait.expired
 
     def release(self) -> None:
         """Nobody holds the body any more."""
@@ -166,7 +205,15 @@ class Exchange(Record):
         return ((b"x-request-id", request_id), *(((b"traceparent", trace),) if trace else ()))
 
     async def write(self, body: bytes, *, more: bool = True) -> None:
+        if len(body) > PIECE_BYTES:
+            last = (len(body) - 1) // PIECE_BYTES * PIECE_BYTES
+            for start in range(0, last, PIECE_BYTES):
+                await self.write(body[start : start + PIECE_BYTES])
+            body = body[last:]
+        wait = self._wait
+        wait.deadline = time.monotonic() + wait.send_seconds
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        wait.deadline = 0.0
 
     async def reply(self, status: int, body: bytes, content_type: bytes, headers: Headers = ()) -> None:
         """The whole answer at once; HEAD gets its headers only."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -118,11 +119,17 @@ class Session:
         self._memory = LaneMemory(limits.max_bytes)
         self._lanes: dict[str | None, Lane] = {}
         self._running = asyncio.Semaphore(MAX_RUNNING)
+        self._last = time.monotonic()  # that a frame came or an answer ended
+
+    def idle_seconds(self) -> float:
+        """How long no frame has come and nothing was answered; 0.0 while something is."""
+        return 0.0 if any(not task.done() for task in self._tasks()) else time.monotonic() - self._last
 
     async def read(self) -> None:
         """Give frames to their lanes. Raises ClientGone or Refused."""
         while True:
             data = await self._socket.receive()
+            self._last = time.monotonic()
             frame = Frame(data, BodySize(self._limits), FrameKind(), self._socket.record())
             try:
                 frame.record.tenant = self._whose()
@@ -206,6 +213,7 @@ class Session:
                     log.exception("request %s failed", frame.record.identity.request_id.decode())
                     await self._refuse(internal_error(), frame)
                 finally:
+                    self._last = time.monotonic()
                     frame.size.release()
                     frame.record.status = frame.record.status or _CLIENT_GONE_STATUS
                     self._request_log.add(frame.record, ROUTE)

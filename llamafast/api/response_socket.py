@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 
 from llamafast.api.body_size import BodyLimits
@@ -16,8 +17,9 @@ from llamafast.errors import EngineUnavailable, InvalidRequest
 
 
 class ResponseSockets:
-    """Serves sockets. ``max_sockets`` are open at once, each for at most ``max_seconds``; frames have ``limits`` as
-    bodies do, and what waits on a socket, or is remembered there, those of one body."""
+    """Serves sockets. ``max_sockets`` are open at once, each for at most ``max_seconds``, and for ``idle_seconds`` with
+    no frame and no answer; frames have ``limits`` as bodies do, and what waits on a socket, or is remembered there,
+    those of one body."""
 
     def __init__(
         self,
@@ -27,6 +29,7 @@ class ResponseSockets:
         *,
         max_sockets: int,
         max_seconds: float,
+        idle_seconds: float,
         limits: BodyLimits,
     ) -> None:
         self._responder = responder
@@ -34,6 +37,7 @@ class ResponseSockets:
         self._request_log = request_log
         self._max_sockets = max_sockets
         self._max_seconds = max_seconds
+        self._idle_seconds = idle_seconds
         self._limits = limits
         self._n_open = 0
         self._draining = asyncio.Event()
@@ -62,6 +66,9 @@ class ResponseSockets:
                 self._idle.clear()
                 try:
                     await self._converse(socket, whose)
+                except asyncio.CancelledError:
+                    await socket.drop()
+                    raise
                 finally:
                     self._n_open -= 1
                     if not self._n_open:
@@ -78,7 +85,7 @@ class ResponseSockets:
         reader = asyncio.create_task(session.read())
         draining = asyncio.create_task(self._draining.wait())
         try:
-            await asyncio.wait((reader, draining), timeout=self._max_seconds, return_when=asyncio.FIRST_COMPLETED)
+            idle = await self._until_over(session, reader, draining)
             if reader.done():
                 reader.result()
             reader.cancel()
@@ -86,6 +93,8 @@ class ResponseSockets:
             if draining.done():
                 await session.finish()
                 await socket.close(GOING_AWAY, "the server is shutting down")
+            elif idle:
+                await socket.close(GOING_AWAY, "the connection is idle")
             else:
                 await session.tell(LifetimeReached(self._max_seconds))
                 await socket.close(GOING_AWAY, "the connection is too old")
@@ -95,6 +104,20 @@ class ResponseSockets:
             reader.cancel()
             draining.cancel()
             await session.cancel()
+
+    async def _until_over(self, session: Session, *ends: asyncio.Task[object]) -> bool:
+        """Wait for one of ``ends``, or for the end of the time there is. Whether that was spent idly."""
+        until = time.monotonic() + self._max_seconds
+        while True:
+            rest = self._idle_seconds - session.idle_seconds()
+            if rest <= 0:
+                return True
+            rest = min(rest, until - time.monotonic())
+            if rest <= 0:
+                return False
+            done, _ = await asyncio.wait(ends, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return False
 
 
 class LifetimeReached(InvalidRequest):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from contextlib import suppress
+
 import msgspec
 
-from llamafast.api.http import JSON_TYPE, ClientGone, Identity, Receive, Record, Scope, Send, error_body
+from llamafast.api.client_wait import ClientWait
+from llamafast.api.http import JSON_TYPE, ClientGone, Identity, Message, Receive, Record, Scope, Send, error_body
 from llamafast.errors import LlamafastError
 
 # RFC 6455, and 1012 to 1014 from IANA's registry
@@ -13,6 +18,8 @@ UNSUPPORTED_DATA = 1003
 POLICY_VIOLATION = 1008
 MESSAGE_TOO_BIG = 1009
 TRY_AGAIN_LATER = 1013
+# For a frame that tells of the end to one who does not read: it ends at once where the connection has been cut.
+DROP_SECONDS = 1.0
 
 
 class Refused(Exception):
@@ -27,10 +34,11 @@ class Refused(Exception):
 class WebSocket:
     """``accept``, then any number of ``receive`` and ``send``, then ``close`` unless the client went first.
 
-    ``identity`` is that of the upgrade; the requests that come over the socket are counted in theirs.
+    ``identity`` is that of the upgrade; the requests that come over the socket are counted in theirs. ``wait`` bounds
+    how long a client may leave frames unread.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, max_frame_bytes: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, wait: ClientWait, max_frame_bytes: int) -> None:
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.identity = Identity.of(self.headers)
@@ -38,6 +46,8 @@ class WebSocket:
         self._may_explain = "websocket.http.response" in scope.get("extensions", ())
         self._receive = receive
         self._send = send
+        self._wait = wait
+        self._n_sending = 0
         self._max_frame_bytes = max_frame_bytes
 
     def record(self) -> Record:
@@ -50,17 +60,17 @@ class WebSocket:
         """Raises ClientGone."""
         if (await self._receive())["type"] != "websocket.connect":
             raise ClientGone
-        await self._send({"type": "websocket.accept"})
+        await self._deliver({"type": "websocket.accept"})
 
     async def reject(self, error: LlamafastError) -> None:
         """Refuse the upgrade with ``error``; a server that cannot send a reply of ours makes it a bare 403."""
         await self._receive()
         if not self._may_explain:
-            await self._send({"type": "websocket.close", "code": POLICY_VIOLATION})
+            await self._deliver({"type": "websocket.close", "code": POLICY_VIOLATION})
             return
         headers = [(b"content-type", JSON_TYPE), (b"x-request-id", self.identity.request_id)]
-        await self._send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
-        await self._send({"type": "websocket.http.response.body", "body": msgspec.json.encode(error_body(error))})
+        await self._deliver({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
+        await self._deliver({"type": "websocket.http.response.body", "body": msgspec.json.encode(error_body(error))})
 
     async def receive(self) -> bytes:
         """The next text frame as UTF-8. Raises ClientGone, or Refused for a frame that is binary or too large."""
@@ -76,7 +86,27 @@ class WebSocket:
         return frame
 
     async def send(self, frame: bytes) -> None:
-        await self._send({"type": "websocket.send", "text": frame.decode()})
+        await self._deliver({"type": "websocket.send", "text": frame.decode()})
 
     async def close(self, code: int, reason: str) -> None:
-        await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        await self._deliver({"type": "websocket.close", "code": code, "reason": reason})
+
+    async def drop(self) -> None:
+        """Let go of the connection after a send was cancelled: that send holds it for a moment more, and Granian would
+        keep it until Python collects garbage."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DROP_SECONDS):
+                await self._send({"type": "websocket.close", "code": GOING_AWAY, "reason": ""})
+
+    async def _deliver(self, message: Message) -> None:
+        """Send what the reader must take. Whoever sends at the same time waits for the same reader: time begins again
+        with each frame that it has taken."""
+        wait = self._wait
+        if not self._n_sending:
+            wait.deadline = time.monotonic() + wait.send_seconds
+        self._n_sending += 1
+        try:
+            await self._send(message)
+        finally:
+            self._n_sending -= 1
+            wait.deadline = time.monotonic() + wait.send_seconds if self._n_sending else 0.0

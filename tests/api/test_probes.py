@@ -9,6 +9,7 @@ from support.fake_engine import FakeEngine
 
 from llamafast import metrics
 from llamafast.api.app import App
+from llamafast.api.client_wait import ClientWaits
 from llamafast.api.gate import Gate
 from llamafast.api.websocket import TRY_AGAIN_LATER
 
@@ -67,7 +68,7 @@ async def test_probes_are_read_only(app: App, path: str) -> None:
 
 
 async def test_a_model_that_loads_is_alive_but_not_ready() -> None:
-    client = AsgiClient(Gate(request_log=True))
+    client = AsgiClient(Gate(ClientWaits(), request_log=True))
     assert await told(client, "/live") == (200, {"status": "ok"})
     for path in ("/ready", "/health", "/healthz"):
         assert await told(client, path) == (503, {"status": "loading"})
@@ -82,7 +83,7 @@ async def test_what_needs_a_model_is_refused_while_it_loads(
 ) -> None:
     counted: list[tuple[str, int]] = []
     monkeypatch.setattr(metrics, "observe_http", lambda route, status: counted.append((route, status)))
-    client = AsgiClient(Gate(request_log=True))
+    client = AsgiClient(Gate(ClientWaits(), request_log=True))
     await client.get("/ready")
     with caplog.at_level("INFO"):
         async with client.open(method, path, [b'{"prompt": ', b'"a"}']) as connection:
@@ -96,7 +97,7 @@ async def test_what_needs_a_model_is_refused_while_it_loads(
 
 
 async def test_a_socket_is_turned_away_while_the_model_loads() -> None:
-    async with websocket(Gate(request_log=True)) as socket:
+    async with websocket(Gate(ClientWaits(), request_log=True)) as socket:
         await socket.task
     assert socket.closed == TRY_AGAIN_LATER
 
@@ -110,12 +111,14 @@ async def test_a_client_that_leaves_before_it_is_turned_away() -> None:
     async def send(message: object) -> None:
         sent.append(message)
 
-    await Gate(request_log=True)({"type": "websocket", "path": "/v1/responses", "headers": []}, receive, send)
+    await Gate(ClientWaits(), request_log=True)(
+        {"type": "websocket", "path": "/v1/responses", "headers": []}, receive, send
+    )
     assert sent == []
 
 
 async def test_an_open_gate_is_the_application(app: App) -> None:
-    gate = Gate(request_log=True)
+    gate = Gate(ClientWaits(), request_log=True)
     client = AsgiClient(gate)
     gate.open(app)
     for path in PROBES:

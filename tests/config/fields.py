@@ -23,6 +23,7 @@ NULL_THREADS = ([None, 1, 512], [0, 513, *WRONG_INT])
 NULL_INT = ([None, -1, 0, INT32, -INT32 - 1], [INT32 + 1, -INT32 - 2, *WRONG_INT])
 CACHE_TYPE = ([None, 0, 1, 2, 3, 6, 7, 8, 20, 30], [-1, 4, 5, 9, 10, 31, 43, True, "f16"])
 PRETRAINED_OR_NULL = ([None], [1, [], "org/repo", {}, {"repo_id": "a"}])
+SECONDS = ([0.1, 5], [0, -1, None, "60", True])
 MEDIA_BYTES = ([1, 2**40], [0, -1, None, *WRONG_INT])
 
 FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
@@ -64,6 +65,14 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
             [None, "*", [1], [""], ["a.b"], ["https://a.b/"], ["https://a b"], ["https://a.b\n"]],
         ),
         "allowed_hosts": (None, [None, [], ["*"], ["a.b", ".c"]], ["a", [1], [""]]),
+        "websocket_idle_seconds": (600.0, *SECONDS),
+        "header_seconds": (30.0, *SECONDS),
+        "keep_alive_seconds": (75.0, *SECONDS),
+        "body_seconds": (60.0, *SECONDS),
+        "send_seconds": (60.0, *SECONDS),
+        "max_header_bytes": (65536, [8192, 2**31 - 1], [8191, 2**31, None, *WRONG_INT]),
+        "max_concurrent_streams": (128, [1, 2**31 - 1], [0, 2**31, None, *WRONG_INT]),
+        "max_connections": (16384, [1, 100_000], [0, None, *WRONG_INT]),
     },
     "scheduler": {
         "prefill_chunk": (None, *NULL_POSITIVE),
@@ -75,7 +84,7 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
     "responses": {
         "max_count": (4096, [0, 1], [-1, None, *WRONG_INT]),
         "max_bytes": (256 * 1024 * 1024, [0, 2**40], [-1, 2**63, None, *WRONG_INT]),
-        "max_age_seconds": (86400.0, [0.1, 5], [0, -1, None, "60", True]),
+        "max_age_seconds": (86400.0, *SECONDS),
         "path": (None, [None, "responses.sqlite"], ["", 1, []]),
     },
     "disk_cache": {

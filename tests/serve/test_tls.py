@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -55,6 +56,7 @@ def serving(folder: Path, model: Path, leaf: trustme.LeafCert, client_authority:
         "ssl_certfile": str(folder / "cert.pem"),
         "ssl_keyfile": str(folder / "key.pem"),
         "ssl_keyfile_password": "secret",
+        "header_seconds": 1,
         "ssl_ca_certs": str(folder / "ca.pem"),
         **server,
     }
@@ -111,6 +113,14 @@ def client_context(
 def ready(process: Process, context: ssl.SSLContext) -> object:
     with httpx.Client(verify=context) as client:
         return client.get(f"https://127.0.0.1:{process.port}/ready").json()
+
+
+def test_a_handshake_that_never_ends_is_given_up(server: Process) -> None:
+    for begun in (b"", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"):
+        with server.connect(begun) as connection:
+            started = time.monotonic()
+            assert connection.recv(1) == b""
+            assert 0.9 < time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

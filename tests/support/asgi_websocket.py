@@ -13,15 +13,21 @@ from support.asgi_client import Response
 
 class Socket:
     """The client's end. ``closed`` is the code the application closed with, ``refusal`` what it answered an upgrade
-    with that it did not accept."""
+    with that it did not accept, ``sent`` the kinds of what it sent, read or not."""
 
     def __init__(self) -> None:
         self.refusal = Response()
         self.task: asyncio.Task[None]
         self.closed: int | None = None
         self.accepted = False
+        self.sent: list[str] = []
         self._to_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._from_app: asyncio.Queue[Any] = asyncio.Queue()
+        self._reads = asyncio.Event()
+        self._reads.set()
+
+    def stop_reading(self) -> None:
+        self._reads.clear()
 
     def send(self, frame: Any) -> None:
         """A value to send as JSON, text as it is, or bytes as a binary frame."""
@@ -52,6 +58,8 @@ class Socket:
 
     async def asgi_send(self, message: dict[str, Any]) -> None:
         assert self.closed is None, "a frame after the close"
+        self.sent.append(message["type"])
+        await self._reads.wait()
         if message["type"] == "websocket.accept":
             self.accepted = True
         elif message["type"] == "websocket.http.response.start":

@@ -1,0 +1,118 @@
+"""How long requests and WebSockets wait for their clients: a deadline each, and one timer for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import MutableMapping
+from types import TracebackType
+from typing import Any, Self
+
+from llamafast.api.connections import Client, Connections
+
+# A deadline is found out to have passed up to so many parts of a limit late.
+LOOKS_PER_LIMIT = 4
+
+
+class ClientWaits:
+    """Every request and WebSocket that is open, and the limits: ``body_seconds`` for a body to come, ``send_seconds``
+    for a reader to take something. ``connections``, where they are watched, hear who is at work."""
+
+    def __init__(self, body_seconds: float = 60.0, send_seconds: float = 60.0) -> None:
+        self.body_seconds = body_seconds
+        self.send_seconds = send_seconds
+        self.connections: Connections | None = None
+        self._open: set[ClientWait] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def of(self, scope: MutableMapping[str, Any]) -> ClientWait:
+        """For one request or WebSocket, by its ASGI scope."""
+        return ClientWait(self, scope.get("client"), scope.get("http_version") == "2")
+
+    def add(self, wait: ClientWait) -> None:
+        self._open.add(wait)
+        if self._timer is None:
+            self._look_later()
+
+    def remove(self, wait: ClientWait) -> None:
+        self._open.discard(wait)
+
+    def _look_later(self) -> None:
+        seconds = min(self.body_seconds, self.send_seconds) / LOOKS_PER_LIMIT
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        for wait in self._open:
+            if 0 < wait.deadline < now:
+                wait.expire()
+        if self._open:
+            self._look_later()
+
+
+class ClientWait:
+    """One request or WebSocket of ``client`` (None: without an address), as a context around all of its work, in the
+    task that does it. ``multiplexed``: others share its connection.
+
+    ``deadline`` is set while something waits for the client, to seconds of the monotonic clock, and 0.0 otherwise;
+    ``reading``: that is for it to send. Once the deadline has passed the task is cancelled, and the connection closed
+    unless there is somebody to answer. The cancellation ends with the context if ``forgive`` does not come first.
+    """
+
+    __slots__ = (
+        "_client",
+        "_connections",
+        "_multiplexed",
+        "_task",
+        "_waits",
+        "body_seconds",
+        "deadline",
+        "expired",
+        "reading",
+        "send_seconds",
+    )
+
+    def __init__(self, waits: ClientWaits, client: Client | None, multiplexed: bool) -> None:
+        self.body_seconds = waits.body_seconds
+        self.send_seconds = waits.send_seconds
+        self.deadline = 0.0
+        self.expired = False
+        self.reading = False
+        self._waits = waits
+        self._connections = None if client is None else waits.connections
+        self._client = client or ("", "")
+        self._multiplexed = multiplexed
+
+    def __enter__(self) -> Self:
+        self._task: asyncio.Task[Any] | None = asyncio.current_task()
+        if self._connections is not None:
+            self._connections.begun(self._client)
+        self._waits.add(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._waits.remove(self)
+        if self._connections is not None:
+            self._connections.ended(self._client)
+        if not self.expired:
+            return False
+        self.forgive()
+        return kind is asyncio.CancelledError
+
+    def expire(self) -> None:
+        assert self._task is not None
+        self.deadline = 0.0
+        self.expired = True
+        # First: once the work has ended, Granian lets go of the socket, and what is unread stays in the kernel.
+        if self._connections is not None and not self._multiplexed and not self.reading:
+            self._connections.close(self._client)
+        self._task.cancel()
+
+    def forgive(self) -> None:
+        """The cancellation has arrived and is answered in another way."""
+        assert self._task is not None
+        self.expired = False
+        self._task.uncancel()

@@ -1,0 +1,218 @@
+"""The section ``model`` of cfg.json: one model, its context and what comes with it.
+
+Names are llama.h's where llama.h has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeAlias
+
+from msgspec import Meta
+
+from llamafast.config.fields import (
+    Bytes,
+    CacheType,
+    Int,
+    KvValue,
+    Natural,
+    Positive,
+    PositiveBytes,
+    Real,
+    Seconds,
+    Section,
+    Text,
+    Threads,
+)
+
+KV_STRING_BYTES = 127  # char[128] in llama.h, with its closing NUL
+
+
+class FromPretrained(Section, frozen=True, kw_only=True):
+    """A file of a Hugging Face repository. ``filename`` and ``additional_files`` may be globs (``* ? [ ]``).
+
+    ``local_dir_use_symlinks`` has no effect: huggingface-hub dropped the choice, and old files still name it.
+    """
+
+    repo_id: Text
+    filename: Text
+    additional_files: tuple[Text, ...] | None = None
+    local_dir: Text | None = None
+    local_dir_use_symlinks: bool | Literal["auto"] = "auto"
+    cache_dir: Text | None = None
+
+
+class FromPackage(Section, frozen=True, kw_only=True):
+    """A file of an installed Python package, named by distribution or import name.
+
+    ``filename`` is relative to the import package and may be a glob.
+    """
+
+    package: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?\Z")]
+    filename: Text
+
+
+ModelSource: TypeAlias = str | FromPretrained | FromPackage
+
+
+def _sources(section: Section, prefix: str) -> dict[str, ModelSource]:
+    keys = (f"{prefix}path", f"{prefix}from_pretrained", f"{prefix}from_package")
+    return {key: value for key in keys if (value := getattr(section, key)) is not None}
+
+
+def _source_conflicts(section: Section, prefix: str) -> Iterator[tuple[str, str]]:
+    if len(_sources(section, prefix)) != 1:
+        yield "", f"exactly one of {prefix}path, {prefix}from_pretrained and {prefix}from_package must be set"
+
+
+class LoraConfig(Section, frozen=True, kw_only=True):
+    """One adapter, applied to every request with the weight ``scale``."""
+
+    path: Text | None = None
+    from_pretrained: FromPretrained | None = None
+    from_package: FromPackage | None = None
+    scale: Real = 1.0
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        return _source_conflicts(self, "")
+
+    @property
+    def source(self) -> ModelSource:
+        """Where the adapter comes from."""
+        (source,) = _sources(self, "").values()
+        return source
+
+
+class EmbeddingCacheConfig(Section, frozen=True, kw_only=True):
+    """A directory for the embeddings of media."""
+
+    path: Text
+    max_bytes: Bytes
+
+
+class MtmdConfig(Section, frozen=True, kw_only=True):
+    """The multimodal projector and what clients may send it. Sizes are for one item.
+
+    ``allowed_media_domains`` null or empty allows every host.
+    """
+
+    mmproj_path: Text | None = None
+    mmproj_from_pretrained: FromPretrained | None = None
+    mmproj_from_package: FromPackage | None = None
+    embedding_cache: EmbeddingCacheConfig | None = None
+    allowed_media_domains: tuple[Text, ...] | None = None
+    allowed_local_media_path: Text | None = None
+    batch_max_tokens: Positive = 1024
+    image_max_bytes: PositiveBytes = 20 * 2**20
+    audio_max_bytes: PositiveBytes = 100 * 2**20
+    video_max_bytes: PositiveBytes = 512 * 2**20
+    image_timeout_seconds: Seconds = 10.0
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        return _source_conflicts(self, "mmproj_")
+
+    @property
+    def source(self) -> ModelSource:
+        """Where the projector comes from."""
+        (source,) = _sources(self, "mmproj_").values()
+        return source
+
+
+class ModelConfig(Section, frozen=True, kw_only=True):
+    """One model and its context. Names are llama.h's where llama.h has one."""
+
+    path: Text | None = None
+    from_pretrained: FromPretrained | None = None
+    from_package: FromPackage | None = None
+    alias: Text | None = None
+    chat_template: str | tuple[str, ...] | None = None
+    dialect: Text | None = None  # how the model writes tool calls and reasoning; null: its template tells
+    response_schema: dict[str, Any] | None = None
+    response_template: dict[str, Any] | None = None
+    loras: tuple[LoraConfig, ...] = ()
+    mtmd: MtmdConfig | None = None
+
+    n_gpu_layers: Int | None = None  # negative: all
+    split_mode: Literal[0, 1, 2, 3] | None = None
+    main_gpu: Int | None = None
+    tensor_split: tuple[Annotated[float, Meta(ge=0, le=3.4e38)], ...] | None = None
+    vocab_only: bool | None = None
+    use_mmap: bool | None = None
+    use_mlock: bool | None = None
+    kv_overrides: dict[str, KvValue] | None = None
+
+    n_ctx: Natural | None = None  # 0 or null: what the model was trained for
+    n_batch: Positive | None = None
+    n_ubatch: Positive | None = None
+    n_seq_max: Annotated[int, Meta(ge=1, le=256)] | None = None  # LLAMA_MAX_SEQ
+    threads: Threads | None = None
+    threads_batch: Threads | None = None
+    rope_scaling_type: Literal[-1, 0, 1, 2, 3] | None = None
+    pooling_type: Literal[-1, 0, 1, 2, 3, 4] | None = None
+    attention_type: Literal[-1, 0, 1] | None = None
+    embedding: bool | None = None  # null: what the GGUF is made for
+    rerank_by_cosine: bool = False  # let a model that embeds rank by the cosine of its vectors
+    rope_freq_base: Real | None = None
+    rope_freq_scale: Real | None = None
+    yarn_ext_factor: Real | None = None
+    yarn_attn_factor: Real | None = None
+    yarn_beta_fast: Real | None = None
+    yarn_beta_slow: Real | None = None
+    yarn_orig_ctx: Natural | None = None
+    offload_kqv: bool | None = None
+    flash_attn: bool | None = None  # null: llama.cpp decides
+    op_offload: bool | None = None
+    swa_full: bool | None = None
+    no_perf: bool | None = None
+    type_k: CacheType | None = None
+    type_v: CacheType | None = None
+    kv_unified: bool = True
+    store_logits: bool = True  # no effect: log probabilities need no setting
+
+    max_seq_len: Positive | None = None  # prompt and output of one request
+    max_output_tokens: Natural | None = None
+
+    draft_model: Literal["prompt-lookup-decoding", "draft-mtp"] | None = None
+    draft_model_path: Text | None = None
+    draft_model_from_pretrained: FromPretrained | None = None
+    draft_model_from_package: FromPackage | None = None
+    draft_model_num_pred_tokens: Int = 16
+    draft_model_max_ngram_size: Int = 2
+    draft_model_top_k: Positive = 1
+    draft_model_p_min: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    draft_model_max_batch_size: Positive | None = None
+    draft_model_threads: Threads | None = None
+    draft_model_threads_batch: Threads | None = None
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        yield from _source_conflicts(self, "")
+        if self.response_schema is not None and self.response_template is not None:
+            yield "", "at most one of response_schema and response_template may be set"
+        drafts = _sources(self, "draft_model_")
+        if len(drafts) > 1:
+            yield "", f"at most one of {' and '.join(drafts)} may be set"
+        if self.draft_model == "draft-mtp" and self.n_batch is not None:
+            least = self.draft_model_num_pred_tokens + 1
+            if self.n_batch < least:
+                yield "n_batch", f"draft-mtp needs at least draft_model_num_pred_tokens + 1 = {least}"
+        for key, value in (self.kv_overrides or {}).items():
+            if not 1 <= len(key.encode()) <= KV_STRING_BYTES or "\0" in key:
+                yield "kv_overrides", f"a key must have 1 to {KV_STRING_BYTES} bytes and no NUL"
+            elif isinstance(value, str) and (len(value.encode()) > KV_STRING_BYTES or "\0" in value):
+                yield "kv_overrides", f"the value of {key} must have at most {KV_STRING_BYTES} bytes and no NUL"
+
+    @property
+    def source(self) -> ModelSource:
+        """Where the model comes from."""
+        (source,) = _sources(self, "").values()
+        return source
+
+    @property
+    def draft_source(self) -> ModelSource | None:
+        """Where a separate draft model comes from."""
+        return next(iter(_sources(self, "draft_model_").values()), None)
+
+    @property
+    def chat_template_text(self) -> str | None:
+        """The template in one piece."""
+        return "".join(self.chat_template) if isinstance(self.chat_template, tuple) else self.chat_template

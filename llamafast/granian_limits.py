@@ -1,0 +1,58 @@
+"""What Granian bounds: heads, streams of HTTP/2 and connections."""
+
+from __future__ import annotations
+
+import math
+import threading
+from contextlib import suppress
+from typing import Any
+
+from granian.http import HTTP1Settings, HTTP2Settings
+
+from llamafast.config import ServerConfig
+
+BACKLOG = 2048
+# Descriptors that are not connections: the model, the database, pipes, processes that try grammars.
+RESERVED_DESCRIPTORS = 96
+MACOS_DESCRIPTORS = 10240  # its OPEN_MAX, whatever it calls unlimited
+
+
+def limits(server: ServerConfig) -> dict[str, Any]:
+    """Granian's options. Raises the process's limit of descriptors, where that may be."""
+    wanted = server.max_connections
+    n_connections = min(wanted, max(1, raise_descriptor_limit(wanted + RESERVED_DESCRIPTORS) - RESERVED_DESCRIPTORS))
+    return {
+        "backlog": BACKLOG,
+        "backpressure": n_connections,
+        "http1_settings": http1_settings(server),
+        "http2_settings": http2_settings(server),
+    }
+
+
+def http1_settings(server: ServerConfig) -> HTTP1Settings:
+    """hyper times a head and the silence before it as one; the App's own watch tells a first head from a next one."""
+    seconds = min(max(server.header_seconds, server.keep_alive_seconds), threading.TIMEOUT_MAX)
+    return HTTP1Settings(header_read_timeout=math.ceil(1000 * seconds), max_buffer_size=server.max_header_bytes)
+
+
+def http2_settings(server: ServerConfig) -> HTTP2Settings:
+    return HTTP2Settings(max_concurrent_streams=server.max_concurrent_streams, max_headers_size=server.max_header_bytes)
+
+
+def raise_descriptor_limit(wanted: int) -> int:
+    """As many descriptors as the system lets this process have, ``wanted`` where it has no limit; how many that are."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, which has no such limit
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = hard
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    for limit in (wanted, MACOS_DESCRIPTORS):
+        if limit > soft:
+            with suppress(ValueError, OSError):  # the kernel's own limit is lower
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+                return limit
+    return soft

@@ -1,0 +1,175 @@
+"""Which of this process's TCP connections are closed, and when; with sockets of the test's own."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from llamafast.api.connections import DESCRIPTORS, Client, Connections
+
+HEADER = 0.2
+KEEP_ALIVE = 0.4
+PART = 0.05
+
+
+class Server:
+    """A listening socket, and both ends of what is connected to it."""
+
+    def __init__(self, stack: ExitStack, family: socket.AddressFamily = socket.AF_INET) -> None:
+        self._stack = stack
+        self._listener = stack.enter_context(socket.socket(family))
+        self._listener.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+        self._listener.listen()
+        self.address = self._listener.getsockname()
+        self.connections = Connections(self.address[1], header_seconds=HEADER, keep_alive_seconds=KEEP_ALIVE)
+
+    def connect(self) -> tuple[socket.socket, socket.socket, Client]:
+        """The client's end, the server's, and who the client is."""
+        theirs = self._stack.enter_context(socket.socket(self._listener.family))
+        theirs.connect(self.address)
+        ours = self._stack.enter_context(self._listener.accept()[0])
+        host, port, *_ = theirs.getsockname()
+        return theirs, ours, (host, str(port))
+
+    def sweep_for(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.connections.sweep()
+            time.sleep(PART / 5)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def server(stack: ExitStack) -> Server:
+    return Server(stack)
+
+
+def drain(connection: socket.socket) -> None:
+    """Read to the end of what comes."""
+    while connection.recv(2**20):
+        pass
+
+
+def is_open(connection: socket.socket) -> bool:
+    """Whether the other side has not closed it."""
+    return not select.select([connection], [], [], 0)[0]
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_one_without_a_request_has_time_for_its_head(stack: ExitStack, family: socket.AddressFamily) -> None:
+    server = Server(stack, family)
+    connection, *_ = server.connect()
+    server.sweep_for(HEADER - PART)
+    assert is_open(connection)
+    server.sweep_for(3 * PART)
+    assert connection.recv(1) == b""
+
+
+def test_one_with_requests_is_left_alone_and_then_kept_alive(server: Server) -> None:
+    connection, _, client = server.connect()
+    server.connections.begun(client)
+    server.connections.begun(client)
+    server.sweep_for(HEADER + PART)
+    server.connections.ended(client)
+    server.sweep_for(KEEP_ALIVE + PART)
+    assert is_open(connection)
+    server.connections.ended(client)
+    server.sweep_for(KEEP_ALIVE - PART)
+    assert is_open(connection)
+    server.sweep_for(3 * PART)
+    assert connection.recv(1) == b""
+
+
+def test_another_request_begins_the_time_again(server: Server) -> None:
+    connection, _, client = server.connect()
+    for _ in range(2):
+        server.connections.begun(client)
+        server.connections.ended(client)
+        server.sweep_for(KEEP_ALIVE - PART)
+    assert is_open(connection)
+
+
+def test_an_unread_one_is_cut_at_once_with_what_was_not_sent(server: Server) -> None:
+    connection, ours, client = server.connect()
+    server.connections.begun(client)
+    ours.settimeout(PART)
+    with pytest.raises(TimeoutError):
+        ours.sendall(bytes(2**24))
+    server.connections.close(client)
+    server.connections.sweep()
+    with pytest.raises(BrokenPipeError):
+        ours.send(b"x")
+    ours.close()
+    with pytest.raises(ConnectionResetError):
+        drain(connection)
+
+
+def test_a_descriptor_that_is_another_connection_by_now_has_time_of_its_own(server: Server) -> None:
+    _, ours, _ = server.connect()
+    server.sweep_for(HEADER - PART)
+    connection, next_ours, _ = server.connect()
+    os.dup2(next_ours.fileno(), ours.fileno())
+    next_ours.close()
+    server.sweep_for(HEADER - PART)
+    assert is_open(connection)
+    server.sweep_for(3 * PART)
+    assert connection.recv(1) == b""
+
+
+def test_nothing_else_is_touched(stack: ExitStack, server: Server) -> None:
+    other = Server(stack)
+    elsewhere, *_ = other.connect()
+    pair = socket.socketpair()
+    for end in pair:
+        stack.enter_context(end)
+    server.sweep_for(HEADER + PART)
+    assert is_open(elsewhere)
+    assert is_open(pair[0])
+    connection, *_ = server.connect()
+    assert is_open(connection)
+
+
+def test_what_is_gone_is_forgotten(server: Server) -> None:
+    connection, ours, client = server.connect()
+    server.connections.begun(client)
+    server.connections.ended(client)
+    server.connections.sweep()
+    assert server.connections._ended
+    connection.close()
+    ours.close()
+    server.connections.sweep()
+    assert not server.connections._ended
+    assert not server.connections._running
+    assert not server.connections._known
+
+
+def test_a_sweep_leaves_no_descriptor_behind(server: Server) -> None:
+    ends = [server.connect() for _ in range(20)]
+    before = len(os.listdir(DESCRIPTORS))
+    server.sweep_for(HEADER + PART)
+    assert len(os.listdir(DESCRIPTORS)) == before
+    assert all(connection.recv(1) == b"" for connection, *_ in ends)
+
+
+def test_watching_takes_a_thread_that_hears_of_unread_ones_at_once(server: Server) -> None:
+    server.connections._header_seconds = server.connections._keep_alive_seconds = 1e300
+    _, ours, client = server.connect()
+    server.connections.begun(client)
+    server.connections.watch()
+    assert any(thread.name == "connections" and thread.daemon for thread in threading.enumerate())
+    assert is_open(ours)
+    server.connections.close(client)
+    ours.settimeout(5)
+    assert ours.recv(1) == b""

@@ -1,0 +1,270 @@
+"""How long clients may take, with limits of a tenth of a second: bodies, readers, WebSockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from support.asgi_client import Response
+from support.asgi_websocket import websocket
+from support.fake_engine import FakeEngine, play, say
+
+from llamafast.api.app import App
+from llamafast.api.body_size import FREE_BYTES
+from llamafast.api.client_wait import ClientWaits
+from llamafast.api.http import BODY_BYTES_PER_SECOND, PIECE_BYTES
+from llamafast.engine.types import Event
+
+LIMIT = 0.1
+# Whatever a busy machine does in between.
+MUCH_LATER = 5.0
+COMPLETIONS = "/v1/completions"
+STREAM = json.dumps({"prompt": "a", "stream": True}).encode()
+WHOLE = json.dumps({"prompt": "a"}).encode()
+GET_MODELS = ("GET", "/v1/models")
+CLIENT = ("127.0.0.1", "4711")
+
+
+class Connections:
+    """What an App tells of its clients."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def begun(self, client: tuple[str, str]) -> None:
+        self._tell("begun", client)
+
+    def ended(self, client: tuple[str, str]) -> None:
+        self._tell("ended", client)
+
+    def close(self, client: tuple[str, str]) -> None:
+        self._tell("close", client)
+
+    def _tell(self, what: str, client: tuple[str, str]) -> None:
+        assert client == CLIENT
+        self.told.append(what)
+
+
+class Client:
+    """One request. ``body`` are pieces and seconds to wait before the next; it never ends without ``whole``. After
+    ``reads`` writes nothing is taken any more."""
+
+    def __init__(
+        self, app: App, body: Sequence[bytes | float], *, whole: bool = True, reads: int = 1000, version: str = "1.1"
+    ) -> None:
+        self.response = Response()
+        self._app = app
+        self._body = list(body)
+        self._whole = whole
+        self._reads = reads
+        self._version = version
+
+    async def ask(self, method: str = "POST", path: str = COMPLETIONS) -> Response:
+        """Until the App is done with it."""
+        scope = {
+            "type": "http", "http_version": self._version, "method": method, "path": path, "headers": [],
+            "client": CLIENT,
+        }  # fmt: skip
+        await asyncio.wait_for(self._app(scope, self._receive, self._send), MUCH_LATER)
+        return self.response
+
+    async def _receive(self) -> dict[str, Any]:
+        while self._body:
+            piece = self._body.pop(0)
+            if isinstance(piece, bytes):
+                more = not self._whole or any(isinstance(rest, bytes) for rest in self._body)
+                return {"type": "http.request", "body": piece, "more_body": more}
+            await asyncio.sleep(piece)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.response.status = message["status"]
+            return
+        if len(self.response.writes) >= self._reads:
+            await asyncio.Event().wait()
+        self.response.writes.append(message["body"])
+        self.response.complete = not message["more_body"]
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def connections() -> Connections:
+    return Connections()
+
+
+def make(engine: FakeEngine, *, send_seconds: float = LIMIT, **options: float) -> App:
+    waits = ClientWaits(LIMIT, send_seconds)
+    return App(engine, max_body_bytes=2**20, stall_seconds=5.0, waits=waits, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def app(engine: FakeEngine, connections: Connections) -> App:
+    waits = ClientWaits(LIMIT, LIMIT)
+    waits.connections = connections  # type: ignore[assignment]
+    return App(engine, max_body_bytes=2**20, stall_seconds=5.0, waits=waits)
+
+
+def endless(piece: bytes) -> list[bytes | float]:
+    return [piece, LIMIT / 4] * 1000
+
+
+@pytest.mark.parametrize("body", [[], [b"{"], endless(b" ")], ids=["none", "half", "by bytes"])
+async def test_a_body_that_does_not_come_is_a_timeout(
+    app: App, connections: Connections, body: list[bytes | float]
+) -> None:
+    began = time.monotonic()
+    response = await Client(app, body, whole=False).ask()
+    assert LIMIT < time.monotonic() - began < LIMIT + 1
+    assert response.status == 408
+    assert response.complete
+    assert (response.error["type"], response.error["code"]) == ("invalid_request_error", "request_timeout")
+    # the reply was sent: Granian closes the connection, as a part of the body was not read
+    assert connections.told == ["begun", "ended"]
+
+
+async def test_a_body_that_timed_out_is_not_held(app: App) -> None:
+    await Client(app, [b" " * (FREE_BYTES + 1)], whole=False).ask()
+    assert app._limits.held == 0
+
+
+async def test_bytes_give_a_body_time(app: App) -> None:
+    response = await Client(app, [b" " * BODY_BYTES_PER_SECOND, 3 * LIMIT, b" ", 3 * LIMIT, WHOLE]).ask()
+    assert response.status == 200
+
+
+async def test_a_body_that_comes_at_once_takes_no_timer(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asyncio, "timeout", None)
+    assert (await Client(app, [WHOLE]).ask()).status == 200
+
+
+async def test_a_body_that_nobody_wants_is_not_read_for_ever(app: App) -> None:
+    began = time.monotonic()
+    response = await Client(app, endless(b" "), whole=False).ask(path="/nowhere")
+    assert time.monotonic() - began < LIMIT + 1
+    assert response.status == 404
+
+
+@pytest.mark.parametrize("reads", [0, 1, 3])
+async def test_a_stream_that_nobody_reads_is_cancelled(
+    app: App, engine: FakeEngine, connections: Connections, caplog: pytest.LogCaptureFixture, reads: int
+) -> None:
+    engine.script = say(*"many texts")
+    began = time.monotonic()
+    with caplog.at_level(logging.INFO):
+        response = await Client(app, [STREAM], reads=reads).ask()
+    assert LIMIT < time.monotonic() - began < LIMIT + 1
+    assert len(response.writes) == reads
+    assert not response.complete
+    assert engine.generations[0].cancelled
+    assert connections.told == ["begun", "close", "ended"]
+    assert re.search(r"route=/v1/completions status=499 .*finish=none", caplog.text)
+
+
+async def test_a_ping_that_nobody_reads_ends_the_stream(engine: FakeEngine) -> None:
+    engine.script = play([Event(0, "a", 1)], 60.0)
+    app = make(engine, ping_seconds=0.01)
+    response = await Client(app, [STREAM], reads=3).ask()
+    assert response.writes[-1] == b": ping\n\n"
+    assert engine.generations[0].cancelled
+
+
+@pytest.mark.parametrize("method_and_path", [("POST", COMPLETIONS), GET_MODELS, ("POST", "/nowhere")])
+async def test_an_answer_that_nobody_reads_ends(
+    app: App, connections: Connections, caplog: pytest.LogCaptureFixture, method_and_path: tuple[str, str]
+) -> None:
+    with caplog.at_level(logging.INFO):
+        await Client(app, [WHOLE], reads=0).ask(*method_and_path)
+    assert "status=499" in caplog.text
+    assert connections.told == ["begun", "close", "ended"]
+
+
+async def test_others_keep_an_http2_connection(app: App, engine: FakeEngine, connections: Connections) -> None:
+    await Client(app, [STREAM], reads=1, version="2").ask()
+    assert engine.generations[0].cancelled
+    assert connections.told == ["begun", "ended"]
+
+
+async def test_a_reader_that_takes_something_in_time_gets_everything(engine: FakeEngine) -> None:
+    engine.script = say(*"slow reading")
+
+    class Slow(Client):
+        async def _send(self, message: dict[str, Any]) -> None:
+            await asyncio.sleep(LIMIT / 2)
+            await super()._send(message)
+
+    response = await Slow(make(engine, send_seconds=5 * LIMIT), [STREAM]).ask()
+    assert response.events
+
+
+async def test_a_large_answer_is_sent_in_pieces(app: App, engine: FakeEngine) -> None:
+    engine.script = say("x" * (2 * PIECE_BYTES))
+    response = await Client(app, [WHOLE]).ask()
+    assert [len(piece) for piece in response.writes[:2]] == [PIECE_BYTES] * 2
+    assert 0 < len(response.writes[2]) < PIECE_BYTES
+    assert response.json["choices"][0]["text"] == "x" * (2 * PIECE_BYTES)
+    # the first piece is taken, the second is not
+    assert not (await Client(app, [WHOLE], reads=1).ask()).complete
+
+
+async def test_whoever_cancels_the_app_is_heard(app: App, engine: FakeEngine) -> None:
+    engine.script = play(60.0)
+    task = asyncio.create_task(Client(app, [WHOLE]).ask())
+    await engine.submitted.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert engine.generations[0].cancelled
+
+
+async def test_frames_that_nobody_reads_end_the_socket(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamafast.api.websocket.DROP_SECONDS", LIMIT)
+    engine.script = say(*"many texts")
+    app = make(engine)
+    with caplog.at_level(logging.INFO):
+        async with websocket(app) as socket:
+            await socket.answer(input="a")
+            socket.stop_reading()
+            socket.create(input="a")
+            socket.create(input="b", stream_id="other")
+            await asyncio.wait_for(socket.task, MUCH_LATER)
+    assert [generation.cancelled for generation in engine.generations] == [False, True, True]
+    assert caplog.text.count("route=ws:/v1/responses status=499") == 2
+    assert socket.sent[-1] == "websocket.close"
+    assert app._limits.held == 0
+
+
+async def test_a_silent_socket_is_closed(engine: FakeEngine) -> None:
+    began = time.monotonic()
+    async with websocket(make(engine, websocket_idle_seconds=LIMIT)) as socket:
+        await asyncio.wait_for(socket.task, MUCH_LATER)
+        assert socket.closed == 1001
+    assert LIMIT < time.monotonic() - began < LIMIT + 1
+
+
+async def test_a_socket_on_which_something_runs_or_comes_is_not_idle(engine: FakeEngine) -> None:
+    idle = 5 * LIMIT
+    engine.script = play([Event(0, "a", 1)], idle + LIMIT, [Event(0, "", 1, "stop")])
+    async with websocket(make(engine, websocket_idle_seconds=idle)) as socket:
+        answer = await socket.answer(input="a")
+        assert answer["status"] == "completed"
+        for _ in range(6):
+            await asyncio.sleep(LIMIT)
+            socket.send("nonsense")
+            assert (await socket.event())["type"] == "error"
+        assert socket.closed is None
+        await asyncio.wait_for(socket.task, MUCH_LATER)
+        assert socket.closed == 1001
