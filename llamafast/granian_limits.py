@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import resource
 import threading
 from contextlib import suppress
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 from granian.http import HTTP1Settings, HTTP2Settings
 
 from llamafast.config import ServerConfig
+
+logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
 # Descriptors that are not connections: the model, the database, pipes, processes that try grammars.
@@ -21,6 +25,8 @@ def limits(server: ServerConfig) -> dict[str, Any]:
     """Granian's options. Raises the process's limit of descriptors, where that may be."""
     wanted = server.max_connections
     n_connections = min(wanted, max(1, raise_descriptor_limit(wanted + RESERVED_DESCRIPTORS) - RESERVED_DESCRIPTORS))
+    if n_connections < wanted:
+        logger.warning("serving  up to %d connections: the limit of descriptors allows no more", n_connections)
     return {
         "backlog": BACKLOG,
         "backpressure": n_connections,
@@ -41,10 +47,6 @@ def http2_settings(server: ServerConfig) -> HTTP2Settings:
 
 def raise_descriptor_limit(wanted: int) -> int:
     """As many descriptors as the system lets this process have, ``wanted`` where it has no limit; how many that are."""
-    try:
-        import resource
-    except ImportError:  # not on Windows, which has no such limit
-        return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         wanted = hard

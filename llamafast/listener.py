@@ -65,8 +65,9 @@ class Listener:
     def _hosts(self, config: ServerConfig) -> tuple[str, ...] | None:
         """The names it answers to. On a loopback address strangers come through a browser of this machine, under names
         that were made to lead there."""
-        loopback = self._address is not None and self._address.is_loopback
-        return (config.host,) if loopback and config.allowed_hosts is None else config.allowed_hosts
+        if self._address is None or not self._address.is_loopback:
+            return config.allowed_hosts
+        return (config.host, *(config.allowed_hosts or ()))
 
     def bound(self) -> None:
         """Granian has the socket."""

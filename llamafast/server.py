@@ -35,7 +35,7 @@ from llamafast.config import Config, ServerConfig
 from llamafast.cpus import allowed_cpus, leave_to_compute, on_cpus
 from llamafast.engine.engine import Engine
 from llamafast.engine.load import compute_threads, load_engine, set_echo
-from llamafast.errors import ConfigError, ModelLoadError
+from llamafast.errors import ConfigError
 from llamafast.granian_limits import limits
 from llamafast.hub import resolve_model
 from llamafast.listener import Listener
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 # After the drain, for clients that read slowly, not at all, or have sent half a request.
 CLOSE_SECONDS = 5.0
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 # Granian's errors are lines of our log.
 GRANIAN_LOG = {"incremental": True, "handlers": {}, "loggers": {"_granian": {"propagate": True}}}
 
@@ -62,6 +63,8 @@ def serve(config: Config, verbose: bool = False) -> None:
 
 
 async def _serve(config: Config, listener: Listener, keys: Keys) -> None:
+    _end_on_signals(listener)
+    _read_keys_on_signal(keys)
     cpus = allowed_cpus()
     leave_to_compute(max(compute_threads(config.model)))
     waits = ClientWaits(config.server.body_seconds, config.server.send_seconds)
@@ -91,7 +94,7 @@ async def _serve(config: Config, listener: Listener, keys: Keys) -> None:
         if serving.done():
             raise _ended(serving, listener)
         engine, app = loading.result()
-    except (ConfigError, ModelLoadError) as error:
+    except Exception as error:
         await _close(server, serving, listener)
         if not (serving.done() and loading.done()):
             # Python's own end would wait for what still runs, or take the interpreter away under it
@@ -99,8 +102,7 @@ async def _serve(config: Config, listener: Listener, keys: Keys) -> None:
             _leave(listener, 1)
         raise
     stopping = asyncio.Event()
-    _stop_on_signals(stopping)
-    _read_keys_on_signal(keys)
+    _stop_on_signals(stopping, listener)
     with on_cpus(cpus):
         engine.start()
     # What is here now stays: no collection has to look at it again while requests wait.
@@ -154,7 +156,7 @@ async def _drain(
     """Until what runs has finished, or its time is over."""
     delay, seconds = config.drain_delay_seconds, config.drain_seconds
     logger.info("stopping: running requests have %g s to finish; another signal ends them now", delay + seconds)
-    leave_after(delay + seconds + CLOSE_SECONDS, listener)
+    leave_after(delay + seconds + CLOSE_SECONDS, listener, code=int(serving.done()))
     app.announce_drain()
     await asyncio.wait((serving,), timeout=delay)
     app.drain()
@@ -208,19 +210,28 @@ def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     return asyncio.wrap_future(done)
 
 
-def _stop_on_signals(stopping: asyncio.Event) -> None:
+def _stop_on_signals(stopping: asyncio.Event, listener: Listener) -> None:
     """SIGINT and SIGTERM set ``stopping``; another one ends the process as it would end any other."""
     loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
 
     def stop() -> None:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
+        _end_on_signals(listener)
         stopping.set()
 
-    for number in numbers:
+    for number in STOPPING:
         loop.add_signal_handler(number, stop)
+
+
+def _end_on_signals(listener: Listener) -> None:
+    """From now on SIGINT and SIGTERM end the process, whatever it does. That is for the kernel to do, which spares
+    process 1, as a container's first one is: that ends itself."""
+    loop = asyncio.get_running_loop()
+    for number in STOPPING:
+        loop.remove_signal_handler(number)
+        if os.getpid() == 1:
+            loop.add_signal_handler(number, _leave, listener, 128 + number)
+        else:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _read_keys_on_signal(keys: Keys) -> None:
@@ -230,9 +241,9 @@ def _read_keys_on_signal(keys: Keys) -> None:
         loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, keys.reload)
 
 
-def leave_after(seconds: float, listener: Listener) -> threading.Timer:
+def leave_after(seconds: float, listener: Listener, code: int = 0) -> threading.Timer:
     """End the process then, if it has not ended by itself; a number that no clock reaches is never."""
-    deadline = threading.Timer(min(seconds, threading.TIMEOUT_MAX), _leave, (listener,))
+    deadline = threading.Timer(min(seconds, threading.TIMEOUT_MAX), _leave, (listener, code))
     deadline.daemon = True
     deadline.start()
     return deadline
@@ -248,7 +259,7 @@ def _leave(listener: Listener, code: int = 0) -> NoReturn:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Inside, SIGINT ends the process at once: Python's own handler would wait for llama.cpp to return."""
+    """Inside, SIGINT ends the process at once, and no handler of Python's waits for what runs to return."""
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -23,6 +23,8 @@ from granian.server.embed import Server
 from llamafast.config import ServerConfig
 from llamafast.errors import ConfigError
 
+# It takes a quarter of one; a machine may be very busy.
+TRY_SECONDS = 60
 PROTOCOLS = {"TLSv1.2": SSLProtocols.tls12, "TLSv1.3": SSLProtocols.tls13}
 
 
@@ -124,7 +126,12 @@ def _reason(error: Exception) -> str:
 def _try(config: ServerConfig) -> None:
     script = f"import sys; sys.path[:] = {sys.path!r}; from llamafast.tls import serve_once; serve_once()"
     line = msgspec.json.encode(config)
-    process = subprocess.run([sys.executable, "-c", script], input=line, capture_output=True, check=False)
+    try:
+        process = subprocess.run(
+            [sys.executable, "-c", script], input=line, capture_output=True, check=False, timeout=TRY_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"server.ssl_certfile: Granian does not serve with it within {TRY_SECONDS} s") from error
     if process.returncode:
         told = process.stderr.decode(errors="replace").strip().splitlines()
         # what a panic is about follows the place of it

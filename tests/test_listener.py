@@ -113,7 +113,8 @@ def test_an_address_that_others_reach_is_told_where_nobody_needs_a_key(
 def test_names_are_checked_on_loopback_addresses_unless_they_are_listed(address: Address) -> None:
     assert Listener(ServerConfig()).hosts == (("127.0.0.1",) if address.is_loopback else None)
     assert Listener(ServerConfig(host="llm.example")).hosts == (("llm.example",) if address.is_loopback else None)
-    assert Listener(ServerConfig(allowed_hosts=("other.example",))).hosts == ("other.example",)
+    listed = Listener(ServerConfig(allowed_hosts=("other.example",))).hosts
+    assert listed == (("127.0.0.1", "other.example") if address.is_loopback else ("other.example",))
 
 
 def test_a_unix_socket_is_nobodys_address(place: Path) -> None:

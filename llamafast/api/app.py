@@ -139,6 +139,7 @@ class App:
     async def _serve(self, exchange: Exchange) -> None:
         name = _NO_ROUTE
         try:
+            exchange.closes = self._system.draining
             found = self.routes.find(exchange.path)
             if found is not None:
                 name = found[0].path
@@ -165,17 +166,19 @@ class App:
     def _admit(self, exchange: Exchange, route: Route | None) -> None:
         """Find out whose request it is. Raises InvalidKey or PermissionDenied.
 
-        Who has no key does not learn which paths there are. A browser asks by OPTIONS, without a key, what it may send.
+        Who has no key does not learn which paths there are, but by OPTIONS: so a browser asks, without a key, what its
+        page may send.
         """
-        exchange.origin_headers = self._origins.reply_headers(exchange.headers)
-        self._origins.check(exchange.headers)
         access = "key" if route is None else route.access
+        exchange.origin_headers = self._origins.reply_headers(exchange.headers)
+        # probes come to an address, whatever the server is called
+        self._origins.check(exchange.headers, any_host=route is not None and route.is_probe)
         if access == "open" or exchange.method == "OPTIONS":
             return
         key = self._keys.authenticate(exchange.headers)
+        exchange.tenant = self._keys.tenant(key)
         if access == "admin":
             self._keys.require_admin(key)
-        exchange.tenant = self._keys.tenant(key)
 
     async def _converse(self, socket: WebSocket) -> None:
         try:
@@ -232,10 +235,13 @@ def _describing(system: SystemEndpoints, *, metrics_public: bool) -> Iterator[Ro
     """What the server tells of itself, and what changes it."""
     yield Route("/v1/models", get(system.models))
     yield Route("/v1/models/{id}", get(system.model), id_pattern=".*")
-    yield Route("/live", get(reply_live), "open")
-    yield Route("/ready", get(system.ready), "open")
-    yield Route("/health", get(system.ready), "open")
-    yield Route("/healthz", get(system.health), "open")
+    for path, probe in (
+        ("/live", reply_live),
+        ("/ready", system.ready),
+        ("/health", system.ready),
+        ("/healthz", system.health),
+    ):
+        yield Route(path, get(probe), "open", is_probe=True)
     yield Route("/metrics", get(system.metrics), "open" if metrics_public else "key")
     yield Route("/reset_prefix_cache", {"POST": system.reset_prefix_cache}, "admin")
 
@@ -248,4 +254,4 @@ async def _upgrade_required(exchange: Exchange) -> None:
 async def _fail(exchange: Exchange, error: LlamafastError) -> None:
     """Answer with ``error``, unless the reply has begun: then only its bare end can tell."""
     if not exchange.status:
-        await exchange.reply_error(error, _CHALLENGE if error.status == InvalidKey.status else ())
+        await exchange.reply_error(error, _CHALLENGE if isinstance(error, InvalidKey) else ())

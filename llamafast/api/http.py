@@ -45,6 +45,8 @@ DISCARD_SECONDS = 1.0
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
+_CLOSE: Headers = ((b"connection", b"close"),)
+
 
 class ClientGone(Exception):
     """The client left before its answer was complete; there is nobody to tell."""
@@ -90,11 +92,24 @@ class Exchange(Record):
     """A request and its one reply: ``start``, any number of ``write``, the last one with ``more=False``.
 
     The reply repeats the request's identity, so that a proxy can tell whose trace an answer belongs to, and has the
-    ``origin_headers``, which tell a browser what the page behind the request may do. ``wait`` bounds how long the
-    client may take to send the body, and to take in each piece of the reply.
+    ``origin_headers``, which tell a browser what the page behind the request may do. Where it ``closes``, its
+    connection takes no other request. ``wait`` bounds how long the client may take to send the body, and to take in
+    each piece of the reply.
     """
 
-    __slots__ = ("_more", "_receive", "_send", "_size", "_wait", "headers", "origin_headers", "path", "query")
+    __slots__ = (
+        "_more",
+        "_multiplexed",
+        "_receive",
+        "_send",
+        "_size",
+        "_wait",
+        "closes",
+        "headers",
+        "origin_headers",
+        "path",
+        "query",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, wait: ClientWait) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -105,6 +120,8 @@ class Exchange(Record):
         self._size: BodySize | None = None
         self._more = True  # of the body is to come
         self.origin_headers: Headers = ()
+        self.closes = False
+        self._multiplexed = scope.get("http_version") == "2"
         self.path: str = scope["path"]
         self.query = _parameters(scope.get("query_string", b""))
 
@@ -196,9 +213,12 @@ class Exchange(Record):
             {
                 "type": "http.response.start",
                 "status": status,
-                "headers": [*headers, *self.origin_headers, *self._identity_headers()],
+                "headers": [*headers, *self.origin_headers, *self._identity_headers(), *self._connection_headers()],
             }
         )
+
+    def _connection_headers(self) -> Headers:
+        return _CLOSE if self.closes and not self._multiplexed else ()
 
     def _identity_headers(self) -> Headers:
         request_id, trace = self.identity

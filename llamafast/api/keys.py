@@ -7,10 +7,13 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from llamafast.engine.types import ANYBODY, Tenant
 from llamafast.errors import ConfigError, InvalidKey, PermissionDenied
@@ -24,7 +27,9 @@ MAX_FILE_BYTES = 1 << 20
 MAX_SECRET_BYTES = 4096
 
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}", re.ASCII)
-_HASHED = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
+_HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})", re.ASCII)
+# what HTTP headers can carry as one word
+_SECRET = re.compile(r"[!-~]+", re.ASCII)
 _FIELDS = ("name", "max_running", "priority", "admin")
 
 
@@ -40,10 +45,11 @@ class Key(NamedTuple):
 class Keys:
     """The keys of a file, one a line, and of the environment's ``LLAMAFAST_API_KEY``.
 
-    A line is a secret without blanks, or ``sha256:`` and the hexadecimal digest of one, then any of ``name=alice``,
-    ``max_running=4``, ``priority=5`` and ``admin``; ``#`` begins a comment line. Without a name the key's own digest
-    names its tenant. Several keys of one name are one tenant, so that a key can be replaced while both work. With
-    ``salted`` no tenant is given what another one's prompts have left in the prefix cache.
+    A line is a secret of printable ASCII characters, or ``sha256:`` and the hexadecimal digest of one, then any of
+    ``name=alice``, ``max_running=4``, ``priority=5`` and ``admin``; ``#`` begins a comment line. Without a name the
+    key's own digest names its tenant. Several keys of one name are one tenant, so that a key can be replaced while both
+    work; what they allow but for ``admin`` is the same. Of the environment's key counts what the file says, if it does.
+    With ``salted`` no tenant is given what another one's prompts have left in the prefix cache.
 
     Raises ConfigError for a file that cannot be read, holds no key or has a line that is none of this.
     """
@@ -51,27 +57,29 @@ class Keys:
     def __init__(self, path: Path | None = None, variable: str = "", *, salted: bool = True) -> None:
         self._path = path
         self._salted = salted
-        self._variable = variable
+        self._of_variable = _of_variable(variable)
+        self._reading = threading.Lock()
         self._known: dict[bytes, Key] = {}
         self.load()
 
     @property
     def required(self) -> bool:
         """Whether a request needs a key."""
-        return self._path is not None or bool(self._variable)
+        return self._path is not None or bool(self._of_variable)
 
     @property
     def have_file(self) -> bool:
         return self._path is not None
 
     def load(self) -> None:
-        """Read the file again. Raises ConfigError, and the keys that were there stay."""
-        keys = [] if self._path is None else list(_read(self._path))
-        if self._variable:
-            keys.append(Key(_digest(self._variable.encode()), Tenant(name=VARIABLE_NAME)))
-        if self._salted:
-            keys = [key._replace(tenant=_salted(key.tenant)) for key in keys]
-        self._known = {key.digest: key for key in keys}
+        """Read the file, if there is one. Raises ConfigError, and the keys that were known stay."""
+        # of two readings at once the later one has the last word
+        with self._reading:
+            keys = [] if self._path is None else list(_read(self._path, self._of_variable))
+            self._known = {key.digest: self._own(key) for key in (*self._of_variable, *keys)}
+
+    def _own(self, key: Key) -> Key:
+        return key._replace(tenant=replace(key.tenant, salt=key.tenant.name)) if self._salted else key
 
     def reload(self) -> None:
         """The same while serving, from any thread: a file at fault is logged."""
@@ -83,11 +91,8 @@ class Keys:
             log.info("keys     %d after reading %s again", len(self._known), self._path)
 
     def find(self, secret: bytes) -> Key | None:
-        """Whose secret it is, None: nobody's.
-
-        What is looked up and compared is a digest, so that how long it takes tells nothing of how much of a secret was
-        right; the last comparison takes the same time wherever digests differ.
-        """
+        """Whose secret it is, None: nobody's. What is compared is a digest of all of it, in constant time where one is
+        known, so that how long it takes tells nothing of how much of a secret was right."""
         digest = _digest(secret)
         key = self._known.get(digest)
         return key if key is not None and hmac.compare_digest(key.digest, digest) else None
@@ -138,22 +143,41 @@ def _digest(secret: bytes) -> bytes:
     return sha256(secret[: MAX_SECRET_BYTES + 1]).digest()
 
 
-def _salted(tenant: Tenant) -> Tenant:
-    return Tenant(name=tenant.name, salt=tenant.name, priority=tenant.priority, max_running=tenant.max_running)
+def _of_variable(secret: str) -> list[Key]:
+    """Raises ConfigError."""
+    secret = secret.strip()
+    if not secret:
+        return []
+    try:
+        return [Key(_digest_in(secret), Tenant(name=VARIABLE_NAME))]
+    except ValueError as error:
+        raise ConfigError(f"{VARIABLE}: {error}") from error
 
 
-def _read(path: Path) -> Iterator[Key]:
+def _digest_in(word: str) -> bytes:
+    """The digest of a secret, or the one that is there in its place. Raises ValueError, whose text never has it."""
+    if word.startswith("sha256:"):
+        if (hashed := _HASHED.fullmatch(word)) is None:
+            raise ValueError("behind `sha256:` there have to be 64 hexadecimal digits")
+        return bytes.fromhex(hashed[1])
+    if len(word) > MAX_SECRET_BYTES or not _SECRET.fullmatch(word):
+        raise ValueError(f"a key has 1 to {MAX_SECRET_BYTES} printable ASCII characters and no blank")
+    return _digest(word.encode())
+
+
+def _read(path: Path, beside: Iterable[Key]) -> Iterator[Key]:
     try:
         with path.open("rb") as file:
             if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
                 log.warning("keys     %s can be read by others than its owner: chmod 600", path)
             raw = file.read(MAX_FILE_BYTES + 1)
-        text = raw.decode()
+        text = raw.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"server.api_key_file: {path}: {error}") from error
     if len(raw) > MAX_FILE_BYTES:
         raise ConfigError(f"server.api_key_file: {path} has more than {MAX_FILE_BYTES} bytes")
     lines: dict[bytes, int] = {}
+    tenants = {key.tenant.name: key.tenant for key in beside}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if words and not words[0].startswith("#"):
@@ -161,6 +185,8 @@ def _read(path: Path) -> Iterator[Key]:
                 key = _key(words[0], words[1:])
                 if (first := lines.setdefault(key.digest, number)) != number:
                     raise ValueError(f"the key of line {first} again")
+                if tenants.setdefault(key.tenant.name, key.tenant) != key.tenant:
+                    raise ValueError("keys of one name have the same max_running and priority")
             except ValueError as error:
                 raise ConfigError(f"server.api_key_file: line {number} of {path}: {error}") from error
             yield key
@@ -170,10 +196,7 @@ def _read(path: Path) -> Iterator[Key]:
 
 def _key(secret: str, words: list[str]) -> Key:
     """Raises ValueError, whose text never has the secret."""
-    if len(secret.encode()) > MAX_SECRET_BYTES:
-        raise ValueError(f"a key has at most {MAX_SECRET_BYTES} bytes")
-    hashed = _HASHED.fullmatch(secret)
-    digest = bytes.fromhex(hashed[1]) if hashed else _digest(secret.encode())
+    digest = _digest_in(secret)
     fields: dict[str, str] = {}
     for word in words:
         name, _, value = word.partition("=")

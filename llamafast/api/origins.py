@@ -16,7 +16,10 @@ from llamafast.errors import HostNotAllowed, OriginNotAllowed
 
 ANY = "*"
 _EXPOSE: Headers = (
-    (b"access-control-expose-headers", b"x-request-id, retry-after, retry-after-ms, x-llamafast-ignored"),
+    (
+        b"access-control-expose-headers",
+        b"x-request-id, retry-after, retry-after-ms, x-should-retry, www-authenticate, x-llamafast-ignored",
+    ),
 )
 # Whether a page may read the reply depends on where it comes from: caches in between have to know.
 _VARY: Headers = ((b"vary", b"origin"),)
@@ -32,11 +35,11 @@ class Origins:
         self._any = ANY.encode() in self._allowed
         self._hosts = None if hosts is None or ANY in hosts else {*map(str.lower, hosts), socket.gethostname().lower()}
 
-    def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """Raises HostNotAllowed or OriginNotAllowed. A request without the one or the other is no browser's, or reads
-        nothing that its page may see."""
+    def check(self, headers: Mapping[bytes, bytes], *, any_host: bool = False) -> None:
+        """Raises HostNotAllowed, unless ``any_host`` will do, or OriginNotAllowed. A request that names neither is no
+        browser's, or reads nothing that its page may see. Granian makes an empty Host of none."""
         host, origin = headers.get(b"host"), headers.get(b"origin")
-        if host is not None and self._hosts is not None and not _is_named(_name(host), self._hosts):
+        if host and not any_host and self._hosts is not None and not _is_named(_name(host), self._hosts):
             raise HostNotAllowed("this server does not answer to that name; add it to `server.allowed_hosts`")
         if origin is not None and not self._any and not self._is_allowed(origin, host):
             raise OriginNotAllowed("pages of this origin may not use this server; add it to `server.cors_origins`")
@@ -55,7 +58,7 @@ class Origins:
     def _is_allowed(self, origin: bytes, host: bytes | None) -> bool:
         origin = origin.lower()
         # behind a proxy that ends TLS the scheme is not known: the name and port have to do
-        return origin in self._allowed or (host is not None and origin.partition(b"://")[2] == host.lower())
+        return origin in self._allowed or (bool(host) and origin.partition(b"://")[2] == (host or b"").lower())
 
 
 def _name(host: bytes) -> str:

@@ -65,7 +65,11 @@ class SystemEndpoints:
 
     async def reset_prefix_cache(self, exchange: Exchange) -> None:
         """Forget what finished requests have left; the body is not read."""
-        await exchange.reply_json({"freed_bytes": await self._engine.reset_prefix_cache()})
+
+        async def reset() -> None:
+            await exchange.reply_json({"freed_bytes": await self._engine.reset_prefix_cache()})
+
+        await exchange.until_disconnect(reset())
 
 
 def _model(info: ModelInfo) -> Model:

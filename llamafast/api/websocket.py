@@ -10,7 +10,7 @@ import msgspec
 
 from llamafast.api.client_wait import ClientWait
 from llamafast.api.http import JSON_TYPE, ClientGone, Identity, Message, Receive, Record, Scope, Send, error_body
-from llamafast.errors import LlamafastError
+from llamafast.errors import InvalidKey, LlamafastError
 
 # RFC 6455, and 1012 to 1014 from IANA's registry
 GOING_AWAY = 1001
@@ -69,6 +69,7 @@ class WebSocket:
             await self._deliver({"type": "websocket.close", "code": POLICY_VIOLATION})
             return
         headers = [(b"content-type", JSON_TYPE), (b"x-request-id", self.identity.request_id)]
+        headers += [(b"www-authenticate", b"Bearer")] if isinstance(error, InvalidKey) else []
         await self._deliver({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
         await self._deliver({"type": "websocket.http.response.body", "body": msgspec.json.encode(error_body(error))})
 

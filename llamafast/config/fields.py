@@ -23,6 +23,9 @@ Seconds = Annotated[float, Meta(gt=0)]
 CacheType = Literal[0, 1, 2, 3, 6, 7, 8, 20, 30]
 # What a browser sends in ``Origin``: a scheme and where it leads, nothing behind it. Desktop shells have schemes too.
 Origin = Annotated[str, Meta(pattern=r"^(\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]*)\Z")]
+# What ``Host`` may name, without its port: a name, a name below which all are meant, an address, or any.
+_NAME, _IPV6 = r"\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", r"[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f.]*"
+Host = Annotated[str, Meta(pattern=rf"^(\*|{_NAME}|{_IPV6})\Z")]
 KvValue: TypeAlias = bool | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | float | str
 
 

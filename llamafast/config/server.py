@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from llamafast.config.fields import Bytes, Natural, Origin, Positive, PositiveBytes, Seconds, Section, Text
+from llamafast.config.fields import Bytes, Host, Natural, Origin, Positive, PositiveBytes, Seconds, Section, Text
 
 
 class ServerConfig(Section, frozen=True, kw_only=True):
@@ -70,7 +70,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     salt_by_key: bool = True
     metrics_public: bool = False
     cors_origins: tuple[Origin, ...] = ()
-    allowed_hosts: tuple[Text, ...] | None = None
+    allowed_hosts: tuple[Host, ...] | None = None
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.ssl_certfile is not None and self.ssl_keyfile is None:

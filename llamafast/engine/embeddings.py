@@ -50,6 +50,11 @@ class EmbeddingRequest:
         """Whether any of its inputs has been given to the Embedder. Any thread."""
         return self.n_started > 0
 
+    @property
+    def n_waiting(self) -> int:
+        """1 while any of its inputs waits. Any thread."""
+        return int(self.n_started < len(self.inputs))
+
     def settle(self, error: LlamafastError | None) -> None:
         """Event loop: end the wait."""
         self.closed = True

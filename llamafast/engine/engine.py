@@ -270,13 +270,18 @@ class Engine:
         """
         if self._closing:
             raise EngineUnavailable("the server is shutting down")
-        n_requests = self._stays.n_before(tenant, self._worker.n_waiting_requests)
+        n_requests, n_waiting, most = self._worker.n_waiting_requests, self._n_waiting, QUEUED_CHOICES * self._max_queue
+        if n_requests >= self._max_queue or (n_more > 1 and n_waiting + n_more > most):
+            # who queues with whom is looked at where it matters, as that takes as long as there are requests
+            n_requests, n_waiting = self._stays.waiting(tenant)
         if n_requests and n_requests >= self._max_queue:
             raise QueueFull(f"{n_requests} requests wait already, the queue takes {self._max_queue}")
-        n_waiting = self._worker.n_waiting + sum(making.n_left for making in self._making.values())
-        most = QUEUED_CHOICES * self._max_queue
         if n_more > 1 and n_waiting and n_waiting + n_more > most:
             raise QueueFull(f"{n_waiting} choices wait already, with {n_more} more there would be more than {most}")
+
+    @property
+    def _n_waiting(self) -> int:
+        return self._worker.n_waiting + sum(making.n_left for making in self._making.values())
 
     def _cancel(self, generation: Generation) -> None:
         if (making := self._making.pop(generation, None)) is not None:

@@ -41,7 +41,7 @@ class Generation:
         self._first_token: float | None = None
         self._choices_per_prompt = choices_per_prompt
         self._cached: dict[int, int] = {}
-        self._unfinished = n_choices
+        self._n_choices = self._unfinished = n_choices
         self._pending: dict[int, Event] = {}
         self._error: LlamafastError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -70,8 +70,14 @@ class Generation:
 
     @property
     def has_begun(self) -> bool:
-        """Whether any of its choices runs or has run."""
+        """Whether a token of any of its choices was computed or taken from elsewhere."""
         return any(sequence.queue_seconds is not None for sequence in self.sequences)
+
+    @property
+    def n_waiting(self) -> int:
+        """Its choices of which that cannot be said yet."""
+        n_begun = sum(sequence.queue_seconds is not None for sequence in self.sequences)
+        return self._n_choices - n_begun
 
     @property
     def finished(self) -> bool:

@@ -138,7 +138,8 @@ class Scheduler(Generic[S]):
         return [ticket.sequence for ticket in merge(*queues, key=_rank)]
 
     def enqueue(self, arrival: Arrival[S]) -> None:
-        """Let a request's sequences wait. Its tenant's bound holds for those who came before it too."""
+        """Let a request's sequences wait. A bound that its tenant has had before gives way to this request's, also for
+        those who wait; sequences of a time when it had none keep none."""
         share = self._share_of(arrival.tenant)
         for choice, sequence in arrival.choices:
             self._wait(Ticket(sequence, arrival.priority, arrival.request, choice, share))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
@@ -28,6 +28,11 @@ class Stay(Protocol):
         """Whether work on any part of it has begun."""
         ...
 
+    @property
+    def n_waiting(self) -> int:
+        """Its choices on which work has not begun; 1 for one that asks for none."""
+        ...
+
 
 class Stays:
     """Event loop only.
@@ -42,7 +47,6 @@ class Stays:
         self._queue_seconds = queue_seconds
         self._request_seconds = request_seconds
         self._there: dict[Stay, tuple[Callable[[LlamafastError], None], list[asyncio.TimerHandle]]] = {}
-        self._bounded: Counter[str] = Counter()
         self._departures: deque[float] = deque(maxlen=DEPARTURES)
         self._idle_seconds = 0.0
         self._idle_since = monotonic()
@@ -58,17 +62,14 @@ class Stays:
         if self._request_seconds is not None:
             timers.append(loop.call_later(self._request_seconds, self._end_of_request, request))
         self._there[request] = abort, timers
-        if request.tenant.max_running is not None:
-            self._bounded[request.tenant.name] += 1
 
     def end(self, request: Stay) -> None:
         """A request has ended, in whatever way; the first time counts."""
         if request not in self._there:
             return
-        self._departures.append(self._clock())
+        if request.has_begun:
+            self._departures.append(self._clock())
         _, timers = self._there.pop(request)
-        if request.tenant.max_running is not None:
-            self._bounded[request.tenant.name] -= 1
         for timer in timers:
             timer.cancel()
         if not self._there:
@@ -79,12 +80,12 @@ class Stays:
         for abort, _ in list(self._there.values()):
             abort(error)
 
-    def n_before(self, tenant: Tenant, n_waiting: int) -> int:
-        """How many of the ``n_waiting`` requests a request of ``tenant`` queues with. Tenants with a bound of their own
-        may have many that wait for it: each has a queue of its own, about as long as what is there of it."""
-        if tenant.max_running is None:
-            return max(0, n_waiting - self._bounded.total())
-        return max(0, self._bounded[tenant.name] - tenant.max_running)
+    def waiting(self, tenant: Tenant) -> tuple[int, int]:
+        """How many requests a request of ``tenant`` would queue with, and how many choices of these wait: a tenant with
+        a bound of its own has a queue of its own, as most of what waits there waits for that bound alone."""
+        queue = _queue(tenant)
+        waiting = [stay.n_waiting for stay in self._there if _queue(stay.tenant) == queue]
+        return sum(n > 0 for n in waiting), sum(waiting)
 
     def retry_after(self, n_waiting: int) -> float:
         """In how many seconds half of ``n_waiting`` requests will have begun, if requests leave as fast as the last
@@ -108,3 +109,7 @@ class Stays:
     def _end_of_request(self, request: Stay) -> None:
         abort, _ = self._there[request]
         abort(AnswerTimeout(f"the request has taken {self._request_seconds:g} seconds, the longest it may"))
+
+
+def _queue(tenant: Tenant) -> str | None:
+    return None if tenant.max_running is None else tenant.name

@@ -116,7 +116,7 @@ async def test_each_route_for_each_key(app: App, engine: FakeEngine, scheme: str
             assert not engine.generations
 
 
-@pytest.mark.parametrize("path", ["/v1/responses"])
+@pytest.mark.parametrize("path", [path for method, path in TABLE if method == "WS"])
 async def test_each_socket_for_each_key(app: App, path: str) -> None:
     for kind, expected in zip(KINDS, TABLE["WS", path], strict=True):
         for scheme in ("Bearer", "x-api-key"):

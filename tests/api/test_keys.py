@@ -44,11 +44,11 @@ def test_a_line_is_a_key_and_what_it_allows(file: Write) -> None:
     hashed = sha256(b"hashed").hexdigest()
     keys = Keys(file(
         "# ours\n\nplain\n  alice-secret name=alice max_running=4 priority=-5\n"
-        f"boss name=root admin\nsha256:{hashed} name=alice\n#name=nobody\n"
+        f"boss name=root admin\nsha256:{hashed} name=bob\n#name=nobody\n"
     ))  # fmt: skip
     assert keys.required
     assert found(keys, b"alice-secret") == (Tenant(name="alice", salt="alice", max_running=4, priority=-5), False)
-    assert found(keys, b"hashed") == (Tenant(name="alice", salt="alice"), False)
+    assert found(keys, b"hashed") == (Tenant(name="bob", salt="bob"), False)
     assert found(keys, b"boss") == (Tenant(name="root", salt="root"), True)
     own = f"key-{sha256(b'plain').hexdigest()[:16]}"
     assert found(keys, b"plain") == (Tenant(name=own, salt=own), False)
@@ -68,6 +68,15 @@ def test_a_key_of_the_environment_is_no_administrator(file: Write, monkeypatch: 
     both = keys_of(str(file("other name=other admin")), salted=True)
     assert found(both, b"secret") == default
     assert found(both, b"other") == (Tenant(name="other", salt="other"), True)
+    named = keys_of(str(file("secret name=ops admin")), salted=True)
+    assert found(named, b"secret") == (Tenant(name="ops", salt="ops"), True)
+    for written in ("  secret\n", f"sha256:{sha256(b'secret').hexdigest().upper()}"):
+        monkeypatch.setenv("LLAMAFAST_API_KEY", written)
+        assert found(keys_of(None, salted=True), b"secret") == default
+    for wrong in ("two words", "k\udcff", "\u00e9", "x" * 5000, "sha256:12"):
+        monkeypatch.setenv("LLAMAFAST_API_KEY", wrong)
+        with pytest.raises(ConfigError, match=r"^LLAMAFAST_API_KEY: "):
+            keys_of(None, salted=True)
     monkeypatch.delenv("LLAMAFAST_API_KEY")
     assert not keys_of(None, salted=True).required
 
@@ -76,7 +85,7 @@ def test_a_key_of_the_environment_is_no_administrator(file: Write, monkeypatch: 
     "secret name=", "secret name=a name=b", "secret name=a/b", "secret admin=1", "secret admin=",
     "secret max_running=0", "secret max_running=x", "secret max_running=99999999999",
     "secret priority=1.5", "secret colour=red", "secret name",
-    "s" * 5000, "secret name=" + "x" * 65, "good name=again",
+    "s" * 5000, "secret name=" + "x" * 65, "good name=again", "sha256:secret", "sha256:" + "f" * 63, "secr\u00e9t",
 ])  # fmt: skip
 def test_a_line_that_is_no_key_is_named_and_the_secret_is_not(file: Write, line: str) -> None:
     with pytest.raises(ConfigError, match="line 2") as caught:
@@ -95,6 +104,8 @@ def test_a_file_without_keys_lets_nobody_in(file: Write, tmp_path: Path) -> None
     path.write_bytes(b"\xff\n")
     with pytest.raises(ConfigError, match="api_key_file"):
         Keys(path)
+    path.write_bytes(b"\xef\xbb\xbfsecret name=a\n")  # an editor's byte order mark
+    assert Keys(path).find(b"secret") is not None
     path.write_bytes(b"x\n" * 600_000)
     with pytest.raises(ConfigError, match="bytes"):
         Keys(path)
@@ -120,6 +131,16 @@ def test_the_file_is_read_again_and_a_fault_changes_nothing(file: Write, caplog:
     file("two name=b priority=3")
     keys.reload()
     assert keys.tenant(two).priority == 3
+
+
+@pytest.mark.parametrize("second", ["", "max_running=3", "max_running=2 priority=1"])
+def test_keys_of_one_name_allow_the_same(file: Write, second: str) -> None:
+    Keys(file("one name=a max_running=2\ntwo name=a max_running=2 admin\n"))
+    with pytest.raises(ConfigError, match="line 2"):
+        Keys(file(f"one name=a max_running=2\ntwo name=a {second}\n"))
+    Keys(file("one name=default max_running=2"))
+    with pytest.raises(ConfigError, match="line 1"):
+        Keys(file("one name=default max_running=2"), "secret")
 
 
 def test_a_file_that_others_can_read_is_told(file: Write, caplog: pytest.LogCaptureFixture) -> None:

@@ -37,6 +37,8 @@ async def test_no_page_may_use_the_server_unless_it_is_named(engine: FakeEngine)
         for response in await every_reply(client, origin=origin, host="127.0.0.1:8000"):
             assert (response.status, response.error["code"]) == (403, "origin_not_allowed")
             assert not any(name.startswith("access-control") for name in response.headers)
+    for response in await every_reply(client, origin="null", host=""):
+        assert response.status == 403
     assert not engine.generations
 
 
@@ -73,7 +75,7 @@ async def test_all_pages_may_where_the_config_says_so(engine: FakeEngine) -> Non
 
 OURS = ["localhost", "localhost:8000", "LocalHost.:80", "a.localhost", "127.0.0.1", "127.1.2.3:8", "[::1]:8000",
         "[::1]", "0.0.0.0:8000", socket.gethostname(), "llm.example.com:1", "a.b.inside", "inside"]  # fmt: skip
-OTHERS = ["evil.example", "127.0.0.1.evil.example", "localhost.evil", "8.8.8.8", "192.168.0.9:8000", "xinside", "",
+OTHERS = ["evil.example", "127.0.0.1.evil.example", "localhost.evil", "8.8.8.8", "192.168.0.9:8000", "xinside",
           "[::2]", "example.com", "evil\u00e9", "[", "localhost@evil"]  # fmt: skip
 
 
@@ -85,6 +87,14 @@ async def test_a_name_that_is_not_this_machines_is_refused(engine: FakeEngine, h
             assert response.status != 403
         else:
             assert (response.status, response.error["code"]) == (403, "host_not_allowed")
+
+
+async def test_probes_come_to_an_address_and_some_clients_to_no_name(engine: FakeEngine) -> None:
+    client = client_of(engine, Origins(hosts=["llm.example.com"]))
+    for path in ("/live", "/ready", "/health", "/healthz"):
+        assert (await client.get(path, host="10.0.3.7:8000")).status == 200
+        assert (await client.get(path, host="10.0.3.7:8000", origin="https://evil.example")).status == 403
+    assert (await client.get(MODELS, host="")).status == 200
 
 
 @pytest.mark.parametrize("hosts", [None, ["*"]])

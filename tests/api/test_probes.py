@@ -12,6 +12,7 @@ from llamafast.api.app import App
 from llamafast.api.client_wait import ClientWaits
 from llamafast.api.gate import Gate
 from llamafast.api.websocket import TRY_AGAIN_LATER
+from llamafast.errors import EngineUnavailable
 
 COMPLETIONS = "/v1/completions"
 PROBES = ("/live", "/ready", "/health", "/healthz")
@@ -126,3 +127,21 @@ async def test_an_open_gate_is_the_application(app: App) -> None:
     assert (await client.post(COMPLETIONS, {"prompt": "a"})).status == 200
     async with websocket(gate) as socket:
         await socket.answer(input="Hi")
+
+
+async def test_a_server_that_drains_keeps_no_connection(app: App, engine: FakeEngine) -> None:
+    """Whoever asks again does so elsewhere."""
+    client = AsgiClient(app)
+    assert "connection" not in (await client.get("/v1/models")).headers
+    app.announce_drain()
+    engine.refusal = EngineUnavailable("the server is shutting down")
+    for response in (
+        await client.get("/v1/models"),
+        await client.get("/ready"),
+        await client.get("/nowhere"),
+        await client.post(COMPLETIONS, {"prompt": "a"}),
+    ):
+        assert response.headers["connection"] == "close"
+    async with client.open("GET", "/v1/models", [b""], http_version="2") as connection:
+        await connection.task
+    assert "connection" not in connection.response.headers  # which HTTP/2 forbids

@@ -64,7 +64,11 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
             [[], ["*"], ["null"], ["https://a.b:1", "http://[::1]:2", "vscode-webview://x"]],
             [None, "*", [1], [""], ["a.b"], ["https://a.b/"], ["https://a b"], ["https://a.b\n"]],
         ),
-        "allowed_hosts": (None, [None, [], ["*"], ["a.b", ".c"]], ["a", [1], [""]]),
+        "allowed_hosts": (
+            None,
+            [None, [], ["*"], ["a.b", ".c", "x_y-z", "10.0.0.1", "::1", "fe80::1"]],
+            ["a", [1], [""], ["a:80"], ["https://a"], ["[::1]"], ["a b"], ["a."], ["a\n"]],
+        ),
         "websocket_idle_seconds": (600.0, *SECONDS),
         "header_seconds": (30.0, *SECONDS),
         "keep_alive_seconds": (75.0, *SECONDS),

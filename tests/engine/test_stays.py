@@ -38,6 +38,7 @@ class Request:
 
     def __init__(self, stays, has_begun=False, tenant=ANYBODY):
         self.stays, self.has_begun, self.tenant = stays, has_begun, tenant
+        self.n_waiting = int(not has_begun)
         self.errors = []
         stays.begin(self, self.abort)
 
@@ -46,12 +47,18 @@ class Request:
         self.stays.end(self)
 
 
+def leave(stays, request):
+    """It ends after it has begun."""
+    request.has_begun = True
+    stays.end(request)
+
+
 async def test_without_a_measure_a_second_will_do(clock):
     stays = Stays()
     assert stays.retry_after(512) == 1
     request = Request(stays)
     clock.now += 5
-    stays.end(request)
+    leave(stays, request)
     assert stays.retry_after(512) == 1
 
 
@@ -60,7 +67,7 @@ async def test_half_of_who_waits_has_begun_when_one_should_come_back(clock):
     requests = [Request(stays) for _ in range(200)]
     for request in requests[:100]:
         clock.now += 0.5
-        stays.end(request)
+        leave(stays, request)
     assert stays.retry_after(20) == pytest.approx(5)
     assert stays.retry_after(2) == 1
     assert stays.retry_after(0) == 1
@@ -72,10 +79,10 @@ async def test_only_the_last_departures_count_and_time_goes_on_without_one(clock
     requests = [Request(stays) for _ in range(200)]
     for request in requests[:30]:
         clock.now += 10
-        stays.end(request)
+        leave(stays, request)
     for request in requests[30:94]:
         clock.now += 0.1
-        stays.end(request)
+        leave(stays, request)
     assert stays.retry_after(100) == pytest.approx(5)
     clock.now += 6.3
     assert stays.retry_after(100) == pytest.approx(10)
@@ -84,11 +91,11 @@ async def test_only_the_last_departures_count_and_time_goes_on_without_one(clock
 async def test_a_request_leaves_once(clock):
     stays = Stays()
     first, second, _ = (Request(stays) for _ in range(3))
-    stays.end(first)
+    leave(stays, first)
     clock.now += 4
     for _ in range(9):
-        stays.end(first)
-    stays.end(second)
+        leave(stays, first)
+    leave(stays, second)
     assert stays.retry_after(4) == pytest.approx(8)
 
 
@@ -97,7 +104,7 @@ async def test_a_server_that_nobody_asks_does_not_get_slower(clock):
     for _ in range(10):
         request = Request(stays)
         clock.now += 2
-        stays.end(request)
+        leave(stays, request)
         clock.now += 3600
     assert stays.retry_after(10) == pytest.approx(10)
     Request(stays)
@@ -115,7 +122,7 @@ def test_the_answer_is_never_out_of_bounds(events, n_waiting):
             if comes:
                 there.append(Request(stays))
             elif there:
-                stays.end(there.pop())
+                leave(stays, there.pop())
             assert 1 <= stays.retry_after(n_waiting) <= 60
             assert stays.empty.is_set() == (not there)
 
@@ -247,11 +254,12 @@ async def test_embeddings_may_not_stay_longer_either(tiny_model, monkeypatch):
 
 async def test_the_engine_tells_when_to_come_back(tiny_model, clock):
     engine = bounded(tiny_model("tiny-llama"))
+    for _ in range(3):
+        generation = engine.submit(plan(41))
+        clock.now += 12
+        await collect(generation)
     running = engine.submit(plan(40, **LONG))
     await anext(running)
-    for _ in range(3):
-        clock.now += 12
-        engine.submit(plan(41)).cancel()
     waiting = [engine.submit(plan(42)) for _ in range(4)]
     async with asyncio.timeout(10):
         while engine.counters()["waiting"] != 4:
@@ -262,17 +270,44 @@ async def test_the_engine_tells_when_to_come_back(tiny_model, clock):
     await engine.close()
 
 
+async def test_who_queues_with_whom(clock):
+    """Those who wait, not those who run; tenants with a bound each by themselves."""
+    stays = Stays()
+    bounded = Tenant(name="bounded", max_running=2)
+    for tenant, n_running, n_waiting in ((bounded, 2, 5), (Tenant(name="other", max_running=1), 1, 3), (ANYBODY, 9, 4)):
+        for k in range(n_running + n_waiting):
+            Request(stays, has_begun=k < n_running, tenant=tenant)
+    assert stays.waiting(ANYBODY) == stays.waiting(Tenant(name="named")) == (4, 4)
+    assert stays.waiting(bounded) == (5, 5)
+    assert stays.waiting(Tenant(name="new", max_running=1)) == (0, 0)
+
+
+async def test_who_leaves_the_queue_is_no_progress(clock):
+    stays = Stays()
+    for k in range(100):
+        request = Request(stays, has_begun=k % 10 == 0)
+        clock.now += 1
+        stays.end(request)
+    assert stays.retry_after(4) == pytest.approx(20, rel=0.2)
+
+
 async def test_a_tenant_with_a_bound_fills_its_own_queue_and_nobody_elses(tiny_model):
     """It would otherwise shut everybody out by requests that wait for nothing but its own."""
     path = tiny_model("tiny-llama")
     engine = load_engine(config(path, max_queue=3), path)
     engine.start()
     bounded = Tenant(name="bounded", max_running=1)
-    many = [engine.submit(plan(40 + k, max_tokens=200, ignore_eos=True), bounded) for k in range(4)]
+    long = {"max_tokens": 400, "ignore_eos": True}
+    many = [engine.submit(plan(40, **long), bounded)]
+    await anext(many[0])
+    many += [engine.submit(plan(41 + k, **long), bounded) for k in range(3)]
     with pytest.raises(QueueFull, match="3 requests wait"):
         engine.submit(plan(50), bounded)
+    with pytest.raises(QueueFull):
+        engine.submit(plan(50, n=12), bounded)
     for tenant in (ANYBODY, Tenant(name="other", max_running=1)):
         assert len(await collect(engine.submit(plan(50), tenant))) == 1
+        assert len(await collect(engine.submit(plan(51, n=3), tenant))) == 3
     for generation in many:
         generation.cancel()
     await settled(engine)

@@ -20,7 +20,7 @@ from support.server_process import Process
 from benchmarks.server import free_port
 from serve.conftest import model_config
 
-Start = Callable[[], AbstractContextManager[Process]]
+Start = Callable[..., AbstractContextManager[Process]]
 
 # The model loads once there is a file beside the config, and does not if anything is in it.
 HELD = """
@@ -51,11 +51,11 @@ def start(tiny_model: Callable[[str], Path], tmp_path: Path) -> Start:
     """A server that answers already."""
 
     @contextmanager
-    def started() -> Iterator[Process]:
+    def started(before: str = "", **server: object) -> Iterator[Process]:
         port = free_port()
         config = model_config(tiny_model("tiny-llama"), port, alias="tiny")
-        config["server"] = {"port": port, "drain_seconds": 1}
-        with Process(tmp_path, config, port=port, program=f"-c {shlex.quote(HELD)}") as process:
+        config["server"] = {"port": port, "drain_seconds": 1, **server}
+        with Process(tmp_path, config, port=port, program=f"-c {shlex.quote(before + HELD)}") as process:
             try:
                 until_answering(process)
                 yield process
@@ -135,6 +135,46 @@ def test_a_signal_while_the_model_loads_ends_it_at_once(start: Start, number: si
         assert process.ended(10) < 2
         assert process.returncode == -number
         assert process.log == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_process_1_ends_itself_as_the_kernel_spares_it(start: Start, tmp_path: Path, number: signal.Signals) -> None:
+    as_first = "import os; os.getpid = lambda: 1"
+    with start(as_first) as process:
+        process.send_signal(number)
+        assert process.ended(10) < 2
+        assert process.returncode == 128 + number
+    (tmp_path / "go").touch()
+    with start(as_first, drain_seconds=60) as process:
+        process.until_serving()
+        body = json.dumps({"prompt": "x", "n": 4, "max_tokens": 4000, "ignore_eos": True}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body)
+        with process.connect(head + body):
+            time.sleep(0.2)
+            process.send_signal(number)
+            while "stopping" not in process.log:
+                time.sleep(0.01)
+            process.send_signal(number)
+            assert process.ended(10) < 2
+        assert process.returncode == 128 + number
+
+
+def test_a_hangup_while_the_model_loads_reads_the_keys_again(start: Start, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("one\n")
+    keys.chmod(0o600)
+    with start(api_key_file=str(keys)) as process:
+        keys.write_text("two\n")
+        process.send_signal(signal.SIGHUP)
+        until = time.monotonic() + 5
+        while "after reading" not in process.log and time.monotonic() < until:
+            time.sleep(0.02)
+        (tmp_path / "go").touch()
+        process.until_serving()
+        for secret, status in ((b"one", b"401"), (b"two", b"200")):
+            request = b"GET /v1/models HTTP/1.0\r\nx-api-key: %b\r\n\r\n" % secret  # and no Host
+            with process.connect(request) as connection:
+                assert connection.recv(20).split()[1] == status
 
 
 def test_who_computes_is_free_and_who_answers_is_not(start: Start, tmp_path: Path) -> None:

@@ -103,7 +103,12 @@ class AsgiClient:
 
     @asynccontextmanager
     async def open(
-        self, method: str, path: str, chunks: Iterable[bytes], headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        chunks: Iterable[bytes],
+        headers: dict[str, str] | None = None,
+        http_version: str = "1.1",
     ) -> AsyncIterator[Connection]:
         """A request whose reply is read piece by piece; the client hangs up at the end of the context."""
         connection = Connection()
@@ -120,6 +125,7 @@ class AsgiClient:
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": http_version,
             "method": method,
             "path": path,
             "headers": [(name.encode(), value.encode()) for name, value in named.items()],
