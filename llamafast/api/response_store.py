@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from itertools import chain
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import msgspec
@@ -32,36 +31,61 @@ BUSY_SECONDS = 0.1
 
 VERSION = 2
 
-# An item is named by its client, so several responses may have items of one name.
-_ITEMS_TABLE = """
-CREATE TABLE IF NOT EXISTS items (
-    id TEXT, response_id TEXT REFERENCES responses (id) ON DELETE CASCADE, item BLOB, PRIMARY KEY (id, response_id)
-)
-"""
+# Rows are found by owner and id together, so that a request never reads another owner's. What else is asked of a row
+# is before its blobs: SQLite reads all that is before a column to come to it. An item is named by its client, so
+# several responses may have items of one name. Triggers keep the totals, whichever server writes.
 _SCHEMA = (
     """
 CREATE TABLE IF NOT EXISTS responses (
-    id TEXT PRIMARY KEY, bytes INTEGER, stored REAL, used REAL, response BLOB, before BLOB, input BLOB,
-    owner TEXT NOT NULL DEFAULT ''
+    owner TEXT, id TEXT, bytes INTEGER, stored REAL, used REAL, response BLOB, before BLOB, input BLOB,
+    PRIMARY KEY (owner, id)
 )
 """,
-    "CREATE INDEX IF NOT EXISTS responses_by_owner ON responses (owner, bytes)",
-    "CREATE INDEX IF NOT EXISTS responses_by_use ON responses (used, bytes)",
+    "CREATE INDEX IF NOT EXISTS responses_by_use ON responses (owner, used)",
     "CREATE INDEX IF NOT EXISTS responses_by_age ON responses (stored)",
-    _ITEMS_TABLE,
-    "CREATE INDEX IF NOT EXISTS items_by_response ON items (response_id)",
+    """
+CREATE TABLE IF NOT EXISTS items (
+    owner TEXT, id TEXT, response_id TEXT, item BLOB,
+    FOREIGN KEY (owner, response_id) REFERENCES responses (owner, id) ON DELETE CASCADE
+)
+""",
+    "CREATE INDEX IF NOT EXISTS items_by_name ON items (owner, id)",
+    "CREATE INDEX IF NOT EXISTS items_by_response ON items (owner, response_id)",
+    "CREATE TABLE IF NOT EXISTS owners (owner TEXT PRIMARY KEY, count INTEGER, bytes INTEGER) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS owners_by_count ON owners (count)",
+    "CREATE INDEX IF NOT EXISTS owners_by_bytes ON owners (bytes)",
+    "CREATE TABLE IF NOT EXISTS total (count INTEGER, bytes INTEGER)",
+    "INSERT INTO total SELECT 0, 0 WHERE NOT EXISTS (SELECT * FROM total)",
+    """
+CREATE TRIGGER IF NOT EXISTS response_stored AFTER INSERT ON responses BEGIN
+    INSERT INTO owners VALUES (new.owner, 1, new.bytes)
+        ON CONFLICT (owner) DO UPDATE SET count = count + 1, bytes = bytes + new.bytes;
+    UPDATE total SET count = count + 1, bytes = bytes + new.bytes;
+END
+""",
+    """
+CREATE TRIGGER IF NOT EXISTS response_forgotten AFTER DELETE ON responses BEGIN
+    UPDATE owners SET count = count - 1, bytes = bytes - old.bytes WHERE owner = old.owner;
+    DELETE FROM owners WHERE owner = old.owner AND count = 0;
+    UPDATE total SET count = count - 1, bytes = bytes - old.bytes;
+END
+""",
     f"PRAGMA user_version = {VERSION}",
 )
-# Version 0 had one item of a name. Its index goes only if it is there: a server may have ended before it made one.
-_FROM_VERSION_0 = (
-    "DROP INDEX IF EXISTS items_by_response",
-    "ALTER TABLE items RENAME TO items_0",
-    _ITEMS_TABLE,
-    "INSERT INTO items SELECT id, response_id, item FROM items_0",
-    "DROP TABLE items_0",
+# Until version 2 responses were anybody's; version 0 had one item of a name. Its server may have ended before it made
+# all of it.
+_SET_ASIDE = (
+    "CREATE TABLE IF NOT EXISTS items (id TEXT, response_id TEXT, item BLOB)",
+    *(f"DROP INDEX IF EXISTS {name}" for name in ("responses_by_use", "responses_by_age", "items_by_response")),
+    "ALTER TABLE responses RENAME TO old_responses",
+    "ALTER TABLE items RENAME TO old_items",
 )
-# Until version 2 responses were anybody's.
-_FROM_VERSION_1 = ("ALTER TABLE responses ADD COLUMN owner TEXT NOT NULL DEFAULT ''",)
+_TAKE_OVER = (
+    "INSERT INTO responses SELECT '', id, bytes, stored, used, response, before, input FROM old_responses",
+    "INSERT INTO items SELECT '', id, response_id, item FROM old_items ORDER BY rowid",
+    "DROP TABLE old_items",
+    "DROP TABLE old_responses",
+)
 _ITEM = msgspec.json.Decoder(Item)
 _ITEMS = msgspec.json.Decoder(list[Item])
 # Between two items of a stored list. No item has a line break: JSON escapes those in strings. Lists of older servers
@@ -87,10 +111,14 @@ class ResponseStore:
     """An SQLite database in memory, or in the file ``path``, which a later server takes over.
 
     Each response is kept with the whole conversation before it, so that it can be continued whatever became of earlier
-    ones, and is its ``owner``'s alone: for everybody else there is no such response. Beyond ``max_count`` or
-    ``max_bytes`` whoever has most gives up what it read or continued least recently, so that nobody can push another
-    one's responses out; after ``max_age_seconds`` every one is forgotten. A thread of the store's own reads and writes.
-    Where another process holds the file for longer than BUSY_SECONDS, what needs it raises StoreUnavailable.
+    ones, and is its ``owner``'s alone: for everybody else there is no such response, nor does finding that out read it.
+    Beyond ``max_count`` or ``max_bytes`` whoever has most of it gives up what it read or continued least recently. So
+    other owners' responses can push an owner down to an equal share of that bound, to within one response; the more
+    owners there are, the smaller the share. They take nothing from an owner that is below it. After ``max_age_seconds``
+    every response is forgotten. To forget one of n takes O(log n), besides what its own pages and items take.
+
+    A thread of the store's own reads and writes. Where another process holds the file for longer than BUSY_SECONDS,
+    what needs it raises StoreUnavailable.
     """
 
     def __init__(self, config: ResponsesConfig) -> None:
@@ -166,12 +194,14 @@ class ResponseStore:
             # all or nothing, and by one of the servers that start at once
             self._db.execute("BEGIN IMMEDIATE")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            old = self._db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'items'").fetchone()[0]
-            migrations = (_FROM_VERSION_0, _FROM_VERSION_1)[version:] if old else ()
-            for statement in (*chain.from_iterable(migrations), *_SCHEMA):
+            old = self._db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'responses'").fetchone()[0]
+            older = old and version < VERSION
+            for statement in (*_SET_ASIDE, *_SCHEMA, *_TAKE_OVER) if older else _SCHEMA:
                 self._db.execute(statement)
         self._db.execute("PRAGMA foreign_keys = ON")
-        self._forget_some()
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._forget_some()
         self._db.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_SECONDS)}")
 
     def _put(self, owner: str, response: Response, before: Sequence[Item], given: Sequence[Item]) -> bool:
@@ -183,15 +213,16 @@ class ResponseStore:
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute(
-                "INSERT INTO responses (id, bytes, stored, used, response, before, input, owner) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (response.id, n_bytes, now, now, *blobs, owner),
+                "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (owner, response.id, n_bytes, now, now, *blobs),
             )
             self._db.executemany(
-                "INSERT INTO items VALUES (?, ?, ?)", [(item_id, response.id, item) for item_id, item in items.items()]
+                "INSERT INTO items VALUES (?, ?, ?, ?)",
+                [(owner, item_id, response.id, item) for item_id, item in items.items()],
             )
             self._forget_some()
-            return bool(self._db.execute("SELECT count(*) FROM responses WHERE id = ?", (response.id,)).fetchone()[0])
+            there = self._db.execute("SELECT 1 FROM responses WHERE owner = ? AND id = ?", (owner, response.id))
+            return there.fetchone() is not None
 
     def _input(self, owner: str, response_id: str) -> Conversation | None:
         row = self._row("input", owner, response_id)
@@ -211,9 +242,9 @@ class ResponseStore:
         found: dict[str, Item] = {}
         for item_id in item_ids:
             row = self._db.execute(
-                "SELECT item FROM items JOIN responses ON responses.id = response_id "
-                "WHERE items.id = ? AND owner = ? AND stored > ? ORDER BY stored DESC, items.rowid DESC LIMIT 1",
-                (item_id, owner, oldest),
+                "SELECT item FROM items JOIN responses ON responses.owner = items.owner AND responses.id = response_id "
+                "WHERE items.owner = ? AND items.id = ? AND stored > ? ORDER BY items.rowid DESC LIMIT 1",
+                (owner, item_id, oldest),
             ).fetchone()
             if row is not None:
                 found[item_id] = _ITEM.decode(row[0])
@@ -222,24 +253,24 @@ class ResponseStore:
     def _delete(self, owner: str, response_id: str) -> bool:
         if not _is_text(response_id):
             return False
-        done = self._db.execute("DELETE FROM responses WHERE id = ? AND owner = ?", (response_id, owner))
+        done = self._db.execute("DELETE FROM responses WHERE owner = ? AND id = ?", (owner, response_id))
         return done.rowcount > 0
 
     def _count(self) -> int:
-        return int(self._db.execute("SELECT count(*) FROM responses").fetchone()[0])
+        return int(self._db.execute("SELECT count FROM total").fetchone()[0])
 
     def _row(self, columns: str, owner: str, response_id: str) -> tuple[bytes, ...] | None:
         if not _is_text(response_id):
             return None
         now = time.time()
         row: tuple[bytes, ...] | None = self._db.execute(
-            f"SELECT {columns} FROM responses WHERE id = ? AND owner = ? AND stored > ?",
-            (response_id, owner, now - self._max_age_seconds),
+            f"SELECT {columns} FROM responses WHERE owner = ? AND id = ? AND stored > ?",
+            (owner, response_id, now - self._max_age_seconds),
         ).fetchone()
         if row is not None:
             # what is read is not refused because somebody else writes
             with suppress(sqlite3.OperationalError):
-                self._db.execute("UPDATE responses SET used = ? WHERE id = ?", (now, response_id))
+                self._db.execute("UPDATE responses SET used = ? WHERE owner = ? AND id = ?", (now, owner, response_id))
         return row
 
     def _forget_some(self) -> None:
@@ -247,16 +278,16 @@ class ResponseStore:
         self._db.execute("DELETE FROM responses WHERE stored <= ?", (time.time() - self._max_age_seconds,))
         while (too_much := self._too_much()) is not None:
             self._db.execute(
-                "DELETE FROM responses WHERE id = (SELECT id FROM responses WHERE owner = "
-                f"(SELECT owner FROM responses GROUP BY owner ORDER BY {too_much} DESC LIMIT 1) ORDER BY used LIMIT 1)"
+                "DELETE FROM responses WHERE rowid = (SELECT rowid FROM responses WHERE owner = "
+                f"(SELECT owner FROM owners ORDER BY {too_much} DESC LIMIT 1) ORDER BY used LIMIT 1)"
             )
 
     def _too_much(self) -> str | None:
-        """What there is too much of, as SQL."""
-        count, n_bytes = self._db.execute("SELECT count(*), total(bytes) FROM responses").fetchone()
+        """The total that is beyond its bound."""
+        count, n_bytes = self._db.execute("SELECT count, bytes FROM total").fetchone()
         if count > self._max_count:
-            return "count(*)"
-        return "total(bytes)" if n_bytes > self._max_bytes else None
+            return "count"
+        return "bytes" if n_bytes > self._max_bytes else None
 
 
 def _is_text(response_id: str) -> bool:

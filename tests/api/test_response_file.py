@@ -1,4 +1,4 @@
-"""The file that responses are kept in: of an older server, half migrated, for nobody else to read."""
+"""The file that responses are kept in: of an older server, half migrated, with too many, for nobody else to read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -58,6 +59,29 @@ def make_old(path: Path, *more: str) -> bytes:
     return blob
 
 
+# what version 1 made of that
+VERSION_1 = (
+    "ALTER TABLE items RENAME TO items_0",
+    """
+    CREATE TABLE items (
+        id TEXT, response_id TEXT REFERENCES responses (id) ON DELETE CASCADE, item BLOB, PRIMARY KEY (id, response_id)
+    )
+    """,
+    "INSERT INTO items SELECT id, response_id, item FROM items_0",
+    "DROP TABLE items_0",
+    "CREATE INDEX items_by_response ON items (response_id)",
+    "PRAGMA user_version = 1",
+)
+
+
+def names_in(path: Path) -> set[tuple[str]]:
+    with sqlite3.connect(path) as db:
+        names = set(db.execute("SELECT name FROM sqlite_schema"))
+        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+    db.close()
+    return names
+
+
 async def test_a_file_whose_server_ended_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "responses.sqlite"
     config = ResponsesConfig(path=str(path))
@@ -77,9 +101,10 @@ async def test_a_file_whose_server_ended_in_the_middle(tmp_path: Path, monkeypat
     store.close()
 
 
-async def test_a_file_of_an_older_server(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), VERSION_1], ids=["version 0", "version 1"])
+async def test_a_file_of_an_older_server(tmp_path: Path, more: tuple[str, ...]) -> None:
     path = tmp_path / "responses.sqlite"
-    blob = make_old(path)
+    blob = make_old(path, *more)
     for _ in range(2):  # the second server finds what the first one made
         store = ResponseStore(ResponsesConfig(path=str(path)))
         assert await store.response("", "r0") == blob
@@ -89,10 +114,72 @@ async def test_a_file_of_an_older_server(tmp_path: Path) -> None:
         assert await store.delete("", "r1")
         assert (await store.items("", ["shared"]))["shared"]["content"] == "0"
         store.close()
+    ResponseStore(ResponsesConfig(path=str(tmp_path / "new"))).close()
+    assert names_in(path) == names_in(tmp_path / "new")
+
+
+async def test_responses_of_an_older_server_count(tmp_path: Path) -> None:
+    path = tmp_path / "responses.sqlite"
+    make_old(path)
+    store = ResponseStore(ResponsesConfig(path=str(path), max_count=1))
+    assert await store.count() == 1
+    assert await store.put("", response("r1"), [], [])
+    assert await store.count() == 1
+    assert await store.response("", "r0") is None
+    store.close()
+
+
+async def test_a_file_whose_first_server_ended_before_it_made_a_table_of_items(tmp_path: Path) -> None:
+    path = tmp_path / "responses.sqlite"
+    blob = make_old(path, "DROP TABLE items", "DROP INDEX responses_by_age")
+    store = ResponseStore(ResponsesConfig(path=str(path)))
+    assert await store.response("", "r0") == blob
+    assert await store.put("", response("r1"), [], [])
+    store.close()
+
+
+N_OWNERS, N_RESPONSES, N_LEFT = 50, 20_000, 4000
+# To forget a response with one item is 190 steps of SQLite's. A look at all that are there would be 20,000 and more.
+MAX_STEPS = 300
+
+
+@pytest.mark.parametrize(
+    "bounds", [{"max_count": N_LEFT}, {"max_bytes": 100 * N_LEFT}], ids=lambda bounds: next(iter(bounds))
+)
+def test_many_are_forgotten_at_once_when_a_bound_is_lowered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bounds: dict[str, int]
+) -> None:
+    path = tmp_path / "responses.sqlite"
+    ResponseStore(ResponsesConfig(path=str(path))).close()
+    owners = [f"o{i // 2 % (N_OWNERS - 1)}" if i % 2 else "most" for i in range(N_RESPONSES)]
+    now = time.time()
     with sqlite3.connect(path) as db:
-        assert db.execute("SELECT name FROM sqlite_schema WHERE name = 'items_0'").fetchone() is None
-        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+        rows = [(owner, str(i), 100, now, now + i) for i, owner in enumerate(owners)]
+        db.executemany("INSERT INTO responses VALUES (?, ?, ?, ?, ?, '', '', '')", rows)
+        db.execute("INSERT INTO items SELECT owner, 'item', id, '{}' FROM responses")
     db.close()
+    steps, connect = 0, sqlite3.connect
+
+    def hundred() -> None:
+        nonlocal steps
+        steps += 100
+
+    def counting(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        connection = connect(*args, **kwargs)
+        connection.set_progress_handler(hundred, 100)
+        return connection
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sqlite3.connect", counting)
+        ResponseStore(ResponsesConfig(path=str(path), **bounds)).close()
+    assert steps < MAX_STEPS * (N_RESPONSES - N_LEFT)
+    with sqlite3.connect(path) as db:
+        left = db.execute("SELECT owner, CAST(id AS INTEGER) FROM responses ORDER BY used").fetchall()
+        assert db.execute("SELECT count(*) FROM items").fetchone() == (N_LEFT,)
+    db.close()
+    for owner in set(owners):
+        newest = [i for i in range(N_RESPONSES) if owners[i] == owner][-N_LEFT // N_OWNERS :]
+        assert [i for name, i in left if name == owner] == newest
 
 
 def modes_in(folder: Path) -> list[int]:

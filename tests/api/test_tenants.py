@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import msgspec
@@ -114,23 +118,54 @@ async def kept(store: ResponseStore, owner: str, n: int) -> list[int]:
     return [i for i in range(n) if await store.response(owner, f"{owner}{i}") is not None]
 
 
+async def put(store: ResponseStore, owner: str, name: object, text: str) -> None:
+    response = msgspec.structs.replace(blank_response(f"{owner}{name}"), status="completed", output=[])
+    assert await store.put(owner, response, [], [{"id": f"i{name}", "content": text}])
+
+
 @pytest.mark.parametrize("config", [ResponsesConfig(max_count=8), ResponsesConfig(max_bytes=40_000)])
-async def test_nobody_pushes_another_ones_responses_out(config: ResponsesConfig) -> None:
+async def test_others_push_nobody_below_an_equal_share(config: ResponsesConfig) -> None:
     store = ResponseStore(config)
-
-    async def put(owner: str, i: int) -> None:
-        response = msgspec.structs.replace(blank_response(f"{owner}{i}"), status="completed", output=[])
-        await store.put(owner, response, [], [{"id": f"i{i}", "content": "x" * 2000}])
-
     for i in range(3):
-        await put("alice", i)
+        await put(store, "alice", i, "x" * 2000)
     for i in range(20):
-        await put("bob", i)
+        await put(store, "bob", i, "x" * 2000)
     assert await kept(store, "alice", 3) == [0, 1, 2]
     n_bob = len(await kept(store, "bob", 20))
     assert n_bob >= 3
     for i in range(20, 22):
-        await put("carol", i)
+        await put(store, "carol", i, "x" * 2000)
     assert await kept(store, "alice", 3) == [0, 1, 2]
     assert len(await kept(store, "bob", 20)) < n_bob
+    store.close()
+
+
+async def test_others_push_an_owner_down_to_an_equal_share() -> None:
+    store = ResponseStore(ResponsesConfig(max_count=8))
+    for owner in ("alice", "bob"):
+        for i in range(8):
+            await put(store, owner, i, "")
+    assert await kept(store, "alice", 8) == await kept(store, "bob", 8) == [4, 5, 6, 7]
+    store.close()
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+async def test_what_others_store_is_as_fast_not_to_be_found_as_what_is_not_there(tmp_path: Path, in_file: bool) -> None:
+    path = str(tmp_path / "responses.sqlite") if in_file else None
+    store = ResponseStore(ResponsesConfig(path=path))
+    await put(store, "alice", "_large", "x" * 20_000_000)
+    lookups: tuple[tuple[Callable[[str], Awaitable[object]], str], ...] = (
+        (partial(store.response, "bob"), "alice_large"),
+        (partial(store.conversation, "bob"), "alice_large"),
+        (partial(store.delete, "bob"), "alice_large"),
+        (lambda name: store.items("bob", [name]), "i_large"),
+    )
+    for look, theirs in lookups:
+        seconds: dict[str, list[float]] = {theirs: [], "unknown": []}
+        for name in [theirs, "unknown"] * 50:
+            began = time.perf_counter()
+            assert not await look(name)
+            seconds[name].append(time.perf_counter() - began)
+        # both are mostly the way to the store's thread and back, 0.1 ms; to read what is there would be 0.4 to 10 ms
+        assert median(seconds[theirs]) < 3 * median(seconds["unknown"])
     store.close()
