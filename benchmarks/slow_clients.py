@@ -71,8 +71,11 @@ UPGRADE = head(
 HTTP2 = PREFACE + frame(SETTINGS, 0, 0)
 HTTP2_GET = frame(HEADERS, END_HEADERS | END_STREAM, 1, ask(b"GET", b"/v1/models"))
 CLOSED_WINDOW = PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, 0))
-# An answer of 3 MB, more than the kernel and Granian hold.
+# An answer of 3 MB, more than the kernel and Granian hold, and one that they hold whole.
 TOKENIZE = post("/tokenize", {"content": "zq" * 70_000, "with_pieces": True})
+TOKENIZE_LESS = post("/tokenize", {"content": "zq" * 20_000, "with_pieces": True})
+# What a body gains for it would be a minute.
+LARGE_BYTES = 2**20
 
 KINDS = {
     "nothing": Kind(("header",), b""),
@@ -99,10 +102,12 @@ KINDS = {
     "no body": Kind(("body",), head(POST, "content-length: 1000")),
     "half a body": Kind(("body",), head(POST, "content-length: 1000") + b"{"),
     "a body by bytes": Kind(("body",), head(POST, "content-length: 1000"), b" "),
+    "a large body that stops": Kind(("body",), head(POST, f"content-length: {2 * LARGE_BYTES}") + b" " * LARGE_BYTES),
     "half a chunk": Kind(("body",), head(POST, "transfer-encoding: chunked") + b"50\r\n{"),
     "a body by chunks": Kind(("body",), head(POST, "transfer-encoding: chunked"), b"1\r\n \r\n"),
     "an unwanted body by bytes": Kind(("body",), head("POST /nowhere", "content-length: 1000"), b" "),
     "an unread answer": Kind(("send",), TOKENIZE),
+    "an unread answer that is sent": Kind(("keep_alive", "send"), TOKENIZE_LESS),
     "WebSocket, no frame": Kind(("websocket_idle",), UPGRADE),
     "WebSocket, half a frame": Kind(("websocket_idle",), UPGRADE + text_frame(b"x" * 1000)[:-1]),
     "WebSocket, pings": Kind(("websocket_idle",), UPGRADE, b"\x89\x80" + bytes(4)),

@@ -155,7 +155,7 @@ class UpgradeRequired(InvalidRequest):
 
 
 class RequestTimeout(InvalidRequest):
-    """The body did not come within ``server.body_seconds``."""
+    """The body, or more of it, did not come within ``server.body_seconds``."""
 
     status = 408
     code = "request_timeout"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import MutableMapping
 from types import TracebackType
 from typing import Any, Self
 
 from llamafast.api.connections import Client, Connections
+
+log = logging.getLogger(__name__)
 
 # A deadline is found out to have passed up to so many parts of a limit late.
 LOOKS_PER_LIMIT = 4
@@ -43,12 +46,13 @@ class ClientWaits:
 
     def _look(self) -> None:
         self._timer = None
+        # first: whatever happens to one of them, the others are looked at again
+        if self._open:
+            self._look_later()
         now = time.monotonic()
         for wait in self._open:
             if 0 < wait.deadline < now:
                 wait.expire()
-        if self._open:
-            self._look_later()
 
 
 class ClientWait:
@@ -58,6 +62,7 @@ class ClientWait:
     ``deadline`` is set while something waits for the client, to seconds of the monotonic clock, and 0.0 otherwise;
     ``reading``: that is for it to send. Once the deadline has passed the task is cancelled, and the connection closed
     unless there is somebody to answer. The cancellation ends with the context if ``forgive`` does not come first.
+    ``body_due`` is when more of the request's body has to be here.
     """
 
     __slots__ = (
@@ -66,6 +71,7 @@ class ClientWait:
         "_multiplexed",
         "_task",
         "_waits",
+        "body_due",
         "body_seconds",
         "deadline",
         "expired",
@@ -76,17 +82,18 @@ class ClientWait:
     def __init__(self, waits: ClientWaits, client: Client | None, multiplexed: bool) -> None:
         self.body_seconds = waits.body_seconds
         self.send_seconds = waits.send_seconds
+        self.body_due = time.monotonic() + waits.body_seconds
         self.deadline = 0.0
         self.expired = False
         self.reading = False
         self._waits = waits
-        self._connections = None if client is None else waits.connections
-        self._client = client or ("", "")
+        self._connections = waits.connections
+        self._client = client
         self._multiplexed = multiplexed
 
     def __enter__(self) -> Self:
         self._task: asyncio.Task[Any] | None = asyncio.current_task()
-        if self._connections is not None:
+        if self._connections is not None and self._client is not None:
             self._connections.begun(self._client)
         self._waits.add(self)
         return self
@@ -95,24 +102,29 @@ class ClientWait:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         self._waits.remove(self)
-        if self._connections is not None:
-            self._connections.ended(self._client)
-        if not self.expired:
-            return False
-        self.forgive()
-        return kind is asyncio.CancelledError
+        if self._connections is not None and self._client is not None:
+            self._connections.ended(self._client, self.send_seconds)
+        return self.expired and self.forgive() and kind is asyncio.CancelledError
 
     def expire(self) -> None:
         assert self._task is not None
         self.deadline = 0.0
         self.expired = True
         # First: once the work has ended, Granian lets go of the socket, and what is unread stays in the kernel.
-        if self._connections is not None and not self._multiplexed and not self.reading:
-            self._connections.close(self._client)
+        if not self._multiplexed and not self.reading:
+            self._close()
         self._task.cancel()
 
-    def forgive(self) -> None:
-        """The cancellation has arrived and is answered in another way."""
+    def _close(self) -> None:
+        if self._connections is not None and self._client is not None:
+            try:
+                self._connections.close(self._client)
+            except Exception:
+                log.exception("the connection of a client that does not read was not closed")
+
+    def forgive(self) -> bool:
+        """The cancellation has arrived and is answered in another way; False if somebody else has cancelled the task
+        too, so that it ends all the same."""
         assert self._task is not None
         self.expired = False
-        self._task.uncancel()
+        return not self._task.uncancel()

@@ -34,12 +34,13 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 JSON_TYPE = b"application/json"
 
-# A body may take `server.body_seconds`, and on top of it what its bytes take at this rate.
-BODY_BYTES_PER_SECOND = 16 * 1024
+# A body may be behind this rate by what comes in `server.body_seconds`, and never gains more than that ahead of it.
+BYTES_PER_SECOND = 16 * 1024
 # What a reader has `server.send_seconds` for, beside what Granian and the kernel hold ahead of it.
 PIECE_BYTES = 256 * 1024
-# How much of a body that nobody wants is read and thrown away, and how long each piece of it is waited for.
-DISCARDED_BYTES = 256 * 2**20
+# How much of a body that nobody wants is read and thrown away, more than twice as much as `server.max_body_bytes` lets
+# in by default, and how long each piece of it is waited for.
+DISCARDED_BYTES = 64 * 2**20
 DISCARD_SECONDS = 1.0
 
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
@@ -156,22 +157,25 @@ class Exchange(Record):
     async def _timely_chunk(self, n_before: int) -> bytes | None:
         """The next chunk, behind ``n_before`` bytes. Raises RequestTimeout."""
         wait = self._wait
-        wait.deadline = self._body_deadline(n_before)
+        wait.deadline = wait.body_due
         wait.reading = True
         try:
             chunk = await self._chunk()
         except asyncio.CancelledError:
-            if not wait.expired:
+            if not wait.expired or not wait.forgive():
                 raise
-            wait.forgive()
-            raise RequestTimeout(f"{n_before} bytes of the body came in {wait.body_seconds:g} seconds") from None
+            told = f"after {n_before} bytes too little of the body came for {wait.body_seconds:g} seconds"
+            raise RequestTimeout(told) from None
         finally:
             wait.deadline = 0.0
             wait.reading = False
+        wait.body_due = self._body_deadline(len(chunk or b""))
         return chunk
 
-    def _body_deadline(self, n_before: int) -> float:
-        return self.started + self._wait.body_seconds + n_before / BODY_BYTES_PER_SECOND
+    def _body_deadline(self, n_more: int) -> float:
+        """When the next bytes are due, now that as many have come: silence is bounded, however many there were."""
+        wait = self._wait
+        return min(wait.body_due + n_more / BYTES_PER_SECOND, time.monotonic() + wait.body_seconds)
 
     async def _chunk(self) -> bytes | None:
         """More of the body; None when its client has gone or sends nonsense."""
@@ -181,12 +185,13 @@ class Exchange(Record):
         return None if gone else message.get("body", b"")
 
     async def _discard(self) -> None:
-        """Read what is left of the body: a client that still sends when the connection closes never sees the reply."""
+        """Read what is left of the body: a client that still sends when the connection closes never sees the reply. It
+        has until the body's next bytes were due anyway, `server.body_seconds` at most."""
         n_bytes = 0
         with suppress(TimeoutError):
             while self._more and n_bytes <= DISCARDED_BYTES:
                 # half a body is waited for as little as its sender seems to care
-                left = self._body_deadline(n_bytes) - time.monotonic()
+                left = self._wait.body_due - time.monotonic()
                 async with asyncio.timeout(min(DISCARD_SECONDS, left)):
                     n_bytes += len(await self._chunk() or b"")
 
@@ -232,8 +237,10 @@ class Exchange(Record):
             body = body[last:]
         wait = self._wait
         wait.deadline = time.monotonic() + wait.send_seconds
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
-        wait.deadline = 0.0
+        try:
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        finally:
+            wait.deadline = 0.0
 
     async def reply(self, status: int, body: bytes, content_type: bytes, headers: Headers = ()) -> None:
         """The whole answer at once; HEAD gets its headers only."""

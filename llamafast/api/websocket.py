@@ -9,7 +9,18 @@ from contextlib import suppress
 import msgspec
 
 from llamafast.api.client_wait import ClientWait
-from llamafast.api.http import JSON_TYPE, ClientGone, Identity, Message, Receive, Record, Scope, Send, error_body
+from llamafast.api.http import (
+    BYTES_PER_SECOND,
+    JSON_TYPE,
+    ClientGone,
+    Identity,
+    Message,
+    Receive,
+    Record,
+    Scope,
+    Send,
+    error_body,
+)
 from llamafast.errors import InvalidKey, LlamafastError
 
 # RFC 6455, and 1012 to 1014 from IANA's registry
@@ -47,7 +58,7 @@ class WebSocket:
         self._receive = receive
         self._send = send
         self._wait = wait
-        self._n_sending = 0
+        self._sending: list[float] = []  # how long each frame may take that is being sent
         self._max_frame_bytes = max_frame_bytes
 
     def record(self) -> Record:
@@ -87,7 +98,7 @@ class WebSocket:
         return frame
 
     async def send(self, frame: bytes) -> None:
-        await self._deliver({"type": "websocket.send", "text": frame.decode()})
+        await self._deliver({"type": "websocket.send", "text": frame.decode()}, len(frame))
 
     async def close(self, code: int, reason: str) -> None:
         await self._deliver({"type": "websocket.close", "code": code, "reason": reason})
@@ -99,15 +110,18 @@ class WebSocket:
             async with asyncio.timeout(DROP_SECONDS):
                 await self._send({"type": "websocket.close", "code": GOING_AWAY, "reason": ""})
 
-    async def _deliver(self, message: Message) -> None:
-        """Send what the reader must take. Whoever sends at the same time waits for the same reader: time begins again
-        with each frame that it has taken."""
+    async def _deliver(self, message: Message, n_bytes: int = 0) -> None:
+        """Send what the reader must take. A frame goes as a whole, so a large one has as much more time as a body of
+        its size would have. Whoever sends at the same time waits for the same reader: time begins again with each frame
+        that it has taken, and is that of the largest."""
         wait = self._wait
-        if not self._n_sending:
-            wait.deadline = time.monotonic() + wait.send_seconds
-        self._n_sending += 1
+        sending = self._sending
+        seconds = wait.send_seconds + n_bytes / BYTES_PER_SECOND
+        if not sending or seconds > max(sending):
+            wait.deadline = time.monotonic() + seconds
+        sending.append(seconds)
         try:
             await self._send(message)
         finally:
-            self._n_sending -= 1
-            wait.deadline = time.monotonic() + wait.send_seconds if self._n_sending else 0.0
+            sending.remove(seconds)
+            wait.deadline = time.monotonic() + max(sending) if sending else 0.0

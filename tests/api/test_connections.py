@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
+from llamafast.api import connections
 from llamafast.api.connections import DESCRIPTORS, Client, Connections
 
 HEADER = 0.2
 KEEP_ALIVE = 0.4
+SEND = 0.6
 PART = 0.05
 
 
@@ -37,6 +40,19 @@ class Server:
         ours = self._stack.enter_context(self._listener.accept()[0])
         host, port, *_ = theirs.getsockname()
         return theirs, ours, (host, str(port))
+
+    def answer(self) -> tuple[socket.socket, socket.socket, Client, int]:
+        """As ``connect``, after a request with an answer of so many bytes that was sent and is not read."""
+        theirs, ours, client = self.connect()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+        self.connections.begun(client)
+        ours.setblocking(False)
+        n_bytes = 0
+        with suppress(BlockingIOError):
+            while n_bytes < 2**20:
+                n_bytes += ours.send(bytes(2**16))
+        self.connections.ended(client, SEND)
+        return theirs, ours, client, n_bytes
 
     def sweep_for(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -82,10 +98,10 @@ def test_one_with_requests_is_left_alone_and_then_kept_alive(server: Server) -> 
     server.connections.begun(client)
     server.connections.begun(client)
     server.sweep_for(HEADER + PART)
-    server.connections.ended(client)
+    server.connections.ended(client, SEND)
     server.sweep_for(KEEP_ALIVE + PART)
     assert is_open(connection)
-    server.connections.ended(client)
+    server.connections.ended(client, SEND)
     server.sweep_for(KEEP_ALIVE - PART)
     assert is_open(connection)
     server.sweep_for(3 * PART)
@@ -96,9 +112,54 @@ def test_another_request_begins_the_time_again(server: Server) -> None:
     connection, _, client = server.connect()
     for _ in range(2):
         server.connections.begun(client)
-        server.connections.ended(client)
+        server.connections.ended(client, SEND)
         server.sweep_for(KEEP_ALIVE - PART)
     assert is_open(connection)
+
+
+def test_an_answer_that_is_read_slowly_arrives_whole_and_then_time_begins(server: Server) -> None:
+    connection, _, _, n_bytes = server.answer()
+    server.sweep_for(KEEP_ALIVE + SEND / 2)
+    part = n_bytes // 4
+    while n_bytes:
+        n_bytes -= len(connection.recv(min(part, n_bytes), socket.MSG_WAITALL))
+        server.sweep_for(SEND / 3)
+    server.sweep_for(KEEP_ALIVE - SEND / 3 - PART)
+    assert is_open(connection)
+    server.sweep_for(3 * PART)
+    assert connection.recv(1) == b""
+
+
+def test_an_answer_of_which_nothing_is_read_is_dropped(server: Server) -> None:
+    connection, ours, *_ = server.answer()
+    server.sweep_for(KEEP_ALIVE + SEND - PART)
+    assert is_open(ours)
+    server.sweep_for(3 * PART)
+    assert not is_open(ours)
+    ours.close()
+    with pytest.raises(ConnectionResetError):
+        drain(connection)
+
+
+def test_an_answer_that_only_grows_is_not_read(server: Server) -> None:
+    _, ours, *_ = server.answer()
+    until = time.monotonic() + KEEP_ALIVE + SEND + 3 * PART
+    while is_open(ours) and time.monotonic() < until:
+        ours.send(bytes(100))
+        server.sweep_for(PART)
+    assert not is_open(ours)
+
+
+def test_another_request_gives_what_is_unread_its_time_again(server: Server) -> None:
+    _, ours, client, _ = server.answer()
+    server.sweep_for(KEEP_ALIVE + SEND - PART)
+    server.connections.begun(client)
+    server.sweep_for(3 * PART)
+    server.connections.ended(client, SEND)
+    server.sweep_for(KEEP_ALIVE + SEND - PART)
+    assert is_open(ours)
+    server.sweep_for(3 * PART)
+    assert not is_open(ours)
 
 
 def test_an_unread_one_is_cut_at_once_with_what_was_not_sent(server: Server) -> None:
@@ -144,7 +205,7 @@ def test_nothing_else_is_touched(stack: ExitStack, server: Server) -> None:
 def test_what_is_gone_is_forgotten(server: Server) -> None:
     connection, ours, client = server.connect()
     server.connections.begun(client)
-    server.connections.ended(client)
+    server.connections.ended(client, SEND)
     server.connections.sweep()
     assert server.connections._ended
     connection.close()
@@ -163,6 +224,51 @@ def test_a_sweep_leaves_no_descriptor_behind(server: Server) -> None:
     assert all(connection.recv(1) == b"" for connection, *_ in ends)
 
 
+def no_descriptor(fd: int) -> socket.socket | None:
+    raise OSError(errno.EMFILE, "too many open files")
+
+
+def test_one_that_cannot_be_closed_harms_no_other(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = [server.connect() for _ in range(3)]
+    gone_client, gone, client = server.connect()
+    server.connections.begun(client)
+    server.connections.ended(client, SEND)
+    server.connections.sweep()
+    gone.close()
+    gone_client.close()
+    duplicate = connections._duplicate
+    stuck = ends[1][1].fileno()
+    monkeypatch.setattr(connections, "_duplicate", lambda fd: (no_descriptor if fd == stuck else duplicate)(fd))
+    time.sleep(HEADER + PART)
+    with pytest.raises(OSError, match="too many open files"):
+        server.connections.sweep()
+    assert [is_open(connection) for connection, *_ in ends] == [False, True, False]
+    assert not server.connections._ended
+    assert len(server.connections._known) == 3
+    monkeypatch.undo()
+    server.connections.sweep()
+    assert not is_open(ends[1][0])
+
+
+@pytest.mark.parametrize("seen", [False, True])
+@pytest.mark.parametrize("failing", ["_duplicate", "os.listdir"])
+def test_an_unread_one_is_cut_as_soon_as_that_is_possible(
+    server: Server, monkeypatch: pytest.MonkeyPatch, failing: str, seen: bool
+) -> None:
+    _, ours, client = server.connect()
+    server.connections.begun(client)
+    if seen:
+        server.connections.sweep()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"llamafast.api.connections.{failing}", no_descriptor)
+        server.connections.close(client)
+        with pytest.raises(OSError, match="too many open files"):
+            server.connections.sweep()
+    server.connections.sweep()
+    assert not is_open(ours)
+    assert not server.connections._unread
+
+
 def test_watching_takes_a_thread_that_hears_of_unread_ones_at_once(server: Server) -> None:
     server.connections._header_seconds = server.connections._keep_alive_seconds = 1e300
     _, ours, client = server.connect()
@@ -173,3 +279,42 @@ def test_watching_takes_a_thread_that_hears_of_unread_ones_at_once(server: Serve
     server.connections.close(client)
     ours.settimeout(5)
     assert ours.recv(1) == b""
+
+
+def test_watching_goes_on_after_a_failure_that_is_told_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweeps = threading.Semaphore(0)
+
+    def fail() -> None:
+        sweeps.release()
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(server.connections, "sweep", fail)
+    server.connections.watch()
+    for _ in range(4):
+        assert sweeps.acquire(timeout=5)
+    assert len(caplog.records) == 1
+    connection, *_ = server.connect()
+    monkeypatch.undo()
+    connection.settimeout(5)
+    assert connection.recv(1) == b""
+
+
+def test_where_no_descriptors_are_listed_nothing_is_watched(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connections, "DESCRIPTORS", "/nowhere")
+    server = Server(stack)
+    connection, _, client = server.connect()
+    n_threads = threading.active_count()
+    server.connections.watch()
+    assert threading.active_count() == n_threads
+    assert [record.getMessage() for record in caplog.records] == [
+        "idle and unread connections are not closed: there is no /nowhere"
+    ]
+    server.connections.begun(client)
+    server.connections.close(client)
+    server.connections.ended(client, SEND)
+    assert is_open(connection)
+    assert not any((server.connections._running, server.connections._ended, server.connections._unread))

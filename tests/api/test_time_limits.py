@@ -18,7 +18,8 @@ from support.fake_engine import FakeEngine, play, say
 from llamafast.api.app import App
 from llamafast.api.body_size import FREE_BYTES
 from llamafast.api.client_wait import ClientWaits
-from llamafast.api.http import BODY_BYTES_PER_SECOND, PIECE_BYTES
+from llamafast.api.http import BYTES_PER_SECOND, PIECE_BYTES, Exchange
+from llamafast.api.websocket import WebSocket
 from llamafast.engine.types import Event
 
 LIMIT = 0.1
@@ -40,7 +41,8 @@ class Connections:
     def begun(self, client: tuple[str, str]) -> None:
         self._tell("begun", client)
 
-    def ended(self, client: tuple[str, str]) -> None:
+    def ended(self, client: tuple[str, str], send_seconds: float) -> None:
+        assert send_seconds == LIMIT
         self._tell("ended", client)
 
     def close(self, client: tuple[str, str]) -> None:
@@ -120,7 +122,15 @@ def endless(piece: bytes) -> list[bytes | float]:
     return [piece, LIMIT / 4] * 1000
 
 
-@pytest.mark.parametrize("body", [[], [b"{"], endless(b" ")], ids=["none", "half", "by bytes"])
+# What would be worth ten seconds at the rate that is asked for.
+MUCH = b" " * (10 * BYTES_PER_SECOND)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [[], [b"{"], endless(b" "), [MUCH], [MUCH, *endless(b" ")]],
+    ids=["none", "half", "by bytes", "much and none", "much and by bytes"],
+)
 async def test_a_body_that_does_not_come_is_a_timeout(
     app: App, connections: Connections, body: list[bytes | float]
 ) -> None:
@@ -139,8 +149,10 @@ async def test_a_body_that_timed_out_is_not_held(app: App) -> None:
     assert app._limits.held == 0
 
 
-async def test_bytes_give_a_body_time(app: App) -> None:
-    response = await Client(app, [b" " * BODY_BYTES_PER_SECOND, 3 * LIMIT, b" ", 3 * LIMIT, WHOLE]).ask()
+async def test_bytes_give_a_body_time(engine: FakeEngine) -> None:
+    app = App(engine, max_body_bytes=2**20, stall_seconds=5.0, waits=ClientWaits(3 * LIMIT, LIMIT))
+    body: list[bytes | float] = [b" " * BYTES_PER_SECOND, LIMIT] * 5
+    response = await Client(app, [*body, WHOLE]).ask()
     assert response.status == 200
 
 
@@ -149,11 +161,19 @@ async def test_a_body_that_comes_at_once_takes_no_timer(app: App, monkeypatch: p
     assert (await Client(app, [WHOLE]).ask()).status == 200
 
 
-async def test_a_body_that_nobody_wants_is_not_read_for_ever(app: App) -> None:
+@pytest.mark.parametrize("piece", [b" ", b" " * BYTES_PER_SECOND], ids=["bytes", "much"])
+async def test_a_body_that_nobody_wants_is_not_read_for_ever(app: App, piece: bytes) -> None:
     began = time.monotonic()
-    response = await Client(app, endless(b" "), whole=False).ask(path="/nowhere")
+    response = await Client(app, endless(piece), whole=False).ask(path="/nowhere")
     assert time.monotonic() - began < LIMIT + 1
     assert response.status == 404
+
+
+async def test_a_body_that_nobody_wants_is_not_read_without_end(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamafast.api.http.DISCARDED_BYTES", 100)
+    client = Client(app, [b" " * 40] * 1000)
+    assert (await client.ask(path="/nowhere")).status == 404
+    assert len(client._body) == 1000 - 3
 
 
 @pytest.mark.parametrize("reads", [0, 1, 3])
@@ -228,6 +248,45 @@ async def test_whoever_cancels_the_app_is_heard(app: App, engine: FakeEngine) ->
     assert engine.generations[0].cancelled
 
 
+@pytest.mark.parametrize("body", [[], [WHOLE]], ids=["body", "reader"])
+async def test_whoever_cancels_the_app_just_when_time_is_up_is_heard(app: App, body: list[bytes | float]) -> None:
+    task = asyncio.create_task(Client(app, body, reads=0).ask())
+    while not any(wait.deadline for wait in app._waits._open):
+        await asyncio.sleep(0)
+    (wait,) = app._waits._open
+    assert wait._task is not None
+    wait.expire()
+    wait._task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_connection_that_cannot_be_closed_keeps_no_reader(
+    app: App, engine: FakeEngine, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(client: tuple[str, str]) -> None:
+        raise OSError("no descriptor left")
+
+    monkeypatch.setattr(connections, "close", fail)
+    await asyncio.gather(*(Client(app, [STREAM], reads=0).ask() for _ in range(3)))
+    await Client(app, [STREAM], reads=0).ask()
+    assert [generation.cancelled for generation in engine.generations] == [True] * 4
+
+
+async def test_a_send_that_is_cancelled_waits_for_nobody() -> None:
+    async def never(*_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    with ClientWaits().of(scope) as wait:
+        sending = asyncio.create_task(Exchange(scope, never, never, wait).write(b"x"))
+        await asyncio.sleep(0)
+        assert wait.deadline > 0
+        sending.cancel()
+        await asyncio.wait([sending])
+        assert wait.deadline == 0
+
+
 async def test_frames_that_nobody_reads_end_the_socket(
     engine: FakeEngine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,3 +327,20 @@ async def test_a_socket_on_which_something_runs_or_comes_is_not_idle(engine: Fak
         assert socket.closed is None
         await asyncio.wait_for(socket.task, MUCH_LATER)
         assert socket.closed == 1001
+
+
+async def test_a_large_frame_has_as_much_time_as_its_pieces_would_whoever_sends_beside_it() -> None:
+    turn = asyncio.Lock()
+    sent = []
+
+    async def take(message: dict[str, Any]) -> None:
+        async with turn:
+            await asyncio.sleep(len(message["text"]) / PIECE_BYTES * LIMIT / 2)
+            sent.append(len(message["text"]))
+
+    scope = {"type": "websocket", "path": "/", "headers": []}
+    with ClientWaits(LIMIT, LIMIT).of(scope) as wait:
+        socket = WebSocket(scope, asyncio.Event().wait, take, wait, 0)  # type: ignore[arg-type]
+        await asyncio.gather(*(socket.send(b"x" * n * PIECE_BYTES) for n in (1, 6, 1)))
+        assert wait.deadline == 0
+    assert sent == [PIECE_BYTES, 6 * PIECE_BYTES, PIECE_BYTES]

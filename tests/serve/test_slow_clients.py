@@ -23,7 +23,10 @@ from benchmarks.slow_clients import (
     HTTP2,
     KINDS,
     SETTINGS,
+    TOKENIZE_LESS,
     Crowd,
+    Kind,
+    SlowClient,
     ask,
     frame,
     head,
@@ -153,6 +156,24 @@ def frames(told: bytes) -> list[tuple[int, bytes]]:
         found.append((told[3], told[9 : 9 + length]))
         told = told[9 + length :]
     return found
+
+
+def test_an_answer_is_there_for_a_client_that_pauses_beyond_the_idle_time(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    config = model_config(tiny_model("tiny-llama"), 0)
+    config["server"] = {"port": 0, "keep_alive_seconds": 0.5}
+    with Process(tmp_path, config) as process:
+        process.until_serving()
+        # as a slow client, with a small buffer: most of the answer stays with the server
+        connection = SlowClient(process.port, Kind((), TOKENIZE_LESS)).socket
+        connection.settimeout(20)
+        time.sleep(1.5)
+        told = read(connection)
+        process.kill()
+    answer_head, _, body = told.partition(b"\r\n\r\n")
+    assert b"content-length: %d\r\n" % len(body) in answer_head + b"\r\n"
+    assert len(body) > 500_000
 
 
 def test_connections_beyond_the_limit_wait(tiny_model: Callable[[str], Path]) -> None:
