@@ -27,8 +27,8 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     upgrades off.
 
     What clients may take: a connection ``header_seconds`` for its first request's head (over TCP) and
-    ``keep_alive_seconds`` between requests, a body ``body_seconds`` for more of it, at 16 KiB a
-    second on the whole, a reader ``send_seconds`` for the next piece of its answer. ``max_header_bytes`` bounds a request's head,
+    ``keep_alive_seconds`` between requests, a body ``body_seconds`` for more of it, at 16 KiB a second on the whole, a
+    reader ``send_seconds`` for the next piece of its answer. ``max_header_bytes`` bounds a request's head,
     ``max_concurrent_streams`` the requests at once on an HTTP/2 connection, and ``max_connections`` the connections
     that are accepted, where the limit of descriptors allows as many.
 
