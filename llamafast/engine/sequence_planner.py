@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
-import xxhash
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from llamafast._core.constraint import Constraint
 from llamafast._core.dry import Breakers
 from llamafast._core.sampler import Sampler
 from llamafast._core.sequence import Sequence
 from llamafast._core.vocab import Vocab
+from llamafast.engine.prefix_key import PrefixKey, digest_of
 from llamafast.engine.types import ANYBODY, ModelInfo, Plan, SamplingParams, Tenant
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
 
@@ -74,8 +74,8 @@ class SequencePlanner:
         ContextLengthExceeded or InvalidRequest.
         """
         limits = [self._max_tokens(plan, prompt) for prompt in plan.prompts]
-        shared_salt = prefix_salt(tenant.salt, plan.cache_salt)
-        return self._each(plan, limits, self._sampler(plan.sampling), shared_salt)
+        key = PrefixKey(tenant=tenant.salt, cache_salt=plan.cache_salt)
+        return self._each(plan, limits, self._sampler(plan.sampling), key)
 
     def _max_tokens(self, plan: Plan, prompt: array[int]) -> int:
         room = self._info.max_seq_len - len(prompt)
@@ -88,29 +88,32 @@ class SequencePlanner:
         limits = (plan.max_tokens, self._info.max_output_tokens, room)
         return min(limit for limit in limits if limit is not None)
 
-    def _each(self, plan: Plan, limits: list[int], sampler: Sampler, shared_salt: bytes) -> Iterator[Sequence | None]:
+    def _each(self, plan: Plan, limits: list[int], sampler: Sampler, key: PrefixKey) -> Iterator[Sequence | None]:
         stops = tuple(stop.encode() for stop in plan.stop)
         preserved = array("i", plan.preserved_tokens)
+        shared = key.encoded()
         for prompt_index, (prompt, max_tokens) in enumerate(zip(plan.prompts, limits, strict=True)):
             for k in range(plan.n):
                 if max_tokens == 0 and not plan.prompt_logprobs:
                     yield None
                     continue
                 own = sampler.reseeded(_seed(plan.sampling, prompt_index * plan.n + k))
-                yield self._sequence(plan, prompt, own, max_tokens, stops, preserved, shared_salt)
+                tag = next(self._tags)
+                # every row of a scored prompt has to be computed
+                salt = replace(key, private=tag).encoded() if plan.prompt_logprobs else shared
+                yield self._sequence(plan, prompt, own, tag, max_tokens, stops, preserved, salt)
 
     def _sequence(
         self,
         plan: Plan,
         prompt: array[int],
         sampler: Sampler,
+        tag: int,
         max_tokens: int,
         stops: tuple[bytes, ...],
         preserved: array[int],
-        shared_salt: bytes,
+        salt: bytes,
     ) -> Sequence:
-        tag = next(self._tags)
-        salt = _scored_salt(tag) if plan.prompt_logprobs else shared_salt
         logprobs = plan.top_logprobs is not None
         try:
             return Sequence(
@@ -129,7 +132,7 @@ class SequencePlanner:
                 top_logprobs=-1 if plan.top_logprobs is None else plan.top_logprobs,
                 score_prompt=plan.prompt_logprobs,
                 salt=salt,
-                seed=xxhash.xxh3_64_intdigest(salt),
+                seed=digest_of(salt),
                 checkpoints=plan.checkpoints,
                 constraint=None
                 if plan.matcher is None
@@ -152,16 +155,3 @@ class SequencePlanner:
 
 def _seed(params: SamplingParams, index: int) -> int:
     return secrets.randbits(64) if params.seed is None else (params.seed + index) & 0xFFFF_FFFF_FFFF_FFFF
-
-
-def prefix_salt(tenant_salt: str, cache_salt: str) -> bytes:
-    """Who may share a prefix: two requests whose bytes are the same. No two pairs of salts have the same."""
-    if not tenant_salt and not cache_salt:
-        return b""
-    tenant = tenant_salt.encode()
-    return b"%d:%b%b" % (len(tenant), tenant, cache_salt.encode())
-
-
-def _scored_salt(tag: int) -> bytes:
-    """Every row of a scored prompt has to be computed, so it shares with nobody: no ``prefix_salt`` begins like it."""
-    return b"\xff%d" % tag

@@ -13,26 +13,41 @@ from msgspec.structs import replace
 from support.fake_engine import INFO
 
 from llamafast.engine import sequence_planner
-from llamafast.engine.sequence_planner import prefix_salt
+from llamafast.engine.prefix_key import Adapter, PrefixKey
 from llamafast.engine.types import Plan, Tenant
 
-SALTS = st.text(st.sampled_from("01:aä"), max_size=4) | st.text(st.characters(codec="utf-8"))
+TEXTS = st.text(st.sampled_from("01:aä"), max_size=4) | st.text(st.characters(codec="utf-8"))
+ADAPTERS = st.builds(Adapter, st.binary(min_size=32, max_size=32), st.sampled_from([0.0, 0.5, 1.0, -1.0]))
+KEYS = st.builds(
+    PrefixKey,
+    tenant=TEXTS,
+    cache_salt=TEXTS,
+    adapters=st.lists(ADAPTERS, max_size=2).map(tuple),
+    private=st.none() | st.integers(0, 2**63),
+)
 
 
-@given(st.tuples(SALTS, SALTS), st.tuples(SALTS, SALTS))
-def test_only_requests_of_the_same_salts_may_share(first, second):
-    assert (prefix_salt(*first) == prefix_salt(*second)) == (first == second)
-    assert not prefix_salt(*first).startswith(b"\xff")
+@given(first=KEYS, second=KEYS, data=st.data())
+def test_keys_that_differ_in_any_field_never_meet(first, second, data):
+    field = data.draw(st.sampled_from(PrefixKey.__struct_fields__))
+    for other in (second, replace(first, **{field: getattr(second, field)})):
+        assert (first.encoded() == other.encoded()) == (first == other)
+
+
+def test_the_order_and_the_scale_of_adapters_matter():
+    one, other = Adapter(b"1" * 32, 1.0), Adapter(b"2" * 32, 1.0)
+    groups = [(), (one,), (other,), (one, other), (other, one), (one, replace(other, scale=0.5))]
+    assert len({PrefixKey(adapters=group).encoded() for group in groups}) == len(groups)
 
 
 @pytest.mark.parametrize(
     ("tenant", "cache", "salt"),
     [
         ("", "", b""),
-        ("", "täglich", b"0:t\xc3\xa4glich"),
-        ("zoë", "", b"4:zo\xc3\xab"),
-        ("alice", "1:a", b"5:alice1:a"),
-        ("x" * 300, "y", b"300:" + b"x" * 300 + b"y"),
+        ("", "täglich", b"0:8:t\xc3\xa4glich0:0:"),
+        ("zoë", "", b"4:zo\xc3\xab0:0:0:"),
+        ("alice", "1:a", b"5:alice3:1:a0:0:"),
+        ("x" * 300, "y", b"300:" + b"x" * 300 + b"1:y0:0:"),
     ],
 )
 def test_a_chain_begins_with_the_digest_of_both_salts(monkeypatch, tenant, cache, salt):

@@ -101,36 +101,6 @@ async def test_a_branch_goes_on_from_the_last_checkpoint_before_it(tiny_model, k
         await each.close()
 
 
-REQUEST = st.tuples(st.integers(0, 2), st.integers(1, 400), st.integers(0, 2), st.integers(0, 60), st.integers(1, 30))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=5, deadline=None)
-@given(rounds=st.lists(st.lists(REQUEST, min_size=1, max_size=8), min_size=2, max_size=4), seed=st.integers(0, 9))
-def test_reuse_never_shows_in_the_text(tiny_model, kind, rounds, seed):
-    """Rounds of concurrent requests that branch off each other; some leave early. The truth is each one alone."""
-
-    async def run():
-        chance = random.Random(seed)
-        chunk = None if kind == "disaggregated" else 40
-        engine = start(tiny_model, kind, chance.choice([60_000, 10**8]), prefill_chunk=chunk)
-        alone = start(tiny_model, kind, 0)
-        for requests in rounds:
-            prompts = [[*TEXTS[a][:n], *TEXTS[b][:m]] for a, n, b, m, _ in requests]
-            plans = [(prompt, request[4]) for prompt, request in zip(prompts, requests, strict=True)]
-            tasks = [asyncio.create_task(answer(engine, *plan)) for plan in plans]
-            for prompt in prompts[::3]:
-                given_up = engine.submit(Plan(prompts=(array("i", prompt),), sampling=GREEDY, max_tokens=50))
-                await asyncio.sleep(0.004 * chance.random())
-                given_up.cancel()
-            for task, plan in zip(tasks, plans, strict=True):
-                assert (await task)[0] == (await answer(alone, *plan))[0]
-        for each in (engine, alone):
-            await each.close()
-
-    asyncio.run(run())
-
-
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_small_memory_finishes_everybody_as_they_would_alone(tiny_model, kind):
     """Cells for about four of 64 requests of random lengths at once."""

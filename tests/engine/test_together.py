@@ -1,0 +1,291 @@
+"""All features at once: random requests that come, leave and compete for little memory, in every kind of memory.
+
+The laws: each text is what the request gets alone; nobody is given what was computed for somebody it may not share
+with; nothing is left behind. Every feature that changes how sequences run adds its actions here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+from engine.test_engine import settled
+from engine.test_memory_kinds import KINDS, TEXTS, start
+from llamafast.api.schema.completions import CompletionRequest
+from llamafast.chat.asked import asked_of_completion
+from llamafast.chat.constraint import Constraints
+from llamafast.engine.engine import Engine
+from llamafast.engine.types import Generation, Matcher, Plan, SamplingParams, Tenant
+from llamafast.errors import EngineUnavailable
+
+T = TypeVar("T")
+
+TENANTS = (Tenant(), Tenant(name="a", salt="a"), Tenant(name="b", salt="b", max_running=1, priority=-1))
+GRAMMARS = (None, "[a-f]+", "(ab|cd)*e?")
+SAMPLINGS = (
+    SamplingParams(temperature=0),
+    SamplingParams(temperature=1.0, seed=7),
+    SamplingParams(temperature=1.3, seed=3, repetition_penalty=1.2, min_p=0.01, dry_multiplier=0.8),
+)
+MAX_LIVE = 8
+# cells for a few requests, so that some wait and some give way
+N_CTX = 640
+RAM_BYTES = 400_000
+N_SEQ_MAX = 4
+
+
+class Work(NamedTuple):
+    """What is computed; alone it decides the text. ``parts`` are (text, length) of the prompt."""
+
+    parts: tuple[tuple[int, int], ...]
+    last: int
+    max_tokens: int
+    n: int
+    sampling: int
+    grammar: int
+    logprobs: int | None
+    scored: bool
+
+    @property
+    def prompt(self) -> list[int]:
+        return [*(token for text, length in self.parts for token in TEXTS[text][:length]), self.last]
+
+
+class Whose(NamedTuple):
+    """For whom, and when: none of it may show in the text."""
+
+    tenant: int
+    cache_salt: str
+    priority: int
+
+
+WORKS = st.builds(
+    Work,
+    parts=st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from([200, 150, 151, 40, 7, 0])), min_size=1, max_size=2
+    ).map(tuple),
+    last=st.integers(33, 34),
+    max_tokens=st.sampled_from([60, 350, 17, 1]),
+    n=st.sampled_from([1, 1, 1, 2, 3]),
+    sampling=st.integers(0, len(SAMPLINGS) - 1),
+    grammar=st.sampled_from([0, 0, 0, 1, 2]),
+    logprobs=st.sampled_from([None, None, 0, 2]),
+    scored=st.sampled_from([False, False, False, True]),
+)
+WHOSES = st.builds(
+    Whose,
+    tenant=st.integers(0, len(TENANTS) - 1),
+    cache_salt=st.sampled_from(["", "", "a"]),
+    priority=st.sampled_from([0, 0, -1, 3]),
+)
+# of one choice: text, the tokens that came with log probabilities, how it ended
+Said = tuple[str, list[int], str | None]
+
+
+class Heard:
+    """A request that is under way; ``said`` grows."""
+
+    def __init__(self, work: Work, whose: Whose, generation: Generation) -> None:
+        self.work, self.whose, self.generation = work, whose, generation
+        self.said: list[Said] = [("", [], None)] * work.n
+        self.refused = False
+        self.task = asyncio.get_running_loop().create_task(self._listen())
+
+    def may_share_with(self, other: Heard) -> bool:
+        mine, its = self.whose, other.whose
+        return (TENANTS[mine.tenant].salt, mine.cache_salt) == (TENANTS[its.tenant].salt, its.cache_salt)
+
+    async def _listen(self) -> None:
+        try:
+            async for batch in self.generation:
+                for event in batch:
+                    text, tokens, _ = self.said[event.index]
+                    tokens = [*tokens, *(one.token for one in event.logprobs or ())]
+                    self.said[event.index] = (text + event.text, tokens, event.finish_reason)
+        except EngineUnavailable:
+            self.refused = True  # the server was stopped
+
+    async def leave(self) -> None:
+        self.generation.cancel()
+        self.task.cancel()
+        await asyncio.wait((self.task,))
+
+
+class Together(RuleBasedStateMachine):
+    """``launch`` starts an engine, with a cache or alone."""
+
+    launch: ClassVar[Callable[[bool], Engine]]
+    truths: ClassVar[dict[Work, list[Said]]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.new_event_loop()
+        self._alone = self._run(self._started(alone=True))
+        self._open()
+
+    def teardown(self) -> None:
+        self._finish()
+        for engine in (self._engine, self._alone):
+            self._run(engine.close())
+        self._loop.close()
+
+    @precondition(lambda self: len(self._live) < MAX_LIVE)
+    @rule(works=st.lists(WORKS, min_size=2, max_size=4), whoses=st.lists(WHOSES, min_size=1, max_size=3))
+    def ask(self, works: list[Work], whoses: list[Whose]) -> None:
+        """The same of several tenants at once."""
+        for work in works:
+            for whose in whoses:
+                self._live.append(self._run(self._submit(work, whose)))
+
+    @rule(work=WORKS, whose=WHOSES, data=st.data())
+    def follow_up(self, work: Work, whose: Whose, data: st.DataObject) -> None:
+        """A prompt that begins as one before it."""
+        if self._asked and len(self._live) < MAX_LIVE:
+            parts = data.draw(st.sampled_from(self._asked)).work.parts
+            work = work._replace(parts=(*parts[:1], *work.parts[:1]))
+            self._live.append(self._run(self._submit(work, whose)))
+
+    @rule(seconds=st.sampled_from([0.0, 0.002, 0.01]))
+    def wait(self, seconds: float) -> None:
+        self._run(asyncio.sleep(seconds))
+
+    @precondition(lambda self: self._live)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        heard = self._live.pop(data.draw(st.integers(0, len(self._live) - 1)))
+        self._run(heard.leave())
+        for said, truth in zip(heard.said, self._truth(heard.work), strict=True):
+            assert truth[0].startswith(said[0])
+
+    @precondition(lambda self: len(self._asked) > MAX_LIVE)
+    @rule()
+    def forget(self) -> None:
+        self._run(self._engine.reset_prefix_cache())
+
+    @precondition(lambda self: len(self._live) >= MAX_LIVE)
+    @rule()
+    def finish(self) -> None:
+        self._finish()
+
+    @precondition(lambda self: len(self._asked) > 3 * MAX_LIVE)
+    @rule()
+    def restart(self) -> None:
+        """What runs ends with an error or as it should."""
+        live, self._live = self._live, []
+        self._run(self._engine.close())
+        for heard in live:
+            self._run(asyncio.wait((heard.task,), timeout=10))
+            self._check(heard)
+        self._open()
+
+    def _open(self) -> None:
+        self._engine = self._run(self._started(alone=False))
+        self._constraints = Constraints(self._engine.tokenizer)
+        self._live: list[Heard] = []
+        self._asked: list[Heard] = []
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run_until_complete(work)
+
+    async def _started(self, *, alone: bool) -> Engine:
+        return type(self).launch(alone)
+
+    async def _submit(self, work: Work, whose: Whose) -> Heard:
+        heard = Heard(work, whose, self._engine.submit(self._plan(work, whose), TENANTS[whose.tenant]))
+        self._asked.append(heard)
+        return heard
+
+    def _finish(self) -> None:
+        live, self._live = self._live, []
+        self._run(self._ended(live))
+        for heard in live:
+            self._check(heard)
+        counters = self._engine.counters()
+        assert [counters[key] for key in ("running", "waiting", "reserved_cells", "used_cells")] == [0, 0, 0, 0]
+        assert counters["free_sequences"] == N_SEQ_MAX
+
+    async def _ended(self, live: list[Heard]) -> None:
+        async with asyncio.timeout(60):
+            for heard in live:
+                await heard.task
+        await settled(self._engine)
+
+    def _check(self, heard: Heard) -> None:
+        if heard.refused:
+            for said, truth in zip(heard.said, self._truth(heard.work), strict=True):
+                assert truth[0].startswith(said[0])
+            return
+        assert heard.said == self._truth(heard.work)
+        assert heard.generation.cached_tokens <= self._shareable(heard)
+
+    def _shareable(self, heard: Heard) -> int:
+        """How much of its prompt others have computed with whom it may share."""
+        if heard.work.scored:
+            return 0
+        prompt, most = heard.work.prompt, 0
+        for other in self._asked:
+            if other is not heard and other.may_share_with(heard):
+                n_common = common(prompt, other.work.prompt)
+                # what the other one answered may go on as this prompt does
+                most = max(most, n_common if n_common < len(other.work.prompt) else len(prompt) - 1)
+        return most
+
+    def _plan(self, work: Work, whose: Whose | None = None) -> Plan:
+        _, cache_salt, priority = whose or Whose(0, "", 0)
+        return Plan(
+            prompts=(array("i", work.prompt),),
+            n=work.n,
+            sampling=SAMPLINGS[work.sampling],
+            max_tokens=work.max_tokens,
+            ignore_eos=not work.grammar,
+            matcher=self._matcher(work.grammar),
+            top_logprobs=0 if work.scored and work.logprobs is None else work.logprobs,
+            prompt_logprobs=work.scored,
+            cache_salt=cache_salt,
+            priority=priority,
+            checkpoints=(work.parts[0][1],),
+        )
+
+    def _matcher(self, grammar: int) -> Matcher | None:
+        ask = asked_of_completion(CompletionRequest(prompt="", guided_regex=GRAMMARS[grammar]))
+        return None if ask is None else self._constraints.compile(ask).matcher
+
+    def _truth(self, work: Work) -> list[Said]:
+        if work not in self.truths:
+            self.truths[work] = self._run(self._said_alone(work))
+        return self.truths[work]
+
+    async def _said_alone(self, work: Work) -> list[Said]:
+        heard = Heard(work, Whose(0, "", 0), self._alone.submit(self._plan(work)))
+        await heard.task
+        return heard.said
+
+
+def common(one: list[int], other: list[int]) -> int:
+    n = min(len(one), len(other))
+    return next((i for i in range(n) if one[i] != other[i]), n)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_together(tiny_model: Callable[[str], Path], kind: str) -> None:
+    class OfKind(Together):
+        truths: ClassVar[dict[Work, list[Said]]] = {}
+
+        @staticmethod
+        def launch(alone: bool) -> Engine:
+            size = {"n_ctx": 8192} if alone else {"n_ctx": N_CTX * (4 if "partitioned" in kind else 1)}
+            chunk = None if kind == "disaggregated" else 64
+            engine = start(tiny_model, kind, 0 if alone else RAM_BYTES, priorities=True, prefill_chunk=chunk, **size)
+            # most bets on short answers are lost
+            engine._worker.scheduler.LOOKAHEAD = 16
+            return engine
+
+    run_state_machine_as_test(OfKind, settings=settings(max_examples=3, stateful_step_count=20, deadline=None))
