@@ -6,7 +6,7 @@ JOBS ?= 1
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 LLAMA_CPP_PYTHON = llama-cpp-python==0.3.36
-CORE_SOURCES = setup.py $(filter-out %.so,$(wildcard llamafast/_core/*.* llamafast/_core/simd/* llamafast/_core/headers/*))
+CORE_SOURCES = setup.py $(filter-out %.so,$(wildcard llamafast/_core/*.* llamafast/_core/c/*.* llamafast/_core/c/simd/* llamafast/_core/headers/*))
 
 .PHONY: serve test test-faults lint bench llama-server debug asan build clean
 

@@ -1,6 +1,6 @@
 """Builds the compiled core. Everything else about the package is in pyproject.toml and MANIFEST.in.
 
-LLAMAFAST_BUILD chooses the kind: ``release`` (default), ``debug`` (bounds checks, balance counters, -O0 -g) or
+LLAMAFAST_BUILD chooses the kind: ``release`` (default), ``debug`` (bounds checks, counts of what is alive, -O0 -g) or
 ``asan`` (debug with the address sanitizer).
 """
 
@@ -17,32 +17,33 @@ from setuptools.command.build_ext import build_ext
 
 LLAMA_CPP_PYTHON = "0.3.36"
 CORE = "llamafast/_core"
-# module: further C sources
+# module: further sources, in c/
 MODULES: dict[str, list[str]] = {
-    "balance": [],
-    "status": [],
+    "leaks": [],
+    "llama_log": [],
     "vocab": ["tokenize.cpp"],
     "model": ["weight_layouts.c"],
     "graph": ["attention.c"],
     "context": [],
     "penalties": [],
     "dry": [],
-    "pick": ["logits.c", "stages.c"],
+    "draw": ["logits.c"],
+    "stages": ["logits.c", "stages.c"],
     "sampler": [],
-    "logprobs": [],
+    "logprobs": ["logits.c"],
     "text": [],
-    "prefix": [],
-    "prefix_tree": [],
-    "running": [],
+    "blocks": [],
+    "states": [],
     "cost": [],
     "outbox": [],
-    "constraint": [],
+    "masks": [],
     "sequence": [],
+    "live": [],
     "histograms": [],
-    "batching": [],
-    "choosing": [],
+    "rows": [],
+    "output": [],
     "prefiller": [],
-    "stepper": [],
+    "step": [],
     "runner": [],
     "embedder": [],
 }
@@ -115,8 +116,8 @@ def extensions() -> list[Extension]:
     return [
         Extension(
             f"llamafast._core.{name}",
-            [f"{CORE}/{name}.pyx", *(f"{CORE}/{source}" for source in sources)],
-            include_dirs=[CORE],
+            [f"{CORE}/{name}.pyx", *(f"{CORE}/c/{source}" for source in sources)],
+            include_dirs=[f"{CORE}/c"],
             libraries=["llama", "ggml", "ggml-base"],
             extra_compile_args=compile_args,
             extra_link_args=link_args,

@@ -33,9 +33,9 @@ def tree(tmp_path_factory) -> Path:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tree / name)
     for litter in (
-        "build/cython/llamafast/_core/prefix.c",
-        "llamafast/_core/prefix.c",
-        "llamafast/_core/prefix.cpython-311-x86_64-linux-gnu.so",
+        "build/cython/llamafast/_core/blocks.c",
+        "llamafast/_core/blocks.c",
+        "llamafast/_core/blocks.cpython-311-x86_64-linux-gnu.so",
         "llamafast/__pycache__/config.cpython-311.pyc",
         "tests/core/__pycache__/conftest.cpython-311.pyc",
         ".cache/models/tiny.gguf",

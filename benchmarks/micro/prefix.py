@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Callable
 
 from benchmarks.figures import median
-from llamafast._core.prefix import common_prefix
+from llamafast._core.blocks import common_prefix
 from llamafast.engine.cache import PART, PrefixCache
 
 SIZES = (10, 10_000)

@@ -2,7 +2,7 @@
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t
 
-from .balance cimport BATCH, CONTEXT, born, died
+from .blocks cimport MAX_SEQ
 from .graph cimport graph_decode, graph_init
 from .headers.llama cimport (
     llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params, llama_free,
@@ -11,9 +11,9 @@ from .headers.llama cimport (
     llama_n_threads, llama_n_threads_batch, llama_n_ubatch, llama_pooling_type, llama_state_seq_get_data,
     llama_state_seq_get_size, llama_state_seq_set_data, llama_synchronize, llama_vocab_n_tokens,
 )
+from .leaks cimport BATCH, CONTEXT, born, died
+from .llama_log cimport check_ptr, forget_log
 from .model cimport Model
-from .prefix cimport MAX_SEQ
-from .status cimport check_ptr, forget_log
 
 
 cdef enum:

@@ -9,7 +9,7 @@ from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcmp, memmove, memset
 
-from .balance cimport BREAKERS, born, died
+from .leaks cimport BREAKERS, born, died
 from .penalties cimport count_t, counts_reset, counts_take
 from .vocab cimport Vocab, pieces_t
 

@@ -10,7 +10,6 @@ from libc.stdint cimport int32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
 
-from .balance cimport EMBEDDER, INPUT, born, died
 from .context cimport Batch, Context, batch_add, context_decode
 from .cost cimport cost_add, cost_fit
 from .headers.clock cimport now
@@ -19,10 +18,11 @@ from .headers.llama cimport (
     llama_encode, llama_get_embeddings_ith, llama_get_embeddings_seq, llama_memory_clear, llama_memory_seq_rm,
     llama_synchronize,
 )
+from .leaks cimport EMBEDDER, INPUT, born, died
+from .step cimport NO_MEMORY
 from .vocab cimport Vocab
 
 cdef enum:
-    RUN_NO_MEMORY = 4   # the Runner's status of that name
     # rows of a step however slow they are: every step advances
     MIN_ROWS = 8
     # the same, before the first step was measured
@@ -147,7 +147,7 @@ cdef class Embedder:
     def step(self, double seconds):
         """Compute one batch that takes about ``seconds``, more where one input alone takes longer.
 
-        Returns llama_decode's code, or 4 when out of memory; after another code than 0 nothing that runs is usable.
+        Returns llama_decode's code, or NO_MEMORY; after another code than 0 nothing that runs is usable.
         """
         cdef int code = 0
         if self.n_running:
@@ -217,7 +217,7 @@ cdef int embedder_step(Embedder self, double seconds) noexcept nogil:
     for i in range(self.n_running):
         if self.states[i].n_rows:
             if pool(self, self.states[i]) < 0:
-                return RUN_NO_MEMORY
+                return NO_MEMORY
             self.states[i].n_past += self.states[i].n_rows
             if self.states[i].n_past == self.states[i].n_tokens:
                 input_finish(self.states[i])

@@ -2,7 +2,7 @@
 
 Its scheduler shows each node of a graph to a callback before any of them is computed, and there
 
-- attention becomes an operation of ours (attention.h);
+- attention becomes an operation of ours (c/attention.h);
 - logits are computed where they are read. llama_decode copies them from the graph to its output buffer: 10 MB for 16
   rows of a large vocabulary, a seventh of a small model's step. Here the node of the logits gets the output buffer for
   its own memory, and llama_decode copies that onto itself, for which glibc's memcpy does nothing.

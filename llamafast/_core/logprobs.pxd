@@ -1,6 +1,15 @@
 from libc.stdint cimport int32_t, int64_t
 
-from .pick cimport logprob_t
+from .draw cimport scratch_t
+
+cdef struct logprob_t:
+    int32_t token           # -1: there are no more tokens than those before
+    float logprob
+
+# Log probabilities in row (n_vocab,): in out[0] the token's, then the n_top largest ones in descending order.
+cdef void row_logprobs(
+    scratch_t *scratch, const float *row, int32_t token, int32_t n_top, logprob_t *out
+) noexcept nogil
 
 # The log probabilities of one sequence's tokens, on their way to the Outbox: each token has 1 + n_top entries.
 cdef struct logprobs_t:

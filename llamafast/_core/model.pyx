@@ -4,7 +4,6 @@ from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from .balance cimport MODEL, born, died
 from .headers.llama cimport (
     LLAMA_KV_OVERRIDE_TYPE_BOOL, LLAMA_KV_OVERRIDE_TYPE_FLOAT, LLAMA_KV_OVERRIDE_TYPE_INT,
     LLAMA_KV_OVERRIDE_TYPE_STR, c_bool, ggml_is_quantized, gguf_context, gguf_find_key, gguf_find_tensor, gguf_free,
@@ -16,7 +15,8 @@ from .headers.llama cimport (
     llama_model_size,
 )
 from .headers.weight_layouts cimport weight_layouts_work
-from .status cimport check_ptr, forget_log
+from .leaks cimport MODEL, born, died
+from .llama_log cimport check_ptr, forget_log
 
 
 cdef class Model:

@@ -1,7 +1,7 @@
 from cpython.pythread cimport PyThread_type_lock
 from libc.stdint cimport int32_t, int64_t
 
-from .pick cimport logprob_t
+from .logprobs cimport logprob_t
 
 cdef struct buffer_t:
     char *bytes

@@ -12,8 +12,8 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
-from .balance cimport OUTBOX, born, died
-from .pick cimport logprob_t
+from .leaks cimport OUTBOX, born, died
+from .logprobs cimport logprob_t
 
 
 cdef extern from "unistd.h" nogil:

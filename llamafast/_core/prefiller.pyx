@@ -7,7 +7,6 @@ again. At any time only one of the two threads computes.
 """
 from libc.stdint cimport int32_t
 
-from .balance cimport PREFILLER, born, died
 from .context cimport Batch, Context, batch_add, context_decode
 from .headers.clock cimport now
 from .headers.llama cimport (
@@ -18,6 +17,7 @@ from .headers.pthread cimport (
     pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_wait, pthread_mutex_destroy,
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
+from .leaks cimport PREFILLER, born, died
 
 
 def suits(Context context not None):

@@ -1,7 +1,11 @@
+from .live cimport live_t
 from .sequence cimport Sequence
-from .stepper cimport Stepper
+from .step cimport Step
 
-cdef class Runner(Stepper):
+cdef class Runner:
+    cdef Step step
+    cdef live_t *live                           # the step's
+    cdef int attention                          # atomic
     cdef list running                           # Sequences in order of admission; ``live`` has the same
     cdef list free_seq_ids
 

@@ -1,10 +1,34 @@
+from typing import Self
+
 from typing_extensions import disjoint_base
 
+from llamafast._core.context import Context
+from llamafast._core.masks import Masker
+from llamafast._core.outbox import Outbox
+from llamafast._core.prefiller import Prefiller
 from llamafast._core.sequence import Sequence
-from llamafast._core.stepper import Stepper
+from llamafast._core.vocab import Vocab
 
 @disjoint_base
-class Runner(Stepper):
+class Runner:
+    def __new__(
+        cls,
+        context: Context,
+        vocab: Vocab,
+        outbox: Outbox,
+        *,
+        prefill_chunk: int = 0,
+        target_itl: float = 0.0,
+        prefiller: Prefiller | None = None,
+    ) -> Self: ...
+    @property
+    def masker(self) -> Masker: ...
+    spare: float
+    def interrupt(self) -> None: ...
+    def run(self, max_steps: int) -> int: ...
+    def since_last_step(self) -> float: ...
+    def counts(self) -> dict[str, float]: ...
+    def histograms(self) -> dict[str, tuple[tuple[float, ...], list[int], float]]: ...
     @property
     def n_running(self) -> int: ...
     @property

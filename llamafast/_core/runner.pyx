@@ -1,21 +1,38 @@
-"""Who runs: sequences that come, take their ids and their memory, and leave."""
+"""Who runs: sequences that come, take their ids and their memory, and leave; and the loop of steps over them.
+
+``Runner.run`` steps without the GIL until Python has something to decide: a sequence finished, somebody called
+``interrupt``, or llama_decode refused.
+"""
 from libc.stdint cimport int32_t, int64_t
 
-from .constraint cimport MASK_NONE, masker_ask
 from .context cimport Context
 from .cost cimport cost_fit
 from .headers.clock cimport now
 from .headers.llama cimport llama_memory_seq_pos_max, llama_memory_seq_rm
-from .outbox cimport outbox_publish
-from .prefiller cimport prefiller_logits
-from .running cimport MAX_RUNNING, loan_t, running_add, running_clear, running_goals, running_loan, running_remove
-from .sequence cimport FINISH_HALTED, FINISH_NONE, Sequence, sequence_schedule, sequence_t
-from .stepper cimport RUN_NO_MEMORY, Stepper, stepper_choose
+from .histograms cimport histograms_read
+from .live cimport MAX_RUNNING, loan_t, live_add, live_clear, live_goals, live_loan, live_remove
+from .masks cimport MASK_NONE, masker_ask
+from .outbox cimport Outbox, outbox_publish
+from .prefiller cimport Prefiller, prefiller_logits
+from .sequence cimport (
+    FINISH_HALTED, FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Sequence, sequence_schedule, sequence_t,
+)
+from .step cimport IDLE, NO_MEMORY, PAUSED, Step, step_choose, step_prefill, step_take
+from .vocab cimport Vocab
 
 
-cdef class Runner(Stepper):
-    """Runs up to ``context.n_seq_max`` Sequences in one Context. All methods but a Stepper's thread-safe ones belong to
-    the engine thread.
+cdef extern from *:
+    """
+    static inline int flag_load(int *flag) { return __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
+    static inline void flag_store(int *flag, int value) { __atomic_store_n(flag, value, __ATOMIC_RELEASE); }
+    """
+    int flag_load(int *flag) noexcept nogil
+    void flag_store(int *flag, int value) noexcept nogil
+
+
+cdef class Runner:
+    """Runs up to ``context.n_seq_max`` Sequences in one Context. ``interrupt``, ``counts``, ``histograms`` and
+    ``since_last_step`` may be called by any thread, all other methods belong to the engine thread.
 
     ``target_itl``: how many seconds a step that also decodes may take, as far as its prompt rows decide that; 0:
     GAP_STRETCH times what it would take without them, or GAP_SECONDS. ``prefill_chunk``: most prompt rows of such a
@@ -23,10 +40,63 @@ cdef class Runner(Stepper):
     within the same time.
     """
 
-    def __cinit__(self, Context context not None, *_, **__):
+    def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None, *,
+                  int32_t prefill_chunk=0, double target_itl=0, Prefiller prefiller=None):
+        self.step = Step(context, vocab, outbox, prefill_chunk, target_itl, prefiller)
+        self.live = &self.step.live
         self.running = []
         # without a memory nobody can run
         self.free_seq_ids = list(reversed(range(min(context.n_seq_max, MAX_RUNNING)))) if context.memory != NULL else []
+
+    def interrupt(self):
+        """Make ``run`` return after the current step. Any thread."""
+        flag_store(&self.attention, 1)
+
+    def run(self, int max_steps):
+        """Step until PAUSED (``interrupt``, ``max_steps`` or nobody has a row to compute), FINISHED (somebody just
+        has), SAVE_DUE, PREFILLED, NO_ROOM or a failure (llama_decode's code).
+        """
+        cdef int status = PAUSED
+        cdef int n_steps = 0
+        with nogil:
+            while status == PAUSED and n_steps < max_steps and not flag_load(&self.attention):
+                status = step_prefill(self.step)
+                if status == PAUSED:
+                    status = step_take(self.step)
+                n_steps += 1
+        flag_store(&self.attention, 0)
+        return PAUSED if status == IDLE else status
+
+    @property
+    def masker(self):
+        return self.step.masker
+
+    @property
+    def spare(self):
+        """Seconds that others may compute before the next step."""
+        return self.step.spare
+
+    @spare.setter
+    def spare(self, double seconds):
+        self.step.spare = seconds
+
+    def since_last_step(self):
+        """Seconds since the last step finished. Any thread."""
+        return now() - self.step.counters.last_step
+
+    def histograms(self):
+        """The distributions since the start: (upper bounds, counts between them, sum) by name. Any thread."""
+        return histograms_read(&self.step.observed)
+
+    def counts(self):
+        """Everything counted since the start, as a dict. Any thread; never waits for a step."""
+        cdef live_t *live = self.live
+        return self.step.counters | {
+            "finished_stop": self.step.observed.finished[FINISH_STOP],
+            "finished_length": self.step.observed.finished[FINISH_LENGTH],
+            "prefix_queries": live.queries, "prefix_hits": live.hits + live.restored,
+            "prefix_hits_running": live.hits, "prefix_hits_ram": live.restored, "forks": live.forks,
+        }
 
     @property
     def n_running(self):
@@ -48,18 +118,18 @@ cdef class Runner(Stepper):
 
     @property
     def total_cells(self):
-        return self.context.n_ctx
+        return self.step.context.n_ctx
 
     def shareable(self, Sequence sequence not None):
         """How many of its tokens a waiting sequence would get from a running one, and how many of those are there
         already: the others it would wait for."""
-        cdef loan_t loan = running_loan(&self.live, &sequence.state)
+        cdef loan_t loan = live_loan(self.live, &sequence.state)
         return loan.n_shared, loan.n_there
 
     def awaited(self, Sequence sequence not None):
         """The least number of a running sequence's tokens, more than it has in memory, that somebody waits for; all it
         has where nobody does."""
-        running_goals(&self.live)
+        live_goals(self.live)
         return sequence.state.goal
 
     def followers(self, Sequence sequence not None):
@@ -105,20 +175,20 @@ cdef class Runner(Stepper):
     @property
     def in_parts(self):
         """Whether a state can be saved and restored in parts; where not, every part begins at 0."""
-        return self.context.scratch >= 0
+        return self.step.context.scratch >= 0
 
     @property
     def n_cuttable(self):
         """A sequence of up to so many tokens can be cut anywhere, a longer one not at all."""
-        return self.context.n_cuttable
+        return self.step.context.n_cuttable
 
     @property
     def row_seconds(self):
         """What one more row adds to a step, by the recent ones; 0 before the first."""
         cdef double fixed, per_row
-        if self.batching.cost.rows == 0:
+        if self.step.pace.cost.rows == 0:
             return 0.0
-        cost_fit(&self.batching.cost, &fixed, &per_row)
+        cost_fit(&self.step.pace.cost, &fixed, &per_row)
         return per_row
 
     def add(self, Sequence sequence not None, int32_t n_found=0, bint apart=False):
@@ -133,8 +203,9 @@ cdef class Runner(Stepper):
             raise ValueError("the sequence runs already or has finished")
         if not 0 <= n_found < s.n_tokens:
             raise ValueError(f"{n_found} tokens to restore for a sequence of {s.n_tokens}")
-        if s.constraint != NULL and s.constraint.state == MASK_NONE and masker_ask(self.masker, s.constraint, -1) < 0:
-            raise MemoryError
+        if s.constraint != NULL and s.constraint.state == MASK_NONE:
+            if masker_ask(self.step.masker, s.constraint, -1) < 0:
+                raise MemoryError
         s.seq_id = self.free_seq_ids.pop()
         s.n_rows = 0
         s.n_past = 0
@@ -142,7 +213,7 @@ cdef class Runner(Stepper):
         s.n_restore = s.n_tokens - 1 if apart else n_found
         s.apart = apart
         self.running.append(sequence)
-        running_add(&self.live, s)
+        live_add(self.live, s)
 
     def prefilled(self, Sequence sequence not None, int32_t n_restore, int32_t row=-1):
         """Tell a running sequence that the Prefiller is done with it and has computed its first ``n_restore`` tokens.
@@ -156,7 +227,7 @@ cdef class Runner(Stepper):
         if s.seq_id < 0 or not s.n_past <= n_restore <= (s.n_restore if row < 0 else s.n_tokens):
             raise ValueError(f"{n_restore} instead of {s.n_restore} tokens to restore")
         if row >= 0:
-            logits = prefiller_logits(self.prefiller, row)
+            logits = prefiller_logits(self.step.prefiller, row)
             if n_restore != s.n_tokens or logits == NULL:
                 raise ValueError(f"row {row} for {n_restore} of {s.n_tokens} tokens")
         s.n_restore = n_restore
@@ -168,10 +239,10 @@ cdef class Runner(Stepper):
         s.n_found = 0
         with nogil:
             sequence_schedule(s, now())
-            status = stepper_choose(self, s, logits, now())
-            if outbox_publish(self.outbox) < 0:
-                status = RUN_NO_MEMORY
-        if status == RUN_NO_MEMORY:
+            status = step_choose(self.step, s, logits, now())
+            if outbox_publish(self.step.outbox) < 0:
+                status = NO_MEMORY
+        if status == NO_MEMORY:
             raise MemoryError
 
     def restore(self, Sequence sequence not None, bytes saved not None, int32_t start, int32_t stop):
@@ -186,24 +257,24 @@ cdef class Runner(Stepper):
         if seq_id < 0 or not start < stop <= s.n_restore:
             raise ValueError(f"tokens {start} to {stop} of {s.n_restore} to restore")
         sequence_schedule(s, now())
-        if self.context.scratch >= 0:
+        if self.step.context.scratch >= 0:
             if start != s.n_past:
                 raise ValueError(f"tokens from {start} on after {s.n_past}")
-            done = self.context.restore_part(seq_id, saved, start, stop)
+            done = self.step.context.restore_part(seq_id, saved, start, stop)
             if not done:
                 # it is computed here
                 s.n_restore = s.n_past
                 s.apart = False
         else:
-            done = self.context.set_state(seq_id, saved)
-            done = done and llama_memory_seq_rm(self.context.memory, seq_id, stop, -1)
-            done = done and llama_memory_seq_pos_max(self.context.memory, seq_id) == stop - 1
+            done = self.step.context.set_state(seq_id, saved)
+            done = done and llama_memory_seq_rm(self.step.context.memory, seq_id, stop, -1)
+            done = done and llama_memory_seq_pos_max(self.step.context.memory, seq_id) == stop - 1
             if not done:
                 s.n_past = s.n_restore = 0
         if done:
             s.n_past = stop
         else:
-            llama_memory_seq_rm(self.context.memory, seq_id, s.n_past, -1)
+            llama_memory_seq_rm(self.step.context.memory, seq_id, s.n_past, -1)
         note_cached(self, s, min(s.n_past, s.n_found) - min(before, s.n_found))
         return done
 
@@ -215,18 +286,18 @@ cdef class Runner(Stepper):
         cdef sequence_t *s = &sequence.state
         if s.seq_id < 0 or not 0 <= start < stop <= s.n_past:
             raise ValueError(f"tokens {start} to {stop} of {s.n_past} in memory")
-        if stop < s.n_past and (self.context.scratch < 0 or s.n_past > self.context.n_cuttable):
+        if stop < s.n_past and (self.step.context.scratch < 0 or s.n_past > self.step.context.n_cuttable):
             raise ValueError(f"a state of {s.n_past} tokens cannot be cut to {stop}")
-        if self.context.scratch < 0 or (start == 0 and stop == s.n_past):
-            return self.context.state(s.seq_id, s.n_past)
-        return self.context.save_part(s.seq_id, start, stop)
+        if self.step.context.scratch < 0 or (start == 0 and stop == s.n_past):
+            return self.step.context.state(s.seq_id, s.n_past)
+        return self.step.context.save_part(s.seq_id, start, stop)
 
     def remove(self, Sequence sequence not None):
         """Stop running a sequence and free its memory. It can be added again: nothing but time is lost."""
         cdef sequence_t *s = &sequence.state
         self.running.remove(sequence)
-        running_remove(&self.live, s)
-        llama_memory_seq_rm(self.context.memory, s.seq_id, -1, -1)
+        live_remove(self.live, s)
+        llama_memory_seq_rm(self.step.context.memory, s.seq_id, -1, -1)
         self._let_go(sequence)
         s.n_past = s.n_restore = 0
         s.apart = False
@@ -239,7 +310,7 @@ cdef class Runner(Stepper):
     def clear(self):
         """Stop running every sequence and empty the memory."""
         cdef Sequence sequence
-        running_clear(&self.live)
+        live_clear(self.live)
         for sequence in self.running:
             self._let_go(sequence)
         self.running.clear()
@@ -249,7 +320,7 @@ cdef class Runner(Stepper):
         sequence.state.seq_id = -1
         if sequence.constraint is not None:
             sequence.constraint.state.parked = False
-            self.masker.hold(sequence.constraint)
+            self.step.masker.hold(sequence.constraint)
 
     def finished(self):
         """The running sequences that have finished; they keep their memory until they are removed."""

@@ -1,18 +1,19 @@
-"""How one sequence chooses its tokens: parameters, checked and brought into the form that ``pick`` works on."""
+"""How one sequence chooses its tokens: parameters, checked and brought into the form that draws work on."""
 from libc.float cimport FLT_MAX
 from libc.math cimport isfinite
-from libc.stdint cimport INT32_MAX, int32_t, uint64_t
+from libc.stdint cimport INT32_MAX, int32_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from .balance cimport SAMPLER, born, died
-from .dry cimport Breakers, dry_free
-from .penalties cimport penalties_t
-from .pick cimport (
+from .draw cimport (
     MAX_STAGES, STAGE_DRY, STAGE_MIN_P, STAGE_MIROSTAT, STAGE_PENALTIES, STAGE_TEMPERATURE, STAGE_TOP_K,
-    STAGE_TOP_N_SIGMA, STAGE_TOP_P, STAGE_TYPICAL_P, STAGE_XTC, bias_t, sampler_pick, sampler_t, scratch_free,
-    scratch_init, stage_t,
+    STAGE_TOP_N_SIGMA, STAGE_TOP_P, STAGE_TYPICAL_P, STAGE_XTC, bias_t, draw_token, sampler_t, scratch_free,
+    scratch_init, scratch_t, stage_t,
 )
+from .dry cimport Breakers, dry_free
+from .leaks cimport SAMPLER, born, died
+from .penalties cimport penalize, penalties_t
+from .stages cimport draw_by_stages
 
 from operator import index
 
@@ -136,6 +137,21 @@ cdef class Sampler:
         if token < 0:
             raise MemoryError
         return token
+
+
+cdef int32_t sampler_pick(
+    sampler_t *self, scratch_t *scratch, float *row, const int32_t *history, int32_t n_history
+) noexcept nogil:
+    cdef int32_t i
+    if scratch.n_vocab < self.n_vocab:
+        return -1
+    for i in range(self.n_bias):
+        row[self.bias[i].token] += self.bias[i].bias
+    if self.n_stages > 0:
+        return draw_by_stages(self, scratch, row, history, n_history)
+    if self.penalties.last_n != 0 and penalize(&self.penalties, row, history, n_history) != 0:
+        return -1
+    return draw_token(self, scratch, row, <uint32_t> n_history)
 
 
 cdef float finite(str name, double value) except? -1:

@@ -1,8 +1,8 @@
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from .constraint cimport Constraint, constraint_t
+from .draw cimport sampler_t
 from .logprobs cimport logprobs_t
-from .pick cimport sampler_t
+from .masks cimport Constraint, constraint_t
 from .sampler cimport Sampler
 from .text cimport text_t
 from .vocab cimport Vocab

@@ -3,7 +3,7 @@ from typing import Self
 
 from typing_extensions import disjoint_base
 
-from llamafast._core.constraint import Constraint
+from llamafast._core.masks import Constraint
 from llamafast._core.sampler import Sampler
 from llamafast._core.vocab import Vocab
 

@@ -3,11 +3,11 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
-from .balance cimport SEQUENCE, born, died
+from .blocks cimport BLOCK, block_hash
 from .headers.clock cimport now
+from .leaks cimport SEQUENCE, born, died
 from .logprobs cimport logprobs_free
-from .prefix cimport BLOCK, block_hash
-from .constraint cimport Constraint
+from .masks cimport Constraint
 from .sampler cimport Sampler
 from .text cimport text_free, text_init
 from .vocab cimport Vocab

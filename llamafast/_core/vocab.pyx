@@ -3,7 +3,6 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from libc.limits cimport INT_MAX, INT_MIN
 from libc.stdint cimport int32_t, int64_t
 
-from .balance cimport VOCAB, born, died
 from .headers.llama cimport (
     c_bool, llama_detokenize, llama_model_get_vocab, llama_token_to_piece, llama_vocab, llama_vocab_bos,
     llama_vocab_eos, llama_vocab_get_add_bos, llama_vocab_get_add_eos, llama_vocab_get_add_sep, llama_vocab_get_text,
@@ -12,6 +11,7 @@ from .headers.llama cimport (
 from .headers.tokenize cimport (
     TOKENIZE_NO_MEMORY, TOKENIZE_THREW, tokenize_all, tokenize_apart, tokenize_depth, tokenize_limit, tokenize_seconds,
 )
+from .leaks cimport VOCAB, born, died
 from .model cimport Model
 
 from array import array

@@ -16,7 +16,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import NamedTuple
 
-from llamafast._core.prefix_tree import PrefixTree, State
+from llamafast._core.states import PrefixTree, State
 
 # Where a sequence can be cut anywhere it is saved in parts of so many tokens. Saving 512 tokens of SmolLM2 takes 10 ms.
 PART = 512

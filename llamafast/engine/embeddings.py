@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from llamafast._core.embedder import Embedder, Input
-from llamafast._core.status import drain_log
+from llamafast._core.llama_log import drain_log
 from llamafast._core.vocab import Vocab
 from llamafast.engine.types import ANYBODY, EmbeddingPlan, Tenant
 from llamafast.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, LlamafastError

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from llamafast._core.context import Context
+from llamafast._core.llama_log import set_echo
 from llamafast._core.model import Model
 from llamafast._core.prefiller import Prefiller, helps, suits
-from llamafast._core.status import set_echo
 from llamafast._core.vocab import Vocab
 from llamafast.config import Config, ModelConfig
 from llamafast.engine.engine import Engine

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 
-from llamafast._core.constraint import Masker
+from llamafast._core.masks import Masker
 
 SLOW_NICENESS = 10
 

@@ -11,8 +11,8 @@ from itertools import count
 
 from msgspec.structs import asdict, replace
 
-from llamafast._core.constraint import Constraint
 from llamafast._core.dry import Breakers
+from llamafast._core.masks import Constraint
 from llamafast._core.sampler import Sampler
 from llamafast._core.sequence import Sequence
 from llamafast._core.vocab import Vocab

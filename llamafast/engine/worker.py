@@ -8,10 +8,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from llamafast._core import stepper
+from llamafast._core.llama_log import drain_log
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import Sequence
-from llamafast._core.status import drain_log
+from llamafast._core.step import FINISHED, NO_ROOM, PAUSED, PREFILLED, SAVE_DUE
 from llamafast.engine.embeddings import EmbeddingQueue, Turns
 from llamafast.engine.kv_transfer import COPY_SECONDS, KVTransfer
 from llamafast.engine.scheduler import Arrival, Scheduler
@@ -234,15 +234,15 @@ class Worker:
         status = self.runner.run(1 if self._ended or self.transfer.has_work or shared else STEPS_PER_RUN)
         if self._turns is not None:
             self._turns.generated(time.monotonic() - copied, shared=shared)
-        if status in (stepper.FINISHED, stepper.SAVE_DUE):
+        if status in (FINISHED, SAVE_DUE):
             self.transfer.save_due()
-        if status == stepper.FINISHED:
+        if status == FINISHED:
             self._end(self.runner.finished(), "completed")
-        elif status in (stepper.SAVE_DUE, stepper.PREFILLED):
+        elif status in (SAVE_DUE, PREFILLED):
             pass
-        elif status == stepper.NO_ROOM:
+        elif status == NO_ROOM:
             self._make_room()
-        elif status != stepper.PAUSED:
+        elif status != PAUSED:
             # who has finished in this step has not failed
             self._end(self.runner.finished(), "completed")
             reason = drain_log() or "no reason given"

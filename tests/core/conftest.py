@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from llamafast._core.balance import living
+from llamafast._core.leaks import living
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamafast._core import pick
+from llamafast._core import draw
 
 Floats = npt.NDArray[np.float32]
 
@@ -21,7 +21,7 @@ CANARY = np.float32(12345.0)
 SIZES = (1, 7, 16, 255, 256, 257, 513, 4096, 70001)
 LOWEST = np.finfo(np.float32).min
 
-lib = CDLL(pick.__file__)
+lib = CDLL(draw.__file__)
 lib.logits_use.argtypes = [c_int32]
 lib.logits_max.argtypes = [c_void_p, c_int32, c_void_p]
 lib.logits_max.restype = c_float

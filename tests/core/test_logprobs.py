@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from core.test_runner import Rig
-from llamafast._core.stepper import FINISHED, PAUSED
+from llamafast._core.step import FINISHED, PAUSED
 
 
 @pytest.fixture(scope="module")

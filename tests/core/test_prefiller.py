@@ -13,7 +13,7 @@ from llamafast._core.context import Context
 from llamafast._core.model import Model
 from llamafast._core.prefiller import Prefiller, suits
 from llamafast._core.runner import Runner
-from llamafast._core.stepper import FINISHED, PAUSED, PREFILLED
+from llamafast._core.step import FINISHED, PAUSED, PREFILLED
 
 LONG = array("i", [(5 * k) % 300 + 33 for k in range(400)])
 SETTINGS = {"n_ctx": 2048, "n_batch": 512, "n_ubatch": 512, "n_threads": 1, "n_threads_batch": 1, "flash_attn_type": 0}

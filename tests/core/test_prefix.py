@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.test_runner import Rig
-from llamafast._core.prefix import block_hashes, common_prefix
-from llamafast._core.prefix_tree import PrefixTree, State
-from llamafast._core.stepper import PAUSED, SAVE_DUE
+from llamafast._core.blocks import block_hashes, common_prefix
+from llamafast._core.states import PrefixTree, State
+from llamafast._core.step import PAUSED, SAVE_DUE
 
 SMALL = st.lists(st.sampled_from([40, 41]), max_size=60)
 

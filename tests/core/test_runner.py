@@ -13,7 +13,7 @@ from llamafast._core.outbox import Outbox
 from llamafast._core.runner import Runner
 from llamafast._core.sampler import Sampler
 from llamafast._core.sequence import Sequence
-from llamafast._core.stepper import FINISHED, NO_ROOM, PAUSED
+from llamafast._core.step import FINISHED, NO_ROOM, PAUSED
 from llamafast._core.vocab import Vocab
 
 CONTROL = ("<|fim_prefix|>", "<|fim_middle|>")

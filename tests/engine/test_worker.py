@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from llamafast._core import stepper
+from llamafast._core.step import FINISHED, NO_ROOM, PAUSED
 from llamafast.engine import embeddings as embeddings_module
 from llamafast.engine import worker as worker_module
 from llamafast.engine.cache import PrefixCache
@@ -80,7 +80,7 @@ class FakeRunner:
     def run(self, max_steps):
         if self.hold is not None:
             self.hold.wait(10)
-        step = self.script.pop(0) if self.script else stepper.FINISHED
+        step = self.script.pop(0) if self.script else FINISHED
         if isinstance(step, Exception):
             raise step
         return step
@@ -135,7 +135,7 @@ def test_who_is_cancelled_while_its_prompt_arrives_ends_once(runner, failures, m
     monkeypatch.setattr(worker_module, "COPY_SECONDS", -1)  # one is released a round
     transfer = KVTransfer(runner, PrefixCache(0))
     worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: failures.append(1))
-    runner.script = [stepper.PAUSED] * 9
+    runner.script = [PAUSED] * 9
     first, second = FakeSequence(1), FakeSequence(2)
     worker.enqueue(arrival([first, second]))
     worker._take_orders()
@@ -184,7 +184,7 @@ def test_a_failed_decode_fails_only_who_had_rows_in_it(worker, runner, failures,
 
 
 def test_no_room_makes_the_youngest_wait(worker, runner, failures):
-    runner.script = [stepper.NO_ROOM, stepper.FINISHED]
+    runner.script = [NO_ROOM, FINISHED]
     worker.enqueue(arrival([FakeSequence(1), FakeSequence(2)]))
     worker.wake()
     until(lambda: worker.counters()["completed"] == 2)
@@ -194,7 +194,7 @@ def test_no_room_makes_the_youngest_wait(worker, runner, failures):
 
 
 def test_no_room_for_one_alone_is_its_error(worker, runner, failures):
-    runner.script = [stepper.NO_ROOM]
+    runner.script = [NO_ROOM]
     worker.enqueue(arrival([FakeSequence(1)]))
     worker.wake()
     until(lambda: failures)
@@ -282,7 +282,7 @@ def test_cancelling_what_runs_and_what_waits(worker, runner):
     worker.enqueue(arrival([FakeSequence(tag) for tag in range(6)]))
     worker.wake()
     until(lambda: worker.counters()["running"] == 4)
-    runner.script = [stepper.PAUSED]
+    runner.script = [PAUSED]
     worker.cancel([0, 5])
     worker.wake()
     runner.hold.set()
@@ -340,7 +340,7 @@ class ClockedRunner(FakeRunner):
         self.clock.now += self.step
         self.seconds += self.step
         self.spare = max(self.step, 0.05 - self.step)
-        return stepper.PAUSED
+        return PAUSED
 
 
 @pytest.fixture

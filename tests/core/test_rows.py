@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.test_runner import Rig
-from llamafast._core.batching import spare_seconds
+from llamafast._core.rows import spare_seconds
 
 # GAP_STRETCH, GAP_SECONDS
 STRETCH, GAP = 1.6, 0.075

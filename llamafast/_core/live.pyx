@@ -7,7 +7,7 @@ their prompt once, and a follow-up to a running answer takes that answer too.
 
 Waiting has to pay: of two prefixes the one counts for more that has more tokens, those that are there already counted
 twice. Whoever computes a prefix gets its rows no later than the waiting one would get rows of its own
-(``running_goals``), so waiting never takes longer than computing again. Where the Prefiller computes it, whose batches
+(``live_goals``), so waiting never takes longer than computing again. Where the Prefiller computes it, whose batches
 are long, fewer than ``least_wait`` tokens are not waited for.
 
 Recurrent state and what a sliding window has left behind cannot be cut back: there a sequence lends only what ends
@@ -16,24 +16,24 @@ exactly where it is, and stops its prompt's chunks where somebody waits for that
 from libc.stdint cimport int32_t, uint64_t
 from libc.string cimport memcmp, memset
 
+from .blocks cimport BLOCK, MAX_SEQ, OWNER_WORDS, blocks_find, blocks_free, blocks_init, blocks_insert, blocks_remove
 from .headers.llama cimport llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_rm, llama_memory_t
-from .prefix cimport BLOCK, MAX_SEQ, OWNER_WORDS, prefix_find, prefix_free, prefix_init, prefix_insert, prefix_remove
 from .sequence cimport sequence_hash, sequence_t
 
 
-cdef int running_init(running_t *self, llama_memory_t memory, bint unified, int32_t n_cuttable) noexcept nogil:
+cdef int live_init(live_t *self, llama_memory_t memory, bint unified, int32_t n_cuttable) noexcept nogil:
     """For a zeroed struct: 0, or -1 when out of memory."""
     self.memory = memory
     self.unified = unified
     self.n_cuttable = n_cuttable
-    return prefix_init(&self.prefix)
+    return blocks_init(&self.blocks)
 
 
-cdef void running_free(running_t *self) noexcept nogil:
-    prefix_free(&self.prefix)
+cdef void live_free(live_t *self) noexcept nogil:
+    blocks_free(&self.blocks)
 
 
-cdef void running_add(running_t *self, sequence_t *s) noexcept nogil:
+cdef void live_add(live_t *self, sequence_t *s) noexcept nogil:
     """Append a sequence whose seq_id is its own and without memory yet."""
     self.states[self.n] = s
     self.by_seq_id[s.seq_id] = s
@@ -44,7 +44,7 @@ cdef void running_add(running_t *self, sequence_t *s) noexcept nogil:
     share(self, s, self.n - 1)
 
 
-cdef void running_remove(running_t *self, sequence_t *s) noexcept nogil:
+cdef void live_remove(live_t *self, sequence_t *s) noexcept nogil:
     """Take a sequence out; its memory is the caller's to free. Who waited for it takes what there is, looks further."""
     cdef int32_t i, place = 0
     cdef sequence_t *other
@@ -65,7 +65,7 @@ cdef void running_remove(running_t *self, sequence_t *s) noexcept nogil:
     s.leader = -1
 
 
-cdef void running_clear(running_t *self) noexcept nogil:
+cdef void live_clear(live_t *self) noexcept nogil:
     """Take everybody out and empty the memory."""
     cdef int32_t i
     llama_memory_clear(self.memory, False)
@@ -77,23 +77,23 @@ cdef void running_clear(running_t *self) noexcept nogil:
     self.n = 0
 
 
-cdef void running_note(running_t *self, sequence_t *s) noexcept nogil:
+cdef void live_note(live_t *self, sequence_t *s) noexcept nogil:
     """Index the whole blocks of a sequence that are not indexed yet."""
     cdef int32_t first = s.n_blocks
     sequence_hash(s)
     index_blocks(self, s, first)
 
 
-cdef void index_blocks(running_t *self, sequence_t *s, int32_t first) noexcept nogil:
+cdef void index_blocks(live_t *self, sequence_t *s, int32_t first) noexcept nogil:
     """Index a sequence's hashed blocks from ``first`` on. Without memory they stay unknown, no more."""
     cdef int32_t i
     for i in range(first, s.n_blocks):
-        if prefix_insert(&self.prefix, s.seq_id, s.hashes[i]) < 0:
+        if blocks_insert(&self.blocks, s.seq_id, s.hashes[i]) < 0:
             s.n_blocks = i
             return
 
 
-cdef bint running_ready(running_t *self, sequence_t *s) noexcept nogil:
+cdef bint live_ready(live_t *self, sequence_t *s) noexcept nogil:
     """Whether a sequence waits for nobody; fetches the shared prefix once its leader has computed it.
 
     Just before llama_decode only: between partitions it is llama_decode that copies the data.
@@ -112,7 +112,7 @@ cdef bint running_ready(running_t *self, sequence_t *s) noexcept nogil:
     return True
 
 
-cdef int32_t running_stop(const running_t *self, const sequence_t *s, int32_t take) noexcept nogil:
+cdef int32_t live_stop(const live_t *self, const sequence_t *s, int32_t take) noexcept nogil:
     """How many of its next ``take`` tokens a sequence may compute before its state must be copied or saved."""
     cdef int32_t i
     cdef sequence_t *other
@@ -127,7 +127,7 @@ cdef int32_t running_stop(const running_t *self, const sequence_t *s, int32_t ta
     return take
 
 
-cdef void running_goals(running_t *self) noexcept nogil:
+cdef void live_goals(live_t *self) noexcept nogil:
     """Bring everybody's ``goal`` up to date: the next length at which somebody can go on."""
     cdef int32_t i
     cdef sequence_t *s
@@ -142,14 +142,14 @@ cdef void running_goals(running_t *self) noexcept nogil:
                 leader.goal = s.n_shared
 
 
-cdef void forget(running_t *self, sequence_t *s) noexcept nogil:
+cdef void forget(live_t *self, sequence_t *s) noexcept nogil:
     cdef int32_t i
     for i in range(s.n_blocks):
-        prefix_remove(&self.prefix, s.seq_id, s.hashes[i])
+        blocks_remove(&self.blocks, s.seq_id, s.hashes[i])
     s.n_blocks = 0
 
 
-cdef void share(running_t *self, sequence_t *s, int32_t place) noexcept nogil:
+cdef void share(live_t *self, sequence_t *s, int32_t place) noexcept nogil:
     """Find ``states[place]`` somebody to take its prefix from, then make its own tokens known."""
     forget(self, s)
     sequence_hash(s)
@@ -157,7 +157,7 @@ cdef void share(running_t *self, sequence_t *s, int32_t place) noexcept nogil:
     index_blocks(self, s, 0)
 
 
-cdef void follow(running_t *self, sequence_t *s, int32_t place) noexcept nogil:
+cdef void follow(live_t *self, sequence_t *s, int32_t place) noexcept nogil:
     """Find the prefix worth most that a sequence admitted before ``place`` has or will have; take it or wait for it.
 
     Waiting only for those before it, no two sequences ever wait for each other.
@@ -168,7 +168,7 @@ cdef void follow(running_t *self, sequence_t *s, int32_t place) noexcept nogil:
         s.n_shared = loan.n_shared
 
 
-cdef loan_t best_before(const running_t *self, const sequence_t *s, int32_t place) noexcept nogil:
+cdef loan_t best_before(const live_t *self, const sequence_t *s, int32_t place) noexcept nogil:
     """What ``states[:place]`` can lend the hashed tokens of ``s``; without a lender: nothing."""
     cdef uint64_t before[OWNER_WORDS]
     cdef int32_t depths[MAX_SEQ]
@@ -179,7 +179,7 @@ cdef loan_t best_before(const running_t *self, const sequence_t *s, int32_t plac
     memset(before, 0, sizeof(before))
     for i in range(place):
         before[self.states[i].seq_id >> 6] |= <uint64_t> 1 << (self.states[i].seq_id & 63)
-    prefix_find(&self.prefix, s.hashes, s.n_blocks, before, depths)
+    blocks_find(&self.blocks, s.hashes, s.n_blocks, before, depths)
     for i in range(place):
         other = self.states[i]
         if depths[other.seq_id]:
@@ -192,7 +192,7 @@ cdef loan_t best_before(const running_t *self, const sequence_t *s, int32_t plac
     return best
 
 
-cdef loan_t loan_of(const running_t *self, const sequence_t *s, sequence_t *other, int32_t n_alike) noexcept nogil:
+cdef loan_t loan_of(const live_t *self, const sequence_t *s, sequence_t *other, int32_t n_alike) noexcept nogil:
     """What ``other``, whose first ``n_alike`` tokens have the hashes of those of ``s``, can lend, and how much of it
     without waiting for more than a restore. The last token of ``s`` never counts: it is always computed, as logits are
     not kept.
@@ -221,7 +221,7 @@ cdef bint begins_alike(const sequence_t *s, const sequence_t *other, int32_t n) 
     )
 
 
-cdef loan_t running_loan(const running_t *self, sequence_t *s) noexcept nogil:
+cdef loan_t live_loan(const live_t *self, sequence_t *s) noexcept nogil:
     """What those who run can lend a sequence that does not run yet."""
     cdef loan_t loan
     sequence_hash(s)
@@ -230,7 +230,7 @@ cdef loan_t running_loan(const running_t *self, sequence_t *s) noexcept nogil:
     return loan
 
 
-cdef bint lends(const running_t *self, const sequence_t *other, int32_t n) noexcept nogil:
+cdef bint lends(const live_t *self, const sequence_t *other, int32_t n) noexcept nogil:
     """Whether a sequence's first ``n`` tokens, once it has them, can be copied without the rest."""
     cdef int32_t reach = max(other.n_past, other.n_restore)
     if other.leader >= 0:
@@ -238,7 +238,7 @@ cdef bint lends(const running_t *self, const sequence_t *other, int32_t n) noexc
     return reach <= n or reach <= self.n_cuttable
 
 
-cdef void fork_from(running_t *self, sequence_t *leader, sequence_t *s) noexcept nogil:
+cdef void fork_from(live_t *self, sequence_t *leader, sequence_t *s) noexcept nogil:
     """Give ``s`` what its former leader has computed of the shared prefix, if that can be copied."""
     cdef int32_t n = min(leader.n_past, s.n_shared)
     cdef bint whole = not self.unified or leader.n_past > self.n_cuttable

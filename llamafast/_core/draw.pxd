@@ -3,7 +3,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from .dry cimport dry_t
 from .penalties cimport penalties_t
 
-# Working memory of sampler_pick: one for all samplers that are used by the same thread.
+# Working memory of a draw: one for all samplers that are used by the same thread.
 cdef struct scratch_t:
     int32_t n_vocab
     float *block_max        # (blocks,)
@@ -63,21 +63,23 @@ cdef struct sampler_t:
     penalties_t penalties
     dry_t dry
 
-cdef struct logprob_t:
-    int32_t token           # -1: there are no more tokens than those before
-    float logprob
+# Different random numbers of the same position.
+cdef enum:
+    DRAW_TOKEN
+    DRAW_PROPOSE
+    DRAW_XTC
 
-# Log probabilities in row (n_vocab,): in out[0] the token's, then the n_top largest ones in descending order.
-cdef void row_logprobs(
-    scratch_t *scratch, const float *row, int32_t token, int32_t n_top, logprob_t *out
-) noexcept nogil
-
-# The token that follows history[:n_history], or -1 when out of memory or when the scratch is for a smaller vocabulary.
-# row is (n_vocab,) and is edited in place. Between two calls the history may grow, and shrink and change within its
-# last RECENT tokens.
-cdef int32_t sampler_pick(
-    sampler_t *self, scratch_t *scratch, float *row, const int32_t *history, int32_t n_history
-) noexcept nogil
+# A token at `position`, drawn from row (n_vocab,) by a sampler without stages whose penalties are done.
+cdef int32_t draw_token(sampler_t *self, scratch_t *scratch, const float *row, uint32_t position) noexcept nogil
 
 # Rule out the tokens whose bit of `allowed` is 0, in row (n_vocab,).
-cdef void sampler_mask(float *row, int32_t n_vocab, const uint32_t *allowed) noexcept nogil
+cdef void draw_mask(float *row, int32_t n_vocab, const uint32_t *allowed) noexcept nogil
+
+# What stages are made of: thresholds over the n candidates in scratch.logit and scratch.id, and the draw among logits.
+cdef int32_t draw_best(sampler_t *self, scratch_t *scratch, const float *row) noexcept nogil
+cdef int32_t draw_at(
+    scratch_t *scratch, const float *x, int32_t n, float scale, uint64_t seed, uint32_t position
+) noexcept nogil
+cdef int32_t cut_top_k(scratch_t *scratch, int32_t n, int32_t top_k, float low, float high) noexcept nogil
+cdef int32_t keep_top_p(sampler_t *self, scratch_t *scratch, int32_t n, double total) noexcept nogil
+cdef float lowest_by_min_p(sampler_t *self, float largest) noexcept nogil

@@ -2,20 +2,20 @@ from libc.stdint cimport int32_t
 
 from .cost cimport step_cost_t
 from .headers.llama cimport llama_batch
-from .running cimport running_t
+from .live cimport live_t
 
 # What decides how many rows a step gets.
-cdef struct batching_t:
+cdef struct pace_t:
     int32_t n_batch
     int32_t n_scored_max        # rows of a step that score prompts
     int32_t prefill_chunk       # most prompt rows beside decode rows, 0: as many as the time allows
     double target_itl           # seconds, 0: adaptive
     step_cost_t cost
 
-cdef void batching_init(
-    batching_t *self, int32_t n_batch, int32_t n_vocab, int32_t prefill_chunk, double target_itl
+cdef void pace_init(
+    pace_t *self, int32_t n_batch, int32_t n_vocab, int32_t prefill_chunk, double target_itl
 ) noexcept nogil
-cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch) noexcept nogil
-cdef double batching_spare(
-    const batching_t *self, double seconds, int32_t n_rows, int32_t n_decode, int32_t n_waiting
+cdef int32_t rows_fill(pace_t *self, live_t *live, llama_batch *batch) noexcept nogil
+cdef double pace_spare(
+    const pace_t *self, double seconds, int32_t n_rows, int32_t n_decode, int32_t n_waiting
 ) noexcept nogil

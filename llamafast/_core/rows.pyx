@@ -2,11 +2,11 @@
 from libc.stdint cimport int32_t
 from libc.string cimport memset
 
-from .constraint cimport MAX_FORCED
 from .context cimport batch_add
 from .cost cimport cost_add, cost_fit
 from .headers.llama cimport llama_batch
-from .running cimport MAX_RUNNING, running_goals, running_ready, running_stop
+from .live cimport MAX_RUNNING, live_goals, live_ready, live_stop
+from .masks cimport MAX_FORCED
 from .sequence cimport FINISH_NONE, sequence_t
 
 cdef enum:
@@ -34,8 +34,8 @@ cdef double LEAST_SPARE = 0.1
 cdef double PREFILL_SECONDS = 0.5
 
 
-cdef void batching_init(
-    batching_t *self, int32_t n_batch, int32_t n_vocab, int32_t prefill_chunk, double target_itl
+cdef void pace_init(
+    pace_t *self, int32_t n_batch, int32_t n_vocab, int32_t prefill_chunk, double target_itl
 ) noexcept nogil:
     """``self`` is zeroed."""
     self.n_batch = n_batch
@@ -44,7 +44,7 @@ cdef void batching_init(
     self.target_itl = target_itl
 
 
-cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch) noexcept nogil:
+cdef int32_t rows_fill(pace_t *self, live_t *live, llama_batch *batch) noexcept nogil:
     """Fill the batch: every sequence that goes on generating, then prompts.
 
     Returns how many rows continue a generation. n_batch >= n_seq_max, so every sequence finds at least one row.
@@ -56,20 +56,20 @@ cdef int32_t batching_fill(batching_t *self, running_t *live, llama_batch *batch
         s = live.states[i]
         s.n_rows = 0
         s.output_row = -1
-        s.ready = s.finish == FINISH_NONE and running_ready(live, s)
+        s.ready = s.finish == FINISH_NONE and live_ready(live, s)
         if s.ready and is_decoding(s):
             n_decode += s.n_tokens - s.n_past
     spare = self.n_batch - live.n
     for i in range(live.n):
         s = live.states[i]
         if s.ready and is_decoding(s):
-            spare -= take_rows(batch, s, running_stop(live, s, 1 + spare)) - 1
+            spare -= take_rows(batch, s, live_stop(live, s, 1 + spare)) - 1
             n_generating += s.n_rows if s.n_past >= s.n_prompt else 0
     fill_prompts(self, live, batch, min(prefill_budget(self, n_decode), self.n_batch - batch.n_tokens))
     return n_generating
 
 
-cdef void fill_prompts(batching_t *self, running_t *live, llama_batch *batch, int32_t budget) noexcept nogil:
+cdef void fill_prompts(pace_t *self, live_t *live, llama_batch *batch, int32_t budget) noexcept nogil:
     """Divide ``budget`` rows among prompts: half of them to the one that was admitted first, the others to whoever
     needs the fewest until it, or somebody who waits for its prefix, can go on. So short prompts do not wait for a long
     one, nor the long one for all the short ones that come. So are the logits of prompts that are scored.
@@ -78,7 +78,7 @@ cdef void fill_prompts(batching_t *self, running_t *live, llama_batch *batch, in
     cdef sequence_t *s
     cdef sequence_t *first = NULL
     cdef sequence_t *waiting[MAX_RUNNING]
-    running_goals(live)
+    live_goals(live)
     for i in range(live.n):
         s = live.states[i]
         if s.ready and not is_decoding(s):
@@ -121,7 +121,7 @@ cdef bint is_scored(const sequence_t *s) noexcept nogil:
 
 
 cdef int32_t take_prompt_rows(
-    running_t *live, llama_batch *batch, sequence_t *s, int32_t budget, int32_t *n_scored
+    live_t *live, llama_batch *batch, sequence_t *s, int32_t budget, int32_t *n_scored
 ) noexcept nogil:
     """Add at most ``budget`` rows of a prompt; returns how many. Where it is scored each of them gives logits, of which
     the step takes ``n_scored`` more."""
@@ -130,13 +130,13 @@ cdef int32_t take_prompt_rows(
         budget = min(budget, n_scored[0])
     if budget <= 0:
         return 0
-    budget = take_rows(batch, s, running_stop(live, s, budget))
+    budget = take_rows(batch, s, live_stop(live, s, budget))
     if scored:
         n_scored[0] -= budget
     return budget
 
 
-cdef double batching_gap(const batching_t *self, double decode_seconds) noexcept nogil:
+cdef double pace_gap(const pace_t *self, double decode_seconds) noexcept nogil:
     """The most seconds between two tokens of those who decode, where a step without prompts takes ``decode_seconds``.
     """
     if self.target_itl > 0:
@@ -144,8 +144,8 @@ cdef double batching_gap(const batching_t *self, double decode_seconds) noexcept
     return max(GAP_STRETCH * decode_seconds, GAP_SECONDS)
 
 
-cdef double batching_spare(
-    const batching_t *self, double seconds, int32_t n_rows, int32_t n_decode, int32_t n_waiting
+cdef double pace_spare(
+    const pace_t *self, double seconds, int32_t n_rows, int32_t n_decode, int32_t n_waiting
 ) noexcept nogil:
     """How long prompts may be computed elsewhere after a step of ``seconds`` that had ``n_decode`` decode rows of
     ``n_rows``. What its prompt rows took has gone already from what prompts may take.
@@ -156,7 +156,7 @@ cdef double batching_spare(
     if n_rows > n_decode and self.cost.rows > 0:
         cost_fit(&self.cost, &fixed, &per_row)
         decode_seconds = min(seconds, fixed + per_row * n_decode)
-    spare = batching_gap(self, decode_seconds) - seconds
+    spare = pace_gap(self, decode_seconds) - seconds
     if self.target_itl <= 0:
         spare = min(spare, max(
             seconds * max(1.0, WAITING_WEIGHT * n_waiting / n_decode), QUICK_SECONDS - seconds))
@@ -166,13 +166,13 @@ cdef double batching_spare(
 def spare_seconds(
     double seconds, int32_t n_decode, int32_t n_waiting, double target_itl=0, int32_t n_prefill=0, double per_row=0
 ):
-    """``batching_spare`` on its own, for tests, after a step that cost ``per_row`` a row."""
-    cdef batching_t batching
-    memset(&batching, 0, sizeof(batching))
-    batching.target_itl = target_itl
+    """``pace_spare`` on its own, for tests, after a step that cost ``per_row`` a row."""
+    cdef pace_t pace
+    memset(&pace, 0, sizeof(pace))
+    pace.target_itl = target_itl
     if per_row:
-        cost_add(&batching.cost, 1, per_row)
-    return batching_spare(&batching, seconds, n_decode + n_prefill, n_decode, n_waiting)
+        cost_add(&pace.cost, 1, per_row)
+    return pace_spare(&pace, seconds, n_decode + n_prefill, n_decode, n_waiting)
 
 
 cdef bint is_decoding(const sequence_t *s) noexcept nogil:
@@ -195,7 +195,7 @@ cdef int32_t take_rows(llama_batch *batch, sequence_t *s, int32_t most) noexcept
     return s.n_rows
 
 
-cdef int32_t prefill_budget(const batching_t *self, int32_t n_decode) noexcept nogil:
+cdef int32_t prefill_budget(const pace_t *self, int32_t n_decode) noexcept nogil:
     """How many prompt rows may join a step with ``n_decode`` decode rows."""
     cdef double per_row, fixed, seconds
     cdef int32_t budget
@@ -204,6 +204,6 @@ cdef int32_t prefill_budget(const batching_t *self, int32_t n_decode) noexcept n
     if self.cost.rows == 0:
         return MIN_PREFILL if n_decode else FIRST_PREFILL
     cost_fit(&self.cost, &fixed, &per_row)
-    seconds = batching_gap(self, fixed + per_row * n_decode) if n_decode else PREFILL_SECONDS
+    seconds = pace_gap(self, fixed + per_row * n_decode) if n_decode else PREFILL_SECONDS
     budget = max(MIN_PREFILL, <int32_t> min((seconds - fixed) / per_row, 1e6) - n_decode)
     return budget + (-(n_decode + budget) & (ROW_TILE - 1))

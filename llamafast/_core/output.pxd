@@ -1,11 +1,11 @@
-from .constraint cimport Masker
 from .context cimport Context
+from .draw cimport scratch_t
+from .masks cimport Masker
 from .outbox cimport Outbox
-from .pick cimport scratch_t
 from .sequence cimport sequence_t
 from .vocab cimport Vocab
 
-cdef class Chooser:
+cdef class Output:
     cdef Context context
     cdef Vocab vocab
     cdef Outbox outbox
@@ -13,5 +13,5 @@ cdef class Chooser:
     cdef scratch_t scratch
 
 # Both: 0, or -1 when out of memory.
-cdef int chooser_next(Chooser self, sequence_t *s, float *logits) noexcept nogil
-cdef int chooser_score(Chooser self, sequence_t *s) noexcept nogil
+cdef int output_next(Output self, sequence_t *s, float *logits) noexcept nogil
+cdef int output_score(Output self, sequence_t *s) noexcept nogil

@@ -3,12 +3,13 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
-from .constraint cimport Masker, constraint_park, constraint_ready, constraint_t, masker_ask
 from .context cimport Context
+from .draw cimport draw_mask, scratch_free, scratch_init
 from .headers.llama cimport llama_get_logits_ith
-from .logprobs cimport logprobs_add, logprobs_drop, logprobs_ready
+from .logprobs cimport logprob_t, logprobs_add, logprobs_drop, logprobs_ready, row_logprobs
+from .masks cimport Masker, constraint_park, constraint_ready, constraint_t, masker_ask
 from .outbox cimport Outbox, outbox_stage, record_t
-from .pick cimport logprob_t, row_logprobs, sampler_mask, sampler_pick, scratch_free, scratch_init
+from .sampler cimport sampler_pick
 from .sequence cimport (
     FINISH_LENGTH, FINISH_NONE, FINISH_REFUSED, FINISH_STOP, sequence_append, sequence_preserves, sequence_t,
 )
@@ -16,7 +17,7 @@ from .text cimport text_drop, text_feed, text_ready
 from .vocab cimport TOKEN_CONTROL, TOKEN_EOG, Vocab
 
 
-cdef class Chooser:
+cdef class Output:
     """Chooses tokens out of a Context's logits, and stages what becomes text in an Outbox. The engine thread only."""
 
     def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None, Masker masker not None):
@@ -31,7 +32,7 @@ cdef class Chooser:
         scratch_free(&self.scratch)
 
 
-cdef int chooser_score(Chooser self, sequence_t *s) noexcept nogil:
+cdef int output_score(Output self, sequence_t *s) noexcept nogil:
     """Report the log probabilities that the rows of this step give to the prompt: 0, or -1 when out of memory."""
     cdef int32_t i, k, first = s.n_past - s.n_rows
     cdef logprob_t *entries
@@ -49,7 +50,7 @@ cdef int chooser_score(Chooser self, sequence_t *s) noexcept nogil:
     return stage_record(self, s, 0, s.logprobs.n, True)
 
 
-cdef int chooser_next(Chooser self, sequence_t *s, float *logits) noexcept nogil:
+cdef int output_next(Output self, sequence_t *s, float *logits) noexcept nogil:
     """The sequence's next token, under a constraint several, or its end: 0, or -1 when out of memory."""
     cdef constraint_t *c = s.constraint
     cdef int32_t token
@@ -69,13 +70,13 @@ cdef int chooser_next(Chooser self, sequence_t *s, float *logits) noexcept nogil
     return -1 if token < 0 else accept(self, s, token, False)
 
 
-cdef int next_allowed(Chooser self, sequence_t *s, constraint_t *c, float *logits) noexcept nogil:
-    """``chooser_next`` under a constraint whose mask is ready."""
+cdef int next_allowed(Output self, sequence_t *s, constraint_t *c, float *logits) noexcept nogil:
+    """``output_next`` under a constraint whose mask is ready."""
     cdef int32_t i, token
     if c.failed:
         return end(self, s, FINISH_REFUSED)
     if not c.n_forced and not c.complete:
-        sampler_mask(logits, self.scratch.n_vocab, c.mask)
+        draw_mask(logits, self.scratch.n_vocab, c.mask)
         token = sampler_pick(s.sampler, &self.scratch, logits, s.tokens, s.n_tokens)
         if token < 0 or accept(self, s, token, False) < 0:
             return -1
@@ -88,7 +89,7 @@ cdef int next_allowed(Chooser self, sequence_t *s, constraint_t *c, float *logit
     return end(self, s, FINISH_STOP) if c.complete and s.finish == FINISH_NONE else 0
 
 
-cdef void rule_out_ends(Chooser self, const sequence_t *s, float *logits) noexcept nogil:
+cdef void rule_out_ends(Output self, const sequence_t *s, float *logits) noexcept nogil:
     cdef int32_t i
     for i in range(self.vocab.pieces.n_eog):
         logits[self.vocab.pieces.eog[i]] = -INFINITY
@@ -104,7 +105,7 @@ cdef bint is_stop_token(const sequence_t *s, int32_t token) noexcept nogil:
     return False
 
 
-cdef int accept(Chooser self, sequence_t *s, int32_t token, bint last) noexcept nogil:
+cdef int accept(Output self, sequence_t *s, int32_t token, bint last) noexcept nogil:
     """Append a generated token, decide whether the sequence ends, as it does behind the ``last`` one, and stage its
     text: 0, or -1 when out of memory."""
     cdef int32_t flags = self.vocab.pieces.flags[token]
@@ -130,13 +131,13 @@ cdef int accept(Chooser self, sequence_t *s, int32_t token, bint last) noexcept 
     return stage(self, s)
 
 
-cdef int end(Chooser self, sequence_t *s, int32_t finish) noexcept nogil:
+cdef int end(Output self, sequence_t *s, int32_t finish) noexcept nogil:
     """End a sequence without another token: 0, or -1 when out of memory."""
     s.finish = finish
     return stage(self, s)
 
 
-cdef int note_logprobs(Chooser self, sequence_t *s, int32_t token, int32_t length) noexcept nogil:
+cdef int note_logprobs(Output self, sequence_t *s, int32_t token, int32_t length) noexcept nogil:
     """Keep the log probabilities of a generated token until its text leaves: 0, or -1 when out of memory."""
     cdef logprob_t *entries = logprobs_add(&s.logprobs, length)
     if entries == NULL:
@@ -145,7 +146,7 @@ cdef int note_logprobs(Chooser self, sequence_t *s, int32_t token, int32_t lengt
     return 0
 
 
-cdef int stage(Chooser self, sequence_t *s) noexcept nogil:
+cdef int stage(Output self, sequence_t *s) noexcept nogil:
     """Put what became certain of its text into the Outbox: 0, or -1 when out of memory."""
     cdef int32_t ready = s.text.n_pending if s.finish != FINISH_NONE else text_ready(&s.text)
     if not ready and s.finish == FINISH_NONE:
@@ -154,7 +155,7 @@ cdef int stage(Chooser self, sequence_t *s) noexcept nogil:
 
 
 cdef int stage_record(
-    Chooser self, sequence_t *s, int32_t length, int32_t n_logprobs, bint of_prompt
+    Output self, sequence_t *s, int32_t length, int32_t n_logprobs, bint of_prompt
 ) noexcept nogil:
     """Put the first bytes of its text and the first log probabilities into the Outbox: 0, or -1 when out of memory."""
     cdef record_t record

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from core.test_runner import Rig
-from llamafast._core.constraint import Constraint
+from llamafast._core.masks import Constraint
 
 
 class Cycle:

@@ -1,4 +1,4 @@
-"""The choice of the next token, straight on the row of logits.
+"""The draw of a token, straight from the row of logits.
 
 The stages are those of llama.cpp's chain logit_bias, penalties, top_k, top_p, min_p, temp, dist (or greedy), and so is
 the distribution: top_p and min_p look at temperature 1, top_p at what top_k left. All of top_k, top_p and min_p keep
@@ -10,40 +10,25 @@ of its sum and accepted by the sum itself. top_p first draws from the whole row 
 as FlashInfer's rejection sampling does, by bounds too where these decide; after some rejected ones the token is drawn
 from the nucleus. Either way the distribution is exact.
 
-With rarer stages, or in another order, ``draw_by_stages`` takes all tokens through them one after the other, as the
-chain does.
-
 Random numbers depend on the seed and on the token's position alone. A row without a finite maximum gives its first
 +inf, or token 0.
 """
 from libc.float cimport FLT_MAX, FLT_MIN
-from libc.math cimport INFINITY, expf, isfinite, log, log2, logf
+from libc.math cimport INFINITY, expf, isfinite, logf
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from .dry cimport dry_penalize
 from .headers.logits cimport (
     LOGITS_BLOCK, LOGITS_BOUND, LOGITS_SLACK, logits_bound_sum_exp, logits_bound_upto, logits_compact, logits_draw,
     logits_find, logits_gather, logits_mask, logits_max, logits_select, logits_sum_exp, logits_uniforms, logits_use,
     logits_weight_upto, logits_weights,
 )
 from .headers.simd cimport SIMD_AVX512
-from .headers.stages cimport (
-    stage_dynamic_temperature, stage_mirostat_k, stage_top_n_sigma, stage_typical_p, stage_xtc,
-)
-from .penalties cimport penalize
 
 cdef enum:
     SAMPLED = 32        # an estimate looks at every 32nd block
     PROPOSALS = 8       # so many tokens are drawn before the nucleus is looked for
-    MIROSTAT_M = 100    # the most likely tokens that mirostat 1.0 estimates by
-
-# Different random numbers of the same position.
-cdef enum:
-    DRAW
-    PROPOSE
-    XTC
 
 logits_use(SIMD_AVX512)
 
@@ -72,7 +57,7 @@ cdef void scratch_free(scratch_t *self) noexcept nogil:
     memset(self, 0, sizeof(scratch_t))
 
 
-cdef int32_t best(sampler_t *self, scratch_t *scratch, const float *row) noexcept nogil:
+cdef int32_t draw_best(sampler_t *self, scratch_t *scratch, const float *row) noexcept nogil:
     """The lowest id that has the largest logit."""
     cdef float largest = logits_max(row, self.n_vocab, scratch.block_max)
     return 0 if largest == -INFINITY else logits_find(row, self.n_vocab, scratch.block_max, largest)
@@ -176,7 +161,7 @@ cdef int32_t draw_at(
     cdef uint32_t attempt = 0
     if not isfinite(largest):
         return -1
-    return draw_by_bounds(scratch, x, n, scale, seed, position, DRAW, &attempt, scratch.block_sum, total, largest)
+    return draw_by_bounds(scratch, x, n, scale, seed, position, DRAW_TOKEN, &attempt, scratch.block_sum, total, largest)
 
 
 cdef int32_t draw_by_bounds(
@@ -216,7 +201,7 @@ cdef int32_t propose(
         drawn = logits_bound_sum_exp(row, n, self.scale, scratch.block_max, block_draw, &largest)
     for _i in range(PROPOSALS):
         token = draw_by_bounds(
-            scratch, row, n, self.scale, self.seed, position, PROPOSE, &attempt, block_draw, drawn, largest)
+            scratch, row, n, self.scale, self.seed, position, DRAW_PROPOSE, &attempt, block_draw, drawn, largest)
         logit = row[token]
         if logit < lowest or logit <= outside:
             continue
@@ -282,134 +267,10 @@ cdef int32_t draw_min_p(sampler_t *self, scratch_t *scratch, const float *row, u
     return scratch.id[draw(self, scratch, scratch.logit, n, position)]
 
 
-cdef int32_t draw_by_stages(
-    sampler_t *self, scratch_t *scratch, float *row, const int32_t *history, int32_t n_history
-) noexcept nogil:
-    """The general way: all candidates go through the stages one by one. -1 when out of memory."""
-    cdef int32_t i, n, k
-    cdef float largest = logits_max(row, self.n_vocab, scratch.block_max)
-    if not isfinite(largest):
-        return best(self, scratch, row)
-    n = logits_gather(row, self.n_vocab, scratch.block_max, -FLT_MAX, scratch.logit, scratch.id)
-    for k in range(self.n_stages):
-        if self.stages[k] == STAGE_PENALTIES or self.stages[k] == STAGE_DRY:
-            # they look tokens up by id: candidates go back to the row for it
-            for i in range(n):
-                row[scratch.id[i]] = scratch.logit[i]
-            if self.stages[k] == STAGE_PENALTIES:
-                i = penalize(&self.penalties, row, history, n_history)
-            else:
-                i = dry_penalize(&self.dry, row, history, n_history)
-            if i != 0:
-                return -1
-            for i in range(n):
-                scratch.logit[i] = row[scratch.id[i]]
-        else:
-            n = apply_stage(self, scratch, self.stages[k], n, <uint32_t> n_history)
-        if n == 0:
-            return best(self, scratch, row)
-    i = draw_candidate(scratch, n, self.seed, <uint32_t> n_history)
-    if i < 0:
-        return best(self, scratch, row)
-    if self.mirostat:
-        self.mirostat_mu -= self.mirostat_eta * (surprise(scratch, n, i) - self.mirostat_tau)
-    return scratch.id[i]
-
-
-cdef int32_t apply_stage(
-    sampler_t *self, scratch_t *scratch, stage_t stage, int32_t n, uint32_t position
-) noexcept nogil:
-    """Reduce or scale n candidates; returns how many are left, 0 where the largest is not finite."""
-    cdef float largest = logits_max(scratch.logit, n, scratch.block_max)
-    cdef float temperature, limit
-    cdef double total
-    cdef double u[2]
-    cdef int32_t i
-    if not isfinite(largest):
-        return 0
-    if stage == STAGE_TOP_K:
-        return cut_top_k(scratch, n, self.top_k, -FLT_MAX, largest)
-    if stage == STAGE_MIN_P:
-        return logits_compact(scratch.logit, n, lowest_by_min_p(self, largest), scratch.logit, scratch.id)
-    if stage == STAGE_TOP_N_SIGMA:
-        return stage_top_n_sigma(scratch.logit, scratch.id, n, self.top_n_sigma)
-    if stage == STAGE_MIROSTAT and self.mirostat == 1:
-        return mirostat_top_k(self, scratch, n, largest)
-    total = logits_weights(scratch.logit, n, largest, 1, scratch.weight)
-    if stage == STAGE_TOP_P:
-        return keep_top_p(self, scratch, n, total)
-    if stage == STAGE_TYPICAL_P:
-        return stage_typical_p(
-            scratch.logit, scratch.id, n, self.typical_p, largest, scratch.weight, total, scratch.narrowed)
-    if stage == STAGE_XTC:
-        logits_uniforms(self.seed, position, XTC, 0, u)
-        if u[0] >= self.xtc_probability:
-            return n
-        return stage_xtc(scratch.logit, scratch.id, n, self.xtc_threshold, scratch.weight, total)
-    if stage == STAGE_MIROSTAT:
-        # a surprise of at most mu bits: -log2(weight / total) <= mu
-        limit = <float> min(1.0, total * 2.0 ** -self.mirostat_mu)
-        return logits_compact(scratch.weight, n, limit, scratch.logit, scratch.id)
-    temperature = self.temperature
-    if self.dynatemp_range > 0:
-        temperature = stage_dynamic_temperature(
-            scratch.logit, n, max(0, temperature - self.dynatemp_range), temperature + self.dynatemp_range,
-            self.dynatemp_exponent, largest, scratch.weight, total)
-    if not temperature > 0:
-        return cut_top_k(scratch, n, 1, -FLT_MAX, largest)
-    for i in range(n):
-        scratch.logit[i] = max(-FLT_MAX, (scratch.logit[i] - largest) / temperature)
-    return n
-
-
-cdef int32_t mirostat_top_k(sampler_t *self, scratch_t *scratch, int32_t n, float largest) noexcept nogil:
-    cdef float top[MIROSTAT_M]
-    cdef int32_t i, k, m = 0
-    cdef float threshold, value
-    if n < 2:
-        return n
-    threshold = logits_select(
-        scratch.logit, n, min(n, <int32_t> MIROSTAT_M), False, -FLT_MAX, largest, scratch.narrowed)
-    for i in range(n):
-        value = scratch.logit[i]
-        if value < threshold or (m == MIROSTAT_M and value <= top[m - 1]):
-            continue
-        m = min(m + 1, <int32_t> MIROSTAT_M)
-        k = m - 1
-        while k > 0 and top[k - 1] < value:
-            top[k] = top[k - 1]
-            k -= 1
-        top[k] = value
-    return cut_top_k(scratch, n, stage_mirostat_k(top, m, self.n_vocab, self.mirostat_mu), -FLT_MAX, largest)
-
-
-cdef int32_t draw_candidate(scratch_t *scratch, int32_t n, uint64_t seed, uint32_t position) noexcept nogil:
-    """An index into n candidates, -1 when the largest is not finite."""
-    return draw_at(scratch, scratch.logit, n, 1, seed, position)
-
-
-cdef float surprise(scratch_t *scratch, int32_t n, int32_t at) noexcept nogil:
-    """-log2 of a candidate's probability."""
-    cdef float largest = logits_max(scratch.logit, n, scratch.block_max)
-    cdef double total = logits_weights(scratch.logit, n, largest, 1, scratch.weight)
-    return <float> -log2(max(<double> scratch.weight[at], FLT_MIN) / total)
-
-
-cdef int32_t sampler_pick(
-    sampler_t *self, scratch_t *scratch, float *row, const int32_t *history, int32_t n_history
-) noexcept nogil:
-    cdef uint32_t position = <uint32_t> n_history
-    cdef int32_t i, token
-    if scratch.n_vocab < self.n_vocab:
-        return -1
-    for i in range(self.n_bias):
-        row[self.bias[i].token] += self.bias[i].bias
-    if self.n_stages > 0:
-        return draw_by_stages(self, scratch, row, history, n_history)
-    if self.penalties.last_n != 0 and penalize(&self.penalties, row, history, n_history) != 0:
-        return -1
+cdef int32_t draw_token(sampler_t *self, scratch_t *scratch, const float *row, uint32_t position) noexcept nogil:
+    cdef int32_t token
     if self.greedy:
-        return best(self, scratch, row)
+        return draw_best(self, scratch, row)
     if self.top_k > 0:
         token = draw_top_k(self, scratch, row, position)
     elif self.top_p < 1:
@@ -418,38 +279,8 @@ cdef int32_t sampler_pick(
         token = draw_min_p(self, scratch, row, position)
     else:
         token = draw(self, scratch, row, self.n_vocab, position)
-    return token if token >= 0 else best(self, scratch, row)
+    return token if token >= 0 else draw_best(self, scratch, row)
 
 
-cdef void row_logprobs(
-    scratch_t *scratch, const float *row, int32_t token, int32_t n_top, logprob_t *out
-) noexcept nogil:
-    cdef int32_t n_vocab = scratch.n_vocab
-    cdef int32_t blocks = (n_vocab + LOGITS_BLOCK - 1) / LOGITS_BLOCK
-    cdef int32_t i, k, n, kept = 0
-    cdef float largest, threshold = -FLT_MAX
-    cdef double total = logits_sum_exp(row, n_vocab, 1, scratch.block_max, scratch.block_sum, &largest)
-    cdef double norm = largest + log(total)
-    out[0] = logprob_t(token, <float> (row[token] - norm))
-    if n_top <= 0:
-        return
-    if n_top <= blocks and largest > -INFINITY:
-        # so many blocks have a logit this large
-        threshold = max(threshold, logits_select(
-            scratch.block_max, blocks, n_top, False, -INFINITY, largest, scratch.narrowed))
-    n = logits_gather(row, n_vocab, scratch.block_max, threshold, scratch.logit, scratch.id)
-    for i in range(n):
-        if kept == n_top and scratch.logit[i] <= out[kept].logprob:
-            continue
-        kept = min(kept + 1, n_top)
-        k = kept
-        while k > 1 and out[k - 1].logprob < scratch.logit[i]:
-            out[k] = out[k - 1]
-            k -= 1
-        out[k] = logprob_t(scratch.id[i], scratch.logit[i])
-    for k in range(1, n_top + 1):
-        out[k] = logprob_t(out[k].token, <float> (out[k].logprob - norm)) if k <= kept else logprob_t(-1, 0)
-
-
-cdef void sampler_mask(float *row, int32_t n_vocab, const uint32_t *allowed) noexcept nogil:
+cdef void draw_mask(float *row, int32_t n_vocab, const uint32_t *allowed) noexcept nogil:
     logits_mask(row, n_vocab, allowed)

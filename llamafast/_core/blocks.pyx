@@ -32,7 +32,7 @@ cdef uint64_t block_hash(uint64_t parent, const int32_t *tokens) noexcept nogil:
     return hash if hash else 1
 
 
-cdef int prefix_init(prefix_t *self) noexcept nogil:
+cdef int blocks_init(blocks_t *self) noexcept nogil:
     """0, or -1 when out of memory."""
     self.capacity = 1024
     self.used = 0
@@ -40,12 +40,12 @@ cdef int prefix_init(prefix_t *self) noexcept nogil:
     return 0 if self.slots != NULL else -1
 
 
-cdef void prefix_free(prefix_t *self) noexcept nogil:
+cdef void blocks_free(blocks_t *self) noexcept nogil:
     free(self.slots)
     self.slots = NULL
 
 
-cdef slot_t *prefix_probe(const prefix_t *self, uint64_t hash) noexcept nogil:
+cdef slot_t *blocks_probe(const blocks_t *self, uint64_t hash) noexcept nogil:
     """The slot of ``hash``, or the free one where it would go."""
     cdef int32_t mask = self.capacity - 1
     cdef int32_t i = <int32_t> (hash & <uint64_t> mask)
@@ -54,8 +54,8 @@ cdef slot_t *prefix_probe(const prefix_t *self, uint64_t hash) noexcept nogil:
     return &self.slots[i]
 
 
-cdef int prefix_grow(prefix_t *self) noexcept nogil:
-    cdef prefix_t larger
+cdef int blocks_grow(blocks_t *self) noexcept nogil:
+    cdef blocks_t larger
     cdef int32_t i
     larger.capacity = 2 * self.capacity
     larger.used = self.used
@@ -64,18 +64,18 @@ cdef int prefix_grow(prefix_t *self) noexcept nogil:
         return -1
     for i in range(self.capacity):
         if self.slots[i].hash != 0:
-            prefix_probe(&larger, self.slots[i].hash)[0] = self.slots[i]
+            blocks_probe(&larger, self.slots[i].hash)[0] = self.slots[i]
     free(self.slots)
     self[0] = larger
     return 0
 
 
-cdef int prefix_insert(prefix_t *self, int32_t owner, uint64_t hash) noexcept nogil:
+cdef int blocks_insert(blocks_t *self, int32_t owner, uint64_t hash) noexcept nogil:
     """Note that ``owner`` has the block: 0, or -1 when out of memory (nothing is noted then)."""
     cdef slot_t *slot
-    if 2 * (self.used + 1) > self.capacity and prefix_grow(self) < 0:
+    if 2 * (self.used + 1) > self.capacity and blocks_grow(self) < 0:
         return -1
-    slot = prefix_probe(self, hash)
+    slot = blocks_probe(self, hash)
     if slot.hash == 0:
         slot.hash = hash
         self.used += 1
@@ -83,9 +83,9 @@ cdef int prefix_insert(prefix_t *self, int32_t owner, uint64_t hash) noexcept no
     return 0
 
 
-cdef void prefix_remove(prefix_t *self, int32_t owner, uint64_t hash) noexcept nogil:
+cdef void blocks_remove(blocks_t *self, int32_t owner, uint64_t hash) noexcept nogil:
     """Forget that ``owner`` has the block; a block without owners leaves the table."""
-    cdef slot_t *slot = prefix_probe(self, hash)
+    cdef slot_t *slot = blocks_probe(self, hash)
     cdef int32_t mask = self.capacity - 1
     cdef int32_t hole, i, home
     if slot.hash == 0:
@@ -106,8 +106,8 @@ cdef void prefix_remove(prefix_t *self, int32_t owner, uint64_t hash) noexcept n
     self.used -= 1
 
 
-cdef void prefix_find(
-    const prefix_t *self, const uint64_t *hashes, int32_t n_blocks, const uint64_t *allowed, int32_t *depths
+cdef void blocks_find(
+    const blocks_t *self, const uint64_t *hashes, int32_t n_blocks, const uint64_t *allowed, int32_t *depths
 ) noexcept nogil:
     """How many of the leading blocks each owner has: ``depths`` becomes (MAX_SEQ,) of that, 0 for those who are not
     among ``allowed``, (OWNER_WORDS,) bits.
@@ -119,7 +119,7 @@ cdef void prefix_find(
     memset(depths, 0, MAX_SEQ * sizeof(int32_t))
     memcpy(owners, allowed, sizeof(owners))
     for n in range(n_blocks):
-        slot = prefix_probe(self, hashes[n])
+        slot = blocks_probe(self, hashes[n])
         some = 0
         for k in range(OWNER_WORDS):
             had = owners[k]

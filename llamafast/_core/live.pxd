@@ -1,14 +1,14 @@
 from libc.stdint cimport int32_t, int64_t
 
+from .blocks cimport blocks_t
 from .headers.llama cimport llama_memory_t
-from .prefix cimport prefix_t
 from .sequence cimport sequence_t
 
 cdef enum:
     MAX_RUNNING = 256       # LLAMA_MAX_SEQ
 
 # The sequences that run, in order of admission, and who has which of their tokens.
-cdef struct running_t:
+cdef struct live_t:
     llama_memory_t memory
     bint unified
     int32_t n_cuttable
@@ -16,7 +16,7 @@ cdef struct running_t:
     int32_t n
     sequence_t *states[MAX_RUNNING]
     sequence_t *by_seq_id[MAX_RUNNING]
-    prefix_t prefix             # the tokens of whoever runs, in memory or not yet
+    blocks_t blocks             # the tokens of whoever runs, in memory or not yet
     int64_t queries             # prompt tokens looked up
     int64_t hits                # of those, taken from another sequence
     int64_t restored            # of those, restored from a saved state
@@ -28,13 +28,13 @@ cdef struct loan_t:
     int32_t n_shared            # tokens, in the end
     int32_t n_there             # of those, in memory or about to be restored
 
-cdef int running_init(running_t *self, llama_memory_t memory, bint unified, int32_t n_cuttable) noexcept nogil
-cdef void running_free(running_t *self) noexcept nogil
-cdef void running_add(running_t *self, sequence_t *s) noexcept nogil
-cdef loan_t running_loan(const running_t *self, sequence_t *s) noexcept nogil
-cdef void running_goals(running_t *self) noexcept nogil
-cdef void running_remove(running_t *self, sequence_t *s) noexcept nogil
-cdef int32_t running_stop(const running_t *self, const sequence_t *s, int32_t take) noexcept nogil
-cdef void running_clear(running_t *self) noexcept nogil
-cdef void running_note(running_t *self, sequence_t *s) noexcept nogil
-cdef bint running_ready(running_t *self, sequence_t *s) noexcept nogil
+cdef int live_init(live_t *self, llama_memory_t memory, bint unified, int32_t n_cuttable) noexcept nogil
+cdef void live_free(live_t *self) noexcept nogil
+cdef void live_add(live_t *self, sequence_t *s) noexcept nogil
+cdef loan_t live_loan(const live_t *self, sequence_t *s) noexcept nogil
+cdef void live_goals(live_t *self) noexcept nogil
+cdef void live_remove(live_t *self, sequence_t *s) noexcept nogil
+cdef int32_t live_stop(const live_t *self, const sequence_t *s, int32_t take) noexcept nogil
+cdef void live_clear(live_t *self) noexcept nogil
+cdef void live_note(live_t *self, sequence_t *s) noexcept nogil
+cdef bint live_ready(live_t *self, sequence_t *s) noexcept nogil

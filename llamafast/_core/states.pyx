@@ -7,7 +7,7 @@ cimport cython
 from cpython.array cimport array
 from libc.stdint cimport int32_t, int64_t
 
-from .prefix cimport common_run
+from .blocks cimport common_run
 
 
 @cython.trashcan(True)

@@ -11,13 +11,13 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 
-from .balance cimport CONSTRAINT, born, died
 from .headers.clock cimport now
 from .headers.pthread cimport (
     monotonic_cond_init, monotonic_cond_wait, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init,
     pthread_cond_signal, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_unlock,
 )
+from .leaks cimport CONSTRAINT, born, died
 from .vocab cimport tokenizing_seconds
 
 import logging

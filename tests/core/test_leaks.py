@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from llamafast._core.balance import counting, living
+from llamafast._core.leaks import counting, living
 from llamafast._core.sampler import Sampler
 
 

@@ -1,1 +1,0 @@
-"""Nothing for Python: the Runner cimports it."""

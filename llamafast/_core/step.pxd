@@ -1,0 +1,53 @@
+from libc.stdint cimport int64_t
+
+from .context cimport Batch, Context
+from .histograms cimport histograms_t
+from .live cimport live_t
+from .masks cimport Masker
+from .outbox cimport Outbox
+from .output cimport Output
+from .prefiller cimport Prefiller
+from .rows cimport pace_t
+from .sequence cimport sequence_t
+
+# What a step came to, the Embedder's too; failures of llama_decode are its own negative codes and 2.
+cpdef enum:
+    PAUSED = 0          # the next step may follow
+    NO_ROOM = 1         # llama_decode's own 1: nothing changed
+    FINISHED = 3        # a sequence just has
+    NO_MEMORY = 4
+    SAVE_DUE = 5        # somebody has reached its save_at
+    PREFILLED = 6       # the Prefiller's batch is computed
+    IDLE = 7            # nobody has a row to compute
+
+cdef struct counters_t:
+    int64_t steps
+    int64_t rows
+    int64_t rows_max
+    int64_t prompt_tokens
+    int64_t generated_tokens
+    int64_t sequences           # summed over steps
+    double prompt_seconds       # a step's time divided by its rows
+    double generated_seconds
+    double step_seconds
+    double decode_seconds
+    double sample_seconds
+    double last_step            # monotonic time of the last finished step
+
+cdef class Step:
+    cdef Context context
+    cdef Batch batch
+    cdef Outbox outbox
+    cdef Prefiller prefiller                    # or None
+    cdef Masker masker
+    cdef Output output
+    cdef live_t live
+    cdef pace_t pace
+    cdef double spare                           # seconds that others may compute before the next step
+    cdef counters_t counters
+    cdef histograms_t observed
+
+# All of them return what the step came to.
+cdef int step_take(Step self) noexcept nogil
+cdef int step_prefill(Step self) noexcept nogil
+cdef int step_choose(Step self, sequence_t *s, float *logits, double decoded) noexcept nogil

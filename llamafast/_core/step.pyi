@@ -1,0 +1,7 @@
+PAUSED: int
+NO_ROOM: int
+FINISHED: int
+NO_MEMORY: int
+SAVE_DUE: int
+PREFILLED: int
+IDLE: int

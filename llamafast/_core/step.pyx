@@ -1,0 +1,214 @@
+"""One step: rows through llama_decode, tokens out of its logits, their text into the Outbox, and what that took.
+
+Fill, decode, sample, detokenise, match stops, publish: all of it without the GIL, and in the steady state of decoding
+without a Python decision and with no lock but the Outbox's.
+"""
+from libc.stdint cimport int32_t
+
+from .blocks cimport BLOCK
+from .context cimport Batch, Context, context_decode
+from .cost cimport cost_add
+from .headers.clock cimport now
+from .headers.llama cimport llama_get_logits_ith
+from .histograms cimport histograms_init, observe_step, observe_token
+from .leaks cimport RUNNER, born, died
+from .live cimport live_free, live_init, live_note
+from .masks cimport Masker, constraint_ready, masker_wait
+from .outbox cimport Outbox, outbox_publish
+from .output cimport Output, output_next, output_score
+from .prefiller cimport Prefiller, prefiller_slice
+from .rows cimport pace_init, pace_spare, rows_fill
+from .sequence cimport FINISH_NONE, sequence_schedule, sequence_t
+from .vocab cimport Vocab
+
+# How long a step waits for masks that are late: while others could go on, as a share of llama_decode's time, and
+# where everybody waits for a mask, in seconds.
+cdef double MASK_PATIENCE = 0.1
+cdef double MASK_SECONDS = 0.05
+
+# The Prefiller's slice while nothing else is to be computed: so soon a new request or a cancel is heard.
+cdef double SLICE_SECONDS = 0.05
+
+
+cdef class Step:
+    """What steps work with and what they count. A Runner fills ``live`` and asks for the steps."""
+
+    def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None,
+                  int32_t prefill_chunk, double target_itl, Prefiller prefiller):
+        self.context = context
+        self.outbox = outbox
+        self.batch = Batch(context.n_batch)
+        self.prefiller = prefiller
+        self.masker = Masker()
+        self.output = Output(context, vocab, outbox, self.masker)
+        pace_init(&self.pace, context.n_batch, vocab.pieces.n_tokens, prefill_chunk, target_itl)
+        if live_init(&self.live, context.memory, context.unified, context.n_cuttable) < 0:
+            raise MemoryError
+        histograms_init(&self.observed)
+        born(RUNNER)
+        self.counters.last_step = now()
+
+    def __dealloc__(self):
+        if self.counters.last_step:
+            died(RUNNER)
+        live_free(&self.live)
+
+
+cdef int step_take(Step self) noexcept nogil:
+    """Compute whoever has rows, or give the Prefiller a slice where nobody has; IDLE where nobody has work."""
+    cdef int32_t n_decode = rows_fill(&self.pace, &self.live, &self.batch.batch)
+    if self.batch.batch.n_tokens:
+        return step_decode(self, n_decode)
+    if anybody_parked(self):
+        masker_wait(self.masker, MASK_SECONDS)
+        return step_publish(self, now())
+    if self.prefiller is None or not self.prefiller.turn.working:
+        return IDLE
+    self.spare = SLICE_SECONDS
+    return PAUSED
+
+
+cdef int step_prefill(Step self) noexcept nogil:
+    """Give the Prefiller what the last step left of its time."""
+    cdef int32_t n_rows
+    if self.prefiller is None or not self.prefiller.turn.working or self.spare <= 0:
+        return PAUSED
+    self.spare -= prefiller_slice(self.prefiller, self.spare)
+    self.counters.last_step = now()
+    if self.prefiller.turn.working:
+        return PAUSED
+    if self.prefiller.code == 0:
+        n_rows = self.prefiller.batch.batch.n_tokens
+        self.counters.prompt_tokens += n_rows
+        step_count(self, n_rows, self.prefiller.seconds, self.prefiller.seconds)
+        self.counters.prompt_seconds += self.prefiller.seconds
+    return PREFILLED
+
+
+cdef void step_count(Step self, int32_t n_rows, double decode_seconds, double step_seconds) noexcept nogil:
+    """Count a step, ``decode_seconds`` of which llama_decode took."""
+    cdef counters_t *count = &self.counters
+    count.steps += 1
+    count.rows += n_rows
+    count.rows_max = max(count.rows_max, n_rows)
+    count.decode_seconds += decode_seconds
+    count.step_seconds += step_seconds
+    observe_step(&self.observed, step_seconds, n_rows)
+
+
+cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
+    """Decode the batch, ``n_decode`` of whose rows continue a generation; PAUSED when there may be another step."""
+    cdef int32_t i, n_rows, n_sequences
+    cdef bint save_due = False
+    cdef int code
+    cdef double start, decoded, sampled
+    cdef counters_t *count = &self.counters
+    cdef sequence_t *s
+    n_rows = self.batch.batch.n_tokens
+    start = now()
+    code = context_decode(self.context, &self.batch.batch)
+    if code != 0:
+        count.last_step = now()
+        return code
+    n_sequences = 0
+    for i in range(self.live.n):
+        s = self.live.states[i]
+        if s.n_rows:
+            s.n_past += s.n_rows
+            sequence_schedule(s, start)
+            n_sequences += 1
+        save_due = save_due or s.n_past >= s.save_at
+    # the first row waits until the device is done
+    for i in range(self.live.n):
+        if self.live.states[i].output_row >= 0:
+            llama_get_logits_ith(self.context.ctx, self.live.states[i].output_row)
+            break
+    decoded = now()
+    await_masks(self, decoded - start)
+    code = step_publish(self, decoded)
+    sampled = count.last_step
+    self.spare = pace_spare(&self.pace, sampled - start, n_rows, n_decode, self.live.n - n_sequences)
+    cost_add(&self.pace.cost, n_rows, decoded - start)
+    step_count(self, n_rows, decoded - start, sampled - start)
+    count.sequences += n_sequences
+    count.prompt_tokens += n_rows - n_decode
+    count.prompt_seconds += (decoded - start) * (n_rows - n_decode) / n_rows
+    count.generated_seconds += (decoded - start) * n_decode / n_rows
+    count.sample_seconds += sampled - decoded
+    return SAVE_DUE if save_due and code == PAUSED else code
+
+
+cdef int step_publish(Step self, double decoded) noexcept nogil:
+    """Choose tokens and hand over what became text: PAUSED, FINISHED or a failure."""
+    cdef int code = step_sample(self, decoded)
+    if outbox_publish(self.outbox) < 0:
+        code = NO_MEMORY
+    self.counters.last_step = now()
+    return code
+
+
+cdef bint anybody_parked(Step self) noexcept nogil:
+    cdef int32_t i
+    for i in range(self.live.n):
+        if is_parked(self.live.states[i]):
+            return True
+    return False
+
+
+cdef bint is_parked(const sequence_t *s) noexcept nogil:
+    """Whether its logits wait for a mask."""
+    return s.constraint != NULL and s.constraint.parked and s.finish == FINISH_NONE
+
+
+cdef void await_masks(Step self, double decode_seconds) noexcept nogil:
+    """Give the masks of this step's rows a little time, those of slow grammars only where nobody could go on."""
+    cdef int32_t i, n_late = 0, n_slow = 0, n_outputs = 0
+    cdef sequence_t *s
+    for i in range(self.live.n):
+        s = self.live.states[i]
+        n_outputs += s.output_row >= 0
+        if s.output_row >= 0 and s.constraint != NULL and not constraint_ready(s.constraint):
+            n_late += 1
+            n_slow += s.constraint.lane
+    if n_late and n_late == n_outputs:
+        masker_wait(self.masker, MASK_SECONDS)
+    elif n_late > n_slow:
+        masker_wait(self.masker, MASK_PATIENCE * decode_seconds)
+
+
+cdef int step_sample(Step self, double decoded) noexcept nogil:
+    """Choose a token for every row of logits and stage what became text: PAUSED, FINISHED or a failure."""
+    cdef int status = PAUSED, code
+    cdef int32_t i
+    cdef sequence_t *s
+    cdef float *logits
+    for i in range(self.live.n):
+        s = self.live.states[i]
+        if s.n_rows and s.logprobs.n_scored < s.n_prompt and output_score(self.output, s) < 0:
+            return NO_MEMORY
+        if is_parked(s):
+            logits = s.constraint.row
+        elif s.output_row >= 0:
+            logits = llama_get_logits_ith(self.context.ctx, s.output_row)
+            if logits == NULL:
+                return -1
+        else:
+            continue
+        code = step_choose(self, s, logits, decoded)
+        if code == NO_MEMORY:
+            return code
+        status = max(status, code)
+    return status
+
+
+cdef int step_choose(Step self, sequence_t *s, float *logits, double decoded) noexcept nogil:
+    """A sequence's next token, or several, and what became text, staged: PAUSED, FINISHED or NO_MEMORY."""
+    cdef int32_t n_before = s.n_tokens
+    if output_next(self.output, s, logits) < 0:
+        return NO_MEMORY
+    if s.n_tokens > n_before:
+        self.counters.generated_tokens += s.n_tokens - n_before
+        observe_token(&self.observed, s, decoded)
+        if s.n_tokens // BLOCK > n_before // BLOCK:
+            live_note(&self.live, s)
+    return PAUSED if s.finish == FINISH_NONE else FINISHED
