@@ -5,7 +5,7 @@ CONFIG ?= configs/smollm2-135m.json
 JOBS ?= 1
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
-LLAMA_CPP_PYTHON = llama-cpp-python==0.3.36
+LLAMA_CPP_PYTHON = $(shell grep -om1 'llama-cpp-python==[0-9.]*' pyproject.toml)
 CORE_SOURCES = setup.py $(filter-out %.so,$(wildcard llamafast/_core/*.* llamafast/_core/c/*.* llamafast/_core/c/simd/* llamafast/_core/headers/*))
 
 .PHONY: serve test test-faults lint bench llama-server debug asan build clean

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-LLAMA_CPP_PYTHON = "0.3.36"
 CORE = "llamafast/_core"
+BUILT_WITH = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text())["build-system"]["requires"]
+(LLAMA_CPP_PYTHON,) = (pin.split("==")[1] for pin in BUILT_WITH if pin.startswith("llama-cpp-python=="))
 # module: further sources, in c/
 MODULES: dict[str, list[str]] = {
     "leaks": [],

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
+from llamafast._core import LLAMA_CPP_PYTHON
+
 ROOT = Path(__file__).parent.parent
 # what the core is compiled from; a wheel holds the result
 SOURCES = {".pyx", ".pxd", ".c", ".cpp", ".h"}
@@ -68,6 +70,13 @@ def test_a_wheel_holds_every_module_and_data_file(tree, tmp_path):
     packed = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     expected = {name for name in tracked() if name.startswith("llamafast/") and Path(name).suffix not in SOURCES}
     assert packed == expected
+
+
+def test_one_version_of_llama_cpp_is_built_with_installed_and_demanded():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    pin = f"llama-cpp-python=={LLAMA_CPP_PYTHON}"
+    assert pin in project["build-system"]["requires"]
+    assert pin in project["project"]["dependencies"]
 
 
 def test_the_license_and_the_supported_pythons_are_told():

@@ -1,9 +1,10 @@
 from libc.stdint cimport int32_t, uint64_t
 
+from .headers.llama cimport LLAMA_MAX_SEQ
+
 cdef enum:
     BLOCK = 16          # tokens of a block
-    MAX_SEQ = 256       # LLAMA_MAX_SEQ
-    OWNER_WORDS = 4     # MAX_SEQ bits
+    OWNER_WORDS = LLAMA_MAX_SEQ // 64   # a bit for each sequence id
 
 # Open addressing with linear probing; a power of two of slots, at most half of them used.
 cdef struct slot_t:

@@ -9,6 +9,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
+from .headers.llama cimport LLAMA_MAX_SEQ
 from .headers.xxh3 cimport XXH3_WORDS, xxh3_72_bytes
 
 
@@ -109,14 +110,14 @@ cdef void blocks_remove(blocks_t *self, int32_t owner, uint64_t hash) noexcept n
 cdef void blocks_find(
     const blocks_t *self, const uint64_t *hashes, int32_t n_blocks, const uint64_t *allowed, int32_t *depths
 ) noexcept nogil:
-    """How many of the leading blocks each owner has: ``depths`` becomes (MAX_SEQ,) of that, 0 for those who are not
-    among ``allowed``, (OWNER_WORDS,) bits.
+    """How many of the leading blocks each owner has: ``depths`` becomes (LLAMA_MAX_SEQ,) of that, 0 for those who are
+    not among ``allowed``, (OWNER_WORDS,) bits.
     """
     cdef int32_t n, k
     cdef uint64_t some, had
     cdef uint64_t owners[OWNER_WORDS]
     cdef slot_t *slot
-    memset(depths, 0, MAX_SEQ * sizeof(int32_t))
+    memset(depths, 0, LLAMA_MAX_SEQ * sizeof(int32_t))
     memcpy(owners, allowed, sizeof(owners))
     for n in range(n_blocks):
         slot = blocks_probe(self, hashes[n])

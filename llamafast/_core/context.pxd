@@ -4,6 +4,10 @@ from .graph cimport graph_t
 from .headers.llama cimport llama_batch, llama_context, llama_memory_t, llama_pos, llama_seq_id, llama_token
 from .model cimport Model
 
+# So many tokens no sequence has: no limit.
+cpdef enum:
+    UNLIMITED = 0x7FFFFFFF
+
 cdef class Batch:
     cdef llama_batch batch
     cdef readonly int32_t capacity      # rows

@@ -4,6 +4,8 @@ from typing_extensions import disjoint_base
 
 from llamafast._core.model import Model
 
+UNLIMITED: int
+
 @disjoint_base
 class Batch:
     capacity: int

@@ -2,10 +2,9 @@
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t
 
-from .blocks cimport MAX_SEQ
 from .graph cimport graph_decode, graph_init
 from .headers.llama cimport (
-    llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params, llama_free,
+    LLAMA_MAX_SEQ, llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params, llama_free,
     llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_pos_max,
     llama_memory_seq_rm, llama_model_get_vocab, llama_n_batch, llama_n_ctx, llama_n_ctx_seq, llama_n_seq_max,
     llama_n_threads, llama_n_threads_batch, llama_n_ubatch, llama_pooling_type, llama_state_seq_get_data,
@@ -17,7 +16,6 @@ from .model cimport Model
 
 
 cdef enum:
-    UNLIMITED = 0x7FFFFFFF
     # lengths of states whose sizes are remembered
     MAX_KNOWN_SIZES = 1024
     # A copy of so few bytes takes less than a tenth of a millisecond. Getting the GIL back takes up to 5 ms when the
@@ -130,7 +128,7 @@ cdef class Context:
         self.unified = params.kv_unified and not model.is_recurrent
         self.scratch = -1
         if self.unified and not params.embeddings:
-            self.scratch = min(params.n_seq_max, MAX_SEQ - 1)
+            self.scratch = min(params.n_seq_max, LLAMA_MAX_SEQ - 1)
             params.n_seq_max = self.scratch + 1
             params.n_batch = max(params.n_batch, params.n_seq_max)
         if not bare:

@@ -2,9 +2,7 @@ from libc.stdint cimport int32_t, int64_t
 
 from .context cimport Batch, Context
 from .cost cimport step_cost_t
-
-cdef enum:
-    MAX_INPUTS = 256    # LLAMA_MAX_SEQ
+from .headers.llama cimport LLAMA_MAX_SEQ
 
 cdef struct input_t:
     int32_t *tokens
@@ -28,7 +26,7 @@ cdef class Embedder:
     cdef Context context
     cdef Batch batch
     cdef list running               # Inputs in order of admission
-    cdef input_t *states[MAX_INPUTS]
+    cdef input_t *states[LLAMA_MAX_SEQ]
     cdef readonly int32_t n_running
     cdef list free_seq_ids
     cdef readonly bint whole        # an input must be computed in one step

@@ -14,7 +14,7 @@ from .context cimport Batch, Context, batch_add, context_decode
 from .cost cimport cost_add, cost_fit
 from .headers.clock cimport now
 from .headers.llama cimport (
-    LLAMA_POOLING_TYPE_CLS, LLAMA_POOLING_TYPE_MEAN, LLAMA_POOLING_TYPE_NONE, LLAMA_POOLING_TYPE_RANK,
+    LLAMA_MAX_SEQ, LLAMA_POOLING_TYPE_CLS, LLAMA_POOLING_TYPE_MEAN, LLAMA_POOLING_TYPE_NONE, LLAMA_POOLING_TYPE_RANK,
     llama_encode, llama_get_embeddings_ith, llama_get_embeddings_seq, llama_memory_clear, llama_memory_seq_rm,
     llama_synchronize,
 )
@@ -115,7 +115,7 @@ cdef class Embedder:
         self.max_tokens = min(self.room, context.n_ctx_seq)
         self.batch = Batch(context.n_batch)
         self.running = []
-        self.free_seq_ids = list(reversed(range(min(context.n_seq_max, MAX_INPUTS))))
+        self.free_seq_ids = list(reversed(range(min(context.n_seq_max, LLAMA_MAX_SEQ))))
         self.last_step = now()
         born(EMBEDDER)
 

@@ -8,7 +8,7 @@ cdef extern from *:
 
 # What owns C memory. In debug and sanitizer builds each constructor counts +1 and each destructor -1 (born, died); in
 # release builds both fold away.
-cdef enum Kind:
+cpdef enum Kind:
     MODEL
     VOCAB
     CONTEXT

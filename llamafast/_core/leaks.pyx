@@ -21,8 +21,5 @@ def counting():
 
 def living():
     """How many of each kind are alive, by kind; all 0 in a release build."""
-    names = (
-        "model", "vocab", "context", "batch", "outbox", "sampler", "constraint", "sequence", "runner", "input",
-        "embedder", "prefiller", "breakers",
-    )
-    return {name: alive[kind] for kind, name in enumerate(names)}
+    cdef object kinds = Kind
+    return {name.lower(): alive[<int> kind] for name, kind in kinds.__members__.items() if kind != N_KINDS}

@@ -1,11 +1,8 @@
 from libc.stdint cimport int32_t, int64_t
 
 from .blocks cimport blocks_t
-from .headers.llama cimport llama_memory_t
+from .headers.llama cimport LLAMA_MAX_SEQ, llama_memory_t
 from .sequence cimport sequence_t
-
-cdef enum:
-    MAX_RUNNING = 256       # LLAMA_MAX_SEQ
 
 # The sequences that run, in order of admission, and who has which of their tokens.
 cdef struct live_t:
@@ -14,8 +11,8 @@ cdef struct live_t:
     int32_t n_cuttable
     int32_t least_wait          # fewer tokens that the Prefiller is to compute are not waited for
     int32_t n
-    sequence_t *states[MAX_RUNNING]
-    sequence_t *by_seq_id[MAX_RUNNING]
+    sequence_t *states[LLAMA_MAX_SEQ]
+    sequence_t *by_seq_id[LLAMA_MAX_SEQ]
     blocks_t blocks             # the tokens of whoever runs, in memory or not yet
     int64_t queries             # prompt tokens looked up
     int64_t hits                # of those, taken from another sequence

@@ -16,8 +16,11 @@ exactly where it is, and stops its prompt's chunks where somebody waits for that
 from libc.stdint cimport int32_t, uint64_t
 from libc.string cimport memcmp, memset
 
-from .blocks cimport BLOCK, MAX_SEQ, OWNER_WORDS, blocks_find, blocks_free, blocks_init, blocks_insert, blocks_remove
-from .headers.llama cimport llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_rm, llama_memory_t
+from .blocks cimport (
+    BLOCK, OWNER_WORDS, blocks_find, blocks_free, blocks_init, blocks_insert, blocks_remove, common_run,
+)
+from .context cimport UNLIMITED
+from .headers.llama cimport LLAMA_MAX_SEQ, llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_rm, llama_memory_t
 from .sequence cimport sequence_hash, sequence_t
 
 
@@ -116,7 +119,7 @@ cdef int32_t live_stop(const live_t *self, const sequence_t *s, int32_t take) no
     """How many of its next ``take`` tokens a sequence may compute before its state must be copied or saved."""
     cdef int32_t i
     cdef sequence_t *other
-    if self.n_cuttable == 0x7FFFFFFF:
+    if self.n_cuttable == UNLIMITED:
         return take
     if s.save_at > s.n_past:
         take = min(take, s.save_at - s.n_past)
@@ -171,7 +174,7 @@ cdef void follow(live_t *self, sequence_t *s, int32_t place) noexcept nogil:
 cdef loan_t best_before(const live_t *self, const sequence_t *s, int32_t place) noexcept nogil:
     """What ``states[:place]`` can lend the hashed tokens of ``s``; without a lender: nothing."""
     cdef uint64_t before[OWNER_WORDS]
-    cdef int32_t depths[MAX_SEQ]
+    cdef int32_t depths[LLAMA_MAX_SEQ]
     cdef int32_t i
     cdef sequence_t *other
     cdef loan_t best, loan
@@ -202,8 +205,7 @@ cdef loan_t loan_of(const live_t *self, const sequence_t *s, sequence_t *other, 
     cdef int32_t limit = min(s.n_tokens - 1, other.n_tokens)
     loan.lender = other
     loan.n_shared = min(n_alike, limit)
-    while loan.n_shared < limit and s.tokens[loan.n_shared] == other.tokens[loan.n_shared]:
-        loan.n_shared += 1
+    loan.n_shared += common_run(s.tokens + loan.n_shared, other.tokens + loan.n_shared, limit - loan.n_shared)
     loan.n_there = min(loan.n_shared, there)
     # who waits itself may wait for the Prefiller
     if (other.apart or other.leader >= 0) and loan.n_shared - loan.n_there < self.least_wait:

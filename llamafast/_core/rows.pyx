@@ -4,8 +4,8 @@ from libc.string cimport memset
 
 from .context cimport batch_add
 from .cost cimport cost_add, cost_fit
-from .headers.llama cimport llama_batch
-from .live cimport MAX_RUNNING, live_goals, live_ready, live_stop
+from .headers.llama cimport LLAMA_MAX_SEQ, llama_batch
+from .live cimport live_goals, live_ready, live_stop
 from .masks cimport MAX_FORCED
 from .sequence cimport FINISH_NONE, sequence_t
 
@@ -77,7 +77,7 @@ cdef void fill_prompts(pace_t *self, live_t *live, llama_batch *batch, int32_t b
     cdef int32_t i, reserved, n_waiting = 0, n_scored = self.n_scored_max, n_reserved = 0
     cdef sequence_t *s
     cdef sequence_t *first = NULL
-    cdef sequence_t *waiting[MAX_RUNNING]
+    cdef sequence_t *waiting[LLAMA_MAX_SEQ]
     live_goals(live)
     for i in range(live.n):
         s = live.states[i]

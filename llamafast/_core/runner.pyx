@@ -8,9 +8,9 @@ from libc.stdint cimport int32_t, int64_t
 from .context cimport Context
 from .cost cimport cost_fit
 from .headers.clock cimport now
-from .headers.llama cimport llama_memory_seq_pos_max, llama_memory_seq_rm
+from .headers.llama cimport LLAMA_MAX_SEQ, llama_memory_seq_pos_max, llama_memory_seq_rm
 from .histograms cimport histograms_read
-from .live cimport MAX_RUNNING, loan_t, live_add, live_clear, live_goals, live_loan, live_remove
+from .live cimport loan_t, live_add, live_clear, live_goals, live_loan, live_remove
 from .masks cimport MASK_NONE, masker_ask
 from .outbox cimport Outbox, outbox_publish
 from .prefiller cimport Prefiller, prefiller_logits
@@ -46,7 +46,8 @@ cdef class Runner:
         self.live = &self.step.live
         self.running = []
         # without a memory nobody can run
-        self.free_seq_ids = list(reversed(range(min(context.n_seq_max, MAX_RUNNING)))) if context.memory != NULL else []
+        n_seq_max = min(context.n_seq_max, LLAMA_MAX_SEQ) if context.memory != NULL else 0
+        self.free_seq_ids = list(reversed(range(n_seq_max)))
 
     def interrupt(self):
         """Make ``run`` return after the current step. Any thread."""

@@ -18,13 +18,13 @@ from .stages cimport draw_by_stages
 from operator import index
 
 # The stages under llama-server's names, in its default order.
-ORDER = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
-ON_THE_ROW = ("penalties", "top_k", "top_p", "min_p", "temperature")
-STAGES = {
+cdef dict STAGES = {
     "penalties": STAGE_PENALTIES, "dry": STAGE_DRY, "top_n_sigma": STAGE_TOP_N_SIGMA, "top_k": STAGE_TOP_K,
     "typ_p": STAGE_TYPICAL_P, "top_p": STAGE_TOP_P, "min_p": STAGE_MIN_P, "xtc": STAGE_XTC,
-    "temperature": STAGE_TEMPERATURE, "mirostat": STAGE_MIROSTAT,
+    "temperature": STAGE_TEMPERATURE,
 }
+# Those that need no candidates, in the order in which ``draw`` takes them.
+cdef tuple ON_THE_ROW = (STAGE_PENALTIES, STAGE_TOP_K, STAGE_TOP_P, STAGE_MIN_P, STAGE_TEMPERATURE)
 
 cdef Breakers NO_BREAKERS = Breakers()
 
@@ -37,8 +37,9 @@ cdef class Sampler:
     token. Penalties look at the last ``penalty_last_n`` tokens of the history, DRY at the last ``dry_penalty_last_n``,
     at all of it with -1. ``dry_breakers`` are what its repetitions do not reach back over.
     ``logit_bias`` is pairs of token id and bias, which add up. ``seed`` is an integer of 64 bits, signed or not.
-    ``samplers`` are the stages in order, out of ORDER; what is not in it is off. ``mirostat`` 1 or 2 takes the place of
-    all stages but penalties, DRY and temperature. Without arguments tokens are drawn from the distribution as it is.
+    ``samplers`` are the stages in order, under llama-server's names; what is not among them is off. ``mirostat`` 1 or 2
+    takes the place of all stages but penalties, DRY and temperature. Without arguments every stage is off: tokens are
+    drawn from the distribution as it is.
 
     Raises ValueError for a value that is not finite or out of range.
     """
@@ -49,7 +50,8 @@ cdef class Sampler:
         double dynatemp_range=0.0, double dynatemp_exponent=1.0, int mirostat=0, double mirostat_tau=5.0,
         double mirostat_eta=0.1, double repetition_penalty=1.0, double presence_penalty=0.0,
         double frequency_penalty=0.0, penalty_last_n=64, double dry_multiplier=0.0, double dry_base=1.75,
-        dry_allowed_length=2, dry_penalty_last_n=-1, Breakers dry_breakers=None, logit_bias=(), seed=0, samplers=ORDER,
+        dry_allowed_length=2, dry_penalty_last_n=64, Breakers dry_breakers=None, logit_bias=(), seed=0,
+        samplers=tuple(STAGES),
     ):
         cdef sampler_t *s = &self.state
         born(SAMPLER)
@@ -189,39 +191,42 @@ cdef int32_t window(str name, value) except? -1:
 
 cdef int choose_stages(sampler_t *self, tuple samplers) except -1:
     """Leave the stages empty where the ones that have an effect are those of the row itself, in its order."""
-    cdef bint warm = "temperature" in samplers
+    cdef bint warm
     cdef penalties_t *penalties = &self.penalties
     effective = {
-        "penalties": penalties.repetition != 1 or penalties.presence != 0 or penalties.frequency != 0,
-        "dry": self.dry.multiplier != 0 and self.dry.base >= 1 and self.dry.last_n != 0,
-        "top_n_sigma": self.top_n_sigma > 0,
-        "top_k": 0 < self.top_k < self.n_vocab,
-        "typ_p": self.typical_p < 1,
-        "top_p": self.top_p < 1,
-        "min_p": self.min_p > 0,
-        "xtc": self.xtc_probability > 0 and self.xtc_threshold <= 0.5,
-        "temperature": self.temperature != 1 or self.dynatemp_range > 0,
+        STAGE_PENALTIES: penalties.repetition != 1 or penalties.presence != 0 or penalties.frequency != 0,
+        STAGE_DRY: self.dry.multiplier != 0 and self.dry.base >= 1 and self.dry.last_n != 0,
+        STAGE_TOP_N_SIGMA: self.top_n_sigma > 0,
+        STAGE_TOP_K: 0 < self.top_k < self.n_vocab,
+        STAGE_TYPICAL_P: self.typical_p < 1,
+        STAGE_TOP_P: self.top_p < 1,
+        STAGE_MIN_P: self.min_p > 0,
+        STAGE_XTC: self.xtc_probability > 0 and self.xtc_threshold <= 0.5,
+        STAGE_TEMPERATURE: self.temperature != 1 or self.dynatemp_range > 0,
     }
     if len(samplers) > MAX_STAGES:
         raise ValueError(f"samplers has {len(samplers)} stages: expected at most {MAX_STAGES}")
-    if unknown := [name for name in samplers if name not in effective]:
-        raise ValueError(f"samplers has {unknown[0]!r}: expected one of {', '.join(ORDER)}")
-    active = [name for name in samplers if effective[name]]
+    if unknown := [name for name in samplers if name not in STAGES]:
+        raise ValueError(f"samplers has {unknown[0]!r}: expected one of {', '.join(STAGES)}")
+    stages = [STAGES[name] for name in samplers]
+    warm = STAGE_TEMPERATURE in stages
+    active = [stage for stage in stages if effective[stage]]
     if self.mirostat:
-        active = [name for name in active if name in ("penalties", "dry", "temperature")] + ["mirostat"]
-    if "penalties" not in active:
+        kept = STAGE_PENALTIES, STAGE_DRY, STAGE_TEMPERATURE
+        active = [stage for stage in active if stage in kept] + [STAGE_MIROSTAT]
+    if STAGE_PENALTIES not in active:
         penalties.last_n = 0
-    if active != [name for name in ON_THE_ROW if name in active] or (warm and self.dynatemp_range > 0):
-        for name in active:
-            self.stages[self.n_stages] = <stage_t> <int> STAGES[name]
+    if active != [stage for stage in ON_THE_ROW if stage in active] or (warm and self.dynatemp_range > 0):
+        for stage in active:
+            self.stages[self.n_stages] = <stage_t> <int> stage
             self.n_stages += 1
         return 0
     self.greedy = warm and self.temperature <= 0
     # a scale of infinity would turn the best token, 0 above the best, into NaN
     self.scale = 0.0 if self.greedy else <float> min(1 / self.temperature, 1e30) if warm else 1.0
-    self.top_k = self.top_k if "top_k" in active else 0
-    self.top_p = self.top_p if "top_p" in active else 1.0
-    self.min_p = self.min_p if "min_p" in active else 0.0
+    self.top_k = self.top_k if STAGE_TOP_K in active else 0
+    self.top_p = self.top_p if STAGE_TOP_P in active else 1.0
+    self.min_p = self.min_p if STAGE_MIN_P in active else 0.0
     return 0
 
 

@@ -7,7 +7,8 @@ from .sampler cimport Sampler
 from .text cimport text_t
 from .vocab cimport Vocab
 
-cdef enum:
+# How a sequence ended.
+cpdef enum:
     FINISH_NONE = 0
     FINISH_STOP = 1
     FINISH_LENGTH = 2

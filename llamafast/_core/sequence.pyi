@@ -7,6 +7,12 @@ from llamafast._core.masks import Constraint
 from llamafast._core.sampler import Sampler
 from llamafast._core.vocab import Vocab
 
+FINISH_NONE: int
+FINISH_STOP: int
+FINISH_LENGTH: int
+FINISH_REFUSED: int
+FINISH_HALTED: int
+
 @disjoint_base
 class Sequence:
     def __new__(

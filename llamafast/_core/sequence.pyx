@@ -1,9 +1,10 @@
 """One choice of one request, from its prompt to its last token."""
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
 from .blocks cimport BLOCK, block_hash
+from .context cimport UNLIMITED
 from .headers.clock cimport now
 from .leaks cimport SEQUENCE, born, died
 from .logprobs cimport logprobs_free
@@ -13,9 +14,6 @@ from .text cimport text_free, text_init
 from .vocab cimport Vocab
 
 from array import array
-
-cdef enum:
-    NEVER = 0x7FFFFFFF
 
 
 cdef class Sequence:
@@ -46,7 +44,7 @@ cdef class Sequence:
     ):
         cdef sequence_t *s = &self.state
         cdef Py_ssize_t i
-        if prompt.shape[0] == 0 or prompt.shape[0] > 0x7FFFFFFF - <Py_ssize_t> max_tokens:
+        if prompt.shape[0] == 0 or prompt.shape[0] > INT32_MAX - <Py_ssize_t> max_tokens:
             raise ValueError(f"a prompt of {prompt.shape[0]} tokens")
         if top_logprobs < -1 or (score_prompt and top_logprobs < 0):
             raise ValueError(f"top_logprobs is {top_logprobs}")
@@ -58,7 +56,7 @@ cdef class Sequence:
         s.tag = tag
         s.seq_id = -1
         s.output_row = s.leader = -1
-        s.save_at = NEVER
+        s.save_at = UNLIMITED
         s.n_prompt = s.n_tokens = <int32_t> prompt.shape[0]
         s.n_max = s.n_prompt + max_tokens
         s.capacity = s.n_prompt + min(max_tokens, 64)

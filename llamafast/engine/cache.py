@@ -16,6 +16,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import NamedTuple
 
+from llamafast._core.context import UNLIMITED
 from llamafast._core.states import PrefixTree, State
 
 # Where a sequence can be cut anywhere it is saved in parts of so many tokens. Saving 512 tokens of SmolLM2 takes 10 ms.
@@ -32,7 +33,6 @@ MIN_TOKENS = 8
 MAX_WASTE = 64
 # What a state takes beside its bytes and tokens, about.
 STATE_BYTES = 1000
-NEVER = 0x7FFFFFFF
 
 COUNTED = (
     "cache_restores", "cache_saves", "cache_checkpoint_hits", "cache_checkpoint_saves", "evictions_budget",
@@ -59,7 +59,7 @@ class PrefixCache:
     for all, so its cost does not count.
     """
 
-    def __init__(self, budget: int, *, n_cuttable: int = NEVER, in_parts: bool = True) -> None:
+    def __init__(self, budget: int, *, n_cuttable: int = UNLIMITED, in_parts: bool = True) -> None:
         self.budget = budget
         self.n_cuttable = n_cuttable
         self.in_parts = in_parts
@@ -74,7 +74,7 @@ class PrefixCache:
 
     @property
     def cuts_anywhere(self) -> bool:
-        return self.n_cuttable == NEVER
+        return self.n_cuttable == UNLIMITED
 
     def counts(self) -> dict[str, int]:
         """What is kept, and what was done since the start. Any thread."""
@@ -158,9 +158,9 @@ class PrefixCache:
     def next_save(self, n_past: int, n_prompt: int, checkpoints: tuple[int, ...]) -> int:
         """At which length a sequence of ``n_past`` tokens is to be saved next, before it ends."""
         if not self.budget:
-            return NEVER
+            return UNLIMITED
         if self.cuts_anywhere:
-            return (n_past // PART + 1) * PART if self.in_parts else NEVER
+            return (n_past // PART + 1) * PART if self.in_parts else UNLIMITED
         points = [n for n in checkpoints if MIN_TOKENS <= n < n_prompt]
         points += [n for n in _distances(n_prompt) if all(abs(n - other) >= MIN_TOKENS for other in points)]
         return min((n for n in points if n > n_past), default=(n_past // LONGEST + 1) * LONGEST)

@@ -16,7 +16,7 @@ from llamafast._core.embedder import Embedder
 from llamafast._core.outbox import Outbox
 from llamafast._core.prefiller import Prefiller
 from llamafast._core.runner import Runner
-from llamafast._core.sequence import Sequence
+from llamafast._core.sequence import FINISH_LENGTH, FINISH_NONE, FINISH_REFUSED, FINISH_STOP, Sequence
 from llamafast._core.vocab import Vocab
 from llamafast.engine.cache import PrefixCache
 from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settled, inputs_of
@@ -50,9 +50,8 @@ from llamafast.errors import (
 
 logger = logging.getLogger(__name__)
 
-# what FINISH_* of the core means on the wire
-FINISH_REASONS: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length"}
-FINISH_REFUSED = 3
+# what the core's ways to finish mean on the wire
+FINISH_REASONS: dict[int, FinishReason | None] = {FINISH_NONE: None, FINISH_STOP: "stop", FINISH_LENGTH: "length"}
 
 # With every place in the queue so many choices may wait, be they of one request or of many.
 QUEUED_CHOICES = 4

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.test_engine import GREEDY, collect, config, settled
-from llamafast.engine.cache import MIN_TOKENS, NEVER, PART, PrefixCache
+from llamafast._core.context import UNLIMITED
+from llamafast.engine.cache import MIN_TOKENS, PART, PrefixCache
 from llamafast.engine.load import load_engine
 from llamafast.engine.memory import return_large_blocks
 from llamafast.engine.types import Plan
@@ -126,7 +127,7 @@ def test_checkpoints_lie_where_they_were_asked_for_and_at_doubling_distances():
         points.append(at)
     assert points == [700, 904, 2048, 2952, 3976, 4096, 4488, 4744, 4872, 4900, 4936, 4996]
     assert cache.next_save(5000, 5000, ()) == 6144
-    assert PrefixCache(0, n_cuttable=0).next_save(0, 5000, ()) == NEVER
+    assert PrefixCache(0, n_cuttable=0).next_save(0, 5000, ()) == UNLIMITED
 
 
 def test_what_was_done_is_counted():
@@ -192,7 +193,7 @@ def test_thousands_of_prompts_are_kept():
 
 
 PATHS = st.lists(st.integers(0, 2), max_size=5).map(tuple)
-KINDS = st.sampled_from([(NEVER, True), (NEVER, False), (0, True), (0, False), (90, True), (90, False)])
+KINDS = st.sampled_from([(UNLIMITED, True), (UNLIMITED, False), (0, True), (0, False), (90, True), (90, False)])
 
 
 @given(KINDS, st.lists(st.tuples(PATHS, st.integers(0, 19), st.integers(1, 3000), st.booleans()), max_size=40))

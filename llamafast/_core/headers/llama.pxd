@@ -7,6 +7,9 @@ cdef extern from "stdbool.h" nogil:
     ctypedef bint c_bool "bool"
 
 
+cdef enum:
+    LLAMA_MAX_SEQ = 256     # llama-cparams.h: sequence ids of a context
+
 cdef extern from "ggml.h" nogil:
     cdef enum ggml_log_level:
         GGML_LOG_LEVEL_WARN
