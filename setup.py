@@ -41,6 +41,7 @@ MODULES: dict[str, list[str]] = {
     "masks": [],
     "sequence": [],
     "live": [],
+    "laws": [],
     "histograms": [],
     "rows": [],
     "output": [],

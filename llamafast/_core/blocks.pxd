@@ -23,5 +23,7 @@ cdef void blocks_remove(blocks_t *self, int32_t owner, uint64_t hash) noexcept n
 cdef void blocks_find(
     const blocks_t *self, const uint64_t *hashes, int32_t n_blocks, const uint64_t *allowed, int32_t *depths
 ) noexcept nogil
+cdef bint blocks_has(const blocks_t *self, int32_t owner, uint64_t hash) noexcept nogil
+cdef int32_t blocks_n_owners(const blocks_t *self) noexcept nogil
 cdef uint64_t block_hash(uint64_t parent, const int32_t *tokens) noexcept nogil
 cdef int32_t common_run(const int32_t *a, const int32_t *b, int32_t limit) noexcept nogil

@@ -12,6 +12,8 @@ from libc.string cimport memcmp, memcpy, memset
 from .headers.llama cimport LLAMA_MAX_SEQ
 from .headers.xxh3 cimport XXH3_WORDS, xxh3_72_bytes
 
+cdef extern from *:
+    int popcount "__builtin_popcountll"(uint64_t bits) noexcept nogil
 
 cdef enum:
     # tokens that are compared at once where much is in common
@@ -131,6 +133,20 @@ cdef void blocks_find(
             return
     for k in range(OWNER_WORDS):
         note_depth(depths + 64 * k, owners[k], n_blocks)
+
+
+cdef bint blocks_has(const blocks_t *self, int32_t owner, uint64_t hash) noexcept nogil:
+    """Whether it is noted that ``owner`` has the block."""
+    return blocks_probe(self, hash).owners[owner >> 6] >> (owner & 63) & 1
+
+
+cdef int32_t blocks_n_owners(const blocks_t *self) noexcept nogil:
+    """How many owners the blocks have, all together."""
+    cdef int32_t i, k, n = 0
+    for i in range(self.capacity):
+        for k in range(OWNER_WORDS):
+            n += popcount(self.slots[i].owners[k])
+    return n
 
 
 cdef void note_depth(int32_t *depths, uint64_t owners, int32_t depth) noexcept nogil:

@@ -1,7 +1,7 @@
 """Distributions of times and sizes, counted where they happen: a token costs a subtraction and a short scan."""
 from libc.stdint cimport int64_t
 
-from .sequence cimport FINISH_NONE, sequence_t
+from .sequence cimport PHASE_ENDED, sequence_t, sequence_tick
 
 
 cdef extern from *:
@@ -54,22 +54,21 @@ cdef void observe_step(histograms_t *self, double seconds, int64_t rows) noexcep
 
 cdef void observe_token(histograms_t *self, sequence_t *s, double when) noexcept nogil:
     """A sequence got a token at ``when``, its last one if it has finished."""
-    if s.first_token == 0:
-        s.first_token = when
-        observe(&self.first_token, when - s.submitted)
-        observe(&self.queue_seconds, s.scheduled - s.submitted)
-        observe(&self.prefill, when - s.scheduled)
-        observe(&self.prompt_tokens, s.n_prompt)
+    if s.clock.first_token == 0:
+        observe(&self.first_token, when - s.clock.submitted)
+        observe(&self.queue_seconds, s.clock.scheduled - s.clock.submitted)
+        observe(&self.prefill, when - s.clock.scheduled)
+        observe(&self.prompt_tokens, s.tokens.n_prompt)
     else:
-        observe(&self.inter_token, when - s.newest_token)
-    s.newest_token = when
-    if s.finish != FINISH_NONE:
-        observe(&self.generation, when - s.first_token)
-        observe(&self.inference, when - s.scheduled)
-        observe(&self.end_to_end, when - s.submitted)
-        observe(&self.generated_tokens, s.n_tokens - s.n_prompt)
-        observe(&self.max_tokens, s.n_max - s.n_prompt)
-        self.finished[s.finish] += 1
+        observe(&self.inter_token, when - s.clock.newest_token)
+    sequence_tick(s, when)
+    if s.phase == PHASE_ENDED:
+        observe(&self.generation, when - s.clock.first_token)
+        observe(&self.inference, when - s.clock.scheduled)
+        observe(&self.end_to_end, when - s.clock.submitted)
+        observe(&self.generated_tokens, s.tokens.n_certain - s.tokens.n_prompt)
+        observe(&self.max_tokens, s.tokens.n_max - s.tokens.n_prompt)
+        self.finished[s.out.finish] += 1
 
 
 cdef tuple histogram_read(const histogram_t *self):

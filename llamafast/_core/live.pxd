@@ -12,7 +12,10 @@ cdef struct live_t:
     int32_t least_wait          # fewer tokens that the Prefiller is to compute are not waited for
     int32_t n
     sequence_t *states[LLAMA_MAX_SEQ]
-    sequence_t *by_seq_id[LLAMA_MAX_SEQ]
+    sequence_t *by_seq_id[LLAMA_MAX_SEQ]    # NULL: a free one
+    int32_t n_seq_max
+    int32_t n_free
+    int32_t free_seq_ids[LLAMA_MAX_SEQ]     # (n_free,) the last one is given next
     blocks_t blocks             # the tokens of whoever runs, in memory or not yet
     int64_t queries             # prompt tokens looked up
     int64_t hits                # of those, taken from another sequence
@@ -25,13 +28,24 @@ cdef struct loan_t:
     int32_t n_shared            # tokens, in the end
     int32_t n_there             # of those, in memory or about to be restored
 
-cdef int live_init(live_t *self, llama_memory_t memory, bint unified, int32_t n_cuttable) noexcept nogil
+cdef inline bint live_is_restoring(const sequence_t *s) noexcept nogil:
+    """Whether tokens of it are still to come from elsewhere. Whose prompt is computed apart may have all but the last
+    one, which is the Prefiller's too until it is done."""
+    return s.tokens.n_past < s.share.n_restore or s.share.apart
+
+cdef int live_init(
+    live_t *self, llama_memory_t memory, bint unified, int32_t n_cuttable, int32_t n_seq_max
+) noexcept nogil
 cdef void live_free(live_t *self) noexcept nogil
-cdef void live_add(live_t *self, sequence_t *s) noexcept nogil
-cdef loan_t live_loan(const live_t *self, sequence_t *s) noexcept nogil
-cdef void live_goals(live_t *self) noexcept nogil
+cdef void live_add(live_t *self, sequence_t *s, int32_t n_found, bint apart) noexcept nogil
 cdef void live_remove(live_t *self, sequence_t *s) noexcept nogil
-cdef int32_t live_stop(const live_t *self, const sequence_t *s, int32_t take) noexcept nogil
+cdef void live_withdraw(live_t *self, sequence_t *s) noexcept nogil
 cdef void live_clear(live_t *self) noexcept nogil
-cdef void live_note(live_t *self, sequence_t *s) noexcept nogil
-cdef bint live_ready(live_t *self, sequence_t *s) noexcept nogil
+cdef loan_t live_loan(const live_t *self, sequence_t *s) noexcept nogil
+cdef void live_follow(live_t *self, sequence_t *s) noexcept nogil
+cdef void live_restore(live_t *self, sequence_t *s, int32_t n_past, bint done) noexcept nogil
+cdef void live_prefilled(live_t *self, sequence_t *s, int32_t n_restore) noexcept nogil
+cdef void live_count_found(live_t *self, sequence_t *s) noexcept nogil
+cdef void live_goals(live_t *self) noexcept nogil
+cdef int32_t live_stop(const live_t *self, const sequence_t *s, int32_t take) noexcept nogil
+cdef void live_grow(live_t *self, sequence_t *s, int32_t n_before) noexcept nogil

@@ -14,21 +14,33 @@ Recurrent state and what a sliding window has left behind cannot be cut back: th
 exactly where it is, and stops its prompt's chunks where somebody waits for that.
 """
 from libc.stdint cimport int32_t, uint64_t
+from libc.stdlib cimport realloc
 from libc.string cimport memcmp, memset
 
 from .blocks cimport (
-    BLOCK, OWNER_WORDS, blocks_find, blocks_free, blocks_init, blocks_insert, blocks_remove, common_run,
+    BLOCK, OWNER_WORDS, block_hash, blocks_find, blocks_free, blocks_init, blocks_insert, blocks_remove, common_run,
 )
 from .context cimport UNLIMITED
-from .headers.llama cimport LLAMA_MAX_SEQ, llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_rm, llama_memory_t
-from .sequence cimport sequence_hash, sequence_t
+from .headers.llama cimport (
+    LLAMA_MAX_SEQ, llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_rm, llama_memory_t,
+)
+from .sequence cimport (
+    PHASE_DECODING, PHASE_ENDED, PHASE_FOLLOWING, PHASE_PARKED, PHASE_PREFILLING, PHASE_RESTORING, PHASE_WAITING,
+    sequence_enter, sequence_position, sequence_reach, sequence_t, share_t,
+)
 
 
-cdef int live_init(live_t *self, llama_memory_t memory, bint unified, int32_t n_cuttable) noexcept nogil:
-    """For a zeroed struct: 0, or -1 when out of memory."""
+cdef int live_init(
+    live_t *self, llama_memory_t memory, bint unified, int32_t n_cuttable, int32_t n_seq_max
+) noexcept nogil:
+    """For a zeroed struct and sequence ids below ``n_seq_max``: 0, or -1 when out of memory."""
+    cdef int32_t i
     self.memory = memory
     self.unified = unified
     self.n_cuttable = n_cuttable
+    self.n_seq_max = self.n_free = n_seq_max
+    for i in range(n_seq_max):
+        self.free_seq_ids[i] = n_seq_max - 1 - i
     return blocks_init(&self.blocks)
 
 
@@ -36,19 +48,26 @@ cdef void live_free(live_t *self) noexcept nogil:
     blocks_free(&self.blocks)
 
 
-cdef void live_add(live_t *self, sequence_t *s) noexcept nogil:
-    """Append a sequence whose seq_id is its own and without memory yet."""
+cdef void live_add(live_t *self, sequence_t *s, int32_t n_found, bint apart) noexcept nogil:
+    """Let a sequence run; there is a free sequence id. It waits for ``n_found`` tokens, or ``apart`` for all but the
+    last, to be restored."""
+    self.n_free -= 1
+    s.seq_id = self.free_seq_ids[self.n_free]
     self.states[self.n] = s
     self.by_seq_id[s.seq_id] = s
     self.n += 1
-    s.n_runs += 1
-    if s.n_runs == 1:
-        self.queries += s.n_prompt
+    s.share.n_found = n_found
+    s.share.n_restore = s.tokens.n_certain - 1 if apart else n_found
+    s.share.apart = apart
+    s.share.n_runs += 1
+    if s.share.n_runs == 1:
+        self.queries += s.tokens.n_prompt
     share(self, s, self.n - 1)
+    settle(s)
 
 
 cdef void live_remove(live_t *self, sequence_t *s) noexcept nogil:
-    """Take a sequence out; its memory is the caller's to free. Who waited for it takes what there is, looks further."""
+    """Take a sequence out and free its memory. Who waited for it takes what there is, looks further."""
     cdef int32_t i, place = 0
     cdef sequence_t *other
     forget(self, s)
@@ -56,16 +75,28 @@ cdef void live_remove(live_t *self, sequence_t *s) noexcept nogil:
         other = self.states[i]
         if other == s:
             place = i
-        elif other.leader == s.seq_id:
-            other.leader = -1
+        elif other.share.leader == s.seq_id:
+            other.share.leader = -1
             # between partitions the data is copied by the next llama_decode: too late when its owner has left
             if self.unified:
                 fork_from(self, s, other)
             share(self, other, i)
+            settle(other)
     self.n -= 1
     for i in range(place, self.n):
         self.states[i] = self.states[i + 1]
-    s.leader = -1
+    llama_memory_seq_rm(self.memory, s.seq_id, -1, -1)
+    leave(self, s)
+
+
+cdef void live_withdraw(live_t *self, sequence_t *s) noexcept nogil:
+    """Before a sequence that has had no row yet is removed: count as if it had never been added."""
+    if s.share.n_runs == 1 and s.tokens.n_tokens == s.tokens.n_prompt:
+        s.share.n_runs = 0
+        self.queries -= s.tokens.n_prompt
+        self.hits -= s.share.n_lent
+        self.restored -= s.share.n_cached - s.share.n_lent
+        s.share.n_cached = s.share.n_lent = 0
 
 
 cdef void live_clear(live_t *self) noexcept nogil:
@@ -74,45 +105,120 @@ cdef void live_clear(live_t *self) noexcept nogil:
     llama_memory_clear(self.memory, False)
     for i in range(self.n):
         forget(self, self.states[i])
-        self.states[i].leader = -1
-        self.states[i].apart = False
-        self.states[i].n_past = self.states[i].n_restore = 0
+        leave(self, self.states[i])
     self.n = 0
 
 
-cdef void live_note(live_t *self, sequence_t *s) noexcept nogil:
+cdef void leave(live_t *self, sequence_t *s) noexcept nogil:
+    """Take a sequence's id and what it waited for: it has no memory any more."""
+    self.by_seq_id[s.seq_id] = NULL
+    self.free_seq_ids[self.n_free] = s.seq_id
+    self.n_free += 1
+    s.seq_id = s.share.leader = -1
+    s.share.n_restore = 0
+    s.share.apart = False
+    sequence_reach(s, 0)
+    if s.phase != PHASE_ENDED:
+        sequence_enter(s, PHASE_WAITING)
+
+
+cdef void settle(sequence_t *s) noexcept nogil:
+    """Into the phase of what a sequence waits for; who waits for nobody any more prefills."""
+    if s.phase == PHASE_ENDED or s.phase == PHASE_PARKED:
+        return
+    if live_is_restoring(s):
+        sequence_enter(s, PHASE_RESTORING)
+    elif s.share.leader >= 0:
+        sequence_enter(s, PHASE_FOLLOWING)
+    elif s.phase != PHASE_DECODING:
+        sequence_enter(s, PHASE_PREFILLING)
+
+
+cdef void live_restore(live_t *self, sequence_t *s, int32_t n_past, bint done) noexcept nogil:
+    """A sequence's first ``n_past`` tokens are in memory after a part was restored; what is missing, where that was not
+    ``done``, it computes."""
+    cdef int32_t before = s.tokens.n_past
+    sequence_reach(s, n_past)
+    if not done:
+        s.share.n_restore = n_past
+        s.share.apart = False
+        llama_memory_seq_rm(self.memory, s.seq_id, sequence_position(s, n_past), -1)
+    note_cached(self, s, min(n_past, s.share.n_found) - min(before, s.share.n_found))
+    settle(s)
+
+
+cdef void live_prefilled(live_t *self, sequence_t *s, int32_t n_restore) noexcept nogil:
+    """The Prefiller is done with a sequence: its first ``n_restore`` tokens are all that come from elsewhere."""
+    s.share.n_restore = n_restore
+    s.share.apart = False
+    settle(s)
+
+
+cdef void live_count_found(live_t *self, sequence_t *s) noexcept nogil:
+    """Count all that was found of a sequence's tokens, before it is restored: its first token tells of it."""
+    note_cached(self, s, s.share.n_found - min(s.tokens.n_past, s.share.n_found))
+    s.share.n_found = 0
+
+
+cdef void note_cached(live_t *self, sequence_t *s, int32_t n) noexcept nogil:
+    """Count tokens that a sequence did not have to compute; only the first time it runs."""
+    if s.share.n_runs == 1:
+        s.share.n_cached += n
+        self.restored += n
+
+
+cdef void live_grow(live_t *self, sequence_t *s, int32_t n_before) noexcept nogil:
+    """A sequence that had ``n_before`` tokens got more, and goes on where it has not ended."""
+    if s.phase != PHASE_ENDED:
+        sequence_enter(s, PHASE_RESTORING if live_is_restoring(s) else PHASE_DECODING)
+    if s.tokens.n_certain // BLOCK > n_before // BLOCK:
+        note_blocks(self, s)
+
+
+cdef void note_blocks(live_t *self, sequence_t *s) noexcept nogil:
     """Index the whole blocks of a sequence that are not indexed yet."""
-    cdef int32_t first = s.n_blocks
-    sequence_hash(s)
+    cdef int32_t first = s.share.n_blocks
+    hash_blocks(s)
     index_blocks(self, s, first)
+
+
+cdef int hash_blocks(sequence_t *s) noexcept nogil:
+    """Bring ``hashes`` up to the whole blocks of what is certain: 0, or -1 when out of memory."""
+    cdef share_t *share = &s.share
+    cdef int32_t n_blocks = s.tokens.n_certain // BLOCK
+    cdef uint64_t parent
+    cdef uint64_t *grown
+    if n_blocks > share.n_blocks:
+        grown = <uint64_t *> realloc(share.hashes, <size_t> (s.tokens.capacity // BLOCK + 1) * sizeof(uint64_t))
+        if grown == NULL:
+            return -1
+        share.hashes = grown
+    while share.n_blocks < n_blocks:
+        parent = share.hashes[share.n_blocks - 1] if share.n_blocks else share.seed
+        share.hashes[share.n_blocks] = block_hash(parent, s.tokens.ids + share.n_blocks * BLOCK)
+        share.n_blocks += 1
+    return 0
 
 
 cdef void index_blocks(live_t *self, sequence_t *s, int32_t first) noexcept nogil:
     """Index a sequence's hashed blocks from ``first`` on. Without memory they stay unknown, no more."""
     cdef int32_t i
-    for i in range(first, s.n_blocks):
-        if blocks_insert(&self.blocks, s.seq_id, s.hashes[i]) < 0:
-            s.n_blocks = i
+    for i in range(first, s.share.n_blocks):
+        if blocks_insert(&self.blocks, s.seq_id, s.share.hashes[i]) < 0:
+            s.share.n_blocks = i
             return
 
 
-cdef bint live_ready(live_t *self, sequence_t *s) noexcept nogil:
-    """Whether a sequence waits for nobody; fetches the shared prefix once its leader has computed it.
+cdef void live_follow(live_t *self, sequence_t *s) noexcept nogil:
+    """Let a sequence that follows take the shared prefix, once its leader has computed it.
 
     Just before llama_decode only: between partitions it is llama_decode that copies the data.
     """
-    cdef sequence_t *leader
-    # whose prompt is computed apart may have all but its last token, which the Prefiller is about to choose from
-    if s.n_past < s.n_restore or s.apart:
-        return False
-    if s.leader < 0:
-        return True
-    leader = self.by_seq_id[s.leader]
-    if leader.n_past < s.n_shared:
-        return False
-    s.leader = -1
-    fork_from(self, leader, s)
-    return True
+    cdef sequence_t *leader = self.by_seq_id[s.share.leader]
+    if leader.tokens.n_past >= s.share.n_shared:
+        s.share.leader = -1
+        fork_from(self, leader, s)
+        settle(s)
 
 
 cdef int32_t live_stop(const live_t *self, const sequence_t *s, int32_t take) noexcept nogil:
@@ -121,12 +227,12 @@ cdef int32_t live_stop(const live_t *self, const sequence_t *s, int32_t take) no
     cdef sequence_t *other
     if self.n_cuttable == UNLIMITED:
         return take
-    if s.save_at > s.n_past:
-        take = min(take, s.save_at - s.n_past)
+    if s.tokens.save_at > s.tokens.n_past:
+        take = min(take, s.tokens.save_at - s.tokens.n_past)
     for i in range(self.n):
         other = self.states[i]
-        if other.leader == s.seq_id and other.n_shared > s.n_past:
-            take = min(take, other.n_shared - s.n_past)
+        if other.share.leader == s.seq_id and other.share.n_shared > s.tokens.n_past:
+            take = min(take, other.share.n_shared - s.tokens.n_past)
     return take
 
 
@@ -136,26 +242,26 @@ cdef void live_goals(live_t *self) noexcept nogil:
     cdef sequence_t *s
     cdef sequence_t *leader
     for i in range(self.n):
-        self.states[i].goal = self.states[i].n_tokens
+        self.states[i].share.goal = self.states[i].tokens.n_tokens
     for i in range(self.n):
         s = self.states[i]
-        if s.leader >= 0:
-            leader = self.by_seq_id[s.leader]
-            if leader.n_past < s.n_shared < leader.goal:
-                leader.goal = s.n_shared
+        if s.share.leader >= 0:
+            leader = self.by_seq_id[s.share.leader]
+            if leader.tokens.n_past < s.share.n_shared < leader.share.goal:
+                leader.share.goal = s.share.n_shared
 
 
 cdef void forget(live_t *self, sequence_t *s) noexcept nogil:
     cdef int32_t i
-    for i in range(s.n_blocks):
-        blocks_remove(&self.blocks, s.seq_id, s.hashes[i])
-    s.n_blocks = 0
+    for i in range(s.share.n_blocks):
+        blocks_remove(&self.blocks, s.seq_id, s.share.hashes[i])
+    s.share.n_blocks = 0
 
 
 cdef void share(live_t *self, sequence_t *s, int32_t place) noexcept nogil:
     """Find ``states[place]`` somebody to take its prefix from, then make its own tokens known."""
     forget(self, s)
-    sequence_hash(s)
+    hash_blocks(s)
     follow(self, s, place)
     index_blocks(self, s, 0)
 
@@ -166,9 +272,9 @@ cdef void follow(live_t *self, sequence_t *s, int32_t place) noexcept nogil:
     Waiting only for those before it, no two sequences ever wait for each other.
     """
     cdef loan_t loan = best_before(self, s, place)
-    if loan.lender != NULL and loan.n_shared + loan.n_there > 2 * max(s.n_past, s.n_restore):
-        s.leader = loan.lender.seq_id
-        s.n_shared = loan.n_shared
+    if loan.lender != NULL and loan.n_shared + loan.n_there > 2 * max(s.tokens.n_past, s.share.n_restore):
+        s.share.leader = loan.lender.seq_id
+        s.share.n_shared = loan.n_shared
 
 
 cdef loan_t best_before(const live_t *self, const sequence_t *s, int32_t place) noexcept nogil:
@@ -182,7 +288,7 @@ cdef loan_t best_before(const live_t *self, const sequence_t *s, int32_t place) 
     memset(before, 0, sizeof(before))
     for i in range(place):
         before[self.states[i].seq_id >> 6] |= <uint64_t> 1 << (self.states[i].seq_id & 63)
-    blocks_find(&self.blocks, s.hashes, s.n_blocks, before, depths)
+    blocks_find(&self.blocks, s.share.hashes, s.share.n_blocks, before, depths)
     for i in range(place):
         other = self.states[i]
         if depths[other.seq_id]:
@@ -201,14 +307,14 @@ cdef loan_t loan_of(const live_t *self, const sequence_t *s, sequence_t *other, 
     not kept.
     """
     cdef loan_t loan
-    cdef int32_t there = other.n_past if other.apart else max(other.n_past, other.n_restore)
-    cdef int32_t limit = min(s.n_tokens - 1, other.n_tokens)
+    cdef int32_t there = other.tokens.n_past if other.share.apart else max(other.tokens.n_past, other.share.n_restore)
+    cdef int32_t limit = min(s.tokens.n_certain - 1, other.tokens.n_certain)
     loan.lender = other
     loan.n_shared = min(n_alike, limit)
-    loan.n_shared += common_run(s.tokens + loan.n_shared, other.tokens + loan.n_shared, limit - loan.n_shared)
+    loan.n_shared += common_run(s.tokens.ids + loan.n_shared, other.tokens.ids + loan.n_shared, limit - loan.n_shared)
     loan.n_there = min(loan.n_shared, there)
     # who waits itself may wait for the Prefiller
-    if (other.apart or other.leader >= 0) and loan.n_shared - loan.n_there < self.least_wait:
+    if (other.share.apart or other.share.leader >= 0) and loan.n_shared - loan.n_there < self.least_wait:
         loan.n_shared = loan.n_there
     if not lends(self, other, loan.n_shared):
         loan.n_shared = loan.n_there = 0
@@ -218,44 +324,45 @@ cdef loan_t loan_of(const live_t *self, const sequence_t *s, sequence_t *other, 
 cdef bint begins_alike(const sequence_t *s, const sequence_t *other, int32_t n) noexcept nogil:
     """Whether they may share, and have their first ``n`` tokens in common."""
     return (
-        s.n_salt == other.n_salt and memcmp(s.salt, other.salt, s.n_salt) == 0
-        and memcmp(s.tokens, other.tokens, n * sizeof(int32_t)) == 0
+        s.share.n_salt == other.share.n_salt and memcmp(s.share.salt, other.share.salt, s.share.n_salt) == 0
+        and memcmp(s.tokens.ids, other.tokens.ids, n * sizeof(int32_t)) == 0
     )
 
 
 cdef loan_t live_loan(const live_t *self, sequence_t *s) noexcept nogil:
     """What those who run can lend a sequence that does not run yet."""
     cdef loan_t loan
-    sequence_hash(s)
+    hash_blocks(s)
     loan = best_before(self, s, self.n)
-    s.n_blocks = 0
+    s.share.n_blocks = 0
     return loan
 
 
 cdef bint lends(const live_t *self, const sequence_t *other, int32_t n) noexcept nogil:
     """Whether a sequence's first ``n`` tokens, once it has them, can be copied without the rest."""
-    cdef int32_t reach = max(other.n_past, other.n_restore)
-    if other.leader >= 0:
-        reach = max(reach, other.n_shared)
+    cdef int32_t reach = max(other.tokens.n_past, other.share.n_restore)
+    if other.share.leader >= 0:
+        reach = max(reach, other.share.n_shared)
     return reach <= n or reach <= self.n_cuttable
 
 
 cdef void fork_from(live_t *self, sequence_t *leader, sequence_t *s) noexcept nogil:
     """Give ``s`` what its former leader has computed of the shared prefix, if that can be copied."""
-    cdef int32_t n = min(leader.n_past, s.n_shared)
-    cdef bint whole = not self.unified or leader.n_past > self.n_cuttable
-    if n <= s.n_past or (leader.n_past > n and leader.n_past > self.n_cuttable):
+    cdef int32_t n = min(leader.tokens.n_past, s.share.n_shared)
+    cdef bint whole = not self.unified or leader.tokens.n_past > self.n_cuttable
+    if n <= s.tokens.n_past or (leader.tokens.n_past > n and leader.tokens.n_past > self.n_cuttable):
         return
     if whole:
         llama_memory_seq_rm(self.memory, s.seq_id, -1, -1)
         llama_memory_seq_cp(self.memory, leader.seq_id, s.seq_id, -1, -1)
-        if leader.n_past > n:
-            llama_memory_seq_rm(self.memory, s.seq_id, n, -1)
+        if leader.tokens.n_past > n:
+            llama_memory_seq_rm(self.memory, s.seq_id, sequence_position(s, n), -1)
     else:
-        llama_memory_seq_cp(self.memory, leader.seq_id, s.seq_id, s.n_past, n)
+        llama_memory_seq_cp(
+            self.memory, leader.seq_id, s.seq_id, sequence_position(s, s.tokens.n_past), sequence_position(s, n))
     self.forks += 1
-    if s.n_runs == 1:
-        self.hits += n - s.n_past
-        s.n_cached += n - s.n_past
-        s.n_lent += n - s.n_past
-    s.n_past = n
+    if s.share.n_runs == 1:
+        self.hits += n - s.tokens.n_past
+        s.share.n_cached += n - s.tokens.n_past
+        s.share.n_lent += n - s.tokens.n_past
+    sequence_reach(s, n)

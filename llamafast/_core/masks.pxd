@@ -22,8 +22,7 @@ cdef struct constraint_t:
     bint failed             # the grammar cannot be followed any further
     bint slow               # what was chosen last took SLOW_SECONDS or more: the slow lane answers next
     bint lane               # which lane was asked
-    bint parked             # its logits wait in row for the mask
-    float *row              # (n_vocab,)
+    float *row              # (n_vocab,) logits that wait for the mask, where its sequence is parked
 
 cdef class Constraint:
     cdef constraint_t state

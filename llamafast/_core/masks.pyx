@@ -146,7 +146,6 @@ cdef int constraint_park(constraint_t *self, const float *row, int32_t n_vocab) 
         if self.row == NULL:
             return -1
     memcpy(self.row, row, <size_t> n_vocab * sizeof(float))
-    self.parked = True
     return 0
 
 

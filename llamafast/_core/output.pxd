@@ -12,6 +12,8 @@ cdef class Output:
     cdef Masker masker
     cdef scratch_t scratch
 
+cdef void output_halt(sequence_t *s) noexcept nogil
+
 # Both: 0, or -1 when out of memory.
 cdef int output_next(Output self, sequence_t *s, float *logits) noexcept nogil
 cdef int output_score(Output self, sequence_t *s) noexcept nogil

@@ -11,7 +11,8 @@ from .masks cimport Masker, constraint_park, constraint_ready, constraint_t, mas
 from .outbox cimport Outbox, outbox_stage, record_t
 from .sampler cimport sampler_pick
 from .sequence cimport (
-    FINISH_LENGTH, FINISH_NONE, FINISH_REFUSED, FINISH_STOP, sequence_append, sequence_preserves, sequence_t,
+    FINISH_HALTED, FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP, PHASE_ENDED, PHASE_PARKED, sequence_append,
+    sequence_enter, sequence_t,
 )
 from .text cimport text_drop, text_feed, text_ready
 from .vocab cimport TOKEN_CONTROL, TOKEN_EOG, Vocab
@@ -34,40 +35,48 @@ cdef class Output:
 
 cdef int output_score(Output self, sequence_t *s) noexcept nogil:
     """Report the log probabilities that the rows of this step give to the prompt: 0, or -1 when out of memory."""
-    cdef int32_t i, k, first = s.n_past - s.n_rows
+    cdef int32_t i, k, first = s.tokens.n_past - s.rows.n_outputs
     cdef logprob_t *entries
     cdef float *logits
-    for i in range(s.n_rows):
+    for i in range(s.rows.n_outputs):
         k = first + i + 1
-        if not s.logprobs.n_scored <= k < s.n_prompt:
-            continue
-        logits = llama_get_logits_ith(self.context.ctx, s.first_row + i)
-        entries = logprobs_add(&s.logprobs, 0)
+        if k >= s.tokens.n_prompt:
+            break
+        logits = llama_get_logits_ith(self.context.ctx, s.rows.first_output + i)
+        entries = logprobs_add(&s.out.logprobs, 0)
         if logits == NULL or entries == NULL:
             return -1
-        row_logprobs(&self.scratch, logits, s.tokens[k], s.logprobs.n_top, entries)
-        s.logprobs.n_scored = k + 1
-    return stage_record(self, s, 0, s.logprobs.n, True)
+        row_logprobs(&self.scratch, logits, s.tokens.ids[k], s.out.logprobs.n_top, entries)
+        s.out.logprobs.n_scored = k + 1
+    return stage_record(self, s, 0, s.out.logprobs.n, True)
 
 
 cdef int output_next(Output self, sequence_t *s, float *logits) noexcept nogil:
     """The sequence's next token, under a constraint several, or its end: 0, or -1 when out of memory."""
-    cdef constraint_t *c = s.constraint
+    cdef constraint_t *c = s.out.constraint
     cdef int32_t token
-    if s.n_tokens == s.n_max:
+    if s.tokens.n_certain == s.tokens.n_max:
         # only the prompt was wanted
         return end(self, s, FINISH_LENGTH)
     if c != NULL and not constraint_ready(c):
-        return 0 if c.parked else constraint_park(c, logits, self.scratch.n_vocab)
-    if s.logprobs.n_top >= 0:
+        return park(self, s, c, logits)
+    if s.out.logprobs.n_top >= 0:
         memcpy(self.scratch.raw, logits, <size_t> self.scratch.n_vocab * sizeof(float))
     if c != NULL:
-        c.parked = False
         return next_allowed(self, s, c, logits)
-    if s.n_tokens < s.n_min:
+    if s.tokens.n_certain < s.tokens.n_min:
         rule_out_ends(self, s, logits)
-    token = sampler_pick(s.sampler, &self.scratch, logits, s.tokens, s.n_tokens)
+    token = sampler_pick(s.out.sampler, &self.scratch, logits, s.tokens.ids, s.tokens.n_certain)
     return -1 if token < 0 else accept(self, s, token, False)
+
+
+cdef int park(Output self, sequence_t *s, constraint_t *c, const float *logits) noexcept nogil:
+    """Keep a sequence's logits until its mask is there: 0, or -1 when out of memory."""
+    if s.phase != PHASE_PARKED:
+        if constraint_park(c, logits, self.scratch.n_vocab) < 0:
+            return -1
+        sequence_enter(s, PHASE_PARKED)
+    return 0
 
 
 cdef int next_allowed(Output self, sequence_t *s, constraint_t *c, float *logits) noexcept nogil:
@@ -77,30 +86,39 @@ cdef int next_allowed(Output self, sequence_t *s, constraint_t *c, float *logits
         return end(self, s, FINISH_REFUSED)
     if not c.n_forced and not c.complete:
         draw_mask(logits, self.scratch.n_vocab, c.mask)
-        token = sampler_pick(s.sampler, &self.scratch, logits, s.tokens, s.n_tokens)
+        token = sampler_pick(s.out.sampler, &self.scratch, logits, s.tokens.ids, s.tokens.n_certain)
         if token < 0 or accept(self, s, token, False) < 0:
             return -1
-        return masker_ask(self.masker, c, token) if s.finish == FINISH_NONE else 0
+        return masker_ask(self.masker, c, token) if s.phase != PHASE_ENDED else 0
     for i in range(c.n_forced):
         # a text that is complete has ended by itself, also where it is as long as it may be
-        if s.finish == FINISH_NONE and accept(self, s, c.forced[i], c.complete and i == c.n_forced - 1) < 0:
+        if s.phase != PHASE_ENDED and accept(self, s, c.forced[i], c.complete and i == c.n_forced - 1) < 0:
             return -1
     c.n_forced = 0
-    return end(self, s, FINISH_STOP) if c.complete and s.finish == FINISH_NONE else 0
+    return end(self, s, FINISH_STOP) if c.complete and s.phase != PHASE_ENDED else 0
 
 
 cdef void rule_out_ends(Output self, const sequence_t *s, float *logits) noexcept nogil:
     cdef int32_t i
     for i in range(self.vocab.pieces.n_eog):
         logits[self.vocab.pieces.eog[i]] = -INFINITY
-    for i in range(s.n_stop_tokens):
-        logits[s.stop_tokens[i]] = -INFINITY
+    for i in range(s.out.n_stop_tokens):
+        logits[s.out.stop_tokens[i]] = -INFINITY
 
 
 cdef bint is_stop_token(const sequence_t *s, int32_t token) noexcept nogil:
     cdef int32_t i
-    for i in range(s.n_stop_tokens):
-        if s.stop_tokens[i] == token:
+    for i in range(s.out.n_stop_tokens):
+        if s.out.stop_tokens[i] == token:
+            return True
+    return False
+
+
+cdef bint is_preserved(const sequence_t *s, int32_t token) noexcept nogil:
+    """Whether a control token's text is shown although control tokens are not; they are few, and rare in text."""
+    cdef int32_t i
+    for i in range(s.out.n_preserved):
+        if s.out.preserved[i] == token:
             return True
     return False
 
@@ -114,44 +132,57 @@ cdef int accept(Output self, sequence_t *s, int32_t token, bint last) noexcept n
     cdef int stopped = 0
     if sequence_append(s, token) < 0:
         return -1
+    s.out.n_unreported += 1
     if flags & TOKEN_EOG:
-        stopped = not s.ignore_eos or s.constraint != NULL
+        stopped = not s.out.ignore_eos or s.out.constraint != NULL
     elif is_stop_token(s, token):
         stopped = 1
-    elif not flags & TOKEN_CONTROL or s.show_control or sequence_preserves(s, token):
-        if s.logprobs.n_top >= 0 and length > 0 and note_logprobs(self, s, token, length) < 0:
+    elif not flags & TOKEN_CONTROL or s.out.show_control or is_preserved(s, token):
+        if s.out.logprobs.n_top >= 0 and length > 0 and note_logprobs(self, s, token, length) < 0:
             return -1
-        stopped = text_feed(&s.text, self.vocab.pieces.text + begin, length)
+        stopped = text_feed(&s.out.text, self.vocab.pieces.text + begin, length)
         if stopped < 0:
             return -1
     if stopped or last:
-        s.finish = FINISH_STOP
-    elif s.n_tokens >= s.n_max:
-        s.finish = FINISH_LENGTH
+        finish(s, FINISH_STOP)
+    elif s.tokens.n_certain >= s.tokens.n_max:
+        finish(s, FINISH_LENGTH)
     return stage(self, s)
 
 
-cdef int end(Output self, sequence_t *s, int32_t finish) noexcept nogil:
+cdef int end(Output self, sequence_t *s, int32_t how) noexcept nogil:
     """End a sequence without another token: 0, or -1 when out of memory."""
-    s.finish = finish
+    finish(s, how)
     return stage(self, s)
+
+
+cdef void output_halt(sequence_t *s) noexcept nogil:
+    """End a sequence of which nobody wants to be told any more."""
+    if s.phase != PHASE_ENDED:
+        finish(s, FINISH_HALTED)
+
+
+cdef void finish(sequence_t *s, int32_t how) noexcept nogil:
+    s.out.finish = how
+    sequence_enter(s, PHASE_ENDED)
 
 
 cdef int note_logprobs(Output self, sequence_t *s, int32_t token, int32_t length) noexcept nogil:
     """Keep the log probabilities of a generated token until its text leaves: 0, or -1 when out of memory."""
-    cdef logprob_t *entries = logprobs_add(&s.logprobs, length)
+    cdef logprob_t *entries = logprobs_add(&s.out.logprobs, length)
     if entries == NULL:
         return -1
-    row_logprobs(&self.scratch, self.scratch.raw, token, s.logprobs.n_top, entries)
+    row_logprobs(&self.scratch, self.scratch.raw, token, s.out.logprobs.n_top, entries)
     return 0
 
 
 cdef int stage(Output self, sequence_t *s) noexcept nogil:
     """Put what became certain of its text into the Outbox: 0, or -1 when out of memory."""
-    cdef int32_t ready = s.text.n_pending if s.finish != FINISH_NONE else text_ready(&s.text)
-    if not ready and s.finish == FINISH_NONE:
+    cdef bint ended = s.phase == PHASE_ENDED
+    cdef int32_t ready = s.out.text.n_pending if ended else text_ready(&s.out.text)
+    if not ready and not ended:
         return 0
-    return stage_record(self, s, ready, logprobs_ready(&s.logprobs, ready, s.finish != FINISH_NONE), False)
+    return stage_record(self, s, ready, logprobs_ready(&s.out.logprobs, ready, ended), False)
 
 
 cdef int stage_record(
@@ -161,15 +192,15 @@ cdef int stage_record(
     cdef record_t record
     record.tag = s.tag
     record.length = length
-    record.n_tokens = s.n_unreported
-    record.n_cached = s.n_cached
-    record.finish = s.finish
-    record.n_entries = n_logprobs * (1 + s.logprobs.n_top)
+    record.n_tokens = s.out.n_unreported
+    record.n_cached = s.share.n_cached
+    record.finish = s.out.finish
+    record.n_entries = n_logprobs * (1 + s.out.logprobs.n_top)
     record.of_prompt = of_prompt
-    if outbox_stage(self.outbox, &record, s.text.pending, s.logprobs.entries) < 0:
+    if outbox_stage(self.outbox, &record, s.out.text.pending, s.out.logprobs.entries) < 0:
         return -1
-    if s.logprobs.n_top >= 0:
-        logprobs_drop(&s.logprobs, n_logprobs, length)
-    text_drop(&s.text, length)
-    s.n_unreported = 0
+    if s.out.logprobs.n_top >= 0:
+        logprobs_drop(&s.out.logprobs, n_logprobs, length)
+    text_drop(&s.out.text, length)
+    s.out.n_unreported = 0
     return 0

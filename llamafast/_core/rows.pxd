@@ -3,6 +3,7 @@ from libc.stdint cimport int32_t
 from .cost cimport step_cost_t
 from .headers.llama cimport llama_batch
 from .live cimport live_t
+from .sequence cimport sequence_t
 
 # What decides how many rows a step gets.
 cdef struct pace_t:
@@ -19,3 +20,8 @@ cdef int32_t rows_fill(pace_t *self, live_t *live, llama_batch *batch) noexcept 
 cdef double pace_spare(
     const pace_t *self, double seconds, int32_t n_rows, int32_t n_decode, int32_t n_waiting
 ) noexcept nogil
+cdef void rows_none(sequence_t *s) noexcept nogil
+
+cdef inline bint rows_give_token(const sequence_t *s) noexcept nogil:
+    """Whether the last of its rows in the step that was computed gives the next token's logits."""
+    return s.rows.n_outputs > 0 and s.tokens.n_past == s.tokens.n_tokens

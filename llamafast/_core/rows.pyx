@@ -5,9 +5,11 @@ from libc.string cimport memset
 from .context cimport batch_add
 from .cost cimport cost_add, cost_fit
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_batch
-from .live cimport live_goals, live_ready, live_stop
+from .live cimport live_follow, live_goals, live_stop
 from .masks cimport MAX_FORCED
-from .sequence cimport FINISH_NONE, sequence_t
+from .sequence cimport (
+    PHASE_DECODING, PHASE_FOLLOWING, PHASE_PARKED, PHASE_PREFILLING, sequence_enter, sequence_position, sequence_t,
+)
 
 cdef enum:
     # rows of prompt in a step, however slow rows are: prefill always advances
@@ -54,19 +56,29 @@ cdef int32_t rows_fill(pace_t *self, live_t *live, llama_batch *batch) noexcept 
     batch.n_tokens = 0
     for i in range(live.n):
         s = live.states[i]
-        s.n_rows = 0
-        s.output_row = -1
-        s.ready = s.finish == FINISH_NONE and live_ready(live, s)
-        if s.ready and is_decoding(s):
-            n_decode += s.n_tokens - s.n_past
+        rows_none(s)
+        if s.phase == PHASE_FOLLOWING:
+            live_follow(live, s)
+        if s.phase == PHASE_PREFILLING and is_urgent(s):
+            sequence_enter(s, PHASE_DECODING)
+        if s.phase == PHASE_DECODING:
+            n_decode += s.tokens.n_tokens - s.tokens.n_past
     spare = self.n_batch - live.n
     for i in range(live.n):
         s = live.states[i]
-        if s.ready and is_decoding(s):
+        if s.phase == PHASE_DECODING:
             spare -= take_rows(batch, s, live_stop(live, s, 1 + spare)) - 1
-            n_generating += s.n_rows if s.n_past >= s.n_prompt else 0
+            n_generating += s.rows.n if s.tokens.n_past >= s.tokens.n_prompt else 0
+        elif s.phase == PHASE_PARKED and s.tokens.n_past == s.tokens.n_tokens:
+            # it has no row to compute
+            spare += 1
     fill_prompts(self, live, batch, min(prefill_budget(self, n_decode), self.n_batch - batch.n_tokens))
     return n_generating
+
+
+cdef void rows_none(sequence_t *s) noexcept nogil:
+    """A sequence has no part in the last step, or not yet in the next one."""
+    s.rows.n = s.rows.n_outputs = 0
 
 
 cdef void fill_prompts(pace_t *self, live_t *live, llama_batch *batch, int32_t budget) noexcept nogil:
@@ -81,7 +93,7 @@ cdef void fill_prompts(pace_t *self, live_t *live, llama_batch *batch, int32_t b
     live_goals(live)
     for i in range(live.n):
         s = live.states[i]
-        if s.ready and not is_decoding(s):
+        if s.phase == PHASE_PREFILLING:
             if first == NULL:
                 first = s
             else:
@@ -89,7 +101,7 @@ cdef void fill_prompts(pace_t *self, live_t *live, llama_batch *batch, int32_t b
                 n_waiting += 1
     if first == NULL:
         return
-    reserved = min((budget + 1) // 2, first.n_tokens - first.n_past) if n_waiting else 0
+    reserved = min((budget + 1) // 2, first.tokens.n_tokens - first.tokens.n_past) if n_waiting else 0
     budget -= reserved
     if is_scored(first):
         n_reserved = min(n_scored // 2, reserved)
@@ -106,7 +118,7 @@ cdef sequence_t *take_nearest(sequence_t **waiting, int32_t *n_waiting) noexcept
     cdef int32_t i, best = 0
     cdef sequence_t *nearest
     for i in range(1, n_waiting[0]):
-        if waiting[i].goal - waiting[i].n_past < waiting[best].goal - waiting[best].n_past:
+        if waiting[i].share.goal - waiting[i].tokens.n_past < waiting[best].share.goal - waiting[best].tokens.n_past:
             best = i
     nearest = waiting[best]
     n_waiting[0] -= 1
@@ -117,7 +129,7 @@ cdef sequence_t *take_nearest(sequence_t **waiting, int32_t *n_waiting) noexcept
 
 cdef bint is_scored(const sequence_t *s) noexcept nogil:
     """Whether each of its next rows gives logits."""
-    return s.logprobs.n_scored < s.n_prompt
+    return s.out.logprobs.n_scored < s.tokens.n_prompt
 
 
 cdef int32_t take_prompt_rows(
@@ -175,24 +187,25 @@ def spare_seconds(
     return pace_spare(&pace, seconds, n_decode + n_prefill, n_decode, n_waiting)
 
 
-cdef bint is_decoding(const sequence_t *s) noexcept nogil:
+cdef bint is_urgent(const sequence_t *s) noexcept nogil:
     """Whether the rows it needs are not to wait for anybody's prompt: its newest token, or several it was forced to."""
-    cdef int32_t n_pending = s.n_tokens - s.n_past
-    return n_pending == 1 or (s.n_past >= s.n_prompt and n_pending <= MAX_FORCED)
+    cdef int32_t n_pending = s.tokens.n_tokens - s.tokens.n_past
+    return n_pending == 1 or (s.tokens.n_past >= s.tokens.n_prompt and n_pending <= MAX_FORCED)
 
 
 cdef int32_t take_rows(llama_batch *batch, sequence_t *s, int32_t most) noexcept nogil:
-    """Add the next rows of a sequence; returns how many. The row of its last token gives logits."""
+    """Add the next rows of a sequence; returns how many. Logits are given by the row of its last certain token, by
+    those of drafted ones, and by those that score its prompt."""
     cdef int32_t k
-    cdef bint scored
-    s.n_rows = min(most, s.n_tokens - s.n_past)
-    s.first_row = batch.n_tokens
-    for k in range(s.n_past, s.n_past + s.n_rows):
-        scored = s.logprobs.n_scored <= k + 1 < s.n_prompt
-        s.output_row = batch_add(batch, s.tokens[k], k, s.seq_id, scored or k == s.n_tokens - 1)
-    if s.n_past + s.n_rows < s.n_tokens:
-        s.output_row = -1
-    return s.n_rows
+    cdef bint output
+    s.rows.n = min(most, s.tokens.n_tokens - s.tokens.n_past)
+    for k in range(s.tokens.n_past, s.tokens.n_past + s.rows.n):
+        output = s.out.logprobs.n_scored <= k + 1 < s.tokens.n_prompt or k >= s.tokens.n_certain - 1
+        if output and not s.rows.n_outputs:
+            s.rows.first_output = batch.n_tokens
+        s.rows.n_outputs += output
+        batch_add(batch, s.tokens.ids[k], sequence_position(s, k), s.seq_id, output)
+    return s.rows.n
 
 
 cdef int32_t prefill_budget(const pace_t *self, int32_t n_decode) noexcept nogil:

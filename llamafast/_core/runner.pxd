@@ -1,12 +1,8 @@
 from .live cimport live_t
-from .sequence cimport Sequence
 from .step cimport Step
 
+# Whoever is in ``live`` is held: with one reference to its Sequence.
 cdef class Runner:
     cdef Step step
-    cdef live_t *live                           # the step's
-    cdef int attention                          # atomic
-    cdef list running                           # Sequences in order of admission; ``live`` has the same
-    cdef list free_seq_ids
-
-    cdef void _let_go(self, Sequence sequence)
+    cdef live_t *live       # the step's
+    cdef int attention      # atomic

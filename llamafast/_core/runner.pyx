@@ -3,21 +3,31 @@
 ``Runner.run`` steps without the GIL until Python has something to decide: a sequence finished, somebody called
 ``interrupt``, or llama_decode refused.
 """
+cimport cython
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memcpy
 
 from .context cimport Context
 from .cost cimport cost_fit
 from .headers.clock cimport now
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_memory_seq_pos_max, llama_memory_seq_rm
 from .histograms cimport histograms_read
-from .live cimport loan_t, live_add, live_clear, live_goals, live_loan, live_remove
+from .laws cimport broken_law
+from .leaks cimport LLAMAFAST_DEBUG
+from .live cimport (
+    live_add, live_clear, live_count_found, live_goals, live_loan, live_prefilled, live_remove, live_restore,
+    live_withdraw, loan_t,
+)
 from .masks cimport MASK_NONE, masker_ask
 from .outbox cimport Outbox, outbox_publish
+from .output cimport output_halt
 from .prefiller cimport Prefiller, prefiller_logits
+from .rows cimport rows_none
 from .sequence cimport (
-    FINISH_HALTED, FINISH_LENGTH, FINISH_NONE, FINISH_STOP, Sequence, sequence_schedule, sequence_t,
+    FINISH_LENGTH, FINISH_STOP, PHASE_ENDED, PHASE_WAITING, Sequence, sequence_position, sequence_schedule, sequence_t,
 )
-from .step cimport IDLE, NO_MEMORY, PAUSED, Step, step_choose, step_prefill, step_take
+from .step cimport FINISHED, IDLE, NO_MEMORY, PAUSED, Step, step_choose, step_prefill, step_take
 from .vocab cimport Vocab
 
 
@@ -30,6 +40,8 @@ cdef extern from *:
     void flag_store(int *flag, int value) noexcept nogil
 
 
+# no_gc_clear: who still runs is let go of at the very end
+@cython.no_gc_clear
 cdef class Runner:
     """Runs up to ``context.n_seq_max`` Sequences in one Context. ``interrupt``, ``counts``, ``histograms`` and
     ``since_last_step`` may be called by any thread, all other methods belong to the engine thread.
@@ -44,10 +56,13 @@ cdef class Runner:
                   int32_t prefill_chunk=0, double target_itl=0, Prefiller prefiller=None):
         self.step = Step(context, vocab, outbox, prefill_chunk, target_itl, prefiller)
         self.live = &self.step.live
-        self.running = []
-        # without a memory nobody can run
-        n_seq_max = min(context.n_seq_max, LLAMA_MAX_SEQ) if context.memory != NULL else 0
-        self.free_seq_ids = list(reversed(range(n_seq_max)))
+
+    def __dealloc__(self):
+        cdef int32_t i
+        # nothing else: the collector may have cleared what the step works with
+        if self.live != NULL:
+            for i in range(self.live.n):
+                Py_DECREF(<Sequence> self.live.states[i].owner)
 
     def interrupt(self):
         """Make ``run`` return after the current step. Any thread."""
@@ -66,6 +81,8 @@ cdef class Runner:
                     status = step_take(self.step)
                 n_steps += 1
         flag_store(&self.attention, 0)
+        if LLAMAFAST_DEBUG and (status == PAUSED or status >= FINISHED):
+            self.check()
         return PAUSED if status == IDLE else status
 
     @property
@@ -106,7 +123,7 @@ cdef class Runner:
     @property
     def n_free(self):
         """Sequence ids nobody has."""
-        return len(self.free_seq_ids)
+        return self.live.n_free
 
     @property
     def n_cells(self):
@@ -114,7 +131,7 @@ cdef class Runner:
         cdef int64_t cells = 0
         cdef int32_t i
         for i in range(self.live.n):
-            cells += self.live.states[i].n_past
+            cells += self.live.states[i].tokens.n_past
         return cells
 
     @property
@@ -131,37 +148,30 @@ cdef class Runner:
         """The least number of a running sequence's tokens, more than it has in memory, that somebody waits for; all it
         has where nobody does."""
         live_goals(self.live)
-        return sequence.state.goal
+        return sequence.state.share.goal
 
     def followers(self, Sequence sequence not None):
         """The running sequences that wait for a prefix of this one, or of one that does, in order of admission."""
-        cdef Sequence other
         cdef set seq_ids = {sequence.state.seq_id}
         cdef list found = []
-        for other in self.running:
+        cdef sequence_t *s
+        cdef int32_t i
+        for i in range(self.live.n):
+            s = self.live.states[i]
             # nobody waits for one that was admitted later
-            if other.state.leader >= 0 and other.state.leader in seq_ids:
-                seq_ids.add(other.state.seq_id)
-                found.append(other)
+            if s.share.leader >= 0 and s.share.leader in seq_ids:
+                seq_ids.add(s.seq_id)
+                found.append(<Sequence> s.owner)
         return found
 
     def leader(self, Sequence sequence not None):
         """The running sequence whose prefix this one waits for; None where it waits for nobody."""
-        cdef Sequence other
-        for other in self.running:
-            if other.state.seq_id == sequence.state.leader:
-                return other
-        return None
+        cdef int32_t leader = sequence.state.share.leader
+        return None if leader < 0 else <Sequence> self.live.by_seq_id[leader].owner
 
     def withdraw(self, Sequence sequence not None):
         """``remove`` a sequence that has had no row yet, as if it had never been added."""
-        cdef sequence_t *s = &sequence.state
-        if s.n_runs == 1 and s.n_tokens == s.n_prompt:
-            s.n_runs = 0
-            self.live.queries -= s.n_prompt
-            self.live.hits -= s.n_lent
-            self.live.restored -= s.n_cached - s.n_lent
-            s.n_cached = s.n_lent = 0
+        live_withdraw(self.live, &sequence.state)
         self.remove(sequence)
 
     @property
@@ -200,21 +210,18 @@ cdef class Runner:
         free sequence id.
         """
         cdef sequence_t *s = &sequence.state
-        if s.seq_id >= 0 or s.finish != FINISH_NONE:
+        if s.phase != PHASE_WAITING:
             raise ValueError("the sequence runs already or has finished")
-        if not 0 <= n_found < s.n_tokens:
-            raise ValueError(f"{n_found} tokens to restore for a sequence of {s.n_tokens}")
-        if s.constraint != NULL and s.constraint.state == MASK_NONE:
-            if masker_ask(self.step.masker, s.constraint, -1) < 0:
+        if not 0 <= n_found < s.tokens.n_certain:
+            raise ValueError(f"{n_found} tokens to restore for a sequence of {s.tokens.n_certain}")
+        if not self.live.n_free:
+            raise IndexError("all sequence ids are taken")
+        if s.out.constraint != NULL and s.out.constraint.state == MASK_NONE:
+            if masker_ask(self.step.masker, s.out.constraint, -1) < 0:
                 raise MemoryError
-        s.seq_id = self.free_seq_ids.pop()
-        s.n_rows = 0
-        s.n_past = 0
-        s.n_found = n_found
-        s.n_restore = s.n_tokens - 1 if apart else n_found
-        s.apart = apart
-        self.running.append(sequence)
-        live_add(self.live, s)
+        rows_none(s)
+        Py_INCREF(sequence)
+        live_add(self.live, s, n_found, apart)
 
     def prefilled(self, Sequence sequence not None, int32_t n_restore, int32_t row=-1):
         """Tell a running sequence that the Prefiller is done with it and has computed its first ``n_restore`` tokens.
@@ -225,19 +232,16 @@ cdef class Runner:
         cdef sequence_t *s = &sequence.state
         cdef float *logits = NULL
         cdef int status
-        if s.seq_id < 0 or not s.n_past <= n_restore <= (s.n_restore if row < 0 else s.n_tokens):
-            raise ValueError(f"{n_restore} instead of {s.n_restore} tokens to restore")
+        if s.seq_id < 0 or not s.tokens.n_past <= n_restore <= (s.share.n_restore if row < 0 else s.tokens.n_certain):
+            raise ValueError(f"{n_restore} instead of {s.share.n_restore} tokens to restore")
         if row >= 0:
             logits = prefiller_logits(self.step.prefiller, row)
-            if n_restore != s.n_tokens or logits == NULL:
-                raise ValueError(f"row {row} for {n_restore} of {s.n_tokens} tokens")
-        s.n_restore = n_restore
-        s.apart = False
-        if row < 0 or s.finish != FINISH_NONE:
+            if n_restore != s.tokens.n_certain or logits == NULL:
+                raise ValueError(f"row {row} for {n_restore} of {s.tokens.n_certain} tokens")
+        live_prefilled(self.live, s, n_restore)
+        if row < 0 or s.phase == PHASE_ENDED:
             return
-        # the record of its first token tells what was cached
-        note_cached(self, s, s.n_found - min(s.n_past, s.n_found))
-        s.n_found = 0
+        live_count_found(self.live, s)
         with nogil:
             sequence_schedule(s, now())
             status = step_choose(self.step, s, logits, now())
@@ -253,30 +257,22 @@ cdef class Runner:
         its end. Returns False where llama.cpp does not take it; then the rest is computed.
         """
         cdef sequence_t *s = &sequence.state
-        cdef int32_t before = s.n_past, seq_id = s.seq_id
+        cdef int32_t n_past = s.tokens.n_past, seq_id = s.seq_id
+        cdef int32_t end = sequence_position(s, stop)
         cdef bint done
-        if seq_id < 0 or not start < stop <= s.n_restore:
-            raise ValueError(f"tokens {start} to {stop} of {s.n_restore} to restore")
+        if seq_id < 0 or not start < stop <= s.share.n_restore:
+            raise ValueError(f"tokens {start} to {stop} of {s.share.n_restore} to restore")
         sequence_schedule(s, now())
         if self.step.context.scratch >= 0:
-            if start != s.n_past:
-                raise ValueError(f"tokens from {start} on after {s.n_past}")
-            done = self.step.context.restore_part(seq_id, saved, start, stop)
-            if not done:
-                # it is computed here
-                s.n_restore = s.n_past
-                s.apart = False
+            if start != n_past:
+                raise ValueError(f"tokens from {start} on after {n_past}")
+            done = self.step.context.restore_part(seq_id, saved, sequence_position(s, start), end)
         else:
             done = self.step.context.set_state(seq_id, saved)
-            done = done and llama_memory_seq_rm(self.step.context.memory, seq_id, stop, -1)
-            done = done and llama_memory_seq_pos_max(self.step.context.memory, seq_id) == stop - 1
-            if not done:
-                s.n_past = s.n_restore = 0
-        if done:
-            s.n_past = stop
-        else:
-            llama_memory_seq_rm(self.step.context.memory, seq_id, s.n_past, -1)
-        note_cached(self, s, min(s.n_past, s.n_found) - min(before, s.n_found))
+            done = done and llama_memory_seq_rm(self.step.context.memory, seq_id, end, -1)
+            done = done and llama_memory_seq_pos_max(self.step.context.memory, seq_id) == end - 1
+            n_past = 0
+        live_restore(self.live, s, stop if done else n_past, done)
         return done
 
     def save(self, Sequence sequence not None, int32_t start, int32_t stop):
@@ -285,65 +281,67 @@ cdef class Runner:
         Without ``in_parts`` it is everything; ``stop`` must be ``n_past`` then, and wherever it cannot be cut.
         """
         cdef sequence_t *s = &sequence.state
-        if s.seq_id < 0 or not 0 <= start < stop <= s.n_past:
-            raise ValueError(f"tokens {start} to {stop} of {s.n_past} in memory")
-        if stop < s.n_past and (self.step.context.scratch < 0 or s.n_past > self.step.context.n_cuttable):
-            raise ValueError(f"a state of {s.n_past} tokens cannot be cut to {stop}")
-        if self.step.context.scratch < 0 or (start == 0 and stop == s.n_past):
-            return self.step.context.state(s.seq_id, s.n_past)
-        return self.step.context.save_part(s.seq_id, start, stop)
+        if s.seq_id < 0 or not 0 <= start < stop <= s.tokens.n_past:
+            raise ValueError(f"tokens {start} to {stop} of {s.tokens.n_past} in memory")
+        if stop < s.tokens.n_past and (self.step.context.scratch < 0 or s.tokens.n_past > self.step.context.n_cuttable):
+            raise ValueError(f"a state of {s.tokens.n_past} tokens cannot be cut to {stop}")
+        if self.step.context.scratch < 0 or (start == 0 and stop == s.tokens.n_past):
+            return self.step.context.state(s.seq_id, s.tokens.n_past)
+        return self.step.context.save_part(s.seq_id, sequence_position(s, start), sequence_position(s, stop))
 
     def remove(self, Sequence sequence not None):
         """Stop running a sequence and free its memory. It can be added again: nothing but time is lost."""
-        cdef sequence_t *s = &sequence.state
-        self.running.remove(sequence)
-        live_remove(self.live, s)
-        llama_memory_seq_rm(self.step.context.memory, s.seq_id, -1, -1)
-        self._let_go(sequence)
-        s.n_past = s.n_restore = 0
-        s.apart = False
+        if sequence.state.seq_id < 0:
+            raise ValueError("the sequence does not run")
+        live_remove(self.live, &sequence.state)
+        let_go(self, &sequence.state)
 
     def halt(self, Sequence sequence not None):
         """Give a running sequence no more rows; it counts as finished and nothing is reported."""
-        if sequence.state.finish == FINISH_NONE:
-            sequence.state.finish = FINISH_HALTED
+        output_halt(&sequence.state)
 
     def clear(self):
         """Stop running every sequence and empty the memory."""
-        cdef Sequence sequence
+        cdef sequence_t *states[LLAMA_MAX_SEQ]
+        cdef int32_t i, n = self.live.n
+        memcpy(states, self.live.states, <size_t> n * sizeof(sequence_t *))
         live_clear(self.live)
-        for sequence in self.running:
-            self._let_go(sequence)
-        self.running.clear()
-
-    cdef void _let_go(self, Sequence sequence):
-        self.free_seq_ids.append(sequence.state.seq_id)
-        sequence.state.seq_id = -1
-        if sequence.constraint is not None:
-            sequence.constraint.state.parked = False
-            self.step.masker.hold(sequence.constraint)
+        for i in range(n):
+            let_go(self, states[i])
 
     def finished(self):
         """The running sequences that have finished; they keep their memory until they are removed."""
-        cdef Sequence sequence
-        return [sequence for sequence in self.running if sequence.state.finish != FINISH_NONE]
+        cdef int32_t i
+        return [
+            <Sequence> self.live.states[i].owner for i in range(self.live.n)
+            if self.live.states[i].phase == PHASE_ENDED
+        ]
 
     def save_due(self):
         """The running sequences that have reached their ``save_at``."""
-        cdef Sequence sequence
+        cdef int32_t i
         return [
-            sequence for sequence in self.running
-            if sequence.state.n_past >= sequence.state.save_at and sequence.state.finish == FINISH_NONE
+            <Sequence> self.live.states[i].owner for i in range(self.live.n)
+            if self.live.states[i].tokens.n_past >= self.live.states[i].tokens.save_at
+            and self.live.states[i].phase != PHASE_ENDED
         ]
 
     def in_last_step(self):
         """The running sequences that had rows in the last step: the ones a failure of it concerns."""
-        cdef Sequence sequence
-        return [sequence for sequence in self.running if sequence.state.n_rows > 0]
+        cdef int32_t i
+        return [<Sequence> self.live.states[i].owner for i in range(self.live.n) if self.live.states[i].rows.n > 0]
+
+    def check(self):
+        """Between two steps that did not fail: raises AssertionError where the lists of who runs disagree or a sequence
+        has broken a law. Debug builds do so after every ``run``."""
+        cdef str fault = broken_law(self.live)
+        if fault is not None:
+            raise AssertionError(fault)
 
 
-cdef void note_cached(Runner self, sequence_t *s, int32_t n) noexcept nogil:
-    """Count tokens that a sequence did not have to compute; only the first time it runs."""
-    if s.n_runs == 1:
-        s.n_cached += n
-        self.live.restored += n
+cdef void let_go(Runner self, sequence_t *s) noexcept:
+    """Hold no more a sequence that was taken out."""
+    cdef Sequence sequence = <Sequence> s.owner
+    if sequence.constraint is not None:
+        self.step.masker.hold(sequence.constraint)
+    Py_DECREF(sequence)

@@ -1,3 +1,17 @@
+# A sequence and its laws:
+#
+# - A row is what llama_decode computes, a token is an id of the vocabulary, a position is where attention finds it.
+#   Token k of a sequence is row k of its memory and lies at sequence_position(s, k), which nobody else may take for k.
+# - n_past <= n_certain <= n_tokens: tokens[:n_past] are in memory, tokens[:n_certain] are known, and what follows up to
+#   n_tokens is drafted: it may be taken back, so it is neither shared nor told. Today nobody drafts.
+# - All tokens are in memory only while the logits of the last one are looked at or wait for a mask.
+# - The rows of a step that give logits are the last ones it has there: n_outputs from first_output on.
+# - What a sequence is at the moment is its phase, which sequence_enter alone sets.
+# - Each struct in it is made by sequence.pyx and from then on written by one module: tokens and clock by sequence, rows
+#   by rows, share by live, out by output.
+# - Only sequences of one salt share what they computed; what else must keep them apart goes into the salt. What may not
+#   be in one step with others (a group of adapters would not) goes into rows, which fills the steps.
+from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from .draw cimport sampler_t
@@ -5,7 +19,6 @@ from .logprobs cimport logprobs_t
 from .masks cimport Constraint, constraint_t
 from .sampler cimport Sampler
 from .text cimport text_t
-from .vocab cimport Vocab
 
 # How a sequence ended.
 cpdef enum:
@@ -15,39 +28,57 @@ cpdef enum:
     FINISH_REFUSED = 3      # its constraint cannot be followed any further
     FINISH_HALTED = 4       # nobody waits for it any more; never in the Outbox
 
-cdef struct sequence_t:
-    int64_t tag             # names it in the Outbox
-    int32_t seq_id          # its llama_seq_id while it runs, else -1
-    int32_t *tokens         # (capacity,) prompt, then output
+# What a sequence is at the moment; all but PHASE_WAITING have a sequence id, until they are removed.
+cpdef enum:
+    PHASE_WAITING           # it does not run: it is new, or was preempted
+    PHASE_RESTORING         # its first n_restore tokens come from elsewhere
+    PHASE_FOLLOWING         # its leader computes what they have in common
+    PHASE_PREFILLING        # it takes its turn at the rows that are left for prompts
+    PHASE_DECODING          # its rows are in the next step
+    PHASE_PARKED            # the logits of its last token wait for a mask
+    PHASE_ENDED
+    N_PHASES
+
+cdef struct tokens_t:
+    int32_t *ids            # (capacity,) prompt, then output
     int32_t capacity
     int32_t n_prompt
+    int32_t n_past
+    int32_t n_certain
     int32_t n_tokens
-    int32_t n_past          # tokens[:n_past] are in memory; all of them only while its logits wait for a mask
     int32_t n_max           # n_tokens stops growing here
     int32_t n_min           # the tokens that end it cannot come before
-    int32_t *stop_tokens    # (n_stop_tokens,) that end it beside the end-of-generation tokens
-    int32_t n_stop_tokens
-    int32_t n_rows          # rows it has in the current step
-    bint ready              # it may have rows in the current step
-    int32_t first_row       # which of the batch the first of them is
-    int32_t output_row      # which of them gives logits, -1: none
-    int32_t n_unreported    # tokens generated since the last record in the Outbox
+    int32_t save_at         # once so many are in memory, run() returns for them to be saved
+
+# Its part of the current step.
+cdef struct rows_t:
+    int32_t n
+    int32_t first_output    # which row of the batch is the first of those that give logits
+    int32_t n_outputs
+
+# What it has from others, waits for, and can lend.
+cdef struct share_t:
+    const char *salt        # (n_salt,) bytes
+    Py_ssize_t n_salt
+    uint64_t seed           # the salt's digest, the parent of the first block
+    uint64_t *hashes        # (n_blocks,) of the whole blocks of certain tokens, as blocks.pyx chains them
+    int32_t n_blocks
     int32_t n_runs          # how often it was admitted: once, and once more for each preemption
     int32_t n_cached        # tokens of the prompt that another sequence had computed
     int32_t n_lent          # of those, taken from one that runs
     int32_t n_restore       # it waits until so many tokens are restored
     bint apart              # the Prefiller computes them, and they come in parts
     int32_t n_found         # so many of those were computed for others
-    int32_t save_at         # once so many tokens are in memory, run() returns for them to be saved
     int32_t leader          # the sequence id whose prefix it waits for, -1: none
     int32_t n_shared        # how much of that prefix they have in common
     int32_t goal            # once so many tokens are in memory it, or somebody who waits for them, can go on
-    uint64_t *hashes        # (n_blocks,) of the whole blocks of tokens, as prefix.pyx chains them
-    int32_t n_blocks
-    const char *salt        # (n_salt,) bytes; only sequences of one salt share anything
-    Py_ssize_t n_salt
-    uint64_t seed           # the salt's digest, the parent of the first block
+
+# How its tokens are chosen, become text, and end.
+cdef struct out_t:
     int32_t finish
+    int32_t n_unreported    # tokens generated since the last record in the Outbox
+    int32_t *stop_tokens    # (n_stop_tokens,) that end it beside the end-of-generation tokens
+    int32_t n_stop_tokens
     bint ignore_eos
     bint show_control
     const int32_t *preserved    # (n_preserved,) control tokens whose text is shown all the same
@@ -55,11 +86,26 @@ cdef struct sequence_t:
     sampler_t *sampler      # the Sequence holds its owner
     constraint_t *constraint  # the same; NULL: none
     text_t text
-    double submitted        # monotonic seconds
-    double scheduled        # when work on it began, 0: not yet
-    double first_token      # 0: none
-    double newest_token
     logprobs_t logprobs
+
+# Monotonic seconds; 0: not yet.
+cdef struct clock_t:
+    double submitted
+    double scheduled        # when work on it began
+    double first_token
+    double newest_token
+
+cdef struct sequence_t:
+    PyObject *owner         # its Sequence; a Runner holds it while it runs
+    int64_t tag             # names it in the Outbox
+    int32_t seq_id          # its llama_seq_id while it runs, else -1; live's to give
+    int phase
+    bint astray             # it has broken a law; Runner.check tells
+    tokens_t tokens
+    rows_t rows
+    share_t share
+    out_t out
+    clock_t clock
 
 cdef class Sequence:
     cdef sequence_t state
@@ -69,7 +115,13 @@ cdef class Sequence:
     cdef readonly bytes salt
     cdef readonly tuple checkpoints
 
-cdef bint sequence_preserves(const sequence_t *self, int32_t token) noexcept nogil
+cdef inline int32_t sequence_position(const sequence_t *self, int32_t k) noexcept nogil:
+    """Where its token k lies, or where its next one will."""
+    return k
+
+cdef bint sequence_may_enter(int phase, int next_phase) noexcept nogil
+cdef void sequence_enter(sequence_t *self, int phase) noexcept nogil
+cdef void sequence_reach(sequence_t *self, int32_t n_past) noexcept nogil
 cdef int sequence_append(sequence_t *self, int32_t token) noexcept nogil
-cdef int sequence_hash(sequence_t *self) noexcept nogil
 cdef void sequence_schedule(sequence_t *self, double when) noexcept nogil
+cdef void sequence_tick(sequence_t *self, double when) noexcept nogil

@@ -12,6 +12,16 @@ FINISH_STOP: int
 FINISH_LENGTH: int
 FINISH_REFUSED: int
 FINISH_HALTED: int
+PHASE_WAITING: int
+PHASE_RESTORING: int
+PHASE_FOLLOWING: int
+PHASE_PREFILLING: int
+PHASE_DECODING: int
+PHASE_PARKED: int
+PHASE_ENDED: int
+N_PHASES: int
+
+def may_follow(phase: int, next_phase: int) -> bool: ...
 
 @disjoint_base
 class Sequence:
@@ -57,6 +67,8 @@ class Sequence:
     @property
     def queue_seconds(self) -> float | None: ...
     def schedule(self) -> None: ...
+    @property
+    def phase(self) -> int: ...
     @property
     def finished(self) -> bool: ...
     def tokens(self) -> array[int]: ...

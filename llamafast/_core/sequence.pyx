@@ -1,9 +1,9 @@
-"""One choice of one request, from its prompt to its last token."""
+"""One choice of one request, from its prompt to its last token: its tokens, its phase and its clock."""
+from cpython.ref cimport PyObject
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
-from .blocks cimport BLOCK, block_hash
 from .context cimport UNLIMITED
 from .headers.clock cimport now
 from .leaks cimport SEQUENCE, born, died
@@ -14,6 +14,11 @@ from .text cimport text_free, text_init
 from .vocab cimport Vocab
 
 from array import array
+
+
+def may_follow(int phase, int next_phase):
+    """Whether a sequence may go from one of PHASE_* to another."""
+    return sequence_may_enter(phase, next_phase)
 
 
 cdef class Sequence:
@@ -53,59 +58,60 @@ cdef class Sequence:
         for i in range(prompt.shape[0]):
             if not 0 <= prompt[i] < vocab.pieces.n_tokens:
                 raise ValueError(f"token id {prompt[i]} is outside the vocabulary of {vocab.pieces.n_tokens}")
+        s.owner = <PyObject *> self
         s.tag = tag
         s.seq_id = -1
-        s.output_row = s.leader = -1
-        s.save_at = UNLIMITED
-        s.n_prompt = s.n_tokens = <int32_t> prompt.shape[0]
-        s.n_max = s.n_prompt + max_tokens
-        s.capacity = s.n_prompt + min(max_tokens, 64)
-        s.ignore_eos = ignore_eos
-        s.show_control = show_control
+        s.share.leader = -1
+        s.tokens.save_at = UNLIMITED
+        s.tokens.n_prompt = s.tokens.n_certain = s.tokens.n_tokens = <int32_t> prompt.shape[0]
+        s.tokens.n_max = s.tokens.n_prompt + max_tokens
+        s.tokens.capacity = s.tokens.n_prompt + min(max_tokens, 64)
+        s.out.ignore_eos = ignore_eos
+        s.out.show_control = show_control
         if preserved is not None and preserved.shape[0]:
             self.preserved = (<char *> &preserved[0])[:preserved.shape[0] * <Py_ssize_t> sizeof(int32_t)]
-            s.preserved = <const int32_t *> <const char *> self.preserved
-            s.n_preserved = <int32_t> preserved.shape[0]
-        s.tokens = <int32_t *> malloc(<size_t> s.capacity * sizeof(int32_t))
-        if s.tokens == NULL:
+            s.out.preserved = <const int32_t *> <const char *> self.preserved
+            s.out.n_preserved = <int32_t> preserved.shape[0]
+        s.tokens.ids = <int32_t *> malloc(<size_t> s.tokens.capacity * sizeof(int32_t))
+        if s.tokens.ids == NULL:
             raise MemoryError
         born(SEQUENCE)
-        s.logprobs.n_top = top_logprobs
+        s.out.logprobs.n_top = top_logprobs
         # of the first token there is none
-        s.logprobs.n_scored = 1 if score_prompt else s.n_prompt
-        s.n_min = s.n_prompt + min(max(min_tokens, 0), max_tokens)
+        s.out.logprobs.n_scored = 1 if score_prompt else s.tokens.n_prompt
+        s.tokens.n_min = s.tokens.n_prompt + min(max(min_tokens, 0), max_tokens)
         if stop_tokens:
-            s.stop_tokens = <int32_t *> malloc(<size_t> len(stop_tokens) * sizeof(int32_t))
-            if s.stop_tokens == NULL:
+            s.out.stop_tokens = <int32_t *> malloc(<size_t> len(stop_tokens) * sizeof(int32_t))
+            if s.out.stop_tokens == NULL:
                 raise MemoryError
         for token in stop_tokens:
             if not 0 <= token < vocab.pieces.n_tokens:
                 raise ValueError(f"token id {token} is outside the vocabulary of {vocab.pieces.n_tokens}")
-            s.stop_tokens[s.n_stop_tokens] = token
-            s.n_stop_tokens += 1
-        s.text.keep_stop = keep_stop
-        memcpy(s.tokens, &prompt[0], <size_t> s.n_prompt * sizeof(int32_t))
-        text_init(&s.text, stops)
+            s.out.stop_tokens[s.out.n_stop_tokens] = token
+            s.out.n_stop_tokens += 1
+        s.out.text.keep_stop = keep_stop
+        memcpy(s.tokens.ids, &prompt[0], <size_t> s.tokens.n_prompt * sizeof(int32_t))
+        text_init(&s.out.text, stops)
         self.salt = salt
-        s.salt = salt
-        s.n_salt = len(salt)
-        s.seed = seed
+        s.share.salt = salt
+        s.share.n_salt = len(salt)
+        s.share.seed = seed
         self.sampler = sampler
         self.checkpoints = checkpoints
-        s.sampler = &sampler.state
-        s.submitted = now()
+        s.out.sampler = &sampler.state
+        s.clock.submitted = now()
         self.constraint = constraint
         if constraint is not None:
-            s.constraint = &constraint.state
+            s.out.constraint = &constraint.state
 
     def __dealloc__(self):
-        if self.state.tokens != NULL:
+        if self.state.tokens.ids != NULL:
             died(SEQUENCE)
-        free(self.state.tokens)
-        free(self.state.hashes)
-        free(self.state.stop_tokens)
-        logprobs_free(&self.state.logprobs)
-        text_free(&self.state.text)
+        free(self.state.tokens.ids)
+        free(self.state.share.hashes)
+        free(self.state.out.stop_tokens)
+        logprobs_free(&self.state.out.logprobs)
+        text_free(&self.state.out.text)
 
     @property
     def tag(self):
@@ -113,106 +119,125 @@ cdef class Sequence:
 
     @property
     def n_prompt(self):
-        return self.state.n_prompt
+        return self.state.tokens.n_prompt
 
     @property
     def n_tokens(self):
-        """Prompt and output so far."""
-        return self.state.n_tokens
+        """Prompt and output so far, as far as they are certain."""
+        return self.state.tokens.n_certain
 
     @property
     def n_past(self):
         """How many of them are in memory."""
-        return self.state.n_past
+        return self.state.tokens.n_past
 
     @property
     def n_max(self):
         """What n_tokens can reach."""
-        return self.state.n_max
+        return self.state.tokens.n_max
 
     @property
     def n_cached(self):
         """How many prompt tokens were taken from another sequence instead of being computed."""
-        return self.state.n_cached
+        return self.state.share.n_cached
 
     @property
     def scores_prompt(self):
         """Whether log probabilities of its prompt are still to come: then every row of it gives logits."""
-        return self.state.logprobs.n_scored < self.state.n_prompt
+        return self.state.out.logprobs.n_scored < self.state.tokens.n_prompt
 
     @property
     def save_at(self):
         """Runner.run returns SAVE_DUE once so many tokens are in memory."""
-        return self.state.save_at
+        return self.state.tokens.save_at
 
     @save_at.setter
     def save_at(self, int32_t n_tokens):
-        self.state.save_at = n_tokens
+        self.state.tokens.save_at = n_tokens
 
     @property
     def queue_seconds(self):
         """From here to the first work on it, be it a row or a restored part; None before. So what it waits for another
         sequence's prefix counts."""
-        return self.state.scheduled - self.state.submitted if self.state.scheduled else None
+        return self.state.clock.scheduled - self.state.clock.submitted if self.state.clock.scheduled else None
 
     def schedule(self):
         """Work on it begins, elsewhere than in a Runner's steps."""
         sequence_schedule(&self.state, now())
 
     @property
+    def phase(self):
+        """One of PHASE_*."""
+        return self.state.phase
+
+    @property
     def finished(self):
-        return self.state.finish != FINISH_NONE
+        return self.state.phase == PHASE_ENDED
 
     def tokens(self):
         """A copy of prompt and output, as array('i')."""
-        cdef Py_ssize_t size = <Py_ssize_t> self.state.n_tokens * <Py_ssize_t> sizeof(int32_t)
-        return array("i", (<char *> self.state.tokens)[:size])
+        cdef Py_ssize_t size = <Py_ssize_t> self.state.tokens.n_certain * <Py_ssize_t> sizeof(int32_t)
+        return array("i", (<char *> self.state.tokens.ids)[:size])
 
 
-cdef int sequence_hash(sequence_t *self) noexcept nogil:
-    """Bring ``hashes`` up to the whole blocks of ``tokens``: 0, or -1 when out of memory."""
-    cdef int32_t n_blocks = self.n_tokens // BLOCK
-    cdef uint64_t parent
-    cdef uint64_t *grown
-    if n_blocks > self.n_blocks:
-        grown = <uint64_t *> realloc(self.hashes, <size_t> (self.capacity // BLOCK + 1) * sizeof(uint64_t))
+# Which phases may follow each: bit p of FOLLOWED_BY[q] says that p may follow q.
+cdef int FOLLOWED_BY[N_PHASES]
+FOLLOWED_BY[:] = [
+    # whoever is added waits for somebody, or has its turn
+    1 << PHASE_RESTORING | 1 << PHASE_FOLLOWING | 1 << PHASE_PREFILLING,
+    # the Prefiller's logits choose a token, or find its mask late, before what it computed is here
+    1 << PHASE_WAITING | 1 << PHASE_FOLLOWING | 1 << PHASE_PREFILLING | 1 << PHASE_PARKED | 1 << PHASE_ENDED,
+    1 << PHASE_WAITING | 1 << PHASE_PREFILLING | 1 << PHASE_ENDED,
+    1 << PHASE_WAITING | 1 << PHASE_DECODING | 1 << PHASE_PARKED | 1 << PHASE_ENDED,
+    1 << PHASE_WAITING | 1 << PHASE_PARKED | 1 << PHASE_ENDED,
+    1 << PHASE_WAITING | 1 << PHASE_DECODING | 1 << PHASE_RESTORING | 1 << PHASE_ENDED,
+    0,
+]
+
+
+cdef bint sequence_may_enter(int phase, int next_phase) noexcept nogil:
+    """Whether one phase may follow another."""
+    return phase == next_phase or FOLLOWED_BY[phase] >> next_phase & 1
+
+
+cdef void sequence_enter(sequence_t *self, int phase) noexcept nogil:
+    """The one setter of ``phase``."""
+    self.astray = self.astray or not sequence_may_enter(self.phase, phase)
+    self.phase = phase
+
+
+cdef void sequence_reach(sequence_t *self, int32_t n_past) noexcept nogil:
+    """Its first ``n_past`` tokens, and no more, are in memory now."""
+    self.astray = self.astray or not 0 <= n_past <= self.tokens.n_certain
+    self.tokens.n_past = n_past
+
+
+cdef int sequence_append(sequence_t *self, int32_t token) noexcept nogil:
+    """Add a generated token, which is certain: 0, or -1 when out of memory."""
+    cdef tokens_t *tokens = &self.tokens
+    cdef int32_t *grown
+    cdef int32_t capacity
+    if tokens.n_tokens == tokens.capacity:
+        capacity = min(2 * tokens.capacity, tokens.n_max)
+        grown = <int32_t *> realloc(tokens.ids, <size_t> capacity * sizeof(int32_t))
         if grown == NULL:
             return -1
-        self.hashes = grown
-    while self.n_blocks < n_blocks:
-        parent = self.hashes[self.n_blocks - 1] if self.n_blocks else self.seed
-        self.hashes[self.n_blocks] = block_hash(parent, self.tokens + self.n_blocks * BLOCK)
-        self.n_blocks += 1
+        tokens.ids = grown
+        tokens.capacity = capacity
+    tokens.ids[tokens.n_tokens] = token
+    tokens.n_tokens += 1
+    tokens.n_certain = tokens.n_tokens
     return 0
 
 
 cdef void sequence_schedule(sequence_t *self, double when) noexcept nogil:
     """Work on it began at ``when``; the first time counts."""
-    if self.scheduled == 0:
-        self.scheduled = when
+    if self.clock.scheduled == 0:
+        self.clock.scheduled = when
 
 
-cdef bint sequence_preserves(const sequence_t *self, int32_t token) noexcept nogil:
-    """Whether a control token's text is shown although control tokens are not; they are few, and rare in text."""
-    cdef int32_t i
-    for i in range(self.n_preserved):
-        if self.preserved[i] == token:
-            return True
-    return False
-
-
-cdef int sequence_append(sequence_t *self, int32_t token) noexcept nogil:
-    """Add a generated token: 0, or -1 when out of memory."""
-    cdef int32_t *grown
-    cdef int32_t capacity
-    if self.n_tokens == self.capacity:
-        capacity = min(2 * self.capacity, self.n_max)
-        grown = <int32_t *> realloc(self.tokens, <size_t> capacity * sizeof(int32_t))
-        if grown == NULL:
-            return -1
-        self.tokens = grown
-        self.capacity = capacity
-    self.tokens[self.n_tokens] = token
-    self.n_tokens += 1
-    self.n_unreported += 1
-    return 0
+cdef void sequence_tick(sequence_t *self, double when) noexcept nogil:
+    """It got a token, or several, at ``when``."""
+    if self.clock.first_token == 0:
+        self.clock.first_token = when
+    self.clock.newest_token = when

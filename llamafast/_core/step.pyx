@@ -5,20 +5,19 @@ without a Python decision and with no lock but the Outbox's.
 """
 from libc.stdint cimport int32_t
 
-from .blocks cimport BLOCK
 from .context cimport Batch, Context, context_decode
 from .cost cimport cost_add
 from .headers.clock cimport now
-from .headers.llama cimport llama_get_logits_ith
+from .headers.llama cimport LLAMA_MAX_SEQ, llama_get_logits_ith
 from .histograms cimport histograms_init, observe_step, observe_token
 from .leaks cimport RUNNER, born, died
-from .live cimport live_free, live_init, live_note
+from .live cimport live_free, live_grow, live_init
 from .masks cimport Masker, constraint_ready, masker_wait
 from .outbox cimport Outbox, outbox_publish
 from .output cimport Output, output_next, output_score
 from .prefiller cimport Prefiller, prefiller_slice
-from .rows cimport pace_init, pace_spare, rows_fill
-from .sequence cimport FINISH_NONE, sequence_schedule, sequence_t
+from .rows cimport pace_init, pace_spare, rows_fill, rows_give_token
+from .sequence cimport PHASE_ENDED, PHASE_PARKED, sequence_reach, sequence_schedule, sequence_t
 from .vocab cimport Vocab
 
 # How long a step waits for masks that are late: while others could go on, as a share of llama_decode's time, and
@@ -42,7 +41,9 @@ cdef class Step:
         self.masker = Masker()
         self.output = Output(context, vocab, outbox, self.masker)
         pace_init(&self.pace, context.n_batch, vocab.pieces.n_tokens, prefill_chunk, target_itl)
-        if live_init(&self.live, context.memory, context.unified, context.n_cuttable) < 0:
+        # without a memory nobody can run
+        n_seq_max = min(context.n_seq_max, LLAMA_MAX_SEQ) if context.memory != NULL else 0
+        if live_init(&self.live, context.memory, context.unified, context.n_cuttable, n_seq_max) < 0:
             raise MemoryError
         histograms_init(&self.observed)
         born(RUNNER)
@@ -113,15 +114,15 @@ cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
     n_sequences = 0
     for i in range(self.live.n):
         s = self.live.states[i]
-        if s.n_rows:
-            s.n_past += s.n_rows
+        if s.rows.n:
+            sequence_reach(s, s.tokens.n_past + s.rows.n)
             sequence_schedule(s, start)
             n_sequences += 1
-        save_due = save_due or s.n_past >= s.save_at
+        save_due = save_due or s.tokens.n_past >= s.tokens.save_at
     # the first row waits until the device is done
     for i in range(self.live.n):
-        if self.live.states[i].output_row >= 0:
-            llama_get_logits_ith(self.context.ctx, self.live.states[i].output_row)
+        if self.live.states[i].rows.n_outputs:
+            llama_get_logits_ith(self.context.ctx, self.live.states[i].rows.first_output)
             break
     decoded = now()
     await_masks(self, decoded - start)
@@ -150,27 +151,24 @@ cdef int step_publish(Step self, double decoded) noexcept nogil:
 cdef bint anybody_parked(Step self) noexcept nogil:
     cdef int32_t i
     for i in range(self.live.n):
-        if is_parked(self.live.states[i]):
+        if self.live.states[i].phase == PHASE_PARKED:
             return True
     return False
 
 
-cdef bint is_parked(const sequence_t *s) noexcept nogil:
-    """Whether its logits wait for a mask."""
-    return s.constraint != NULL and s.constraint.parked and s.finish == FINISH_NONE
-
-
 cdef void await_masks(Step self, double decode_seconds) noexcept nogil:
     """Give the masks of this step's rows a little time, those of slow grammars only where nobody could go on."""
-    cdef int32_t i, n_late = 0, n_slow = 0, n_outputs = 0
+    cdef int32_t i, n_late = 0, n_slow = 0, n_chosen = 0
     cdef sequence_t *s
     for i in range(self.live.n):
         s = self.live.states[i]
-        n_outputs += s.output_row >= 0
-        if s.output_row >= 0 and s.constraint != NULL and not constraint_ready(s.constraint):
+        if not rows_give_token(s):
+            continue
+        n_chosen += 1
+        if s.out.constraint != NULL and not constraint_ready(s.out.constraint):
             n_late += 1
-            n_slow += s.constraint.lane
-    if n_late and n_late == n_outputs:
+            n_slow += s.out.constraint.lane
+    if n_late and n_late == n_chosen:
         masker_wait(self.masker, MASK_SECONDS)
     elif n_late > n_slow:
         masker_wait(self.masker, MASK_PATIENCE * decode_seconds)
@@ -184,12 +182,12 @@ cdef int step_sample(Step self, double decoded) noexcept nogil:
     cdef float *logits
     for i in range(self.live.n):
         s = self.live.states[i]
-        if s.n_rows and s.logprobs.n_scored < s.n_prompt and output_score(self.output, s) < 0:
+        if s.rows.n and s.out.logprobs.n_scored < s.tokens.n_prompt and output_score(self.output, s) < 0:
             return NO_MEMORY
-        if is_parked(s):
-            logits = s.constraint.row
-        elif s.output_row >= 0:
-            logits = llama_get_logits_ith(self.context.ctx, s.output_row)
+        if s.phase == PHASE_PARKED:
+            logits = s.out.constraint.row
+        elif rows_give_token(s):
+            logits = llama_get_logits_ith(self.context.ctx, s.rows.first_output + s.rows.n_outputs - 1)
             if logits == NULL:
                 return -1
         else:
@@ -203,12 +201,11 @@ cdef int step_sample(Step self, double decoded) noexcept nogil:
 
 cdef int step_choose(Step self, sequence_t *s, float *logits, double decoded) noexcept nogil:
     """A sequence's next token, or several, and what became text, staged: PAUSED, FINISHED or NO_MEMORY."""
-    cdef int32_t n_before = s.n_tokens
+    cdef int32_t n_before = s.tokens.n_certain
     if output_next(self.output, s, logits) < 0:
         return NO_MEMORY
-    if s.n_tokens > n_before:
-        self.counters.generated_tokens += s.n_tokens - n_before
+    if s.tokens.n_certain > n_before:
+        self.counters.generated_tokens += s.tokens.n_certain - n_before
         observe_token(&self.observed, s, decoded)
-        if s.n_tokens // BLOCK > n_before // BLOCK:
-            live_note(&self.live, s)
-    return PAUSED if s.finish == FINISH_NONE else FINISHED
+        live_grow(&self.live, s, n_before)
+    return FINISHED if s.phase == PHASE_ENDED else PAUSED

@@ -1,0 +1,3 @@
+from .live cimport live_t
+
+cdef str broken_law(const live_t *self)
