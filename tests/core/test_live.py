@@ -1,74 +1,14 @@
-"""What sequences have in common: sharing while they run, and states that are saved and restored."""
+"""What sequences that run have in common: sharing, and states that are saved and restored."""
 
 from __future__ import annotations
 
-import struct
-from array import array
-
 import pytest
-import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.test_runner import Rig
-from llamafast._core.blocks import block_hashes, common_prefix
-from llamafast._core.states import PrefixTree, State
+from llamafast._core.context import UNLIMITED
 from llamafast._core.step import PAUSED, SAVE_DUE
-
-SMALL = st.lists(st.sampled_from([40, 41]), max_size=60)
-
-
-@given(n=st.integers(0, 600), a=SMALL, b=SMALL)
-def test_the_common_prefix_is_what_counting_gives(n, a, b):
-    one, other = [*range(n), *a], [*range(n), *b]
-    expected = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
-    expected = min(len(one), len(other)) if expected is None else expected
-    assert common_prefix(array("i", one), array("i", other)) == expected
-
-
-@given(tokens=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=100), salt=st.binary(max_size=40))
-def test_digests_of_blocks_are_what_the_xxhash_package_computes(tokens, salt):
-    parent = seed = xxhash.xxh3_64_intdigest(salt)
-    expected = []
-    for start in range(0, len(tokens) // 16 * 16, 16):
-        parent = xxhash.xxh3_64_intdigest(struct.pack("<Q16i", parent, *tokens[start : start + 16]))
-        expected.append(parent)
-    assert block_hashes(array("i", tokens), seed) == expected
-
-
-def test_a_digest_is_the_same_in_every_process_and_release():
-    seed = 0x9FCB_F6C9_5446_B4A4  # of the salt b"tenant"
-    assert block_hashes(array("i", range(40)), seed) == [0xBF65_8511_21BD_DE1A, 0xC9A7_2A24_2D3D_A8A3]
-
-
-def test_a_tree_takes_arrays_of_tokens_and_states_that_end_with_them():
-    tree, tokens = PrefixTree(), array("i", range(100))
-    with pytest.raises(TypeError, match="int32"):
-        tree.find(array("q", range(100)), b"", 100, 0)
-    for length in (-1, 101):
-        with pytest.raises(ValueError, match=str(length)):
-            tree.find(tokens, b"", length, 0)
-    state = State(b"state", None, 0, 100, spares=100, n_bytes=5)
-    with pytest.raises(ValueError, match="100"):
-        tree.add(tokens[:99], b"", state)
-    assert tree.empty
-    tree.add(tokens, b"", state)
-    with pytest.raises(ValueError, match="100"):
-        tree.add(tokens, b"", state)
-    assert (tree.empty, state.kept, state.is_last) == (False, True, True)
-    assert tree.find(tokens, b"", 100, 0) == (state, 100)
-    assert tree.find(tokens, b"", 99, 0) == tree.find(tokens, b"salt", 100, 100) == (None, 0)
-    tree.drop(state)
-    assert (tree.empty, state.kept, state.saved) == (True, False, b"")
-    with pytest.raises(ValueError, match="not kept"):
-        tree.drop(state)
-
-
-def test_a_long_chain_of_states_is_freed_without_a_deep_stack():
-    state = None
-    for _ in range(300_000):
-        state = State(b"state", state, 0, 1, spares=1, n_bytes=5)
-    del state
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +117,7 @@ def test_a_state_is_saved_and_restored_in_parts(rig):
     rig.runner.add(source)
     assert rig.runner.run(100) == SAVE_DUE
     assert rig.runner.save_due() == [source]
-    source.save_at = 2**31 - 1
+    source.save_at = UNLIMITED
     while source.n_past < 110:
         rig.runner.run(1)
     parts = [(rig.runner.save(source, *part), *part) for part in [(0, 40), (40, 41), (41, 110)]]
