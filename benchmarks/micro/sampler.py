@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import median
-from llamafast._core.sampler import Sampler
 from tests.support.llama_chain import Chain, Floats, token_data
+from tests.support.samplers import sampler_of
 
 VOCABULARIES = (49_152, 151_936)
 CASES: dict[str, dict[str, Any]] = {
@@ -46,7 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def ours(parameters: dict[str, Any], row: Floats, rounds: int) -> float:
     """Seconds a token; the history grows by one token a round, as it does in use."""
-    sampler = Sampler(len(row), **parameters, seed=1)
+    sampler = sampler_of(len(row), **parameters, seed=1)
     history = np.random.default_rng(1).integers(0, len(row), 1000 + rounds).astype(np.int32)
     work = row.copy()
     times = []

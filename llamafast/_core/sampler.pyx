@@ -38,33 +38,33 @@ cdef class Sampler:
     at all of it with -1. ``dry_breakers`` are what its repetitions do not reach back over.
     ``logit_bias`` is pairs of token id and bias, which add up. ``seed`` is an integer of 64 bits, signed or not.
     ``samplers`` are the stages in order, under llama-server's names; what is not among them is off. ``mirostat`` 1 or 2
-    takes the place of all stages but penalties, DRY and temperature. Without arguments every stage is off: tokens are
-    drawn from the distribution as it is.
+    takes the place of all stages but penalties, DRY and temperature. Nothing has a default here: what a request gets
+    that says nothing is the engine's to say.
 
     Raises ValueError for a value that is not finite or out of range.
     """
 
-    def __cinit__(
-        self, int32_t n_vocab, *, double temperature=1.0, top_k=0, double top_p=1.0, double min_p=0.0,
-        double typical_p=1.0, double top_n_sigma=0.0, double xtc_probability=0.0, double xtc_threshold=0.1,
-        double dynatemp_range=0.0, double dynatemp_exponent=1.0, int mirostat=0, double mirostat_tau=5.0,
-        double mirostat_eta=0.1, double repetition_penalty=1.0, double presence_penalty=0.0,
-        double frequency_penalty=0.0, penalty_last_n=64, double dry_multiplier=0.0, double dry_base=1.75,
-        dry_allowed_length=2, dry_penalty_last_n=64, Breakers dry_breakers=None, logit_bias=(), seed=0,
-        samplers=tuple(STAGES),
-    ):
-        cdef sampler_t *s = &self.state
+    def __cinit__(self, *_, **__):
         born(SAMPLER)
         self.counted = True
+        self.breakers = NO_BREAKERS
+
+    def __init__(
+        self, int32_t n_vocab, *, double temperature, top_k, double top_p, double min_p, double typical_p,
+        double top_n_sigma, double xtc_probability, double xtc_threshold, double dynatemp_range,
+        double dynatemp_exponent, int mirostat, double mirostat_tau, double mirostat_eta, double repetition_penalty,
+        double presence_penalty, double frequency_penalty, penalty_last_n, double dry_multiplier, double dry_base,
+        dry_allowed_length, dry_penalty_last_n, logit_bias, seed, samplers, Breakers dry_breakers=None,
+    ):
+        cdef sampler_t *s = &self.state
         if n_vocab < 1:
             raise ValueError(f"n_vocab is {n_vocab}: expected at least 1")
-        seed = index(seed)
-        if not -(1 << 63) <= seed < 1 << 64:
-            raise ValueError(f"seed is {seed}: expected an integer of 64 bits")
+        if s.n_vocab:
+            raise ValueError("it is made already")
         if mirostat not in (0, 1, 2):
             raise ValueError(f"mirostat is {mirostat}: expected 0, 1 or 2")
         s.n_vocab = s.penalties.counts.n_vocab = s.dry.longest.n_vocab = n_vocab
-        s.seed = seed & 0xFFFFFFFFFFFFFFFF
+        s.seed = seed_bits(seed)
         s.temperature = finite("temperature", min(temperature, FLT_MAX) if isfinite(temperature) else temperature)
         s.top_k = min(whole("top_k", top_k, 0), n_vocab)
         s.top_p = share("top_p", top_p)
@@ -87,7 +87,8 @@ cdef class Sampler:
         s.dry.base = positive("dry_base", dry_base)
         s.dry.allowed_length = whole("dry_allowed_length", dry_allowed_length, 0)
         s.dry.last_n = window("dry_penalty_last_n", dry_penalty_last_n)
-        self.breakers = NO_BREAKERS if dry_breakers is None else dry_breakers
+        if dry_breakers is not None:
+            self.breakers = dry_breakers
         s.dry.breakers = &self.breakers.table
         copy_bias(s, list(logit_bias))
         choose_stages(s, tuple(samplers))
@@ -104,10 +105,9 @@ cdef class Sampler:
     def reseeded(self, seed):
         """Another sampler of the same parameters, at its start, that draws other numbers. Cheap: what is large in the
         parameters is shared."""
-        cdef Sampler other = Sampler.__new__(Sampler, self.state.n_vocab, seed=seed)
+        cdef uint64_t bits = seed_bits(seed)
+        cdef Sampler other = Sampler.__new__(Sampler)
         cdef sampler_t *s = &other.state
-        cdef uint64_t bits = s.seed
-        free(s.bias)
         other.borrows = True
         s[0] = self.state
         s.seed = bits
@@ -154,6 +154,13 @@ cdef int32_t sampler_pick(
     if self.penalties.last_n != 0 and penalize(&self.penalties, row, history, n_history) != 0:
         return -1
     return draw_token(self, scratch, row, <uint32_t> n_history)
+
+
+cdef uint64_t seed_bits(seed) except? 0:
+    seed = index(seed)
+    if not -(1 << 63) <= seed < 1 << 64:
+        raise ValueError(f"seed is {seed}: expected an integer of 64 bits")
+    return seed & 0xFFFFFFFFFFFFFFFF
 
 
 cdef float finite(str name, double value) except? -1:

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from llamafast._core.model import Model
-from llamafast._core.sampler import Sampler
+from llamafast.engine.sequence_planner import sampler_of
 from llamafast.engine.types import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def recommended_sampling(model: Model) -> SamplingParams:
 def _take(values: dict[str, Any], name: str, text: str, read: Any) -> None:
     try:
         value = read(text)
-        Sampler(1, **{name: value})
+        sampler_of(1, replace(SamplingParams(), **{name: value}))
     except (ValueError, OverflowError) as error:
         logger.warning("the model's recommended %s is ignored: %s", name, error)
     else:

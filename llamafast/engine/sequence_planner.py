@@ -143,14 +143,20 @@ class SequencePlanner:
 
     def _sampler(self, params: SamplingParams) -> Sampler:
         """What the samplers of a request share; ``reseeded`` makes those of its choices."""
-        values = asdict(params) | {"seed": 0}
-        texts = values.pop("dry_sequence_breakers")
+        breakers = None
         if params.dry_multiplier:
-            values["dry_breakers"] = self._breakers.get(texts) or self.prepare(params)
+            breakers = self._breakers.get(params.dry_sequence_breakers) or self.prepare(params)
         try:
-            return Sampler(self._info.n_vocab, **values)
+            return sampler_of(self._info.n_vocab, params, breakers)
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
+
+
+def sampler_of(n_vocab: int, params: SamplingParams, breakers: Breakers | None = None) -> Sampler:
+    """What the core makes of ``params``, with the seed 0. Raises ValueError for what makes no sense."""
+    values = asdict(params) | {"seed": 0}
+    del values["dry_sequence_breakers"]
+    return Sampler(n_vocab, **values, dry_breakers=breakers)
 
 
 def _seed(params: SamplingParams, index: int) -> int:

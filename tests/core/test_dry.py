@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from support.llama_chain import Chain
+from support.samplers import sampler_of
 
 from core.test_sampler import Ids, name_of, normal
 from llamafast._core.dry import Breakers
-from llamafast._core.sampler import Sampler
 
 DRY: list[dict[str, Any]] = [
     {"dry_multiplier": 0.8},
@@ -31,7 +31,7 @@ def test_dry_edits_the_row_as_the_chain_does(parameters: dict[str, Any], n_words
         chain.accept(history.tolist())
         expected = chain.logits(row)
         parameters.setdefault("dry_penalty_last_n", 64)
-        Sampler(40, **parameters).pick(row, history)
+        sampler_of(40, **parameters).pick(row, history)
         np.testing.assert_array_equal(row, expected)
 
 
@@ -41,7 +41,7 @@ def test_dry_does_not_reach_over_a_breaker() -> None:
 
     def penalized_by(history: Ids, breakers: list[tuple[int, tuple[int, ...]]]) -> list[int]:
         row = np.zeros(10, np.float32)
-        Sampler(10, dry_multiplier=1.0, dry_breakers=Breakers(breakers)).pick(row, history)
+        sampler_of(10, dry_multiplier=1.0, dry_breakers=Breakers(breakers)).pick(row, history)
         return np.flatnonzero(row).tolist()
 
     assert penalized_by(history, []) == [4]

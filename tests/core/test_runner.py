@@ -6,12 +6,12 @@ import os
 from array import array
 
 import pytest
+from support.samplers import sampler_of
 
 from llamafast._core.context import Context
 from llamafast._core.model import Model
 from llamafast._core.outbox import Outbox
 from llamafast._core.runner import Runner
-from llamafast._core.sampler import Sampler
 from llamafast._core.sequence import Sequence
 from llamafast._core.step import FINISHED, NO_ROOM, PAUSED
 from llamafast._core.vocab import Vocab
@@ -40,7 +40,7 @@ class Rig:
         vars(self).clear()
 
     def sequence(self, prompt, tag=1, max_tokens=16, **options):
-        sampler = Sampler(self.vocab.n_tokens, **{"temperature": 0.0, **options.pop("sampling", {})})
+        sampler = sampler_of(self.vocab.n_tokens, **{"temperature": 0.0, **options.pop("sampling", {})})
         return Sequence(self.vocab, array("i", prompt), sampler, tag=tag, max_tokens=max_tokens, **options)
 
     def run(self, *sequences):

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from support.llama_chain import Chain, Floats
+from support.samplers import sampler_of
 
 from llamafast._core.sampler import Sampler
 
@@ -97,7 +98,7 @@ ROWS = {
 
 def draws(parameters: dict[str, Any], row: Floats, n: int, seed: int = 11) -> npt.NDArray[np.int64]:
     """How often each token is drawn at n positions."""
-    sampler = Sampler(len(row), **parameters, seed=seed)
+    sampler = sampler_of(len(row), **parameters, seed=seed)
     return np.bincount([sampler.pick(row, POSITIONS[:i]) for i in range(n)], minlength=len(row))
 
 
@@ -137,7 +138,7 @@ def test_rare_stages_are_the_chains(name: str, parameters: dict[str, Any]) -> No
     sampler_per_draw = "mirostat" in parameters  # its target moves with every draw
     if sampler_per_draw:
         seeds = range(1_500)
-        picks = [Sampler(len(row), **parameters, seed=seed).pick(row, EMPTY) for seed in seeds]
+        picks = [sampler_of(len(row), **parameters, seed=seed).pick(row, EMPTY) for seed in seeds]
         counts = np.bincount(picks, minlength=len(row))
     else:
         counts = draws(parameters, row, 1_500)
@@ -152,7 +153,7 @@ def test_mirostat_steers_the_surprise(version: int) -> None:
     chance = np.exp(row - row.max(), dtype=np.float64)
     bits = -np.log2(chance / chance.sum())
     for tau in (3.0, 6.0):
-        sampler = Sampler(len(row), mirostat=version, mirostat_tau=tau, mirostat_eta=0.2, seed=5)
+        sampler = sampler_of(len(row), mirostat=version, mirostat_tau=tau, mirostat_eta=0.2, seed=5)
         picks = [sampler.pick(row, POSITIONS[:i]) for i in range(600)]
         assert bits[picks[100:]].mean() < bits.min() + 2 * tau
         assert bits[picks[100:]].mean() == pytest.approx(tau, abs=1.5 + bits.min())
@@ -170,8 +171,8 @@ def test_greedy_after_rare_stages() -> None:
     row = normal(300)
     row[[7, 9]] = 12.0, 11.0
     xtc = {"xtc_probability": 1.0, "xtc_threshold": 0.1}
-    assert Sampler(300, temperature=0.0, **xtc).pick(row.copy(), EMPTY) == 9
-    assert Sampler(300, temperature=0.0, typical_p=0.5, top_n_sigma=1.0).pick(row.copy(), EMPTY) == 7
+    assert sampler_of(300, temperature=0.0, **xtc).pick(row.copy(), EMPTY) == 9
+    assert sampler_of(300, temperature=0.0, typical_p=0.5, top_n_sigma=1.0).pick(row.copy(), EMPTY) == 7
 
 
 @pytest.mark.parametrize("samplers", [("top_k", "penalties"), ("temperature", "penalties", "min_p")])
@@ -181,7 +182,7 @@ def test_penalties_after_truncation(samplers: tuple[str, ...]) -> None:
     chain = Chain(60, **parameters)
     chain.accept(HISTORY.tolist())
     probabilities = chain.probabilities(row)
-    picks = [Sampler(60, **parameters, seed=seed).pick(row.copy(), HISTORY) for seed in range(4_000)]
+    picks = [sampler_of(60, **parameters, seed=seed).pick(row.copy(), HISTORY) for seed in range(4_000)]
     counts = np.bincount(picks, minlength=60)
     assert not counts[probabilities == 0].any()
     assert fit(counts, probabilities) > 1e-4
@@ -253,14 +254,14 @@ def test_bias_and_penalties_edit_the_row_as_the_chain_does(edits: dict[str, Any]
     chain = Chain(300, **edits)
     chain.accept(HISTORY.tolist())
     expected = chain.logits(row)
-    Sampler(300, temperature=0, **edits).pick(row, HISTORY)
+    sampler_of(300, temperature=0, **edits).pick(row, HISTORY)
     np.testing.assert_array_equal(row, expected)
 
 
 @pytest.mark.parametrize("edits", [{}, *EDITS], ids=name_of)
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
 def test_greedy_is_the_chains(temperature: float, edits: dict[str, Any]) -> None:
-    sampler = Sampler(300, temperature=temperature, top_k=5, top_p=0.5, min_p=0.1, seed=3, **edits)
+    sampler = sampler_of(300, temperature=temperature, top_k=5, top_p=0.5, min_p=0.1, seed=3, **edits)
     for seed in range(50):
         row = np.round(normal(300, 1.0, seed) * 4) / 4  # ties for the first place
         chain = Chain(300, temperature=temperature, **edits)
@@ -274,7 +275,7 @@ def test_penalties_and_truncation_together() -> None:
     chain = Chain(100, **(parameters | {"logit_bias": ((5, 9.0), (9, -1.5))}))
     chain.accept(HISTORY.tolist())
     probabilities = chain.probabilities(row)
-    picks = [Sampler(100, **parameters, seed=seed).pick(row.copy(), HISTORY) for seed in range(6_000)]
+    picks = [sampler_of(100, **parameters, seed=seed).pick(row.copy(), HISTORY) for seed in range(6_000)]
     counts = np.bincount(picks, minlength=100)
     assert not counts[probabilities == 0].any()
     assert fit(counts, probabilities) > 1e-4
@@ -291,7 +292,7 @@ def test_counts_follow_a_history_that_changes(window: int) -> None:
     """A sampler that saw every version of the history edits like one that sees only the last."""
     parameters: dict[str, Any] = {"repetition_penalty": 1.2, "frequency_penalty": 0.1, "penalty_last_n": window}
     rng = np.random.default_rng(5)
-    sampler = Sampler(500, temperature=0, **parameters)
+    sampler = sampler_of(500, temperature=0, **parameters)
     history = EMPTY
     for step in range(400):
         # rejected drafts are taken back and others come; now and then a sequence starts anew or is cut short
@@ -300,33 +301,33 @@ def test_counts_follow_a_history_that_changes(window: int) -> None:
             keep = int(rng.integers(0, len(history)))
         grown = rng.zipf(1.3, int(rng.integers(0, 40))) % 500
         history = np.concatenate([history[: max(0, keep)], grown.astype(np.int32)])
-        fresh = Sampler(500, temperature=0, **parameters)
+        fresh = sampler_of(500, temperature=0, **parameters)
         np.testing.assert_array_equal(penalized(sampler, history), penalized(fresh, history))
 
 
 def test_penalties_skip_ids_outside_the_vocabulary() -> None:
     history = np.array([-1, 500, 2**31 - 1, -(2**31), 7], np.int32)
-    changed = penalized(Sampler(500, temperature=0, presence_penalty=1.0), history)
+    changed = penalized(sampler_of(500, temperature=0, presence_penalty=1.0), history)
     assert np.flatnonzero(changed != np.linspace(-2, 2, 500, dtype=np.float32)).tolist() == [7]
 
 
 def test_a_draw_depends_on_seed_and_position_alone() -> None:
     row, other = normal(1000), peaked(1000)
-    sampler = Sampler(1000, seed=1)
+    sampler = sampler_of(1000, seed=1)
     first = [sampler.pick(row, POSITIONS[:i]) for i in range(50)]
     for i in range(50):
         sampler.pick(other, POSITIONS[: 3 * i])
-    resumed = Sampler(1000, seed=1)
+    resumed = sampler_of(1000, seed=1)
     assert [resumed.pick(row, np.full(i, 9, np.int32)) for i in range(25, 50)] == first[25:]
     assert [sampler.pick(row, POSITIONS[:i]) for i in range(50)] == first
-    assert [Sampler(1000, seed=2).pick(row, POSITIONS[:i]) for i in range(50)] != first
+    assert [sampler_of(1000, seed=2).pick(row, POSITIONS[:i]) for i in range(50)] != first
 
 
 def test_seeds_are_64_bits_signed_or_not() -> None:
     row = normal(1000)
 
     def sequence(seed: int) -> list[int]:
-        sampler = Sampler(1000, seed=seed)
+        sampler = sampler_of(1000, seed=seed)
         return [sampler.pick(row, POSITIONS[:i]) for i in range(20)]
 
     assert sequence(-1) == sequence(2**64 - 1)
@@ -337,7 +338,7 @@ def test_seeds_are_64_bits_signed_or_not() -> None:
 def test_neighbouring_draws_are_independent(seeds: tuple[int, int], step: int) -> None:
     """Pairs of draws, at neighbouring positions or of neighbouring seeds, are evenly spread."""
     row = np.zeros(8, np.float32)
-    one, two = (Sampler(8, seed=seed) for seed in seeds)
+    one, two = (sampler_of(8, seed=seed) for seed in seeds)
     pairs = [one.pick(row, POSITIONS[:i]) * 8 + two.pick(row, POSITIONS[: i + step]) for i in range(16_000)]
     assert fit(np.bincount(pairs, minlength=64), np.full(64, 1 / 64)) > 1e-4
 
@@ -361,7 +362,7 @@ HOSTILE = {
 def test_hostile_rows(name: str, parameters: dict[str, Any]) -> None:
     values, allowed = HOSTILE[name]
     row = values.astype(np.float32)
-    sampler = Sampler(600, **parameters, seed=8)
+    sampler = sampler_of(600, **parameters, seed=8)
     assert {sampler.pick(row, POSITIONS[:i]) for i in range(30)} <= allowed
 
 
@@ -385,7 +386,7 @@ def test_hostile_penalties_stay_inside_the_vocabulary() -> None:
     for value in (3e38, -3e38, 1e-38):
         for logit in (3e38, -3e38, 0.0, -np.inf, np.nan):
             row = np.full(300, logit, np.float32)
-            sampler = Sampler(
+            sampler = sampler_of(
                 300, repetition_penalty=abs(value), presence_penalty=value, frequency_penalty=value,
                 logit_bias=[(i, value) for i in range(300)],
             )  # fmt: skip
@@ -395,12 +396,12 @@ def test_hostile_penalties_stay_inside_the_vocabulary() -> None:
 def test_samplers_in_a_cycle_that_the_garbage_collector_clears_free_their_biases_once():
     """In a process of its own: the C library ends it where it sees a block freed twice."""
     code = (
-        "import gc; from llamafast._core.sampler import Sampler\n"
-        "base = Sampler(100, logit_bias=[(k, 1.0) for k in range(50)])\n"
+        "import gc; from tests.support.samplers import sampler_of\n"
+        "base = sampler_of(100, logit_bias=[(k, 1.0) for k in range(50)])\n"
         "gc.disable()\n"
         "for seed in range(3):\n"
         "    cycle = [base.reseeded(seed)]; cycle.append(cycle); del cycle\n"
         "del base; gc.collect()\n"
-        "samplers = [Sampler(100, logit_bias=[(k, 1.0) for k in range(50)]) for _ in range(20)]"
+        "samplers = [sampler_of(100, logit_bias=[(k, 1.0) for k in range(50)]) for _ in range(20)]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

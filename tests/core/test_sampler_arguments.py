@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.samplers import OFF, sampler_of
 
 from core.test_sampler import EMPTY, HISTORY, name_of, normal
 from llamafast._core.dry import Breakers
@@ -55,7 +56,7 @@ from llamafast._core.sampler import Sampler
 )
 def test_nonsensical_parameters(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Sampler(100, **parameters)
+        sampler_of(100, **parameters)
 
 
 @pytest.mark.parametrize(
@@ -76,29 +77,37 @@ def test_nonsensical_parameters(parameters: dict[str, Any], message: str) -> Non
 )
 def test_parameters_of_a_wrong_type(parameters: dict[str, Any]) -> None:
     with pytest.raises(TypeError):
-        Sampler(100, **parameters)
+        sampler_of(100, **parameters)
 
 
 def test_nonsensical_sizes() -> None:
     with pytest.raises(ValueError, match="n_vocab is 0"):
-        Sampler(0)
+        sampler_of(0)
     with pytest.raises(ValueError, match="a row of 99 logits for a vocabulary of 100"):
-        Sampler(100).pick(np.zeros(99, np.float32), EMPTY)
+        sampler_of(100).pick(np.zeros(99, np.float32), EMPTY)
     with pytest.raises((ValueError, BufferError)):
-        Sampler(100).pick(bytes(400), EMPTY)
+        sampler_of(100).pick(bytes(400), EMPTY)
+
+
+def test_every_value_is_named_and_a_sampler_is_made_once() -> None:
+    with pytest.raises(TypeError):
+        Sampler(100, temperature=1.0)  # type: ignore[call-arg]
+    sampler = sampler_of(100, logit_bias=[(1, 1.0)])
+    with pytest.raises(ValueError, match="made already"):
+        sampler.__init__(100, **OFF)  # type: ignore[misc]
 
 
 def test_large_integers_are_clamped() -> None:
     row = normal(100)
-    sampler = Sampler(100, top_k=2**70, penalty_last_n=2**70, presence_penalty=0.5, seed=4)
-    plain = Sampler(100, penalty_last_n=-1, presence_penalty=0.5, seed=4)
+    sampler = sampler_of(100, top_k=2**70, penalty_last_n=2**70, presence_penalty=0.5, seed=4)
+    plain = sampler_of(100, penalty_last_n=-1, presence_penalty=0.5, seed=4)
     assert [sampler.pick(row.copy(), HISTORY[:i]) for i in range(10)] == [
         plain.pick(row.copy(), HISTORY[:i]) for i in range(10)
     ]
 
 
 def test_any_buffer_will_do() -> None:
-    assert Sampler(3, temperature=0).pick(array("f", [1, 3, 2]), array("i")) == 1
+    assert sampler_of(3, temperature=0).pick(array("f", [1, 3, 2]), array("i")) == 1
 
 
 EVERYTHING: list[dict[str, Any]] = [
@@ -118,20 +127,20 @@ def test_a_reseeded_sampler_is_one_of_its_own(parameters: dict[str, Any]) -> Non
     def drawn(sampler: Sampler) -> list[int]:
         return [sampler.pick(row.copy(), history[: 20 + i]) for i, row in enumerate(rows)]
 
-    first = Sampler(100, **parameters, seed=1)
+    first = sampler_of(100, **parameters, seed=1)
     early = first.reseeded(2)
-    assert drawn(first) == drawn(Sampler(100, **parameters, seed=1))
+    assert drawn(first) == drawn(sampler_of(100, **parameters, seed=1))
     late = early.reseeded(3)
     del first
-    assert drawn(early) == drawn(Sampler(100, **parameters, seed=2))
-    assert drawn(late) == drawn(Sampler(100, **parameters, seed=3))
+    assert drawn(early) == drawn(sampler_of(100, **parameters, seed=2))
+    assert drawn(late) == drawn(sampler_of(100, **parameters, seed=3))
     assert early.reseeded(-1).pick(rows[0].copy(), history) == late.reseeded(2**64 - 1).pick(rows[0].copy(), history)
     with pytest.raises(ValueError, match="64 bits"):
         late.reseeded(2**64)
 
 
 def test_thousands_of_samplers_share_what_is_large() -> None:
-    large = Sampler(
+    large = sampler_of(
         100_000,
         dry_multiplier=1.0,
         dry_breakers=Breakers([(token, (1,)) for token in range(50_000)]),
