@@ -57,7 +57,7 @@ OWNERS = {
     "regex": {"chat/declared/regions", "chat/declared/contents", "chat/declared/response_template"},
     "prometheus_client": {"metrics"},
     "numpy": {"chat/vectors"},
-    "xxhash": {"engine/sequence_planner"},
+    "xxhash": {"engine/prefix_key"},
     "llama_cpp": set(),
 }
 
