@@ -102,7 +102,7 @@ def _check(config: Config) -> None:
 
 
 def _check_grammars() -> int:
-    from llamafast.chat.constraint import check_lines
+    from llamafast.chat.grammar.constraints import check_lines
 
     with suppress(BrokenPipeError):
         check_lines(sys.stdin)

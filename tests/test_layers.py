@@ -13,6 +13,7 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 # what each room may import of ours; a prefix names everything below it
 CLI = ["llamafast.__version__", "llamafast.config", "llamafast.config_file", "llamafast.console", "llamafast.errors"]
+SERVED = ["llamafast.api.app", "llamafast.api.keys", "llamafast.api.origins"]
 FREE = ["llamafast.errors", "llamafast.config", "llamafast.metrics"]
 ALLOWED = {
     "_core": ["llamafast.errors"],
@@ -43,7 +44,7 @@ ALLOWED = {
         "llamafast.listener",
         *FREE,
     ],
-    "cli": ["llamafast.server", "llamafast.engine.load", "llamafast.hub", "llamafast.chat.constraint", *CLI],
+    "cli": ["llamafast.server", "llamafast.engine.load", "llamafast.hub", "llamafast.chat.grammar.constraints", *CLI],
     "__main__": ["llamafast.cli"],
     "__init__": [],
 }
@@ -52,9 +53,9 @@ OWNERS = {
     "uvloop": {"server"},
     "tqdm": {"server"},
     "huggingface_hub": {"hub"},
-    "jinja2": {"chat/template"},
-    "llguidance": {"chat/asked", "chat/compiler", "chat/grammar", "chat/trial"},
-    "regex": {"chat/declared/regions", "chat/declared/contents", "chat/declared/response_template"},
+    "jinja2": {"chat/prompt/template"},
+    "llguidance": {"chat/grammar/asked", "chat/grammar/compiler", "chat/grammar/requested", "chat/grammar/trial"},
+    "regex": {f"chat/reply/declared/{name}" for name in ("contents", "regions", "response_template")},
     "prometheus_client": {"metrics"},
     "numpy": {"chat/vectors"},
     "xxhash": {"engine/prefix_key"},
@@ -102,7 +103,7 @@ def test_the_core_cimports_only_itself_and_c():
 
 
 def test_chat_knows_no_event_loop():
-    for path in (PACKAGE / "chat").glob("*.py"):
+    for path in (PACKAGE / "chat").rglob("*.py"):
         assert not imports(path) & {"asyncio", "threading"}, path
 
 

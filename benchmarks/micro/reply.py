@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable
 
 from benchmarks.figures import median
-from llamafast.api.chat_frames import ChatFrames
+from llamafast.api.chat.frames import ChatFrames
+from llamafast.api.chat.schema import ChatChunk, ChatRequest
 from llamafast.api.logprobs import TokenNames
-from llamafast.api.schema.chat import ChatChunk, ChatRequest
-from llamafast.chat.dialects.parser import DialectParser
-from llamafast.chat.dialects.tables import dialect_named
-from llamafast.chat.reply import PlainReply, Reply, ReplyParser
+from llamafast.chat.reply.deltas import PlainReply, ReplyParser
+from llamafast.chat.reply.dialects.parser import DialectParser
+from llamafast.chat.reply.dialects.tables import dialect_named
+from llamafast.chat.reply.reader import Reply
 from llamafast.chat.tools import read_tools
 from llamafast.engine.types import Event
 from tests.support.fake_engine import ByteTokenizer

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from llamafast.api.body_size import BodyLimits
-from llamafast.api.chat import ChatEndpoint
+from llamafast.api.chat.endpoint import ChatEndpoint
 from llamafast.api.client_wait import ClientWaits
 from llamafast.api.completions import CompletionsEndpoint
 from llamafast.api.delivery import internal_error
@@ -18,18 +18,18 @@ from llamafast.api.http import ClientGone, Exchange, Headers, Receive, Scope, Se
 from llamafast.api.keys import Keys
 from llamafast.api.origins import Origins
 from llamafast.api.request_log import RequestLog
-from llamafast.api.responder import Responder
-from llamafast.api.response_plan import ResponsePlanner
-from llamafast.api.response_socket import ResponseSockets
-from llamafast.api.response_store import ResponseStore
-from llamafast.api.responses import ResponsesEndpoint
+from llamafast.api.responses.endpoint import ResponsesEndpoint
+from llamafast.api.responses.plan import ResponsePlanner
+from llamafast.api.responses.responder import Responder
+from llamafast.api.responses.socket import ResponseSockets
+from llamafast.api.responses.store import ResponseStore
 from llamafast.api.routes import Handler, Route, Routes, dispatch, get
 from llamafast.api.sse import PING_SECONDS
 from llamafast.api.system import SystemEndpoints, reply_live
 from llamafast.api.tokens import TokenEndpoints
 from llamafast.api.websocket import WebSocket
-from llamafast.chat.constraint import Constraints
 from llamafast.chat.format import ChatFormat
+from llamafast.chat.grammar.constraints import Constraints
 from llamafast.config import ResponsesConfig
 from llamafast.engine.types import EnginePort
 from llamafast.errors import (

@@ -16,7 +16,7 @@ from llamafast.api.http import JSON_TYPE, Exchange
 from llamafast.api.logprobs import CompletionLogprobs
 from llamafast.api.schema.completions import Completion, CompletionChoice, CompletionRequest
 from llamafast.api.sse import HOLE, encode, frame, frame_pieces
-from llamafast.chat.asked import Ask
+from llamafast.chat.grammar.asked import Ask
 from llamafast.chat.plan import echo_texts, plan_completion
 from llamafast.engine.types import EnginePort, Event, Generation, Plan
 from llamafast.errors import InvalidRequest

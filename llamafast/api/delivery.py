@@ -10,7 +10,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 from llamafast.api.http import Exchange
 from llamafast.api.schema.fragments import CompletionTokensDetails, PromptTokensDetails, Usage
 from llamafast.api.sse import EventStream, Frames
-from llamafast.chat.reply import Reply, ReplyPart
+from llamafast.chat.reply.reader import Reply, ReplyPart
 from llamafast.engine.types import Event, FinishReason, Generation, TokenLogprob
 from llamafast.errors import LlamafastError
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from llamafast.chat.asked import Ask
-from llamafast.chat.constraint import Compiled, Constraints
-from llamafast.chat.trial import PROCESSES, Attempt
+from llamafast.chat.grammar.asked import Ask
+from llamafast.chat.grammar.constraints import Compiled, Constraints
+from llamafast.chat.grammar.trial import PROCESSES, Attempt
 from llamafast.engine.types import Matcher, Plan
 
 # Of grammars that are kept, refused ones too, and of their text: what one takes compiled grows with that.

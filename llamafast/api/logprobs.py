@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from codecs import IncrementalDecoder, getincrementaldecoder
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from llamafast.api.chat.schema import ChatTokenLogprob, ChoiceLogprobs, TopLogprob
 from llamafast.api.delivery import Answer
-from llamafast.api.schema.chat import ChatTokenLogprob, ChoiceLogprobs, TopLogprob
 from llamafast.api.schema.completions import CompletionRequest, Logprobs
 from llamafast.api.schema.fragments import GenerationOptions
 from llamafast.api.sse import encode
-from llamafast.chat.reply import ContentDelta, Delta, ReasoningDelta
 from llamafast.engine.types import Event, Plan, Tokenizer, TokenLogprob
 
 _Decoder = getincrementaldecoder("utf-8")
@@ -39,10 +37,10 @@ class TokenNames:
 
 
 def chat_logprobs(tokens: Iterable[TokenLogprob], names: TokenNames) -> ChoiceLogprobs:
-    return ChoiceLogprobs(_encoded_tokens(tokens, names))
+    return ChoiceLogprobs(encoded_tokens(tokens, names))
 
 
-def _encoded_tokens(tokens: Iterable[TokenLogprob], names: TokenNames) -> list[msgspec.Raw]:
+def encoded_tokens(tokens: Iterable[TokenLogprob], names: TokenNames) -> list[msgspec.Raw]:
     """Encoded one by one, so that no call keeps the GIL for all of them, and once, however often they are told."""
     return [msgspec.Raw(encode(token)) for token in _chat_tokens(tokens, names)]
 
@@ -55,63 +53,6 @@ def _chat_tokens(tokens: Iterable[TokenLogprob], names: TokenNames) -> Iterator[
             list(names.piece(token)),
             [TopLogprob(names[other], finite(p), list(names.piece(other))) for other, p in top],
         )
-
-
-class SpelledTexts:
-    """Which tokens of one reply spell which of its texts.
-
-    A parser takes marks and white space away, holds text back and may write arguments anew. So each text is looked for
-    in what the tokens spell, behind the one before it; a text that is not there as it stands has no tokens.
-    """
-
-    def __init__(self, names: TokenNames) -> None:
-        self._names = names
-        self._decoder = _Decoder("replace")
-        self._text = ""  # what the tokens that are kept spell
-        self._kept: deque[tuple[int, int, TokenLogprob]] = deque()  # with where each begins and ends
-        self._begin = self._end = self._read = 0  # of that text, and how far Deltas have read it
-
-    @property
-    def n_kept(self) -> int:
-        """The tokens that wait for their text."""
-        return len(self._kept)
-
-    def of(self, deltas: Iterable[Delta], tokens: Sequence[TokenLogprob]) -> list[list[msgspec.Raw]]:
-        """What the text of each Delta consists of, after more ``tokens``, as JSON; empty for all but content.
-
-        Bytes that begin a character belong to the token that completes it, and go with it.
-        """
-        before = self._end
-        for token in tokens:
-            text = self._decoder.decode(self._names.piece(token.token))
-            self._kept.append((self._end, self._end + len(text), token))
-            self._text += text
-            self._end += len(text)
-        return [self._spelled(delta, before) for delta in deltas]
-
-    def _spelled(self, delta: Delta, before: int) -> list[msgspec.Raw]:
-        if not isinstance(delta, ContentDelta | ReasoningDelta):
-            self._drop(max(before, self._read))  # a call is told when its text has been read
-            return []
-        at = self._text.find(delta.text, self._read - self._begin)
-        if at < 0:
-            return []
-        at += self._begin
-        self._drop(at)
-        spelled: list[TokenLogprob] = []
-        while self._kept and self._kept[0][0] < at + len(delta.text):
-            spelled.append(self._kept.popleft()[2])
-        self._drop(at + len(delta.text))
-        return _encoded_tokens(spelled, self._names) if isinstance(delta, ContentDelta) else []
-
-    def _drop(self, end: int) -> None:
-        """Forget all that is complete before ``end``."""
-        while self._kept and self._kept[0][0] < end and self._kept[0][1] <= end:
-            self._kept.popleft()
-        self._read = end
-        begin = min(end, self._kept[0][0]) if self._kept else end
-        self._text = self._text[begin - self._begin :]
-        self._begin = begin
 
 
 class CompletionLogprobs:

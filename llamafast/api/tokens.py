@@ -6,15 +6,15 @@ from array import array
 
 import msgspec
 
+from llamafast.api.chat.schema import ChatRequest
 from llamafast.api.decode import decode_request
 from llamafast.api.delivery import run_sized
 from llamafast.api.http import JSON_TYPE, Exchange
-from llamafast.api.schema.chat import ChatRequest
 from llamafast.api.schema.tokens import DetokenizeRequest, Prompt, Text, TokenizeRequest, TokenPiece, Tokens
 from llamafast.api.sse import encode
-from llamafast.chat.conversation import Conversation
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import checked_ids
+from llamafast.chat.prompt.conversation import Conversation
 from llamafast.engine.types import EnginePort
 from llamafast.errors import InvalidRequest, Untokenizable
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache, partial
 from typing import NamedTuple
 
-from llamafast.chat.control import ControlTokens
 from llamafast.chat.plan import Prompt, split_prompts
+from llamafast.chat.prompt.control import ControlTokens
 from llamafast.engine.types import EmbeddingInfo, EmbeddingPlan, ModelInfo, Tokenizer
 from llamafast.errors import ContextLengthExceeded, DoesNotEmbed, InvalidRequest, Untokenizable
 
@@ -52,7 +52,7 @@ def plan_embeddings(
     paths = ["input"] if len(inputs) == 1 else [f"input[{i}]" for i in range(len(inputs))]
     _check_size([text for text in inputs if isinstance(text, str)], len(inputs), "input", info)
     tokens = (_tokens(text, path, tokenizer, info) for text, path in zip(inputs, paths, strict=True))
-    plan = _plan(tokens, [(path,) for path in paths], info)
+    plan = _checked_inputs(tokens, [(path,) for path in paths], info)
     per_token = embedding.pooling == "none"
     n_values = (sum(map(len, plan)) if per_token else len(plan)) * (dimensions or embedding.width)
     if n_values > MAX_VALUES:
@@ -117,7 +117,7 @@ def _ranked(
         side = cache(partial(tokenizer.tokenize, add_special=True, parse_special=False))
         inputs = (tokenizer.pair(side(first), side(second)) for first, second in pairs)
     with Untokenizable.named(paths[0][1].partition("[")[0]):
-        plan = _plan(inputs, paths, info)
+        plan = _checked_inputs(inputs, paths, info)
     is_logit = not (raw or embedding.softmax_rank)
 
     def scores(vectors: list[bytes]) -> list[float]:
@@ -138,7 +138,7 @@ def _by_cosine(
             named.setdefault(text, path)
     places = {text: place for place, text in enumerate(named)}
     tokens = (_tokens(text, path, tokenizer, info) for text, path in named.items())
-    plan = _plan(tokens, [(path,) for path in named.values()], info)
+    plan = _checked_inputs(tokens, [(path,) for path in named.values()], info)
 
     def scores(vectors: list[bytes]) -> list[float]:
         from llamafast.chat.vectors import dot_products
@@ -185,7 +185,9 @@ def _tokens(text: str | list[int], path: str, tokenizer: Tokenizer, info: ModelI
     return array("i", text)
 
 
-def _plan(inputs: Iterable[array[int]], paths: Sequence[tuple[str, ...]], info: ModelInfo) -> tuple[array[int], ...]:
+def _checked_inputs(
+    inputs: Iterable[array[int]], paths: Sequence[tuple[str, ...]], info: ModelInfo
+) -> tuple[array[int], ...]:
     """``inputs``, all of them neither empty nor too long; ``paths`` name the fields that each is made of.
 
     What does not fit ends it at once: ``inputs`` may be tokenised one by one.

@@ -6,14 +6,14 @@ from array import array
 from collections.abc import Sequence
 from functools import partial
 
-from llamafast.chat.asked import Letters
-from llamafast.chat.control import ControlTokens
-from llamafast.chat.declared.response_schema import ResponseSchema
-from llamafast.chat.declared.response_template import ResponseTemplate
-from llamafast.chat.dialects.parser import DialectParser
-from llamafast.chat.dialects.tables import GENERIC, dialect_named, recognised
-from llamafast.chat.reply import NewParser, PlainReply
-from llamafast.chat.template import ChatTemplate
+from llamafast.chat.grammar.asked import Letters
+from llamafast.chat.prompt.control import ControlTokens
+from llamafast.chat.prompt.template import ChatTemplate
+from llamafast.chat.reply.declared.response_schema import ResponseSchema
+from llamafast.chat.reply.declared.response_template import ResponseTemplate
+from llamafast.chat.reply.deltas import NewParser, PlainReply
+from llamafast.chat.reply.dialects.parser import DialectParser
+from llamafast.chat.reply.dialects.tables import GENERIC, dialect_named, recognised
 from llamafast.chat.tools import Tool
 from llamafast.engine.types import ModelInfo, Tokenizer
 from llamafast.errors import InvalidRequest, Untokenizable

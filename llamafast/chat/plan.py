@@ -12,11 +12,12 @@ from typing import Literal, NamedTuple, Protocol
 
 from msgspec.structs import replace
 
-from llamafast.chat.asked import Ask, asked_of_chat, asked_of_completion
-from llamafast.chat.conversation import Conversation, ConversationOptions
 from llamafast.chat.format import ChatFormat
-from llamafast.chat.grammar import ConstraintOptions
-from llamafast.chat.reply import NewParser, PlainReply, Reply
+from llamafast.chat.grammar.asked import Ask, asked_of_chat, asked_of_completion
+from llamafast.chat.grammar.requested import ConstraintOptions
+from llamafast.chat.prompt.conversation import Conversation, ConversationOptions
+from llamafast.chat.reply.deltas import NewParser, PlainReply
+from llamafast.chat.reply.reader import Reply
 from llamafast.chat.sampling import SamplingOptions, read_sampling
 from llamafast.chat.tools import Tool
 from llamafast.engine.types import ModelInfo, Plan, Tokenizer

@@ -12,9 +12,9 @@ from support.fake_engine import INFO, ByteTokenizer, FakeEngine
 
 from llamafast.api import grammars as grammars_module
 from llamafast.api.grammars import Grammars
-from llamafast.chat.asked import Ask, Asked
-from llamafast.chat.constraint import Constraints
-from llamafast.chat.trial import PROCESSES, Trials
+from llamafast.chat.grammar.asked import Ask, Asked
+from llamafast.chat.grammar.constraints import Constraints
+from llamafast.chat.grammar.trial import PROCESSES, Trials
 from llamafast.engine.types import Plan, SamplingParams
 from llamafast.errors import InvalidRequest
 
@@ -45,8 +45,8 @@ def trials(monkeypatch):
     quick.asked = []
     true = quick.outcome
     monkeypatch.setattr(quick, "outcome", lambda *args: (quick.asked.append(args[1].key), true(*args))[1])
-    monkeypatch.setattr("llamafast.chat.constraint.quick_trials", lambda: quick)
-    monkeypatch.setattr("llamafast.chat.constraint.trials", lambda: slow)
+    monkeypatch.setattr("llamafast.chat.grammar.constraints.quick_trials", lambda: quick)
+    monkeypatch.setattr("llamafast.chat.grammar.constraints.trials", lambda: slow)
     yield quick
     quick.close()
     slow.close()

@@ -19,7 +19,7 @@ from support.fake_engine import FakeEngine
 
 from llamafast.api.app import App
 from llamafast.api.keys import Keys
-from llamafast.api.response_store import ResponseStore
+from llamafast.api.responses.store import ResponseStore
 from llamafast.config import ResponsesConfig
 
 URL = "/v1/responses"

@@ -9,10 +9,10 @@ from msgspec.structs import replace
 from support.fake_engine import INFO, ByteTokenizer
 from support.templates import SPARSE_TEMPLATES, TEMPLATES
 
-from llamafast.api.schema.chat import ChatRequest
+from llamafast.api.chat.schema import ChatRequest
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import ChatPlan, plan_chat
-from llamafast.chat.reply import Message, PlainReply, assemble
+from llamafast.chat.reply.deltas import AssistantMessage, PlainReply, assemble
 from llamafast.errors import ConfigError, Untokenizable
 
 TOOLS = [{"type": "function", "function": {"name": "now"}}]
@@ -36,7 +36,7 @@ def planned(template: str, dialect: str | None = None, **fields: object) -> Chat
     return plan_chat(request, ChatFormat(info, tokenizer), tokenizer, info)
 
 
-def reads(plan: ChatPlan, text: str) -> Message:
+def reads(plan: ChatPlan, text: str) -> AssistantMessage:
     parser = plan.new_parser()
     return assemble(parser.feed(text) + parser.finish())
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.fake_engine import BOS, EOS, INFO, N_VOCAB, ByteTokenizer
 
-from llamafast.api.schema.chat import ChatRequest
+from llamafast.api.chat.schema import ChatRequest
 from llamafast.api.schema.completions import CompletionRequest
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import MAX_TOTAL_CHOICES, echo_texts, plan_chat, plan_completion

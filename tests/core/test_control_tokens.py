@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llamafast._core.model import Model
 from llamafast._core.vocab import Vocab
-from llamafast.chat.control import MARKS, ControlTokens
+from llamafast.chat.prompt.control import MARKS, ControlTokens
 
 # texts that no two vocabularies cut alike, with the control tokens of both models
 PIECES = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "user", "\n", " ", "  ", "hello", "'s", "é", "12", "<", "|"]

@@ -47,7 +47,7 @@ else:
 """
 
 SCHEMA = """
-from llamafast.chat.compiler import compiled, grammar_tokenizer
+from llamafast.chat.grammar.compiler import compiled, grammar_tokenizer
 
 tokenizer = grammar_tokenizer(vocab)
 matcher = compiled(tokenizer, json.dumps({"grammars": [{"json_schema": {"const": "a" * n}}]}))
@@ -61,7 +61,7 @@ assert b"".join(map(vocab.piece, tokenizer.tokenize_bytes(long))) == long
 
 # The vocabulary of single bytes as one of SentencePiece's, without tokens for bytes that it does not spell.
 NO_BYTES = """
-from llamafast.chat.compiler import compiled, grammar_tokenizer
+from llamafast.chat.grammar.compiler import compiled, grammar_tokenizer
 
 vocab = Vocab(Model(path, vocab_only=True, kv_overrides={
     "tokenizer.ggml.model": "llama", "tokenizer.ggml.add_space_prefix": False}))

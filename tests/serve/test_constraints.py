@@ -12,7 +12,7 @@ import openai
 import pydantic
 import pytest
 
-from llamafast.chat.constraint import check
+from llamafast.chat.grammar.constraints import check
 
 
 @pytest.fixture

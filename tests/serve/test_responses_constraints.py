@@ -10,7 +10,7 @@ import openai
 import pydantic
 import pytest
 
-from llamafast.chat.compiler import acceptor
+from llamafast.chat.grammar.compiler import acceptor
 
 COUNT: Any = {
     "type": "object",

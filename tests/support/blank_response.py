@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llamafast.api.schema.responses import ReasoningOptions, Response, TextOptions
+from llamafast.api.responses.schema import ReasoningOptions, Response, TextOptions
 
 
 def blank_response(response_id: str) -> Response:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from llamafast.chat.reply import Delta, assemble
+from llamafast.chat.reply.deltas import Delta, assemble
 
 
 def chunkings(text: str, n_random: int = 50) -> Iterator[list[str]]:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from llamafast.api.schema.chat import ChatRequest
+from llamafast.api.chat.schema import ChatRequest
+from llamafast.api.responses.schema import ResponsesRequest
 from llamafast.api.schema.completions import CompletionRequest
 from llamafast.api.schema.embeddings import EmbeddingsRequest, RerankRequest, ScoreRequest
-from llamafast.api.schema.responses import ResponsesRequest
 from llamafast.api.schema.tokens import DetokenizeRequest, TokenizeRequest
 
 TOOL = {

@@ -1,1 +1,1 @@
-"""OpenAI's shapes under OpenAI's names."""
+"""The wire shapes of endpoints without a room of their own, and what all have in common."""

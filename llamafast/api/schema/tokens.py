@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
-from llamafast.api.schema.chat import ChatRequest
+from llamafast.api.chat.schema import ChatRequest
 from llamafast.api.schema.fragments import GenerationOptions
 
 

@@ -1,0 +1,121 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import time
+from uuid import uuid4
+
+import msgspec
+from msgspec import Struct
+
+from llamafast.api.chat.frames import ChatFrames, finish_on_wire
+from llamafast.api.chat.schema import (
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatMessage,
+    ChatRequest,
+    FunctionCall,
+    MessageToolCall,
+)
+from llamafast.api.decode import decode_request
+from llamafast.api.delivery import read_replies, run_sized, stream, tokens_size, usage_of
+from llamafast.api.grammars import Grammars
+from llamafast.api.http import JSON_TYPE, Exchange
+from llamafast.api.logprobs import TokenNames, chat_logprobs
+from llamafast.api.sse import encode
+from llamafast.chat.format import ChatFormat
+from llamafast.chat.plan import plan_chat
+from llamafast.chat.reply.deltas import AssistantMessage, Delta, assemble
+from llamafast.chat.reply.reader import Reply, ReplyFinish
+from llamafast.engine.types import EnginePort, Generation, TokenLogprob
+
+_DECODER = msgspec.json.Decoder(ChatRequest)
+
+
+class ChatEndpoint:
+    def __init__(self, engine: EnginePort, chat: ChatFormat, grammars: Grammars, ping_seconds: float) -> None:
+        self._engine = engine
+        self._chat = chat
+        self._grammars = grammars
+        self._ping_seconds = ping_seconds
+
+    async def __call__(self, exchange: Exchange, body: bytes) -> None:
+        engine = self._engine
+        request = await run_sized(len(body), decode_request, _DECODER, body, engine.info)
+        plan = await run_sized(len(body), plan_chat, request, self._chat, engine.tokenizer, engine.info)
+        await engine.prepare(plan.plan)
+        constrained = await self._grammars.constrained(plan.plan, plan.ask)
+        generation = exchange.follow(engine.submit(constrained, exchange.tenant))
+        replies = plan.replies()
+        names = TokenNames(request, engine.tokenizer)
+        try:
+            reply_id, created = f"chatcmpl-{uuid4().hex}", int(time.time())
+            if request.stream:
+                chunk = ChatChunk(id=reply_id, created=created, model=self._engine.info.id, choices=[])
+                frames = ChatFrames(chunk, replies, request, names)
+                await stream(exchange, generation, frames, self._ping_seconds, request.top_logprobs or 0)
+                return
+            said = await _said(generation, replies)
+            reply = ChatCompletion(
+                id=reply_id,
+                created=created,
+                model=self._engine.info.id,
+                choices=[],
+                usage=usage_of(generation, replies),
+            )
+            # every token is a Delta or more to put together, with or without its log probability
+            n_bytes = tokens_size(generation.completion_tokens, request.top_logprobs or 0)
+            body = await run_sized(n_bytes, _collected, reply, said, request, names)
+            await exchange.reply(200, body, JSON_TYPE)
+        finally:
+            generation.cancel()
+
+
+class CollectedChoice(Struct):
+    """One choice, as far as it has come."""
+
+    deltas: list[Delta] = []
+    logprobs: list[TokenLogprob] = []
+    finish_reason: ReplyFinish | None = None
+
+
+async def _said(generation: Generation, replies: list[Reply]) -> list[CollectedChoice]:
+    said = [CollectedChoice() for _ in replies]
+    async for parts in read_replies(generation, replies):
+        for part in parts:
+            choice = said[part.choice]
+            choice.deltas += part.deltas
+            choice.logprobs += part.logprobs
+            choice.finish_reason = part.finish_reason or choice.finish_reason
+    return said
+
+
+def _collected(reply: ChatCompletion, said: list[CollectedChoice], request: ChatRequest, names: TokenNames) -> bytes:
+    """The JSON of ``reply`` with the choices that were ``said``, encoded one by one."""
+    legacy = bool(request.functions)
+    choices = []
+    for index, choice in enumerate(said):
+        assert choice.finish_reason is not None
+        choices.append(
+            ChatChoice(
+                index,
+                _message(assemble(choice.deltas), legacy),
+                finish_on_wire(choice.finish_reason, legacy),
+                chat_logprobs(choice.logprobs, names) if request.logprobs else None,
+            )
+        )
+    reply.choices = [msgspec.Raw(encode(choice)) for choice in choices]
+    return encode(reply)
+
+
+def _message(said: AssistantMessage, legacy: bool) -> ChatMessage:
+    message = ChatMessage(said.content if said.content or not said.tool_calls else None)
+    if said.reasoning:
+        message.reasoning_content = said.reasoning
+    calls = [MessageToolCall(call.id, FunctionCall(call.name, call.arguments)) for call in said.tool_calls]
+    if calls and legacy:
+        message.function_call = calls[0].function
+    elif calls:
+        message.tool_calls = calls
+    return message

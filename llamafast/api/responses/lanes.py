@@ -1,0 +1,280 @@
+"""One open WebSocket of /v1/responses: its requests follow one another in lanes, which remember what they said."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from llamafast.api.body_size import BodyLimits, BodySize
+from llamafast.api.decode import decode_request
+from llamafast.api.delivery import internal_error, run_sized
+from llamafast.api.http import Record, error_body
+from llamafast.api.request_log import RequestLog
+from llamafast.api.responses.events import Event
+from llamafast.api.responses.frames import ErrorFrame, FrameKind, ResponseCreate, Steer, SteerFailed
+from llamafast.api.responses.responder import Responder
+from llamafast.api.responses.store import History
+from llamafast.api.sse import encode
+from llamafast.api.websocket import POLICY_VIOLATION, Refused, WebSocket
+from llamafast.engine.types import ModelInfo, Tenant
+from llamafast.errors import InvalidKey, InvalidRequest, LlamafastError, QueueFull
+
+FrameT = TypeVar("FrameT")
+# Whose socket it is by now; raises InvalidKey.
+Whose = Callable[[], Tenant]
+
+log = logging.getLogger(__name__)
+
+ROUTE = "ws:/v1/responses"
+
+# As OpenAI's own limits: lanes of a socket, responses that run on it at once.
+MAX_LANES = 32
+MAX_RUNNING = 16
+# Requests that wait in a socket's lanes for the ones before them.
+MAX_WAITING = 64
+MAX_STREAM_ID_CHARS = 64
+# What is counted of a frame in one turn of the event loop.
+PIECE_BYTES = 256 * 1024
+
+_CLIENT_GONE_STATUS = 499
+_DECODER = msgspec.json.Decoder(ResponseCreate)
+_KIND = msgspec.json.Decoder(FrameKind)
+_STEER = msgspec.json.Decoder(Steer)
+_NO_STEERING = {
+    "type": "invalid_request_error",
+    "code": "steering_not_supported",
+    "message": "a response that runs takes no more input here",
+}
+
+
+class Frame(NamedTuple):
+    """One frame from a client, and what is known of it without decoding all of it."""
+
+    data: bytes
+    size: BodySize
+    kind: FrameKind
+    record: Record
+
+
+class Lane:
+    """Requests with one ``stream_id``, answered one after the other by ``task``."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Frame] = deque()
+        self.task: asyncio.Task[None] | None = None
+
+
+class LaneMemory:
+    """What the newest response of each lane can be continued from, stored or not: at most ``max_bytes`` of JSON."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._latest: dict[str | None, tuple[str, History]] = {}
+
+    def recall(self, response_id: str) -> History | None:
+        return next((said for known, said in self._latest.values() if known == response_id), None)
+
+    def keep(self, lane: str | None, response_id: str, said: History) -> None:
+        """Also forgets the lanes that were silent for longest, until the rest is within bounds."""
+        self._latest.pop(lane, None)
+        self._latest[lane] = response_id, said
+        n_bytes = sum(said.n_bytes for _, said in self._latest.values())
+        for other, (_, said) in list(self._latest.items()):
+            if n_bytes <= self._max_bytes:
+                break
+            n_bytes -= said.n_bytes
+            del self._latest[other]
+
+    def forget(self, response_id: str | None) -> None:
+        """A response whose continuation failed is not to be continued on this socket."""
+        self._latest = {lane: latest for lane, latest in self._latest.items() if latest[0] != response_id}
+
+
+class Session:
+    """Reads frames, answers them in their lanes and tells ``request_log`` of each."""
+
+    def __init__(
+        self,
+        socket: WebSocket,
+        whose: Whose,
+        responder: Responder,
+        info: ModelInfo,
+        request_log: RequestLog,
+        *,
+        limits: BodyLimits,
+    ) -> None:
+        self._socket = socket
+        self._whose = whose
+        self._responder = responder
+        self._info = info
+        self._request_log = request_log
+        self._limits = limits
+        self._memory = LaneMemory(limits.max_bytes)
+        self._lanes: dict[str | None, Lane] = {}
+        self._running = asyncio.Semaphore(MAX_RUNNING)
+        self._last = time.monotonic()  # that a frame came or an answer ended
+
+    def idle_seconds(self) -> float:
+        """How long no frame has come and nothing was answered; 0.0 while something is."""
+        return 0.0 if any(not task.done() for task in self._tasks()) else time.monotonic() - self._last
+
+    async def read(self) -> None:
+        """Give frames to their lanes. Raises ClientGone or Refused."""
+        while True:
+            data = await self._socket.receive()
+            self._last = time.monotonic()
+            frame = Frame(data, BodySize(self._limits), FrameKind(), self._socket.record())
+            try:
+                frame.record.tenant = self._whose()
+                for start in range(0, len(data), PIECE_BYTES):
+                    frame.size.add(data[start : start + PIECE_BYTES])
+                    await asyncio.sleep(0)
+                frame = frame._replace(kind=_decode(_KIND, data))
+                if frame.kind.type == "response.steer":
+                    await self._refuse_steer(_decode(_STEER, data), frame)
+                    frame.size.release()
+                else:
+                    _check_kind(frame.kind)
+                    self._enqueue(frame)
+            except LlamafastError as error:
+                frame.size.release()
+                await self._refuse(error, frame)
+                self._request_log.add(frame.record, ROUTE)
+                if isinstance(error, InvalidKey):
+                    raise Refused(POLICY_VIOLATION, error.message) from error
+            except BaseException:
+                frame.size.release()
+                raise
+            del data, frame
+
+    async def finish(self) -> None:
+        """Wait until every lane has answered what it took."""
+        await asyncio.gather(*self._tasks())
+
+    async def cancel(self) -> None:
+        tasks = self._tasks()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for lane in self._lanes.values():
+            for frame in lane.waiting:
+                frame.size.release()
+
+    async def tell(self, error: LlamafastError, stream_id: str | UnsetType = UNSET) -> None:
+        await self._socket.send(
+            encode(ErrorFrame(status=error.status, error=error_body(error).error, stream_id=stream_id))
+        )
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [lane.task for lane in self._lanes.values() if lane.task is not None]
+
+    async def _refuse(self, error: LlamafastError, frame: Frame) -> None:
+        frame.record.status = error.status
+        await self.tell(error, _stream_id(frame.kind))
+
+    async def _refuse_steer(self, steer: Steer, frame: Frame) -> None:
+        failed = SteerFailed(error=_NO_STEERING, steer=steer, stream_id=_stream_id(frame.kind))
+        await self._socket.send(encode(failed))
+
+    def _enqueue(self, frame: Frame) -> None:
+        name = frame.kind.stream_id
+        lane = self._lanes.get(name)
+        if lane is None:
+            if len(self._lanes) >= MAX_LANES:
+                raise QueueFull(
+                    f"a connection has at most {MAX_LANES} values of `stream_id`", code="websocket_stream_limit_reached"
+                )
+            lane = self._lanes[name] = Lane()
+        waiting = [len(other.data) for every in self._lanes.values() for other in every.waiting]
+        if len(waiting) >= MAX_WAITING:
+            raise QueueFull(f"{MAX_WAITING} requests wait on this connection already")
+        if waiting and sum(waiting) + len(frame.data) > self._limits.max_bytes:
+            raise QueueFull(f"requests of {sum(waiting)} bytes wait on this connection already")
+        lane.waiting.append(frame)
+        if lane.task is None or lane.task.done():
+            lane.task = asyncio.create_task(self._play(lane))
+
+    async def _play(self, lane: Lane) -> None:
+        while lane.waiting:
+            async with self._running:
+                frame = lane.waiting.popleft()
+                try:
+                    await self._respond(frame)
+                except LlamafastError as error:
+                    await self._refuse(error, frame)
+                except Exception:
+                    log.exception("request %s failed", frame.record.identity.request_id.decode())
+                    await self._refuse(internal_error(), frame)
+                finally:
+                    self._last = time.monotonic()
+                    frame.size.release()
+                    frame.record.status = frame.record.status or _CLIENT_GONE_STATUS
+                    self._request_log.add(frame.record, ROUTE)
+
+    async def _respond(self, frame: Frame) -> None:
+        size = len(frame.data)
+        request = await run_sized(size, decode_request, _DECODER, frame.data, self._info)
+        try:
+            planned = await self._responder.prepare(
+                request,
+                size,
+                frame.record.tenant,
+                recall=self._memory.recall,
+                prefill=request.generate is False,
+                stream_id=_stream_id(frame.kind),
+            )
+            generation = frame.record.follow(self._responder.submit(planned))
+        except LlamafastError:
+            self._memory.forget(request.previous_response_id)
+            raise
+        try:
+            async for events in self._responder.stream(planned, generation):
+                if planned.response.status == "failed":
+                    self._memory.forget(request.previous_response_id)
+                elif planned.response.status != "in_progress":
+                    said = await run_sized(planned.n_bytes + planned.writer.n_bytes, planned.history)
+                    self._memory.keep(frame.kind.stream_id, planned.response.id, said)
+                for text in await run_sized(planned.writer.telling_size(events), _encoded, events):
+                    await self._socket.send(text)
+            frame.record.status = 200
+        finally:
+            generation.cancel()
+
+
+def _encoded(events: Sequence[Event]) -> list[bytes]:
+    return [encode(event) for event in events]
+
+
+def _decode(decoder: msgspec.json.Decoder[FrameT], frame: bytes) -> FrameT:
+    """Raises InvalidRequest when ``frame`` is not JSON or not of that shape."""
+    try:
+        return decoder.decode(frame)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"the frame: {error}", code="invalid_request_error") from error
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the frame is not valid JSON: {error}", code="invalid_json") from error
+
+
+def _check_kind(kind: FrameKind) -> None:
+    """Raises InvalidRequest when a frame is not a request for a response."""
+    if kind.stream_id is not None and not 1 <= len(kind.stream_id) <= MAX_STREAM_ID_CHARS:
+        raise InvalidRequest(
+            f"`stream_id` has 1 to {MAX_STREAM_ID_CHARS} characters", param="stream_id", code="invalid_stream_id"
+        )
+    if kind.type != "response.create":
+        raise InvalidRequest(
+            f"there is no event {str(kind.type)[:64]!r}; send `response.create`",
+            param="type",
+            code="unknown_event_type",
+        )
+
+
+def _stream_id(kind: FrameKind) -> str | UnsetType:
+    return UNSET if kind.stream_id is None else kind.stream_id

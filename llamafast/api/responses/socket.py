@@ -1,0 +1,127 @@
+"""/v1/responses over WebSockets: how many are open, for how long, and how they close."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+
+from llamafast.api.body_size import BodyLimits
+from llamafast.api.http import ClientGone
+from llamafast.api.request_log import RequestLog
+from llamafast.api.responses.lanes import ROUTE, Session, Whose
+from llamafast.api.responses.responder import Responder
+from llamafast.api.websocket import GOING_AWAY, TRY_AGAIN_LATER, Refused, WebSocket
+from llamafast.engine.types import ModelInfo
+from llamafast.errors import EngineUnavailable, InvalidRequest
+
+
+class ResponseSockets:
+    """Serves sockets. ``max_sockets`` are open at once, each for at most ``max_seconds``, and for ``idle_seconds`` with
+    no frame and no answer; frames have ``limits`` as bodies do, and what waits on a socket, or is remembered there,
+    those of one body."""
+
+    def __init__(
+        self,
+        responder: Responder,
+        info: ModelInfo,
+        request_log: RequestLog,
+        *,
+        max_sockets: int,
+        max_seconds: float,
+        idle_seconds: float,
+        limits: BodyLimits,
+    ) -> None:
+        self._responder = responder
+        self._info = info
+        self._request_log = request_log
+        self._max_sockets = max_sockets
+        self._max_seconds = max_seconds
+        self._idle_seconds = idle_seconds
+        self._limits = limits
+        self._n_open = 0
+        self._draining = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def drain(self) -> None:
+        """Every socket closes once what runs on it is done; new ones are turned away."""
+        self._draining.set()
+
+    async def closed(self) -> None:
+        """Until no socket is open."""
+        await self._idle.wait()
+
+    async def serve(self, socket: WebSocket, whose: Whose) -> None:
+        """Until one side closes, or ``whose`` raises InvalidKey for one more frame. What a client leaves running is
+        cancelled."""
+        with suppress(ClientGone):
+            await socket.accept()
+            if self._draining.is_set():
+                await self._turn_away(socket, GOING_AWAY, "the server is shutting down")
+            elif self._n_open >= self._max_sockets:
+                await self._turn_away(socket, TRY_AGAIN_LATER, "too many sockets are open")
+            else:
+                self._n_open += 1
+                self._idle.clear()
+                try:
+                    await self._converse(socket, whose)
+                except asyncio.CancelledError:
+                    await socket.drop()
+                    raise
+                finally:
+                    self._n_open -= 1
+                    if not self._n_open:
+                        self._idle.set()
+
+    async def _turn_away(self, socket: WebSocket, code: int, reason: str) -> None:
+        record = socket.record()
+        record.status = EngineUnavailable.status
+        await socket.close(code, reason)
+        self._request_log.add(record, ROUTE)
+
+    async def _converse(self, socket: WebSocket, whose: Whose) -> None:
+        session = Session(socket, whose, self._responder, self._info, self._request_log, limits=self._limits)
+        reader = asyncio.create_task(session.read())
+        draining = asyncio.create_task(self._draining.wait())
+        try:
+            idle = await self._until_over(session, reader, draining)
+            if reader.done():
+                reader.result()
+            reader.cancel()
+            await asyncio.wait((reader,))
+            if draining.done():
+                await session.finish()
+                await socket.close(GOING_AWAY, "the server is shutting down")
+            elif idle:
+                await socket.close(GOING_AWAY, "the connection is idle")
+            else:
+                await session.tell(LifetimeReached(self._max_seconds))
+                await socket.close(GOING_AWAY, "the connection is too old")
+        except Refused as refused:
+            await socket.close(refused.code, refused.reason)
+        finally:
+            reader.cancel()
+            draining.cancel()
+            await session.cancel()
+
+    async def _until_over(self, session: Session, *ends: asyncio.Task[object]) -> bool:
+        """Wait for one of ``ends``, or for the end of the time there is. Whether that was spent idly."""
+        until = time.monotonic() + self._max_seconds
+        while True:
+            rest = self._idle_seconds - session.idle_seconds()
+            if rest <= 0:
+                return True
+            rest = min(rest, until - time.monotonic())
+            if rest <= 0:
+                return False
+            done, _ = await asyncio.wait(ends, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return False
+
+
+class LifetimeReached(InvalidRequest):
+    code = "websocket_connection_limit_reached"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"a connection lasts at most {seconds:g} seconds; open a new one")

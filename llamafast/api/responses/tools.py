@@ -1,0 +1,188 @@
+"""The tools of the Responses API → functions as chat templates know them, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import msgspec
+
+from llamafast.api.responses.client_tools import CLIENT_TOOLS, runs_at_client
+from llamafast.api.responses.custom_input import INPUT
+from llamafast.chat.tools import Tool, read_function
+from llamafast.errors import InvalidRequest, UnsupportedParameter
+
+# joins namespace and name: templates, grammars and clients of chat completions take no dot in a function's name
+_SEPARATOR = "__"
+_CHOICES = frozenset({"none", "auto", "required"})
+
+Json = Mapping[str, Any]
+ValueT = TypeVar("ValueT")
+
+
+class ToolName(NamedTuple):
+    """Who is called. ``kind`` is function, custom (which takes free text) or one of ``CLIENT_TOOLS``."""
+
+    name: str
+    namespace: str | None = None
+    kind: str = "function"
+
+
+def chat_name(name: str, namespace: str | None) -> str:
+    """The one name a tool has in the prompt."""
+    return f"{namespace}{_SEPARATOR}{name}" if namespace else name
+
+
+class ToolTable:
+    """The tools a model is shown as ``functions``. Those of the kinds in ``hidden`` run at OpenAI and are not shown."""
+
+    def __init__(self, tools: Sequence[Json], items: Sequence[Json] = ()) -> None:
+        """``tools`` are the request's; ``additional_tools`` among the ``items`` of its conversation bring more, the
+        later one in place of an earlier one of the same name.
+
+        Raises InvalidRequest for a tool without type or name, and for two of one name in ``tools``.
+        """
+        self._names: dict[str, ToolName] = {}
+        functions: dict[str, Tool] = {}
+        for tool, namespace, path in _flattened(tools, "tools"):
+            name = tool["type"] if tool["type"] in CLIENT_TOOLS else _text(tool, "name", path)
+            shown = chat_name(name, namespace)
+            if shown in functions:
+                raise InvalidRequest(f"`{path}`: there are two tools named {shown[:64]!r}", param=f"{path}.name")
+            self._names[shown] = ToolName(name, namespace, tool["type"])
+            functions[shown] = _function(tool, shown, path)
+        self.hidden = {str(tool["type"])[:64] for tool in tools if not _is_shown(tool)} - {"namespace"}
+        for item in items:
+            if item.get("type") == "additional_tools":
+                more = ToolTable(_objects(item, "tools", "additional_tools"))
+                self._names |= more._names
+                self.hidden |= more.hidden
+                functions |= {function.name: function for function in more.functions}
+        self.functions: list[Tool] = list(functions.values())
+
+    def tool_name(self, shown: str) -> ToolName:
+        """Who it is that the model called; a name that it made up is a function's."""
+        return self._names.get(shown) or ToolName(shown)
+
+    def choose(self, choice: str | Json | None) -> str | dict[str, Any] | None:
+        """``tool_choice`` as chat completions spell it.
+
+        Raises InvalidRequest when it names no tool, UnsupportedParameter when it forces one that does not run here.
+        """
+        if choice is None:
+            return None
+        if isinstance(choice, str):
+            if choice not in _CHOICES:
+                raise InvalidRequest(f"`tool_choice` must be one of {', '.join(sorted(_CHOICES))}", param="tool_choice")
+            return choice if self.functions or choice != "required" else self._nothing_to_call()
+        if choice.get("type") == "allowed_tools":
+            return self._allowed(choice)
+        if _is_shown(choice):
+            return _named(self._shown(choice, "tool_choice"))
+        kind = str(choice.get("type"))[:64]
+        raise UnsupportedParameter(f"`tool_choice`: a tool of type {kind!r} does not run here", param="tool_choice")
+
+    def _allowed(self, choice: Json) -> dict[str, Any]:
+        tools, mode = _objects(choice, "tools", "tool_choice"), choice.get("mode")
+        if mode not in ("auto", "required"):
+            raise InvalidRequest("`tool_choice.mode` must be auto or required", param="tool_choice.mode")
+        shown = [self._shown(tool, f"tool_choice.tools[{i}]") for i, tool in enumerate(tools) if _is_shown(tool)]
+        if mode == "required" and not shown:
+            self._nothing_to_call()
+        return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [_named(name) for name in shown]}}
+
+    def _shown(self, tool: Json, path: str) -> str:
+        kind, namespace = tool["type"], tool.get("namespace")
+        name = kind if kind in CLIENT_TOOLS else _text(tool, "name", path)
+        shown = chat_name(name, namespace if isinstance(namespace, str) else None)
+        if shown not in self._names or (kind in CLIENT_TOOLS and self._names[shown].kind != kind):
+            raise InvalidRequest(f"`{path}` names {shown[:64]!r}, which is not among `tools`", param=path)
+        return shown
+
+    def _nothing_to_call(self) -> Any:
+        raise InvalidRequest("`tool_choice` requires a call, and no tool here can be called", param="tool_choice")
+
+
+def _named(shown: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": shown}}
+
+
+def _is_shown(tool: Json) -> bool:
+    return tool.get("type") in ("function", "custom") or runs_at_client(tool)
+
+
+def _flattened(tools: Sequence[Json], path: str) -> Iterator[tuple[Json, str | None, str]]:
+    """What the model is shown, each with its namespace and its path in the request."""
+    for i, tool in enumerate(tools):
+        where = f"{path}[{i}]"
+        kind = _text(tool, "type", where)
+        if _is_shown(tool):
+            yield tool, None, where
+        elif kind == "namespace":
+            namespace = _text(tool, "name", where)
+            for j, member in enumerate(_objects(tool, "tools", where)):
+                inside = f"{where}.tools[{j}]"
+                if _text(member, "type", inside) not in ("function", "custom"):
+                    raise InvalidRequest(f"`{inside}.type` must be function or custom", param=f"{inside}.type")
+                yield member, namespace, inside
+
+
+def _function(tool: Json, shown: str, path: str) -> Tool:
+    if tool["type"] in CLIENT_TOOLS:
+        _, description, parameters = CLIENT_TOOLS[tool["type"]]
+        return read_function({"name": shown, "description": description, "parameters": parameters}, path)
+    if tool["type"] != "custom":
+        known = {key: tool[key] for key in ("description", "parameters", "strict") if tool.get(key) is not None}
+        return read_function({"name": shown, **known}, path)
+    syntax, grammar = _input_format(tool, path)
+    explanation = f"The input follows this {syntax} grammar:\n{grammar}" if grammar is not None else ""
+    definition = {
+        "name": shown,
+        "description": "\n\n".join(filter(None, [_optional(tool, "description", str, path), explanation])),
+        "parameters": {
+            "type": "object",
+            "properties": {INPUT: {"type": "string", "description": "The tool's whole input, as plain text."}},
+            "required": [INPUT],
+            "additionalProperties": False,
+        },
+    }
+    return msgspec.structs.replace(read_function(definition, path), grammar=grammar, syntax=syntax)
+
+
+def _input_format(tool: Json, path: str) -> tuple[Literal["lark", "regex"], str | None]:
+    """The syntax and the grammar of a custom tool's input; None for any text."""
+    form = _optional(tool, "format", dict, path) or {"type": "text"}
+    where = f"{path}.format"
+    kind, syntax = form.get("type"), form.get("syntax")
+    if kind == "text":
+        return "lark", None
+    if kind != "grammar" or syntax not in ("lark", "regex"):
+        raise InvalidRequest(f"`{where}` must be text, or a grammar whose `syntax` is lark or regex", param=where)
+    return syntax, _text(form, "definition", where)
+
+
+def custom_arguments(text: str) -> str:
+    """The arguments a model would have written to give a custom tool the input ``text``."""
+    return json.dumps({INPUT: text}, ensure_ascii=False)
+
+
+def _objects(owner: Json, field: str, path: str) -> list[dict[str, Any]]:
+    values = owner.get(field)
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise InvalidRequest(f"`{path}.{field}` must be a list of objects", param=f"{path}.{field}")
+    return values
+
+
+def _optional(tool: Json, field: str, kind: type[ValueT], path: str) -> ValueT | None:
+    value = tool.get(field)
+    if value is not None and not isinstance(value, kind):
+        raise InvalidRequest(f"`{path}.{field}` must be of type {kind.__name__}", param=f"{path}.{field}")
+    return value
+
+
+def _text(tool: Json, field: str, path: str) -> str:
+    value = tool.get(field)
+    if not isinstance(value, str) or not value:
+        raise InvalidRequest(f"`{path}.{field}` must be a string that is not empty", param=f"{path}.{field}")
+    return value

@@ -1,0 +1,1 @@
+"""What a reply has to follow: grammars asked for, written, tried and compiled."""

@@ -1,0 +1,212 @@
+"""What a request's constraint fields ask for → one grammar in llguidance's form.
+
+All but ``constraint_fields`` is done where it can be ended (``chat.grammar.trial``): translating may take long.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import gbnf_to_lark
+
+from llamafast.chat.grammar.compiler import Grammar
+from llamafast.chat.grammar.schema import followed
+from llamafast.errors import InvalidRequest, UnsupportedParameter
+
+# Characters of a grammar or schema; compiling takes up to seconds for this many.
+MAX_CHARACTERS = 128 * 1024
+# Translating GBNF takes the square of its rules, half a second for these.
+MAX_GBNF_RULES = 800
+# How JSON is written: as json.dumps and JSON.stringify with spaces do, in one way. What a model has no choice in costs
+# no step, and one that has lost its way cannot write white space for ever.
+ONE_FORM = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+# What a person may write between the tokens of JSON: a space, or a line break and what indents the next line.
+FREE_WHITESPACE = r"( |\r?\n[ \t]{0,40})?"
+# Lark's notation: a line that begins so. Anything else is GBNF.
+_LARK = re.compile(r"^[^\S\n]*(?:%llguidance\b|start[^\S\n]*:)", re.MULTILINE)
+_WHITESPACE_OPTIONS = frozenset({"whitespace_pattern", "disable_any_whitespace"})
+
+
+class ConstraintOptions(Protocol):
+    """The request fields of OpenAI (``response_format``), llama-server and vLLM that constrain the text."""
+
+    response_format: dict[str, Any] | None
+    json_schema: dict[str, Any] | bool | None
+    grammar: str | None
+    structured_outputs: dict[str, Any] | None
+    guided_json: dict[str, Any] | str | None
+    guided_regex: str | None
+    guided_choice: list[str] | None
+    guided_grammar: str | None
+    guided_whitespace_pattern: str | None
+
+
+_TEXTS = ("grammar", "guided_regex", "guided_choice", "guided_grammar", "guided_whitespace_pattern")
+_KINDS = {
+    "json_schema": "json",
+    "grammar": "grammar",
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+}
+
+
+def constraint_fields(options: ConstraintOptions) -> dict[str, Any]:
+    """Those of the fields that ask for something, by name."""
+    found = {name: getattr(options, name) for name in ConstraintOptions.__annotations__}
+    form, outputs = found["response_format"], found["structured_outputs"]
+    if form is not None and form.get("type") == "text":
+        found["response_format"] = None
+    if outputs is not None:
+        # false switches a kind off, but says something of white space
+        said = {key: value for key, value in outputs.items() if value is not None}
+        said = {key: value for key, value in said.items() if value is not False or key in _WHITESPACE_OPTIONS}
+        found["structured_outputs"] = said or None
+    return {name: value for name, value in found.items() if value is not None and not (name in _TEXTS and not value)}
+
+
+def requested_grammar(fields: Mapping[str, Any]) -> tuple[Grammar, str] | None:
+    """The grammar that ``constraint_fields`` ask for and the field it comes from; None for free text.
+
+    Raises InvalidRequest or UnsupportedParameter when the fields contradict each other or cannot be made a grammar;
+    whether the grammar compiles is found out later.
+    """
+    asked: list[tuple[str, str, Any]] = []
+    if "response_format" in fields:
+        asked.append(("response_format", "response_format", fields["response_format"]))
+    outputs = fields.get("structured_outputs", {})
+    asked += [("structured_outputs", key, value) for key, value in outputs.items() if key not in _WHITESPACE_OPTIONS]
+    asked += [(name, kind, fields[name]) for name, kind in _KINDS.items() if name in fields]
+    if len(asked) > 1:
+        names = ", ".join(dict.fromkeys(name for name, _, _ in asked))
+        raise InvalidRequest(f"only one constraint is possible, this request has several: {names}", param=asked[1][0])
+    spacing, source = _spacing(fields)
+    if not asked and source is None:
+        return None
+    if source is not None and (not asked or asked[0][1] not in ("json", "json_object", "response_format")):
+        raise InvalidRequest(f"`{source}` says how JSON is written, and this request asks for none", param=source)
+    ((param, kind, value),) = asked
+    if kind == "response_format":
+        return _response_format(value, spacing), param
+    return _of_kind(kind, value, param, spacing), param
+
+
+def json_schema_grammar(
+    schema: Any, param: str, *, exact: bool = True, spacing: Mapping[str, Any] = ONE_FORM
+) -> Grammar:
+    """Texts that are JSON values of ``schema``, an object's declared properties in the order of the schema.
+
+    ``spacing`` is what llguidance is told of the white space between the tokens of the JSON.
+    ``exact``: a keyword that cannot be followed is an error later on, else it is left out.
+    """
+    if not isinstance(schema, dict | bool):
+        raise InvalidRequest(f"`{param}`: a JSON schema must be an object or a boolean", param=param)
+    try:
+        _check_size(json.dumps(schema), param)
+        schema = followed(schema, exact=exact) if isinstance(schema, dict) else schema
+    except RecursionError as error:
+        raise InvalidRequest(f"`{param}`: the schema is nested too deeply", param=param) from error
+    if isinstance(schema, bool):
+        schema = {} if schema else {"not": {}}
+    return {"json_schema": {**schema, "x-guidance": {**spacing, "lenient": not exact, "coerce_one_of": not exact}}}
+
+
+def text_grammar(syntax: str, text: str, param: str) -> Grammar:
+    """A grammar in ``syntax``: "regex", or "lark" for Lark and GBNF. Raises InvalidRequest."""
+    if syntax != "regex":
+        return lark_grammar(text, param)
+    _check_size(text, param)
+    (grammar,) = json.loads(LLMatcher.grammar_from_regex(text))["grammars"]
+    return {"lark_grammar": grammar["lark_grammar"]}
+
+
+def lark_grammar(text: str, param: str) -> Grammar:
+    """A grammar in GBNF or Lark syntax. Raises InvalidRequest where GBNF is not well-formed."""
+    _check_size(text, param)
+    if _LARK.search(text):
+        return {"lark_grammar": text}
+    if text.count("::=") > MAX_GBNF_RULES:
+        raise InvalidRequest(f"`{param}` has more than {MAX_GBNF_RULES} rules; in Lark's notation it may", param=param)
+    try:
+        return {"lark_grammar": gbnf_to_lark(text)}
+    except Exception as error:  # a rule that is not defined raises just that
+        raise InvalidRequest(f"`{param}` is not a valid grammar: {_line(error)}", param=param) from error
+
+
+def _response_format(value: Mapping[str, Any], spacing: Mapping[str, Any]) -> Grammar:
+    kind = value.get("type")
+    if kind == "json_object":
+        # llama-server takes a schema here
+        return json_schema_grammar(value.get("schema") or {"type": "object"}, "response_format", spacing=spacing)
+    if kind == "json_schema":
+        described = value.get("json_schema")
+        if not isinstance(described, dict) or "schema" not in described:
+            raise InvalidRequest("`response_format.json_schema.schema` is required", param="response_format")
+        exact = described.get("strict") is not False
+        return json_schema_grammar(described["schema"], "response_format", exact=exact, spacing=spacing)
+    if isinstance(kind, str):
+        raise UnsupportedParameter(
+            f"`response_format.type` must be text, json_object or json_schema, not {kind[:64]!r}",
+            param="response_format",
+        )
+    raise InvalidRequest("`response_format` must be an object with a string `type`", param="response_format")
+
+
+def _spacing(fields: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
+    """How JSON is spaced, and the field that says so. vLLM's names."""
+    outputs = fields.get("structured_outputs", {})
+    pattern, one_form = outputs.get("whitespace_pattern"), outputs.get("disable_any_whitespace")
+    source = "structured_outputs" if pattern is not None or one_form is not None else None
+    if not isinstance(pattern, str | None) or not isinstance(one_form, bool | None):
+        raise InvalidRequest(
+            "`structured_outputs`: `whitespace_pattern` must be a string, `disable_any_whitespace` a boolean",
+            param="structured_outputs",
+        )
+    if "guided_whitespace_pattern" in fields:
+        pattern, source = fields["guided_whitespace_pattern"], "guided_whitespace_pattern"
+    if pattern is not None:
+        _check_size(pattern, source or "")
+        return {"whitespace_pattern": pattern}, source
+    return {"whitespace_pattern": FREE_WHITESPACE} if one_form is False else ONE_FORM, source
+
+
+def _of_kind(kind: str, value: Any, param: str, spacing: Mapping[str, Any]) -> Grammar:
+    """A grammar by vLLM's names for the kinds."""
+    if kind == "json":
+        schema = _parsed(value, param) if isinstance(value, str) else value
+        return json_schema_grammar(schema, param, spacing=spacing)
+    if kind == "json_object":
+        return json_schema_grammar({"type": "object"}, param, spacing=spacing)
+    if kind == "choice":
+        if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
+            raise InvalidRequest(f"`{param}`: choices must be non-empty strings, at least one", param=param)
+        _check_size("".join(value), param)
+        # a terminal: as a rule each would be an item of its own for the parser
+        alternatives = " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
+        return {"lark_grammar": f"start: CHOICE\nCHOICE: {alternatives}"}
+    if kind not in ("regex", "grammar"):
+        raise UnsupportedParameter(f"`{param}.{kind[:64]}` is not supported", param=param)
+    if not isinstance(value, str) or not value:
+        raise InvalidRequest(f"`{param}`: a {kind} must be a non-empty string", param=param)
+    return text_grammar(kind, value, param)
+
+
+def _parsed(text: str, param: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"`{param}` is a string that is not JSON: {_line(error)}", param=param) from error
+
+
+def _check_size(text: str, param: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise InvalidRequest(f"`{param}` is longer than {MAX_CHARACTERS} characters", param=param)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,1 @@
+"""A conversation as its model's template writes it."""

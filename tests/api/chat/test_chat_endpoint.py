@@ -1,0 +1,187 @@
+"""POST /v1/chat/completions: replies and streams, field by field."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from msgspec.structs import replace
+from support.asgi_client import AsgiClient
+from support.fake_engine import INFO, FakeEngine, say
+from support.where_it_runs import beside_the_loop
+
+from llamafast.api.app import App
+from llamafast.errors import ConfigError
+
+PATH = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+async def test_a_reply_field_by_field(client: AsgiClient) -> None:
+    body = (await client.post(PATH, {"messages": MESSAGES, "model": "org/fake-model", "n": 2})).json
+    assert re.fullmatch(r"chatcmpl-[0-9a-f]{32}", body.pop("id"))
+    assert isinstance(body.pop("created"), int)
+    message = {"role": "assistant", "content": "Hello world", "refusal": None}
+    assert body == {
+        "object": "chat.completion",
+        "model": "org/fake-model",
+        "service_tier": "default",
+        "system_fingerprint": "fp_llamafast",
+        "choices": [
+            {"index": index, "message": message, "finish_reason": "stop", "logprobs": None} for index in range(2)
+        ],
+        "usage": {
+            "prompt_tokens": 21,
+            "completion_tokens": 6,
+            "total_tokens": 27,
+            "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        },
+    }
+
+
+async def test_a_stream_byte_by_byte(client: AsgiClient, engine: FakeEngine) -> None:
+    engine.script = say("né", "\\")
+    response = await client.post(
+        PATH, {"messages": MESSAGES, "stream": True, "stream_options": {"include_usage": True}}
+    )
+    first = response.events[0]
+    head = (
+        f'data: {{"id":"{first["id"]}","object":"chat.completion.chunk","created":{first["created"]},'
+        '"model":"org/fake-model","service_tier":"default","system_fingerprint":"fp_llamafast","choices":['
+    )
+    usage = (
+        '"usage":{"prompt_tokens":21,"completion_tokens":3,"total_tokens":24,'
+        '"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}'
+    )
+    rest = '"finish_reason":null,"logprobs":null}],"usage":null}'
+    expected = [
+        head + '{"index":0,"delta":{"role":"assistant","content":"","refusal":null},' + rest,
+        head + '{"index":0,"delta":{"content":"né"},' + rest,
+        head + r'{"index":0,"delta":{"content":"\\"},' + rest,
+        head + '{"index":0,"delta":{},"finish_reason":"stop","logprobs":null}],"usage":null}',
+        head + "]," + usage + "}",
+        "data: [DONE]",
+    ]
+    assert response.body.decode() == "".join(f"{frame}\n\n" for frame in expected)
+
+
+async def test_every_choice_gets_its_role_first_in_one_write(client: AsgiClient) -> None:
+    response = await client.post(PATH, {"messages": MESSAGES, "stream": True, "n": 3})
+    assert response.writes[0].count(b'"role":"assistant"') == 3
+    seen = set()
+    for event in response.events:
+        (choice,) = event["choices"]
+        assert ("role" in choice["delta"]) == (choice["index"] not in seen)
+        seen.add(choice["index"])
+    assert seen == {0, 1, 2}
+
+
+async def test_the_role_is_sent_before_any_token(client: AsgiClient, engine: FakeEngine) -> None:
+    engine.script = lambda plan: [60.0]
+    async with client.open_post(PATH, {"messages": MESSAGES, "stream": True}) as connection:
+        await connection.until_writes(1)
+        assert b'"role":"assistant"' in connection.response.body
+
+
+async def test_messages_reach_the_template(client: AsgiClient, engine: FakeEngine) -> None:
+    messages = [
+        {"role": "developer", "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "brief"}]},
+        {"role": "assistant", "content": None},
+        {"role": "user", "content": "h\u00e9"},
+    ]
+    await client.post(PATH, {"messages": messages})
+    (tokens,) = engine.plan.prompts
+    assert engine.tokenizer.detokenize(tokens) == "<s><system>be brief</s><assistant></s><user>hé</s><assistant>"
+
+
+async def test_accepted_fields_without_effect(client: AsgiClient) -> None:
+    fields = {
+        "store": True,
+        "metadata": {"a": "b"},
+        "user": "u",
+        "safety_identifier": "s",
+        "service_tier": "flex",
+        "prompt_cache_key": "k",
+        "prompt_cache_options": {},
+        "prompt_cache_retention": "24h",
+        "moderation": {},
+        "prediction": {"type": "content", "content": "x"},
+        "parallel_tool_calls": False,
+        "reasoning_effort": "high",
+        "verbosity": "low",
+        "modalities": ["text"],
+        "response_format": {"type": "text"},
+        "tools": [],
+        "tool_choice": "none",
+        "logprobs": False,
+        "unheard_of": {"deep": [1]},
+    }
+    assert (await client.post(PATH, {"messages": MESSAGES, **fields})).status == 200
+
+
+async def test_a_templates_refusal_is_quoted() -> None:
+    info = replace(INFO, chat_template="{{ raise_exception('Roles must alternate') }}")
+    client = AsgiClient(App(FakeEngine(info=info), max_body_bytes=1000, stall_seconds=1))
+    response = await client.post(PATH, {"messages": MESSAGES})
+    assert (response.status, response.error["param"]) == (400, "messages")
+    assert "Roles must alternate" in response.error["message"]
+
+
+async def test_a_model_without_template_serves_completions_only() -> None:
+    info = replace(INFO, chat_template=None)
+    client = AsgiClient(App(FakeEngine(info=info), max_body_bytes=1000, stall_seconds=1))
+    assert (await client.post(PATH, {"messages": MESSAGES})).status == 400
+    assert (await client.post("/v1/completions", {"prompt": "a"})).status == 200
+
+
+def test_a_broken_template_stops_the_start() -> None:
+    with pytest.raises(ConfigError):
+        App(FakeEngine(info=replace(INFO, chat_template="{% if %}")), max_body_bytes=1, stall_seconds=1)
+
+
+RESPONSE_TEMPLATE = {
+    "start_anchor": "<assistant>",
+    "fields": {
+        "thinking": {"open": "<think>", "close": "</think>"},
+        "content": {},
+        "tool_calls": {"open": "<call>", "close": "</call>", "content": "json", "repeats": True},
+    },
+}
+NOW = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_replies_are_read_as_the_config_declares(stream: bool) -> None:
+    script = say("<think>wh", "y</think>", "Look: <ca", 'll>{"name": "now", "argum', 'ents": {"a": "\\n"}}</call>')
+    source = f"{{{{ tools | tojson }}}}{INFO.chat_template}"
+    engine = FakeEngine(script, info=replace(INFO, response_template=RESPONSE_TEMPLATE, chat_template=source))
+    client = AsgiClient(App(engine, max_body_bytes=10_000, stall_seconds=1))
+    response = await client.post(PATH, {"messages": MESSAGES, "tools": [NOW], "stream": stream})
+    if not stream:
+        (choice,) = response.json["choices"]
+        (call,) = choice["message"]["tool_calls"]
+        said = [(choice["message"]["reasoning_content"], choice["message"]["content"], call["function"])]
+    else:
+        choices = [event["choices"][0] for event in response.events if event["choices"]]
+        deltas = [choice["delta"] for choice in choices]
+        functions = [call["function"] for delta in deltas for call in delta.get("tool_calls") or ()]
+        whole = {key: "".join(function.get(key, "") for function in functions) for key in ("name", "arguments")}
+        texts = ["".join(delta.get(key) or "" for delta in deltas) for key in ("reasoning_content", "content")]
+        said, choice = [(*texts, whole)], choices[-1]
+    assert said == [("why", "Look:", {"name": "now", "arguments": '{"a":"\\n"}'})]
+    assert choice["finish_reason"] == "tool_calls"
+
+
+async def test_many_choices_are_put_together_beside_the_loop(
+    client: AsgiClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = beside_the_loop(
+        monkeypatch, "llamafast.api.chat.endpoint._collected", "llamafast.api.completions._collected"
+    )
+    engine.script = say(*"many words" * 4)
+    message = {"role": "user", "content": "Hi"}
+    for n in (1, 128):
+        assert (await client.post("/v1/chat/completions", {"messages": [message], "n": n})).status == 200
+        assert (await client.post("/v1/completions", {"prompt": "Hi", "n": n})).status == 200
+    assert told == [False, False, True, True]
