@@ -13,7 +13,6 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 # what each room may import of ours; a prefix names everything below it
 CLI = ["llamafast.__version__", "llamafast.config", "llamafast.config_file", "llamafast.console", "llamafast.errors"]
-SERVED = ["llamafast.api.app", "llamafast.api.keys", "llamafast.api.origins"]
 FREE = ["llamafast.errors", "llamafast.config", "llamafast.metrics"]
 ALLOWED = {
     "_core": ["llamafast.errors"],

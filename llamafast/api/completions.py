@@ -62,8 +62,9 @@ class CompletionsEndpoint:
         engine = self._engine
         if request.stream and (request.best_of or 1) > (request.n or 1):
             raise InvalidRequest("`best_of` larger than `n` cannot be streamed", param="best_of")
-        plan, ask = plan_completion(request, engine.tokenizer, engine.info)
-        echoes = echo_texts(request, plan, engine.tokenizer) if request.echo else [""] * len(plan.prompts)
+        task = request.task()
+        plan, ask = plan_completion(task, engine.tokenizer, engine.info)
+        echoes = echo_texts(task, plan, engine.tokenizer) if task.echo else [""] * len(plan.prompts)
         return plan, ask, echoes
 
 

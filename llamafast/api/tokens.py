@@ -46,7 +46,7 @@ class TokenEndpoints:
 
     def _applied(self, body: bytes) -> bytes:
         request = decode_request(_CHAT, body, self._info)
-        return encode(Prompt(Conversation(request, self._chat).prompt))
+        return encode(Prompt(Conversation(request.task(), self._chat).prompt))
 
     def _tokenized(self, body: bytes) -> bytes:
         """The pieces are encoded one by one, so that no call keeps the GIL for all of them."""
@@ -70,7 +70,7 @@ class TokenEndpoints:
         if request.messages:
             if add_special:
                 raise InvalidRequest("a chat gets its special tokens from its template", param="add_special_tokens")
-            rendered = Conversation(request, self._chat).text
+            rendered = Conversation(request.task(), self._chat).text
             self._check_length(rendered, "messages")
             with Untokenizable.named("messages"):
                 return self._chat.control.tokenize(rendered, self._tokenizer)

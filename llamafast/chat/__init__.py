@@ -1,1 +1,1 @@
-"""The language: Request to Plan. No HTTP, no threads."""
+"""The language: what a client asks, as a task, to the Plan, and the text that comes of it. No HTTP, no threads."""

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache, partial
 from typing import NamedTuple
 
-from llamafast.chat.plan import Prompt, split_prompts
+from llamafast.chat.plan import split_prompts
 from llamafast.chat.prompt.control import ControlTokens
+from llamafast.chat.request import Prompt
 from llamafast.engine.types import EmbeddingInfo, EmbeddingPlan, ModelInfo, Tokenizer
 from llamafast.errors import ContextLengthExceeded, DoesNotEmbed, InvalidRequest, Untokenizable
 

@@ -1,62 +1,24 @@
-"""Request → Plan: the only place where one is made.
-
-Requests reach this room as the shapes below, which ``api.schema`` fills; ranges that need no model knowledge have
-been checked by then.
-"""
+"""Task → Plan: the only place where one is made."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
-
-from msgspec.structs import replace
+from typing import NamedTuple
 
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.grammar.asked import Ask, asked_of_chat, asked_of_completion
-from llamafast.chat.grammar.requested import ConstraintOptions
-from llamafast.chat.prompt.conversation import Conversation, ConversationOptions
+from llamafast.chat.prompt.conversation import Conversation
 from llamafast.chat.reply.deltas import NewParser, PlainReply
 from llamafast.chat.reply.reader import Reply
-from llamafast.chat.sampling import SamplingOptions, read_sampling
+from llamafast.chat.request import ChatTask, CompletionTask, Prompt, Task
+from llamafast.chat.sampling import read_sampling
 from llamafast.chat.tools import Tool
 from llamafast.engine.types import ModelInfo, Plan, Tokenizer
 from llamafast.errors import ContextLengthExceeded, DoesNotGenerate, InvalidRequest, Untokenizable
 
 MAX_TOTAL_CHOICES = 2048
 MAX_STOP_BYTES = 1024
-
-Prompt = str | list[str | int | list[int]]
-
-
-class Options(SamplingOptions, ConstraintOptions, Protocol):
-    """What a Plan takes from every request; None is the default."""
-
-    n: int | None
-    max_tokens: int | None
-    stop: str | list[str] | None
-    ignore_eos: bool | None
-    min_tokens: int | None
-    stop_token_ids: list[int] | None
-    include_stop_str_in_output: bool | None
-    priority: int | None
-    cache_salt: str | None
-    skip_special_tokens: bool | None
-
-
-class CompletionOptions(Options, Protocol):
-    prompt: Prompt
-    echo: bool | None
-    best_of: int | None
-    logprobs: int | None
-
-
-class ChatOptions(Options, ConversationOptions, Protocol):
-    logprobs: bool | None
-    top_logprobs: int | None
-    max_completion_tokens: int | None
-    reasoning_format: Literal["none", "auto", "deepseek"] | None
-    parallel_tool_calls: bool | None
 
 
 class ChatPlan(NamedTuple):
@@ -74,17 +36,17 @@ class ChatPlan(NamedTuple):
         return [Reply(self.new_parser(), parallel=self.parallel) for _ in range(self.plan.n)]
 
 
-def plan_completion(request: CompletionOptions, tokenizer: Tokenizer, info: ModelInfo) -> tuple[Plan, Ask | None]:
+def plan_completion(task: CompletionTask, tokenizer: Tokenizer, info: ModelInfo) -> tuple[Plan, Ask | None]:
     """Tokenise the prompts as they stand. What is asked of the text is compiled apart, to be the Plan's matcher.
 
     Raises InvalidRequest or ContextLengthExceeded.
     """
     _check_generates(info)
-    if request.max_tokens == 0 and not request.echo:
+    if task.max_tokens == 0 and not task.echo:
         raise InvalidRequest("`max_tokens` of 0 needs `echo`", param="max_tokens")
-    prompts = split_prompts(request.prompt, "prompt")
-    n = request.best_of or request.n or 1
-    if n < (request.n or 1):
+    prompts = split_prompts(task.prompt, "prompt")
+    n = task.best_of or task.n
+    if n < task.n:
         raise InvalidRequest("`best_of` must not be smaller than `n`", param="best_of")
     if len(prompts) * n > MAX_TOTAL_CHOICES:
         raise InvalidRequest(
@@ -92,61 +54,61 @@ def plan_completion(request: CompletionOptions, tokenizer: Tokenizer, info: Mode
         )
     paths = ["prompt"] if len(prompts) == 1 else [f"prompt[{i}]" for i in range(len(prompts))]
     tokens = tuple(_prompt_tokens(prompt, path, tokenizer, info) for prompt, path in zip(prompts, paths, strict=True))
-    ask = asked_of_completion(request)
-    plan = _plan(request, tokens, request.max_tokens, ask is not None, tokenizer, info)
-    ranked = n > (request.n or 1)
-    plan = replace(
-        plan,
+    ask = asked_of_completion(task)
+    ranked = n > task.n
+    plan = _plan(
+        task,
+        tokens,
+        tokenizer,
+        info,
         n=n,
-        top_logprobs=0 if ranked and request.logprobs is None else request.logprobs,
-        prompt_logprobs=bool(request.echo) and request.logprobs is not None,
+        constrained=ask is not None,
+        top_logprobs=0 if ranked and task.top_logprobs is None else task.top_logprobs,
+        prompt_logprobs=task.echo and task.top_logprobs is not None,
     )
     return plan, ask
 
 
-def echo_texts(request: CompletionOptions, plan: Plan, tokenizer: Tokenizer) -> list[str]:
+def echo_texts(task: CompletionTask, plan: Plan, tokenizer: Tokenizer) -> list[str]:
     """The text of each prompt of ``plan``: as the client wrote it, or detokenised where it sent token ids."""
     return [
         prompt if isinstance(prompt, str) else tokenizer.detokenize(tokens)
-        for prompt, tokens in zip(split_prompts(request.prompt, "prompt"), plan.prompts, strict=True)
+        for prompt, tokens in zip(split_prompts(task.prompt, "prompt"), plan.prompts, strict=True)
     ]
 
 
-def plan_chat(request: ChatOptions, chat: ChatFormat, tokenizer: Tokenizer, info: ModelInfo) -> ChatPlan:
+def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: ModelInfo) -> ChatPlan:
     """Render the conversation and tokenise the result, BOS being the template's affair.
 
     Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
     """
     _check_generates(info)
-    conversation = Conversation(request, chat, check_size=lambda n_chars: _check_size(n_chars, "messages", info))
-    text, prompt, choice = conversation.text, conversation.prompt, conversation.choice
-    with Untokenizable.named("messages"):
-        tokens = _checked_tokens(chat.control.tokenize(text, tokenizer), "messages", info)
-    max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
-    if request.top_logprobs and not request.logprobs:
-        raise InvalidRequest("`top_logprobs` needs `logprobs`", param="top_logprobs")
-    ask = asked_of_chat(
-        request,
-        chat.letters,
-        choice.callable,
-        forced=choice.forced,
-        # models that are forced to call often do not know when to end: several calls only where that is asked for
-        parallel=bool(request.parallel_tool_calls),
-        begun=chat.begun_reasoning(prompt),
-    )
-    plan = _plan(request, (tokens,), max_tokens, ask is not None, tokenizer, info)
-    if not info.cuts_anywhere:
-        plan = replace(plan, checkpoints=conversation.checkpoints(tokens, tokenizer))
-    if request.logprobs:
-        plan = replace(plan, top_logprobs=request.top_logprobs or 0)
+    named = task.named("messages")
+    conversation = Conversation(task, chat, check_size=lambda n_chars: _check_size(n_chars, named, info))
+    text, prompt, tools = conversation.text, conversation.prompt, task.tools.callable
+    with Untokenizable.named(named):
+        tokens = _checked_tokens(chat.control.tokenize(text, tokenizer), named, info)
+    if task.room and len(tokens) + task.room > info.max_seq_len:
+        raise _too_long(named, f"{len(tokens)} tokens, behind which {task.room} have to fit", info)
+    ask = asked_of_chat(task, chat.letters, chat.begun_reasoning(prompt))
     new_parser: NewParser = PlainReply
-    if ask is None or choice.callable or chat.dialect.reasons:  # else a text that follows a grammar is all content
-        new_parser = chat.parser(prompt, choice.callable, split_reasoning=request.reasoning_format != "none")
-    if new_parser is not PlainReply:  # which control tokens are marks is known of a dialect, not of a declaration
-        hides = plan.skip_special_tokens and chat.declared is None
-        plan = replace(plan, skip_special_tokens=hides, preserved_tokens=chat.preserved_tokens)
-    parallel = request.parallel_tool_calls is not False and not request.functions
-    return ChatPlan(plan, new_parser, choice.callable, parallel, ask)
+    if ask is None or tools or chat.dialect.reasons:  # else a text that follows a grammar is all content
+        new_parser = chat.parser(prompt, tools, split_reasoning=task.split_reasoning)
+    # which control tokens are marks is known of a dialect, not of a declaration
+    parsed = new_parser is not PlainReply
+    plan = _plan(
+        task,
+        (tokens,),
+        tokenizer,
+        info,
+        n=task.n,
+        constrained=ask is not None,
+        top_logprobs=task.top_logprobs,
+        hides_control=not parsed or chat.declared is None,
+        preserved_tokens=chat.preserved_tokens if parsed else (),
+        checkpoints=() if info.cuts_anywhere else conversation.checkpoints(tokens, tokenizer),
+    )
+    return ChatPlan(plan, new_parser, tools, task.parallel is not False, ask)
 
 
 def _check_generates(info: ModelInfo) -> None:
@@ -156,49 +118,58 @@ def _check_generates(info: ModelInfo) -> None:
 
 
 def _plan(
-    options: Options,
+    task: Task,
     prompts: tuple[array[int], ...],
-    max_tokens: int | None,
-    constrained: bool,
     tokenizer: Tokenizer,
     info: ModelInfo,
+    *,
+    n: int,
+    constrained: bool,
+    top_logprobs: int | None,
+    prompt_logprobs: bool = False,
+    hides_control: bool = True,
+    preserved_tokens: tuple[int, ...] = (),
+    checkpoints: tuple[int, ...] = (),
 ) -> Plan:
     return Plan(
         prompts=prompts,
-        sampling=read_sampling(options, tokenizer, info),
-        n=options.n or 1,
+        sampling=read_sampling(task.sampling, tokenizer, info),
+        n=n,
         # No output outgrows the context, so a larger number means the same and a huge one never leaves this room.
-        max_tokens=None if max_tokens is None else min(max_tokens, info.max_seq_len),
-        stop=_stop_strings(options.stop),
-        skip_special_tokens=options.skip_special_tokens is not False,
-        ignore_eos=bool(options.ignore_eos),
-        min_tokens=_min_tokens(options, max_tokens, constrained),
-        stop_token_ids=_stop_tokens(options.stop_token_ids, info),
-        keep_stop=bool(options.include_stop_str_in_output),
-        priority=options.priority or 0,
-        cache_salt=options.cache_salt or "",
+        max_tokens=None if task.max_tokens is None else min(task.max_tokens, info.max_seq_len),
+        stop=_stop_strings(task.stop),
+        skip_special_tokens=task.skip_special_tokens and hides_control,
+        preserved_tokens=preserved_tokens,
+        ignore_eos=task.ignore_eos,
+        min_tokens=_min_tokens(task, constrained=constrained),
+        stop_token_ids=_stop_tokens(task.stop_token_ids, info),
+        keep_stop=task.keep_stop,
+        top_logprobs=top_logprobs,
+        prompt_logprobs=prompt_logprobs,
+        priority=task.priority,
+        cache_salt=task.cache_salt,
+        checkpoints=checkpoints,
     )
 
 
-def _stop_tokens(tokens: Sequence[int] | None, info: ModelInfo) -> tuple[int, ...]:
+def _stop_tokens(tokens: Sequence[int], info: ModelInfo) -> tuple[int, ...]:
     if tokens and not 0 <= min(tokens) <= max(tokens) < info.n_vocab:
         raise InvalidRequest(f"`stop_token_ids` has a token id outside 0 to {info.n_vocab - 1}", param="stop_token_ids")
-    return tuple(dict.fromkeys(tokens or ()))
+    return tuple(dict.fromkeys(tokens))
 
 
-def _min_tokens(options: Options, max_tokens: int | None, constrained: bool) -> int:
-    least = options.min_tokens or 0
-    if max_tokens is not None and least > max_tokens:
-        raise InvalidRequest("`min_tokens` must not be larger than `max_tokens`", param="min_tokens")
-    if least and constrained:
+def _min_tokens(task: Task, *, constrained: bool) -> int:
+    if task.max_tokens is not None and task.min_tokens > task.max_tokens:
+        most = task.named("max_tokens")
+        raise InvalidRequest(f"`min_tokens` must not be larger than `{most}`", param="min_tokens")
+    if task.min_tokens and constrained:
         raise InvalidRequest(
             "`min_tokens` cannot be combined with a grammar, which decides the end", param="min_tokens"
         )
-    return min(least, 2**31 - 1)
+    return min(task.min_tokens, 2**31 - 1)
 
 
-def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+def _stop_strings(strings: Sequence[str]) -> tuple[str, ...]:
     for string in strings:
         if not 1 <= len(string.encode()) <= MAX_STOP_BYTES:
             raise InvalidRequest(f"a `stop` string has 1 to {MAX_STOP_BYTES} bytes of UTF-8", param="stop")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -35,36 +35,18 @@ BANNED = -1e30
 Biases = Mapping[str, float | bool] | Sequence[tuple[int | str, float | bool]]
 
 
-class SamplingOptions(Protocol):
-    """What a request may say about sampling; None is the model's default. Wire names are those of SamplingParams, but
-    for the two old names here."""
-
-    repeat_penalty: float | None
-    repeat_last_n: int | None
-    top_k: int | None
-    logit_bias: Any
-    samplers: Any
-    dry_sequence_breakers: list[str] | None
-
-
-def read_sampling(options: SamplingOptions, tokenizer: Tokenizer, info: ModelInfo) -> SamplingParams:
-    """Raises InvalidRequest."""
-    chosen: dict[str, Any] = {
-        "repetition_penalty": options.repeat_penalty,
-        "penalty_last_n": options.repeat_last_n,
-    }
-    for name in SamplingParams.__struct_fields__:
-        if (value := getattr(options, name, None)) is not None:
-            chosen[name] = value
-    if options.top_k is not None:
-        chosen["top_k"] = min(max(options.top_k, 0), info.n_vocab)
-    if options.logit_bias is not None:
-        chosen["logit_bias"] = _logit_bias(options.logit_bias, tokenizer, info)
-    if options.samplers is not None:
-        chosen["samplers"] = stage_names(options.samplers)
-    if options.dry_sequence_breakers is not None:
-        chosen["dry_sequence_breakers"] = _breakers(options.dry_sequence_breakers)
-    return replace(info.sampling, **{name: value for name, value in chosen.items() if value is not None})
+def read_sampling(said: Mapping[str, Any], tokenizer: Tokenizer, info: ModelInfo) -> SamplingParams:
+    """What was ``said`` of SamplingParams' fields, and the model's own values for the others. Raises InvalidRequest."""
+    chosen = dict(said)
+    if "top_k" in said:
+        chosen["top_k"] = min(max(said["top_k"], 0), info.n_vocab)
+    if "logit_bias" in said:
+        chosen["logit_bias"] = _logit_bias(said["logit_bias"], tokenizer, info)
+    if "samplers" in said:
+        chosen["samplers"] = stage_names(said["samplers"])
+    if "dry_sequence_breakers" in said:
+        chosen["dry_sequence_breakers"] = _breakers(said["dry_sequence_breakers"])
+    return replace(info.sampling, **chosen)
 
 
 def stage_names(samplers: Iterable[str]) -> tuple[str, ...]:

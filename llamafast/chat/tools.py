@@ -41,13 +41,10 @@ class Tool(Struct, frozen=True):
 
 
 def read_tools(tools: Sequence[Any] | None, param: str = "tools") -> tuple[Tool, ...]:
-    """``tools`` of a request, in OpenAI's shape or read already. Raises InvalidRequest with the path,
+    """``tools`` of a request, in OpenAI's shape. Raises InvalidRequest with the path,
     UnsupportedParameter for kinds other than ``function``."""
     read = []
     for i, tool in enumerate(tools or ()):
-        if isinstance(tool, Tool):
-            read.append(tool)
-            continue
         path = f"{param}[{i}]"
         if not isinstance(tool, dict) or not isinstance(kind := tool.get("type"), str):
             raise InvalidRequest(f"`{path}` must be an object with a string `type`", param=path)

@@ -32,7 +32,7 @@ class MarkTokenizer(ByteTokenizer):
 def planned(template: str, dialect: str | None = None, **fields: object) -> ChatPlan:
     info = replace(INFO, chat_template="{{ messages | tojson }}" + template, dialect=dialect, max_seq_len=2048)
     tokenizer = MarkTokenizer()
-    request = ChatRequest(messages=[{"role": "user", "content": "hi"}], **fields)  # type: ignore[arg-type]
+    request = ChatRequest(messages=[{"role": "user", "content": "hi"}], **fields).task()  # type: ignore[arg-type]
     return plan_chat(request, ChatFormat(info, tokenizer), tokenizer, info)
 
 

@@ -22,13 +22,13 @@ CHAT = ChatFormat(INFO, TOKENIZER)
 
 
 def completion(prompt: Any = "a", **fields: Any) -> Plan:
-    request = msgspec.convert({"prompt": prompt, **fields}, CompletionRequest)
+    request = msgspec.convert({"prompt": prompt, **fields}, CompletionRequest).task()
     return plan_completion(request, TOKENIZER, INFO)[0]
 
 
 def chat(**fields: Any) -> Plan:
     fields = {"messages": [{"role": "user", "content": "hi"}], **fields}
-    return plan_chat(msgspec.convert(fields, ChatRequest), CHAT, TOKENIZER, INFO).plan
+    return plan_chat(msgspec.convert(fields, ChatRequest).task(), CHAT, TOKENIZER, INFO).plan
 
 
 def written(template: str | None) -> ChatFormat:
@@ -111,7 +111,7 @@ def test_null_is_the_default_everywhere() -> None:
 
 def test_what_the_model_recommends_is_the_default() -> None:
     info = msgspec.structs.replace(INFO, sampling=SamplingParams(temperature=0.3, top_k=64))
-    request = msgspec.convert({"prompt": "a", "top_k": 0}, CompletionRequest)
+    request = msgspec.convert({"prompt": "a", "top_k": 0}, CompletionRequest).task()
     sampling = plan_completion(request, TOKENIZER, info)[0].sampling
     assert (sampling.temperature, sampling.top_k) == (0.3, 0)
 
@@ -216,7 +216,7 @@ def test_stop_strings() -> None:
 
 def test_echo_gives_the_prompts_back() -> None:
     for prompt, texts in (("hé</s>", ["hé</s>"]), ([[104, 105, EOS], [0xFF]], ["hi</s>", "\ufffd"])):
-        request = CompletionRequest(prompt=prompt, echo=True)
+        request = CompletionRequest(prompt=prompt, echo=True).task()
         plan, _ = plan_completion(request, TOKENIZER, INFO)
         assert echo_texts(request, plan, TOKENIZER) == texts
 
@@ -234,7 +234,7 @@ def test_template_variables() -> None:
     request = ChatRequest(
         messages=[{"role": "user"}], reasoning_effort="low", verbosity="high",
         chat_template_kwargs={"enable_thinking": False, "verbosity": "own"},
-    )  # fmt: skip
+    ).task()  # fmt: skip
     (tokens,) = plan_chat(request, form, TOKENIZER, INFO).plan.prompts
     assert TOKENIZER.detokenize(tokens) == "low|own|False"
 
@@ -253,7 +253,7 @@ def test_template_variables() -> None:
 )
 def test_thinking_is_switched_under_both_names(fields: dict[str, Any], thinking: str) -> None:
     source = "{{ enable_thinking }}|{{ thinking }}|{{ documents[0].title }}{{ documents[0].text }}"
-    request = ChatRequest(messages=[{"role": "user"}], documents=[{"title": "t"}], **fields)
+    request = ChatRequest(messages=[{"role": "user"}], documents=[{"title": "t"}], **fields).task()
     chat_format = written(source)
     (tokens,) = plan_chat(request, chat_format, TOKENIZER, INFO).plan.prompts
     assert TOKENIZER.detokenize(tokens) == f"{thinking}|{thinking}|t"
@@ -279,10 +279,10 @@ def test_template_kwargs_may_have_any_other_name() -> None:
 
 
 def test_a_chat_without_template_or_text_or_room() -> None:
-    request = ChatRequest(messages=[{"role": "user", "content": "x" * 600}])
+    request = ChatRequest(messages=[{"role": "user", "content": "x" * 600}]).task()
     with pytest.raises(InvalidRequest, match="no chat template"):
         plan_chat(request, written(None), TOKENIZER, INFO)
-    silent = ChatRequest(messages=[{"role": "user"}])
+    silent = ChatRequest(messages=[{"role": "user"}]).task()
     with pytest.raises(InvalidRequest, match="no tokens") as caught:
         plan_chat(silent, written(""), TOKENIZER, INFO)
     assert caught.value.param == "messages"

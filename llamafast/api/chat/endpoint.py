@@ -25,10 +25,11 @@ from llamafast.api.http import JSON_TYPE, Exchange
 from llamafast.api.logprobs import TokenNames, chat_logprobs
 from llamafast.api.sse import encode
 from llamafast.chat.format import ChatFormat
-from llamafast.chat.plan import plan_chat
+from llamafast.chat.plan import ChatPlan, plan_chat
 from llamafast.chat.reply.deltas import AssistantMessage, Delta, assemble
 from llamafast.chat.reply.reader import Reply, ReplyFinish
 from llamafast.engine.types import EnginePort, Generation, TokenLogprob
+from llamafast.errors import InvalidRequest
 
 _DECODER = msgspec.json.Decoder(ChatRequest)
 
@@ -43,7 +44,7 @@ class ChatEndpoint:
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         engine = self._engine
         request = await run_sized(len(body), decode_request, _DECODER, body, engine.info)
-        plan = await run_sized(len(body), plan_chat, request, self._chat, engine.tokenizer, engine.info)
+        plan = await run_sized(len(body), self._plan, request)
         await engine.prepare(plan.plan)
         constrained = await self._grammars.constrained(plan.plan, plan.ask)
         generation = exchange.follow(engine.submit(constrained, exchange.tenant))
@@ -70,6 +71,11 @@ class ChatEndpoint:
             await exchange.reply(200, body, JSON_TYPE)
         finally:
             generation.cancel()
+
+    def _plan(self, request: ChatRequest) -> ChatPlan:
+        if request.top_logprobs and not request.logprobs:
+            raise InvalidRequest("`top_logprobs` needs `logprobs`", param="top_logprobs")
+        return plan_chat(request.task(), self._chat, self._engine.tokenizer, self._engine.info)
 
 
 class CollectedChoice(Struct):

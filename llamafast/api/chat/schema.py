@@ -14,6 +14,9 @@ from llamafast.api.schema.fragments import (
     StreamedText,
     Usage,
 )
+from llamafast.chat.request import ChatTask
+from llamafast.chat.tools import ToolChoice, choose_tools, read_functions, read_tools
+from llamafast.errors import InvalidRequest
 
 ChatFinish = Literal["stop", "length", "tool_calls", "function_call"]
 
@@ -59,6 +62,37 @@ class ChatRequest(PlatformOptions, kw_only=True):
     store: bool | None = None
     metadata: dict[str, Any] | None = None
     prediction: dict[str, Any] | None = None
+
+    def task(self) -> ChatTask:
+        """Raises InvalidRequest or UnsupportedParameter for tools that are none."""
+        names = {"tools": "functions"} if self.functions else {}
+        max_tokens = self.max_tokens
+        if self.max_completion_tokens is not None:
+            max_tokens, names["max_tokens"] = self.max_completion_tokens, "max_completion_tokens"
+        return ChatTask(
+            **self.task_fields(),
+            names=names,
+            messages=self.messages,
+            max_tokens=max_tokens,
+            top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            tools=self._tool_choice(),
+            parallel=False if self.functions else self.parallel_tool_calls,
+            documents=self.documents,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message or False,
+            reasoning_effort=self.reasoning_effort,
+            enable_thinking=self.enable_thinking,
+            verbosity=self.verbosity,
+            variables=self.chat_template_kwargs or {},
+            split_reasoning=self.reasoning_format != "none",
+        )
+
+    def _tool_choice(self) -> ToolChoice:
+        if self.functions and self.tools:
+            raise InvalidRequest("`functions` is the old form of `tools`: send one of them", param="functions")
+        if self.functions:
+            return choose_tools(read_functions(self.functions), self.function_call, "function_call")
+        return choose_tools(read_tools(self.tools), self.tool_choice)
 
 
 class FunctionCall(Struct):

@@ -9,10 +9,10 @@ from typing import Any
 from llamafast.api.responses.client_tools import CLIENT_TOOLS, arguments_of
 from llamafast.api.responses.compaction import opened
 from llamafast.api.responses.tools import chat_name, custom_arguments
+from llamafast.chat.request import Message
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
 Item = dict[str, Any]
-Message = dict[str, Any]
 
 _ROLES = frozenset({"user", "assistant", "system", "developer"})
 _INSTRUCTIONS = frozenset({"system", "developer"})

@@ -12,29 +12,28 @@ from uuid import uuid4
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from llamafast.api.chat.schema import ChatRequest
-from llamafast.api.decode import check_served
 from llamafast.api.logprobs import TokenNames
 from llamafast.api.responses.items import Item, messages_of
 from llamafast.api.responses.schema import ReasoningOptions, Response, ResponsesRequest, TextOptions
 from llamafast.api.responses.store import History
 from llamafast.api.responses.tools import ToolTable
 from llamafast.api.responses.writer import ResponseWriter
-from llamafast.api.schema.fragments import GenerationOptions
 from llamafast.api.sse import encode
 from llamafast.chat.format import ChatFormat
+from llamafast.chat.grammar.requested import SCHEMA
 from llamafast.chat.plan import ChatPlan, plan_chat
+from llamafast.chat.request import ChatTask, Message
 from llamafast.engine.types import ANYBODY, EnginePort, Tenant
-from llamafast.errors import ContextLengthExceeded, InvalidRequest, LlamafastError
+from llamafast.errors import ContextLengthExceeded, InvalidRequest
 
 log = logging.getLogger(__name__)
 
-# chat's names for fields that have others here
-_PARAMS = {
-    "max_completion_tokens": "max_output_tokens",
+# The fields of a response's request by the names they have in chat completions.
+_NAMES = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
     "response_format": "text.format",
-    "reasoning_effort": "reasoning.effort",
-    "verbosity": "text.verbosity",
+    SCHEMA: "text.format.schema",
 }
 
 
@@ -86,69 +85,68 @@ class ResponsePlanner:
         With ``prefill`` the prompt ends where the next turn will go on, and nothing is generated. The prompt leaves
         ``room`` for so many tokens. Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
         """
-        tools = ToolTable(request.tools or (), [*before.items, *given])
+        items = [*before.items, *given]
+        tools = ToolTable(request.tools or (), items)
         for kind in tools.hidden:
             _warn_of_hidden(kind)
-        chat = self._chat_request(request, tools, prefill)
-        try:
-            check_served(chat)
-            plan = self._plan(chat, [*before.items, *given], request, len(before.items), room)
-        except ContextLengthExceeded as error:
-            raise ContextLengthExceeded(error.limit, error.size, param="input") from error
-        except LlamafastError as error:
-            name_as_responses_do(error)
-            raise
+        task = self._task(request, tools, items, len(before.items), prefill=prefill, room=room)
+        plan = self._planned(task, request.truncation == "auto")
         response = self._response(request, plan)
-        names = TokenNames(request, self._engine.tokenizer) if chat.logprobs else None
+        names = None if task.top_logprobs is None else TokenNames(request, self._engine.tokenizer)
         writer = ResponseWriter(response, tools, stream_id, names, n_bytes)
         size = before.n_bytes + n_bytes
         return PlannedResponse(before.items, given, plan, writer, prefill, size, frozenset(tools.hidden))
 
-    def _chat_request(self, request: ResponsesRequest, tools: ToolTable, prefill: bool) -> ChatRequest:
-        """The same request in the words of chat completions, but for its messages."""
-        shared = {name: getattr(request, name) for name in GenerationOptions.__struct_fields__}
+    def _task(
+        self,
+        request: ResponsesRequest,
+        tools: ToolTable,
+        items: list[Item],
+        n_before: int,
+        *,
+        prefill: bool,
+        room: int,
+    ) -> ChatTask:
+        choice = tools.choose(request.tool_choice)
+        messages = messages_of(items, request.instructions, n_before)
+        if not messages:
+            raise InvalidRequest("`input` must not be empty", param="input")
         text = request.text or TextOptions()
+        fields = request.task_fields()
+        fields["constraints"].pop("response_format", None)
         if prefill:
-            shared["min_tokens"] = None
-        shared["response_format"] = None if prefill else _response_format(text.format)
+            fields["min_tokens"] = 0
+        elif text.format is not None:
+            fields["constraints"]["response_format"] = _response_format(text.format)
         wants_logprobs = request.wants_logprobs and not prefill
-        return ChatRequest(
-            **shared,
-            messages=[],
-            max_completion_tokens=1 if prefill else request.max_output_tokens,
+        return ChatTask(
+            **fields,
+            names=_NAMES,
+            messages=messages,
+            max_tokens=1 if prefill else request.max_output_tokens,
+            top_logprobs=(request.top_logprobs or 0) if wants_logprobs else None,
+            tools=choice,
+            parallel=request.parallel_tool_calls,
             add_generation_prompt=not prefill,
-            tools=tools.functions or None,
-            tool_choice=tools.choose(request.tool_choice),
-            parallel_tool_calls=request.parallel_tool_calls,
             reasoning_effort=request.reasoning.effort if request.reasoning else None,
             verbosity=text.verbosity,
-            logprobs=wants_logprobs,
-            top_logprobs=request.top_logprobs if wants_logprobs else None,
-            chat_template_kwargs=request.chat_template_kwargs,
+            variables=request.chat_template_kwargs or {},
+            room=room,
         )
 
-    def _plan(
-        self, chat: ChatRequest, items: list[Item], request: ResponsesRequest, n_before: int, room: int
-    ) -> ChatPlan:
-        """The Plan of ``items``; with truncation ``auto``, of as many of the newest ones as fit."""
+    def _planned(self, task: ChatTask, truncates: bool) -> ChatPlan:
+        """The Plan of ``task``; where it ``truncates``, of as many of the newest messages as fit."""
 
         def plan(n_dropped: int) -> ChatPlan:
-            messages = messages_of(items, request.instructions, n_before)
-            if not messages:
-                raise InvalidRequest("`input` must not be empty", param="input")
-            chat.messages = _without_oldest(messages, n_dropped)
-            planned = plan_chat(chat, self._chat, self._engine.tokenizer, self._engine.info)
-            if room and len(planned.plan.prompts[0]) + room > self._engine.info.max_seq_len:
-                size = f"{len(planned.plan.prompts[0])} tokens, behind which {room} have to fit"
-                raise ContextLengthExceeded(self._engine.info.max_seq_len, size, param="input")
-            return planned
+            newest = msgspec.structs.replace(task, messages=_without_oldest(task.messages, n_dropped))
+            return plan_chat(newest, self._chat, self._engine.tokenizer, self._engine.info)
 
         try:
             return plan(0)
         except ContextLengthExceeded:
-            if request.truncation != "auto":
+            if not truncates:
                 raise
-        return _first_that_fits(plan, _n_turns(messages_of(items, request.instructions, n_before)))
+        return _first_that_fits(plan, _n_turns(task.messages))
 
     def _response(self, request: ResponsesRequest, plan: ChatPlan) -> Response:
         sampling, text = plan.plan.sampling, request.text or TextOptions()
@@ -193,40 +191,28 @@ def _with_strict(tool: dict[str, Any]) -> dict[str, Any]:
     return {**tool, "strict": tool.get("strict") is True} if tool["type"] == "function" else tool
 
 
-def name_as_responses_do(error: LlamafastError) -> None:
-    """The field of a ChatRequest that was made here: the client knows it by another name."""
-    error.param = _param(error.param)
-
-
 @lru_cache(128)
 def _warn_of_hidden(kind: str) -> None:
     """Once: clients send the same tools with every request."""
     log.warning("tools of type %r do not run here: the model is not shown them", kind)
 
 
-def _param(param: str | None) -> str | None:
-    """The field of a response's request that is ``param`` of a chat's: items and messages are counted differently."""
-    if param is not None and param.startswith("messages"):
-        return "input"
-    return None if param is None else _PARAMS.get(param, param)
-
-
-def _response_format(form: dict[str, Any] | None) -> dict[str, Any] | None:
+def _response_format(form: dict[str, Any]) -> dict[str, Any]:
     """``text.format`` as chat completions spell it."""
-    if form is None or form.get("type") != "json_schema":
+    if form.get("type") != "json_schema":
         return form
     return {"type": "json_schema", "json_schema": {key: value for key, value in form.items() if key != "type"}}
 
 
-def _turn_starts(messages: Sequence[dict[str, Any]]) -> list[int]:
+def _turn_starts(messages: Sequence[Message]) -> list[int]:
     return [i for i, message in enumerate(messages) if message["role"] == "user"]
 
 
-def _n_turns(messages: Sequence[dict[str, Any]]) -> int:
+def _n_turns(messages: Sequence[Message]) -> int:
     return len(_turn_starts(messages))
 
 
-def _without_oldest(messages: list[dict[str, Any]], n_turns: int) -> list[dict[str, Any]]:
+def _without_oldest(messages: list[Message], n_turns: int) -> list[Message]:
     """Without the oldest ``n_turns`` turns (from one user message to the next); what precedes them all stays."""
     if not n_turns:
         return messages

@@ -14,7 +14,7 @@ from llamafast.api.grammars import Grammars
 from llamafast.api.responses import compaction
 from llamafast.api.responses.events import Event
 from llamafast.api.responses.items import Item
-from llamafast.api.responses.plan import PlannedResponse, ResponsePlanner, name_as_responses_do
+from llamafast.api.responses.plan import PlannedResponse, ResponsePlanner
 from llamafast.api.responses.schema import ResponsesRequest
 from llamafast.api.responses.store import History, ResponseStore
 from llamafast.api.schema.fragments import Usage
@@ -74,11 +74,7 @@ class Responder:
             room=room,
         )
         await self._engine.prepare(planned.plan.plan)
-        try:
-            plan = await self._grammars.constrained(planned.plan.plan, planned.plan.ask)
-        except LlamafastError as error:
-            name_as_responses_do(error)
-            raise
+        plan = await self._grammars.constrained(planned.plan.plan, planned.plan.ask)
         return planned._replace(plan=planned.plan._replace(plan=plan), tenant=tenant)
 
     async def prepare_compaction(self, request: ResponsesRequest, n_bytes: int, tenant: Tenant) -> PlannedResponse:

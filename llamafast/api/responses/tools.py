@@ -10,7 +10,7 @@ import msgspec
 
 from llamafast.api.responses.client_tools import CLIENT_TOOLS, runs_at_client
 from llamafast.api.responses.custom_input import INPUT
-from llamafast.chat.tools import Tool, read_function
+from llamafast.chat.tools import Tool, ToolChoice, read_function
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
 # joins namespace and name: templates, grammars and clients of chat completions take no dot in a function's name
@@ -58,54 +58,56 @@ class ToolTable:
                 more = ToolTable(_objects(item, "tools", "additional_tools"))
                 self._names |= more._names
                 self.hidden |= more.hidden
-                functions |= {function.name: function for function in more.functions}
+                functions |= more._by_name
+        self._by_name: dict[str, Tool] = functions
         self.functions: list[Tool] = list(functions.values())
 
     def tool_name(self, shown: str) -> ToolName:
         """Who it is that the model called; a name that it made up is a function's."""
         return self._names.get(shown) or ToolName(shown)
 
-    def choose(self, choice: str | Json | None) -> str | dict[str, Any] | None:
-        """``tool_choice`` as chat completions spell it.
+    def choose(self, choice: str | Json | None) -> ToolChoice:
+        """What ``tool_choice`` makes of the tools.
 
         Raises InvalidRequest when it names no tool, UnsupportedParameter when it forces one that does not run here.
         """
+        tools = tuple(self.functions)
         if choice is None:
-            return None
+            return ToolChoice(tools, tools, False)
         if isinstance(choice, str):
             if choice not in _CHOICES:
                 raise InvalidRequest(f"`tool_choice` must be one of {', '.join(sorted(_CHOICES))}", param="tool_choice")
-            return choice if self.functions or choice != "required" else self._nothing_to_call()
+            if choice == "required" and not tools:
+                raise _nothing_to_call()
+            allowed = () if choice == "none" else tools
+            return ToolChoice(allowed, allowed, choice == "required")
         if choice.get("type") == "allowed_tools":
-            return self._allowed(choice)
+            return self._allowed(tools, choice)
         if _is_shown(choice):
-            return _named(self._shown(choice, "tool_choice"))
+            return ToolChoice(tools, (self._shown(choice, "tool_choice"),), True)
         kind = str(choice.get("type"))[:64]
         raise UnsupportedParameter(f"`tool_choice`: a tool of type {kind!r} does not run here", param="tool_choice")
 
-    def _allowed(self, choice: Json) -> dict[str, Any]:
-        tools, mode = _objects(choice, "tools", "tool_choice"), choice.get("mode")
+    def _allowed(self, tools: tuple[Tool, ...], choice: Json) -> ToolChoice:
+        named, mode = _objects(choice, "tools", "tool_choice"), choice.get("mode")
         if mode not in ("auto", "required"):
             raise InvalidRequest("`tool_choice.mode` must be auto or required", param="tool_choice.mode")
-        shown = [self._shown(tool, f"tool_choice.tools[{i}]") for i, tool in enumerate(tools) if _is_shown(tool)]
-        if mode == "required" and not shown:
-            self._nothing_to_call()
-        return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [_named(name) for name in shown]}}
+        shown = [self._shown(tool, f"tool_choice.tools[{i}]") for i, tool in enumerate(named) if _is_shown(tool)]
+        if not shown:
+            raise _nothing_to_call()
+        return ToolChoice(tools, tuple({tool.name: tool for tool in shown}.values()), mode == "required")
 
-    def _shown(self, tool: Json, path: str) -> str:
+    def _shown(self, tool: Json, path: str) -> Tool:
         kind, namespace = tool["type"], tool.get("namespace")
         name = kind if kind in CLIENT_TOOLS else _text(tool, "name", path)
         shown = chat_name(name, namespace if isinstance(namespace, str) else None)
         if shown not in self._names or (kind in CLIENT_TOOLS and self._names[shown].kind != kind):
             raise InvalidRequest(f"`{path}` names {shown[:64]!r}, which is not among `tools`", param=path)
-        return shown
-
-    def _nothing_to_call(self) -> Any:
-        raise InvalidRequest("`tool_choice` requires a call, and no tool here can be called", param="tool_choice")
+        return self._by_name[shown]
 
 
-def _named(shown: str) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": shown}}
+def _nothing_to_call() -> InvalidRequest:
+    return InvalidRequest("`tool_choice` asks for calls, and no tool here can be called", param="tool_choice")
 
 
 def _is_shown(tool: Json) -> bool:

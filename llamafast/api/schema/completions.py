@@ -14,6 +14,7 @@ from llamafast.api.schema.fragments import (
     StreamedText,
     Usage,
 )
+from llamafast.chat.request import CompletionTask
 from llamafast.engine.types import FinishReason
 
 DEFAULT_MAX_TOKENS = 16
@@ -33,6 +34,16 @@ class CompletionRequest(GenerationOptions, kw_only=True):
     best_of: Annotated[int, Meta(ge=1)] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     suffix: str | None = None
+
+    def task(self) -> CompletionTask:
+        return CompletionTask(
+            **self.task_fields(),
+            prompt=self.prompt,
+            max_tokens=self.max_tokens,
+            best_of=self.best_of,
+            echo=bool(self.echo),
+            top_logprobs=self.logprobs,
+        )
 
 
 class Logprobs(Struct):

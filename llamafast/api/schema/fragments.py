@@ -33,6 +33,20 @@ RepetitionPenalty = Annotated[float, Meta(ge=1e-6, le=1e6)]
 
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=1024)]
 
+_SAMPLING_NAMES = {"repeat_penalty": "repetition_penalty", "repeat_last_n": "penalty_last_n"}
+# The fields of a request that constrain its text.
+CONSTRAINTS = (
+    "response_format",
+    "json_schema",
+    "grammar",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "guided_whitespace_pattern",
+)
+
 # In a streamed chunk, text and index may be holes that ``api.sse.frame_pieces`` cuts out of the encoded chunk.
 StreamedText = str | Raw
 StreamedIndex = int | Raw
@@ -45,22 +59,10 @@ class StreamOptions(Struct):
     include_obfuscation: bool | None = None
 
 
-class GenerationOptions(Struct, kw_only=True):
-    """The request fields that completions and chat have in common; null means the default everywhere.
+class SamplingOptions(Struct, kw_only=True):
+    """How tokens are chosen, by the names of SamplingParams, and by those that llama-server has for two of its fields;
+    null is the model's default."""
 
-    ``unserved`` names the declared fields that this server refuses, each with the values that ask for nothing
-    (null asks for nothing everywhere).
-    """
-
-    unserved: ClassVar[dict[str, tuple[object, ...]]] = {
-        "return_token_ids": (False,),
-        "return_tokens": (False,),
-        "n_probs": (0,),
-        "post_sampling_probs": (False,),
-        "prompt_logprobs": (),
-    }
-
-    model: str | None = None
     temperature: Temperature | None = None
     top_p: Probability | None = None
     top_k: Annotated[int, Meta(ge=-1)] | None = None
@@ -91,6 +93,32 @@ class GenerationOptions(Struct, kw_only=True):
         | None
     ) = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What is said, by the names of SamplingParams. Where one thing is said under both names its own counts."""
+        said = {name: getattr(self, name) for name in SamplingOptions.__struct_fields__}
+        said = {name: value for name, value in said.items() if value is not None}
+        renamed = {name: said.pop(other) for other, name in _SAMPLING_NAMES.items() if other in said}
+        return renamed | said
+
+
+class GenerationOptions(SamplingOptions, kw_only=True):
+    """The request fields that completions and chat have in common; null means the default everywhere.
+
+    ``unserved`` names the declared fields that this server refuses, each with the values that ask for nothing
+    (null asks for nothing everywhere).
+    """
+
+    unserved: ClassVar[dict[str, tuple[object, ...]]] = {
+        "return_token_ids": (False,),
+        "return_tokens": (False,),
+        "n_probs": (0,),
+        "post_sampling_probs": (False,),
+        "prompt_logprobs": (),
+    }
+
+    model: str | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     stop: str | Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)] | None = None
     ignore_eos: bool | None = None
@@ -125,6 +153,23 @@ class GenerationOptions(Struct, kw_only=True):
     def wants_usage(self) -> bool:
         """Whether the stream is to end with a chunk of ``usage``."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def task_fields(self) -> dict[str, Any]:
+        """The fields of a ``chat.request.Task`` that all endpoints read in the same way."""
+        constraints = {name: getattr(self, name) for name in CONSTRAINTS}
+        return {
+            "sampling": self.sampling,
+            "constraints": {name: value for name, value in constraints.items() if value is not None},
+            "n": self.n or 1,
+            "min_tokens": self.min_tokens or 0,
+            "stop": [self.stop] if isinstance(self.stop, str) else self.stop or (),
+            "stop_token_ids": self.stop_token_ids or (),
+            "keep_stop": bool(self.include_stop_str_in_output),
+            "ignore_eos": bool(self.ignore_eos),
+            "skip_special_tokens": self.skip_special_tokens is not False,
+            "priority": self.priority or 0,
+            "cache_salt": self.cache_salt or "",
+        }
 
 
 class PlatformOptions(GenerationOptions, kw_only=True):

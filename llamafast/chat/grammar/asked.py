@@ -6,7 +6,6 @@ that can be ended (``chat.grammar.trial``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ from msgspec.structs import replace
 from llamafast.chat.grammar.calls import CallGrammar
 from llamafast.chat.grammar.compiler import Grammar, compiled, grammar_text
 from llamafast.chat.grammar.requested import (
-    ConstraintOptions,
     constraint_fields,
     json_schema_grammar,
     requested_grammar,
@@ -26,6 +24,7 @@ from llamafast.chat.grammar.requested import (
 )
 from llamafast.chat.grammar.schema import readable
 from llamafast.chat.reply.dialects.forms import Dialect
+from llamafast.chat.request import ChatTask, CompletionTask
 from llamafast.chat.tools import Tool
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
@@ -50,8 +49,9 @@ class Letters(Struct, frozen=True):
 
 
 class Asked(Struct, frozen=True, omit_defaults=True):
-    """``fields`` are a request's constraint fields by name. In a chat, where there are ``letters``, also what a reply
-    may be beside that: see ``CallGrammar.reply``."""
+    """``fields`` are a request's constraint fields by name, ``names`` the client's own for them and for ``tools`` where
+    it has others. In a chat, where there are ``letters``, also what a reply may be beside that: see
+    ``CallGrammar.reply``."""
 
     fields: dict[str, Any]
     letters: Letters | None = None
@@ -59,6 +59,7 @@ class Asked(Struct, frozen=True, omit_defaults=True):
     forced: bool = False
     parallel: bool = False
     begun: str = ""
+    names: dict[str, str] = {}
 
     def ask(self) -> Ask:
         """Raises InvalidRequest where it is too long or has no form in JSON."""
@@ -72,7 +73,7 @@ class Asked(Struct, frozen=True, omit_defaults=True):
 
     def grammars(self) -> list[Grammar] | None:
         """None: any text. Raises InvalidRequest, UnsupportedParameter or RecursionError."""
-        requested = requested_grammar(self.fields)
+        requested = requested_grammar(self.fields, self.names)
         answer = None if requested is None else requested[0]
         if self.letters is None:
             return None if answer is None else [answer]
@@ -93,21 +94,22 @@ class Refusal(Struct, frozen=True, omit_defaults=True):
         return kind(self.message, param=self.param)
 
 
-def asked_of_chat(
-    options: ConstraintOptions, letters: Letters, tools: Sequence[Tool], *, forced: bool, parallel: bool, begun: str
-) -> Ask | None:
-    """None where a reply may be any text. Raises InvalidRequest."""
-    fields = constraint_fields(options)
+def asked_of_chat(task: ChatTask, letters: Letters, begun: str) -> Ask | None:
+    """``begun`` is the mark of reasoning that the prompt ends with. None where a reply may be any text. Raises
+    InvalidRequest."""
+    fields, tools, forced = constraint_fields(task.constraints), task.tools.callable, task.tools.forced
     if not (fields or forced or any(tool.constrained for tool in tools)):
         return None
     # what a template reads of a tool does not bind the model
     bare = tuple(replace(tool, definition={}) for tool in tools)
-    return Asked(fields, letters, bare, forced, parallel, begun).ask()
+    names = {field: name for field, name in task.names.items() if field.partition(".")[0] in (*fields, "tools")}
+    # models that are forced to call often do not know when to end: several calls only where that is asked for
+    return Asked(fields, letters, bare, forced, bool(task.parallel), begun, names).ask()
 
 
-def asked_of_completion(options: ConstraintOptions) -> Ask | None:
+def asked_of_completion(task: CompletionTask) -> Ask | None:
     """None where the text may be any. Raises InvalidRequest."""
-    fields = constraint_fields(options)
+    fields = constraint_fields(task.constraints)
     return Asked(fields).ask() if fields else None
 
 
@@ -128,7 +130,7 @@ def written(asked: Asked, tokenizer: LLTokenizer) -> str | Refusal:
 
 def _refusal(asked: Asked, tokenizer: LLTokenizer, reason: str) -> Refusal:
     """Says what it is that does not compile, in the client's words."""
-    requested = requested_grammar(asked.fields)
+    requested = requested_grammar(asked.fields, asked.names)
     if requested is not None:
         answer, param = requested
         if not asked.tools:
@@ -142,7 +144,8 @@ def _refusal(asked: Asked, tokenizer: LLTokenizer, reason: str) -> Refusal:
         bare = compiled(tokenizer, grammar_text([_bare(_readable(tool))]))
         why = bare if isinstance(bare, str) else within
         return Refusal(f"`{tool.followed}` of {tool.name} cannot be followed: {why}", tool.followed)
-    return Refusal(f"`tools` cannot be followed together: {reason}", "tools")
+    called = asked.names.get("tools", "tools")
+    return Refusal(f"`{called}` cannot be followed together: {reason}", called)
 
 
 def _bare(tool: Tool) -> Grammar:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any
 
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import gbnf_to_lark
@@ -31,20 +32,8 @@ _LARK = re.compile(r"^[^\S\n]*(?:%llguidance\b|start[^\S\n]*:)", re.MULTILINE)
 _WHITESPACE_OPTIONS = frozenset({"whitespace_pattern", "disable_any_whitespace"})
 
 
-class ConstraintOptions(Protocol):
-    """The request fields of OpenAI (``response_format``), llama-server and vLLM that constrain the text."""
-
-    response_format: dict[str, Any] | None
-    json_schema: dict[str, Any] | bool | None
-    grammar: str | None
-    structured_outputs: dict[str, Any] | None
-    guided_json: dict[str, Any] | str | None
-    guided_regex: str | None
-    guided_choice: list[str] | None
-    guided_grammar: str | None
-    guided_whitespace_pattern: str | None
-
-
+# Where a schema stands in ``response_format``.
+SCHEMA = "response_format.json_schema.schema"
 _TEXTS = ("grammar", "guided_regex", "guided_choice", "guided_grammar", "guided_whitespace_pattern")
 _KINDS = {
     "json_schema": "json",
@@ -56,22 +45,26 @@ _KINDS = {
 }
 
 
-def constraint_fields(options: ConstraintOptions) -> dict[str, Any]:
-    """Those of the fields that ask for something, by name."""
-    found = {name: getattr(options, name) for name in ConstraintOptions.__annotations__}
-    form, outputs = found["response_format"], found["structured_outputs"]
+def constraint_fields(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What of ``Task.constraints`` asks for something: the fields of OpenAI (``response_format``), llama-server and
+    vLLM that constrain the text."""
+    found = dict(said)
+    form, outputs = said.get("response_format"), said.get("structured_outputs")
     if form is not None and form.get("type") == "text":
-        found["response_format"] = None
+        del found["response_format"]
     if outputs is not None:
         # false switches a kind off, but says something of white space
-        said = {key: value for key, value in outputs.items() if value is not None}
-        said = {key: value for key, value in said.items() if value is not False or key in _WHITESPACE_OPTIONS}
-        found["structured_outputs"] = said or None
+        given = {key: value for key, value in outputs.items() if value is not None}
+        given = {key: value for key, value in given.items() if value is not False or key in _WHITESPACE_OPTIONS}
+        found["structured_outputs"] = given or None
     return {name: value for name, value in found.items() if value is not None and not (name in _TEXTS and not value)}
 
 
-def requested_grammar(fields: Mapping[str, Any]) -> tuple[Grammar, str] | None:
-    """The grammar that ``constraint_fields`` ask for and the field it comes from; None for free text.
+def requested_grammar(
+    fields: Mapping[str, Any], names: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Grammar, str] | None:
+    """The grammar that ``constraint_fields`` ask for and what the client calls the field it comes from, which ``names``
+    say where that is not the field's own name; None for free text.
 
     Raises InvalidRequest or UnsupportedParameter when the fields contradict each other or cannot be made a grammar;
     whether the grammar compiles is found out later.
@@ -83,16 +76,18 @@ def requested_grammar(fields: Mapping[str, Any]) -> tuple[Grammar, str] | None:
     asked += [("structured_outputs", key, value) for key, value in outputs.items() if key not in _WHITESPACE_OPTIONS]
     asked += [(name, kind, fields[name]) for name, kind in _KINDS.items() if name in fields]
     if len(asked) > 1:
-        names = ", ".join(dict.fromkeys(name for name, _, _ in asked))
-        raise InvalidRequest(f"only one constraint is possible, this request has several: {names}", param=asked[1][0])
+        called = [names.get(name, name) for name, _, _ in asked]
+        several = ", ".join(dict.fromkeys(called))
+        raise InvalidRequest(f"only one constraint is possible, this request has several: {several}", param=called[1])
     spacing, source = _spacing(fields)
     if not asked and source is None:
         return None
     if source is not None and (not asked or asked[0][1] not in ("json", "json_object", "response_format")):
         raise InvalidRequest(f"`{source}` says how JSON is written, and this request asks for none", param=source)
-    ((param, kind, value),) = asked
+    ((field, kind, value),) = asked
+    param = names.get(field, field)
     if kind == "response_format":
-        return _response_format(value, spacing), param
+        return _response_format(value, spacing, names), param
     return _of_kind(kind, value, param, spacing), param
 
 
@@ -138,23 +133,23 @@ def lark_grammar(text: str, param: str) -> Grammar:
         raise InvalidRequest(f"`{param}` is not a valid grammar: {_line(error)}", param=param) from error
 
 
-def _response_format(value: Mapping[str, Any], spacing: Mapping[str, Any]) -> Grammar:
+def _response_format(value: Mapping[str, Any], spacing: Mapping[str, Any], names: Mapping[str, str]) -> Grammar:
+    param = names.get("response_format", "response_format")
     kind = value.get("type")
     if kind == "json_object":
         # llama-server takes a schema here
-        return json_schema_grammar(value.get("schema") or {"type": "object"}, "response_format", spacing=spacing)
+        return json_schema_grammar(value.get("schema") or {"type": "object"}, param, spacing=spacing)
     if kind == "json_schema":
         described = value.get("json_schema")
         if not isinstance(described, dict) or "schema" not in described:
-            raise InvalidRequest("`response_format.json_schema.schema` is required", param="response_format")
+            raise InvalidRequest(f"`{names.get(SCHEMA, SCHEMA)}` is required", param=param)
         exact = described.get("strict") is not False
-        return json_schema_grammar(described["schema"], "response_format", exact=exact, spacing=spacing)
+        return json_schema_grammar(described["schema"], param, exact=exact, spacing=spacing)
     if isinstance(kind, str):
         raise UnsupportedParameter(
-            f"`response_format.type` must be text, json_object or json_schema, not {kind[:64]!r}",
-            param="response_format",
+            f"`{param}.type` must be text, json_object or json_schema, not {kind[:64]!r}", param=param
         )
-    raise InvalidRequest("`response_format` must be an object with a string `type`", param="response_format")
+    raise InvalidRequest(f"`{param}` must be an object with a string `type`", param=param)
 
 
 def _spacing(fields: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:

@@ -14,9 +14,9 @@ from typing import Any
 
 from msgspec import Struct
 
+from llamafast.chat.request import Message
 from llamafast.errors import InvalidRequest
 
-Message = dict[str, Any]
 Render = Callable[..., str]
 
 # Words that no template prints of its own accord.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import Any
 
 from llamafast.chat.prompt.accepts import Accepts
+from llamafast.chat.request import Message
 
-Message = dict[str, Any]
 Content = str | list[Message]
 
 INSTRUCTIONS = frozenset({"system", "developer"})

@@ -13,9 +13,8 @@ from llamafast.chat.prompt.folding import BETWEEN_MESSAGES, INSTRUCTIONS, fold, 
 from llamafast.chat.prompt.generic_tools import written_result
 from llamafast.chat.reply.dialects.forms import CallForm
 from llamafast.chat.reply.dialects.tables import HERMES
+from llamafast.chat.request import Message
 from llamafast.errors import InvalidRequest, UnsupportedParameter
-
-Message = dict[str, Any]
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 # The kinds of content part that are text, each with the field that holds it.

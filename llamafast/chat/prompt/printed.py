@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llamafast.chat.prompt.control import ControlTokens
 from llamafast.chat.prompt.messages import TEXT_FIELDS
 from llamafast.chat.reply.dialects.tables import DIALECTS, GENERIC
-from llamafast.chat.tools import Tool
+from llamafast.chat.request import ChatTask
 from llamafast.errors import InvalidRequest
 
 _LONGEST = 32
@@ -36,27 +36,23 @@ _LONGEST_SWITCH = 16
 _THOUGHT_ENDS = sorted({end for d in (*DIALECTS, GENERIC) for _, end in d.reasoning})
 
 
-def check_printed(
-    prompt: str,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Iterable[Tool],
-    documents: Sequence[Mapping[str, Any]] | None,
-) -> None:
-    """Raises InvalidRequest that names what of ``messages``, ``tools`` or ``documents`` is not in ``prompt``."""
+def check_printed(prompt: str, task: ChatTask) -> None:
+    """Raises InvalidRequest that names what of the messages, tools or documents of ``task`` is not in ``prompt``."""
     names = _Search(prompt)
-    for tool in tools:
+    for tool in task.tools.shown:
         if not names.finds(tool.name):
-            raise InvalidRequest(f"the chat template does not print the tool {tool.name!r}", param="tools")
+            raise InvalidRequest(f"the chat template does not print the tool {tool.name!r}", param=task.named("tools"))
     given = _Search(prompt)
-    for i, document in enumerate(documents or ()):
+    for i, document in enumerate(task.documents or ()):
         if not all(given.finds_words_of(text) for text in document.values() if isinstance(text, str)):
             raise InvalidRequest(f"the chat template does not print `documents[{i}]`", param="documents")
     texts = _Search(prompt)
-    for i, message in enumerate(messages):
+    for i, message in enumerate(task.messages):
         for field, text in _texts(message):
             if not texts.finds_words_of(text):
                 shown = f"{message['role']} message with {text[:_LONGEST]!r}"
-                raise InvalidRequest(f"the chat template does not print the {shown}", param=f"messages[{i}].{field}")
+                param = task.named(f"messages[{i}].{field}")
+                raise InvalidRequest(f"the chat template does not print the {shown}", param=param)
 
 
 def _texts(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ import pytest
 
 from llamafast.api.responses.items import messages_of
 from llamafast.api.responses.tools import ToolTable
+from llamafast.chat.tools import ToolChoice
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
 
@@ -98,7 +99,7 @@ def test_tools_that_clients_run() -> None:
     table = ToolTable(tools)
     assert [tool.name for tool in table.functions] == ["local_shell", "shell", "apply_patch"]
     assert table.tool_name("shell") == ("shell", None, "shell")
-    assert table.choose({"type": "shell"}) == {"type": "function", "function": {"name": "shell"}}
+    assert [tool.name for tool in table.choose({"type": "shell"}).callable] == ["shell"]
     assert ToolTable([{"type": "shell", "environment": {"type": "container_auto"}}]).functions == []
     with pytest.raises(InvalidRequest, match="not among"):
         ToolTable([{"type": "function", "name": "shell"}]).choose({"type": "shell"})
@@ -199,8 +200,14 @@ def test_formats_that_are_none(form: Any, param: str) -> None:
 
 def test_choices() -> None:
     table = ToolTable([{"type": "function", "name": "f"}, {"type": "custom", "name": "c"}])
-    assert table.choose("auto") == "auto"
-    assert table.choose({"type": "custom", "name": "c"}) == {"type": "function", "function": {"name": "c"}}
+    f, c = table.functions
+    assert table.choose("auto") == table.choose(None) == ToolChoice((f, c), (f, c), False)
+    assert table.choose("required") == ToolChoice((f, c), (f, c), True)
+    assert table.choose("none") == ToolChoice((), (), False)
+    assert table.choose({"type": "custom", "name": "c"}) == ToolChoice((f, c), (c,), True)
+    allowed = {"type": "allowed_tools", "tools": [{"type": "function", "name": "f"}]}
+    for mode in ("auto", "required"):
+        assert table.choose({**allowed, "mode": mode}) == ToolChoice((f, c), (f,), mode == "required")
     with pytest.raises(UnsupportedParameter):
         table.choose({"type": "web_search"})
     for wrong in ({"type": "function", "name": "g"}, "sometimes", {"type": "allowed_tools", "tools": []}):

@@ -35,7 +35,7 @@ def assistant(text: str) -> dict[str, str]:
 def shared_texts(template: str | None, *messages: dict[str, str], **fields: Any) -> list[str]:
     """The texts up to the checkpoints."""
     chat = ChatFormat(msgspec.structs.replace(INFO, chat_template=template), TOKENIZER)
-    conversation = Conversation(ChatRequest(messages=list(messages), **fields), chat)
+    conversation = Conversation(ChatRequest(messages=list(messages), **fields).task(), chat)
     tokens = chat.control.tokenize(conversation.text, TOKENIZER)
     return [TOKENIZER.detokenize(tokens[:n]) for n in conversation.checkpoints(tokens, TOKENIZER)]
 
@@ -60,7 +60,7 @@ def test_other_conversations_share_what_the_checkpoints_say() -> None:
         shared = shared_texts(ended, *turns, tools=[TOOL])
         for other in ([SYSTEM, user("four")], [*turns[:3], user("five")]):
             chat = ChatFormat(msgspec.structs.replace(INFO, chat_template=ended), TOKENIZER)
-            text = chat.control.unmark(Conversation(ChatRequest(messages=other, tools=[TOOL]), chat).text)
+            text = chat.control.unmark(Conversation(ChatRequest(messages=other, tools=[TOOL]).task(), chat).text)
             assert shared == [] or text.startswith(shared[0]), name
         assert shared == [] or text.startswith(shared[-1]), name
 
@@ -86,7 +86,7 @@ async def test_another_conversation_goes_on_from_the_system_prompt(
     chat = ChatFormat(engine.info, engine.tokenizer)
 
     async def answer(*messages: dict[str, str]) -> tuple[int, tuple[int, ...]]:
-        request = ChatRequest(messages=list(messages), max_tokens=8, temperature=0, ignore_eos=True)
+        request = ChatRequest(messages=list(messages), max_tokens=8, temperature=0, ignore_eos=True).task()
         plan = plan_chat(request, chat, engine.tokenizer, engine.info).plan
         generations = [engine.submit(plan) for engine in engines]
         texts = await asyncio.gather(*map(collect, generations))

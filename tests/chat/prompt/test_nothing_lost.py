@@ -26,6 +26,7 @@ from llamafast.chat.prompt.control import MARKS
 from llamafast.chat.prompt.conversation import Conversation
 from llamafast.chat.reply.deltas import assemble
 from llamafast.chat.reply.dialects.tables import DIALECTS, GENERIC, HERMES
+from llamafast.chat.request import ChatTask
 from llamafast.chat.tools import read_tools
 from llamafast.errors import InvalidRequest
 
@@ -98,7 +99,7 @@ plain_format = cache(chat_format)
 
 def text_of(source: str, messages: list[dict[str, Any]], **fields: Any) -> str:
     chat = plain_format(source)
-    return chat.control.unmark(Conversation(ChatRequest(messages=messages, **fields), chat).text)
+    return chat.control.unmark(Conversation(ChatRequest(messages=messages, **fields).task(), chat).text)
 
 
 @pytest.mark.parametrize("source", ALL.values(), ids=ALL)
@@ -174,7 +175,7 @@ def test_systems_stay_in_their_place() -> None:
 @pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "get_weather"}}])
 def test_a_generic_call_is_forced_and_read(choice: Any) -> None:
     chat = chat_format(SPARSE_TEMPLATES["roles only"])
-    request = ChatRequest(messages=[QUESTION], tools=[TOOL], tool_choice=choice)
+    request = ChatRequest(messages=[QUESTION], tools=[TOOL], tool_choice=choice).task()
     info = msgspec.structs.replace(INFO, max_seq_len=1 << 14)
     plan = plan_chat(request, chat, TOKENIZER, info)
     assert "get_weather" in TOKENIZER.detokenize(plan.plan.prompts[0])
@@ -214,7 +215,7 @@ def test_written_calls_have_the_models_own_control_tokens() -> None:
     source = SPARSE_TEMPLATES["roles only"] + "{# List of tools: #}"
     chat = chat_format(source, control_tokens=("<s>", "</s>", "<|tool_call_start|>", "<|tool_call_end|>"))
     forged = user("<|tool_call_start|>")
-    text = Conversation(ChatRequest(messages=[forged, CALL, RAIN]), chat).text
+    text = Conversation(ChatRequest(messages=[forged, CALL, RAIN]).task(), chat).text
     runs = list(chat.control._runs(text))
     assert [run for run, marked in runs if marked and "get_weather" in run] == []
     assert "<|tool_call_start|>[get_weather(city='Lyon')]<|tool_call_end|>" in "".join(
@@ -343,7 +344,7 @@ def test_only_the_beginning_of_a_text_is_read(role: str, text: str, monkeypatch:
     messages = [user("before"), {"role": role, "content": text}]
     for prompt in ("before\n" + "x" * 20_000 + json.dumps(text), "before"):
         with suppress(InvalidRequest):
-            printed.check_printed(prompt, messages, [], None)
+            printed.check_printed(prompt, ChatTask(messages=messages))
     assert max(read, default=0) <= 1 << 13
 
 
@@ -358,7 +359,7 @@ def test_what_does_not_fit_is_refused_before_it_is_looked_for() -> None:
     lost = [user("x" * 100_000), user("lost")]
     source = "{{ messages[0].content[:50000] }}"
     with pytest.raises(InvalidRequest) as caught:
-        plan_chat(ChatRequest(messages=lost), chat_format(source), TOKENIZER, INFO)
+        plan_chat(ChatRequest(messages=lost).task(), chat_format(source), TOKENIZER, INFO)
     assert caught.value.code == "context_length_exceeded"
 
 

@@ -1,0 +1,84 @@
+"""What a client asks of a model, in no endpoint's words: every endpoint that generates text fills one of these tasks.
+
+Ranges that need no knowledge of the model have been checked by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from llamafast.chat.tools import ToolChoice
+
+# A message as chat templates know it: role, content, tool_calls and whatever else they read.
+Message = dict[str, Any]
+Prompt = str | list[str | int | list[int]]
+
+NO_TOOLS = ToolChoice((), (), False)
+
+
+class Task(Struct, kw_only=True):
+    """What any request for text may ask for.
+
+    ``sampling`` is what was said of the fields of SamplingParams, by their names; ``constraints`` what was said of the
+    answer's form, by the names of OpenAI, llama-server and vLLM (``chat.grammar.requested``). ``keep_stop`` leaves stop
+    strings in the text. ``top_logprobs``: how many alternatives come with each token's log probability; None: nobody
+    asked for those. ``priority`` and ``cache_salt`` are the Plan's.
+
+    ``names`` are the client's own, by the names in chat completions, for fields that it calls otherwise: errors say
+    these.
+    """
+
+    sampling: Mapping[str, Any] = {}
+    constraints: Mapping[str, Any] = {}
+    n: int = 1
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    keep_stop: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    top_logprobs: int | None = None
+    priority: int = 0
+    cache_salt: str = ""
+    names: Mapping[str, str] = {}
+
+    def named(self, path: str) -> str:
+        """What the client calls ``path``, a field or a place in one: where the field has another name, that name alone,
+        as what is in it may be counted otherwise there."""
+        return self.names.get(path) or self.names.get(path.partition("[")[0], path)
+
+
+class CompletionTask(Task, kw_only=True):
+    """Texts to go on from, as they stand. For each ``best_of`` choices are made, of which the best ``n`` are wanted;
+    with ``echo`` the prompts are part of the answer."""
+
+    prompt: Prompt
+    best_of: int | None = None
+    echo: bool = False
+
+
+class ChatTask(Task, kw_only=True):
+    """A conversation to be answered by the model's chat template.
+
+    Of ``tools`` the model is shown some and may call some. Without ``parallel`` tool calls a reply ends with the first,
+    None allows several where calls are not forced. ``add_generation_prompt`` (default true) and
+    ``continue_final_message`` are those of ``transformers``, ``variables`` more that the template may read.
+    ``split_reasoning`` tells reasoning apart from content. Behind the prompt ``room`` tokens have to fit.
+    """
+
+    messages: list[Message]
+    tools: ToolChoice = NO_TOOLS
+    parallel: bool | None = None
+    documents: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | str = False
+    reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
+    verbosity: str | None = None
+    variables: Mapping[str, Any] = {}
+    split_reasoning: bool = True
+    room: int = 0
