@@ -43,6 +43,16 @@ def test_links_lead_somewhere():
             assert target.startswith("http") or (page.parent / target).exists(), (page, target)
 
 
+def test_a_decision_says_what_it_rests_on_and_the_tour_leads_to_it():
+    tour = (ROOT / "ARCHITECTURE.md").read_text()
+    for page in (ROOT / "docs" / "decisions").glob("*.md"):
+        text = page.read_text()
+        for part in ("Problem", "Choice", "Figure", "What would change our mind"):
+            assert re.search(rf"^\*\*{part}\b", text, re.MULTILINE), (page, part)
+        assert f"](docs/decisions/{page.name})" in tour, page
+        assert len(text.splitlines()) <= 60, page
+
+
 def test_the_config_in_the_readme_is_valid(tmp_path):
     for block in re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
         file = tmp_path / "cfg.json"
