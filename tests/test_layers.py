@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,21 @@ def test_imports_go_downward(path):
     for name in imports(path):
         if name.split(".")[0] == "llamafast":
             assert any(name == prefix or name.startswith(f"{prefix}.") for prefix in allowed), name
+
+
+def test_imports_make_no_circle():
+    modules = {".".join(["llamafast", *path.relative_to(PACKAGE).with_suffix("").parts]): path for path in SOURCES}
+
+    def below(module: str) -> set[str]:
+        found = set()
+        for node in ast.walk(ast.parse(modules[module].read_text())):
+            if isinstance(node, ast.ImportFrom):
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        return found & modules.keys()
+
+    graph = {module: below(module) for module in modules}
+    assert sum(map(len, graph.values())) > len(graph)
+    TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
