@@ -8,11 +8,11 @@ import gc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from llamafast._core.prefix_tree import State
 
 from engine.test_cache import keep, parts
 from engine.test_engine import collect, config, plan, settled
 from engine.test_worker import FakeRunner
-from llamafast._core.prefix_tree import State
 from llamafast.engine.cache import NEVER, PrefixCache
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.load import load_engine
