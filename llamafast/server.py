@@ -54,7 +54,7 @@ GRANIAN_LOG = {"incremental": True, "handlers": {}, "loggers": {"_granian": {"pr
 def serve(config: Config, verbose: bool = False) -> None:
     """Load the model and serve until SIGINT or SIGTERM. Raises ConfigError or ModelLoadError."""
     listener = Listener(config.server)
-    keys = keys_of(config.server.api_key_file, salted=config.server.salt_by_key)
+    keys = keys_of(config.server)
     warn_of_strangers(listener.public_ip, keys)
     set_echo(verbose)
     with _interruptible(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -67,15 +67,11 @@ async def _serve(config: Config, listener: Listener, keys: Keys) -> None:
     _read_keys_on_signal(keys)
     cpus = allowed_cpus()
     leave_to_compute(max(compute_threads(config.model)))
-    waits = ClientWaits(config.server.body_seconds, config.server.send_seconds)
+    waits = ClientWaits(config.server)
     if (port := listener.port) is not None:
-        waits.connections = Connections(
-            port,
-            header_seconds=config.server.header_seconds,
-            keep_alive_seconds=config.server.keep_alive_seconds,
-        )
+        waits.connections = Connections(port, config.server)
         waits.connections.watch()
-    gate = Gate(waits, request_log=config.server.request_log)
+    gate = Gate(waits, config.server)
     server = Server(
         gate,
         interface=Interfaces.ASGINL,
@@ -129,21 +125,7 @@ def _load(
         path = resolve_model(config.model.source)
         with tqdm(total=100, desc="loading", unit="%", bar_format=layout, disable=not sys.stderr.isatty()) as bar:
             engine = load_engine(config, path, lambda fraction: _advance(bar, fraction))
-        app = App(
-            engine,
-            max_body_bytes=config.max_body_bytes,
-            stall_seconds=config.server.stall_seconds,
-            keys=keys,
-            origins=Origins(config.server.cors_origins, listener.hosts),
-            waits=waits,
-            request_log=config.server.request_log,
-            metrics_aliases=config.server.metrics_aliases,
-            metrics_public=config.server.metrics_public,
-            max_websockets=config.server.max_websockets,
-            websocket_seconds=config.server.websocket_seconds,
-            websocket_idle_seconds=config.server.websocket_idle_seconds,
-            responses=config.responses,
-        )
+        app = App(engine, config, keys=keys, origins=Origins(config.server, listener.hosts), waits=waits)
     if engine.info.generates:
         source = "GGUF" if config.model.chat_template is None else "config"
         logger.info("chat     template from %s; %s", source, app.chat.summary())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ from llamafast.api.tokens import TokenEndpoints
 from llamafast.api.websocket import WebSocket
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.grammar.constraints import Constraints
-from llamafast.config import ResponsesConfig
+from llamafast.config import Config, ServerConfig
 from llamafast.engine.types import EnginePort
 from llamafast.errors import (
     InvalidKey,
@@ -59,13 +59,9 @@ BODIES_AT_ONCE = 8
 class App:
     """An OpenAI-compatible ASGI 3 application over one engine.
 
-    ``max_body_bytes`` bounds a request's body, ``stall_seconds`` is how long the engine may stand still over waiting
-    work before /ready and /healthz turn red, ``ping_seconds`` how long a stream may be silent. ``keys`` and ``origins``
-    say who may ask, ``waits`` how long clients are waited for; ``metrics_public`` opens /metrics to all.
-    ``request_log`` writes a line per request, ``metrics_aliases`` repeats metrics under other servers' names
-    (``metrics.ALIASES``). ``max_websockets`` are open at once, each for ``websocket_seconds``, or for
-    ``websocket_idle_seconds`` without use. Raises ConfigError when the model's chat template does not compile or the
-    store of ``responses`` does not open.
+    ``keys`` and ``origins`` say who may ask, ``waits`` is of all clients that are waited for, ``ping_seconds`` how long
+    a stream may be silent. Raises ConfigError when the model's chat template does not compile or the store of responses
+    does not open.
     """
 
     socket_paths = (_RESPONSES,)
@@ -73,48 +69,33 @@ class App:
     def __init__(
         self,
         engine: EnginePort,
+        config: Config,
         *,
-        max_body_bytes: int,
-        stall_seconds: float,
+        keys: Keys,
+        origins: Origins,
+        waits: ClientWaits,
         ping_seconds: float = PING_SECONDS,
-        keys: Keys | None = None,
-        origins: Origins | None = None,
-        waits: ClientWaits | None = None,
-        request_log: bool = True,
-        metrics_aliases: Collection[str] = (),
-        metrics_public: bool = False,
-        max_websockets: int = 1024,
-        websocket_seconds: float = 3600.0,
-        websocket_idle_seconds: float = 600.0,
-        responses: ResponsesConfig = ResponsesConfig(),  # noqa: B008
     ) -> None:
         self._engine = engine
-        self._keys = keys or Keys()
-        self._origins = origins or Origins()
-        self._limits = BodyLimits(max_body_bytes, BODIES_AT_ONCE * max_body_bytes, engine.info.max_seq_len)
-        self._waits = waits or ClientWaits()
-        self._request_log = RequestLog(lines=request_log)
+        self._keys = keys
+        self._origins = origins
+        max_bytes = config.max_body_bytes
+        self._limits = BodyLimits(max_bytes, BODIES_AT_ONCE * max_bytes, engine.info.max_seq_len)
+        self._waits = waits
+        self._request_log = RequestLog(config.server)
         self.chat = chat = ChatFormat(engine.info, engine.tokenizer)
         # now, when nobody waits yet
         grammars = Grammars(Constraints(engine.tokenizer) if engine.info.generates else None)
-        store = ResponseStore(responses)
+        store = ResponseStore(config.responses)
         responder = Responder(engine, ResponsePlanner(engine, chat), grammars, store)
-        self._sockets = ResponseSockets(
-            responder,
-            engine.info,
-            self._request_log,
-            max_sockets=max_websockets,
-            max_seconds=websocket_seconds,
-            idle_seconds=websocket_idle_seconds,
-            limits=self._limits,
-        )
-        self._system = SystemEndpoints(engine, stall_seconds, metrics_aliases)
+        self._sockets = ResponseSockets(responder, engine.info, self._request_log, self._limits, config.server)
+        self._system = SystemEndpoints(engine, config.server)
         self.routes = Routes([
             *self._generating(engine, chat, grammars, ping_seconds),
             *self._responding(ResponsesEndpoint(engine.info, responder, store, ping_seconds)),
             *self._embedding(engine),
             *self._reading(TokenEndpoints(engine, chat)),
-            *_describing(self._system, metrics_public=metrics_public),
+            *_describing(self._system, config.server),
         ])  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -231,7 +212,7 @@ class App:
         return handler
 
 
-def _describing(system: SystemEndpoints, *, metrics_public: bool) -> Iterator[Route]:
+def _describing(system: SystemEndpoints, config: ServerConfig) -> Iterator[Route]:
     """What the server tells of itself, and what changes it."""
     yield Route("/v1/models", get(system.models))
     yield Route("/v1/models/{id}", get(system.model), id_pattern=".*")
@@ -242,7 +223,7 @@ def _describing(system: SystemEndpoints, *, metrics_public: bool) -> Iterator[Ro
         ("/healthz", system.health),
     ):
         yield Route(path, get(probe), "open", is_probe=True)
-    yield Route("/metrics", get(system.metrics), "open" if metrics_public else "key")
+    yield Route("/metrics", get(system.metrics), "open" if config.metrics_public else "key")
     yield Route("/reset_prefix_cache", {"POST": system.reset_prefix_cache}, "admin")
 
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from llamafast.api.connections import Client, Connections
+from llamafast.config import ServerConfig
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +22,9 @@ class ClientWaits:
     """Every request and WebSocket that is open, and the limits: ``body_seconds`` for a body to come, ``send_seconds``
     for a reader to take something. ``connections``, where they are watched, hear who is at work."""
 
-    def __init__(self, body_seconds: float = 60.0, send_seconds: float = 60.0) -> None:
-        self.body_seconds = body_seconds
-        self.send_seconds = send_seconds
+    def __init__(self, config: ServerConfig) -> None:
+        self.body_seconds = config.body_seconds
+        self.send_seconds = config.send_seconds
         self.connections: Connections | None = None
         self._open: set[ClientWait] = set()
         self._timer: asyncio.TimerHandle | None = None

@@ -20,6 +20,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from llamafast.config import ServerConfig
+
 log = logging.getLogger(__name__)
 
 DESCRIPTORS = "/dev/fd"
@@ -62,11 +64,11 @@ class Connections:
     loop, ``sweep`` by one other thread.
     """
 
-    def __init__(self, port: int, *, header_seconds: float, keep_alive_seconds: float) -> None:
+    def __init__(self, port: int, config: ServerConfig) -> None:
         self._port = port
         self._possible = os.path.isdir(DESCRIPTORS)
-        self._header_seconds = header_seconds
-        self._keep_alive_seconds = keep_alive_seconds
+        self._header_seconds = config.header_seconds
+        self._keep_alive_seconds = config.keep_alive_seconds
         self._running: dict[Client, int] = {}
         self._ended: dict[Client, Ended] = {}
         self._unread: deque[Client] = deque()

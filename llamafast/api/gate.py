@@ -10,6 +10,7 @@ from llamafast.api.http import ClientGone, Exchange, Receive, Scope, Send
 from llamafast.api.request_log import RequestLog
 from llamafast.api.system import reply_live, reply_not_ready
 from llamafast.api.websocket import TRY_AGAIN_LATER, WebSocket
+from llamafast.config import ServerConfig
 from llamafast.errors import EngineUnavailable
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -27,9 +28,9 @@ class Gate:
     Probes leave no trace in the log and the metrics, as they come again and again.
     """
 
-    def __init__(self, waits: ClientWaits, *, request_log: bool) -> None:
+    def __init__(self, waits: ClientWaits, config: ServerConfig) -> None:
         self._waits = waits
-        self._log = RequestLog(lines=request_log)
+        self._log = RequestLog(config)
         self._application: Application = self._refuse
 
     def open(self, application: Application) -> None:

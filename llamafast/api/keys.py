@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from llamafast.config import ServerConfig
 from llamafast.engine.types import ANYBODY, Tenant
 from llamafast.errors import ConfigError, InvalidKey, PermissionDenied
 
@@ -126,9 +127,10 @@ class Keys:
             raise PermissionDenied("this needs a key that is marked `admin` in the file `server.api_key_file`")
 
 
-def keys_of(path: str | None, *, salted: bool) -> Keys:
-    """Those of a file and of this process's environment. Raises ConfigError."""
-    return Keys(None if path is None else Path(path), os.environ.get(VARIABLE, ""), salted=salted)
+def keys_of(config: ServerConfig) -> Keys:
+    """Those of the config's file and of this process's environment. Raises ConfigError."""
+    path = None if config.api_key_file is None else Path(config.api_key_file)
+    return Keys(path, os.environ.get(VARIABLE, ""), salted=config.salt_by_key)
 
 
 def _secrets(headers: Mapping[bytes, bytes]) -> Iterator[bytes]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from llamafast.api.http import Headers
+from llamafast.config import ServerConfig
 from llamafast.errors import HostNotAllowed, OriginNotAllowed
 
 ANY = "*"
@@ -26,12 +27,12 @@ _VARY: Headers = ((b"vary", b"origin"),)
 
 
 class Origins:
-    """Pages of ``allowed`` origins (``https://chat.example.com``, or ``*``) may use this server, and those that it
-    serves itself. ``hosts``: the names it answers to beside those of this machine's loopback, a leading dot for all
-    names below one; None or ``*``: to any."""
+    """Pages of ``cors_origins`` (``https://chat.example.com``, or ``*``) may use this server, and those that it serves
+    itself. ``hosts``: the names it answers to where it listens, beside those of this machine's loopback, a leading dot
+    for all names below one; None or ``*``: to any."""
 
-    def __init__(self, allowed: Iterable[str] = (), hosts: Collection[str] | None = None) -> None:
-        self._allowed = frozenset(origin.lower().encode() for origin in allowed)
+    def __init__(self, config: ServerConfig, hosts: Collection[str] | None) -> None:
+        self._allowed = frozenset(origin.lower().encode() for origin in config.cors_origins)
         self._any = ANY.encode() in self._allowed
         self._hosts = None if hosts is None or ANY in hosts else {*map(str.lower, hosts), socket.gethostname().lower()}
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from llamafast import metrics
 from llamafast.api.http import Record
+from llamafast.config import ServerConfig
 
 log = logging.getLogger("llamafast.requests")
 
@@ -16,10 +17,10 @@ _LOGGED_METHODS = frozenset({"POST", "WS"})
 
 
 class RequestLog:
-    """``lines``: whether requests also get a line each, in ``key=value`` pairs."""
+    """With ``request_log`` requests also get a line each, in ``key=value`` pairs."""
 
-    def __init__(self, *, lines: bool) -> None:
-        self._lines = lines
+    def __init__(self, config: ServerConfig) -> None:
+        self._lines = config.request_log
 
     def add(self, record: Record, route: str) -> None:
         """``route`` is the name of the endpoint: nothing a client wrote but its checked ids gets into the log."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from llamafast import metrics
 from llamafast.api.http import Exchange
 from llamafast.api.schema.models import Model, ModelList
+from llamafast.config import ServerConfig
 from llamafast.engine.types import EnginePort, ModelInfo
 from llamafast.errors import EngineUnavailable, ModelNotFound
 
@@ -26,10 +25,9 @@ async def reply_not_ready(exchange: Exchange, status: str, **more: float) -> Non
 class SystemEndpoints:
     """``draining``: whether new requests should go elsewhere."""
 
-    def __init__(self, engine: EnginePort, stall_seconds: float, metrics_aliases: Collection[str]) -> None:
+    def __init__(self, engine: EnginePort, config: ServerConfig) -> None:
         self._engine = engine
-        self._stall_seconds = stall_seconds
-        self._metrics_aliases = metrics_aliases
+        self._config = config
         self._model = _model(engine.info)
         self.draining = False
 
@@ -51,7 +49,7 @@ class SystemEndpoints:
     async def health(self, exchange: Exchange) -> None:
         """200 while the engine steps or has nothing to do, 503 once it has stood still over work for too long."""
         seconds = self._engine.stalled()
-        if seconds > self._stall_seconds:
+        if seconds > self._config.stall_seconds:
             await reply_not_ready(exchange, "stalled", seconds=round(seconds, 3))
         else:
             await exchange.reply_json({"status": "ok"})
@@ -59,7 +57,7 @@ class SystemEndpoints:
     async def metrics(self, exchange: Exchange) -> None:
         engine = self._engine
         body, content_type = metrics.render(
-            engine.counters(), engine.histograms(), model=engine.info.id, aliases=self._metrics_aliases
+            engine.counters(), engine.histograms(), model=engine.info.id, aliases=self._config.metrics_aliases
         )
         await exchange.reply(200, body, content_type.encode())
 

@@ -18,6 +18,7 @@ from llamafast._core.prefiller import Prefiller
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import FINISH_LENGTH, FINISH_NONE, FINISH_REFUSED, FINISH_STOP, Sequence
 from llamafast._core.vocab import Vocab
+from llamafast.config import Config
 from llamafast.engine.cache import PrefixCache
 from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settled, inputs_of
 from llamafast.engine.generation import Generation, token_logprobs
@@ -75,28 +76,23 @@ class Engine:
         context: Context,
         vocab: Vocab,
         info: ModelInfo,
+        config: Config,
         *,
-        max_queue: int = 512,
-        queue_seconds: float | None = None,
-        request_seconds: float | None = None,
-        prefill_chunk: int | None = None,
-        target_itl_ms: float | None = None,
-        cache_bytes: int = 0,
-        priorities: bool = False,
-        embedder: Embedder | None = None,
-        prefiller: Prefiller | None = None,
+        cache_bytes: int,
+        embedder: Embedder | None,
+        prefiller: Prefiller | None,
     ) -> None:
         self.info = info
         self.tokenizer: Tokenizer = vocab
         self._vocab = vocab
         self._sequences = SequencePlanner(vocab, info)
-        self._max_queue = max_queue
-        self._priorities = priorities
+        self._max_queue = config.server.max_queue
+        self._priorities = config.scheduler.priorities
         self._live: dict[int, tuple[Generation, int]] = {}
         self._choices: Counter[int] = Counter()
         self._making: dict[Generation, Choices] = {}
         self._requests = count()
-        self._stays = Stays(queue_seconds=queue_seconds, request_seconds=request_seconds)
+        self._stays = Stays(config.server)
         self._resets: set[asyncio.Future[int]] = set()
         self._closing = False
         self._waking = False
@@ -108,8 +104,8 @@ class Engine:
             context,
             vocab,
             self._outbox,
-            prefill_chunk=prefill_chunk or 0,
-            target_itl=(target_itl_ms or 0) / 1e3,
+            prefill_chunk=config.scheduler.prefill_chunk or 0,
+            target_itl=(config.scheduler.target_itl_ms or 0) / 1e3,
             prefiller=prefiller,
         )
         unified = context.n_ctx_seq == context.n_ctx

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
+from llamafast.config import ServerConfig
 from llamafast.engine.types import Tenant
 from llamafast.errors import AnswerTimeout, LlamafastError, QueueTimeout
 
@@ -35,17 +36,13 @@ class Stay(Protocol):
 
 
 class Stays:
-    """Event loop only.
+    """Event loop only. For each bound of seconds that the config has, each request has a timer."""
 
-    ``queue_seconds``: how long a request may stay before any of it has begun; ``request_seconds``: how long in all;
-    None: no bound. Where there is a bound each request has a timer.
-    """
-
-    def __init__(self, *, queue_seconds: float | None = None, request_seconds: float | None = None) -> None:
+    def __init__(self, config: ServerConfig) -> None:
         self.empty = asyncio.Event()  # set while nobody is there
         self.empty.set()
-        self._queue_seconds = queue_seconds
-        self._request_seconds = request_seconds
+        self._queue_seconds = config.queue_seconds
+        self._request_seconds = config.request_seconds
         self._there: dict[Stay, tuple[Callable[[LlamafastError], None], list[asyncio.TimerHandle]]] = {}
         self._departures: deque[float] = deque(maxlen=DEPARTURES)
         self._idle_seconds = 0.0

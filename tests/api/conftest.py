@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.fake_engine import FakeEngine
-
-from llamafast.api.app import App
 
 MAX_BODY_BYTES = 1 << 20
 STALL_SECONDS = 5.0
@@ -19,4 +18,4 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def client(engine: FakeEngine) -> AsgiClient:
-    return AsgiClient(App(engine, max_body_bytes=MAX_BODY_BYTES, stall_seconds=STALL_SECONDS))
+    return AsgiClient(make_app(engine, max_body_bytes=MAX_BODY_BYTES, stall_seconds=STALL_SECONDS))

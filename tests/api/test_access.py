@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.apps import make_app
 from support.asgi_client import AsgiClient, Response
 from support.asgi_websocket import websocket
 from support.fake_engine import INFO, FakeEngine
@@ -70,7 +71,7 @@ def keys(tmp_path: Path) -> Keys:
 
 
 def app_of(engine: FakeEngine, keys: Keys, **options: Any) -> App:
-    return App(engine, max_body_bytes=10_000, stall_seconds=1, keys=keys, **options)
+    return make_app(engine, max_body_bytes=10_000, keys=keys, **options)
 
 
 @pytest.fixture

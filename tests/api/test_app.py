@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.fake_engine import INFO, FakeEngine
 
 from llamafast import metrics
-from llamafast.api.app import App
 
 COMPLETIONS = "/v1/completions"
 MODEL = {
@@ -156,7 +156,7 @@ async def test_a_body_without_a_type(engine: FakeEngine) -> None:
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
-    app = App(engine, max_body_bytes=1000, stall_seconds=1)
+    app = make_app(engine, max_body_bytes=1000)
     await app({"type": "http", "method": "POST", "path": COMPLETIONS, "headers": []}, receive, send)
     assert statuses == [200]
 
@@ -210,13 +210,13 @@ async def test_a_websocket_that_leads_nowhere_is_turned_away(engine: FakeEngine)
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    app = App(engine, max_body_bytes=1, stall_seconds=1)
+    app = make_app(engine, max_body_bytes=1)
     await app({"type": "websocket", "path": "/v1/completions", "headers": []}, receive, send)
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 
 async def test_a_model_id_that_needs_escaping() -> None:
     engine = FakeEngine(info=replace(INFO, id='a"b\\c/é'))
-    client = AsgiClient(App(engine, max_body_bytes=1000, stall_seconds=1))
+    client = AsgiClient(make_app(engine, max_body_bytes=1000))
     events = (await client.post(COMPLETIONS, {"prompt": "a", "stream": True, "model": 'a"b\\c/é'})).events
     assert {event["model"] for event in events} == {'a"b\\c/é'}

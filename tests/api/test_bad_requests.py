@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.fake_engine import FakeEngine
 
-from llamafast.api.app import App
 from llamafast.api.schema.fragments import INSTEAD
 from llamafast.engine.types import Event
 
@@ -343,7 +343,7 @@ FIELDS = [
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4), st.sampled_from([COMPLETIONS, CHAT]))
 async def test_any_json_is_answered_or_refused(fields: dict[str, Any], path: str) -> None:
     engine = FakeEngine(lambda plan: [[Event(i, "x", 1, "stop") for i in range(len(plan.prompts) * plan.n)]])
-    client = AsgiClient(App(engine, max_body_bytes=1 << 20, stall_seconds=5))
+    client = AsgiClient(make_app(engine, max_body_bytes=1 << 20))
     response = await client.post(path, {"prompt": "a", "messages": MESSAGES, **fields})
     assert response.status in (200, 400, 404)
     json.loads(response.body) if response.status == 200 else response.error

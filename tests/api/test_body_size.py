@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.fake_engine import FakeEngine
 
-from llamafast.api.app import App
 from llamafast.api.body_size import ESCAPE_WORK, ITEM_WORK, MEMBER_WORK, QUOTE_WORK, BodyLimits, BodySize
 from llamafast.errors import BodyTooLarge
 
@@ -109,7 +109,7 @@ def test_a_prompt_that_the_model_can_read_is_no_matter_of_size() -> None:
 
 
 async def test_the_answer_to_a_body_of_small_values(engine: FakeEngine) -> None:
-    app = App(engine, max_body_bytes=MIB, stall_seconds=1)
+    app = make_app(engine, max_body_bytes=MIB)
     app._limits.max_work = 1000
     client = AsgiClient(app)
     body = b'{"prompt":[' + b",".join([b"1"] * 200) + b"]}"

@@ -15,10 +15,12 @@ import pytest
 
 from llamafast.api import connections
 from llamafast.api.connections import DESCRIPTORS, Client, Connections
+from llamafast.config import ServerConfig
 
 HEADER = 0.2
 KEEP_ALIVE = 0.4
 SEND = 0.6
+CONFIG = ServerConfig(header_seconds=HEADER, keep_alive_seconds=KEEP_ALIVE)
 PART = 0.05
 
 
@@ -31,7 +33,7 @@ class Server:
         self._listener.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
         self._listener.listen()
         self.address = self._listener.getsockname()
-        self.connections = Connections(self.address[1], header_seconds=HEADER, keep_alive_seconds=KEEP_ALIVE)
+        self.connections = Connections(self.address[1], CONFIG)
 
     def connect(self) -> tuple[socket.socket, socket.socket, Client]:
         """The client's end, the server's, and who the client is."""

@@ -11,11 +11,11 @@ from array import array
 
 import pytest
 from msgspec.structs import replace
+from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.fake_engine import BOS, EOS, INFO, FakeEngine
 
 from llamafast.api import embeddings
-from llamafast.api.app import App
 from llamafast.engine.types import EmbeddingInfo
 from llamafast.errors import EngineFailure, QueueFull
 
@@ -25,7 +25,7 @@ MEAN = EmbeddingInfo(pooling="mean", width=4, max_tokens=16)
 
 def serving(**changes) -> tuple[AsgiClient, FakeEngine]:
     engine = FakeEngine(info=replace(INFO, embedding=replace(MEAN, **changes)))
-    return AsgiClient(App(engine, max_body_bytes=1 << 20, stall_seconds=5)), engine
+    return AsgiClient(make_app(engine, max_body_bytes=1 << 20)), engine
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ async def test_without_pooling_there_is_a_vector_a_token_not_normalised():
 )
 async def test_malformed_requests_name_the_field(body, param):
     client, engine = serving()
-    client = AsgiClient(App(engine, max_body_bytes=4 << 20, stall_seconds=5))
+    client = AsgiClient(make_app(engine, max_body_bytes=4 << 20))
     response = await client.post(PATH, body)
     assert response.status == (404 if param == "model" else 400)
     assert response.error["param"] == param
@@ -189,7 +189,7 @@ async def test_the_engines_errors(error, status):
 
 
 async def test_a_model_that_does_not_embed_and_one_that_ranks(client):
-    plain = AsgiClient(App(FakeEngine(), max_body_bytes=1 << 20, stall_seconds=5))
+    plain = AsgiClient(make_app(FakeEngine(), max_body_bytes=1 << 20))
     for path, body in ((PATH, {"input": "a"}), ("/v1/rerank", {"query": "a", "documents": ["b"]})):
         error = (await plain.post(path, body)).error
         assert '"embedding": true' in error["message"]
@@ -217,7 +217,7 @@ async def test_a_model_that_does_not_embed_and_one_that_ranks(client):
 async def test_what_only_embeds_says_so_when_asked_for_text(pooling, instead, path, body):
     embedding = replace(MEAN, pooling=pooling, width=1)
     engine = FakeEngine(info=replace(INFO, embedding=embedding, generates=False, chat_template=None))
-    client = AsgiClient(App(engine, max_body_bytes=1 << 20, stall_seconds=5))
+    client = AsgiClient(make_app(engine, max_body_bytes=1 << 20))
     response = await client.post(path, body)
     assert response.status == 400
     assert response.error == {

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamafast.api.keys import Keys, keys_of
+from llamafast.config import ServerConfig
 from llamafast.engine.types import Tenant
 from llamafast.errors import ConfigError, InvalidKey
 
@@ -64,8 +65,8 @@ def test_prefixes_are_shared_where_keys_are_no_salt(file: Write) -> None:
 def test_a_key_of_the_environment_is_no_administrator(file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMAFAST_API_KEY", "secret")
     default = (Tenant(name="default", salt="default"), False)
-    assert found(keys_of(None, salted=True), b"secret") == default
-    both = keys_of(str(file("other name=other admin")), salted=True)
+    assert found(keys_of(ServerConfig()), b"secret") == default
+    both = keys_of(ServerConfig(api_key_file=str(file("other name=other admin"))))
     assert found(both, b"secret") == default
     assert found(both, b"other") == (Tenant(name="other", salt="other"), True)
     named = keys_of(str(file("secret name=ops admin")), salted=True)
@@ -78,7 +79,7 @@ def test_a_key_of_the_environment_is_no_administrator(file: Write, monkeypatch: 
         with pytest.raises(ConfigError, match=r"^LLAMAFAST_API_KEY: "):
             keys_of(None, salted=True)
     monkeypatch.delenv("LLAMAFAST_API_KEY")
-    assert not keys_of(None, salted=True).required
+    assert not keys_of(ServerConfig()).required
 
 
 @pytest.mark.parametrize("line", [

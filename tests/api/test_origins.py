@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Collection
 from typing import Any
 
 import pytest
+from support.apps import make_app
 from support.asgi_client import AsgiClient, Response
 from support.asgi_websocket import websocket
 from support.fake_engine import FakeEngine
 
-from llamafast.api.app import App
 from llamafast.api.origins import Origins
+from llamafast.config import ServerConfig
 
 COMPLETIONS = "/v1/completions"
 MODELS = "/v1/models"
 
 
+def origins(*allowed: str, hosts: Collection[str] | None = None) -> Origins:
+    return Origins(ServerConfig(cors_origins=allowed), hosts)
+
+
 def client_of(engine: FakeEngine, origins: Origins) -> AsgiClient:
-    return AsgiClient(App(engine, max_body_bytes=1000, stall_seconds=1, origins=origins))
+    return AsgiClient(make_app(engine, max_body_bytes=1000, origins=origins))
 
 
 async def every_reply(client: AsgiClient, **headers: str) -> list[Response]:
@@ -32,7 +38,7 @@ async def every_reply(client: AsgiClient, **headers: str) -> list[Response]:
 
 
 async def test_no_page_may_use_the_server_unless_it_is_named(engine: FakeEngine) -> None:
-    client = client_of(engine, Origins())
+    client = client_of(engine, origins())
     for origin in ("https://evil.example", "null", "http://127.0.0.1:8001", "http://127.0.0.1", ""):
         for response in await every_reply(client, origin=origin, host="127.0.0.1:8000"):
             assert (response.status, response.error["code"]) == (403, "origin_not_allowed")
@@ -43,14 +49,14 @@ async def test_no_page_may_use_the_server_unless_it_is_named(engine: FakeEngine)
 
 
 async def test_who_is_no_page_and_the_servers_own_pages_are_served(engine: FakeEngine) -> None:
-    client = client_of(engine, Origins())
+    client = client_of(engine, origins())
     for headers in ({}, {"origin": "http://LOCALHOST:8000", "host": "localhost:8000"}, {"host": "x"}):
         assert [response.status for response in await every_reply(client, **headers)] == [200, 404, 200, 400, 204]
 
 
 @pytest.mark.parametrize("origin", ["https://Chat.example.com", "vscode-webview://abc", "null"])
 async def test_a_named_page_may_read_every_reply(engine: FakeEngine, origin: str) -> None:
-    client = client_of(engine, Origins([origin.lower()]))
+    client = client_of(engine, origins(origin.lower()))
     replies = await every_reply(client, origin=origin)
     for response in replies:
         assert response.headers["access-control-allow-origin"] == origin
@@ -68,7 +74,7 @@ async def test_a_named_page_may_read_every_reply(engine: FakeEngine, origin: str
 
 
 async def test_all_pages_may_where_the_config_says_so(engine: FakeEngine) -> None:
-    for response in await every_reply(client_of(engine, Origins(["*"])), origin="https://x"):
+    for response in await every_reply(client_of(engine, origins("*")), origin="https://x"):
         assert response.headers["access-control-allow-origin"] == "*"
         assert response.status != 403
 
@@ -81,7 +87,7 @@ OTHERS = ["evil.example", "127.0.0.1.evil.example", "localhost.evil", "8.8.8.8",
 
 @pytest.mark.parametrize("host", [*OURS, *OTHERS])
 async def test_a_name_that_is_not_this_machines_is_refused(engine: FakeEngine, host: str) -> None:
-    client = client_of(engine, Origins(hosts=["llm.example.com", ".inside"]))
+    client = client_of(engine, origins(hosts=["llm.example.com", ".inside"]))
     for response in await every_reply(client, host=host):
         if host in OURS:
             assert response.status != 403
@@ -99,7 +105,7 @@ async def test_probes_come_to_an_address_and_some_clients_to_no_name(engine: Fak
 
 @pytest.mark.parametrize("hosts", [None, ["*"]])
 async def test_any_name_will_do_where_the_config_says_so(engine: FakeEngine, hosts: list[str] | None) -> None:
-    assert (await client_of(engine, Origins(hosts=hosts)).get(MODELS, host="evil.example")).status == 200
+    assert (await client_of(engine, origins(hosts=hosts)).get(MODELS, host="evil.example")).status == 200
 
 
 @pytest.mark.parametrize(
@@ -117,7 +123,7 @@ async def test_any_name_will_do_where_the_config_says_so(engine: FakeEngine, hos
 async def test_sockets_are_no_way_around(
     engine: FakeEngine, origin: bytes | None, host: bytes | None, accepted: bool
 ) -> None:
-    app: Any = App(engine, max_body_bytes=1000, stall_seconds=1, origins=Origins(["https://page"], hosts=()))
+    app: Any = make_app(engine, max_body_bytes=1000, origins=origins("https://page", hosts=()))
     headers = [(name, value) for name, value in ((b"origin", origin), (b"host", host)) if value is not None]
     async with websocket(app, headers=headers) as opened:
         if accepted:

@@ -11,10 +11,9 @@ import openai
 import pytest
 from langchain_core.exceptions import ContextOverflowError
 from langchain_openai import ChatOpenAI
+from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.fake_engine import FakeEngine
-
-from llamafast.api.app import App
 
 LONG = "a" * 600
 SENTENCE = re.compile(
@@ -49,7 +48,7 @@ async def test_the_sentence_names_what_was_sent(
 
 @pytest.mark.parametrize("responses", [False, True])
 async def test_langchain_knows_it(engine: FakeEngine, responses: bool) -> None:
-    transport = httpx2.ASGITransport(App(engine, max_body_bytes=1 << 20, stall_seconds=5))
+    transport = httpx2.ASGITransport(make_app(engine, max_body_bytes=1 << 20))
     async with httpx2.AsyncClient(transport=transport) as http:
         model = ChatOpenAI(
             base_url="http://test/v1", api_key="none", model="org/fake-model", max_retries=0, http_async_client=http,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.asgi_websocket import websocket
 from support.fake_engine import FakeEngine
@@ -12,15 +13,17 @@ from llamafast.api.app import App
 from llamafast.api.client_wait import ClientWaits
 from llamafast.api.gate import Gate
 from llamafast.api.websocket import TRY_AGAIN_LATER
+from llamafast.config import ServerConfig
 from llamafast.errors import EngineUnavailable
 
 COMPLETIONS = "/v1/completions"
+CONFIG = ServerConfig()
 PROBES = ("/live", "/ready", "/health", "/healthz")
 
 
 @pytest.fixture
 def app(engine: FakeEngine) -> App:
-    return App(engine, max_body_bytes=1 << 20, stall_seconds=5)
+    return make_app(engine, max_body_bytes=1 << 20, stall_seconds=5)
 
 
 async def told(client: AsgiClient, path: str) -> tuple[int, object]:
@@ -69,7 +72,7 @@ async def test_probes_are_read_only(app: App, path: str) -> None:
 
 
 async def test_a_model_that_loads_is_alive_but_not_ready() -> None:
-    client = AsgiClient(Gate(ClientWaits(), request_log=True))
+    client = AsgiClient(Gate(ClientWaits(CONFIG), CONFIG))
     assert await told(client, "/live") == (200, {"status": "ok"})
     for path in ("/ready", "/health", "/healthz"):
         assert await told(client, path) == (503, {"status": "loading"})
@@ -84,7 +87,7 @@ async def test_what_needs_a_model_is_refused_while_it_loads(
 ) -> None:
     counted: list[tuple[str, int]] = []
     monkeypatch.setattr(metrics, "observe_http", lambda route, status: counted.append((route, status)))
-    client = AsgiClient(Gate(ClientWaits(), request_log=True))
+    client = AsgiClient(Gate(ClientWaits(CONFIG), CONFIG))
     await client.get("/ready")
     with caplog.at_level("INFO"):
         async with client.open(method, path, [b'{"prompt": ', b'"a"}']) as connection:
@@ -98,7 +101,7 @@ async def test_what_needs_a_model_is_refused_while_it_loads(
 
 
 async def test_a_socket_is_turned_away_while_the_model_loads() -> None:
-    async with websocket(Gate(ClientWaits(), request_log=True)) as socket:
+    async with websocket(Gate(ClientWaits(CONFIG), CONFIG)) as socket:
         await socket.task
     assert socket.closed == TRY_AGAIN_LATER
 
@@ -112,14 +115,14 @@ async def test_a_client_that_leaves_before_it_is_turned_away() -> None:
     async def send(message: object) -> None:
         sent.append(message)
 
-    await Gate(ClientWaits(), request_log=True)(
+    await Gate(ClientWaits(CONFIG), CONFIG)(
         {"type": "websocket", "path": "/v1/responses", "headers": []}, receive, send
     )
     assert sent == []
 
 
 async def test_an_open_gate_is_the_application(app: App) -> None:
-    gate = Gate(ClientWaits(), request_log=True)
+    gate = Gate(ClientWaits(CONFIG), CONFIG)
     client = AsgiClient(gate)
     gate.open(app)
     for path in PROBES:

@@ -6,12 +6,12 @@ import asyncio
 import logging
 
 import pytest
+from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.asgi_websocket import websocket
 from support.fake_engine import FakeEngine, play
 
 from llamafast import metrics
-from llamafast.api.app import App
 from llamafast.engine.types import Event
 from llamafast.errors import EngineFailure, QueueFull
 
@@ -79,7 +79,7 @@ async def test_requests_over_a_socket(
     """A line and a count each, under the id of the upgrade."""
     counted: list[tuple[str, int]] = []
     monkeypatch.setattr(metrics, "observe_http", lambda path, status: counted.append((path, status)))
-    app = App(engine, max_body_bytes=1000, stall_seconds=1)
+    app = make_app(engine, max_body_bytes=1000)
     async with websocket(app, headers=[(b"x-request-id", b"abc"), (b"traceparent", TRACE.encode())]) as socket:
         await socket.answer(input="Hi")
         socket.create(input="Hi", temperature=9)
@@ -104,7 +104,7 @@ async def test_requests_over_a_socket(
 
 
 async def test_sockets_that_are_turned_away(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
-    app = App(engine, max_body_bytes=1000, stall_seconds=1, max_websockets=0)
+    app = make_app(engine, max_body_bytes=1000, max_websockets=0)
     for path in ("/v1/responses", "/v1/completions"):
         async with websocket(app, path) as socket:
             await socket.task
@@ -117,7 +117,7 @@ async def test_probes_leave_no_line_and_it_can_be_switched_off(
     client: AsgiClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     await client.get("/healthz")
-    silent = AsgiClient(App(engine, max_body_bytes=1000, stall_seconds=1, request_log=False))
+    silent = AsgiClient(make_app(engine, max_body_bytes=1000, request_log=False))
     await silent.post("/v1/completions", b'{"prompt": "x"}')
     assert not caplog.messages
 

@@ -9,10 +9,10 @@ import threading
 from typing import Any
 
 import pytest
+from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.fake_engine import FakeEngine, play
 
-from llamafast.api.app import App
 from llamafast.engine.types import Event
 from llamafast.errors import (
     AnswerTimeout,
@@ -180,7 +180,7 @@ async def test_hanging_up_cancels_one_stream_among_others(client: AsgiClient, en
 
 async def test_hanging_up_while_the_server_cannot_write(engine: FakeEngine) -> None:
     engine.script = play([Event(0, "x", 1)], [Event(0, "y", 1, "stop")])
-    app = App(engine, max_body_bytes=1000, stall_seconds=1)
+    app = make_app(engine, max_body_bytes=1000)
     blocked, gone = asyncio.Event(), asyncio.Event()
     body = iter([{"type": "http.request", "body": b'{"prompt":"a","stream":true}', "more_body": False}])
 
@@ -226,7 +226,7 @@ async def test_a_client_that_left_while_its_request_was_planned_is_never_submitt
 
 async def test_a_body_that_breaks_off(engine: FakeEngine) -> None:
     """Its client may have left, have half-closed or have sent malformed chunks: the server is not told which."""
-    app = App(engine, max_body_bytes=1000, stall_seconds=1)
+    app = make_app(engine, max_body_bytes=1000)
     messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
     sent: list[Any] = []
 
@@ -267,7 +267,7 @@ async def test_no_task_outlives_its_request(client: AsgiClient, engine: FakeEngi
 
 async def test_a_silent_stream_is_kept_alive(engine: FakeEngine) -> None:
     engine.script = play(0.12, [Event(0, "x", 1)], 0.12, [Event(0, "", 1, "stop")])
-    client = AsgiClient(App(engine, max_body_bytes=1000, stall_seconds=1, ping_seconds=0.05))
+    client = AsgiClient(make_app(engine, max_body_bytes=1000, ping_seconds=0.05))
     response = await client.post(COMPLETIONS, {"prompt": "a", "stream": True})
     kinds = [":" if write == b": ping\n\n" else "x" for write in response.writes]
     silence, _, rest = "".join(kinds).partition("x")
@@ -281,14 +281,14 @@ async def test_a_busy_stream_is_not_pinged(engine: FakeEngine) -> None:
     for _ in range(40):
         steps += [[Event(0, "x", 1)], 0.01]
     engine.script = play(*steps, [Event(0, "", 1, "stop")])
-    client = AsgiClient(App(engine, max_body_bytes=1000, stall_seconds=1, ping_seconds=0.3))
+    client = AsgiClient(make_app(engine, max_body_bytes=1000, ping_seconds=0.3))
     response = await client.post(COMPLETIONS, {"prompt": "a", "stream": True})
     assert b"ping" not in response.body
 
 
 async def test_a_ping_never_falls_into_a_write(engine: FakeEngine) -> None:
     engine.script = play(0.03, [Event(0, "x", 1)], [Event(0, "", 1, "stop")])
-    app = App(engine, max_body_bytes=1000, stall_seconds=1, ping_seconds=0.01)
+    app = make_app(engine, max_body_bytes=1000, ping_seconds=0.01)
     busy, overlaps, writes = False, 0, 0
     body = iter([{"type": "http.request", "body": b'{"prompt":"a","stream":true}', "more_body": False}])
 

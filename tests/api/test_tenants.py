@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.asgi_websocket import Socket, websocket
 from support.blank_response import blank_response
@@ -36,7 +37,7 @@ def keys(tmp_path: Path) -> Keys:
 
 @pytest.fixture
 def app(engine: FakeEngine, keys: Keys) -> App:
-    return App(engine, max_body_bytes=10_000, stall_seconds=1, keys=keys)
+    return make_app(engine, max_body_bytes=10_000, keys=keys)
 
 
 def prompt(engine: FakeEngine) -> str:

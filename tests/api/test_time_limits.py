@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from support.apps import make_app
 from support.asgi_client import Response
 from support.asgi_websocket import websocket
 from support.fake_engine import FakeEngine, play, say
@@ -20,6 +21,7 @@ from llamafast.api.body_size import FREE_BYTES
 from llamafast.api.client_wait import ClientWaits
 from llamafast.api.http import BYTES_PER_SECOND, PIECE_BYTES, Exchange
 from llamafast.api.websocket import WebSocket
+from llamafast.config import ServerConfig
 from llamafast.engine.types import Event
 
 LIMIT = 0.1
@@ -107,15 +109,14 @@ def connections() -> Connections:
 
 
 def make(engine: FakeEngine, *, send_seconds: float = LIMIT, **options: float) -> App:
-    waits = ClientWaits(LIMIT, send_seconds)
-    return App(engine, max_body_bytes=2**20, stall_seconds=5.0, waits=waits, **options)  # type: ignore[arg-type]
+    return make_app(engine, body_seconds=LIMIT, send_seconds=send_seconds, max_body_bytes=2**20, **options)
 
 
 @pytest.fixture
 def app(engine: FakeEngine, connections: Connections) -> App:
-    waits = ClientWaits(LIMIT, LIMIT)
+    waits = ClientWaits(ServerConfig(body_seconds=LIMIT, send_seconds=LIMIT))
     waits.connections = connections  # type: ignore[assignment]
-    return App(engine, max_body_bytes=2**20, stall_seconds=5.0, waits=waits)
+    return make_app(engine, max_body_bytes=2**20, waits=waits)
 
 
 def endless(piece: bytes) -> list[bytes | float]:

@@ -6,11 +6,11 @@ from array import array
 
 import pytest
 from msgspec.structs import replace
+from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.fake_engine import BOS, EOS, INFO, FakeEngine
 from support.where_it_runs import beside_the_loop
 
-from llamafast.api.app import App
 from llamafast.errors import Untokenizable
 
 MESSAGES = [{"role": "user", "content": "hi</s>"}]
@@ -88,7 +88,7 @@ async def test_bad_requests_name_their_field(client: AsgiClient, path: str, body
 async def test_what_is_tokenised_and_detokenised_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or by what the context could hold, if that is more: here 512 tokens of one piece of 4 bytes."""
     engine = FakeEngine()
-    client = AsgiClient(App(engine, max_body_bytes=1 << 24, stall_seconds=1))
+    client = AsgiClient(make_app(engine, max_body_bytes=1 << 24))
     tokenised = []
     monkeypatch.setattr(engine.tokenizer, "tokenize", lambda text, **_: tokenised.append(text) or array("i"))
     for body, param in (
@@ -129,7 +129,7 @@ async def test_a_text_that_cannot_be_tokenised_is_the_clients(
 
 
 async def test_a_model_without_template_tokenises_text_only() -> None:
-    client = AsgiClient(App(FakeEngine(info=replace(INFO, chat_template=None)), max_body_bytes=1000, stall_seconds=1))
+    client = AsgiClient(make_app(FakeEngine(info=replace(INFO, chat_template=None)), max_body_bytes=1000))
     for path in ("/apply-template", "/tokenize"):
         response = await client.post(path, {"messages": MESSAGES})
         assert (response.status, "no chat template" in response.error["message"]) == (400, True)

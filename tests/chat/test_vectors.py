@@ -44,9 +44,9 @@ def test_scores_and_their_probabilities():
 def test_a_server_that_only_generates_does_without_numpy():
     code = """if True:
         import sys
+        from support.apps import make_app
         from support.fake_engine import FakeEngine
-        from llamafast.api.app import App
-        App(FakeEngine(), max_body_bytes=1, stall_seconds=1)
+        make_app(FakeEngine())
         print("numpy" in sys.modules)
     """
     command = [sys.executable, "-c", code]

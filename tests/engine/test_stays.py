@@ -54,7 +54,7 @@ def leave(stays, request):
 
 
 async def test_without_a_measure_a_second_will_do(clock):
-    stays = Stays()
+    stays = Stays(ServerConfig())
     assert stays.retry_after(512) == 1
     request = Request(stays)
     clock.now += 5
@@ -63,7 +63,7 @@ async def test_without_a_measure_a_second_will_do(clock):
 
 
 async def test_half_of_who_waits_has_begun_when_one_should_come_back(clock):
-    stays = Stays()
+    stays = Stays(ServerConfig())
     requests = [Request(stays) for _ in range(200)]
     for request in requests[:100]:
         clock.now += 0.5
@@ -75,7 +75,7 @@ async def test_half_of_who_waits_has_begun_when_one_should_come_back(clock):
 
 
 async def test_only_the_last_departures_count_and_time_goes_on_without_one(clock):
-    stays = Stays()
+    stays = Stays(ServerConfig())
     requests = [Request(stays) for _ in range(200)]
     for request in requests[:30]:
         clock.now += 10
@@ -89,7 +89,7 @@ async def test_only_the_last_departures_count_and_time_goes_on_without_one(clock
 
 
 async def test_a_request_leaves_once(clock):
-    stays = Stays()
+    stays = Stays(ServerConfig())
     first, second, _ = (Request(stays) for _ in range(3))
     leave(stays, first)
     clock.now += 4
@@ -100,7 +100,7 @@ async def test_a_request_leaves_once(clock):
 
 
 async def test_a_server_that_nobody_asks_does_not_get_slower(clock):
-    stays = Stays()
+    stays = Stays(ServerConfig())
     for _ in range(10):
         request = Request(stays)
         clock.now += 2
@@ -115,7 +115,7 @@ async def test_a_server_that_nobody_asks_does_not_get_slower(clock):
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.booleans()), max_size=100), st.integers(0, 10**6))
 def test_the_answer_is_never_out_of_bounds(events, n_waiting):
     async def play():
-        stays = Stays()
+        stays = Stays(ServerConfig())
         there = []
         for seconds, comes in events:
             clock.now += seconds
@@ -142,19 +142,19 @@ async def test_timers_are_there_only_where_the_config_has_bounds_and_not_after_t
         return timers[-1]
 
     monkeypatch.setattr(loop, "call_later", watched)
-    stays = Stays()
+    stays = Stays(ServerConfig())
     stays.end(Request(stays))
     assert timers == []
-    stays = Stays(queue_seconds=1000, request_seconds=2000)
+    stays = Stays(ServerConfig(queue_seconds=1000, request_seconds=2000))
     request = Request(stays)
     assert [timer.cancelled() for timer in timers] == [False, False]
     stays.end(request)
     assert [timer.cancelled() for timer in timers] == [True, True]
-    Request(Stays(queue_seconds=1e300, request_seconds=1e-300))
+    Request(Stays(ServerConfig(queue_seconds=1e300, request_seconds=1e-300)))
 
 
 async def test_who_waits_or_takes_too_long_is_sent_away():
-    stays = Stays(queue_seconds=0.01, request_seconds=0.03)
+    stays = Stays(ServerConfig(queue_seconds=0.01, request_seconds=0.03))
     waiting, running, done = Request(stays), Request(stays, has_begun=True), Request(stays)
     stays.end(done)
     async with asyncio.timeout(10):
@@ -178,7 +178,7 @@ async def test_who_waits_or_takes_too_long_is_sent_away():
 
 
 async def test_all_who_are_there_can_be_sent_away():
-    stays = Stays()
+    stays = Stays(ServerConfig())
     requests = [Request(stays) for _ in range(3)]
     stays.abort_all(EngineUnavailable("closed"))
     assert [error.message for request in requests for error in request.errors] == ["closed"] * 3

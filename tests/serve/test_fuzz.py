@@ -10,17 +10,17 @@ import logging
 from pathlib import Path
 
 import pytest
+from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.fake_engine import FakeEngine
 from support.fuzzing import Fuzzer, fault
 
-from llamafast.api.app import App
 from serve import fuzz
 
 
 async def test_bodies_without_a_model(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
-    client, statuses = AsgiClient(App(FakeEngine(), max_body_bytes=1 << 20, stall_seconds=5)), []
+    client, statuses = AsgiClient(make_app(FakeEngine(), max_body_bytes=1 << 20)), []
     for seed in range(600):
         path, body = Fuzzer(seed).request()
         response = await asyncio.wait_for(client.post(path, body), 10)

@@ -12,33 +12,28 @@ from llamafast.api.request_log import RequestLog
 from llamafast.api.responses.lanes import ROUTE, Session, Whose
 from llamafast.api.responses.responder import Responder
 from llamafast.api.websocket import GOING_AWAY, TRY_AGAIN_LATER, Refused, WebSocket
+from llamafast.config import ServerConfig
 from llamafast.engine.types import ModelInfo
 from llamafast.errors import EngineUnavailable, InvalidRequest
 
 
 class ResponseSockets:
-    """Serves sockets. ``max_sockets`` are open at once, each for at most ``max_seconds``, and for ``idle_seconds`` with
-    no frame and no answer; frames have ``limits`` as bodies do, and what waits on a socket, or is remembered there,
-    those of one body."""
+    """Serves sockets: as many at once, and each for as long, as the config says. Frames have ``limits`` as bodies do,
+    and what waits on a socket, or is remembered there, those of one body."""
 
     def __init__(
         self,
         responder: Responder,
         info: ModelInfo,
         request_log: RequestLog,
-        *,
-        max_sockets: int,
-        max_seconds: float,
-        idle_seconds: float,
         limits: BodyLimits,
+        config: ServerConfig,
     ) -> None:
         self._responder = responder
         self._info = info
         self._request_log = request_log
-        self._max_sockets = max_sockets
-        self._max_seconds = max_seconds
-        self._idle_seconds = idle_seconds
         self._limits = limits
+        self._config = config
         self._n_open = 0
         self._draining = asyncio.Event()
         self._idle = asyncio.Event()
@@ -59,7 +54,7 @@ class ResponseSockets:
             await socket.accept()
             if self._draining.is_set():
                 await self._turn_away(socket, GOING_AWAY, "the server is shutting down")
-            elif self._n_open >= self._max_sockets:
+            elif self._n_open >= self._config.max_websockets:
                 await self._turn_away(socket, TRY_AGAIN_LATER, "too many sockets are open")
             else:
                 self._n_open += 1
@@ -96,7 +91,7 @@ class ResponseSockets:
             elif idle:
                 await socket.close(GOING_AWAY, "the connection is idle")
             else:
-                await session.tell(LifetimeReached(self._max_seconds))
+                await session.tell(LifetimeReached(self._config.websocket_seconds))
                 await socket.close(GOING_AWAY, "the connection is too old")
         except Refused as refused:
             await socket.close(refused.code, refused.reason)
@@ -107,9 +102,9 @@ class ResponseSockets:
 
     async def _until_over(self, session: Session, *ends: asyncio.Task[object]) -> bool:
         """Wait for one of ``ends``, or for the end of the time there is. Whether that was spent idly."""
-        until = time.monotonic() + self._max_seconds
+        until = time.monotonic() + self._config.websocket_seconds
         while True:
-            rest = self._idle_seconds - session.idle_seconds()
+            rest = self._config.websocket_idle_seconds - session.idle_seconds()
             if rest <= 0:
                 return True
             rest = min(rest, until - time.monotonic())

@@ -6,11 +6,11 @@ import re
 
 import pytest
 from msgspec.structs import replace
+from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.fake_engine import INFO, FakeEngine, say
 from support.where_it_runs import beside_the_loop
 
-from llamafast.api.app import App
 from llamafast.errors import ConfigError
 
 PATH = "/v1/chat/completions"
@@ -122,7 +122,7 @@ async def test_accepted_fields_without_effect(client: AsgiClient) -> None:
 
 async def test_a_templates_refusal_is_quoted() -> None:
     info = replace(INFO, chat_template="{{ raise_exception('Roles must alternate') }}")
-    client = AsgiClient(App(FakeEngine(info=info), max_body_bytes=1000, stall_seconds=1))
+    client = AsgiClient(make_app(FakeEngine(info=info), max_body_bytes=1000))
     response = await client.post(PATH, {"messages": MESSAGES})
     assert (response.status, response.error["param"]) == (400, "messages")
     assert "Roles must alternate" in response.error["message"]
@@ -130,14 +130,14 @@ async def test_a_templates_refusal_is_quoted() -> None:
 
 async def test_a_model_without_template_serves_completions_only() -> None:
     info = replace(INFO, chat_template=None)
-    client = AsgiClient(App(FakeEngine(info=info), max_body_bytes=1000, stall_seconds=1))
+    client = AsgiClient(make_app(FakeEngine(info=info), max_body_bytes=1000))
     assert (await client.post(PATH, {"messages": MESSAGES})).status == 400
     assert (await client.post("/v1/completions", {"prompt": "a"})).status == 200
 
 
 def test_a_broken_template_stops_the_start() -> None:
     with pytest.raises(ConfigError):
-        App(FakeEngine(info=replace(INFO, chat_template="{% if %}")), max_body_bytes=1, stall_seconds=1)
+        make_app(FakeEngine(info=replace(INFO, chat_template="{% if %}")), max_body_bytes=1)
 
 
 RESPONSE_TEMPLATE = {
@@ -156,7 +156,7 @@ async def test_replies_are_read_as_the_config_declares(stream: bool) -> None:
     script = say("<think>wh", "y</think>", "Look: <ca", 'll>{"name": "now", "argum', 'ents": {"a": "\\n"}}</call>')
     source = f"{{{{ tools | tojson }}}}{INFO.chat_template}"
     engine = FakeEngine(script, info=replace(INFO, response_template=RESPONSE_TEMPLATE, chat_template=source))
-    client = AsgiClient(App(engine, max_body_bytes=10_000, stall_seconds=1))
+    client = AsgiClient(make_app(engine, max_body_bytes=10_000))
     response = await client.post(PATH, {"messages": MESSAGES, "tools": [NOW], "stream": stream})
     if not stream:
         (choice,) = response.json["choices"]

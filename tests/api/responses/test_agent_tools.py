@@ -10,9 +10,8 @@ import httpx2
 import openai
 import pytest
 from msgspec.structs import replace
+from support.apps import make_app
 from support.fake_engine import FakeEngine, say
-
-from llamafast.api.app import App
 
 
 class Editor:
@@ -33,7 +32,7 @@ async def run(name: str, arguments: dict[str, Any], tool: Any, *, stream: bool) 
     call = f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
     scripts = iter([say(*call.partition("arg")), say("Done.")])
     engine.script = lambda plan: next(scripts)(plan)
-    transport = httpx2.ASGITransport(App(engine, max_body_bytes=1 << 20, stall_seconds=5))
+    transport = httpx2.ASGITransport(make_app(engine, max_body_bytes=1 << 20))
     async with (
         httpx2.AsyncClient(transport=transport) as http,
         openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", max_retries=0, http_client=http) as client,

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.asgi_websocket import websocket
 from support.fake_engine import FakeEngine, play, say
@@ -23,7 +24,7 @@ URL = "/v1/responses"
 
 @pytest.fixture
 def app(engine: FakeEngine) -> App:
-    return App(engine, max_body_bytes=2000, stall_seconds=5)
+    return make_app(engine, max_body_bytes=2000)
 
 
 def prompt(engine: FakeEngine) -> str:
@@ -216,7 +217,7 @@ async def test_a_frame_of_small_values_is_refused(app: App) -> None:
 
 async def test_bodies_share_a_budget(engine: FakeEngine) -> None:
     """Eight of the largest size, over whatever they come, and any number of short ones."""
-    app = App(engine, max_body_bytes=100_000, stall_seconds=5)
+    app = make_app(engine, max_body_bytes=100_000)
     client = AsgiClient(app)
     gate, body = asyncio.Event(), {"input": "One", "unknown": "x" * 90_000}
     engine.script = play(gate, [Event(0, "", 1, "stop")])
@@ -279,7 +280,7 @@ async def test_a_draining_server_finishes_what_runs(app: App, engine: FakeEngine
 
 
 async def test_too_many_sockets(engine: FakeEngine) -> None:
-    app = App(engine, max_body_bytes=1000, stall_seconds=1, max_websockets=1)
+    app = make_app(engine, max_body_bytes=1000, max_websockets=1)
     async with websocket(app) as first:
         await first.answer(input="x")
         async with websocket(app) as second:
@@ -290,7 +291,7 @@ async def test_too_many_sockets(engine: FakeEngine) -> None:
 
 
 async def test_a_socket_grows_old(engine: FakeEngine) -> None:
-    app = App(engine, max_body_bytes=1000, stall_seconds=1, websocket_seconds=0.02)
+    app = make_app(engine, max_body_bytes=1000, websocket_seconds=0.02)
     async with websocket(app) as socket:
         error = await socket.event()
         await socket.task

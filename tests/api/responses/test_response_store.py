@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.blank_response import blank_response
 from support.fake_engine import FakeEngine, say
@@ -95,7 +96,7 @@ async def get_items(app: App, response_id: str, query: str) -> Any:
 
 
 async def test_input_items_come_in_pages(engine: FakeEngine) -> None:
-    app = App(engine, max_body_bytes=10_000, stall_seconds=1)
+    app = make_app(engine, max_body_bytes=10_000)
     items = [{"role": "user", "content": str(i), "id": f"msg_{i}"} for i in range(5)]
     created = (await AsgiClient(app).post(URL, {"input": items})).json
     page = await get_items(app, created["id"], "")
@@ -248,7 +249,7 @@ async def test_a_reference_outlives_another_response_with_the_item(client: AsgiC
 def locked(tmp_path: Path, engine: FakeEngine) -> Iterator[tuple[AsgiClient, sqlite3.Connection]]:
     """A server with a stored response, and another process's way to hold its file."""
     path = str(tmp_path / "responses.sqlite")
-    app = App(engine, max_body_bytes=10_000, stall_seconds=1, responses=ResponsesConfig(path=path))
+    app = make_app(engine, max_body_bytes=10_000, responses=ResponsesConfig(path=path))
     other = sqlite3.connect(path, isolation_level=None)
     yield AsgiClient(app), other
     other.close()
@@ -289,5 +290,5 @@ async def test_a_locked_file_loses_no_answer(locked: tuple[AsgiClient, sqlite3.C
 
 async def test_an_answer_that_is_too_large_to_keep_says_so(engine: FakeEngine) -> None:
     for config in (ResponsesConfig(max_count=0), ResponsesConfig(max_bytes=100)):
-        client = AsgiClient(App(engine, max_body_bytes=10_000, stall_seconds=1, responses=config))
+        client = AsgiClient(make_app(engine, max_body_bytes=10_000, responses=config))
         assert (await client.post(URL, {"input": "One"})).json["store"] is False

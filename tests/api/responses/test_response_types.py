@@ -9,10 +9,10 @@ import pytest
 from msgspec.structs import replace
 from openai.types import responses
 from pydantic import TypeAdapter
+from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.fake_engine import INFO, FakeEngine, play, say
 
-from llamafast.api.app import App
 from llamafast.engine.types import Event
 from llamafast.errors import EngineFailure, QueueFull
 
@@ -79,7 +79,7 @@ def serving(*, script: Any) -> AsgiClient:
     source = "{{ messages | tojson }}{{ tools | tojson }}{# <think> </think> #}"
     engine.info = replace(INFO, max_seq_len=1 << 15, chat_template=source)
     engine.script = script
-    return AsgiClient(App(engine, max_body_bytes=1 << 20, stall_seconds=5.0))
+    return AsgiClient(make_app(engine, max_body_bytes=1 << 20))
 
 
 def events_in(body: bytes) -> list[str]:
