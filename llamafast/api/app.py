@@ -30,7 +30,7 @@ from llamafast.api.tokens import TokenEndpoints
 from llamafast.api.websocket import WebSocket
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.grammar.constraints import Constraints
-from llamafast.config import Config, ServerConfig
+from llamafast.config import Config, ModelConfig, ServerConfig
 from llamafast.engine.types import EnginePort
 from llamafast.errors import (
     InvalidKey,
@@ -83,7 +83,7 @@ class App:
         self._limits = BodyLimits(max_bytes, BODIES_AT_ONCE * max_bytes, engine.info.max_seq_len)
         self._waits = waits
         self._request_log = RequestLog(config.server)
-        self.chat = chat = ChatFormat(engine.info, engine.tokenizer)
+        self.chat = chat = ChatFormat(config.model, engine.info, engine.tokenizer)
         # now, when nobody waits yet
         grammars = Grammars(Constraints(engine.tokenizer) if engine.info.generates else None)
         store = ResponseStore(config.responses)
@@ -93,7 +93,7 @@ class App:
         self.routes = Routes([
             *self._generating(engine, chat, grammars, ping_seconds),
             *self._responding(ResponsesEndpoint(engine.info, responder, store, ping_seconds)),
-            *self._embedding(engine),
+            *self._embedding(engine, config.model),
             *self._reading(TokenEndpoints(engine, chat)),
             *_describing(self._system, config.server),
         ])  # fmt: skip
@@ -190,11 +190,11 @@ class App:
         yield Route(f"{_RESPONSES}/{{id}}/input_items", get(responses.input_items))
         yield Route(f"{_RESPONSES}/{{id}}/cancel", {"POST": responses.cancel})
 
-    def _embedding(self, engine: EnginePort) -> Iterator[Route]:
+    def _embedding(self, engine: EnginePort, config: ModelConfig) -> Iterator[Route]:
         yield self._post("/v1/embeddings", EmbeddingsEndpoint(engine))
         for path in _RERANK:
-            yield self._post(path, RerankEndpoint(engine))
-        yield self._post("/v1/score", ScoreEndpoint(engine))
+            yield self._post(path, RerankEndpoint(engine, config))
+        yield self._post("/v1/score", ScoreEndpoint(engine, config))
 
     def _reading(self, tokens: TokenEndpoints) -> Iterator[Route]:
         yield self._post("/apply-template", tokens.apply_template)

@@ -28,6 +28,7 @@ from llamafast.api.schema.embeddings import (
     ScoreRequest,
 )
 from llamafast.chat.embedding import PairScoring, plan_embeddings, plan_pairs
+from llamafast.config import ModelConfig
 from llamafast.engine.types import EmbeddingPlan, EnginePort
 from llamafast.errors import InvalidRequest
 
@@ -75,8 +76,9 @@ class EmbeddingsEndpoint:
 
 
 class RerankEndpoint:
-    def __init__(self, engine: EnginePort) -> None:
+    def __init__(self, engine: EnginePort, config: ModelConfig) -> None:
         self._engine = engine
+        self._config = config
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         request, scoring = await run_sized(len(body), self._prepare, body)
@@ -89,7 +91,7 @@ class RerankEndpoint:
         request = decode_request(_RERANK, body, info)
         pairs = [(request.query, _text(document)) for document in request.documents]
         raw = bool(request.raw_scores)
-        return request, plan_pairs(pairs, ("query", "documents"), raw, self._engine.tokenizer, info)
+        return request, plan_pairs(pairs, ("query", "documents"), raw, self._engine.tokenizer, info, self._config)
 
     def _encode(self, request: RerankRequest, scoring: PairScoring, vectors: list[bytes]) -> bytes:
         scores = scoring.scores(vectors)
@@ -109,8 +111,9 @@ class RerankEndpoint:
 
 
 class ScoreEndpoint:
-    def __init__(self, engine: EnginePort) -> None:
+    def __init__(self, engine: EnginePort, config: ModelConfig) -> None:
         self._engine = engine
+        self._config = config
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         scoring = await run_sized(len(body), self._prepare, body)
@@ -135,7 +138,8 @@ class ScoreEndpoint:
         if len(first) != len(second):
             raise InvalidRequest("`text_1` must have one item or as many as `text_2`", param="text_1")
         pairs = list(zip(first, second, strict=True))
-        return plan_pairs(pairs, ("text_1", "text_2"), bool(request.raw_scores), self._engine.tokenizer, info)
+        raw = bool(request.raw_scores)
+        return plan_pairs(pairs, ("text_1", "text_2"), raw, self._engine.tokenizer, info, self._config)
 
 
 def _text(document: str | DocumentText) -> str:

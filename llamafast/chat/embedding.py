@@ -11,6 +11,7 @@ from typing import NamedTuple
 from llamafast.chat.plan import split_prompts
 from llamafast.chat.prompt.control import ControlTokens
 from llamafast.chat.request import Prompt
+from llamafast.config import ModelConfig
 from llamafast.engine.types import EmbeddingInfo, EmbeddingPlan, ModelInfo, Tokenizer
 from llamafast.errors import ContextLengthExceeded, DoesNotEmbed, InvalidRequest, Untokenizable
 
@@ -63,7 +64,12 @@ def plan_embeddings(
 
 
 def plan_pairs(
-    pairs: Sequence[tuple[str, str]], fields: tuple[str, str], raw: bool, tokenizer: Tokenizer, info: ModelInfo
+    pairs: Sequence[tuple[str, str]],
+    fields: tuple[str, str],
+    raw: bool,
+    tokenizer: Tokenizer,
+    info: ModelInfo,
+    config: ModelConfig,
 ) -> PairScoring:
     """Score ``pairs`` with a ranking model, or by cosine where the config lets an embedding model do it.
 
@@ -71,7 +77,7 @@ def plan_pairs(
     InvalidRequest or ContextLengthExceeded.
     """
     embedding = _embedding(info)
-    _check_ranks(info, embedding)
+    _check_ranks(info, embedding, config)
     _check_size([text for pair in pairs for text in dict.fromkeys(pair)], len(pairs), fields[1], info)
     paths = _pair_paths(pairs, fields)
     for pair, names in zip(pairs, paths, strict=True):
@@ -84,10 +90,10 @@ def plan_pairs(
     return _by_cosine(pairs, paths, tokenizer, info)
 
 
-def _check_ranks(info: ModelInfo, embedding: EmbeddingInfo) -> None:
+def _check_ranks(info: ModelInfo, embedding: EmbeddingInfo, config: ModelConfig) -> None:
     if embedding.pooling == "none":
         problem = "this model gives a vector for each token, which cannot rank"
-    elif not info.ranks and not embedding.rerank_by_cosine:
+    elif not info.ranks and not config.rerank_by_cosine:
         problem = 'this model does not rank; `"rerank_by_cosine": true` in the config\'s `model` section lets it'
     elif info.ranks and embedding.width != 1 and not embedding.softmax_rank:
         problem = f"this model sorts into {embedding.width} classes, it does not rank"

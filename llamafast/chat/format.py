@@ -15,28 +15,33 @@ from llamafast.chat.reply.deltas import NewParser, PlainReply
 from llamafast.chat.reply.dialects.parser import DialectParser
 from llamafast.chat.reply.dialects.tables import GENERIC, dialect_named, recognised
 from llamafast.chat.tools import Tool
+from llamafast.config import ModelConfig
 from llamafast.engine.types import ModelInfo, Tokenizer
 from llamafast.errors import InvalidRequest, Untokenizable
 
 
 class ChatFormat:
-    """``declared`` is how the config says to read replies, None where it does not: then the ``dialect`` does, and
-    ``preserved_tokens`` are control tokens that are marks of it, whose text the parser has to see. ``written_calls`` is
-    the form of calls in prompts, with control tokens in disguise.
+    """By the config, and where it says nothing by the GGUF's own templates. ``declared`` is how the config says to read
+    replies, None where it does not: then the ``dialect`` does, and ``preserved_tokens`` are control tokens that are
+    marks of it, whose text the parser has to see. ``written_calls`` is the form of calls in prompts, with control
+    tokens in disguise.
 
     Raises ConfigError when the model's chat template does not compile, for a declaration that cannot be used or an
     unknown dialect.
     """
 
-    def __init__(self, info: ModelInfo, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: ModelConfig, info: ModelInfo, tokenizer: Tokenizer) -> None:
         self.control = ControlTokens(info.control_tokens)
-        self.declared = _declared(info)
-        self._template = self._compiled(info.chat_template, info)
-        self._tool_use = self._compiled(info.tool_use_template, info)
-        if info.dialect is None:
-            self.dialect = recognised(f"{info.chat_template or ''}{info.tool_use_template or ''}")
+        self.declared = _declared(config)
+        template, tool_use = info.chat_template, info.tool_use_template
+        if config.chat_template_text:
+            template, tool_use = config.chat_template_text, None
+        self._template = self._compiled(template, info)
+        self._tool_use = self._compiled(tool_use, info)
+        if config.dialect is None:
+            self.dialect = recognised(f"{template or ''}{tool_use or ''}")
         else:
-            self.dialect = dialect_named(info.dialect)
+            self.dialect = dialect_named(config.dialect)
         self.written_calls = self.dialect.forms[0].spelled(self.control.disguise)
         marks = {mark: _tokens(mark, tokenizer) for mark in self.dialect.marks()}
         single = {mark: tokens[0] for mark, tokens in marks.items() if len(tokens) == 1}
@@ -99,7 +104,7 @@ def _tokens(mark: str, tokenizer: Tokenizer) -> array[int]:
         return array("i")
 
 
-def _declared(info: ModelInfo) -> ResponseSchema | ResponseTemplate | None:
-    if info.response_schema is not None:
-        return ResponseSchema(info.response_schema)
-    return None if info.response_template is None else ResponseTemplate(info.response_template)
+def _declared(config: ModelConfig) -> ResponseSchema | ResponseTemplate | None:
+    if config.response_schema is not None:
+        return ResponseSchema(config.response_schema)
+    return None if config.response_template is None else ResponseTemplate(config.response_template)

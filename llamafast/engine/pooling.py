@@ -93,7 +93,6 @@ def create_embedder(config: ModelConfig, path: Path, context: Context) -> tuple[
         max_tokens=min(embedder.max_tokens, model.n_ctx_train, config.max_seq_len or model.n_ctx_train),
         softmax_rank=architecture in SOFTMAX_RANK,
         rerank_template=model.chat_template("rerank"),
-        rerank_by_cosine=config.rerank_by_cosine,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator
 from struct import iter_unpack
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -166,8 +166,7 @@ class EmbeddingInfo(Struct, frozen=True, kw_only=True):
 
     ``width`` is the numbers of one vector, with the pooling ``rank`` those of one ranking: a logit, or with
     ``softmax_rank`` the probabilities of yes and no. An input has at most ``max_tokens``. ``rerank_template`` is the
-    GGUF's prompt for a ranking, with ``{query}`` and ``{document}``. ``rerank_by_cosine`` lets a model that is none
-    rank by its vectors.
+    GGUF's prompt for a ranking, with ``{query}`` and ``{document}``.
     """
 
     pooling: Pooling
@@ -175,14 +174,13 @@ class EmbeddingInfo(Struct, frozen=True, kw_only=True):
     max_tokens: int
     softmax_rank: bool = False
     rerank_template: str | None = None
-    rerank_by_cosine: bool = False
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
     """What the layers above may know of the loaded model. Lengths are in tokens, ``longest_piece`` is
     the most bytes of text that one token can stand for, ``control_tokens`` the texts of control tokens.
-    ``tool_use_template`` is a chat template of the model's own for conversations with tools, ``dialect`` names how it
-    writes tool calls where its templates do not tell. ``sampling`` is what a request gets that asks for nothing else.
+    ``chat_template`` and ``tool_use_template``, the one for conversations with tools, are the GGUF's own.
+    ``sampling`` is what a request gets that asks for nothing else.
     ``embedding`` is None for a model that does not embed. Where memory ``cuts_anywhere``, what prompts share is reused
     wherever they part, else only up to a checkpoint."""
 
@@ -199,9 +197,6 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     description: str
     sampling: SamplingParams = SamplingParams()
     generates: bool = True
-    response_schema: dict[str, Any] | None = None
-    response_template: dict[str, Any] | None = None
-    dialect: str | None = None
     embedding: EmbeddingInfo | None = None
     tool_use_template: str | None = None
     control_tokens: tuple[str, ...] = ()

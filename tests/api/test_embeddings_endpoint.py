@@ -23,9 +23,9 @@ PATH = "/v1/embeddings"
 MEAN = EmbeddingInfo(pooling="mean", width=4, max_tokens=16)
 
 
-def serving(**changes) -> tuple[AsgiClient, FakeEngine]:
+def serving(*, rerank_by_cosine: bool = False, **changes) -> tuple[AsgiClient, FakeEngine]:
     engine = FakeEngine(info=replace(INFO, embedding=replace(MEAN, **changes)))
-    return AsgiClient(make_app(engine, max_body_bytes=1 << 20)), engine
+    return AsgiClient(make_app(engine, model={"rerank_by_cosine": rerank_by_cosine}, max_body_bytes=1 << 20)), engine
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from llamafast.api.chat.schema import ChatRequest
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import ChatPlan, plan_chat
 from llamafast.chat.reply.deltas import AssistantMessage, PlainReply, assemble
+from llamafast.chat.tools import read_tools
+from llamafast.config import ModelConfig
 from llamafast.errors import ConfigError, Untokenizable
 
 TOOLS = [{"type": "function", "function": {"name": "now"}}]
@@ -30,10 +32,10 @@ class MarkTokenizer(ByteTokenizer):
 
 
 def planned(template: str, dialect: str | None = None, **fields: object) -> ChatPlan:
-    info = replace(INFO, chat_template="{{ messages | tojson }}" + template, dialect=dialect, max_seq_len=2048)
-    tokenizer = MarkTokenizer()
+    info = replace(INFO, chat_template="{{ messages | tojson }}" + template, max_seq_len=2048)
+    config, tokenizer = ModelConfig(dialect=dialect), MarkTokenizer()
     request = ChatRequest(messages=[{"role": "user", "content": "hi"}], **fields).task()  # type: ignore[arg-type]
-    return plan_chat(request, ChatFormat(info, tokenizer), tokenizer, info)
+    return plan_chat(request, ChatFormat(config, info, tokenizer), tokenizer, info)
 
 
 def reads(plan: ChatPlan, text: str) -> AssistantMessage:
@@ -60,7 +62,7 @@ def test_marks_that_a_vocabulary_cannot_spell_are_text() -> None:
                 raise Untokenizable("the text has a character that this model's vocabulary cannot spell")
             return super().tokenize(text, add_special=add_special, parse_special=parse_special)
 
-    chat = ChatFormat(replace(INFO, chat_template="<tool_call>"), Poor())
+    chat = ChatFormat(ModelConfig(), replace(INFO, chat_template="<tool_call>"), Poor())
     assert chat.preserved_tokens == (300,)
 
 
@@ -94,7 +96,15 @@ def test_harmony_begins_within_the_header_that_the_prompt_has_begun() -> None:
     ],
 )
 def test_what_was_recognised_is_told(template: str | None, said: str) -> None:
-    assert ChatFormat(replace(INFO, chat_template=template), ByteTokenizer()).summary().startswith(said)
+    chat = ChatFormat(ModelConfig(), replace(INFO, chat_template=template), ByteTokenizer())
+    assert chat.summary().startswith(said)
+
+
+def test_the_configs_template_stands_for_both_of_the_ggufs() -> None:
+    info = replace(INFO, chat_template=TEMPLATES["chatml"], tool_use_template="tools")
+    chat = ChatFormat(ModelConfig(chat_template=("a", "b")), info, ByteTokenizer())
+    assert [chat.template(tools).source for tools in ((), read_tools(TOOLS))] == ["ab", "ab"]
+    assert chat.dialect.name == "generic"
 
 
 def test_the_config_may_name_the_dialect() -> None:

@@ -14,11 +14,12 @@ from llamafast.api.chat.schema import ChatRequest
 from llamafast.api.schema.completions import CompletionRequest
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import MAX_TOTAL_CHOICES, echo_texts, plan_chat, plan_completion
+from llamafast.config import ModelConfig
 from llamafast.engine.types import Plan, SamplingParams
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
 
 TOKENIZER = ByteTokenizer()
-CHAT = ChatFormat(INFO, TOKENIZER)
+CHAT = ChatFormat(ModelConfig(), INFO, TOKENIZER)
 
 
 def completion(prompt: Any = "a", **fields: Any) -> Plan:
@@ -32,7 +33,7 @@ def chat(**fields: Any) -> Plan:
 
 
 def written(template: str | None) -> ChatFormat:
-    return ChatFormat(msgspec.structs.replace(INFO, chat_template=template), TOKENIZER)
+    return ChatFormat(ModelConfig(), msgspec.structs.replace(INFO, chat_template=template), TOKENIZER)
 
 
 def prompts(plan: Plan) -> list[list[int]]:

@@ -15,11 +15,12 @@ from llamafast.chat.format import ChatFormat
 from llamafast.chat.grammar.asked import Asked
 from llamafast.chat.plan import plan_chat
 from llamafast.chat.request import ChatTask
+from llamafast.config import ModelConfig
 from llamafast.engine.types import SamplingParams
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
 
 TOKENIZER = ByteTokenizer()
-CHAT = ChatFormat(INFO, TOKENIZER)
+CHAT = ChatFormat(ModelConfig(), INFO, TOKENIZER)
 NAMES = {"messages": "turns", "max_tokens": "length", "response_format": "form", "tools": "abilities"}
 
 

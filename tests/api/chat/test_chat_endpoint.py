@@ -155,8 +155,8 @@ NOW = {"type": "function", "function": {"name": "now", "parameters": {"type": "o
 async def test_replies_are_read_as_the_config_declares(stream: bool) -> None:
     script = say("<think>wh", "y</think>", "Look: <ca", 'll>{"name": "now", "argum', 'ents": {"a": "\\n"}}</call>')
     source = f"{{{{ tools | tojson }}}}{INFO.chat_template}"
-    engine = FakeEngine(script, info=replace(INFO, response_template=RESPONSE_TEMPLATE, chat_template=source))
-    client = AsgiClient(make_app(engine, max_body_bytes=10_000))
+    engine = FakeEngine(script, info=replace(INFO, chat_template=source))
+    client = AsgiClient(make_app(engine, model={"response_template": RESPONSE_TEMPLATE}, max_body_bytes=10_000))
     response = await client.post(PATH, {"messages": MESSAGES, "tools": [NOW], "stream": stream})
     if not stream:
         (choice,) = response.json["choices"]

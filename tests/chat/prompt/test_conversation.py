@@ -17,6 +17,7 @@ from llamafast.api.chat.schema import ChatRequest
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import plan_chat
 from llamafast.chat.prompt.conversation import Conversation
+from llamafast.config import ModelConfig
 from llamafast.engine.load import load_engine
 
 TOKENIZER = ByteTokenizer()
@@ -34,7 +35,7 @@ def assistant(text: str) -> dict[str, str]:
 
 def shared_texts(template: str | None, *messages: dict[str, str], **fields: Any) -> list[str]:
     """The texts up to the checkpoints."""
-    chat = ChatFormat(msgspec.structs.replace(INFO, chat_template=template), TOKENIZER)
+    chat = ChatFormat(ModelConfig(), msgspec.structs.replace(INFO, chat_template=template), TOKENIZER)
     conversation = Conversation(ChatRequest(messages=list(messages), **fields).task(), chat)
     tokens = chat.control.tokenize(conversation.text, TOKENIZER)
     return [TOKENIZER.detokenize(tokens[:n]) for n in conversation.checkpoints(tokens, TOKENIZER)]
@@ -59,7 +60,7 @@ def test_other_conversations_share_what_the_checkpoints_say() -> None:
         turns = [SYSTEM, user("one"), assistant("two"), user("three")]
         shared = shared_texts(ended, *turns, tools=[TOOL])
         for other in ([SYSTEM, user("four")], [*turns[:3], user("five")]):
-            chat = ChatFormat(msgspec.structs.replace(INFO, chat_template=ended), TOKENIZER)
+            chat = ChatFormat(ModelConfig(), msgspec.structs.replace(INFO, chat_template=ended), TOKENIZER)
             text = chat.control.unmark(Conversation(ChatRequest(messages=other, tools=[TOOL]).task(), chat).text)
             assert shared == [] or text.startswith(shared[0]), name
         assert shared == [] or text.startswith(shared[-1]), name
@@ -79,11 +80,11 @@ async def test_another_conversation_goes_on_from_the_system_prompt(
     tiny_model: Callable[[str], Path], name: str
 ) -> None:
     path = tiny_model(name)
-    options = {"n_ctx": 2048, "swa_full": False, "chat_template": TEMPLATES["chatml"]}
+    options = {"n_ctx": 2048, "swa_full": False}
     engines = [load_engine(config(path, ram_bytes=ram, **options), path) for ram in (10**8, 0)]
     for engine in engines:
         engine.start()
-    chat = ChatFormat(engine.info, engine.tokenizer)
+    chat = ChatFormat(ModelConfig(chat_template=TEMPLATES["chatml"]), engine.info, engine.tokenizer)
 
     async def answer(*messages: dict[str, str]) -> tuple[int, tuple[int, ...]]:
         request = ChatRequest(messages=list(messages), max_tokens=8, temperature=0, ignore_eos=True).task()

@@ -28,6 +28,7 @@ from llamafast.chat.reply.deltas import assemble
 from llamafast.chat.reply.dialects.tables import DIALECTS, GENERIC, HERMES
 from llamafast.chat.request import ChatTask
 from llamafast.chat.tools import read_tools
+from llamafast.config import ModelConfig
 from llamafast.errors import InvalidRequest
 
 ALL = TEMPLATES | SPARSE_TEMPLATES
@@ -90,8 +91,9 @@ CASES = {name: (messages, words.split("|")) for name, (messages, words) in TURNS
 CASES |= CONVERSATIONS | TOOL_CONVERSATIONS
 
 
-def chat_format(source: str, **changes: Any) -> ChatFormat:
-    return ChatFormat(msgspec.structs.replace(INFO, chat_template=source, max_seq_len=1 << 14, **changes), TOKENIZER)
+def chat_format(source: str, *, control_tokens: tuple[str, ...] = INFO.control_tokens, **config: Any) -> ChatFormat:
+    info = msgspec.structs.replace(INFO, chat_template=source, max_seq_len=1 << 14, control_tokens=control_tokens)
+    return ChatFormat(ModelConfig(**config), info, TOKENIZER)
 
 
 plain_format = cache(chat_format)

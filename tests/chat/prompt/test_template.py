@@ -16,6 +16,7 @@ from llamafast.chat.prompt.control import ControlTokens
 from llamafast.chat.prompt.messages import normalise_messages
 from llamafast.chat.prompt.template import ChatTemplate
 from llamafast.chat.tools import read_tools
+from llamafast.config import ModelConfig
 from llamafast.errors import ConfigError, InvalidRequest
 
 USER = [{"role": "user", "content": "hi"}]
@@ -257,8 +258,8 @@ def test_a_template_may_build_lists() -> None:
 
 
 def test_the_template_for_tools_is_taken_when_there_are_tools() -> None:
-    chat = ChatFormat(replace(INFO, chat_template="plain", tool_use_template="tools"), ByteTokenizer())
+    chat = ChatFormat(ModelConfig(), replace(INFO, chat_template="plain", tool_use_template="tools"), ByteTokenizer())
     tools = read_tools([TOOL])
     assert [chat.template(given).source for given in ((), tools)] == ["plain", "tools"]
-    chat = ChatFormat(INFO, ByteTokenizer())
+    chat = ChatFormat(ModelConfig(), INFO, ByteTokenizer())
     assert chat.template(tools) is chat.template(())
