@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
@@ -22,6 +23,9 @@ MAX_NUMBER_CHARS = 1000
 # What is searched in one call.
 PIECE_BYTES = 1 << 20
 
+# What a field says nothing by.
+_NOTHING: tuple[object, ...] = (None, "", [], {})
+
 _AT_PATH = re.compile(r"(?P<what>.*) - at `\$\.?(?P<path>[^`]*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
 
@@ -31,15 +35,13 @@ def decode_request(decoder: msgspec.json.Decoder[Request], body: bytes, info: Mo
 
     Raises InvalidRequest (not JSON, a repeated key, a wrong type or range), UnsupportedParameter or ModelNotFound.
     """
-    request = decode_body(decoder, body)
+    tree = parse(body)
+    # first: who sends a field of another endpoint may lack one of this one's
+    check_native(tree, decoder.type.foreign)
+    request = convert(tree, decoder)
     check_model(request.model, info)
     check_served(request)
     return request
-
-
-def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """Raises InvalidRequest: not JSON, a repeated key, a wrong type or range."""
-    return convert(parse(body), decoder)
 
 
 def parse(body: bytes) -> object:
@@ -129,6 +131,16 @@ def _invalid_field(text: str) -> InvalidRequest:
         return InvalidRequest(f"`{path}` is required", param=path)
     what = what[:1].lower() + what[1:]
     return InvalidRequest(f"`{path}`: {what}" if path else f"the body: {what}", param=path or None)
+
+
+def check_native(tree: object, foreign: Mapping[str, str]) -> None:
+    """Raises UnsupportedParameter for a field of another endpoint that says something; fields that no endpoint of
+    OpenAI's has are passed over, as clients always have new ones."""
+    if isinstance(tree, dict):
+        for name, here in foreign.items():
+            value = tree.get(name)
+            if value is not False and value not in _NOTHING:
+                raise UnsupportedParameter(f"`{name}` is no field of this endpoint; send {here}", param=name)
 
 
 def check_served(request: GenerationOptions | PoolingOptions) -> None:

@@ -188,20 +188,20 @@ EVERYWHERE = {
     "n_probs": 3,
     "post_sampling_probs": True,
     "prompt_logprobs": 0,
-}
-IN_CHAT = {
+    "suffix": "x",
     "modalities": ["text", "audio"],
     "audio": {"voice": "alloy"},
     "web_search_options": {},
-    "echo": True,
 }
+NOT_IN_COMPLETIONS = {**EVERYWHERE, "echo": True, "best_of": 2}
 
 
 @pytest.mark.parametrize(
     ("path", "request_body", "field", "value"),
     [
-        *[(COMPLETIONS, {"prompt": "a"}, *item) for item in {**EVERYWHERE, "suffix": "x"}.items()],
-        *[(CHAT, {"messages": MESSAGES}, *item) for item in {**EVERYWHERE, **IN_CHAT}.items()],
+        *[(COMPLETIONS, {"prompt": "a"}, *item) for item in EVERYWHERE.items()],
+        *[(CHAT, {"messages": MESSAGES}, *item) for item in NOT_IN_COMPLETIONS.items()],
+        *[("/v1/responses", {"input": "a"}, *item) for item in NOT_IN_COMPLETIONS.items()],
     ],
 )
 async def test_what_is_not_served_is_refused_by_name(

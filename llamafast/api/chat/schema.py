@@ -27,12 +27,14 @@ class ChatRequest(PlatformOptions, kw_only=True):
     The fields from ``store`` on are checked for their type and have no effect here.
     """
 
-    unserved: ClassVar[dict[str, tuple[object, ...]]] = {
-        **PlatformOptions.unserved,
-        "modalities": ([], ["text"]),
-        "audio": (),
-        "web_search_options": (),
-        "echo": (False,),
+    foreign: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("prompt", "input", "previous_response_id", "conversation"), "all of it in `messages`"),
+        "instructions": "a `system` message in `messages`",
+        "truncation": "`messages` that fit",
+        "max_output_tokens": "`max_completion_tokens`",
+        "text": "`response_format` and `verbosity`",
+        "reasoning": "`reasoning_effort`",
+        "include": "`logprobs`",
     }
 
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
@@ -54,10 +56,6 @@ class ChatRequest(PlatformOptions, kw_only=True):
     function_call: str | dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    modalities: list[str] | None = None
-    audio: dict[str, Any] | None = None
-    web_search_options: dict[str, Any] | None = None
-    echo: bool | None = None
 
     store: bool | None = None
     metadata: dict[str, Any] | None = None

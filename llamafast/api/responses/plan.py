@@ -113,7 +113,6 @@ class ResponsePlanner:
             raise InvalidRequest("`input` must not be empty", param="input")
         text = request.text or TextOptions()
         fields = request.task_fields()
-        fields["constraints"].pop("response_format", None)
         if prefill:
             fields["min_tokens"] = 0
         elif text.format is not None:

@@ -39,6 +39,17 @@ class ResponsesRequest(PlatformOptions, kw_only=True):
         "conversation": (),
         "prompt": (),
     }
+    foreign: ClassVar[dict[str, str]] = {
+        "messages": "`input`",
+        "max_tokens": "`max_output_tokens`",
+        "max_completion_tokens": "`max_output_tokens`",
+        "response_format": "`text.format`",
+        "verbosity": "`text.verbosity`",
+        "reasoning_effort": "`reasoning.effort`",
+        "logprobs": "`top_logprobs`",
+        "functions": "`tools`",
+        "function_call": "`tool_choice`",
+    }
 
     input: str | list[dict[str, Any]] | None = None
     instructions: str | None = None

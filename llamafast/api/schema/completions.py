@@ -18,14 +18,21 @@ from llamafast.chat.request import CompletionTask
 from llamafast.engine.types import FinishReason
 
 DEFAULT_MAX_TOKENS = 16
+_TO_CHAT = "the request to /v1/chat/completions"
 
 
 class CompletionRequest(GenerationOptions, kw_only=True):
     """A prompt is a string, token ids, a list of strings or a list of lists of token ids."""
 
-    unserved: ClassVar[dict[str, tuple[object, ...]]] = {
-        **GenerationOptions.unserved,
-        "suffix": ("",),
+    foreign: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("messages", "tools", "functions", "reasoning", "reasoning_effort", "verbosity"), _TO_CHAT),
+        **dict.fromkeys(("input", "instructions", "previous_response_id", "conversation"), "all text in `prompt`"),
+        "truncation": "a `prompt` that fits",
+        "max_completion_tokens": "`max_tokens`",
+        "max_output_tokens": "`max_tokens`",
+        "text": "`response_format`",
+        "top_logprobs": "`logprobs`",
+        "include": "`logprobs`",
     }
 
     prompt: str | list[str | int | list[int]]
@@ -33,7 +40,6 @@ class CompletionRequest(GenerationOptions, kw_only=True):
     echo: bool | None = None
     best_of: Annotated[int, Meta(ge=1)] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    suffix: str | None = None
 
     def task(self) -> CompletionTask:
         return CompletionTask(

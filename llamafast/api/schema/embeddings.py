@@ -8,12 +8,14 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 
 class PoolingOptions(Struct, kw_only=True):
-    """The request fields that all three endpoints have in common; ``unserved`` is that of GenerationOptions."""
+    """The request fields that all three endpoints have in common; ``unserved`` and ``foreign`` are as in
+    GenerationOptions."""
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
         "truncate_prompt_tokens": (),
         "priority": (0,),
     }
+    foreign: ClassVar[dict[str, str]] = {}
 
     model: str | None = None
     user: str | None = None
@@ -32,6 +34,7 @@ class EmbeddingsRequest(PoolingOptions, kw_only=True):
         "add_special_tokens": (True,),
         "normalize": (True,),
     }
+    foreign: ClassVar[dict[str, str]] = dict.fromkeys(("prompt", "messages", "instructions"), "all text in `input`")
 
     input: str | list[str | int | list[int]]
     encoding_format: Literal["float", "base64"] | None = None

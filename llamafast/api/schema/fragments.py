@@ -107,7 +107,8 @@ class GenerationOptions(SamplingOptions, kw_only=True):
     """The request fields that completions and chat have in common; null means the default everywhere.
 
     ``unserved`` names the declared fields that this server refuses, each with the values that ask for nothing
-    (null asks for nothing everywhere).
+    (null asks for nothing everywhere). ``foreign`` names fields of other endpoints of OpenAI's that would change an
+    answer, each with what to send here.
     """
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
@@ -116,7 +117,12 @@ class GenerationOptions(SamplingOptions, kw_only=True):
         "n_probs": (0,),
         "post_sampling_probs": (False,),
         "prompt_logprobs": (),
+        "suffix": ("",),
+        "modalities": ([], ["text"]),
+        "audio": (),
+        "web_search_options": (),
     }
+    foreign: ClassVar[dict[str, str]] = {}
 
     model: str | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
@@ -148,6 +154,10 @@ class GenerationOptions(SamplingOptions, kw_only=True):
     n_probs: int | None = None
     post_sampling_probs: bool | None = None
     prompt_logprobs: int | None = None
+    suffix: str | None = None
+    modalities: list[str] | None = None
+    audio: dict[str, Any] | None = None
+    web_search_options: dict[str, Any] | None = None
 
     @property
     def wants_usage(self) -> bool:
@@ -173,7 +183,14 @@ class GenerationOptions(SamplingOptions, kw_only=True):
 
 
 class PlatformOptions(GenerationOptions, kw_only=True):
-    """What chat and responses take of OpenAI's own platform: checked for its type, no effect beyond an echo."""
+    """What chat and responses take of OpenAI's own platform: checked for its type, no effect beyond an echo. Choices
+    that are generated to be dropped, and prompts in the answer, are for completions alone."""
+
+    unserved: ClassVar[dict[str, tuple[object, ...]]] = {
+        **GenerationOptions.unserved,
+        "best_of": (1,),
+        "echo": (False,),
+    }
 
     safety_identifier: str | None = None
     service_tier: str | None = None
@@ -181,6 +198,8 @@ class PlatformOptions(GenerationOptions, kw_only=True):
     prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: str | None = None
     moderation: dict[str, Any] | None = None
+    best_of: int | None = None
+    echo: bool | None = None
 
 
 class PromptTokensDetails(Struct):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
@@ -16,6 +16,8 @@ class TokenizeRequest(ChatRequest, kw_only=True):
     llama-server adds no special tokens unless ``add_special``; vLLM adds them to a prompt unless
     ``add_special_tokens`` is false, and to a chat only if it is true.
     """
+
+    foreign: ClassVar[dict[str, str]] = {name: here for name, here in ChatRequest.foreign.items() if name != "prompt"}
 
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)] = field(default_factory=list)
     content: str | None = None
