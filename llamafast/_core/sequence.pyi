@@ -33,19 +33,17 @@ class Sequence:
         *,
         tag: int,
         max_tokens: int,
-        min_tokens: int = 0,
         stops: tuple[bytes, ...] = (),
         stop_tokens: tuple[int, ...] = (),
-        keep_stop: bool = False,
         top_logprobs: int = -1,
         score_prompt: bool = False,
-        ignore_eos: bool = False,
         show_control: bool = False,
         preserved: array[int] | None = None,
         salt: bytes = b"",
         seed: int = 0,
         checkpoints: tuple[int, ...] = (),
         constraint: Constraint | None = None,
+        **output_options: int,
     ) -> Self: ...
     salt: bytes
     checkpoints: tuple[int, ...]

@@ -131,7 +131,9 @@ def _plan(
     preserved_tokens: tuple[int, ...] = (),
     checkpoints: tuple[int, ...] = (),
 ) -> Plan:
+    options = task.output_options() | {"min_tokens": _min_tokens(task, constrained=constrained)}
     return Plan(
+        **options,
         prompts=prompts,
         sampling=read_sampling(task.sampling, tokenizer, info),
         n=n,
@@ -140,10 +142,7 @@ def _plan(
         stop=_stop_strings(task.stop),
         skip_special_tokens=task.skip_special_tokens and hides_control,
         preserved_tokens=preserved_tokens,
-        ignore_eos=task.ignore_eos,
-        min_tokens=_min_tokens(task, constrained=constrained),
         stop_token_ids=_stop_tokens(task.stop_token_ids, info),
-        keep_stop=task.keep_stop,
         top_logprobs=top_logprobs,
         prompt_logprobs=prompt_logprobs,
         priority=task.priority,

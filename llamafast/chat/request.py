@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msgspec import Struct
-
 from llamafast.chat.tools import ToolChoice
+from llamafast.engine.types import OutputOptions
 
 # A message as chat templates know it: role, content, tool_calls and whatever else they read.
 Message = dict[str, Any]
@@ -19,13 +18,13 @@ Prompt = str | list[str | int | list[int]]
 NO_TOOLS = ToolChoice((), (), False)
 
 
-class Task(Struct, kw_only=True):
+class Task(OutputOptions, frozen=True, kw_only=True):
     """What any request for text may ask for.
 
     ``sampling`` is what was said of the fields of SamplingParams, by their names; ``constraints`` what was said of the
-    answer's form, by the names of OpenAI, llama-server and vLLM (``chat.grammar.requested``). ``keep_stop`` leaves stop
-    strings in the text. ``top_logprobs``: how many alternatives come with each token's log probability; None: nobody
-    asked for those. ``priority`` and ``cache_salt`` are the Plan's.
+    answer's form, by the names of OpenAI, llama-server and vLLM (``chat.grammar.requested``). ``top_logprobs``: how
+    many alternatives come with each token's log probability; None: nobody asked for those. ``priority`` and
+    ``cache_salt`` are the Plan's.
 
     ``names`` are the client's own, by the names in chat completions, for fields that it calls otherwise: errors say
     these.
@@ -35,11 +34,8 @@ class Task(Struct, kw_only=True):
     constraints: Mapping[str, Any] = {}
     n: int = 1
     max_tokens: int | None = None
-    min_tokens: int = 0
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
-    keep_stop: bool = False
-    ignore_eos: bool = False
     skip_special_tokens: bool = True
     top_logprobs: int | None = None
     priority: int = 0
@@ -52,7 +48,7 @@ class Task(Struct, kw_only=True):
         return self.names.get(path) or self.names.get(path.partition("[")[0], path)
 
 
-class CompletionTask(Task, kw_only=True):
+class CompletionTask(Task, frozen=True, kw_only=True):
     """Texts to go on from, as they stand. For each ``best_of`` choices are made, of which the best ``n`` are wanted;
     with ``echo`` the prompts are part of the answer."""
 
@@ -61,7 +57,7 @@ class CompletionTask(Task, kw_only=True):
     echo: bool = False
 
 
-class ChatTask(Task, kw_only=True):
+class ChatTask(Task, frozen=True, kw_only=True):
     """A conversation to be answered by the model's chat template.
 
     Of ``tools`` the model is shown some and may call some. Without ``parallel`` tool calls a reply ends with the first,

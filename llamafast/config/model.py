@@ -118,7 +118,32 @@ class MtmdConfig(Section, frozen=True, kw_only=True):
         return source
 
 
-class ModelConfig(Section, frozen=True, kw_only=True):
+class ContextConfig(Section, frozen=True, kw_only=True):
+    """What llama_context_params has by the same names, and gets as it stands."""
+
+    rope_scaling_type: Literal[-1, 0, 1, 2, 3] | None = None
+    attention_type: Literal[-1, 0, 1] | None = None
+    rope_freq_base: Real | None = None
+    rope_freq_scale: Real | None = None
+    yarn_ext_factor: Real | None = None
+    yarn_attn_factor: Real | None = None
+    yarn_beta_fast: Real | None = None
+    yarn_beta_slow: Real | None = None
+    yarn_orig_ctx: Natural | None = None
+    type_k: CacheType | None = None
+    type_v: CacheType | None = None
+    offload_kqv: bool | None = None
+    op_offload: bool | None = None
+    swa_full: bool | None = None
+    no_perf: bool | None = None
+    kv_unified: bool = True
+
+    @property
+    def llama_context_params(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ContextConfig.__struct_fields__}
+
+
+class ModelConfig(ContextConfig, frozen=True, kw_only=True):
     """One model and its context. Names are llama.h's where llama.h has one."""
 
     path: Text | None = None
@@ -147,26 +172,10 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     n_seq_max: Annotated[int, Meta(ge=1, le=256)] | None = None  # LLAMA_MAX_SEQ
     threads: Threads | None = None
     threads_batch: Threads | None = None
-    rope_scaling_type: Literal[-1, 0, 1, 2, 3] | None = None
     pooling_type: Literal[-1, 0, 1, 2, 3, 4] | None = None
-    attention_type: Literal[-1, 0, 1] | None = None
     embedding: bool | None = None  # null: what the GGUF is made for
     rerank_by_cosine: bool = False  # let a model that embeds rank by the cosine of its vectors
-    rope_freq_base: Real | None = None
-    rope_freq_scale: Real | None = None
-    yarn_ext_factor: Real | None = None
-    yarn_attn_factor: Real | None = None
-    yarn_beta_fast: Real | None = None
-    yarn_beta_slow: Real | None = None
-    yarn_orig_ctx: Natural | None = None
-    offload_kqv: bool | None = None
     flash_attn: bool | None = None  # null: llama.cpp decides
-    op_offload: bool | None = None
-    swa_full: bool | None = None
-    no_perf: bool | None = None
-    type_k: CacheType | None = None
-    type_v: CacheType | None = None
-    kv_unified: bool = True
     store_logits: bool = True  # no effect: log probabilities need no setting
 
     max_seq_len: Positive | None = None  # prompt and output of one request

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator
 from struct import iter_unpack
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -58,20 +58,33 @@ class Matcher(Protocol):
     def deep_copy(self) -> Matcher: ...
 
 
-class Plan(Struct, frozen=True, kw_only=True):
+class OutputOptions(Struct, frozen=True, kw_only=True):
+    """What goes from a client's task to the core's Sequence as it stands, by the same names.
+
+    ``keep_stop`` leaves stop strings in the text. ``ignore_eos`` lets generation run through end-of-generation tokens;
+    neither they nor stop tokens can come before ``min_tokens``.
+    """
+
+    min_tokens: int = 0
+    keep_stop: bool = False
+    ignore_eos: bool = False
+
+    def output_options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in OutputOptions.__struct_fields__}
+
+
+class Plan(OutputOptions, frozen=True, kw_only=True):
     """What one request wants generated: ``n`` choices for each prompt.
 
     ``prompts`` are arrays of int32 token ids, at least one id each. ``max_tokens`` bounds the output of one choice
     (None: as much as fits). ``stop`` strings end a choice and are not part of its text, unless ``keep_stop``. With
     ``skip_special_tokens`` control tokens leave no text, but for those whose ids are in ``preserved_tokens``.
-    ``ignore_eos`` lets generation run through end-of-generation tokens. ``stop_token_ids`` end a choice too and leave
-    no text; neither they nor the end-of-generation tokens can come before ``min_tokens``. With ``top_logprobs`` every
-    Event has the log probabilities of its tokens, and so many alternatives; with ``prompt_logprobs`` those of the
-    prompt come too, which is computed whole for it. ``matcher`` is a grammar that the text of every choice follows.
-    Of a tenant's requests those with a lower ``priority`` run first and give way last. Only requests of one
-    ``cache_salt``, of tenants of one salt, share what they computed. ``checkpoints`` are lengths at which later prompts
-    may part from this one (the end of the system prompt, the start of the last user turn): there a state that cannot be
-    cut is kept.
+    ``stop_token_ids`` end a choice too and leave no text. With ``top_logprobs`` every Event has the log probabilities
+    of its tokens, and so many alternatives; with ``prompt_logprobs`` those of the prompt come too, which is computed
+    whole for it. ``matcher`` is a grammar that the text of every choice follows. Of a tenant's requests those with a
+    lower ``priority`` run first and give way last. Only requests of one ``cache_salt``, of tenants of one salt, share
+    what they computed. ``checkpoints`` are lengths at which later prompts may part from this one (the end of the system
+    prompt, the start of the last user turn): there a state that cannot be cut is kept.
     """
 
     prompts: tuple[array[int], ...]
@@ -81,10 +94,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     skip_special_tokens: bool = True
     preserved_tokens: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
-    keep_stop: bool = False
     top_logprobs: int | None = None
     prompt_logprobs: bool = False
     matcher: Matcher | None = None

@@ -6,6 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Raw, Struct
 
+from llamafast.engine.types import OutputOptions
+
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
 MAX_BIASED_TOKENS = 1024
@@ -34,6 +36,8 @@ RepetitionPenalty = Annotated[float, Meta(ge=1e-6, le=1e6)]
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 _SAMPLING_NAMES = {"repeat_penalty": "repetition_penalty", "repeat_last_n": "penalty_last_n"}
+# What fields of OutputOptions are called by clients, where that is not their own name.
+_OUTPUT_NAMES = {"keep_stop": "include_stop_str_in_output"}
 # The fields of a request that constrain its text.
 CONSTRAINTS = (
     "response_format",
@@ -167,15 +171,14 @@ class GenerationOptions(SamplingOptions, kw_only=True):
     def task_fields(self) -> dict[str, Any]:
         """The fields of a ``chat.request.Task`` that all endpoints read in the same way."""
         constraints = {name: getattr(self, name) for name in CONSTRAINTS}
+        options = {name: getattr(self, _OUTPUT_NAMES.get(name, name)) for name in OutputOptions.__struct_fields__}
         return {
+            **{name: value for name, value in options.items() if value is not None},
             "sampling": self.sampling,
             "constraints": {name: value for name, value in constraints.items() if value is not None},
             "n": self.n or 1,
-            "min_tokens": self.min_tokens or 0,
             "stop": [self.stop] if isinstance(self.stop, str) else self.stop or (),
             "stop_token_ids": self.stop_token_ids or (),
-            "keep_stop": bool(self.include_stop_str_in_output),
-            "ignore_eos": bool(self.ignore_eos),
             "skip_special_tokens": self.skip_special_tokens is not False,
             "priority": self.priority or 0,
             "cache_salt": self.cache_salt or "",
