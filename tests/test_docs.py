@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.front_page import PICTURE, picture
 from llamafast.config import (
     CacheConfig,
     Config,
@@ -35,6 +36,16 @@ def test_every_config_key_is_documented(section):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
 def test_every_config_in_the_tree_loads(path):
     refuse_unsupported(load_config(path))
+
+
+def test_the_index_leads_to_every_page():
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages <= set(re.findall(r"\]\(([^)#/]+)\)", index))
+
+
+def test_the_picture_of_the_front_page_is_that_of_the_figures():
+    assert PICTURE.read_text() == picture((ROOT / "docs" / "benchmarks.md").read_text())
 
 
 def test_links_lead_somewhere():
