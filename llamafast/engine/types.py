@@ -59,11 +59,8 @@ class Matcher(Protocol):
 
 
 class OutputOptions(Struct, frozen=True, kw_only=True):
-    """What goes from a client's task to the core's Sequence as it stands, by the same names.
-
-    ``keep_stop`` leaves stop strings in the text. ``ignore_eos`` lets generation run through end-of-generation tokens;
-    neither they nor stop tokens can come before ``min_tokens``.
-    """
+    """What goes from a client's task to the core's Sequence as it stands, by the same names. ``ignore_eos`` lets
+    generation run through end-of-generation tokens; neither they nor stop tokens can come before ``min_tokens``."""
 
     min_tokens: int = 0
     keep_stop: bool = False
@@ -176,8 +173,7 @@ class EmbeddingInfo(Struct, frozen=True, kw_only=True):
 
     ``width`` is the numbers of one vector, with the pooling ``rank`` those of one ranking: a logit, or with
     ``softmax_rank`` the probabilities of yes and no. An input has at most ``max_tokens``. ``rerank_template`` is the
-    GGUF's prompt for a ranking, with ``{query}`` and ``{document}``.
-    """
+    GGUF's prompt for a ranking, with ``{query}`` and ``{document}``."""
 
     pooling: Pooling
     width: int
