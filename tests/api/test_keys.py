@@ -69,15 +69,15 @@ def test_a_key_of_the_environment_is_no_administrator(file: Write, monkeypatch: 
     both = keys_of(ServerConfig(api_key_file=str(file("other name=other admin"))))
     assert found(both, b"secret") == default
     assert found(both, b"other") == (Tenant(name="other", salt="other"), True)
-    named = keys_of(str(file("secret name=ops admin")), salted=True)
+    named = keys_of(ServerConfig(api_key_file=str(file("secret name=ops admin"))))
     assert found(named, b"secret") == (Tenant(name="ops", salt="ops"), True)
     for written in ("  secret\n", f"sha256:{sha256(b'secret').hexdigest().upper()}"):
         monkeypatch.setenv("LLAMAFAST_API_KEY", written)
-        assert found(keys_of(None, salted=True), b"secret") == default
+        assert found(keys_of(ServerConfig()), b"secret") == default
     for wrong in ("two words", "k\udcff", "\u00e9", "x" * 5000, "sha256:12"):
         monkeypatch.setenv("LLAMAFAST_API_KEY", wrong)
         with pytest.raises(ConfigError, match=r"^LLAMAFAST_API_KEY: "):
-            keys_of(None, salted=True)
+            keys_of(ServerConfig())
     monkeypatch.delenv("LLAMAFAST_API_KEY")
     assert not keys_of(ServerConfig()).required
 

@@ -96,7 +96,7 @@ async def test_a_name_that_is_not_this_machines_is_refused(engine: FakeEngine, h
 
 
 async def test_probes_come_to_an_address_and_some_clients_to_no_name(engine: FakeEngine) -> None:
-    client = client_of(engine, Origins(hosts=["llm.example.com"]))
+    client = client_of(engine, Origins(ServerConfig(), ["llm.example.com"]))
     for path in ("/live", "/ready", "/health", "/healthz"):
         assert (await client.get(path, host="10.0.3.7:8000")).status == 200
         assert (await client.get(path, host="10.0.3.7:8000", origin="https://evil.example")).status == 403

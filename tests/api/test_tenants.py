@@ -157,7 +157,7 @@ async def test_what_others_store_is_as_fast_not_to_be_found_as_what_is_not_there
     await put(store, "alice", "_large", "x" * 20_000_000)
     lookups: tuple[tuple[Callable[[str], Awaitable[object]], str], ...] = (
         (partial(store.response, "bob"), "alice_large"),
-        (partial(store.conversation, "bob"), "alice_large"),
+        (partial(store.history, "bob"), "alice_large"),
         (partial(store.delete, "bob"), "alice_large"),
         (lambda name: store.items("bob", [name]), "i_large"),
     )

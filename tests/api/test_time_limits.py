@@ -151,7 +151,7 @@ async def test_a_body_that_timed_out_is_not_held(app: App) -> None:
 
 
 async def test_bytes_give_a_body_time(engine: FakeEngine) -> None:
-    app = App(engine, max_body_bytes=2**20, stall_seconds=5.0, waits=ClientWaits(3 * LIMIT, LIMIT))
+    app = make_app(engine, body_seconds=3 * LIMIT, send_seconds=LIMIT, max_body_bytes=2**20)
     body: list[bytes | float] = [b" " * BYTES_PER_SECOND, LIMIT] * 5
     response = await Client(app, [*body, WHOLE]).ask()
     assert response.status == 200
@@ -279,7 +279,7 @@ async def test_a_send_that_is_cancelled_waits_for_nobody() -> None:
         await asyncio.Event().wait()
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    with ClientWaits().of(scope) as wait:
+    with ClientWaits(ServerConfig()).of(scope) as wait:
         sending = asyncio.create_task(Exchange(scope, never, never, wait).write(b"x"))
         await asyncio.sleep(0)
         assert wait.deadline > 0
@@ -340,7 +340,7 @@ async def test_a_large_frame_has_as_much_time_as_its_pieces_would_whoever_sends_
             sent.append(len(message["text"]))
 
     scope = {"type": "websocket", "path": "/", "headers": []}
-    with ClientWaits(LIMIT, LIMIT).of(scope) as wait:
+    with ClientWaits(ServerConfig(body_seconds=LIMIT, send_seconds=LIMIT)).of(scope) as wait:
         socket = WebSocket(scope, asyncio.Event().wait, take, wait, 0)  # type: ignore[arg-type]
         await asyncio.gather(*(socket.send(b"x" * n * PIECE_BYTES) for n in (1, 6, 1)))
         assert wait.deadline == 0
