@@ -28,8 +28,8 @@ from tqdm import tqdm
 from llamafast.api.app import App
 from llamafast.api.client_wait import ClientWaits
 from llamafast.api.connections import Connections
-from llamafast.api.gate import Gate
 from llamafast.api.keys import VARIABLE, Keys, keys_of
+from llamafast.api.loading import Gate
 from llamafast.api.origins import Origins
 from llamafast.config import Config, ServerConfig
 from llamafast.cpus import allowed_cpus, leave_to_compute, on_cpus

@@ -34,7 +34,7 @@ ALLOWED = {
         "llamafast.api.app",
         "llamafast.api.client_wait",
         "llamafast.api.connections",
-        "llamafast.api.gate",
+        "llamafast.api.loading",
         "llamafast.api.keys",
         "llamafast.api.origins",
         "llamafast.cpus",

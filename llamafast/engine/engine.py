@@ -25,9 +25,9 @@ from llamafast.engine.generation import Generation, token_logprobs
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.masking import MaskerThreads
 from llamafast.engine.prefill import PrefillQueue
+from llamafast.engine.queue_limits import QueueLimits
 from llamafast.engine.scheduler import Arrival, Scheduler
 from llamafast.engine.sequence_planner import Choices, SequencePlanner
-from llamafast.engine.stays import Stays
 from llamafast.engine.types import (
     ANYBODY,
     EmbeddingPlan,
@@ -46,16 +46,12 @@ from llamafast.errors import (
     EngineUnavailable,
     InvalidRequest,
     LlamafastError,
-    QueueFull,
 )
 
 logger = logging.getLogger(__name__)
 
 # what the core's ways to finish mean on the wire
 FINISH_REASONS: dict[int, FinishReason | None] = {FINISH_NONE: None, FINISH_STOP: "stop", FINISH_LENGTH: "length"}
-
-# With every place in the queue so many choices may wait, be they of one request or of many.
-QUEUED_CHOICES = 4
 
 # A turn of the event loop makes the sequences of a request's choices for so long.
 MAKING_SECONDS = 0.004
@@ -86,13 +82,12 @@ class Engine:
         self.tokenizer: Tokenizer = vocab
         self._vocab = vocab
         self._sequences = SequencePlanner(vocab, info)
-        self._max_queue = config.server.max_queue
         self._priorities = config.scheduler.priorities
         self._live: dict[int, tuple[Generation, int]] = {}
         self._choices: Counter[int] = Counter()
         self._making: dict[Generation, Choices] = {}
         self._requests = count()
-        self._stays = Stays(config.server)
+        self._limits = QueueLimits(config.server)
         self._resets: set[asyncio.Future[int]] = set()
         self._closing = False
         self._waking = False
@@ -129,9 +124,9 @@ class Engine:
         """Refuse new work, give running work ``drain_seconds`` to finish, cancel the rest, stop the thread."""
         self._closing = True
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._stays.empty.wait(), drain_seconds)
+            await asyncio.wait_for(self._limits.empty.wait(), drain_seconds)
         shutdown = EngineUnavailable("the server is shutting down")
-        self._stays.abort_all(shutdown)
+        self._limits.abort_all(shutdown)
         for reset in self._resets:
             if not reset.done():
                 reset.set_exception(shutdown)
@@ -160,12 +155,12 @@ class Engine:
         if plan.matcher is not None:
             self._masking.start()
         n_tokens = sum(len(prompt) for prompt in plan.prompts)
-        generation = Generation(n_choices, n_tokens, self._cancel, self._stays.end, plan.n, tenant)
+        generation = Generation(n_choices, n_tokens, self._cancel, self._limits.end, plan.n, tenant)
         generation.top_logprobs = plan.top_logprobs or 0
         sequences = enumerate(self._sequences.of(plan, tenant))
         self._choices[plan.n] += 1
         priority = tenant.priority, plan.priority
-        self._stays.begin(generation, generation.abort)
+        self._limits.begin(generation, generation.abort)
         self._make(generation, Choices(next(self._requests), n_choices, tenant, priority, sequences))
         return generation
 
@@ -211,19 +206,19 @@ class Engine:
         self._check_open(tenant, 1)
         inputs = inputs_of(plan, self._vocab, info.max_tokens)
         request = EmbeddingRequest(inputs, self._loop.create_future(), tenant)
-        self._stays.begin(request, request.settle)
+        self._limits.begin(request, request.settle)
         self._embeddings.enqueue(request)
         self._wake_worker()
         try:
             await request.done
         finally:
             request.closed = True
-            self._stays.end(request)
+            self._limits.end(request)
         return [input.vectors or b"" for input in request.inputs]
 
     def retry_after(self) -> float:
         """Seconds after which half of the requests that wait now will have begun, by the rate of the last ones."""
-        return self._stays.retry_after(self._worker.n_waiting_requests)
+        return self._limits.retry_after(self._worker.n_waiting_requests)
 
     async def reset_prefix_cache(self) -> int:
         """Forget what finished requests computed, between two steps; how many bytes that freed.
@@ -258,21 +253,10 @@ class Engine:
         return self._worker.histograms() | {"request_choices": choices}
 
     def _check_open(self, tenant: Tenant, n_more: int) -> None:
-        """Whether a request for ``n_more`` choices may wait. Raises EngineUnavailable or QueueFull.
-
-        Requests are counted, not their choices, so that one with thousands of them shuts nobody out; choices are
-        bounded for those who ask for several.
-        """
+        """Whether a request for ``n_more`` choices may wait. Raises EngineUnavailable or QueueFull."""
         if self._closing:
             raise EngineUnavailable("the server is shutting down")
-        n_requests, n_waiting, most = self._worker.n_waiting_requests, self._n_waiting, QUEUED_CHOICES * self._max_queue
-        if n_requests >= self._max_queue or (n_more > 1 and n_waiting + n_more > most):
-            # who queues with whom is looked at where it matters, as that takes as long as there are requests
-            n_requests, n_waiting = self._stays.waiting(tenant)
-        if n_requests and n_requests >= self._max_queue:
-            raise QueueFull(f"{n_requests} requests wait already, the queue takes {self._max_queue}")
-        if n_more > 1 and n_waiting and n_waiting + n_more > most:
-            raise QueueFull(f"{n_waiting} choices wait already, with {n_more} more there would be more than {most}")
+        self._limits.check(tenant, n_more, self._worker.n_waiting_requests, self._n_waiting)
 
     @property
     def _n_waiting(self) -> int:
@@ -283,7 +267,7 @@ class Engine:
             making.stop()
         self._worker.cancel([s.tag for s in generation.sequences if self._live.pop(s.tag, None)])
         self._wake_worker()
-        self._stays.end(generation)
+        self._limits.end(generation)
 
     def _wake_worker(self) -> None:
         """Once for all requests that the event loop has at hand: the worker needs the GIL to look at them, and stops

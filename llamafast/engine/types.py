@@ -103,10 +103,9 @@ class Plan(OutputOptions, frozen=True, kw_only=True):
 class Tenant(Struct, frozen=True):
     """Who asks; ``name`` tells tenants apart, "" is anybody.
 
-    Only tenants of one ``salt`` share what they computed. Whatever their requests' own priorities, answers for a tenant
-    with a lower ``priority`` run first; embeddings take turns. At most ``max_running`` of its sequences run at once,
-    and as many of its inputs are embedded at once (at least 1; None: no bound); the others wait and hold nobody else
-    up.
+    Only tenants of one ``salt`` share what they computed. Answers for a tenant with a lower ``priority`` run first,
+    whatever their requests' own; embeddings take turns. At most ``max_running`` of its sequences run at once, and as
+    many of its inputs are embedded at once (at least 1; None: no bound); the others wait and hold nobody else up.
     """
 
     name: str = ""

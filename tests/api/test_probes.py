@@ -11,7 +11,7 @@ from support.fake_engine import FakeEngine
 from llamafast import metrics
 from llamafast.api.app import App
 from llamafast.api.client_wait import ClientWaits
-from llamafast.api.gate import Gate
+from llamafast.api.loading import Gate
 from llamafast.api.websocket import TRY_AGAIN_LATER
 from llamafast.config import ServerConfig
 from llamafast.errors import EngineUnavailable

@@ -16,22 +16,14 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from llamafast.chat.grammar.compiler import Grammar
 from llamafast.chat.grammar.schema import followed
+from llamafast.chat.grammar.size import check_size
+from llamafast.chat.grammar.white_space import ONE_FORM, WHITESPACE_OPTIONS, spacing_asked
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
-# Characters of a grammar or schema; compiling takes up to seconds for this many.
-MAX_CHARACTERS = 128 * 1024
 # Translating GBNF takes the square of its rules, half a second for these.
 MAX_GBNF_RULES = 800
-# How JSON is written: as json.dumps and JSON.stringify with spaces do, in one way. What a model has no choice in costs
-# no step, and one that has lost its way cannot write white space for ever.
-ONE_FORM = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-# What a person may write between the tokens of JSON: a space, or a line break and what indents the next line.
-FREE_WHITESPACE = r"( |\r?\n[ \t]{0,40})?"
 # Lark's notation: a line that begins so. Anything else is GBNF.
 _LARK = re.compile(r"^[^\S\n]*(?:%llguidance\b|start[^\S\n]*:)", re.MULTILINE)
-_WHITESPACE_OPTIONS = frozenset({"whitespace_pattern", "disable_any_whitespace"})
-
-
 # Where a schema stands in ``response_format``.
 SCHEMA = "response_format.json_schema.schema"
 _TEXTS = ("grammar", "guided_regex", "guided_choice", "guided_grammar", "guided_whitespace_pattern")
@@ -55,7 +47,7 @@ def constraint_fields(said: Mapping[str, Any]) -> dict[str, Any]:
     if outputs is not None:
         # false switches a kind off, but says something of white space
         given = {key: value for key, value in outputs.items() if value is not None}
-        given = {key: value for key, value in given.items() if value is not False or key in _WHITESPACE_OPTIONS}
+        given = {key: value for key, value in given.items() if value is not False or key in WHITESPACE_OPTIONS}
         found["structured_outputs"] = given or None
     return {name: value for name, value in found.items() if value is not None and not (name in _TEXTS and not value)}
 
@@ -73,13 +65,13 @@ def requested_grammar(
     if "response_format" in fields:
         asked.append(("response_format", "response_format", fields["response_format"]))
     outputs = fields.get("structured_outputs", {})
-    asked += [("structured_outputs", key, value) for key, value in outputs.items() if key not in _WHITESPACE_OPTIONS]
+    asked += [("structured_outputs", key, value) for key, value in outputs.items() if key not in WHITESPACE_OPTIONS]
     asked += [(name, kind, fields[name]) for name, kind in _KINDS.items() if name in fields]
     if len(asked) > 1:
         called = [names.get(name, name) for name, _, _ in asked]
         several = ", ".join(dict.fromkeys(called))
         raise InvalidRequest(f"only one constraint is possible, this request has several: {several}", param=called[1])
-    spacing, source = _spacing(fields)
+    spacing, source = spacing_asked(fields)
     if not asked and source is None:
         return None
     if source is not None and (not asked or asked[0][1] not in ("json", "json_object", "response_format")):
@@ -102,7 +94,7 @@ def json_schema_grammar(
     if not isinstance(schema, dict | bool):
         raise InvalidRequest(f"`{param}`: a JSON schema must be an object or a boolean", param=param)
     try:
-        _check_size(json.dumps(schema), param)
+        check_size(json.dumps(schema), param)
         schema = followed(schema, exact=exact) if isinstance(schema, dict) else schema
     except RecursionError as error:
         raise InvalidRequest(f"`{param}`: the schema is nested too deeply", param=param) from error
@@ -115,14 +107,14 @@ def text_grammar(syntax: str, text: str, param: str) -> Grammar:
     """A grammar in ``syntax``: "regex", or "lark" for Lark and GBNF. Raises InvalidRequest."""
     if syntax != "regex":
         return lark_grammar(text, param)
-    _check_size(text, param)
+    check_size(text, param)
     (grammar,) = json.loads(LLMatcher.grammar_from_regex(text))["grammars"]
     return {"lark_grammar": grammar["lark_grammar"]}
 
 
 def lark_grammar(text: str, param: str) -> Grammar:
     """A grammar in GBNF or Lark syntax. Raises InvalidRequest where GBNF is not well-formed."""
-    _check_size(text, param)
+    check_size(text, param)
     if _LARK.search(text):
         return {"lark_grammar": text}
     if text.count("::=") > MAX_GBNF_RULES:
@@ -152,24 +144,6 @@ def _response_format(value: Mapping[str, Any], spacing: Mapping[str, Any], names
     raise InvalidRequest(f"`{param}` must be an object with a string `type`", param=param)
 
 
-def _spacing(fields: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
-    """How JSON is spaced, and the field that says so. vLLM's names."""
-    outputs = fields.get("structured_outputs", {})
-    pattern, one_form = outputs.get("whitespace_pattern"), outputs.get("disable_any_whitespace")
-    source = "structured_outputs" if pattern is not None or one_form is not None else None
-    if not isinstance(pattern, str | None) or not isinstance(one_form, bool | None):
-        raise InvalidRequest(
-            "`structured_outputs`: `whitespace_pattern` must be a string, `disable_any_whitespace` a boolean",
-            param="structured_outputs",
-        )
-    if "guided_whitespace_pattern" in fields:
-        pattern, source = fields["guided_whitespace_pattern"], "guided_whitespace_pattern"
-    if pattern is not None:
-        _check_size(pattern, source or "")
-        return {"whitespace_pattern": pattern}, source
-    return {"whitespace_pattern": FREE_WHITESPACE} if one_form is False else ONE_FORM, source
-
-
 def _of_kind(kind: str, value: Any, param: str, spacing: Mapping[str, Any]) -> Grammar:
     """A grammar by vLLM's names for the kinds."""
     if kind == "json":
@@ -180,7 +154,7 @@ def _of_kind(kind: str, value: Any, param: str, spacing: Mapping[str, Any]) -> G
     if kind == "choice":
         if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
             raise InvalidRequest(f"`{param}`: choices must be non-empty strings, at least one", param=param)
-        _check_size("".join(value), param)
+        check_size("".join(value), param)
         # a terminal: as a rule each would be an item of its own for the parser
         alternatives = " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
         return {"lark_grammar": f"start: CHOICE\nCHOICE: {alternatives}"}
@@ -196,11 +170,6 @@ def _parsed(text: str, param: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"`{param}` is a string that is not JSON: {_line(error)}", param=param) from error
-
-
-def _check_size(text: str, param: str) -> None:
-    if len(text) > MAX_CHARACTERS:
-        raise InvalidRequest(f"`{param}` is longer than {MAX_CHARACTERS} characters", param=param)
 
 
 def _line(error: Exception) -> str:

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from engine.test_embeddings import inputs_of
 from engine.test_engine import collect, config, plan, settled
 from llamafast.config import ServerConfig
-from llamafast.engine import stays as stays_module
+from llamafast.engine import queue_limits as limits_module
 from llamafast.engine.load import load_engine
-from llamafast.engine.stays import Stays
+from llamafast.engine.queue_limits import QueueLimits
 from llamafast.engine.types import ANYBODY, EmbeddingPlan, Tenant
 from llamafast.errors import AnswerTimeout, EngineUnavailable, QueueFull, QueueTimeout
 
@@ -29,106 +29,106 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(stays_module, "monotonic", clock)
+    monkeypatch.setattr(limits_module, "monotonic", clock)
     return clock
 
 
 class Request:
     """Remembers what it was aborted with; ends then, as the Engine's do."""
 
-    def __init__(self, stays, has_begun=False, tenant=ANYBODY):
-        self.stays, self.has_begun, self.tenant = stays, has_begun, tenant
+    def __init__(self, limits, has_begun=False, tenant=ANYBODY):
+        self.limits, self.has_begun, self.tenant = limits, has_begun, tenant
         self.n_waiting = int(not has_begun)
         self.errors = []
-        stays.begin(self, self.abort)
+        limits.begin(self, self.abort)
 
     def abort(self, error):
         self.errors.append(error)
-        self.stays.end(self)
+        self.limits.end(self)
 
 
-def leave(stays, request):
+def leave(limits, request):
     """It ends after it has begun."""
     request.has_begun = True
-    stays.end(request)
+    limits.end(request)
 
 
 async def test_without_a_measure_a_second_will_do(clock):
-    stays = Stays(ServerConfig())
-    assert stays.retry_after(512) == 1
-    request = Request(stays)
+    limits = QueueLimits(ServerConfig())
+    assert limits.retry_after(512) == 1
+    request = Request(limits)
     clock.now += 5
-    leave(stays, request)
-    assert stays.retry_after(512) == 1
+    leave(limits, request)
+    assert limits.retry_after(512) == 1
 
 
 async def test_half_of_who_waits_has_begun_when_one_should_come_back(clock):
-    stays = Stays(ServerConfig())
-    requests = [Request(stays) for _ in range(200)]
+    limits = QueueLimits(ServerConfig())
+    requests = [Request(limits) for _ in range(200)]
     for request in requests[:100]:
         clock.now += 0.5
-        leave(stays, request)
-    assert stays.retry_after(20) == pytest.approx(5)
-    assert stays.retry_after(2) == 1
-    assert stays.retry_after(0) == 1
-    assert stays.retry_after(1000) == 60
+        leave(limits, request)
+    assert limits.retry_after(20) == pytest.approx(5)
+    assert limits.retry_after(2) == 1
+    assert limits.retry_after(0) == 1
+    assert limits.retry_after(1000) == 60
 
 
 async def test_only_the_last_departures_count_and_time_goes_on_without_one(clock):
-    stays = Stays(ServerConfig())
-    requests = [Request(stays) for _ in range(200)]
+    limits = QueueLimits(ServerConfig())
+    requests = [Request(limits) for _ in range(200)]
     for request in requests[:30]:
         clock.now += 10
-        leave(stays, request)
+        leave(limits, request)
     for request in requests[30:94]:
         clock.now += 0.1
-        leave(stays, request)
-    assert stays.retry_after(100) == pytest.approx(5)
+        leave(limits, request)
+    assert limits.retry_after(100) == pytest.approx(5)
     clock.now += 6.3
-    assert stays.retry_after(100) == pytest.approx(10)
+    assert limits.retry_after(100) == pytest.approx(10)
 
 
 async def test_a_request_leaves_once(clock):
-    stays = Stays(ServerConfig())
-    first, second, _ = (Request(stays) for _ in range(3))
-    leave(stays, first)
+    limits = QueueLimits(ServerConfig())
+    first, second, _ = (Request(limits) for _ in range(3))
+    leave(limits, first)
     clock.now += 4
     for _ in range(9):
-        leave(stays, first)
-    leave(stays, second)
-    assert stays.retry_after(4) == pytest.approx(8)
+        leave(limits, first)
+    leave(limits, second)
+    assert limits.retry_after(4) == pytest.approx(8)
 
 
 async def test_a_server_that_nobody_asks_does_not_get_slower(clock):
-    stays = Stays(ServerConfig())
+    limits = QueueLimits(ServerConfig())
     for _ in range(10):
-        request = Request(stays)
+        request = Request(limits)
         clock.now += 2
-        leave(stays, request)
+        leave(limits, request)
         clock.now += 3600
-    assert stays.retry_after(10) == pytest.approx(10)
-    Request(stays)
+    assert limits.retry_after(10) == pytest.approx(10)
+    Request(limits)
     clock.now += 18
-    assert stays.retry_after(10) == pytest.approx(20)
+    assert limits.retry_after(10) == pytest.approx(20)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.booleans()), max_size=100), st.integers(0, 10**6))
 def test_the_answer_is_never_out_of_bounds(events, n_waiting):
     async def play():
-        stays = Stays(ServerConfig())
+        limits = QueueLimits(ServerConfig())
         there = []
         for seconds, comes in events:
             clock.now += seconds
             if comes:
-                there.append(Request(stays))
+                there.append(Request(limits))
             elif there:
-                leave(stays, there.pop())
-            assert 1 <= stays.retry_after(n_waiting) <= 60
-            assert stays.empty.is_set() == (not there)
+                leave(limits, there.pop())
+            assert 1 <= limits.retry_after(n_waiting) <= 60
+            assert limits.empty.is_set() == (not there)
 
     clock = Clock()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(stays_module, "monotonic", clock)
+        patched.setattr(limits_module, "monotonic", clock)
         asyncio.run(play())
 
 
@@ -142,23 +142,23 @@ async def test_timers_are_there_only_where_the_config_has_bounds_and_not_after_t
         return timers[-1]
 
     monkeypatch.setattr(loop, "call_later", watched)
-    stays = Stays(ServerConfig())
-    stays.end(Request(stays))
+    limits = QueueLimits(ServerConfig())
+    limits.end(Request(limits))
     assert timers == []
-    stays = Stays(ServerConfig(queue_seconds=1000, request_seconds=2000))
-    request = Request(stays)
+    limits = QueueLimits(ServerConfig(queue_seconds=1000, request_seconds=2000))
+    request = Request(limits)
     assert [timer.cancelled() for timer in timers] == [False, False]
-    stays.end(request)
+    limits.end(request)
     assert [timer.cancelled() for timer in timers] == [True, True]
-    Request(Stays(ServerConfig(queue_seconds=1e300, request_seconds=1e-300)))
+    Request(QueueLimits(ServerConfig(queue_seconds=1e300, request_seconds=1e-300)))
 
 
 async def test_who_waits_or_takes_too_long_is_sent_away():
-    stays = Stays(ServerConfig(queue_seconds=0.01, request_seconds=0.03))
-    waiting, running, done = Request(stays), Request(stays, has_begun=True), Request(stays)
-    stays.end(done)
+    limits = QueueLimits(ServerConfig(queue_seconds=0.01, request_seconds=0.03))
+    waiting, running, done = Request(limits), Request(limits, has_begun=True), Request(limits)
+    limits.end(done)
     async with asyncio.timeout(10):
-        await stays.empty.wait()
+        await limits.empty.wait()
     ((queued,), (taken,)) = waiting.errors, running.errors
     assert (type(queued), queued.status, queued.code) == (QueueTimeout, 503, "queue_timeout")
     assert (type(taken), taken.status, taken.code, taken.type) == (
@@ -178,11 +178,11 @@ async def test_who_waits_or_takes_too_long_is_sent_away():
 
 
 async def test_all_who_are_there_can_be_sent_away():
-    stays = Stays(ServerConfig())
-    requests = [Request(stays) for _ in range(3)]
-    stays.abort_all(EngineUnavailable("closed"))
+    limits = QueueLimits(ServerConfig())
+    requests = [Request(limits) for _ in range(3)]
+    limits.abort_all(EngineUnavailable("closed"))
     assert [error.message for request in requests for error in request.errors] == ["closed"] * 3
-    assert stays.empty.is_set()
+    assert limits.empty.is_set()
 
 
 def bounded(path, *, embedding=False, **server):
@@ -272,23 +272,23 @@ async def test_the_engine_tells_when_to_come_back(tiny_model, clock):
 
 async def test_who_queues_with_whom(clock):
     """Those who wait, not those who run; tenants with a bound each by themselves."""
-    stays = Stays()
+    limits = QueueLimits(ServerConfig())
     bounded = Tenant(name="bounded", max_running=2)
     for tenant, n_running, n_waiting in ((bounded, 2, 5), (Tenant(name="other", max_running=1), 1, 3), (ANYBODY, 9, 4)):
         for k in range(n_running + n_waiting):
-            Request(stays, has_begun=k < n_running, tenant=tenant)
-    assert stays.waiting(ANYBODY) == stays.waiting(Tenant(name="named")) == (4, 4)
-    assert stays.waiting(bounded) == (5, 5)
-    assert stays.waiting(Tenant(name="new", max_running=1)) == (0, 0)
+            Request(limits, has_begun=k < n_running, tenant=tenant)
+    assert limits.waiting(ANYBODY) == limits.waiting(Tenant(name="named")) == (4, 4)
+    assert limits.waiting(bounded) == (5, 5)
+    assert limits.waiting(Tenant(name="new", max_running=1)) == (0, 0)
 
 
 async def test_who_leaves_the_queue_is_no_progress(clock):
-    stays = Stays()
+    limits = QueueLimits(ServerConfig())
     for k in range(100):
-        request = Request(stays, has_begun=k % 10 == 0)
+        request = Request(limits, has_begun=k % 10 == 0)
         clock.now += 1
-        stays.end(request)
-    assert stays.retry_after(4) == pytest.approx(20, rel=0.2)
+        limits.end(request)
+    assert limits.retry_after(4) == pytest.approx(20, rel=0.2)
 
 
 async def test_a_tenant_with_a_bound_fills_its_own_queue_and_nobody_elses(tiny_model):

@@ -1,4 +1,4 @@
-"""The requests between submit and their end: who stays too long is sent away, and how fast they leave is measured."""
+"""How many requests may wait, how long each may stay, and when who was refused should come back."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Protocol
 
 from llamafast.config import ServerConfig
 from llamafast.engine.types import Tenant
-from llamafast.errors import AnswerTimeout, LlamafastError, QueueTimeout
+from llamafast.errors import AnswerTimeout, LlamafastError, QueueFull, QueueTimeout
 
+# With every place in the queue so many choices may wait, be they of one request or of many.
+QUEUED_CHOICES = 4
 # Of so many departures, the last ones, the rate is taken.
 DEPARTURES = 64
 # What a client that found the queue full is told: no less, as it would come back at once, and no more, as the rate may
@@ -35,12 +37,13 @@ class Stay(Protocol):
         ...
 
 
-class Stays:
+class QueueLimits:
     """Event loop only. For each bound of seconds that the config has, each request has a timer."""
 
     def __init__(self, config: ServerConfig) -> None:
         self.empty = asyncio.Event()  # set while nobody is there
         self.empty.set()
+        self._max_queue = config.max_queue
         self._queue_seconds = config.queue_seconds
         self._request_seconds = config.request_seconds
         self._there: dict[Stay, tuple[Callable[[LlamafastError], None], list[asyncio.TimerHandle]]] = {}
@@ -77,9 +80,25 @@ class Stays:
         for abort, _ in list(self._there.values()):
             abort(error)
 
+    def check(self, tenant: Tenant, n_more: int, n_requests: int, n_choices: int) -> None:
+        """Whether a request of ``tenant`` for ``n_more`` choices may wait, where ``n_requests`` with ``n_choices`` do.
+        Raises QueueFull.
+
+        Requests are counted, not their choices, so that one with thousands of them shuts nobody out; choices are
+        bounded for those who ask for several. A tenant with a bound of its own has a queue of its own, as most of what
+        waits there waits for that bound alone.
+        """
+        most = QUEUED_CHOICES * self._max_queue
+        if n_requests >= self._max_queue or (n_more > 1 and n_choices + n_more > most):
+            # who queues with whom is looked at where it matters, as that takes as long as there are requests
+            n_requests, n_choices = self.waiting(tenant)
+        if n_requests and n_requests >= self._max_queue:
+            raise QueueFull(f"{n_requests} requests wait already, the queue takes {self._max_queue}")
+        if n_more > 1 and n_choices and n_choices + n_more > most:
+            raise QueueFull(f"{n_choices} choices wait already, with {n_more} more there would be more than {most}")
+
     def waiting(self, tenant: Tenant) -> tuple[int, int]:
-        """How many requests a request of ``tenant`` would queue with, and how many choices of these wait: a tenant with
-        a bound of its own has a queue of its own, as most of what waits there waits for that bound alone."""
+        """How many requests a request of ``tenant`` would queue with, and how many choices of these wait."""
         queue = _queue(tenant)
         waiting = [stay.n_waiting for stay in self._there if _queue(stay.tenant) == queue]
         return sum(n > 0 for n in waiting), sum(waiting)
