@@ -8,12 +8,13 @@ import gc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llamafast._core.prefix_tree import State
 
 from engine.test_cache import keep, parts
 from engine.test_engine import collect, config, plan, settled
 from engine.test_worker import FakeRunner
-from llamafast.engine.cache import NEVER, PrefixCache
+from llamafast._core.context import UNLIMITED
+from llamafast._core.states import State
+from llamafast.engine.cache import PrefixCache
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.load import load_engine
 from llamafast.engine.scheduler import Scheduler
@@ -25,7 +26,7 @@ PROMPT = tuple(range(100, 300))
 
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(1, 90), st.integers(1, 90)), max_size=30),
-    st.sampled_from([(NEVER, True), (NEVER, False), (50, False)]),
+    st.sampled_from([(UNLIMITED, True), (UNLIMITED, False), (50, False)]),
 )
 def test_a_cache_that_was_cleared_is_like_a_new_one(prompts, kind):
     n_cuttable, in_parts = kind
