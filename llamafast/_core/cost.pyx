@@ -1,16 +1,19 @@
 """What a step costs, learned from the steps there were."""
 from libc.stdint cimport int32_t
+from libc.string cimport memset
 
-# Weight of the past after each step: about the last 50 steps count.
-cdef double COST_DECAY = 0.98
+
+cdef void cost_init(step_cost_t *self, double decay) noexcept nogil:
+    memset(self, 0, sizeof(step_cost_t))
+    self.decay = decay
 
 
 cdef void cost_add(step_cost_t *self, int32_t rows, double seconds) noexcept nogil:
-    self.weight = self.weight * COST_DECAY + 1
-    self.rows = self.rows * COST_DECAY + rows
-    self.seconds = self.seconds * COST_DECAY + seconds
-    self.rows_rows = self.rows_rows * COST_DECAY + <double> rows * rows
-    self.rows_seconds = self.rows_seconds * COST_DECAY + rows * seconds
+    self.weight = self.weight * self.decay + 1
+    self.rows = self.rows * self.decay + rows
+    self.seconds = self.seconds * self.decay + seconds
+    self.rows_rows = self.rows_rows * self.decay + <double> rows * rows
+    self.rows_seconds = self.rows_seconds * self.decay + rows * seconds
 
 
 cdef void cost_fit(const step_cost_t *self, double *fixed, double *per_row) noexcept nogil:
@@ -29,6 +32,9 @@ cdef void cost_fit(const step_cost_t *self, double *fixed, double *per_row) noex
 cdef class StepCost:
     """The same on its own, for tests."""
     cdef step_cost_t cost
+
+    def __cinit__(self, double decay):
+        cost_init(&self.cost, decay)
 
     def add(self, int32_t rows, double seconds):
         cost_add(&self.cost, rows, seconds)

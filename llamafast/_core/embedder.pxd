@@ -3,6 +3,7 @@ from libc.stdint cimport int32_t, int64_t
 from .context cimport Batch, Context
 from .cost cimport step_cost_t
 from .headers.llama cimport LLAMA_MAX_SEQ
+from .pace cimport pace_t
 
 cdef struct input_t:
     int32_t *tokens
@@ -36,6 +37,7 @@ cdef class Embedder:
     cdef int32_t n_reserved         # tokens of the running inputs
     cdef int32_t pooling_type
     cdef bint encodes               # llama_encode instead of llama_decode
+    cdef pace_t pace
     cdef step_cost_t cost
     cdef int64_t steps
     cdef int64_t n_inputs

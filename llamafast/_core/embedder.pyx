@@ -11,7 +11,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
 
 from .context cimport Batch, Context, batch_add, context_decode
-from .cost cimport cost_add, cost_fit
+from .cost cimport cost_add, cost_fit, cost_init
 from .headers.clock cimport now
 from .headers.llama cimport (
     LLAMA_MAX_SEQ, LLAMA_POOLING_TYPE_CLS, LLAMA_POOLING_TYPE_MEAN, LLAMA_POOLING_TYPE_NONE, LLAMA_POOLING_TYPE_RANK,
@@ -19,14 +19,11 @@ from .headers.llama cimport (
     llama_synchronize,
 )
 from .leaks cimport EMBEDDER, INPUT, born, died
+from .pace cimport pace_t
 from .step cimport NO_MEMORY
 from .vocab cimport Vocab
 
 cdef enum:
-    # rows of a step however slow they are: every step advances
-    MIN_ROWS = 8
-    # the same, before the first step was measured
-    FIRST_ROWS = 64
     # llama-server's embd_normalize 0 scales to 16-bit integers
     INT16_SCALE = 32760
 
@@ -92,13 +89,16 @@ cdef class Embedder:
     ``whole`` says that an input cannot be computed in pieces, because attention looks both ways; without a memory it
     never can. ``max_tokens`` is the longest input that can be added.
 
-    Raises ValueError for a context without embeddings or whose batches are not one micro-batch.
+    ``pace`` has a value for each name of ``pace_t``. Raises ValueError for one it lacks, and for a context without
+    embeddings or whose batches are not one micro-batch.
     """
 
-    def __cinit__(self, Context context not None, *, bint whole=False):
+    def __cinit__(self, Context context not None, *, pace_t pace, bint whole=False):
         if not context.embeddings:
             raise ValueError("the context was made without embeddings")
         self.context = context
+        self.pace = pace
+        cost_init(&self.cost, pace.cost_decay)
         self.encodes = context.model.has_encoder
         self.whole = whole or context.memory == NULL or self.encodes
         self.pooling_type = context.pooling_type
@@ -253,9 +253,9 @@ cdef int32_t rows_within(Embedder self, double seconds) noexcept nogil:
     cdef double fixed, per_row
     cdef int32_t n_batch = self.batch.capacity
     if self.cost.rows == 0:
-        return min(n_batch, FIRST_ROWS)
+        return min(n_batch, self.pace.first_embed)
     cost_fit(&self.cost, &fixed, &per_row)
-    return <int32_t> min(<double> n_batch, max(<double> MIN_ROWS, (seconds - fixed) / per_row))
+    return <int32_t> min(<double> n_batch, max(<double> self.pace.min_embed, (seconds - fixed) / per_row))
 
 
 cdef void embedder_fill(Embedder self, int32_t n_rows) noexcept nogil:

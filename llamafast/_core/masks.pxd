@@ -2,6 +2,7 @@ from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, uint32_t
 
 from .headers.pthread cimport pthread_cond_t, pthread_mutex_t
+from .pace cimport pace_t
 
 cdef enum:
     # states of a constraint's mask; only the Masker's thread leaves MASK_ASKED
@@ -20,7 +21,7 @@ cdef struct constraint_t:
     int32_t forced[MAX_FORCED]
     bint complete           # after them nothing may follow
     bint failed             # the grammar cannot be followed any further
-    bint slow               # what was chosen last took SLOW_SECONDS or more: the slow lane answers next
+    bint slow               # what was chosen last took slow_mask_seconds or more: the slow lane answers next
     bint lane               # which lane was asked
     float *row              # (n_vocab,) logits that wait for the mask, where its sequence is parked
 
@@ -29,7 +30,7 @@ cdef class Constraint:
     cdef object matcher
     cdef bint fast_forward
     cdef void begin(self) except *
-    cdef void advance(self)
+    cdef void advance(self, const pace_t *pace)
 
 cdef struct lane_t:
     pthread_cond_t asked
@@ -44,6 +45,7 @@ cdef class Masker:
     cdef pthread_cond_t done
     cdef bint ready                     # lock and conditions exist
     cdef bint closing
+    cdef pace_t pace
     cdef lane_t lanes[2]                # the quick and the slow one
     cdef list held                      # Constraints that were given up while the thread may work on them
 

@@ -18,6 +18,7 @@ from .headers.pthread cimport (
     pthread_mutex_unlock,
 )
 from .leaks cimport CONSTRAINT, born, died
+from .pace cimport pace_t
 from .vocab cimport tokenizing_seconds
 
 import logging
@@ -36,13 +37,6 @@ cdef extern from *:
     int __builtin_ctz(unsigned int bits) noexcept nogil
     int state_load(int *state) noexcept nogil
     void state_store(int *state, int value) noexcept nogil
-
-
-# CPU time of a Masker's thread: from when on a grammar is slow, how long tokens that alone may follow are looked for,
-# and what one token of an ambiguous grammar may take at most. It grows with the text.
-cdef double SLOW_SECONDS = 0.001
-cdef double FORCING_SECONDS = 0.02
-cdef double TOKEN_SECONDS = 0.1
 
 
 cdef class Constraint:
@@ -76,7 +70,7 @@ cdef class Constraint:
             raise MemoryError
         self.matcher = self.matcher.deep_copy()
 
-    cdef void advance(self):
+    cdef void advance(self, const pace_t *pace):
         """Take in what was chosen, then every token that alone may follow, and find out what may follow these."""
         cdef constraint_t *c = &self.state
         cdef int32_t token = c.token
@@ -92,16 +86,16 @@ cdef class Constraint:
             while not matcher.is_stopped():
                 matcher.unsafe_compute_mask_ptr(<size_t> c.mask, <size_t> c.n_words * sizeof(uint32_t))
                 spent = thread_seconds() - started
-                if not self.fast_forward or c.n_forced == MAX_FORCED or spent > FORCING_SECONDS:
+                if not self.fast_forward or c.n_forced == MAX_FORCED or spent > pace.forcing_seconds:
                     break
                 token = only_bit(c.mask, c.n_words)
                 if token < 0 or not matcher.consume_token(token):
                     break
                 c.forced[c.n_forced] = token
                 c.n_forced += 1
-            c.slow = spent > SLOW_SECONDS
+            c.slow = spent > pace.slow_mask_seconds
             c.complete = matcher.is_stopped()
-            c.failed = matcher.is_error() or spent > TOKEN_SECONDS
+            c.failed = matcher.is_error() or spent > pace.mask_limit_seconds
             if c.failed:
                 reason = folded(matcher.get_error()) or f"a token took {spent:.3f} s"
                 logger.warning("a grammar could not be followed: %s", reason)
@@ -152,8 +146,9 @@ cdef int constraint_park(constraint_t *self, const float *row, int32_t n_vocab) 
 cdef class Masker:
     """The threads that compute masks: whoever made this runs ``run`` in two of them, and ``close`` ends both."""
 
-    def __cinit__(self):
+    def __cinit__(self, pace_t pace):
         cdef int i
+        self.pace = pace
         self.held = []
         pthread_mutex_init(&self.lock, NULL)
         monotonic_cond_init(&self.done)
@@ -180,7 +175,7 @@ cdef class Masker:
                 constraint = masker_take(self, &self.lanes[slow])
             if constraint == NULL:
                 return
-            (<Constraint> constraint.owner).advance()
+            (<Constraint> constraint.owner).advance(&self.pace)
             idle = masker_answer(self, constraint)
             if idle:
                 self.held.clear()

@@ -3,22 +3,20 @@ from libc.stdint cimport int32_t
 from .cost cimport step_cost_t
 from .headers.llama cimport llama_batch
 from .live cimport live_t
+from .pace cimport pace_t
 from .sequence cimport sequence_t
 
 # What decides how many rows a step gets.
-cdef struct pace_t:
+cdef struct quota_t:
+    pace_t pace
     int32_t n_batch
     int32_t n_scored_max        # rows of a step that score prompts
-    int32_t prefill_chunk       # most prompt rows beside decode rows, 0: as many as the time allows
-    double target_itl           # seconds, 0: adaptive
     step_cost_t cost
 
-cdef void pace_init(
-    pace_t *self, int32_t n_batch, int32_t n_vocab, int32_t prefill_chunk, double target_itl
-) noexcept nogil
-cdef int32_t rows_fill(pace_t *self, live_t *live, llama_batch *batch) noexcept nogil
-cdef double pace_spare(
-    const pace_t *self, double seconds, int32_t n_rows, int32_t n_decode, int32_t n_waiting
+cdef void quota_init(quota_t *self, int32_t n_batch, int32_t n_vocab, pace_t pace) noexcept nogil
+cdef int32_t rows_fill(quota_t *self, live_t *live, llama_batch *batch) noexcept nogil
+cdef double quota_spare(
+    const quota_t *self, double seconds, int32_t n_rows, int32_t n_decode, int32_t n_waiting
 ) noexcept nogil
 cdef void rows_none(sequence_t *s) noexcept nogil
 

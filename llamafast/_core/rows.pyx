@@ -1,52 +1,25 @@
 """Which rows a step computes: decode rows first, then as much of the prompts as the time allows."""
 from libc.stdint cimport int32_t
-from libc.string cimport memset
 
 from .context cimport batch_add
-from .cost cimport cost_add, cost_fit
+from .cost cimport cost_add, cost_fit, cost_init
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_batch
 from .live cimport live_follow, live_goals, live_stop
 from .masks cimport MAX_FORCED
+from .pace cimport pace_t
 from .sequence cimport (
     PHASE_DECODING, PHASE_FOLLOWING, PHASE_PARKED, PHASE_PREFILLING, sequence_enter, sequence_position, sequence_t,
 )
 
-cdef enum:
-    # rows of prompt in a step, however slow rows are: prefill always advances
-    MIN_PREFILL = 4
-    # before the first step was measured, where nobody decodes
-    FIRST_PREFILL = 64
-    # ggml's CPU kernels multiply four rows of a batch at a time; one to three more cost nearly as much as four
-    ROW_TILE = 4
-    # llama.cpp keeps the logits of all rows of a step that ask for them, and never gives the memory back
-    SCORED_BYTES = 1 << 26
 
-# Prompts lengthen the gap between two tokens of those who decode to so many times what it would be, or to so many
-# seconds, and no further, whoever waits: a reader sees no pause. The aim is a 99th percentile of three times the median
-# without prompts, or 0.1 s; without prompts it is half as long again as the median.
-cdef double GAP_STRETCH = 1.6
-cdef double GAP_SECONDS = 0.075
-# Within that, what prompts that are computed elsewhere get after a step is no longer than the step times so many times
-# the share of sequences that wait (or than the step); but where steps are quick both together may take so many seconds.
-cdef double WAITING_WEIGHT = 16
-cdef double QUICK_SECONDS = 0.05
-# They get this share of a step's time at least.
-cdef double LEAST_SPARE = 0.1
-# A step that only prefills: long enough to be efficient, short enough to hear a cancel or a new request.
-cdef double PREFILL_SECONDS = 0.5
-
-
-cdef void pace_init(
-    pace_t *self, int32_t n_batch, int32_t n_vocab, int32_t prefill_chunk, double target_itl
-) noexcept nogil:
-    """``self`` is zeroed."""
+cdef void quota_init(quota_t *self, int32_t n_batch, int32_t n_vocab, pace_t pace) noexcept nogil:
+    self.pace = pace
     self.n_batch = n_batch
-    self.n_scored_max = max(<int32_t> 2 * MIN_PREFILL, <int32_t> (SCORED_BYTES // (4 * n_vocab)))
-    self.prefill_chunk = prefill_chunk
-    self.target_itl = target_itl
+    self.n_scored_max = max(2 * pace.min_prefill, <int32_t> (pace.scored_bytes // (4 * n_vocab)))
+    cost_init(&self.cost, pace.cost_decay)
 
 
-cdef int32_t rows_fill(pace_t *self, live_t *live, llama_batch *batch) noexcept nogil:
+cdef int32_t rows_fill(quota_t *self, live_t *live, llama_batch *batch) noexcept nogil:
     """Fill the batch: every sequence that goes on generating, then prompts.
 
     Returns how many rows continue a generation. n_batch >= n_seq_max, so every sequence finds at least one row.
@@ -81,7 +54,7 @@ cdef void rows_none(sequence_t *s) noexcept nogil:
     s.rows.n = s.rows.n_outputs = 0
 
 
-cdef void fill_prompts(pace_t *self, live_t *live, llama_batch *batch, int32_t budget) noexcept nogil:
+cdef void fill_prompts(quota_t *self, live_t *live, llama_batch *batch, int32_t budget) noexcept nogil:
     """Divide ``budget`` rows among prompts: half of them to the one that was admitted first, the others to whoever
     needs the fewest until it, or somebody who waits for its prefix, can go on. So short prompts do not wait for a long
     one, nor the long one for all the short ones that come. So are the logits of prompts that are scored.
@@ -148,43 +121,40 @@ cdef int32_t take_prompt_rows(
     return budget
 
 
-cdef double pace_gap(const pace_t *self, double decode_seconds) noexcept nogil:
+cdef double quota_gap(const quota_t *self, double decode_seconds) noexcept nogil:
     """The most seconds between two tokens of those who decode, where a step without prompts takes ``decode_seconds``.
     """
-    if self.target_itl > 0:
-        return self.target_itl
-    return max(GAP_STRETCH * decode_seconds, GAP_SECONDS)
+    if self.pace.target_itl > 0:
+        return self.pace.target_itl
+    return max(self.pace.gap_stretch * decode_seconds, self.pace.gap_seconds)
 
 
-cdef double pace_spare(
-    const pace_t *self, double seconds, int32_t n_rows, int32_t n_decode, int32_t n_waiting
+cdef double quota_spare(
+    const quota_t *self, double seconds, int32_t n_rows, int32_t n_decode, int32_t n_waiting
 ) noexcept nogil:
     """How long prompts may be computed elsewhere after a step of ``seconds`` that had ``n_decode`` decode rows of
     ``n_rows``. What its prompt rows took has gone already from what prompts may take.
     """
-    cdef double fixed, per_row, spare, decode_seconds = seconds
+    cdef double fixed, per_row, spare, waiting, decode_seconds = seconds
     if n_decode == 0:
         return seconds
     if n_rows > n_decode and self.cost.rows > 0:
         cost_fit(&self.cost, &fixed, &per_row)
         decode_seconds = min(seconds, fixed + per_row * n_decode)
-    spare = pace_gap(self, decode_seconds) - seconds
-    if self.target_itl <= 0:
-        spare = min(spare, max(
-            seconds * max(1.0, WAITING_WEIGHT * n_waiting / n_decode), QUICK_SECONDS - seconds))
-    return max(spare, LEAST_SPARE * seconds)
+    spare = quota_gap(self, decode_seconds) - seconds
+    if self.pace.target_itl <= 0:
+        waiting = self.pace.waiting_weight * n_waiting / n_decode
+        spare = min(spare, max(seconds * max(1.0, waiting), self.pace.quick_seconds - seconds))
+    return max(spare, self.pace.least_spare * seconds)
 
 
-def spare_seconds(
-    double seconds, int32_t n_decode, int32_t n_waiting, double target_itl=0, int32_t n_prefill=0, double per_row=0
-):
-    """``pace_spare`` on its own, for tests, after a step that cost ``per_row`` a row."""
-    cdef pace_t pace
-    memset(&pace, 0, sizeof(pace))
-    pace.target_itl = target_itl
+def spare_seconds(pace, double seconds, int32_t n_decode, int32_t n_waiting, int32_t n_prefill=0, double per_row=0):
+    """``quota_spare`` on its own, for tests, after a step that cost ``per_row`` a row."""
+    cdef quota_t quota
+    quota_init(&quota, 1, 1, pace)
     if per_row:
-        cost_add(&pace.cost, 1, per_row)
-    return pace_spare(&pace, seconds, n_decode + n_prefill, n_decode, n_waiting)
+        cost_add(&quota.cost, 1, per_row)
+    return quota_spare(&quota, seconds, n_decode + n_prefill, n_decode, n_waiting)
 
 
 cdef bint is_urgent(const sequence_t *s) noexcept nogil:
@@ -208,15 +178,15 @@ cdef int32_t take_rows(llama_batch *batch, sequence_t *s, int32_t most) noexcept
     return s.rows.n
 
 
-cdef int32_t prefill_budget(const pace_t *self, int32_t n_decode) noexcept nogil:
+cdef int32_t prefill_budget(const quota_t *self, int32_t n_decode) noexcept nogil:
     """How many prompt rows may join a step with ``n_decode`` decode rows."""
     cdef double per_row, fixed, seconds
-    cdef int32_t budget
-    if n_decode and self.prefill_chunk:
-        return self.prefill_chunk
+    cdef int32_t n_rows, tile = self.pace.row_tile
+    if n_decode and self.pace.prefill_chunk:
+        return self.pace.prefill_chunk
     if self.cost.rows == 0:
-        return MIN_PREFILL if n_decode else FIRST_PREFILL
+        return self.pace.min_prefill if n_decode else self.pace.first_prefill
     cost_fit(&self.cost, &fixed, &per_row)
-    seconds = pace_gap(self, fixed + per_row * n_decode) if n_decode else PREFILL_SECONDS
-    budget = max(MIN_PREFILL, <int32_t> min((seconds - fixed) / per_row, 1e6) - n_decode)
-    return budget + (-(n_decode + budget) & (ROW_TILE - 1))
+    seconds = quota_gap(self, fixed + per_row * n_decode) if n_decode else self.pace.prefill_seconds
+    n_rows = max(n_decode + self.pace.min_prefill, <int32_t> min((seconds - fixed) / per_row, 1e6))
+    return (n_rows + tile - 1) // tile * tile - n_decode

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from typing import Self
 
 from typing_extensions import disjoint_base
@@ -17,8 +18,7 @@ class Runner:
         vocab: Vocab,
         outbox: Outbox,
         *,
-        prefill_chunk: int = 0,
-        target_itl: float = 0.0,
+        pace: Mapping[str, float],
         prefiller: Prefiller | None = None,
     ) -> Self: ...
     @property

@@ -46,15 +46,13 @@ cdef class Runner:
     """Runs up to ``context.n_seq_max`` Sequences in one Context. ``interrupt``, ``counts``, ``histograms`` and
     ``since_last_step`` may be called by any thread, all other methods belong to the engine thread.
 
-    ``target_itl``: how many seconds a step that also decodes may take, as far as its prompt rows decide that; 0:
-    GAP_STRETCH times what it would take without them, or GAP_SECONDS. ``prefill_chunk``: most prompt rows of such a
-    step, whatever they take; 0 leaves it to the time. What the ``prefiller`` has to compute gets slices between steps,
-    within the same time.
+    ``pace`` has a value for each name of ``pace_t``: ValueError for one it lacks. What the ``prefiller`` has to compute
+    gets slices between steps, within the same time as everything else.
     """
 
     def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None, *,
-                  int32_t prefill_chunk=0, double target_itl=0, Prefiller prefiller=None):
-        self.step = Step(context, vocab, outbox, prefill_chunk, target_itl, prefiller)
+                  pace, Prefiller prefiller=None):
+        self.step = Step(context, vocab, outbox, pace, prefiller)
         self.live = &self.step.live
 
     def __dealloc__(self):
@@ -197,9 +195,9 @@ cdef class Runner:
     def row_seconds(self):
         """What one more row adds to a step, by the recent ones; 0 before the first."""
         cdef double fixed, per_row
-        if self.step.pace.cost.rows == 0:
+        if self.step.quota.cost.rows == 0:
             return 0.0
-        cost_fit(&self.step.pace.cost, &fixed, &per_row)
+        cost_fit(&self.step.quota.cost, &fixed, &per_row)
         return per_row
 
     def add(self, Sequence sequence not None, int32_t n_found=0, bint apart=False):

@@ -7,7 +7,7 @@ from .masks cimport Masker
 from .outbox cimport Outbox
 from .output cimport Output
 from .prefiller cimport Prefiller
-from .rows cimport pace_t
+from .rows cimport quota_t
 from .sequence cimport sequence_t
 
 # What a step came to, the Embedder's too; failures of llama_decode are its own negative codes and 2.
@@ -42,7 +42,7 @@ cdef class Step:
     cdef Masker masker
     cdef Output output
     cdef live_t live
-    cdef pace_t pace
+    cdef quota_t quota
     cdef double spare                           # seconds that others may compute before the next step
     cdef counters_t counters
     cdef histograms_t observed

@@ -15,32 +15,25 @@ from .live cimport live_free, live_grow, live_init
 from .masks cimport Masker, constraint_ready, masker_wait
 from .outbox cimport Outbox, outbox_publish
 from .output cimport Output, output_next, output_score
+from .pace cimport pace_t
 from .prefiller cimport Prefiller, prefiller_slice
-from .rows cimport pace_init, pace_spare, rows_fill, rows_give_token
+from .rows cimport quota_init, quota_spare, rows_fill, rows_give_token
 from .sequence cimport PHASE_ENDED, PHASE_PARKED, sequence_reach, sequence_schedule, sequence_t
 from .vocab cimport Vocab
-
-# How long a step waits for masks that are late: while others could go on, as a share of llama_decode's time, and
-# where everybody waits for a mask, in seconds.
-cdef double MASK_PATIENCE = 0.1
-cdef double MASK_SECONDS = 0.05
-
-# The Prefiller's slice while nothing else is to be computed: so soon a new request or a cancel is heard.
-cdef double SLICE_SECONDS = 0.05
 
 
 cdef class Step:
     """What steps work with and what they count. A Runner fills ``live`` and asks for the steps."""
 
-    def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None,
-                  int32_t prefill_chunk, double target_itl, Prefiller prefiller):
+    def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None, pace_t pace,
+                  Prefiller prefiller):
         self.context = context
         self.outbox = outbox
         self.batch = Batch(context.n_batch)
         self.prefiller = prefiller
-        self.masker = Masker()
+        self.masker = Masker(pace)
         self.output = Output(context, vocab, outbox, self.masker)
-        pace_init(&self.pace, context.n_batch, vocab.pieces.n_tokens, prefill_chunk, target_itl)
+        quota_init(&self.quota, context.n_batch, vocab.pieces.n_tokens, pace)
         # without a memory nobody can run
         n_seq_max = min(context.n_seq_max, LLAMA_MAX_SEQ) if context.memory != NULL else 0
         if live_init(&self.live, context.memory, context.unified, context.n_cuttable, n_seq_max) < 0:
@@ -57,15 +50,15 @@ cdef class Step:
 
 cdef int step_take(Step self) noexcept nogil:
     """Compute whoever has rows, or give the Prefiller a slice where nobody has; IDLE where nobody has work."""
-    cdef int32_t n_decode = rows_fill(&self.pace, &self.live, &self.batch.batch)
+    cdef int32_t n_decode = rows_fill(&self.quota, &self.live, &self.batch.batch)
     if self.batch.batch.n_tokens:
         return step_decode(self, n_decode)
     if anybody_parked(self):
-        masker_wait(self.masker, MASK_SECONDS)
+        masker_wait(self.masker, self.quota.pace.mask_seconds)
         return step_publish(self, now())
     if self.prefiller is None or not self.prefiller.turn.working:
         return IDLE
-    self.spare = SLICE_SECONDS
+    self.spare = self.quota.pace.slice_seconds
     return PAUSED
 
 
@@ -128,8 +121,8 @@ cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
     await_masks(self, decoded - start)
     code = step_publish(self, decoded)
     sampled = count.last_step
-    self.spare = pace_spare(&self.pace, sampled - start, n_rows, n_decode, self.live.n - n_sequences)
-    cost_add(&self.pace.cost, n_rows, decoded - start)
+    self.spare = quota_spare(&self.quota, sampled - start, n_rows, n_decode, self.live.n - n_sequences)
+    cost_add(&self.quota.cost, n_rows, decoded - start)
     step_count(self, n_rows, decoded - start, sampled - start)
     count.sequences += n_sequences
     count.prompt_tokens += n_rows - n_decode
@@ -169,9 +162,9 @@ cdef void await_masks(Step self, double decode_seconds) noexcept nogil:
             n_late += 1
             n_slow += s.out.constraint.lane
     if n_late and n_late == n_chosen:
-        masker_wait(self.masker, MASK_SECONDS)
+        masker_wait(self.masker, self.quota.pace.mask_seconds)
     elif n_late > n_slow:
-        masker_wait(self.masker, MASK_PATIENCE * decode_seconds)
+        masker_wait(self.masker, self.quota.pace.mask_patience * decode_seconds)
 
 
 cdef int step_sample(Step self, double decoded) noexcept nogil:

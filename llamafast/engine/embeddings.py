@@ -10,14 +10,9 @@ from collections.abc import Callable
 from llamafast._core.embedder import Embedder, Input
 from llamafast._core.llama_log import drain_log
 from llamafast._core.vocab import Vocab
+from llamafast.engine.pace import Pace
 from llamafast.engine.types import ANYBODY, EmbeddingPlan, Tenant
 from llamafast.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, LlamafastError
-
-# A step that embeds, in seconds: long enough to be efficient, short enough to hear a cancel. Beside generation it is
-# also a pause of every stream, as long as the Runner has to spare, and better none than many short ones.
-STEP_SECONDS = 0.5
-STEP_SECONDS_BESIDE = 0.1
-LEAST_STEP_SECONDS = 0.02
 
 
 def inputs_of(plan: EmbeddingPlan, vocab: Vocab, max_tokens: int) -> list[Input]:
@@ -174,8 +169,9 @@ class Turns:
     Engine thread only.
     """
 
-    def __init__(self, queue: EmbeddingQueue) -> None:
+    def __init__(self, queue: EmbeddingQueue, pace: Pace) -> None:
         self._queue = queue
+        self._pace = pace
         self._owed_seconds = 0.0  # what generation gets before the next step that embeds; below 0 embeddings are owed
         self._saved = 0.0  # of what generation had to spare
 
@@ -193,20 +189,20 @@ class Turns:
         if spare is None:
             self._owed_seconds = self._saved = 0.0
             if self._queue.has_work:
-                self._queue.step(STEP_SECONDS)
+                self._queue.step(self._pace.alone_seconds)
             return 0.0
-        self._saved = max(spare, min(self._saved + max(0.0, spare), LEAST_STEP_SECONDS))
-        if self._saved < LEAST_STEP_SECONDS:
+        self._saved = max(spare, min(self._saved + max(0.0, spare), self._pace.least_beside_seconds))
+        if self._saved < self._pace.least_beside_seconds:
             return 0.0
         taken = spent = 0.0
         # a full batch may take much less than what is owed
         while self._queue.has_work and self._owed_seconds <= 0 and taken + spent / 2 <= self._saved:
             start = time.monotonic()
-            self._queue.step(min(max(STEP_SECONDS_BESIDE, -self._owed_seconds), self._saved - taken))
+            self._queue.step(min(max(self._pace.beside_seconds, -self._owed_seconds), self._saved - taken))
             spent = time.monotonic() - start
             taken += spent
             self._owed_seconds += spent
-            if self._owed_seconds > -STEP_SECONDS_BESIDE:
+            if self._owed_seconds > -self._pace.beside_seconds:
                 break  # too little for a step: paid with the next turn
         if taken:
             self._saved = 0.0

@@ -11,6 +11,8 @@ from contextlib import suppress
 from itertools import count
 from time import monotonic
 
+from msgspec.structs import asdict
+
 from llamafast._core.context import Context
 from llamafast._core.embedder import Embedder
 from llamafast._core.outbox import Outbox
@@ -24,6 +26,7 @@ from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settle
 from llamafast.engine.generation import Generation, token_logprobs
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.masking import MaskerThreads
+from llamafast.engine.pace import Pace
 from llamafast.engine.prefill import PrefillQueue
 from llamafast.engine.queue_limits import QueueLimits
 from llamafast.engine.scheduler import Arrival, Scheduler
@@ -53,8 +56,6 @@ logger = logging.getLogger(__name__)
 # what the core's ways to finish mean on the wire
 FINISH_REASONS: dict[int, FinishReason | None] = {FINISH_NONE: None, FINISH_STOP: "stop", FINISH_LENGTH: "length"}
 
-# A turn of the event loop makes the sequences of a request's choices for so long.
-MAKING_SECONDS = 0.004
 
 # Choices of a request, the upper bounds of their distribution.
 CHOICES_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
@@ -74,6 +75,7 @@ class Engine:
         info: ModelInfo,
         config: Config,
         *,
+        pace: Pace,
         cache_bytes: int,
         embedder: Embedder | None,
         prefiller: Prefiller | None,
@@ -82,6 +84,7 @@ class Engine:
         self.tokenizer: Tokenizer = vocab
         self._vocab = vocab
         self._sequences = SequencePlanner(vocab, info)
+        self._pace = pace
         self._priorities = config.scheduler.priorities
         self._live: dict[int, tuple[Generation, int]] = {}
         self._choices: Counter[int] = Counter()
@@ -95,14 +98,7 @@ class Engine:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._outbox = Outbox(self._wake_write)
-        runner = Runner(
-            context,
-            vocab,
-            self._outbox,
-            prefill_chunk=config.scheduler.prefill_chunk or 0,
-            target_itl=(config.scheduler.target_itl_ms or 0) / 1e3,
-            prefiller=prefiller,
-        )
+        runner = Runner(context, vocab, self._outbox, pace=asdict(pace), prefiller=prefiller)
         unified = context.n_ctx_seq == context.n_ctx
         scheduler: Scheduler[Sequence] = Scheduler(
             n_seq_max=context.n_seq_max, n_cells=context.n_ctx if unified and context.n_seq_max > 1 else None
@@ -110,9 +106,9 @@ class Engine:
         self._masking = MaskerThreads(runner.masker)
         cache = PrefixCache(cache_bytes, n_cuttable=runner.n_cuttable, in_parts=runner.in_parts)
         self._embeddings = None if embedder is None else EmbeddingQueue(embedder, self._settle_from_worker)
-        prefills = None if prefiller is None else PrefillQueue(prefiller, cache)
-        transfer = KVTransfer(runner, cache, prefills)
-        self._worker = Worker(runner, scheduler, transfer, self._fail_from_worker, self._embeddings)
+        prefills = None if prefiller is None else PrefillQueue(prefiller, cache, pace)
+        transfer = KVTransfer(runner, cache, pace, prefills)
+        self._worker = Worker(runner, scheduler, transfer, self._fail_from_worker, pace, self._embeddings)
 
     def start(self) -> None:
         """Begin to step. Call on the event loop that will submit."""
@@ -166,7 +162,7 @@ class Engine:
 
     def _make(self, generation: Generation, choices: Choices) -> None:
         """Queue as many of a request's sequences as this turn has time to make, the others in the next turns."""
-        until = monotonic() + MAKING_SECONDS
+        until = monotonic() + self._pace.making_seconds
         made: list[tuple[int, Sequence]] = []
         try:
             for index, sequence in choices.sequences:

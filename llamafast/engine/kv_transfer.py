@@ -9,14 +9,10 @@ from collections import deque
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import Sequence
 from llamafast.engine.cache import Part, PrefixCache
+from llamafast.engine.pace import Pace
 from llamafast.engine.prefill import PrefillQueue
 
 logger = logging.getLogger(__name__)
-
-# Between two steps states are saved and restored for about this long, and always at least one part of each.
-COPY_SECONDS = 0.005
-# A prompt that is computed apart may compute again a running sequence's tokens up to this part of its own.
-AGAIN_SHARE = 4
 
 
 class KVTransfer:
@@ -25,8 +21,9 @@ class KVTransfer:
     ``prefills`` computes long prompts apart; they come in like saved prefixes.
     """
 
-    def __init__(self, runner: Runner, cache: PrefixCache, prefills: PrefillQueue | None = None) -> None:
+    def __init__(self, runner: Runner, cache: PrefixCache, pace: Pace, prefills: PrefillQueue | None = None) -> None:
         self.prefills = prefills
+        self._pace = pace
         self._runner = runner
         self._cache = cache
         self._restores: dict[Sequence, deque[Part]] = {}
@@ -56,7 +53,7 @@ class KVTransfer:
             self._runner.least_wait = self.prefills.least_rows(self._runner.row_seconds)
         shared, ready = self._runner.shareable(sequence)
         n_wanted = sequence.n_tokens - 1
-        again = (n_wanted - shared) // AGAIN_SHARE if self._pays_apart(sequence, n_wanted - shared) else 0
+        again = (n_wanted - shared) // self._pace.apart_again if self._pays_apart(sequence, n_wanted - shared) else 0
         # of what a running sequence is still to compute a saved prefix need only have half
         parts = self._find(sequence, max(0, (shared + ready) // 2 - again))
         n_found = parts[-1].stop if parts else 0
@@ -108,7 +105,7 @@ class KVTransfer:
 
     def save_due(self) -> None:
         """Save a part of whoever is due, for a while and at least one; all where the next step loses the state."""
-        deadline = time.monotonic() + COPY_SECONDS
+        deadline = time.monotonic() + self._pace.copy_seconds
         for sequence in self._runner.save_due():
             self._save(sequence)
             sequence.save_at = self._cache.next_save(sequence.n_past, sequence.n_prompt, sequence.checkpoints)
@@ -149,7 +146,7 @@ class KVTransfer:
         if not self._pays_apart(sequence, n_left):
             return False
         self._save(sequence)
-        again = n_left // AGAIN_SHARE
+        again = n_left // self._pace.apart_again
         parts = self._find(sequence, max(0, sequence.n_past - again - 1))
         return (parts[-1].stop if parts else 0) >= sequence.n_past - again
 

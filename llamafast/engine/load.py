@@ -17,6 +17,7 @@ from llamafast._core.vocab import Vocab
 from llamafast.config import Config, ModelConfig
 from llamafast.engine.engine import Engine
 from llamafast.engine.memory import available_bytes, resident_bytes, return_large_blocks
+from llamafast.engine.pace import pace_of
 from llamafast.engine.pooling import create_embedder, embedding_params, embeds, made_to_embed
 from llamafast.engine.recommended import recommended_sampling
 from llamafast.engine.threads import physical_cores
@@ -143,9 +144,10 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
     resident = resident_bytes()
     context, embedding_context = create_contexts(config.model, model)
     taken = resident_bytes() - resident
+    pace = pace_of(config.scheduler)
     embedder, embedding = None, None
     if embedding_context is not None:
-        embedder, embedding = create_embedder(config.model, path, embedding_context)
+        embedder, embedding = create_embedder(config.model, path, embedding_context, pace)
     generates = context is not embedding_context
     prefiller = create_prefiller(config, context, taken) if generates else None
     vocab = Vocab(model)
@@ -200,6 +202,7 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         vocab,
         info,
         config,
+        pace=pace,
         cache_bytes=cache_bytes,
         embedder=embedder,
         prefiller=prefiller,

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import asdict
+
 from llamafast._core.context import Context
 from llamafast._core.embedder import Embedder
 from llamafast._core.model import Model, has_tensor
 from llamafast.config import ModelConfig
+from llamafast.engine.pace import Pace
 from llamafast.engine.types import EmbeddingInfo, Pooling
 from llamafast.errors import ConfigError, ModelLoadError
 
@@ -75,7 +78,7 @@ def pooling_type(config: ModelConfig, model: Model) -> int:
     return MEAN if looks_both_ways(config, model) else LAST
 
 
-def create_embedder(config: ModelConfig, path: Path, context: Context) -> tuple[Embedder, EmbeddingInfo]:
+def create_embedder(config: ModelConfig, path: Path, context: Context, pace: Pace) -> tuple[Embedder, EmbeddingInfo]:
     """Raises ModelLoadError for a ranking without the tensors of one, ConfigError for a batch nothing fits in."""
     model = context.model
     pooling = POOLINGS[context.pooling_type]
@@ -83,7 +86,7 @@ def create_embedder(config: ModelConfig, path: Path, context: Context) -> tuple[
     if pooling == "rank" and not in_parts and not has_tensor(str(path), "cls.weight", "cls.output.weight"):
         raise ModelLoadError(f"{path}: pooling_type 4 (rank) needs a classification head, and this model has none")
     try:
-        embedder = Embedder(context, whole=looks_both_ways(config, model))
+        embedder = Embedder(context, pace=asdict(pace), whole=looks_both_ways(config, model))
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
     architecture = model.metadata("general.architecture")

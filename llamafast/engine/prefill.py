@@ -18,16 +18,9 @@ from typing import NamedTuple
 from llamafast._core.prefiller import Prefiller
 from llamafast._core.sequence import Sequence
 from llamafast.engine.cache import PART, Part, PrefixCache
+from llamafast.engine.pace import Pace
 
 logger = logging.getLogger(__name__)
-
-# A prompt that takes less than this is not worth the two copies that moving it costs.
-LEAST_SECONDS = 0.1
-# A batch that is computed at one go: all of a shorter prompt's rows are done at its end, and nothing of it is kept when
-# nobody wants it any more.
-BATCH_SECONDS = 0.4
-# Its rows are a multiple of these: each costs more in a smaller batch.
-LEAST_ROWS = 64
 
 
 @dataclass(eq=False)
@@ -84,8 +77,9 @@ class PrefillQueue:
     come.
     """
 
-    def __init__(self, prefiller: Prefiller, cache: PrefixCache, least_seconds: float = LEAST_SECONDS) -> None:
-        self.least_seconds = least_seconds
+    def __init__(self, prefiller: Prefiller, cache: PrefixCache, pace: Pace) -> None:
+        self.least_seconds = pace.apart_least_seconds
+        self._pace = pace
         self.prefiller = prefiller
         self._cache = cache
         self._waiting: deque[Job] = deque()
@@ -221,9 +215,9 @@ class PrefillQueue:
             job.found.clear()
 
     def _begin(self) -> None:
-        rows = LEAST_ROWS
+        least = rows = self._pace.apart_rows
         if self._row_seconds:
-            rows = max(LEAST_ROWS, int(BATCH_SECONDS / self._row_seconds) // LEAST_ROWS * LEAST_ROWS)
+            rows = max(least, int(self._pace.apart_batch_seconds / self._row_seconds) // least * least)
         room = self.prefiller.n_batch
         rows = min(rows, room)
         jobs = sorted(self._running, key=lambda job: job.n_to_goal)
@@ -235,7 +229,7 @@ class PrefillQueue:
                 break
             job.sequence.schedule()
             # a few rows left for the next batch would cost more each
-            left, most = job.n_tokens - job.n_done, min(rows + LEAST_ROWS - 1, room)
+            left, most = job.n_tokens - job.n_done, min(rows + least - 1, room)
             job.n_rows = next((end for end in (left, job.n_to_goal) if rows < end <= most), min(rows, left))
             stop = job.n_done + job.n_rows
             row = self.prefiller.add(job.seq_id, job.tokens, job.n_done, stop, stop == job.n_tokens)

@@ -13,7 +13,8 @@ from llamafast._core.runner import Runner
 from llamafast._core.sequence import Sequence
 from llamafast._core.step import FINISHED, NO_ROOM, PAUSED, PREFILLED, SAVE_DUE
 from llamafast.engine.embeddings import EmbeddingQueue, Turns
-from llamafast.engine.kv_transfer import COPY_SECONDS, KVTransfer
+from llamafast.engine.kv_transfer import KVTransfer
+from llamafast.engine.pace import Pace
 from llamafast.engine.scheduler import Arrival, Scheduler
 from llamafast.engine.types import Histogram
 from llamafast.errors import EngineFailure, LlamafastError
@@ -22,9 +23,6 @@ logger = logging.getLogger(__name__)
 
 # An upper bound only: submit, cancel and finished sequences end a run of steps before.
 STEPS_PER_RUN = 1 << 20
-# Where nobody has a step to take, states are saved only after the event loop has had so long to send the last tokens:
-# it needs the GIL, as saving does.
-SENDING_SECONDS = 0.001
 # Between two tries to start afresh.
 RESET_SECONDS = 0.1
 
@@ -43,13 +41,15 @@ class Worker:
         scheduler: Scheduler[Sequence],
         transfer: KVTransfer,
         on_failure: Callable[[list[int], LlamafastError], None],
+        pace: Pace,
         embeddings: EmbeddingQueue | None = None,
     ) -> None:
         self.runner = runner
         self.scheduler = scheduler
         self.transfer = transfer
         self.embeddings = embeddings
-        self._turns = None if embeddings is None else Turns(embeddings)
+        self._pace = pace
+        self._turns = None if embeddings is None else Turns(embeddings, pace)
         self._on_failure = on_failure
         self._wake = threading.Condition()
         self._arrived: list[Arrival[Sequence]] = []
@@ -219,7 +219,7 @@ class Worker:
         if self._ended and len(self._ended) == self.scheduler.n_running:
             self._let_send()
         start = time.monotonic()
-        deadline = start + COPY_SECONDS
+        deadline = start + self._pace.copy_seconds
         self._release(deadline)
         self._end(self.transfer.arrive(), "completed")
         for sequence in self.scheduler.admit():
@@ -255,7 +255,7 @@ class Worker:
     def _let_send(self) -> None:
         with self._wake:
             if not (self._arrived or self._cancelled or self._closing or self.scheduler.n_waiting):
-                self._wake.wait(SENDING_SECONDS)
+                self._wake.wait(self._pace.sending_seconds)
 
     def _make_room(self) -> None:
         """The memory is full: the youngest starts over later; alone, a sequence cannot be helped."""

@@ -7,6 +7,7 @@ from array import array
 
 import numpy as np
 import pytest
+from msgspec.structs import asdict
 from support import tiny_encoders
 from support.tiny_encoders import HEADS, WIDTH, WORDS
 
@@ -14,6 +15,7 @@ from llamafast._core.context import Context
 from llamafast._core.embedder import Embedder, Input
 from llamafast._core.model import Model, has_tensor
 from llamafast._core.vocab import Vocab
+from llamafast.engine.pace import Pace
 
 MEAN, CLS, LAST = 1, 2, 3
 
@@ -21,7 +23,7 @@ MEAN, CLS, LAST = 1, 2, 3
 def embedder_of(model: Model, n_batch: int = 128, *, whole: bool = False, **params) -> Embedder:
     settings = {"n_ctx": 256, "n_batch": n_batch, "n_ubatch": n_batch, "n_seq_max": 16, "n_threads": 1,
                 "n_threads_batch": 1, "embeddings": True, "kv_unified": True, "flash_attn_type": 0}  # fmt: skip
-    return Embedder(Context(model, **(settings | params)), whole=whole)
+    return Embedder(Context(model, **(settings | params)), pace=asdict(Pace()), whole=whole)
 
 
 def run(embedder: Embedder, inputs: list[Input], seconds: float = 9.0) -> list[np.ndarray]:

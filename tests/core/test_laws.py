@@ -7,6 +7,7 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import asdict
 
 from core.test_masks import SECOND, Cycle
 from core.test_runner import Rig
@@ -24,6 +25,7 @@ from llamafast._core.sequence import (
     may_follow,
 )
 from llamafast._core.step import FINISHED, PAUSED, SAVE_DUE
+from llamafast.engine.pace import Pace
 
 SYSTEM = [(11 * k) % 300 + 33 for k in range(100)]
 KINDS = {
@@ -243,7 +245,7 @@ def test_memory_that_nobody_answers_for_is_told(tiny_model):
     rig.runner.add(rig.sequence(SYSTEM))
     rig.runner.run(2)
     rig.runner.check()
-    stranger = Runner(rig.context, rig.vocab, rig.outbox)
+    stranger = Runner(rig.context, rig.vocab, rig.outbox, pace=asdict(Pace()))
     with pytest.raises(AssertionError, match="sequence id 0 is free and has memory"):
         stranger.check()
     rig.runner.clear()

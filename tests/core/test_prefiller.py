@@ -7,6 +7,7 @@ import time
 from array import array
 
 import pytest
+from msgspec.structs import asdict
 
 from core.test_runner import Rig
 from llamafast._core.context import Context
@@ -14,6 +15,7 @@ from llamafast._core.model import Model
 from llamafast._core.prefiller import Prefiller, suits
 from llamafast._core.runner import Runner
 from llamafast._core.step import FINISHED, PAUSED, PREFILLED
+from llamafast.engine.pace import Pace
 
 LONG = array("i", [(5 * k) % 300 + 33 for k in range(400)])
 SETTINGS = {"n_ctx": 2048, "n_batch": 512, "n_ubatch": 512, "n_threads": 1, "n_threads_batch": 1, "flash_attn_type": 0}
@@ -24,7 +26,8 @@ def rig(tiny_model):
     """A Rig whose Runner gives slices to ``rig.prefiller``, hardly any time to each."""
     rig = Rig(tiny_model("tiny-llama"), n_batch=512)
     rig.prefiller = Prefiller(Context(rig.model, **SETTINGS, n_seq_max=2, kv_unified=True))
-    rig.runner = Runner(rig.context, rig.vocab, rig.outbox, target_itl=1e-9, prefiller=rig.prefiller)
+    pace = asdict(Pace(target_itl=1e-9))
+    rig.runner = Runner(rig.context, rig.vocab, rig.outbox, pace=pace, prefiller=rig.prefiller)
     rig.thread = threading.Thread(target=rig.prefiller.run)
     rig.thread.start()
     yield rig

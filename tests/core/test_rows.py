@@ -7,12 +7,17 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import asdict
 
 from core.test_runner import Rig
 from llamafast._core.rows import spare_seconds
+from llamafast.engine.pace import Pace
 
-# GAP_STRETCH, GAP_SECONDS
-STRETCH, GAP = 1.6, 0.075
+PACE = Pace()
+
+
+def spare_after(*args, target_itl=0.0, **step):
+    return spare_seconds(asdict(Pace(target_itl=target_itl)), *args, **step)
 
 
 @pytest.mark.parametrize(("seconds", "n_decode", "n_waiting", "spare"), [
@@ -27,32 +32,32 @@ STRETCH, GAP = 1.6, 0.075
     (0.01, 8, 8, 0.065),        # with the step 75 ms
 ])  # fmt: skip
 def test_who_decodes_sees_no_pause(seconds, n_decode, n_waiting, spare):
-    assert spare_seconds(seconds, n_decode, n_waiting) == pytest.approx(spare)
+    assert spare_after(seconds, n_decode, n_waiting) == pytest.approx(spare)
 
 
 @given(st.floats(1e-4, 5), st.integers(1, 256), st.integers(0, 256), st.integers(0, 400), st.floats(1e-5, 0.1))
 def test_a_gap_is_bounded_whoever_waits(seconds, n_decode, n_waiting, n_prefill, per_row):
     """The step as it was and what follows it, unless its prompt rows took all of that."""
-    spare = spare_seconds(seconds, n_decode, n_waiting, n_prefill=n_prefill, per_row=per_row)
+    spare = spare_after(seconds, n_decode, n_waiting, n_prefill=n_prefill, per_row=per_row)
     decode_seconds = min(seconds, per_row * n_decode) if n_prefill else seconds
-    assert spare <= max(STRETCH * decode_seconds - seconds, GAP - seconds, 0.1 * seconds) + 1e-9
+    assert spare <= max(PACE.gap_stretch * decode_seconds - seconds, PACE.gap_seconds - seconds, 0.1 * seconds) + 1e-9
     assert spare >= 0.1 * seconds - 1e-9
 
 
 def test_what_prompt_rows_of_the_step_took_has_gone_already():
     """Of 1.6 times what 4 decode rows take alone; a tenth of the step is left in any case."""
-    assert spare_seconds(0.1, 4, 1, n_prefill=4, per_row=0.014) == pytest.approx(0.01)
-    assert spare_seconds(0.1, 4, 1, n_prefill=4, per_row=0.02) == pytest.approx(0.028)
-    assert spare_seconds(1.0, 4, 1, n_prefill=6, per_row=0.1) == pytest.approx(0.1)
+    assert spare_after(0.1, 4, 1, n_prefill=4, per_row=0.014) == pytest.approx(0.01)
+    assert spare_after(0.1, 4, 1, n_prefill=4, per_row=0.02) == pytest.approx(0.028)
+    assert spare_after(1.0, 4, 1, n_prefill=6, per_row=0.1) == pytest.approx(0.1)
 
 
 def test_prompts_have_the_time_where_nobody_decodes():
-    assert spare_seconds(0.3, 0, 1) == 0.3
+    assert spare_after(0.3, 0, 1) == 0.3
 
 
 def test_a_target_leaves_what_the_step_did_not_take_and_never_nothing():
-    assert spare_seconds(0.03, 8, 8, target_itl=0.05) == pytest.approx(0.02)
-    assert spare_seconds(0.08, 8, 8, target_itl=0.05) == pytest.approx(0.008)
+    assert spare_after(0.03, 8, 8, target_itl=0.05) == pytest.approx(0.02)
+    assert spare_after(0.08, 8, 8, target_itl=0.05) == pytest.approx(0.008)
 
 
 def test_prompts_that_are_scored_together_share_the_logits_of_a_step(tiny_model):

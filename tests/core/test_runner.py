@@ -6,6 +6,7 @@ import os
 from array import array
 
 import pytest
+from msgspec.structs import asdict
 from support.samplers import sampler_of
 
 from llamafast._core.context import Context
@@ -15,6 +16,7 @@ from llamafast._core.runner import Runner
 from llamafast._core.sequence import Sequence
 from llamafast._core.step import FINISHED, NO_ROOM, PAUSED
 from llamafast._core.vocab import Vocab
+from llamafast.engine.pace import Pace
 
 CONTROL = ("<|fim_prefix|>", "<|fim_middle|>")
 
@@ -31,7 +33,8 @@ class Rig:
         self.read_fd, self.write_fd = os.pipe()
         os.set_blocking(self.read_fd, False)
         self.outbox = Outbox(self.write_fd)
-        self.runner = Runner(self.context, self.vocab, self.outbox, prefill_chunk=prefill_chunk, target_itl=target_itl)
+        pace = asdict(Pace(prefill_chunk=prefill_chunk, target_itl=target_itl))
+        self.runner = Runner(self.context, self.vocab, self.outbox, pace=pace)
 
     def close(self):
         """Let go of everything: pytest itself holds on to the last test's fixtures."""

@@ -17,6 +17,7 @@ from llamafast._core.states import State
 from llamafast.engine.cache import PrefixCache
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.load import load_engine
+from llamafast.engine.pace import Pace
 from llamafast.engine.scheduler import Scheduler
 from llamafast.engine.worker import Worker
 from llamafast.errors import EngineUnavailable
@@ -121,8 +122,8 @@ async def test_resets_of_many_are_all_answered(engine):
 def test_who_orders_a_reset_once_one_is_done_gets_another(monkeypatch):
     """Also where the first try fails."""
     runner = FakeRunner()
-    transfer = KVTransfer(runner, PrefixCache(0))
-    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: None)
+    transfer = KVTransfer(runner, PrefixCache(0), Pace())
+    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: None, Pace())
     freed = iter([MemoryError(), 5, 3])
 
     def forget():

@@ -14,6 +14,7 @@ from llamafast._core.dry import Breakers
 from llamafast._core.sampler import Sampler
 from llamafast.config import CacheConfig, Config, ModelConfig, SchedulerConfig, ServerConfig
 from llamafast.engine.load import load_engine
+from llamafast.engine.pace import Pace
 from llamafast.engine.recommended import recommended_sampling
 from llamafast.engine.types import Plan, SamplingParams
 from llamafast.errors import (
@@ -90,7 +91,7 @@ async def test_seeded_choices_differ_and_repeat(engine):
 async def test_many_choices_are_made_over_several_turns(engine, monkeypatch):
     seeded = plan(40, n=20, sampling=SamplingParams(temperature=1, seed=7), max_tokens=3)
     at_once = await collect(engine.submit(seeded))
-    monkeypatch.setattr("llamafast.engine.engine.MAKING_SECONDS", 0)
+    monkeypatch.setattr(engine, "_pace", Pace(making_seconds=0))
     generation = engine.submit(seeded)
     made = []
     while len(generation.sequences) < 20:
@@ -109,7 +110,7 @@ async def test_many_choices_are_made_over_several_turns(engine, monkeypatch):
 
 
 async def test_choices_that_cannot_be_made_end_their_request_only(engine, monkeypatch):
-    monkeypatch.setattr("llamafast.engine.engine.MAKING_SECONDS", 0)
+    monkeypatch.setattr(engine, "_pace", Pace(making_seconds=0))
     make = Sampler.reseeded
 
     class Failing(Sampler):
@@ -130,8 +131,8 @@ async def test_choices_that_cannot_be_made_end_their_request_only(engine, monkey
 
 
 async def test_closing_ends_requests_whose_choices_are_still_made(tiny_model, monkeypatch):
-    monkeypatch.setattr("llamafast.engine.engine.MAKING_SECONDS", 0)
     engine = load_engine(config(tiny_model("tiny-llama")), tiny_model("tiny-llama"))
+    monkeypatch.setattr(engine, "_pace", Pace(making_seconds=0))
     engine.start()
     generation = engine.submit(plan(40, n=1000, max_tokens=400, ignore_eos=True))
     await engine.close()

@@ -18,6 +18,7 @@ from llamafast.engine.cache import Part, PrefixCache
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.load import load_engine
 from llamafast.engine.memory import resident_bytes
+from llamafast.engine.pace import Pace
 from llamafast.engine.prefill import PrefillQueue
 from llamafast.errors import ConfigError, EngineUnavailable
 
@@ -103,7 +104,7 @@ def prefiller():
 
 @pytest.fixture
 def queue(prefiller):
-    return PrefillQueue(prefiller, PrefixCache(10**7))
+    return PrefillQueue(prefiller, PrefixCache(10**7), Pace())
 
 
 def text(n, seed=0):

@@ -16,6 +16,7 @@ from llamafast.engine import embeddings as embeddings_module
 from llamafast.engine import worker as worker_module
 from llamafast.engine.cache import PrefixCache
 from llamafast.engine.kv_transfer import KVTransfer
+from llamafast.engine.pace import Pace
 from llamafast.engine.scheduler import Arrival, Scheduler
 from llamafast.engine.worker import Worker
 from llamafast.errors import EngineFailure
@@ -116,9 +117,8 @@ def runner():
 @pytest.fixture
 def worker(runner, failures):
     scheduler = Scheduler(n_seq_max=4, n_cells=None)
-    worker = Worker(
-        runner, scheduler, KVTransfer(runner, PrefixCache(0)), lambda tags, error: failures.append((tags, error))
-    )
+    transfer = KVTransfer(runner, PrefixCache(0), Pace())
+    worker = Worker(runner, scheduler, transfer, lambda tags, error: failures.append((tags, error)), Pace())
     worker.start()
     yield worker
     worker.close()
@@ -132,9 +132,9 @@ def until(condition):
 
 
 def test_who_is_cancelled_while_its_prompt_arrives_ends_once(runner, failures, monkeypatch):
-    monkeypatch.setattr(worker_module, "COPY_SECONDS", -1)  # one is released a round
-    transfer = KVTransfer(runner, PrefixCache(0))
-    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: failures.append(1))
+    pace = Pace(copy_seconds=-1)  # one is released a round
+    transfer = KVTransfer(runner, PrefixCache(0), pace)
+    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: failures.append(1), pace)
     runner.script = [PAUSED] * 9
     first, second = FakeSequence(1), FakeSequence(2)
     worker.enqueue(arrival([first, second]))
@@ -209,9 +209,8 @@ def test_a_prefix_that_cannot_be_kept_fails_nobody(runner, failures, caplog):
         def unsaved(self, tokens, salt):
             raise MemoryError
 
-    worker = Worker(
-        runner, Scheduler(n_seq_max=4, n_cells=None), KVTransfer(runner, BrokenCache(10)), lambda *_: failures.append(1)
-    )
+    transfer = KVTransfer(runner, BrokenCache(10), Pace())
+    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: failures.append(1), Pace())
     worker.start()
     with caplog.at_level(logging.CRITICAL):
         worker.enqueue(arrival([FakeSequence(1)]))
@@ -353,9 +352,8 @@ def clock(monkeypatch):
 
 def sharing(runner, embeddings):
     """A worker without a thread whose Runner has a sequence."""
-    worker = Worker(
-        runner, Scheduler(n_seq_max=4, n_cells=None), KVTransfer(runner, PrefixCache(0)), lambda *_: None, embeddings
-    )
+    transfer = KVTransfer(runner, PrefixCache(0), Pace())
+    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: None, Pace(), embeddings)
     worker.scheduler.enqueue(arrival([FakeSequence(1)]))
     return worker
 

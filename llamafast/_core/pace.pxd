@@ -1,0 +1,26 @@
+from libc.stdint cimport int32_t, int64_t
+
+# How time is divided, as far as the core does it: seconds, rows, or shares of a step's time. Whoever makes a Runner or
+# an Embedder gives a mapping with these names; engine/pace.py says what each is for.
+cdef struct pace_t:
+    double gap_stretch
+    double gap_seconds
+    double target_itl
+    int32_t prefill_chunk
+    double waiting_weight
+    double quick_seconds
+    double least_spare
+    int32_t min_prefill
+    int32_t first_prefill
+    int32_t row_tile
+    int64_t scored_bytes
+    double prefill_seconds
+    double cost_decay
+    double mask_patience
+    double mask_seconds
+    double slow_mask_seconds
+    double forcing_seconds
+    double mask_limit_seconds
+    double slice_seconds
+    int32_t min_embed
+    int32_t first_embed
