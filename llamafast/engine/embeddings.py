@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 
 from llamafast._core.embedder import Embedder, Input
 from llamafast._core.llama_log import drain_log
 from llamafast._core.vocab import Vocab
-from llamafast.engine.pace import Pace
 from llamafast.engine.types import ANYBODY, EmbeddingPlan, Tenant
 from llamafast.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, LlamafastError
 
@@ -161,49 +159,3 @@ class EmbeddingQueue:
         for request in requests:
             request.closed = True
         return [(request, EngineFailure(reason)) for request in requests]
-
-
-class Turns:
-    """Shares the engine thread: as long as inputs wait and sequences run, each side gets as many seconds as the other.
-
-    Engine thread only.
-    """
-
-    def __init__(self, queue: EmbeddingQueue, pace: Pace) -> None:
-        self._queue = queue
-        self._pace = pace
-        self._owed_seconds = 0.0  # what generation gets before the next step that embeds; below 0 embeddings are owed
-        self._saved = 0.0  # of what generation had to spare
-
-    def generated(self, seconds: float, *, shared: bool) -> None:
-        """Generation had ``seconds``; ``shared`` says whether inputs waited for it to end."""
-        self._owed_seconds -= seconds
-        if not shared:
-            # nobody saves up time by being away
-            self._owed_seconds = max(0.0, self._owed_seconds)
-
-    def embed(self, spare: float | None) -> float:
-        """Let inputs that wait have their turn, for as long as generation has to ``spare`` until its next step; None:
-        it has nothing to do. What is too short for a step is saved up for a later turn. Returns the seconds that were
-        taken."""
-        if spare is None:
-            self._owed_seconds = self._saved = 0.0
-            if self._queue.has_work:
-                self._queue.step(self._pace.alone_seconds)
-            return 0.0
-        self._saved = max(spare, min(self._saved + max(0.0, spare), self._pace.least_beside_seconds))
-        if self._saved < self._pace.least_beside_seconds:
-            return 0.0
-        taken = spent = 0.0
-        # a full batch may take much less than what is owed
-        while self._queue.has_work and self._owed_seconds <= 0 and taken + spent / 2 <= self._saved:
-            start = time.monotonic()
-            self._queue.step(min(max(self._pace.beside_seconds, -self._owed_seconds), self._saved - taken))
-            spent = time.monotonic() - start
-            taken += spent
-            self._owed_seconds += spent
-            if self._owed_seconds > -self._pace.beside_seconds:
-                break  # too little for a step: paid with the next turn
-        if taken:
-            self._saved = 0.0
-        return taken

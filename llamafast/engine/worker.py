@@ -12,10 +12,11 @@ from llamafast._core.llama_log import drain_log
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import Sequence
 from llamafast._core.step import FINISHED, NO_ROOM, PAUSED, PREFILLED, SAVE_DUE
-from llamafast.engine.embeddings import EmbeddingQueue, Turns
+from llamafast.engine.embeddings import EmbeddingQueue
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.pace import Pace
 from llamafast.engine.scheduler import Arrival, Scheduler
+from llamafast.engine.shares import Shares
 from llamafast.engine.types import Histogram
 from llamafast.errors import EngineFailure, LlamafastError
 
@@ -49,7 +50,7 @@ class Worker:
         self.transfer = transfer
         self.embeddings = embeddings
         self._pace = pace
-        self._turns = None if embeddings is None else Turns(embeddings, pace)
+        self._shares = Shares([] if embeddings is None else [embeddings], pace)
         self._on_failure = on_failure
         self._wake = threading.Condition()
         self._arrived: list[Arrival[Sequence]] = []
@@ -147,19 +148,11 @@ class Worker:
         """Any thread; never waits for a step."""
         return self.runner.histograms()
 
-    @property
-    def _has_work(self) -> bool:
-        return self.scheduler.has_work or self._embeds
-
-    @property
-    def _embeds(self) -> bool:
-        return self.embeddings is not None and self.embeddings.has_work
-
     def _loop(self) -> None:
         while not self._closing:
             try:
                 self._take_orders()
-                self._round()
+                self._shares.round(self)
             except Exception:
                 logger.exception("a round of steps failed")
                 self._recover()
@@ -175,10 +168,14 @@ class Worker:
             else:
                 return
 
+    @property
+    def _ordered(self) -> bool:
+        return bool(self._arrived or self._cancelled or self._resets)
+
     def _take_orders(self) -> None:
         """Wait until there is something to do."""
         with self._wake:
-            while not (self._arrived or self._cancelled or self._resets or self._closing or self._has_work):
+            while not (self._ordered or self._closing or self.has_work or self._shares.has_work):
                 self._busy_since = None
                 self._wake.wait()
             arrived, self._arrived = self._arrived, []
@@ -201,21 +198,25 @@ class Worker:
             for _ in range(n_resets):  # who orders one now wants to have it done again
                 self._resets.pop(0)(n_bytes)
 
-    def _round(self) -> None:
-        self._generate()
-        if self._turns is not None:
-            self._embed(self._turns)
+    @property
+    def has_work(self) -> bool:
+        """Whether a sequence runs or waits. Engine thread."""
+        return self.scheduler.has_work
 
-    def _embed(self, turns: Turns) -> None:
-        """Embed in what the last step has to spare, of which a prompt that is computed apart gets half."""
-        if not self.scheduler.has_work:
-            turns.embed(None)
-            return
-        spare = self.runner.spare / (2 if self.transfer.computes_apart else 1)
-        # what embeddings had saved up is not the prompt's to pay
-        self.runner.spare -= min(turns.embed(spare), max(0.0, spare))
+    @property
+    def computes_apart(self) -> bool:
+        return self.transfer.computes_apart
 
-    def _generate(self) -> None:
+    @property
+    def spare(self) -> float:
+        return self.runner.spare
+
+    @spare.setter
+    def spare(self, seconds: float) -> None:
+        self.runner.spare = seconds
+
+    def generate(self, *, alone: bool) -> float:
+        """``shares.Streams.generate``. Engine thread."""
         if self._ended and len(self._ended) == self.scheduler.n_running:
             self._let_send()
         start = time.monotonic()
@@ -227,13 +228,17 @@ class Worker:
             self._counts["admitted"] += 1
         self.transfer.restore(deadline)
         if not self.scheduler.n_running:
-            return
+            return 0.0
         # copies are as much a pause of the streams as what others compute
-        copied, shared = time.monotonic(), self._embeds
+        copied = time.monotonic()
         self.runner.spare -= copied - start
-        status = self.runner.run(1 if self._ended or self.transfer.has_work or shared else STEPS_PER_RUN)
-        if self._turns is not None:
-            self._turns.generated(time.monotonic() - copied, shared=shared)
+        status = self.runner.run(STEPS_PER_RUN if alone and not (self._ended or self.transfer.has_work) else 1)
+        ran = time.monotonic() - copied
+        self._settle(status)
+        return ran
+
+    def _settle(self, status: int) -> None:
+        """Decide what ``Runner.run`` has left to decide."""
         if status in (FINISHED, SAVE_DUE):
             self.transfer.save_due()
         if status == FINISHED:

@@ -7,12 +7,11 @@ import threading
 import time
 from array import array
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import pytest
 
 from llamafast._core.step import FINISHED, NO_ROOM, PAUSED
-from llamafast.engine import embeddings as embeddings_module
+from llamafast.engine import shares as shares_module
 from llamafast.engine import worker as worker_module
 from llamafast.engine.cache import PrefixCache
 from llamafast.engine.kv_transfer import KVTransfer
@@ -139,12 +138,12 @@ def test_who_is_cancelled_while_its_prompt_arrives_ends_once(runner, failures, m
     first, second = FakeSequence(1), FakeSequence(2)
     worker.enqueue(arrival([first, second]))
     worker._take_orders()
-    worker._round()
+    worker._shares.round(worker)
     worker.cancel([1, 2])
     worker._take_orders()
     monkeypatch.setattr(transfer, "arrive", lambda: [second] if second in runner.running else [])
     for _ in range(3):
-        worker._round()
+        worker._shares.round(worker)
     counters = worker.counters()
     assert (counters["cancelled"], counters["completed"], counters["failed"]) == (2, 0, 0)
     assert not runner.running
@@ -300,25 +299,17 @@ def test_it_is_stalled_only_while_work_waits(worker, runner):
 
 
 class FakeEmbeddings:
-    """Has work unless ``works`` says otherwise. A step takes what it is given, with one long input more, and never
-    more than a full batch does."""
+    """Always has work; a step takes what it is given."""
 
     n_waiting = 0
+    has_work = True
 
-    def __init__(self, clock, slowness=1.0, full_batch=10.0, works=lambda: True):
-        self.clock, self.slowness, self.full_batch, self.works = clock, slowness, full_batch, works
-        self.seconds = 0.0
-        self.longest = 0.0
-
-    @property
-    def has_work(self):
-        return self.works()
+    def __init__(self, clock):
+        self.clock, self.seconds = clock, 0.0
 
     def step(self, seconds):
-        took = min(seconds, self.full_batch) * self.slowness
-        self.clock.now += took
-        self.seconds += took
-        self.longest = max(self.longest, took)
+        self.clock.now += seconds
+        self.seconds += seconds
 
 
 class Clock:
@@ -333,9 +324,10 @@ class ClockedRunner(FakeRunner):
 
     def __init__(self, clock, step):
         super().__init__()
-        self.clock, self.step, self.seconds = clock, step, 0.0
+        self.clock, self.step, self.seconds, self.asked = clock, step, 0.0, []
 
     def run(self, max_steps):
+        self.asked.append(max_steps)
         self.clock.now += self.step
         self.seconds += self.step
         self.spare = max(self.step, 0.05 - self.step)
@@ -346,82 +338,33 @@ class ClockedRunner(FakeRunner):
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(worker_module, "time", clock)
-    monkeypatch.setattr(embeddings_module, "time", clock)
+    monkeypatch.setattr(shares_module, "time", clock)
     return clock
 
 
-def sharing(runner, embeddings):
-    """A worker without a thread whose Runner has a sequence."""
+@pytest.mark.parametrize("step", [0.001, 0.035, 0.3])
+def test_embeddings_share_the_thread_with_generation(clock, step):
+    """How, test_shares.py tells."""
+    runner, embeddings = ClockedRunner(clock, step), FakeEmbeddings(clock)
     transfer = KVTransfer(runner, PrefixCache(0), Pace())
     worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: None, Pace(), embeddings)
     worker.scheduler.enqueue(arrival([FakeSequence(1)]))
-    return worker
-
-
-@pytest.mark.parametrize("step", [0.001, 0.035, 0.3])
-@pytest.mark.parametrize(("slowness", "full_batch"), [(1.0, 10.0), (7.0, 10.0), (1.0, 0.1), (1.0, 0.004)])
-def test_generation_and_embeddings_get_equal_time(clock, step, slowness, full_batch):
-    runner, embeddings = ClockedRunner(clock, step), FakeEmbeddings(clock, slowness, full_batch)
-    worker = sharing(runner, embeddings)
     while clock.now < 100:
-        worker._round()
+        worker._shares.round(worker)
     assert 0.95 < runner.seconds / embeddings.seconds < 1.05
-    assert embeddings.longest <= max(0.05, step) * slowness + 1e-9
+    assert set(runner.asked) == {1}
 
 
-def test_generation_that_comes_is_not_held_up_by_embeddings_that_wait(clock):
-    runner, embeddings = ClockedRunner(clock, 0.3), FakeEmbeddings(clock)
-    sharing(runner, embeddings)._round()
-    assert runner.seconds == 0.3
-    assert embeddings.seconds == pytest.approx(0.3)
-
-
-def test_embeddings_that_come_have_saved_up_no_time(clock):
-    runner = ClockedRunner(clock, 30.0)
-    embeddings = FakeEmbeddings(clock, works=lambda: clock.now > 0)
-    worker = sharing(runner, embeddings)
-    worker._round()
-    assert embeddings.seconds == pytest.approx(0.1)
-
-
-def test_embeddings_take_no_more_than_a_step_has_to_spare(clock):
-    """As much as generation had in the long run, but in pieces; a prompt that is computed apart gets half of them."""
-    runner, embeddings = ClockedRunner(clock, 0.03), FakeEmbeddings(clock, full_batch=0.004)
-    worker = sharing(runner, embeddings)
-    for apart, most in ((False, 0.03), (True, 0.02)):
-        worker.transfer = SimpleNamespace(**dict.fromkeys(("release", "restore", "start")), computes_apart=apart)
-        longest = 0.0
-        for _ in range(200):
-            runner.run(1)
-            before = clock.now
-            worker._embed(worker._turns)
-            worker._turns.generated(0.03, shared=True)
-            longest = max(longest, clock.now - before)
-            assert runner.spare <= 0.03
-        assert 0.01 < longest <= most + 0.004
-
-
-def test_a_prompt_that_is_computed_apart_gets_its_half_however_little_there_is(clock):
-    """Where short prompts take most of the gap; embeddings wait until what they may take is enough for a step."""
-    runner, embeddings = ClockedRunner(clock, 0.068), FakeEmbeddings(clock)
-    worker = sharing(runner, embeddings)
-    worker.transfer = SimpleNamespace(computes_apart=True)
-    for _ in range(100):
-        runner.run(1)
-        runner.spare = 0.007
-        worker._turns.generated(0.068, shared=True)
-        worker._embed(worker._turns)
-        assert runner.spare >= 0.0035 - 1e-9
-    assert embeddings.seconds == pytest.approx(100 * 0.0035, rel=0.1)
-    assert embeddings.longest <= 0.025
-
-
-def test_a_pause_of_the_embeddings_does_not_cancel_what_they_took(clock):
-    runner = ClockedRunner(clock, 0.005)
-    embeddings = FakeEmbeddings(clock, works=lambda: len(calls) % 3 != 1)
-    calls = []
-    worker = sharing(runner, embeddings)
-    while clock.now < 100:
-        calls.append(None)
-        worker._round()
-    assert 0.95 < runner.seconds / embeddings.seconds < 1.3
+def test_copies_are_a_part_of_the_pause(clock, monkeypatch):
+    runner, embeddings = ClockedRunner(clock, 0.03), FakeEmbeddings(clock)
+    transfer = KVTransfer(runner, PrefixCache(0), Pace())
+    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: None, Pace(), embeddings)
+    worker.scheduler.enqueue(arrival([FakeSequence(1)]))
+    spared = []
+    run = runner.run
+    monkeypatch.setattr(transfer, "restore", lambda deadline: setattr(clock, "now", clock.now + 0.01))
+    monkeypatch.setattr(runner, "run", lambda max_steps: (spared.append(runner.spare), run(max_steps))[1])
+    for _ in range(3):
+        worker._shares.round(worker)
+    # 0.03 a step to spare, which the embeddings take until they are even
+    assert spared == pytest.approx([-0.01, -0.01, -0.01])
