@@ -31,9 +31,9 @@ def leave_to_compute(n_threads: int) -> None:
 
     Every step wakes the event loop. A wake-up on the CPU that computes takes it away from ggml in the middle of a step:
     with one compute thread on two CPUs, 16 streams of a tiny model lost a tenth of their speed to that. Where no CPU
-    is left over, nothing is confined. The engine's threads are started ``on_cpus``.
+    is left over, or none computes, nothing is confined. The engine's threads are started ``on_cpus``.
     """
-    if hasattr(os, "sched_setaffinity"):
+    if n_threads and hasattr(os, "sched_setaffinity"):
         spare = sorted(os.sched_getaffinity(0))[n_threads:]
         if spare:
             os.sched_setaffinity(0, spare)

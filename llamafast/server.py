@@ -34,7 +34,8 @@ from llamafast.api.origins import Origins
 from llamafast.config import Config, ServerConfig
 from llamafast.cpus import allowed_cpus, leave_to_compute, on_cpus
 from llamafast.engine.engine import Engine
-from llamafast.engine.load import compute_threads, load_engine, set_echo
+from llamafast.engine.load import load_engine, set_echo
+from llamafast.engine.placement import placement_of
 from llamafast.errors import ConfigError
 from llamafast.granian_limits import limits
 from llamafast.hub import resolve_model
@@ -66,7 +67,7 @@ async def _serve(config: Config, listener: Listener, keys: Keys) -> None:
     _end_on_signals(listener)
     _read_keys_on_signal(keys)
     cpus = allowed_cpus()
-    leave_to_compute(max(compute_threads(config.model)))
+    leave_to_compute(placement_of(config.model).n_computing)
     waits = ClientWaits(config.server)
     if (port := listener.port) is not None:
         waits.connections = Connections(port, config.server)

@@ -27,7 +27,7 @@ class Context:
         cls,
         model: Model,
         *,
-        bare: bool = False,
+        bare: bool | None = None,
         **llama_context_params: float | None,
     ) -> Self: ...
     @property
@@ -48,6 +48,8 @@ class Context:
     def pooling_type(self) -> int: ...
     @property
     def has_memory(self) -> bool: ...
+    @property
+    def on_cpu(self) -> bool: ...
     @property
     def n_direct(self) -> int: ...
     @property

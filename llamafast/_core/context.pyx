@@ -76,12 +76,14 @@ cdef class Context:
     """Owns a llama_context and holds its Model. Keywords are fields of llama_context_params; None leaves llama.h's
     default. Not thread-safe: one thread at a time.
 
-    With ``bare`` llama.cpp computes its graphs all by itself; see graph.pyx.
+    With ``bare`` llama.cpp computes its graphs all by itself; without it some of their nodes are ours (see graph.pyx),
+    which only CPUs can compute. None is ``bare`` where others do.
 
     Where sequences share cells, llama.cpp is given one sequence id more than ``n_seq_max`` (at most 255 then): parts of
     a sequence are saved and restored through it.
 
-    Raises ModelLoadError with llama.cpp's reason, ValueError for more sequences than rows in a batch.
+    Raises ModelLoadError with llama.cpp's reason, ValueError for more sequences than rows in a batch or nodes of ours
+    where others than CPUs compute.
     """
 
     def __cinit__(
@@ -90,7 +92,7 @@ cdef class Context:
         flash_attn_type=None, embeddings=None, rope_freq_base=None, rope_freq_scale=None, yarn_ext_factor=None,
         yarn_attn_factor=None, yarn_beta_fast=None, yarn_beta_slow=None, yarn_orig_ctx=None, type_k=None, type_v=None,
         offload_kqv=None, no_perf=None, op_offload=None, swa_full=None, kv_unified=None,
-        bint bare=False,
+        bare=None,
     ):
         cdef llama_context_params params = llama_context_default_params()
         self.model = model
@@ -131,6 +133,10 @@ cdef class Context:
             self.scratch = min(params.n_seq_max, LLAMA_MAX_SEQ - 1)
             params.n_seq_max = self.scratch + 1
             params.n_batch = max(params.n_batch, params.n_seq_max)
+        if bare is None:
+            bare = not model.on_cpu
+        if not bare and not model.on_cpu:
+            raise ValueError("only CPUs can compute nodes of ours")
         if not bare:
             graph_init(&self.graph, llama_vocab_n_tokens(llama_model_get_vocab(model.model)), &params)
         forget_log()
@@ -190,6 +196,11 @@ cdef class Context:
     @property
     def has_memory(self):
         return self.memory != NULL
+
+    @property
+    def on_cpu(self):
+        """Whether CPUs compute all of it, and hold all of its memory."""
+        return self.model.on_cpu
 
     @property
     def n_direct(self):

@@ -12,7 +12,7 @@ from libc.string cimport strcmp
 from .headers.attention cimport attention_take, attention_use
 from .headers.llama cimport (
     GGML_OP_FLASH_ATTN_EXT, GGML_TYPE_F32, c_bool, ggml_backend_buffer_is_host, ggml_is_contiguous, ggml_nrows,
-    ggml_tensor, llama_decode, llama_get_logits, llama_supports_gpu_offload,
+    ggml_tensor, llama_decode, llama_get_logits,
 )
 from .headers.simd cimport SIMD_AVX512
 
@@ -20,13 +20,12 @@ attention_use(SIMD_AVX512)
 
 
 cdef void graph_init(graph_t *self, int32_t n_vocab, llama_context_params *params) noexcept nogil:
-    """Ask for the callback where nodes are computed by CPUs: what else a backend may hold about a node's memory is its
+    """Ask for the callback. All nodes are computed by CPUs: what else a backend may hold about a node's memory is its
     own. ``self`` is zeroed."""
     self.n_vocab = n_vocab
     self.all_outputs = params.embeddings
-    if not llama_supports_gpu_offload():
-        params.cb_eval = change
-        params.cb_eval_user_data = self
+    params.cb_eval = change
+    params.cb_eval_user_data = self
 
 
 cdef int32_t graph_decode(graph_t *self, const llama_batch *batch) noexcept nogil:

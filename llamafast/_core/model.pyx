@@ -5,14 +5,14 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from .headers.llama cimport (
-    LLAMA_KV_OVERRIDE_TYPE_BOOL, LLAMA_KV_OVERRIDE_TYPE_FLOAT, LLAMA_KV_OVERRIDE_TYPE_INT,
-    LLAMA_KV_OVERRIDE_TYPE_STR, c_bool, ggml_is_quantized, gguf_context, gguf_find_key, gguf_find_tensor, gguf_free,
+    LLAMA_KV_OVERRIDE_TYPE_BOOL, LLAMA_KV_OVERRIDE_TYPE_FLOAT, LLAMA_KV_OVERRIDE_TYPE_INT, LLAMA_KV_OVERRIDE_TYPE_STR,
+    LLAMA_SPLIT_MODE_NONE, c_bool, ggml_is_quantized, gguf_context, gguf_find_key, gguf_find_tensor, gguf_free,
     gguf_get_n_tensors, gguf_get_tensor_type, gguf_init_from_file, gguf_init_params, llama_max_devices,
     llama_model_chat_template, llama_model_default_params, llama_model_desc, llama_model_free, llama_model_has_decoder,
     llama_model_has_encoder, llama_model_is_hybrid, llama_model_is_recurrent, llama_model_kv_override,
     llama_model_load_from_file, llama_model_meta_val_str, llama_model_n_cls_out, llama_model_n_ctx_train,
     llama_model_n_embd_out, llama_model_n_layer, llama_model_n_params, llama_model_n_swa, llama_model_params,
-    llama_model_size,
+    llama_model_size, llama_supports_gpu_offload,
 )
 from .headers.weight_layouts cimport weight_layouts_work
 from .leaks cimport MODEL, born, died
@@ -25,6 +25,9 @@ cdef class Model:
     ``on_progress(fraction)`` is called while loading, on the loading thread; an exception in it stops the load and is
     raised. The other keywords are fields of llama_model_params; None leaves llama.h's default, and
     ``use_extra_bufts`` to whether this machine can compute with them what the file holds.
+
+    With no ``split_mode`` (0) and a negative ``main_gpu`` llama.cpp uses no GPU at all. ``n_gpu_layers`` 0 alone keeps
+    them for the products of large batches.
 
     Raises ModelLoadError with llama.cpp's reason, ValueError for a parameter llama.cpp cannot take.
     """
@@ -47,6 +50,9 @@ cdef class Model:
         if load_mode is not None:
             params.load_mode = load_mode
         params.vocab_only = vocab_only
+        self.on_cpu = not supports_gpu_offload() or (
+            params.split_mode == LLAMA_SPLIT_MODE_NONE and params.main_gpu < 0
+        )
         if use_extra_bufts is None:
             use_extra_bufts = vocab_only or weight_layouts_work() or not may_be_quantised(c_path)
         params.use_extra_bufts = self.use_extra_bufts = use_extra_bufts
@@ -155,6 +161,11 @@ cdef class Model:
         else:
             text = llama_model_chat_template(self.model, c_name)
         return None if text == NULL else text.decode("utf-8", "replace")
+
+
+def supports_gpu_offload():
+    """Whether the linked llama.cpp can compute on other devices than CPUs, and this machine has one."""
+    return llama_supports_gpu_offload()
 
 
 def has_tensor(str path, *names):

@@ -6,7 +6,6 @@ from typing_extensions import disjoint_base
 from llamafast._core.context import Context
 
 def suits(context: Context) -> bool: ...
-def helps() -> bool: ...
 
 @disjoint_base
 class Prefiller:

@@ -10,8 +10,7 @@ from libc.stdint cimport int32_t
 from .context cimport Batch, Context, batch_add, context_decode
 from .headers.clock cimport now
 from .headers.llama cimport (
-    c_bool, llama_get_logits_ith, llama_memory_seq_rm, llama_set_abort_callback,
-    llama_supports_gpu_offload, llama_synchronize,
+    c_bool, llama_get_logits_ith, llama_memory_seq_rm, llama_set_abort_callback, llama_synchronize,
 )
 from .headers.pthread cimport (
     pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_wait, pthread_mutex_destroy,
@@ -23,11 +22,6 @@ from .leaks cimport PREFILLER, born, died
 def suits(Context context not None):
     """Whether the prompts of a context can be computed in another one and moved in parts, any part of them."""
     return context.scratch >= 0 and context.n_cuttable >= context.n_ctx
-
-
-def helps():
-    """Whether that is of use: a GPU has finished a batch before anybody has noticed, and asks nobody in between."""
-    return not llama_supports_gpu_offload()
 
 
 cdef class Prefiller:

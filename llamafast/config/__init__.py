@@ -45,8 +45,8 @@ MAX_BODY_BYTES = 24 * 2**20
 
 
 class SchedulerConfig(Section, frozen=True, kw_only=True):
-    """``target_itl_ms``: how long a prompt may hold running answers up between two tokens (null: 1.5 times as long as
-    without it, or 300). ``prefill_chunk``: most prompt tokens in one step that also decodes, instead of that.
+    """``target_itl_ms``: how long a prompt may hold running answers up between two tokens (null: 1.6 times as long as
+    without it, or 75). ``prefill_chunk``: most prompt tokens in one step that also decodes, instead of that.
     ``disaggregate_prefill``: whether long prompts have a context of their own, with as much memory for the KV cache
     again (null: on a CPU, where sequences share one KV cache and a quarter of the available memory is enough).
 

@@ -12,19 +12,19 @@ from typing import Any
 from llamafast._core.context import Context
 from llamafast._core.llama_log import set_echo
 from llamafast._core.model import Model
-from llamafast._core.prefiller import Prefiller, helps, suits
+from llamafast._core.prefiller import Prefiller, suits
 from llamafast._core.vocab import Vocab
 from llamafast.config import Config, ModelConfig
 from llamafast.engine.engine import Engine
 from llamafast.engine.memory import available_bytes, resident_bytes, return_large_blocks
 from llamafast.engine.pace import pace_of
+from llamafast.engine.placement import computes_bare, gains_apart, placement_of
 from llamafast.engine.pooling import create_embedder, embedding_params, embeds, made_to_embed
 from llamafast.engine.recommended import recommended_sampling
-from llamafast.engine.threads import physical_cores
 from llamafast.engine.types import ModelInfo
 from llamafast.errors import ConfigError, ModelLoadError
 
-__all__ = ["compute_threads", "load_engine", "resolved_settings", "set_echo"]
+__all__ = ["load_engine", "resolved_settings", "set_echo"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +48,13 @@ N_SEQ_MAX_UNIFIED, N_SEQ_MAX_RECURRENT, N_SEQ_MAX_PARTITIONED = 64, 8, 1
 
 def load_model(config: ModelConfig, path: Path, on_progress: Callable[[float], None] | None = None) -> Model:
     """Load the weights. Raises ModelLoadError or ConfigError."""
+    placement = placement_of(config)
     try:
         return Model(
             str(path),
             n_gpu_layers=config.n_gpu_layers,
-            split_mode=config.split_mode,
-            main_gpu=config.main_gpu,
+            split_mode=placement.split_mode,
+            main_gpu=placement.main_gpu,
             tensor_split=config.tensor_split,
             load_mode=_load_mode(config),
             kv_overrides=config.kv_overrides,
@@ -67,7 +68,7 @@ def create_context(model: Model, params: dict[str, Any]) -> Context:
     """Allocate memory for the sequences. Raises ModelLoadError, with numbers where there is too little, or
     ConfigError."""
     try:
-        return Context(model, **params)
+        return Context(model, bare=computes_bare(model), **params)
     except (ValueError, OverflowError) as error:
         raise ConfigError(f"model: {error}") from error
     except ModelLoadError as error:
@@ -103,8 +104,7 @@ def create_prefiller(config: Config, context: Context, n_bytes: int) -> Prefille
     """The Prefiller of a context that took ``n_bytes``, if the config or this machine wants one. Raises ConfigError."""
     wanted = config.scheduler.disaggregate_prefill
     if wanted is None:
-        wanted = config.scheduler.prefill_chunk is None and helps() and suits(context)
-        wanted = wanted and n_bytes * PREFILL_SHARE <= available_bytes()
+        wanted = gains_apart(config.scheduler, context) and n_bytes * PREFILL_SHARE <= available_bytes()
     if not wanted:
         return None
     if not suits(context):
@@ -115,24 +115,18 @@ def create_prefiller(config: Config, context: Context, n_bytes: int) -> Prefille
     return Prefiller(create_context(context.model, params))
 
 
-def compute_threads(config: ModelConfig) -> tuple[int, int]:
-    """Threads that decode, and that compute prompts. A thread that is confined to some CPUs counts only those."""
-    threads = config.threads or physical_cores()
-    return threads, config.threads_batch or threads
-
-
 def context_params(config: ModelConfig, model: Model) -> dict[str, Any]:
     """The llama_context_params this config means for this model; None leaves llama.h's default."""
     n_ctx = config.n_ctx or model.n_ctx_train
     n_batch = min(n_ctx, config.n_batch or 2048)
-    threads, threads_batch = compute_threads(config)
+    placement = placement_of(config)
     return {
         "n_ctx": n_ctx,
         "n_batch": n_batch,
         "n_ubatch": min(n_batch, config.n_ubatch or 512),
         "n_seq_max": config.n_seq_max or min(n_batch, _n_seq_max(config, model)),
-        "n_threads": threads,
-        "n_threads_batch": threads_batch,
+        "n_threads": placement.threads,
+        "n_threads_batch": placement.threads_batch,
         "flash_attn_type": None if config.flash_attn is None else int(config.flash_attn),
         **config.llama_context_params,
     }

@@ -70,6 +70,7 @@ cdef extern from "llama.h" nogil:
     enum: LLAMA_POOLING_TYPE_MEAN
     enum: LLAMA_POOLING_TYPE_CLS
     enum: LLAMA_POOLING_TYPE_RANK
+    enum: LLAMA_SPLIT_MODE_NONE
     enum: LLAMA_KV_OVERRIDE_TYPE_INT
     enum: LLAMA_KV_OVERRIDE_TYPE_FLOAT
     enum: LLAMA_KV_OVERRIDE_TYPE_BOOL
