@@ -6,12 +6,16 @@ computing it.
 
 A state is a part of a sequence that continues another state, so what prompts have in common is stored once, and saving
 or restoring a part delays a step but little. The tree that finds them by their tokens is in the core.
+
+Who finds a prefix is given handles of its states, not their bytes. These are asked for when they are restored, and may
+be here, on their way, or gone; until then what is handed out is held, and counts in the budget like all that is kept.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import NamedTuple
@@ -41,9 +45,9 @@ COUNTED = (
 
 
 class Part(NamedTuple):
-    """A saved state and which tokens to take of it."""
+    """A state and which tokens to take of it."""
 
-    saved: bytes
+    state: State
     start: int
     stop: int
 
@@ -56,7 +60,8 @@ class PrefixCache:
 
     What goes first is what is cheapest to lose: a state that none continues with the least uses x tokens / bytes, aged
     by the value of what went before it (GreedyDual-Size-Frequency, Cherkasova 1998). Computing a token costs the same
-    for all, so its cost does not count.
+    for all, so its cost does not count. What somebody holds does not go, as if a state continued it; so what is new may
+    go at once.
     """
 
     def __init__(self, budget: int, *, n_cuttable: int = UNLIMITED, in_parts: bool = True) -> None:
@@ -70,6 +75,7 @@ class PrefixCache:
         self._tree = PrefixTree()
         self._leaves: list[tuple[float, int, State]] = []
         self._pushed = count()  # no two entries are equal
+        self._held: Counter[State] = Counter()
         self._age = 0.0
 
     @property
@@ -87,7 +93,8 @@ class PrefixCache:
     def find(self, tokens: array[int], salt: bytes, more_than: int) -> list[Part]:
         """The parts that make most of ``tokens``, in order; none where they are not worth more than ``more_than``.
 
-        The last token does not count: it is always computed, as logits are not kept.
+        The last token does not count: it is always computed, as logits are not kept. Whoever is to get the parts holds
+        them before anything else is kept.
         """
         state, stop = self._tree.find(tokens, salt, len(tokens) - 1, self.n_cuttable)
         if state is None or stop < more_than + MIN_TOKENS or stop * MAX_WASTE < state.stop:
@@ -97,13 +104,41 @@ class PrefixCache:
         parts: list[Part] = []
         part: State | None = state
         while part is not None:
-            parts.append(Part(part.saved, part.start, stop))
+            parts.append(Part(part, part.start, stop))
             part.uses += 1
             self._value(part)
             stop = part.start
             part = part.base
         parts.reverse()
         return parts
+
+    def saved(self, state: State) -> bytes | None:
+        """The bytes of a state that was found; none where it is gone, None as long as they are not here. Never waits:
+        to ask is to have them brought, and whoever brings them wakes the engine thread."""
+        return state.saved
+
+    def hold(self, state: State) -> None:
+        """Keep a state until it is let go of as often as it is held; only ``clear`` forgets it all the same."""
+        if state.kept:
+            self._held[state] += 1
+            state.n_heirs += 1
+
+    def let_go(self, state: State) -> None:
+        if state not in self._held:
+            # it was never kept, or is not any more
+            return
+        self._held[state] -= 1
+        if not self._held[state]:
+            del self._held[state]
+        state.n_heirs -= 1
+        self._wait(state)
+
+    def let_go_of_all(self) -> None:
+        """Nobody is to get anything any more."""
+        for state, n in self._held.items():
+            state.n_heirs -= n
+            self._wait(state)
+        self._held.clear()
 
     def unsaved(self, tokens: array[int], salt: bytes) -> tuple[int, int]:
         """Which of the ``tokens`` in memory to save, as [start, stop); (0, 0) for none."""
@@ -117,11 +152,12 @@ class PrefixCache:
             return 0, 0
         return (start if self.in_parts else 0), stop
 
-    def put(self, tokens: array[int], salt: bytes, saved: bytes) -> None:
-        """Keep the state of those of ``tokens`` that ``unsaved`` named, their end included."""
+    def put(self, tokens: array[int], salt: bytes, saved: bytes) -> State:
+        """Keep the state of those of ``tokens`` that ``unsaved`` named, their end included. Where there is no room for
+        it beside what is worth more it is gone already."""
         base, start = self._base(tokens, salt)
         if base is not None and not self.in_parts:
-            if self.cuts_anywhere and base.stop == start and base.is_last:
+            if self.cuts_anywhere and base.stop == start and base.is_last and base not in self._held:
                 # the longer state contains the shorter one
                 self._counts["evictions_replaced"] += 1
                 self._drop(base)
@@ -143,11 +179,15 @@ class PrefixCache:
             self._leaves = [entry for entry in self._leaves if entry[2].kept]
             heapify(self._leaves)
         while self.used_bytes > self.budget:
+            # what is held was within the budget without the new one
             self._evict()
+        return state
 
     def clear(self) -> int:
-        """Forget all states; how many bytes that freed. Giving a GB back to the system takes about 0.1 s."""
+        """Forget all states, those that are held too; how many bytes that freed. Giving a GB back to the system takes
+        about 0.1 s."""
         n_bytes = self.used_bytes
+        self.let_go_of_all()
         while self._leaves:
             _, _, state = self._leaves.pop()
             state.waits = False
@@ -211,6 +251,47 @@ class PrefixCache:
         if state.base is not None:
             state.base.n_heirs -= 1
             self._wait(state.base)
+
+
+class Parts:
+    """Parts that somebody is to get, in order. Their states are held until they are taken or the parts are cleared."""
+
+    def __init__(self, cache: PrefixCache, parts: Iterable[Part] = ()) -> None:
+        self._cache = cache
+        self._parts: deque[Part] = deque()
+        for part in parts:
+            self.add(part)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @property
+    def first(self) -> Part:
+        return self._parts[0]
+
+    @property
+    def saved(self) -> bytes | None:
+        """The bytes of the first one, as ``PrefixCache.saved`` has them."""
+        return self._cache.saved(self._parts[0].state)
+
+    def add(self, part: Part) -> None:
+        self._cache.hold(part.state)
+        self._parts.append(part)
+
+    def take(self) -> Part:
+        """Remove the first one."""
+        part = self._parts.popleft()
+        self._cache.let_go(part.state)
+        return part
+
+    def take_over(self, others: Parts) -> None:
+        """Append all of ``others``, which are none then."""
+        self._parts += others._parts
+        others._parts.clear()
+
+    def clear(self) -> None:
+        while self._parts:
+            self.take()
 
 
 def _distances(n_prompt: int) -> Iterator[int]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import Sequence
-from llamafast.engine.cache import Part, PrefixCache
+from llamafast.engine.cache import Part, Parts, PrefixCache
 from llamafast.engine.pace import Pace
 from llamafast.engine.prefill import PrefillQueue
 
@@ -18,7 +17,8 @@ logger = logging.getLogger(__name__)
 class KVTransfer:
     """Engine thread only, but for ``counts``. A copy that fails costs the time to compute what it held and no request.
 
-    ``prefills`` computes long prompts apart; they come in like saved prefixes.
+    ``prefills`` computes long prompts apart; they come in like saved prefixes. Where the bytes of a part are still to
+    come, whoever waits for them is passed over: nothing here ever waits.
     """
 
     def __init__(self, runner: Runner, cache: PrefixCache, pace: Pace, prefills: PrefillQueue | None = None) -> None:
@@ -26,7 +26,7 @@ class KVTransfer:
         self._pace = pace
         self._runner = runner
         self._cache = cache
-        self._restores: dict[Sequence, deque[Part]] = {}
+        self._restores: dict[Sequence, Parts] = {}
         self._counts = {"lookup_failures": 0, "save_failures": 0, "restore_failures": 0}
 
     def counts(self) -> dict[str, int]:
@@ -36,7 +36,15 @@ class KVTransfer:
     @property
     def has_work(self) -> bool:
         """Whether something is to be done before the next step, or after it at the latest."""
-        return bool(self._restores) or (self.prefills is not None and self.prefills.has_work)
+        return (self.prefills is not None and self.prefills.has_work) or any(
+            parts.saved is not None for parts in self._restores.values()
+        )
+
+    @property
+    def awaits_bytes(self) -> bool:
+        """Whether all there is to do here is to wait for the bytes of parts."""
+        waits = bool(self._restores) or (self.prefills is not None and self.prefills.has_jobs)
+        return waits and not self.has_work and not self.computes_apart
 
     @property
     def computes_apart(self) -> bool:
@@ -60,7 +68,7 @@ class KVTransfer:
         apart = self._pays_apart(sequence, n_wanted - n_found) and shared - again <= n_found
         self._runner.add(sequence, n_found, apart)
         if parts:
-            self._restores[sequence] = deque(parts)
+            self._restores[sequence] = Parts(self._cache, parts)
         if apart and self.prefills is not None:
             self.prefills.add(sequence, parts)
         n_there = n_wanted if apart else n_found
@@ -75,33 +83,46 @@ class KVTransfer:
             if n_tokens >= 0:
                 self._runner.prefilled(sequence, n_tokens, row)
             if parts:
-                self._restores.setdefault(sequence, deque()).extend(parts)
+                self._restores.setdefault(sequence, Parts(self._cache)).take_over(parts)
             if sequence.finished:
                 # what it does not need any more itself, others may wait for
-                while self._runner.followers(sequence) and sequence in self._restores:
-                    self._restore_next(sequence)
-                self._restores.pop(sequence, None)
+                while self._runner.followers(sequence) and self._restore_next(sequence):
+                    pass
+                self._drop_restores(sequence)
                 finished.append(sequence)
         return finished
 
     def restore(self, deadline: float) -> None:
-        """Restore parts of prefixes until the deadline, at least one."""
-        while self._restores:
-            self._restore_next(next(iter(self._restores)))
-            if time.monotonic() >= deadline:
-                return
+        """Restore parts of prefixes until the deadline, at least one where any is here."""
+        for sequence in list(self._restores):
+            while self._restore_next(sequence):
+                if time.monotonic() >= deadline:
+                    return
 
-    def _restore_next(self, sequence: Sequence) -> None:
-        parts = self._restores[sequence]
-        saved, start, stop = parts.popleft()
+    def _restore_next(self, sequence: Sequence) -> bool:
+        """Give a sequence its next part; False where there is none, or not yet."""
+        parts = self._restores.get(sequence)
+        saved = parts.saved if parts else None
+        if parts is None or saved is None:
+            return False
+        _, start, stop = parts.take()
         # what the Prefiller could not restore it has computed again: that is there already
         start = max(start, sequence.n_past) if self._runner.in_parts else start
-        done = start >= stop or self._runner.restore(sequence, saved, start, stop)
-        self._counts["restore_failures"] += not done
-        if not done:
+        if start < stop and not self._restored(sequence, saved, start, stop):
             self._forget(sequence)
+            sequence.save_at = self._cache.next_save(sequence.n_past, sequence.n_prompt, sequence.checkpoints)
         elif not parts:
             del self._restores[sequence]
+        return True
+
+    def _restored(self, sequence: Sequence, saved: bytes, start: int, stop: int) -> bool:
+        """Whether a sequence has these tokens now; if not it computes what it has not."""
+        if not saved:  # gone
+            self._runner.prefilled(sequence, sequence.n_past)
+            return False
+        done = self._runner.restore(sequence, saved, start, stop)
+        self._counts["restore_failures"] += not done
+        return done
 
     def save_due(self) -> None:
         """Save a part of whoever is due, for a while and at least one; all where the next step loses the state."""
@@ -151,7 +172,7 @@ class KVTransfer:
         return (parts[-1].stop if parts else 0) >= sequence.n_past - again
 
     def forget_saved(self) -> int:
-        """Forget the prefixes in host RAM; how many bytes that freed. Whoever is getting one still gets it."""
+        """Forget the prefixes in host RAM; how many bytes that freed. Whoever is getting one computes the rest."""
         return self._cache.clear()
 
     def clear(self) -> None:
@@ -160,6 +181,7 @@ class KVTransfer:
         self._restores.clear()
         if self.prefills is not None:
             self.prefills.clear()
+        self._cache.let_go_of_all()
 
     def _pays_apart(self, sequence: Sequence, n_rows: int) -> bool:
         if self.prefills is None or sequence.scores_prompt:
@@ -174,8 +196,13 @@ class KVTransfer:
             self._counts["lookup_failures"] += 1
             return []
 
+    def _drop_restores(self, sequence: Sequence) -> None:
+        parts = self._restores.pop(sequence, None)
+        if parts is not None:
+            parts.clear()
+
     def _forget(self, sequence: Sequence) -> None:
-        self._restores.pop(sequence, None)
+        self._drop_restores(sequence)
         if self.prefills is not None:
             self.prefills.drop(sequence)
 

@@ -11,13 +11,14 @@ import logging
 from array import array
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
 from llamafast._core.prefiller import Prefiller
 from llamafast._core.sequence import Sequence
-from llamafast.engine.cache import PART, Part, PrefixCache
+from llamafast._core.states import State
+from llamafast.engine.cache import PART, Part, Parts, PrefixCache
 from llamafast.engine.pace import Pace
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ class Job:
     sequence: Sequence
     tokens: array[int]
     salt: bytes
-    found: deque[Part]
+    found: Parts
+    parts: Parts
     n_found: int
     goal: int
     seq_id: int = -1
@@ -40,7 +42,6 @@ class Job:
     n_rows: int = 0
     row: int = -1
     dropped: bool = False
-    parts: list[Part] = field(default_factory=list)
 
     @property
     def n_tokens(self) -> int:
@@ -54,6 +55,15 @@ class Job:
     def done(self) -> bool:
         return self.n_done == self.n_tokens
 
+    @property
+    def saved(self) -> bytes | None:
+        """The bytes of the next part that was found, as ``PrefixCache.saved`` has them; None without one."""
+        return self.found.saved if self.found else None
+
+    def drop(self) -> None:
+        self.dropped = True
+        self.found.clear()
+
 
 class Prefilled(NamedTuple):
     """News of a sequence: further saved ``parts``, in order, and, once nothing more will come, the ``n_tokens`` that
@@ -64,7 +74,7 @@ class Prefilled(NamedTuple):
     """
 
     sequence: Sequence
-    parts: list[Part]
+    parts: Parts
     n_tokens: int
     row: int
 
@@ -91,7 +101,13 @@ class PrefillQueue:
     @property
     def has_work(self) -> bool:
         """Whether ``advance`` has something to do now."""
-        return not self.prefiller.working and bool(self._waiting or self._running)
+        if self.prefiller.working:
+            return False
+        return self._has_room or any(not job.found or job.saved is not None for job in self._running)
+
+    @property
+    def has_jobs(self) -> bool:
+        return bool(self._waiting or self._running)
 
     def pays(self, n_rows: int, row_seconds: float) -> bool:
         """Whether a prompt with so many rows left, each of which takes so long, is better computed here."""
@@ -106,26 +122,31 @@ class PrefillQueue:
         """Compute what ``found`` leaves of a sequence's tokens."""
         tokens = sequence.tokens()
         n_found = found[-1].stop if found else 0
-        self._waiting.append(Job(sequence, tokens, sequence.salt, deque(found), n_found, len(tokens)))
+        parts = Parts(self._cache)
+        self._waiting.append(
+            Job(sequence, tokens, sequence.salt, Parts(self._cache, found), parts, n_found, len(tokens))
+        )
 
     def drop(self, sequence: Sequence) -> None:
         """Nobody waits for it any more."""
-        self._waiting = deque(job for job in self._waiting if job.sequence is not sequence)
-        for job in self._running:
-            job.dropped = job.dropped or job.sequence is sequence
+        for job in [*self._waiting, *self._running]:
+            if job.sequence is sequence:
+                job.drop()
+        self._waiting = deque(job for job in self._waiting if not job.dropped)
         self._abort_unwanted()
 
     def clear(self) -> None:
+        for job in [*self._waiting, *self._running]:
+            job.drop()
         self._waiting.clear()
-        for job in self._running:
-            job.dropped = True
         self._abort_unwanted()
 
     def advance(self, awaited: Callable[[Sequence], int]) -> list[Prefilled]:
         """Settle the last batch and begin the next; what is new since the last call.
 
         ``awaited`` tells how many tokens of a running sequence the first of those who wait for it needs, all it has
-        where nobody waits. At most one saved part is copied in for each call, so that no step waits long.
+        where nobody waits. At most one saved part is copied in for each call, so that no step waits long; while none is
+        here whoever needs none is computed.
         """
         for job in self._running:
             job.goal = awaited(job.sequence) if not job.dropped else job.n_tokens
@@ -136,15 +157,12 @@ class PrefillQueue:
             self.prefiller.cut(job.seq_id, 0)
             self._free.append(job.seq_id)
         self._admit(awaited)
-        loading = next((job for job in self._running if job.found), None)
-        if loading is not None:
-            self._load(loading)
-        else:
+        if not self._load():
             self._begin()
         return news
 
     def _news(self, job: Job) -> Prefilled:
-        parts, job.parts = job.parts, []
+        parts, job.parts = job.parts, Parts(self._cache)
         n_tokens = max(job.n_saved, job.n_found) if job.done else -1
         return Prefilled(job.sequence, parts, n_tokens, job.row if job.done else -1)
 
@@ -178,12 +196,21 @@ class PrefillQueue:
         awaited = job.n_saved < job.goal <= job.n_done
         if job.n_done - job.n_saved < PART and not job.done and not awaited:
             return
-        part = Part(self.prefiller.save(job.seq_id, job.n_saved, job.n_done), job.n_saved, job.n_done)
-        job.parts.append(part)
+        saved = self.prefiller.save(job.seq_id, job.n_saved, job.n_done)
+        job.parts.add(Part(self._state(job, saved), job.n_saved, job.n_done))
         job.n_saved = job.n_done
-        tokens = job.tokens[: job.n_done]
-        if self._cache.unsaved(tokens, job.salt) == (part.start, part.stop):
-            self._cache.put(tokens, job.salt, part.saved)
+
+    def _state(self, job: Job, saved: bytes) -> State:
+        """Of what a job has computed and not handed over; one of its own where the cache does not keep it."""
+        try:
+            tokens = job.tokens[: job.n_done]
+            if self._cache.unsaved(tokens, job.salt) == (job.n_saved, job.n_done):
+                state = self._cache.put(tokens, job.salt, saved)
+                if state.kept:
+                    return state
+        except Exception:
+            logger.exception("cannot keep a prefix of %d tokens", job.n_done)
+        return State(saved, None, job.n_saved, job.n_done, spares=0, n_bytes=0)
 
     def _give_up(self, job: Job) -> None:
         """Leave what is not saved to be computed where everybody else runs."""
@@ -194,25 +221,34 @@ class PrefillQueue:
 
     def _admit(self, awaited: Callable[[Sequence], int]) -> None:
         """Let waiting jobs run as long as there are sequence ids and cells for them."""
-        n_cells = sum(job.n_tokens for job in self._running)
-        while self._waiting and self._free:
-            job = self._waiting[0]
-            n_cells += job.n_tokens
-            if n_cells > self.prefiller.n_ctx and self._running:
-                return
-            self._waiting.popleft()
+        while self._has_room:
+            job = self._waiting.popleft()
             job.seq_id = self._free.pop()
             job.goal = awaited(job.sequence)
             self._running.append(job)
 
-    def _load(self, job: Job) -> None:
-        saved, start, stop = job.found.popleft()
-        if self.prefiller.restore(job.seq_id, saved, start, stop):
-            job.n_done = job.n_saved = stop
-        else:
-            # computed again from there on, whatever else was found
-            self.prefiller.cut(job.seq_id, start)
-            job.found.clear()
+    @property
+    def _has_room(self) -> bool:
+        """Whether the first of the waiting jobs may run; alone, any may."""
+        if not self._waiting or not self._free:
+            return False
+        n_cells = self._waiting[0].n_tokens + sum(job.n_tokens for job in self._running)
+        return n_cells <= self.prefiller.n_ctx or not self._running
+
+    def _load(self) -> bool:
+        """Give one job the next part that was found of it; False where none is here."""
+        for job in self._running:
+            if (saved := job.saved) is None:
+                continue
+            _, start, stop = job.found.take()
+            if saved and self.prefiller.restore(job.seq_id, saved, start, stop):
+                job.n_done = job.n_saved = stop
+            else:
+                # computed again from there on, whatever else was found
+                self.prefiller.cut(job.seq_id, start)
+                job.found.clear()
+            return True
+        return False
 
     def _begin(self) -> None:
         least = rows = self._pace.apart_rows
@@ -220,10 +256,11 @@ class PrefillQueue:
             rows = max(least, int(self._pace.apart_batch_seconds / self._row_seconds) // least * least)
         room = self.prefiller.n_batch
         rows = min(rows, room)
-        jobs = sorted(self._running, key=lambda job: job.n_to_goal)
+        running = [job for job in self._running if not job.found]
+        jobs = sorted(running, key=lambda job: job.n_to_goal)
         self._oldest_first = not self._oldest_first
         if self._oldest_first:
-            jobs = [*self._running[:1], *(job for job in jobs if job is not self._running[0])]
+            jobs = [*running[:1], *(job for job in jobs if job is not running[0])]
         for job in jobs:
             if not rows:
                 break
@@ -236,5 +273,5 @@ class PrefillQueue:
             job.row = row if stop == job.n_tokens else -1
             room -= job.n_rows
             rows = max(0, rows - job.n_rows)
-        if self._running:
+        if running:
             self.prefiller.begin()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from llamafast._core.llama_log import drain_log
 from llamafast._core.runner import Runner
-from llamafast._core.sequence import Sequence
+from llamafast._core.sequence import PHASE_FOLLOWING, PHASE_RESTORING, Sequence
 from llamafast._core.step import FINISHED, NO_ROOM, PAUSED, PREFILLED, SAVE_DUE
 from llamafast.engine.embeddings import EmbeddingQueue
 from llamafast.engine.kv_transfer import KVTransfer
@@ -58,6 +58,8 @@ class Worker:
         self._resets: list[Callable[[int], object]] = []
         self._ended: deque[tuple[Sequence, str]] = deque()  # still in memory, and what they count as
         self._closing = False
+        self._woken = self._was_woken = False  # since the last orders were taken, and before
+        self._idles = False  # nothing is to be done but to wait for the bytes of prefixes
         self._busy_since: float | None = None
         self._counts = {"submitted": 0, "admitted": 0, "completed": 0, "cancelled": 0, "failed": 0, "preempted": 0}
         self._threads = [threading.Thread(target=self._loop, name="llamafast-engine", daemon=True)]
@@ -96,10 +98,12 @@ class Worker:
             self._resets.append(done)
 
     def wake(self) -> None:
-        """Look after the current step at all orders, also those in ``embeddings``. Any thread."""
+        """Look after the current step at all orders, also those in ``embeddings``, and at bytes of prefixes that have
+        come. Any thread."""
         with self._wake:
+            self._woken = True
             self._wake.notify()
-        self.runner.interrupt()
+            self.runner.interrupt()
 
     @property
     def n_waiting(self) -> int:
@@ -176,10 +180,12 @@ class Worker:
         """Wait until there is something to do."""
         with self._wake:
             while not (self._ordered or self._closing or self.has_work or self._shares.has_work):
-                self._busy_since = None
+                if not self.scheduler.has_work:
+                    self._busy_since = None
                 self._wake.wait()
             arrived, self._arrived = self._arrived, []
             cancelled, self._cancelled = self._cancelled, []
+            self._was_woken, self._woken = self._woken, False
         if self._busy_since is None:
             self._busy_since = time.monotonic()
         try:
@@ -200,8 +206,9 @@ class Worker:
 
     @property
     def has_work(self) -> bool:
-        """Whether a sequence runs or waits. Engine thread."""
-        return self.scheduler.has_work
+        """Whether a sequence runs or waits; not while all that run wait for bytes of prefixes. Engine thread."""
+        idles = self._idles and not self._woken and not self.transfer.has_work
+        return self.scheduler.has_work and not idles
 
     @property
     def computes_apart(self) -> bool:
@@ -217,6 +224,7 @@ class Worker:
 
     def generate(self, *, alone: bool) -> float:
         """``shares.Streams.generate``. Engine thread."""
+        self._idles = False
         if self._ended and len(self._ended) == self.scheduler.n_running:
             self._let_send()
         start = time.monotonic()
@@ -245,9 +253,11 @@ class Worker:
             self._end(self.runner.finished(), "completed")
         elif status in (SAVE_DUE, PREFILLED):
             pass
+        elif status == PAUSED:
+            self._idles = self._is_idle()
         elif status == NO_ROOM:
             self._make_room()
-        elif status != PAUSED:
+        else:
             # who has finished in this step has not failed
             self._end(self.runner.finished(), "completed")
             reason = drain_log() or "no reason given"
@@ -256,6 +266,12 @@ class Worker:
                 self.runner.in_last_step() or self.scheduler.running,
                 EngineFailure(f"llama_decode failed with code {status}"),
             )
+
+    def _is_idle(self) -> bool:
+        """After a run: whether nobody can go on before bytes of a prefix come. A wake may have kept it from a step."""
+        if self._was_woken or not self.transfer.awaits_bytes:
+            return False
+        return all(sequence.phase in (PHASE_RESTORING, PHASE_FOLLOWING) for sequence in self.scheduler.running)
 
     def _let_send(self) -> None:
         with self._wake:
@@ -302,6 +318,7 @@ class Worker:
         if self.embeddings is not None:
             self.embeddings.reset()
         self._ended.clear()
+        self._idles = False
         self._on_failure([sequence.tag for sequence in sequences], EngineFailure("the engine failed"))
         self.scheduler.take_running()
         self._counts["failed"] += len(sequences)

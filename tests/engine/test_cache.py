@@ -29,7 +29,12 @@ LONG = range(1000, 1200)
 
 def parts(cache, *lists, salt=b"", more_than=0):
     """What a prompt would restore."""
-    return [tuple(part) for part in cache.find(tokens(*lists, [1]), salt, more_than)]
+    return taken(cache, cache.find(tokens(*lists, [1]), salt, more_than))
+
+
+def taken(cache, found):
+    """Parts with their bytes."""
+    return [(cache.saved(part.state), part.start, part.stop) for part in found]
 
 
 def keep(cache, *lists, salt=b"", saved=b"state"):
@@ -45,7 +50,7 @@ def test_a_longer_prompt_finds_what_it_continues():
     assert keep(cache, LONG) == (0, 200)
     assert parts(cache, LONG, [2]) == [(b"state", 0, 200)]
     assert parts(cache, LONG[:90], [2]) == [(b"state", 0, 90)]
-    assert cache.find(tokens(LONG), b"", 0) == [(b"state", 0, 199)]
+    assert taken(cache, cache.find(tokens(LONG), b"", 0)) == [(b"state", 0, 199)]
     assert parts(cache, [5], LONG) == []
     assert parts(cache, LONG, more_than=200 - MIN_TOKENS) == [(b"state", 0, 200)]
     assert parts(cache, LONG, more_than=201 - MIN_TOKENS) == []
@@ -207,7 +212,7 @@ def test_the_budget_holds_and_every_hit_is_true(kind, requests):
         key = tokens(*([100 * part + i for i in range(35)] for part in path), [7] * rest)
         salt = b"salt" if salted else b""
         at = 0
-        for saved, start, stop in cache.find(tokens(key, [1]), salt, 0):
+        for saved, start, stop in parts(cache, key, salt=salt):
             source, first, last, of = saved_from[saved]
             assert (source[:stop], of) == (key[:stop], salt)
             assert start == (at if in_parts else 0)
