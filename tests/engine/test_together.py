@@ -16,12 +16,12 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
-from llamafast.chat.asked import asked_of_completion
-from llamafast.chat.constraint import Constraints
 
 from engine.test_engine import settled
 from engine.test_memory_kinds import KINDS, TEXTS, start
 from llamafast.api.schema.completions import CompletionRequest
+from llamafast.chat.grammar.asked import asked_of_completion
+from llamafast.chat.grammar.constraints import Constraints
 from llamafast.engine.engine import Engine
 from llamafast.engine.types import Generation, Matcher, Plan, SamplingParams, Tenant
 from llamafast.errors import EngineUnavailable
@@ -255,7 +255,7 @@ class Together(RuleBasedStateMachine):
         )
 
     def _matcher(self, grammar: int) -> Matcher | None:
-        ask = asked_of_completion(CompletionRequest(prompt="", guided_regex=GRAMMARS[grammar]))
+        ask = asked_of_completion(CompletionRequest(prompt="", guided_regex=GRAMMARS[grammar]).task())
         return None if ask is None else self._constraints.compile(ask).matcher
 
     def _truth(self, work: Work) -> list[Said]:
