@@ -24,6 +24,7 @@ from engine.test_prefill import FakeSequence as Prompt
 from llamafast._core.context import UNLIMITED
 from llamafast.engine.cache import Parts, PrefixCache
 from llamafast.engine.kv_transfer import KVTransfer
+from llamafast.engine.pace import Pace
 from llamafast.engine.prefill import PrefillQueue
 
 AT_ONCE = float("-inf")
@@ -108,7 +109,7 @@ class FakeRunner:
 
 def transfer_of(cache, in_parts=True):
     runner = FakeRunner(in_parts)
-    return runner, KVTransfer(runner, cache)
+    return runner, KVTransfer(runner, cache, Pace())
 
 
 def compute(sequence):
@@ -236,7 +237,7 @@ def test_who_waits_for_bytes_is_passed_over():
 
 def test_a_prompt_computed_apart_passes_one_whose_bytes_are_late():
     cache, prefiller = LateCache(10**7), FakePrefiller()
-    queue = PrefillQueue(prefiller, cache)
+    queue = PrefillQueue(prefiller, cache, Pace())
     queue.add(Prompt(text(600)), [])
     drain(queue, prefiller)
     cache.sink()
@@ -254,7 +255,7 @@ def test_a_prompt_computed_apart_passes_one_whose_bytes_are_late():
 
 def test_a_prompt_computed_apart_computes_what_is_gone():
     cache, prefiller = LateCache(10**7), FakePrefiller()
-    queue = PrefillQueue(prefiller, cache)
+    queue = PrefillQueue(prefiller, cache, Pace())
     queue.add(Prompt(text(1200)), [])
     drain(queue, prefiller)
     cache.sink()
@@ -273,7 +274,7 @@ def test_a_prompt_computed_apart_computes_what_is_gone():
 @pytest.mark.parametrize("budget", [0, 5000, 10**7])
 def test_what_was_computed_apart_is_there_whatever_is_kept(budget):
     cache, prefiller = PrefixCache(budget), FakePrefiller()
-    queue = PrefillQueue(prefiller, cache)
+    queue = PrefillQueue(prefiller, cache, Pace())
     prompts = [Prompt(text(400, k)) for k in range(4)]
     for prompt in prompts:
         queue.add(prompt, [])
