@@ -16,8 +16,9 @@ serve: $(VENV)/.built $(VENV)/$(if $(findstring minilm,$(CONFIG)),.minilm,.model
 test: $(VENV)/.built $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
 	$(BIN)/python -m pytest
 
-# Ten thousand requests that are almost right, against a server of its own. A few minutes.
-test-faults: $(VENV)/.built $(VENV)/.test
+# What takes longer, and ten thousand requests that are almost right, against a server of its own. A few minutes.
+test-faults: $(VENV)/.built $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
+	$(BIN)/python -m pytest -m heavy
 	cd tests && PYTHONPATH=..:. $(abspath $(BIN))/python -m serve.fuzz 10000
 
 lint: $(VENV)/.built $(VENV)/.test $(VENV)/.lint

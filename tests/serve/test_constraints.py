@@ -180,6 +180,7 @@ def test_bombs_cost_their_sender_only(tiny):
     assert tiny.completions.create(model="tiny/llama", prompt="a", max_tokens=3).choices[0].finish_reason == "length"
 
 
+@pytest.mark.heavy
 def test_forced_calls_on_random_tools(real):
     """Whatever the tools: the model calls one of them with arguments that fit."""
 

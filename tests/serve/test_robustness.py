@@ -83,6 +83,7 @@ def completion(rng: random.Random) -> dict[str, object]:
     }
 
 
+@pytest.mark.heavy
 async def test_a_thousand_mixed_requests_a_quarter_leaving(tiny_server):
     port, rng = tiny_server.port, random.Random(7)
     reference = request_bytes("/v1/completions", json.dumps({"prompt": "same", "temperature": 0}).encode())
@@ -217,6 +218,7 @@ async def test_half_sent_requests_cost_nobody_anything(tiny_server):
     await until(port, there=0)
 
 
+@pytest.mark.heavy
 async def test_memory_does_not_grow(tiny_server):
     """Resident memory after 10,000 short requests is within 5 % of that after 1,000."""
     port = tiny_server.port
