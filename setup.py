@@ -91,7 +91,7 @@ class BuildCore(build_ext):
         compiled = cythonize(
             self.extensions,
             force=bool(self.force),
-            build_dir="build/cython",
+            build_dir="build/generated",
             compiler_directives={
                 "language_level": 3,
                 "boundscheck": not release,

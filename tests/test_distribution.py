@@ -35,7 +35,7 @@ def tree(tmp_path_factory) -> Path:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tree / name)
     for litter in (
-        "build/cython/llamafast/_core/blocks.c",
+        "build/generated/llamafast/_core/blocks.c",
         "llamafast/_core/blocks.c",
         "llamafast/_core/blocks.cpython-311-x86_64-linux-gnu.so",
         "llamafast/__pycache__/config.cpython-311.pyc",
