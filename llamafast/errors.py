@@ -220,13 +220,6 @@ class EngineFailure(LlamafastError):
     code = "engine_failure"
 
 
-class RequestCancelled(LlamafastError):
-    """The caller cancelled; nobody reads this answer."""
-
-    status = 499
-    code = "cancelled"
-
-
 class ConfigError(Exception):
     """A config file that cannot be served. The text starts with the JSON path at fault where there is one."""
 

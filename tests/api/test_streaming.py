@@ -20,7 +20,6 @@ from llamafast.errors import (
     EngineUnavailable,
     QueueFull,
     QueueTimeout,
-    RequestCancelled,
 )
 
 COMPLETIONS = "/v1/completions"
@@ -127,14 +126,6 @@ async def test_a_refusal_by_the_engine_keeps_its_status(
     assert response.headers["retry-after"] == "1"
     assert response.headers["retry-after-ms"] == "1000"
     assert response.error["message"] == str(refusal)
-
-
-async def test_an_engine_that_cancels_tells_a_client_that_is_still_there(
-    client: AsgiClient, engine: FakeEngine
-) -> None:
-    engine.script = play(RequestCancelled("the server is going down"))
-    response = await client.post(COMPLETIONS, {"prompt": "a"})
-    assert (response.status, response.error["code"]) == (499, "cancelled")
 
 
 @both

@@ -19,7 +19,7 @@ from llamafast.engine.types import (
     Plan,
     Tenant,
 )
-from llamafast.errors import LlamafastError, RequestCancelled
+from llamafast.errors import LlamafastError
 
 BOS = 256
 EOS = 257
@@ -106,7 +106,7 @@ class ScriptedGeneration:
     async def __anext__(self) -> list[Event]:
         for step in self._steps:
             if self.cancelled:
-                raise RequestCancelled("cancelled")
+                await asyncio.get_running_loop().create_future()  # nothing more comes
             if isinstance(step, Exception):
                 self.finished = True
                 raise step
