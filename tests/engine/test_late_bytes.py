@@ -9,9 +9,17 @@ from contextlib import asynccontextmanager
 import pytest
 from support.late_bytes import Bringer, LateCache
 
+from engine.test_cache import keep, tokens
 from engine.test_engine import settled
 from engine.test_memory_kinds import KINDS, TEXTS, answer, start
+from engine.test_worker import FakeRunner, FakeSequence, arrival
+from llamafast._core.sequence import PHASE_RESTORING
+from llamafast._core.step import PAUSED
 from llamafast.engine import engine as engine_module
+from llamafast.engine.cache import Parts, PrefixCache
+from llamafast.engine.kv_transfer import KVTransfer
+from llamafast.engine.scheduler import Scheduler
+from llamafast.engine.worker import Worker
 
 PROMPTS = [[*TEXTS[k % 3][:300], *range(40 + k, 60 + k)] for k in range(4)]
 
@@ -97,6 +105,30 @@ async def test_an_engine_that_waits_for_bytes_serves_others_and_does_not_spin(ti
         assert not any(task.done() for task in waiting)
         bringer.gate.set()
         assert all(cached >= 300 for _, cached in await asyncio.gather(*waiting))
+
+
+def test_no_wake_is_slept_over():
+    """A wake may make the next run end before a step: that says nothing of who could go on."""
+    runner = FakeRunner(script=[PAUSED] * 9)
+    transfer = KVTransfer(runner, PrefixCache(0))
+    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: None)
+    sequence = FakeSequence(1)
+    sequence.phase = PHASE_RESTORING
+    worker.enqueue(arrival([sequence]))
+    worker._take_orders()
+    cache = LateCache(10**6)
+    keep(cache, range(50))
+    cache.sink()
+    transfer._restores[sequence] = Parts(cache, cache.find(tokens(range(50), [1]), b"", 0))
+    for wakes, idles in ((True, False), (True, False), (False, True)):
+        if wakes:
+            worker.wake()
+        worker._take_orders()
+        worker._round()
+        assert worker._idles == idles
+    assert not worker._has_work
+    worker.wake()
+    assert worker._has_work
 
 
 async def test_what_is_forgotten_while_its_bytes_are_awaited_is_computed(tiny_model, monkeypatch):
