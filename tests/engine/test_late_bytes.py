@@ -18,6 +18,7 @@ from llamafast._core.step import PAUSED
 from llamafast.engine import engine as engine_module
 from llamafast.engine.cache import Parts, PrefixCache
 from llamafast.engine.kv_transfer import KVTransfer
+from llamafast.engine.pace import Pace
 from llamafast.engine.scheduler import Scheduler
 from llamafast.engine.worker import Worker
 
@@ -110,8 +111,8 @@ async def test_an_engine_that_waits_for_bytes_serves_others_and_does_not_spin(ti
 def test_no_wake_is_slept_over():
     """A wake may make the next run end before a step: that says nothing of who could go on."""
     runner = FakeRunner(script=[PAUSED] * 9)
-    transfer = KVTransfer(runner, PrefixCache(0))
-    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: None)
+    transfer = KVTransfer(runner, PrefixCache(0), Pace())
+    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: None, Pace())
     sequence = FakeSequence(1)
     sequence.phase = PHASE_RESTORING
     worker.enqueue(arrival([sequence]))
@@ -124,11 +125,11 @@ def test_no_wake_is_slept_over():
         if wakes:
             worker.wake()
         worker._take_orders()
-        worker._round()
+        worker._shares.round(worker)
         assert worker._idles == idles
-    assert not worker._has_work
+    assert not worker.has_work
     worker.wake()
-    assert worker._has_work
+    assert worker.has_work
 
 
 async def test_what_is_forgotten_while_its_bytes_are_awaited_is_computed(tiny_model, monkeypatch):

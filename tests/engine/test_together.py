@@ -211,6 +211,7 @@ class Together(RuleBasedStateMachine):
         counters = self._engine.counters()
         assert [counters[key] for key in ("running", "waiting", "reserved_cells", "used_cells")] == [0, 0, 0, 0]
         assert counters["free_sequences"] == N_SEQ_MAX
+        assert not self._engine._worker.transfer._cache._held
 
     async def _ended(self, live: list[Heard]) -> None:
         async with asyncio.timeout(60):
