@@ -12,6 +12,7 @@ from llamafast.api.client_wait import ClientWait
 from llamafast.api.http import (
     BYTES_PER_SECOND,
     JSON_TYPE,
+    PIECE_BYTES,
     ClientGone,
     Identity,
     Message,
@@ -111,12 +112,12 @@ class WebSocket:
                 await self._send({"type": "websocket.close", "code": GOING_AWAY, "reason": ""})
 
     async def _deliver(self, message: Message, n_bytes: int = 0) -> None:
-        """Send what the reader must take. A frame goes as a whole, so a large one has as much more time as a body of
-        its size would have. Whoever sends at the same time waits for the same reader: time begins again with each frame
-        that it has taken, and is that of the largest."""
+        """Send what the reader must take. A frame goes as a whole, so one larger than a piece has as much more time as
+        a body of the rest would have. Whoever sends at the same time waits for the same reader: time begins again with
+        each frame that it has taken, and is that of the largest."""
         wait = self._wait
         sending = self._sending
-        seconds = wait.send_seconds + n_bytes / BYTES_PER_SECOND
+        seconds = wait.send_seconds + max(0, n_bytes - PIECE_BYTES) / BYTES_PER_SECOND
         if not sending or seconds > max(sending):
             wait.deadline = time.monotonic() + seconds
         sending.append(seconds)
