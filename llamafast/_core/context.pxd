@@ -10,8 +10,7 @@ cpdef enum:
 
 cdef class Batch:
     cdef llama_batch batch
-    cdef readonly int32_t capacity      # rows
-    cdef readonly int32_t n_seq_max     # sequence ids a row can carry
+    cdef int32_t capacity       # rows
 
 cdef int32_t batch_add(
     llama_batch *batch, llama_token token, llama_pos pos, llama_seq_id seq_id, bint output
@@ -21,11 +20,11 @@ cdef class Context:
     cdef readonly Model model
     cdef llama_context *ctx
     cdef llama_memory_t memory      # NULL for a model without memory
-    cdef readonly bint embeddings       # it gives embeddings, for every row
-    cdef readonly bint unified          # sequences share cells: seq_cp copies no data and takes any range
+    cdef bint embeddings            # it gives embeddings, for every row
+    cdef bint unified               # sequences share cells: seq_cp copies no data and takes any range
     # A sequence of up to so many tokens can be cut anywhere; a longer one goes on only from where its state was taken.
     cdef readonly int32_t n_cuttable
-    cdef readonly int32_t scratch       # a sequence id beyond n_seq_max through which parts are moved, -1: none
+    cdef int32_t scratch            # a sequence id beyond n_seq_max through which parts are moved, -1: none
     cdef graph_t graph
     cdef dict state_sizes               # bytes of a state by its number of tokens
 

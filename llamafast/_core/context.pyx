@@ -24,15 +24,14 @@ cdef enum:
 
 
 cdef class Batch:
-    """The arrays of one llama_decode call, allocated once for ``capacity`` rows."""
+    """The arrays of one llama_decode call, allocated once for ``capacity`` rows of one sequence each."""
 
-    def __cinit__(self, int32_t capacity, int32_t n_seq_max=1):
-        if capacity < 1 or n_seq_max < 1:
-            raise ValueError("a batch needs at least one row and one sequence id a row")
+    def __cinit__(self, int32_t capacity):
+        if capacity < 1:
+            raise ValueError("a batch needs at least one row")
         born(BATCH)
-        self.batch = llama_batch_init(capacity, 0, n_seq_max)
+        self.batch = llama_batch_init(capacity, 0, 1)
         self.capacity = capacity
-        self.n_seq_max = n_seq_max
 
     def __dealloc__(self):
         if self.capacity:
@@ -87,7 +86,7 @@ cdef class Context:
     """
 
     def __cinit__(
-        self, Model model not None, *, n_ctx=None, n_batch=None, n_ubatch=None, n_seq_max=None, n_rs_seq=None,
+        self, Model model not None, *, n_ctx=None, n_batch=None, n_ubatch=None, n_seq_max=None,
         n_threads=None, n_threads_batch=None, rope_scaling_type=None, pooling_type=None, attention_type=None,
         flash_attn_type=None, embeddings=None, rope_freq_base=None, rope_freq_scale=None, yarn_ext_factor=None,
         yarn_attn_factor=None, yarn_beta_fast=None, yarn_beta_slow=None, yarn_orig_ctx=None, type_k=None, type_v=None,
@@ -101,7 +100,6 @@ cdef class Context:
         if n_batch is not None: params.n_batch = n_batch
         if n_ubatch is not None: params.n_ubatch = n_ubatch
         if n_seq_max is not None: params.n_seq_max = n_seq_max
-        if n_rs_seq is not None: params.n_rs_seq = n_rs_seq
         if n_threads is not None: params.n_threads = n_threads
         if n_threads_batch is not None: params.n_threads_batch = n_threads_batch
         if rope_scaling_type is not None: params.rope_scaling_type = rope_scaling_type
@@ -223,10 +221,6 @@ cdef class Context:
     def clear(self):
         """Empty the memory of every sequence."""
         llama_memory_clear(self.memory, False)
-
-    def seq_rm(self, llama_seq_id seq_id, llama_pos p0, llama_pos p1):
-        """Remove positions [p0, p1) (negative: open end); False where this memory cannot remove a part."""
-        return bool(llama_memory_seq_rm(self.memory, seq_id, p0, p1))
 
     cdef bytes state(self, int32_t seq_id, int32_t n_tokens):
         """The state of all that ``seq_id`` has in memory: ``n_tokens`` tokens.

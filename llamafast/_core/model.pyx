@@ -8,11 +8,10 @@ from .headers.llama cimport (
     LLAMA_KV_OVERRIDE_TYPE_BOOL, LLAMA_KV_OVERRIDE_TYPE_FLOAT, LLAMA_KV_OVERRIDE_TYPE_INT, LLAMA_KV_OVERRIDE_TYPE_STR,
     LLAMA_SPLIT_MODE_NONE, c_bool, ggml_is_quantized, gguf_context, gguf_find_key, gguf_find_tensor, gguf_free,
     gguf_get_n_tensors, gguf_get_tensor_type, gguf_init_from_file, gguf_init_params, llama_max_devices,
-    llama_model_chat_template, llama_model_default_params, llama_model_desc, llama_model_free, llama_model_has_decoder,
-    llama_model_has_encoder, llama_model_is_hybrid, llama_model_is_recurrent, llama_model_kv_override,
-    llama_model_load_from_file, llama_model_meta_val_str, llama_model_n_cls_out, llama_model_n_ctx_train,
-    llama_model_n_embd_out, llama_model_n_layer, llama_model_n_params, llama_model_n_swa, llama_model_params,
-    llama_model_size, llama_supports_gpu_offload,
+    llama_model_chat_template, llama_model_default_params, llama_model_desc, llama_model_free, llama_model_has_encoder,
+    llama_model_is_hybrid, llama_model_is_recurrent, llama_model_kv_override, llama_model_load_from_file,
+    llama_model_meta_val_str, llama_model_n_cls_out, llama_model_n_ctx_train, llama_model_n_embd_out,
+    llama_model_n_swa, llama_model_params, llama_model_size, llama_supports_gpu_offload,
 )
 from .headers.weight_layouts cimport weight_layouts_work
 from .leaks cimport MODEL, born, died
@@ -100,17 +99,9 @@ cdef class Model:
         return llama_model_n_cls_out(self.model)
 
     @property
-    def n_layer(self):
-        return llama_model_n_layer(self.model)
-
-    @property
     def n_swa(self):
         """The sliding window in tokens, 0 where attention is full."""
         return llama_model_n_swa(self.model)
-
-    @property
-    def n_params(self):
-        return llama_model_n_params(self.model)
 
     @property
     def size(self):
@@ -120,10 +111,6 @@ cdef class Model:
     @property
     def has_encoder(self):
         return bool(llama_model_has_encoder(self.model))
-
-    @property
-    def has_decoder(self):
-        return bool(llama_model_has_decoder(self.model))
 
     @property
     def is_recurrent(self):

@@ -74,17 +74,13 @@ cdef class Vocab:
     def eos(self):
         return llama_vocab_eos(self.vocab)
 
-    @property
-    def add_bos(self):
-        return bool(llama_vocab_get_add_bos(self.vocab))
-
     def pair(self, first, second):
         """Two inputs that were tokenised with special tokens as the one that a cross-encoder reads.
 
         BERT: [CLS] first [SEP] second [SEP]; RoBERTa, with an end mark of its own: <s> first </s></s> second </s>.
         """
         cdef bint two_marks = llama_vocab_get_add_eos(self.vocab) and llama_vocab_get_add_sep(self.vocab)
-        cdef bint has_bos = self.add_bos and len(second) > 0 and second[0] == self.bos
+        cdef bint has_bos = llama_vocab_get_add_bos(self.vocab) and len(second) > 0 and second[0] == self.bos
         between = array("i", [llama_vocab_sep(self.vocab)] if two_marks else [])
         return first + between + (second[1:] if has_bos else second)
 

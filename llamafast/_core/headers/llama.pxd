@@ -110,7 +110,6 @@ cdef extern from "llama.h" nogil:
         uint32_t n_batch
         uint32_t n_ubatch
         uint32_t n_seq_max
-        uint32_t n_rs_seq
         int32_t n_threads
         int32_t n_threads_batch
         int rope_scaling_type
@@ -158,16 +157,13 @@ cdef extern from "llama.h" nogil:
     int32_t llama_model_n_ctx_train(const llama_model *model)
     int32_t llama_model_n_embd_out(const llama_model *model)
     uint32_t llama_model_n_cls_out(const llama_model *model)
-    int32_t llama_model_n_layer(const llama_model *model)
     int32_t llama_model_n_swa(const llama_model *model)
     int32_t llama_vocab_n_tokens(const llama_vocab *vocab)
     int32_t llama_model_meta_val_str(const llama_model *model, const char *key, char *buf, size_t buf_size)
     int32_t llama_model_desc(const llama_model *model, char *buf, size_t buf_size)
     uint64_t llama_model_size(const llama_model *model)
     const char *llama_model_chat_template(const llama_model *model, const char *name)
-    uint64_t llama_model_n_params(const llama_model *model)
     bint llama_model_has_encoder(const llama_model *model)
-    bint llama_model_has_decoder(const llama_model *model)
     bint llama_model_is_recurrent(const llama_model *model)
     bint llama_model_is_hybrid(const llama_model *model)
 
