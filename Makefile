@@ -7,27 +7,31 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 LLAMA_CPP_PYTHON = $(shell grep -om1 'llama-cpp-python==[0-9.]*' pyproject.toml)
 CORE_SOURCES = setup.py $(filter-out %.so,$(wildcard llamafast/_core/*.* llamafast/_core/c/*.* llamafast/_core/c/simd/* llamafast/_core/headers/*))
+# What compiling leaves beside the sources, and the notes that it was done.
+COMPILED = llamafast/_core/*.so tests/core/*.so $(VENV)/.built $(VENV)/.inside
 
 .PHONY: serve test test-faults lint bench llama-server debug asan build clean
 
 serve: $(VENV)/.built $(VENV)/$(if $(findstring minilm,$(CONFIG)),.minilm,.models)
 	$(BIN)/llamafast serve $(CONFIG)
 
-test: $(VENV)/.built $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
+test: $(VENV)/.inside $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
 	$(BIN)/python -m pytest
 
 # What takes longer, and ten thousand requests that are almost right, against a server of its own. A few minutes.
-test-faults: $(VENV)/.built $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
+test-faults: $(VENV)/.inside $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
 	$(BIN)/python -m pytest -m heavy
 	cd tests && PYTHONPATH=..:. $(abspath $(BIN))/python -m serve.fuzz 10000
 
-lint: $(VENV)/.built $(VENV)/.test $(VENV)/.lint
+lint: $(VENV)/.inside $(VENV)/.test $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint llamafast/_core
-	$(BIN)/python -m mypy.stubtest llamafast._core --allowlist tests/core/stubtest_allowlist.txt --ignore-unused-allowlist
-	$(BIN)/python setup.py build_ext --force --build-lib build/lint --build-temp build/lint 2>&1 | tee build/lint.log | grep -E -A5 "warning:|hint:" && exit 1 || true
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint llamafast/_core tests/core
+	MYPYPATH=tests PYTHONPATH=tests $(BIN)/python -m mypy.stubtest llamafast._core core.inside --allowlist tests/core/stubtest_allowlist.txt --ignore-unused-allowlist
+	for tests in 0 1; do \
+		LLAMAFAST_TESTS=$$tests $(BIN)/python setup.py build_ext --force --build-lib build/lint --build-temp build/lint; \
+	done 2>&1 | tee build/lint.log | grep -E -A5 "warning:|hint:" && exit 1 || true
 
 # The short set, under ten minutes. `make llama-server` once before lets llama.cpp's own server take part.
 bench: $(VENV)/.built $(VENV)/.models $(VENV)/.minilm $(VENV)/.bench
@@ -45,24 +49,27 @@ llama-server: $(VENV)/.built $(VENV)/.bench
 
 build: $(VENV)/.built
 
+COMPILE = $(BIN)/python setup.py -q build_ext --inplace --force
 # Both rebuild the core in place and leave nothing of it behind: the next command builds the release core again.
-FORGET = status=$$?; rm -rf build llamafast/_core/*.so $(VENV)/.built; exit $$status
+FORGET = status=$$?; rm -rf build $(COMPILED); exit $$status
 
 debug: $(VENV)/.llama $(VENV)/.test $(VENV)/.models $(VENV)/.minilm
-	LLAMAFAST_BUILD=debug $(BIN)/python setup.py -q build_ext --inplace --force
+	LLAMAFAST_BUILD=debug $(COMPILE)
+	LLAMAFAST_BUILD=debug LLAMAFAST_TESTS=1 $(COMPILE)
 	$(BIN)/python -m pytest tests/core tests/engine; $(FORGET)
 
 # The sanitizer keeps freed memory: what is resident says nothing.
 RESIDENT = tests/engine/test_cache.py::test_resident_memory_stays_within_the_budget
 
 asan: $(VENV)/.llama $(VENV)/.test $(VENV)/.models $(VENV)/.minilm
-	LLAMAFAST_BUILD=asan $(BIN)/python setup.py -q build_ext --inplace --force
+	LLAMAFAST_BUILD=asan $(COMPILE)
+	LLAMAFAST_BUILD=asan LLAMAFAST_TESTS=1 $(COMPILE)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 		$(BIN)/python -m pytest tests/core tests/engine --deselect $(RESIDENT); $(FORGET)
 
 clean:
-	rm -rf build *.egg-info llamafast/_core/*.so $(VENV)/.built
+	rm -rf build *.egg-info $(COMPILED)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -75,6 +82,11 @@ $(VENV)/.llama: $(BIN)/python
 
 $(VENV)/.built: $(VENV)/.llama pyproject.toml $(CORE_SOURCES)
 	$(PIP) install -q --no-build-isolation -e .
+	@touch $@
+
+# With it tests look inside the core.
+$(VENV)/.inside: $(VENV)/.built tests/core/inside.pyx
+	LLAMAFAST_TESTS=1 $(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
 
 # A real model from a package; its own dependencies are not needed.

@@ -1,7 +1,8 @@
 """Builds the compiled core. Everything else about the package is in pyproject.toml and MANIFEST.in.
 
 LLAMAFAST_BUILD chooses the kind: ``release`` (default), ``debug`` (bounds checks, counts of what is alive, -O0 -g) or
-``asan`` (debug with the address sanitizer).
+``asan`` (debug with the address sanitizer). With LLAMAFAST_TESTS=1 the command ``build_ext`` builds, in place of the
+core, what tests look inside it with; no other command does.
 """
 
 from __future__ import annotations
@@ -74,9 +75,11 @@ def llama_paths() -> tuple[Path, Path]:
 
 
 class BuildCore(build_ext):
-    """Compiles what ``extensions`` only lists: a source distribution needs no C of Cython's, and no llama.cpp."""
+    """Compiles what ``core`` only lists: a source distribution needs no C of Cython's, and no llama.cpp."""
 
     def finalize_options(self) -> None:
+        if os.environ.get("LLAMAFAST_TESTS") == "1" and "build_ext" in self.distribution.commands:
+            self.distribution.ext_modules = [extension("tests.core.inside", ["tests/core/inside.pyx"])]
         super().finalize_options()
         # an editable build is one; run() forgets it
         self.beside_sources = bool(self.inplace)
@@ -110,25 +113,29 @@ class BuildCore(build_ext):
         super().build_extensions()
 
 
-def extensions() -> list[Extension]:
+def extension(module: str, sources: list[str]) -> Extension:
     compile_args = ["-O3", "-g0", "-fno-math-errno"] if release else ["-O0", "-g", "-fno-omit-frame-pointer"]
     link_args = []
     if kind == "asan":
         compile_args.append("-fsanitize=address")
         link_args.append("-fsanitize=address")
+    return Extension(
+        module,
+        sources,
+        include_dirs=[f"{CORE}/c"],
+        libraries=["llama", "ggml", "ggml-base"],
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+        define_macros=[("LLAMAFAST_DEBUG", "0" if release else "1")],
+        depends=[str(header) for header in sorted(Path(CORE).rglob("*.h"))],
+    )
+
+
+def core() -> list[Extension]:
     return [
-        Extension(
-            f"llamafast._core.{name}",
-            [f"{CORE}/{name}.pyx", *(f"{CORE}/c/{source}" for source in sources)],
-            include_dirs=[f"{CORE}/c"],
-            libraries=["llama", "ggml", "ggml-base"],
-            extra_compile_args=compile_args,
-            extra_link_args=link_args,
-            define_macros=[("LLAMAFAST_DEBUG", "0" if release else "1")],
-            depends=[str(header) for header in sorted(Path(CORE).rglob("*.h"))],
-        )
+        extension(f"llamafast._core.{name}", [f"{CORE}/{name}.pyx", *(f"{CORE}/c/{source}" for source in sources)])
         for name, sources in MODULES.items()
     ]
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildCore})
+setup(ext_modules=core(), cmdclass={"build_ext": BuildCore})

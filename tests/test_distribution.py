@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,7 @@ def tree(tmp_path_factory) -> Path:
         "llamafast/_core/blocks.cpython-311-x86_64-linux-gnu.so",
         "llamafast/__pycache__/config.cpython-311.pyc",
         "tests/core/__pycache__/conftest.cpython-311.pyc",
+        "tests/core/inside.cpython-311-x86_64-linux-gnu.so",
         ".cache/models/tiny.gguf",
         "models/model.gguf",
     ):
@@ -70,6 +72,27 @@ def test_a_wheel_holds_every_module_and_data_file(tree, tmp_path):
     packed = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     expected = {name for name in tracked() if name.startswith("llamafast/") and Path(name).suffix not in SOURCES}
     assert packed == expected
+
+
+COMPILED_BY = """
+import sys
+import setuptools
+from distutils.core import run_setup
+
+build = run_setup("setup.py", sys.argv[1:], stop_after="commandline").get_command_obj("build_ext")
+build.ensure_finalized()
+print(*(extension.name for extension in build.extensions))
+"""
+
+
+@pytest.mark.parametrize("command", ["build_ext", "bdist_wheel", "editable_wheel"])
+def test_what_tests_look_inside_the_core_with_is_compiled_for_them_alone(command):
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED_BY, command],
+        cwd=ROOT, env=os.environ | {"LLAMAFAST_TESTS": "1"}, capture_output=True, check=True, text=True,
+    )  # fmt: skip
+    packages = {name.rpartition(".")[0] for name in done.stdout.split()}
+    assert packages == {"tests.core" if command == "build_ext" else "llamafast._core"}
 
 
 def test_one_version_of_llama_cpp_is_built_with_installed_and_demanded():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from core.inside import last_position
 from support import tiny_gguf
 from support.tiny_gguf import SCRIPTS, Vocabulary, build, chain_output, learn_merges, loops
 
@@ -63,7 +64,7 @@ def test_every_model_loads_and_decodes(name: str) -> None:
     for _ in range(3):
         assert context.decode(batch) == 0
         batch.advance()
-    assert context.seq_pos_max(1) == 22
+    assert last_position(context, 1) == 22
 
 
 def test_the_large_vocabulary_is_as_large_as_its_name() -> None:
@@ -128,7 +129,7 @@ def test_scripts_are_single_tokens_that_spell_their_answer() -> None:
         assert list(vocab.tokenize(trigger, add_special=True, parse_special=True)) == [ids.id(trigger)]
         assert vocab.is_control(ids.id(trigger))
         assert vocab.detokenize(array("i", map(ids.id, script))) == "".join(script)
-    assert vocab.is_eog(ids.id("<|im_end|>"))
+    assert ids.id("<|im_end|>") in vocab.eog_tokens()
 
 
 def test_nothing_but_its_trigger_starts_a_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -169,20 +169,3 @@ cdef int32_t common_run(const int32_t *a, const int32_t *b, int32_t limit) noexc
     while i < limit and a[i] == b[i]:
         i += 1
     return i
-
-
-def common_prefix(const int32_t[::1] a not None, const int32_t[::1] b not None):
-    """How many tokens two arrays begin with in common."""
-    cdef int32_t limit = <int32_t> min(a.shape[0], b.shape[0])
-    return common_run(&a[0], &b[0], limit) if limit else 0
-
-
-def block_hashes(const int32_t[::1] tokens not None, uint64_t seed):
-    """The chained digests of the whole blocks of ``tokens``."""
-    cdef list hashes = []
-    cdef uint64_t hash = seed
-    cdef Py_ssize_t i
-    for i in range(tokens.shape[0] // BLOCK):
-        hash = block_hash(hash, &tokens[i * BLOCK])
-        hashes.append(hash)
-    return hashes

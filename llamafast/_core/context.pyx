@@ -200,16 +200,6 @@ cdef class Context:
         """Whether CPUs compute all of it, and hold all of its memory."""
         return self.model.on_cpu
 
-    @property
-    def n_direct(self):
-        """Calls of llama_decode that copied no logits."""
-        return self.graph.n_direct
-
-    @property
-    def n_attention(self):
-        """Operations in graphs, counted when those were made, whose attention is ours."""
-        return self.graph.n_attention
-
     def decode(self, Batch batch not None):
         """llama_decode's code: 0 done, 1 no room (nothing changed), 2 aborted, -1 bad batch, < -1 fatal."""
         cdef int32_t code
@@ -273,10 +263,6 @@ cdef class Context:
             llama_memory_seq_cp(self.memory, self.scratch, seq_id, start, stop)
         llama_memory_seq_rm(self.memory, self.scratch, -1, -1)
         return done and llama_memory_seq_pos_max(self.memory, seq_id) == stop - 1
-
-    def seq_pos_max(self, llama_seq_id seq_id):
-        """The largest position in memory, -1 for an empty sequence."""
-        return llama_memory_seq_pos_max(self.memory, seq_id)
 
 
 cdef int32_t context_decode(Context self, const llama_batch *batch) noexcept nogil:

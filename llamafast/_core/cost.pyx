@@ -27,20 +27,3 @@ cdef void cost_fit(const step_cost_t *self, double *fixed, double *per_row) noex
         slope = self.seconds / self.rows
     per_row[0] = max(slope, 1e-9)
     fixed[0] = max(0.0, (self.seconds - slope * self.rows) / self.weight)
-
-
-cdef class StepCost:
-    """The same on its own, for tests."""
-    cdef step_cost_t cost
-
-    def __cinit__(self, double decay):
-        cost_init(&self.cost, decay)
-
-    def add(self, int32_t rows, double seconds):
-        cost_add(&self.cost, rows, seconds)
-
-    def fit(self):
-        """(fixed, per_row) in seconds. Needs a step with at least one row first."""
-        cdef double fixed, per_row
-        cost_fit(&self.cost, &fixed, &per_row)
-        return fixed, per_row

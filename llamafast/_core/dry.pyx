@@ -86,15 +86,6 @@ cdef class Breakers:
     def __dealloc__(self):
         breakers_free(&self.table)
 
-    def pairs(self):
-        """In ascending order, each once."""
-        cdef breakers_t *table = &self.table
-        cdef int32_t i, k
-        return sorted({
-            (table.token[i], tuple([table.tails[k] for k in range(table.tail[i], table.tail[i + 1])]))
-            for i in range(table.n)
-        })
-
 
 cdef int breakers_reserve(breakers_t *self, int64_t n, int64_t n_tails) except -1:
     """Room for so many, none of which has a tail yet; what was there goes."""

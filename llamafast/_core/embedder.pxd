@@ -28,9 +28,9 @@ cdef class Embedder:
     cdef Batch batch
     cdef list running               # Inputs in order of admission
     cdef input_t *states[LLAMA_MAX_SEQ]
-    cdef readonly int32_t n_running
+    cdef int32_t n_running
     cdef list free_seq_ids
-    cdef readonly bint whole        # an input must be computed in one step
+    cdef bint whole                 # an input must be computed in one step
     cdef readonly int32_t width     # numbers of a vector
     cdef readonly int32_t max_tokens
     cdef int32_t room               # tokens that may run at once

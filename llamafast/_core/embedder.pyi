@@ -17,8 +17,6 @@ class Input:
 
 @disjoint_base
 class Embedder:
-    n_running: int
-    whole: bool
     width: int
     max_tokens: int
     def __new__(cls, context: Context, *, pace: Mapping[str, float], whole: bool = False) -> Self: ...

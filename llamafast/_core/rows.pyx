@@ -2,7 +2,7 @@
 from libc.stdint cimport int32_t
 
 from .context cimport batch_add
-from .cost cimport cost_add, cost_fit, cost_init
+from .cost cimport cost_fit, cost_init
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_batch
 from .live cimport live_follow, live_goals, live_stop
 from .masks cimport MAX_FORCED
@@ -146,15 +146,6 @@ cdef double quota_spare(
         waiting = self.pace.waiting_weight * n_waiting / n_decode
         spare = min(spare, max(seconds * max(1.0, waiting), self.pace.quick_seconds - seconds))
     return max(spare, self.pace.least_spare * seconds)
-
-
-def spare_seconds(pace, double seconds, int32_t n_decode, int32_t n_waiting, int32_t n_prefill=0, double per_row=0):
-    """``quota_spare`` on its own, for tests, after a step that cost ``per_row`` a row."""
-    cdef quota_t quota
-    quota_init(&quota, 1, 1, pace)
-    if per_row:
-        cost_add(&quota.cost, 1, per_row)
-    return quota_spare(&quota, seconds, n_decode + n_prefill, n_decode, n_waiting)
 
 
 cdef bint is_urgent(const sequence_t *s) noexcept nogil:

@@ -21,8 +21,6 @@ PHASE_PARKED: int
 PHASE_ENDED: int
 N_PHASES: int
 
-def may_follow(phase: int, next_phase: int) -> bool: ...
-
 @disjoint_base
 class Sequence:
     def __new__(
@@ -58,8 +56,6 @@ class Sequence:
     def n_past(self) -> int: ...
     @property
     def n_max(self) -> int: ...
-    @property
-    def n_cached(self) -> int: ...
     @property
     def scores_prompt(self) -> bool: ...
     @property

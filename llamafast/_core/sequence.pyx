@@ -16,11 +16,6 @@ from .vocab cimport Vocab
 from array import array
 
 
-def may_follow(int phase, int next_phase):
-    """Whether a sequence may go from one of PHASE_* to another."""
-    return sequence_may_enter(phase, next_phase)
-
-
 cdef class Sequence:
     """The engine's end of one choice.
 
@@ -135,11 +130,6 @@ cdef class Sequence:
     def n_max(self):
         """What n_tokens can reach."""
         return self.state.tokens.n_max
-
-    @property
-    def n_cached(self):
-        """How many prompt tokens were taken from another sequence instead of being computed."""
-        return self.state.share.n_cached
 
     @property
     def scores_prompt(self):

@@ -117,30 +117,3 @@ cdef void text_drop(text_t *self, int32_t length) noexcept nogil:
     """Forget the first ``length`` pending bytes: they were shown."""
     self.n_pending -= length
     memmove(self.pending, self.pending + length, self.n_pending)
-
-
-cdef class TextStream:
-    """The text machinery of one sequence on its own, for tests: ``feed`` bytes, get the text that became certain."""
-    cdef text_t text
-
-    def __cinit__(self, stops=()):
-        text_init(&self.text, tuple(stop.encode() for stop in stops))
-
-    def __dealloc__(self):
-        text_free(&self.text)
-
-    def feed(self, bytes piece not None):
-        """(bytes that became certain, whether a stop string was completed)."""
-        cdef int stopped = text_feed(&self.text, piece, <int32_t> len(piece))
-        if stopped < 0:
-            raise MemoryError
-        return self._take(self.text.n_pending if stopped else text_ready(&self.text)), bool(stopped)
-
-    def finish(self):
-        """The bytes held back, when generation ended for another reason."""
-        return self._take(self.text.n_pending)
-
-    def _take(self, int32_t length):
-        cdef bytes ready = self.text.pending[:length] if length else b""
-        text_drop(&self.text, length)
-        return ready

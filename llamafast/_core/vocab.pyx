@@ -97,10 +97,6 @@ cdef class Vocab:
             raise IndexError(f"token id {token} is outside the vocabulary of {self.pieces.n_tokens}")
         return self.pieces.text[self.pieces.offset[token]:self.pieces.offset[token + 1]]
 
-    def is_eog(self, int32_t token):
-        """Whether the token ends generation."""
-        return 0 <= token < self.pieces.n_tokens and bool(self.pieces.flags[token] & TOKEN_EOG)
-
     def is_control(self, int32_t token):
         return 0 <= token < self.pieces.n_tokens and bool(self.pieces.flags[token] & TOKEN_CONTROL)
 

@@ -9,7 +9,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafast._core.blocks import block_hashes, common_prefix
+from core.inside import block_hashes, common_prefix
 
 SMALL = st.lists(st.sampled_from([40, 41]), max_size=60)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llamafast._core.cost import StepCost
+from core.inside import StepCost
 
 
 def test_a_line_is_found():

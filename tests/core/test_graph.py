@@ -9,6 +9,7 @@ import sys
 import pytest
 from support.tiny_gguf import MODELS
 
+from core.inside import n_attention, n_direct
 from core.test_logprobs import tell
 from core.test_runner import Rig, prompts
 
@@ -45,14 +46,14 @@ def log_probabilities(rig, n=9):
 def test_logits_of_every_architecture_and_memory(tiny_model, both, name, unified):
     ours, bare = both(tiny_model(name), kv_unified=unified)
     assert log_probabilities(ours) == log_probabilities(bare)
-    assert ours.context.n_direct > 20
-    assert bare.context.n_direct == 0
+    assert n_direct(ours.context) > 20
+    assert n_direct(bare.context) == 0
 
 
 def test_micro_batches_that_give_logits_each_are_copied(tiny_model, both):
     ours, bare = both(tiny_model("tiny-llama"), n_ubatch=8)
     assert log_probabilities(ours, 16) == log_probabilities(bare, 16)
-    assert 0 < ours.context.n_direct < ours.runner.counts()["steps"]
+    assert 0 < n_direct(ours.context) < ours.runner.counts()["steps"]
 
 
 def test_the_output_buffer_may_grow(tiny_model, both):
@@ -65,7 +66,7 @@ def test_the_output_buffer_may_grow(tiny_model, both):
             tell(rig, rig.sequence([43, 44, 45], 3, top_logprobs=1), n_top=1),
         ]
     assert ours.told == bare.told
-    assert ours.context.n_direct == ours.runner.counts()["steps"]
+    assert n_direct(ours.context) == ours.runner.counts()["steps"]
 
 
 def scored(rig, *lengths):
@@ -86,7 +87,7 @@ def test_a_graph_that_gave_all_logits_gives_some_of_them(tiny_model, both, turns
     ours, bare = both(tiny_model("tiny-llama"), n_ubatch=8, n_seq_max=2)
     for lengths in turns:
         assert scored(ours, *lengths) == scored(bare, *lengths)
-    assert ours.context.n_direct > 0
+    assert n_direct(ours.context) > 0
 
 
 @pytest.mark.parametrize("unified", [True, False])
@@ -106,18 +107,19 @@ def test_attention_of_every_architecture_and_memory(tiny_model, both, name, unif
         for (token, logprob, _), (same, expected, _) in zip(ours.told[tag][1], bare.told[tag][1], strict=True):
             assert token == same
             assert logprob == pytest.approx(expected, rel=5e-3, abs=0.02)
-    assert ours.context.n_attention > 0
-    assert bare.context.n_attention == 0
+    assert n_attention(ours.context) > 0
+    assert n_attention(bare.context) == 0
 
 
 SMALL_STACKS = """
 import sys
 sys.path.insert(0, "tests")
+from core.inside import n_attention
 from core.test_runner import Rig
 
 rig = Rig(sys.argv[1], flash_attn_type=1, n_threads=2, n_threads_batch=2)
 assert rig.run(rig.sequence([40] * 100, max_tokens=8))[1][1] == 8
-assert rig.context.n_attention > 0
+assert n_attention(rig.context) > 0
 """
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import asdict
 
+from core.inside import may_follow
 from core.test_masks import SECOND, Cycle
 from core.test_runner import Rig
 from llamafast._core.masks import Constraint
@@ -22,7 +23,6 @@ from llamafast._core.sequence import (
     PHASE_PREFILLING,
     PHASE_RESTORING,
     PHASE_WAITING,
-    may_follow,
 )
 from llamafast._core.step import FINISHED, PAUSED, SAVE_DUE
 from llamafast.engine.pace import Pace

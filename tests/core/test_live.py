@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.inside import n_cached
 from core.test_runner import Rig
 from llamafast._core.context import UNLIMITED
 from llamafast._core.step import PAUSED, SAVE_DUE
@@ -34,7 +35,7 @@ def test_a_burst_computes_its_common_prefix_once(rig):
     sequences = [rig.sequence(prompt, tag) for tag, prompt in enumerate(prompts)]
     assert rig.run(*sequences) == alone
     assert decoded(rig) - before == 100 + 8 * 5
-    assert [sequence.n_cached for sequence in sequences] == [0] + [100] * 7
+    assert [n_cached(sequence) for sequence in sequences] == [0] + [100] * 7
 
 
 def test_choices_of_one_prompt_compute_it_once(rig):
@@ -55,7 +56,7 @@ def test_a_running_answer_lends_its_prompt_and_what_it_has_said(rig):
     second = rig.sequence(follow_up, 2)
     results = rig.run(second)
     assert decoded(rig) - before == 2
-    assert second.n_cached == len(said)
+    assert n_cached(second) == len(said)
     assert results[1] == expected[1]
     assert results[2] == rig.run(rig.sequence(follow_up, 2))[2]
 
@@ -105,7 +106,7 @@ def test_a_preempted_sequence_is_not_its_own_cache_hit(rig):
     assert rig.runner.restore(sequence, saved, 0, n_saved)
     rig.run()
     after = rig.runner.counts()
-    assert sequence.n_cached == 0
+    assert n_cached(sequence) == 0
     assert after["prefix_hits"] == before["prefix_hits"]
     assert after["prefix_queries"] - before["prefix_queries"] == 200
 
@@ -130,7 +131,7 @@ def test_a_state_is_saved_and_restored_in_parts(rig):
     before = decoded(rig)
     rig.collect()
     assert rig.run() == expected
-    assert (decoded(rig) - before, sequence.n_cached) == (1, 99)
+    assert (decoded(rig) - before, n_cached(sequence)) == (1, 99)
 
 
 def test_a_state_that_is_none_is_computed(rig):
@@ -170,7 +171,7 @@ def test_who_restores_lends_to_who_waits(rig):
     before = decoded(rig)
     assert rig.runner.restore(first, saved, 0, 80)
     rig.run()
-    assert (first.n_cached, second.n_cached) == (80, 90)
+    assert (n_cached(first), n_cached(second)) == (80, 90)
     assert decoded(rig) - before == 10 + 2 + 1
 
 
@@ -178,7 +179,7 @@ def test_tenants_share_nothing(rig):
     first, second, third = (rig.sequence(SYSTEM, tag, salt=salt) for tag, salt in ((1, b"a"), (2, b"b"), (3, b"a")))
     results = rig.run(first, second, third)
     assert len(set(results.values())) == 1
-    assert [sequence.n_cached for sequence in (first, second, third)] == [0, 0, 99]
+    assert [n_cached(sequence) for sequence in (first, second, third)] == [0, 0, 99]
 
 
 def test_a_halted_sequence_has_no_more_rows(rig):

@@ -9,6 +9,7 @@ from array import array
 import pytest
 from msgspec.structs import asdict
 
+from core.inside import n_cached
 from core.test_runner import Rig
 from llamafast._core.context import Context
 from llamafast._core.model import Model
@@ -58,7 +59,7 @@ def test_others_go_on_between_slices_and_the_text_is_the_same(rig):
     while not long.finished:
         assert rig.runner.run(1 << 20) == FINISHED
     assert rig.collect()[2] == expected
-    assert long.n_cached == 0
+    assert n_cached(long) == 0
     rig.runner.clear()
 
 
@@ -82,7 +83,7 @@ def test_the_first_token_is_chosen_from_the_prefillers_logits(rig, max_tokens):
     with pytest.raises(ValueError, match="row 118 for 400 of 400"):
         rig.runner.prefilled(long, 400, 118)
     rig.runner.prefilled(long, 400, row)
-    assert (long.n_tokens, long.n_cached, long.finished) == (401, 120, max_tokens == 1)
+    assert (long.n_tokens, n_cached(long), long.finished) == (401, 120, max_tokens == 1)
     assert rig.runner.restore(long, rig.prefiller.save(0, 0, 400), 0, 400)
     while not long.finished:
         assert rig.runner.run(1 << 20) == FINISHED
@@ -91,7 +92,7 @@ def test_the_first_token_is_chosen_from_the_prefillers_logits(rig, max_tokens):
     assert after["generated_tokens"] - before["generated_tokens"] == max_tokens
     # none but the Prefiller's two, and one for each token after the first
     assert after["steps"] - before["steps"] == 2 + max_tokens - 1
-    assert long.n_cached == 120
+    assert n_cached(long) == 120
     rig.runner.clear()
 
 
@@ -163,7 +164,7 @@ def test_a_saved_part_is_taken_and_the_rest_cut(rig):
     assert rig.runner.restore(sequence, rig.prefiller.save(1, 0, 199), 0, 199)
     while not sequence.finished:
         rig.runner.run(100)
-    assert (rig.collect()[1], sequence.n_cached) == (expected, 100)
+    assert (rig.collect()[1], n_cached(sequence)) == (expected, 100)
     rig.runner.clear()
 
 
@@ -222,7 +223,7 @@ def test_parts_come_while_the_rest_is_computed_and_are_lent_at_once(rig):
     assert rig.runner.followers(long) == [short]
     while not other.finished:
         rig.runner.run(1)
-    assert (other.n_cached, short.n_past) == (0, 0)
+    assert (n_cached(other), short.n_past) == (0, 0)
     assert other.queue_seconds is not None
     assert short.queue_seconds is None
     rig.prefiller.add(0, LONG, 0, 250)
@@ -234,7 +235,7 @@ def test_parts_come_while_the_rest_is_computed_and_are_lent_at_once(rig):
     assert rig.runner.awaited(long) == 400
     while not short.finished:
         rig.runner.run(1)
-    assert (long.n_past, short.n_cached) == (250, 200)
+    assert (long.n_past, n_cached(short)) == (250, 200)
     results = rig.collect()
     assert {tag: results[tag] for tag in (2, 3)} == expected
     rig.runner.clear()

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import asdict
 
+from core.inside import spare_seconds
 from core.test_runner import Rig
-from llamafast._core.rows import spare_seconds
 from llamafast.engine.pace import Pace
 
 PACE = Pace()

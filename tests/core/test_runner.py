@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import asdict
 from support.samplers import sampler_of
 
+from core.inside import n_cached
 from llamafast._core.context import Context
 from llamafast._core.model import Model
 from llamafast._core.outbox import Outbox
@@ -194,7 +195,7 @@ def test_a_prefix_that_somebody_waits_for_is_computed_like_a_prompt_of_that_leng
     rig.runner.run(1)
     assert (first.n_past, other.n_past, long.n_past) == (32, 0, 32)
     rig.runner.run(1)
-    assert (follower.finished, follower.n_cached) == (True, 30)
+    assert (follower.finished, n_cached(follower)) == (True, 30)
 
 
 def test_fewer_rows_than_sequences_are_refused(tiny_model):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafast._core.text import TextStream
+from core.inside import TextStream
 
 # few letters, so that stop strings overlap with themselves, each other and the text
 LETTERS = st.sampled_from(["a", "b", "é", "日", "🦙"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from core.inside import n_attention
 
 from engine.test_engine import collect, config, plan
 from llamafast import cpus
@@ -56,7 +57,7 @@ async def attention_of(engine, context):
     engine.start()
     await collect(engine.submit(plan(*range(40, 60))))
     await engine.close()
-    return context.n_attention
+    return n_attention(context)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,0 @@
-from typing import Self
-
-from typing_extensions import disjoint_base
-
-@disjoint_base
-class StepCost:
-    def __new__(cls, decay: float) -> Self: ...
-    def add(self, rows: int, seconds: float) -> None: ...
-    def fit(self) -> tuple[float, float]: ...
