@@ -81,6 +81,7 @@ $(VENV)/.llama: $(BIN)/python
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.llama pyproject.toml $(CORE_SOURCES)
+	@for so in llamafast/_core/*.so; do [ -e "$${so%%.*}.pyx" ] || rm -f "$$so"; done
 	$(PIP) install -q --no-build-isolation -e .
 	@touch $@
 
