@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
@@ -12,6 +12,8 @@ from llamafast.errors import InvalidRequest, UnsupportedParameter
 
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}", re.ASCII)
 _NO_PARAMETERS = {"type": "object", "properties": {}}
+
+Json = Mapping[str, Any]
 
 
 class Tool(Struct, frozen=True):
@@ -69,51 +71,84 @@ class ToolChoice(NamedTuple):
     forced: bool
 
 
-def choose_tools(tools: tuple[Tool, ...], choice: Any, param: str = "tool_choice") -> ToolChoice:
-    """What ``choice`` makes of ``tools``, in OpenAI's forms: a mode, one function, or ``allowed_tools``.
+def choose_tools(
+    tools: Sequence[Tool], choice: Any, find: Callable[[Json, str], Tool | None], param: str = "tool_choice"
+) -> ToolChoice:
+    """What ``choice`` makes of ``tools``: a mode, one tool, or ``allowed_tools``, whose list and mode may stand in an
+    object of that name (chat completions) or beside their type (Responses).
 
-    Raises InvalidRequest where it names no tool or an unknown one, or has another form.
+    ``find`` gives the tool that an object names, the path of which it is told for what it raises; None where that is of
+    a kind that the model is not shown. Such ones are not counted among ``allowed_tools``.
+
+    Raises InvalidRequest where the choice has another form or leaves nothing to call, UnsupportedParameter where it
+    forces a tool that the model is not shown.
     """
+    shown = tuple(tools)
     if choice is None or choice in ("none", "auto", "required"):
-        if choice == "required" and not tools:
-            raise InvalidRequest(f"`{param}` is only possible with tools", param=param)
-        allowed = () if choice == "none" else tools
+        if choice == "required" and not shown:
+            raise _nothing_to_call(param)
+        allowed = () if choice == "none" else shown
         return ToolChoice(allowed, allowed, choice == "required")
-    if isinstance(choice, dict):
-        if choice.get("type") == "allowed_tools":
-            inner = choice.get("allowed_tools", choice)
-            names = [_chosen_name(tool) for tool in _list(inner, "tools")]
-            mode = inner.get("mode", "auto") if isinstance(inner, dict) else None
-            if names and mode in ("auto", "required"):
-                by_name = {tool.name: tool for tool in tools}
-                chosen = tuple(_named(by_name, name, param) for name in dict.fromkeys(names))
-                return ToolChoice(tools, chosen, mode == "required")
-        elif choice.get("type", "function") == "function":
-            by_name = {tool.name: tool for tool in tools}
-            return ToolChoice(tools, (_named(by_name, _chosen_name(choice), param),), True)
-    raise InvalidRequest(
-        f"`{param}` must be none, auto, required, one function or allowed_tools of type function", param=param
-    )
+    if not isinstance(choice, dict):
+        raise InvalidRequest(f"`{param}` must be none, auto, required, one tool or allowed_tools", param=param)
+    if choice.get("type") == "allowed_tools":
+        nested = "allowed_tools" in choice
+        allowed, forced = _allowed(choice["allowed_tools"] if nested else choice, find, param, nested=nested)
+        return ToolChoice(shown, allowed, forced)
+    tool = find(choice, param)
+    if tool is None:
+        kind = str(choice.get("type"))[:64]
+        raise UnsupportedParameter(f"`{param}`: a tool of type {kind!r} does not run here", param=param)
+    return ToolChoice(shown, (tool,), True)
 
 
-def _chosen_name(choice: Any) -> str | None:
-    """The name in ``{"function": {"name": …}}`` or, in the old form and Responses', ``{"name": …}``."""
-    if isinstance(choice, dict):
-        inner = choice.get("function", choice)
+def _allowed(
+    options: Any, find: Callable[[Json, str], Tool | None], param: str, *, nested: bool
+) -> tuple[tuple[Tool, ...], bool]:
+    """The tools that ``allowed_tools`` leaves, each once, and whether one of them has to be called."""
+    path = f"{param}.allowed_tools" if nested else param
+    listed = options.get("tools") if isinstance(options, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(named, dict) for named in listed):
+        raise InvalidRequest(f"`{path}.tools` must be a list of objects", param=f"{path}.tools")
+    found = [find(named, f"{path}.tools[{i}]") for i, named in enumerate(listed)]
+    allowed = {tool.name: tool for tool in found if tool is not None}
+    if not allowed:
+        raise _nothing_to_call(param)
+    mode = options.get("mode", "auto")
+    if mode not in ("auto", "required"):
+        raise InvalidRequest(f"`{path}.mode` must be auto or required", param=f"{path}.mode")
+    return tuple(allowed.values()), mode == "required"
+
+
+def _nothing_to_call(param: str) -> InvalidRequest:
+    return InvalidRequest(f"`{param}` asks for calls, and no tool here can be called", param=param)
+
+
+def not_among_tools(name: str, path: str) -> InvalidRequest:
+    """What is wrong with a choice at ``path`` that names ``name``."""
+    return InvalidRequest(f"`{path}` names {name[:64]!r}, which is not among the tools", param=path)
+
+
+def function_named(tools: Sequence[Tool]) -> Callable[[Json, str], Tool]:
+    """How chat completions name one of ``tools`` in a choice: ``{"type": "function", "function": {"name": …}}``, or
+    without the inner object, as the old form and Responses do.
+
+    What is returned raises InvalidRequest for an object that names none of them.
+    """
+    by_name = {tool.name: tool for tool in tools}
+
+    def find(named: Json, path: str) -> Tool:
+        if named.get("type", "function") != "function":
+            raise InvalidRequest(f"`{path}` must be of type function", param=path)
+        inner = named.get("function", named)
         name = inner.get("name") if isinstance(inner, dict) else None
-        return name if isinstance(name, str) else None
-    return None
+        if not isinstance(name, str):
+            raise InvalidRequest(f"`{path}` must name a function", param=path)
+        if name not in by_name:
+            raise not_among_tools(name, path)
+        return by_name[name]
 
-
-def _list(value: Any, key: str) -> list[Any]:
-    found = value.get(key) if isinstance(value, dict) else None
-    return found if isinstance(found, list) else []
-
-
-def _named(tools: Mapping[str, Tool], name: str | None, param: str) -> Tool:
-    if name is not None and name in tools:
-        return tools[name]
-    raise InvalidRequest(f"`{param}` names {(name or '')[:64]!r}, which is none of the tools", param=param)
+    return find
 
 
 def read_function(function: Any, path: str) -> Tool:

@@ -15,7 +15,7 @@ from llamafast.api.schema.fragments import (
     Usage,
 )
 from llamafast.chat.request import ChatTask
-from llamafast.chat.tools import ToolChoice, choose_tools, read_functions, read_tools
+from llamafast.chat.tools import ToolChoice, choose_tools, function_named, read_functions, read_tools
 from llamafast.errors import InvalidRequest
 
 ChatFinish = Literal["stop", "length", "tool_calls", "function_call"]
@@ -89,8 +89,10 @@ class ChatRequest(PlatformOptions, kw_only=True):
         if self.functions and self.tools:
             raise InvalidRequest("`functions` is the old form of `tools`: send one of them", param="functions")
         if self.functions:
-            return choose_tools(read_functions(self.functions), self.function_call, "function_call")
-        return choose_tools(read_tools(self.tools), self.tool_choice)
+            functions = read_functions(self.functions)
+            return choose_tools(functions, self.function_call, function_named(functions), "function_call")
+        tools = read_tools(self.tools)
+        return choose_tools(tools, self.tool_choice, function_named(tools))
 
 
 class FunctionCall(Struct):

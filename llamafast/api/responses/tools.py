@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from llamafast.api.responses.client_tools import CLIENT_TOOLS, runs_at_client
 from llamafast.api.responses.custom_input import INPUT
-from llamafast.chat.tools import Tool, ToolChoice, read_function
-from llamafast.errors import InvalidRequest, UnsupportedParameter
+from llamafast.chat.tools import Json, Tool, ToolChoice, choose_tools, not_among_tools, read_function
+from llamafast.errors import InvalidRequest
 
 # joins namespace and name: templates, grammars and clients of chat completions take no dot in a function's name
 _SEPARATOR = "__"
-_CHOICES = frozenset({"none", "auto", "required"})
 
-Json = Mapping[str, Any]
 ValueT = TypeVar("ValueT")
 
 
@@ -71,43 +69,18 @@ class ToolTable:
 
         Raises InvalidRequest when it names no tool, UnsupportedParameter when it forces one that does not run here.
         """
-        tools = tuple(self.functions)
-        if choice is None:
-            return ToolChoice(tools, tools, False)
-        if isinstance(choice, str):
-            if choice not in _CHOICES:
-                raise InvalidRequest(f"`tool_choice` must be one of {', '.join(sorted(_CHOICES))}", param="tool_choice")
-            if choice == "required" and not tools:
-                raise _nothing_to_call()
-            allowed = () if choice == "none" else tools
-            return ToolChoice(allowed, allowed, choice == "required")
-        if choice.get("type") == "allowed_tools":
-            return self._allowed(tools, choice)
-        if _is_shown(choice):
-            return ToolChoice(tools, (self._shown(choice, "tool_choice"),), True)
-        kind = str(choice.get("type"))[:64]
-        raise UnsupportedParameter(f"`tool_choice`: a tool of type {kind!r} does not run here", param="tool_choice")
+        return choose_tools(self.functions, choice, self._chosen)
 
-    def _allowed(self, tools: tuple[Tool, ...], choice: Json) -> ToolChoice:
-        named, mode = _objects(choice, "tools", "tool_choice"), choice.get("mode")
-        if mode not in ("auto", "required"):
-            raise InvalidRequest("`tool_choice.mode` must be auto or required", param="tool_choice.mode")
-        shown = [self._shown(tool, f"tool_choice.tools[{i}]") for i, tool in enumerate(named) if _is_shown(tool)]
-        if not shown:
-            raise _nothing_to_call()
-        return ToolChoice(tools, tuple({tool.name: tool for tool in shown}.values()), mode == "required")
-
-    def _shown(self, tool: Json, path: str) -> Tool:
-        kind, namespace = tool["type"], tool.get("namespace")
-        name = kind if kind in CLIENT_TOOLS else _text(tool, "name", path)
+    def _chosen(self, named: Json, path: str) -> Tool | None:
+        """The tool that an object at ``path`` names; None where it is of a kind that is not shown."""
+        if not _is_shown(named):
+            return None
+        kind, namespace = named["type"], named.get("namespace")
+        name = kind if kind in CLIENT_TOOLS else _text(named, "name", path)
         shown = chat_name(name, namespace if isinstance(namespace, str) else None)
         if shown not in self._names or (kind in CLIENT_TOOLS and self._names[shown].kind != kind):
-            raise InvalidRequest(f"`{path}` names {shown[:64]!r}, which is not among `tools`", param=path)
+            raise not_among_tools(shown, path)
         return self._by_name[shown]
-
-
-def _nothing_to_call() -> InvalidRequest:
-    return InvalidRequest("`tool_choice` asks for calls, and no tool here can be called", param="tool_choice")
 
 
 def _is_shown(tool: Json) -> bool:
