@@ -23,7 +23,7 @@ CONTROL = ("<|fim_prefix|>", "<|fim_middle|>")
 
 
 class Rig:
-    """A Runner with everything below it. Flash attention is off: then logits do not depend on how steps are cut."""
+    """A Runner with everything below it. Flash attention is off: then texts do not depend on how steps are cut."""
 
     def __init__(self, path, *, n_ctx=2048, n_batch=64, n_seq_max=16, prefill_chunk=0, target_itl=0.0, **settings):
         self.model = Model(str(path))

@@ -10,8 +10,8 @@ from benchmarks.server import Server, serving
 
 
 def model_config(path, port: int, **model) -> dict[str, object]:
-    """A config that decodes on one thread, and whose logits do not depend on how steps are cut: that takes 32-bit keys
-    and values and no flash attention."""
+    """A config that decodes on one thread, and whose logits do not depend on how steps are cut, but for the rounding of
+    steps of one row: that takes 32-bit keys and values and no flash attention."""
     settings = {
         "path": str(path), "n_ctx": 4096, "n_batch": 256, "n_ubatch": 256, "n_seq_max": 16, "threads": 1,
         "flash_attn": False, "type_k": 0, "type_v": 0,

@@ -38,7 +38,7 @@ def test_chat(tiny):
         assert token.bytes == token.top_logprobs[0].bytes
         assert -math.inf < token.logprob <= 0
     streamed = []
-    # a prompt that is taken from the cache has its last digits from another batch
+    # of a prompt that is kept the last token is computed alone: a product of one row is rounded otherwise
     alone = {"extra_body": options["extra_body"] | {"cache_salt": "streamed"}}
     for chunk in tiny.chat.completions.create(**options | alone, stream=True):
         for choice in chunk.choices:

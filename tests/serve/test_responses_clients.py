@@ -110,14 +110,23 @@ def test_a_reply_cut_short(client) -> None:
 
 
 def test_log_probabilities(tiny_server) -> None:
-    """Those of chat completions, in the deltas and in the message."""
-    options: Any = {"model": "tiny/llama", "temperature": 0, "top_logprobs": 2, "extra_body": {"ignore_eos": True}}
+    """Those of chat completions, in the deltas and in the message.
+
+    Each request has a salt of its own, so that all of them compute the whole prompt. Of a prompt that is kept the last
+    token is computed again, alone, and ggml adds up a product of one row in another order than one of several: the log
+    probabilities of everything after it would differ by up to 1e-6.
+    """
+
+    def salted(salt: str) -> Any:
+        extra = {"ignore_eos": True, "cache_salt": f"log probabilities, {salt}"}
+        return {"model": "tiny/llama", "temperature": 0, "top_logprobs": 2, "extra_body": extra}
+
     with openai.OpenAI(base_url=f"http://127.0.0.1:{tiny_server.port}/v1", api_key="none", max_retries=0) as client:
-        chat = client.chat.completions.create(messages=[user("hi")], max_tokens=12, logprobs=True, **options)
-        asked = options | {"input": "hi", "max_output_tokens": 12, "include": ["message.output_text.logprobs"]}
-        with client.responses.stream(**asked) as stream:
+        chat = client.chat.completions.create(messages=[user("hi")], max_tokens=12, logprobs=True, **salted("chat"))
+        asked: Any = {"input": "hi", "max_output_tokens": 12, "include": ["message.output_text.logprobs"]}
+        with client.responses.stream(**asked, **salted("streamed")) as stream:
             deltas = [event for event in stream if event.type == "response.output_text.delta"]
-        whole = client.responses.create(**asked)
+        whole = client.responses.create(**asked, **salted("whole"))
     content = chat.choices[0].logprobs.content
     (part,) = whole.output[0].content
     assert part.text == chat.choices[0].message.content
