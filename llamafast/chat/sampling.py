@@ -14,21 +14,6 @@ MAX_BREAKER_BYTES = 40
 MAX_BIASED_BYTES = 1024
 MAX_STAGES = 16
 
-# llama-server's letters and further names for the stages of SamplingParams.samplers.
-STAGES = {
-    "e": "penalties",
-    "d": "dry",
-    "s": "top_n_sigma",
-    "k": "top_k",
-    "y": "typ_p",
-    "p": "top_p",
-    "m": "min_p",
-    "x": "xtc",
-    "t": "temperature",
-    "typical_p": "typ_p",
-    "typical": "typ_p",
-    "temp": "temperature",
-}
 # A bias that nothing outweighs: the sum stays a number.
 BANNED = -1e30
 
@@ -50,8 +35,8 @@ def read_sampling(said: Mapping[str, Any], tokenizer: Tokenizer, info: ModelInfo
 
 
 def stage_names(samplers: Iterable[str]) -> tuple[str, ...]:
-    """Stages by name, or a string of llama-server's letters. Raises InvalidRequest."""
-    names = tuple(STAGES.get(name, name) for name in samplers)
+    """Raises InvalidRequest for stages that there are not, or too many."""
+    names = tuple(samplers)
     if len(names) > MAX_STAGES:
         raise InvalidRequest(f"`samplers` has more than {MAX_STAGES} stages", param="samplers")
     known = SamplingParams().samplers

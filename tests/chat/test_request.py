@@ -32,11 +32,17 @@ def refusal(**fields: Any) -> InvalidRequest:
 
 
 def test_every_sampling_field_of_the_wire_is_one_of_the_engine() -> None:
-    value: Any = 1
     for name in SamplingOptions.__struct_fields__:
+        value: Any = ["top_k"] if name == "samplers" else 1
         (said,) = SamplingOptions(**{name: value}).sampling.items()
         assert said[0] in SamplingParams.__struct_fields__, name
         assert said[1] == value
+
+
+def test_stages_are_told_by_the_engines_names_whatever_the_client_calls_them() -> None:
+    every = SamplingParams().samplers
+    for said in ("edskypmxt", every, ["penalties", "d", "s", "k", "typical_p", "p", "m", "x", "temp"]):
+        assert msgspec.convert({"samplers": said}, SamplingOptions).sampling == {"samplers": list(every)}
 
 
 def test_both_wires_fill_the_fields_that_they_share_alike() -> None:

@@ -36,6 +36,21 @@ RepetitionPenalty = Annotated[float, Meta(ge=1e-6, le=1e6)]
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 _SAMPLING_NAMES = {"repeat_penalty": "repetition_penalty", "repeat_last_n": "penalty_last_n"}
+# llama-server's letters and further names for the stages of ``samplers``.
+_STAGE_NAMES = {
+    "e": "penalties",
+    "d": "dry",
+    "s": "top_n_sigma",
+    "k": "top_k",
+    "y": "typ_p",
+    "p": "top_p",
+    "m": "min_p",
+    "x": "xtc",
+    "t": "temperature",
+    "typical_p": "typ_p",
+    "typical": "typ_p",
+    "temp": "temperature",
+}
 # What fields of OutputOptions are called by clients, where that is not their own name.
 _OUTPUT_NAMES = {"keep_stop": "include_stop_str_in_output"}
 # The fields of a request that constrain its text.
@@ -100,9 +115,12 @@ class SamplingOptions(Struct, kw_only=True):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """What is said, by the names of SamplingParams. Where one thing is said under both names its own counts."""
+        """What is said, by the names of SamplingParams and of its stages. Where one thing is said under both names its
+        own counts."""
         said = {name: getattr(self, name) for name in SamplingOptions.__struct_fields__}
         said = {name: value for name, value in said.items() if value is not None}
+        if self.samplers is not None:
+            said["samplers"] = [_STAGE_NAMES.get(name, name) for name in self.samplers]
         renamed = {name: said.pop(other) for other, name in _SAMPLING_NAMES.items() if other in said}
         return renamed | said
 
