@@ -1,5 +1,5 @@
-from collections.abc import Callable, Iterable, Mapping
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 from typing_extensions import disjoint_base
 
@@ -9,15 +9,12 @@ class Model:
         cls,
         path: str,
         *,
-        n_gpu_layers: int | None = None,
         split_mode: int | None = None,
         main_gpu: int | None = None,
-        tensor_split: Iterable[float] | None = None,
         load_mode: int | None = None,
-        use_extra_bufts: bool | None = None,
-        kv_overrides: Mapping[str, bool | int | float | str] | None = None,
         vocab_only: bool = False,
         on_progress: Callable[[float], None] | None = None,
+        **llama_model_params: Any,
     ) -> Self: ...
     @property
     def on_cpu(self) -> bool: ...

@@ -118,7 +118,20 @@ class MtmdConfig(Section, frozen=True, kw_only=True):
         return source
 
 
-class ContextConfig(Section, frozen=True, kw_only=True):
+class LoadConfig(Section, frozen=True, kw_only=True):
+    """What llama_model_params has by the same names, and gets as it stands."""
+
+    n_gpu_layers: Int | None = None  # negative: all
+    tensor_split: tuple[Annotated[float, Meta(ge=0, le=3.4e38)], ...] | None = None
+    kv_overrides: dict[str, KvValue] | None = None
+
+    @property
+    def llama_model_params(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in LoadConfig.__annotations__}
+
+
+# msgspec lays fields out one struct behind the other: of structs with fields only one can be a base.
+class ContextConfig(LoadConfig, frozen=True, kw_only=True):
     """What llama_context_params has by the same names, and gets as it stands."""
 
     rope_scaling_type: Literal[-1, 0, 1, 2, 3] | None = None
@@ -140,7 +153,7 @@ class ContextConfig(Section, frozen=True, kw_only=True):
 
     @property
     def llama_context_params(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ContextConfig.__struct_fields__}
+        return {name: getattr(self, name) for name in ContextConfig.__annotations__}
 
 
 class ModelConfig(ContextConfig, frozen=True, kw_only=True):
@@ -157,14 +170,11 @@ class ModelConfig(ContextConfig, frozen=True, kw_only=True):
     loras: tuple[LoraConfig, ...] = ()
     mtmd: MtmdConfig | None = None
 
-    n_gpu_layers: Int | None = None  # negative: all
     split_mode: Literal[0, 1, 2, 3] | None = None
     main_gpu: Int | None = None
-    tensor_split: tuple[Annotated[float, Meta(ge=0, le=3.4e38)], ...] | None = None
     vocab_only: bool | None = None
     use_mmap: bool | None = None
     use_mlock: bool | None = None
-    kv_overrides: dict[str, KvValue] | None = None
 
     n_ctx: Natural | None = None  # 0 or null: what the model was trained for
     n_batch: Positive | None = None

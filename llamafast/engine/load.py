@@ -52,13 +52,11 @@ def load_model(config: ModelConfig, path: Path, on_progress: Callable[[float], N
     try:
         return Model(
             str(path),
-            n_gpu_layers=config.n_gpu_layers,
             split_mode=placement.split_mode,
             main_gpu=placement.main_gpu,
-            tensor_split=config.tensor_split,
             load_mode=_load_mode(config),
-            kv_overrides=config.kv_overrides,
             on_progress=on_progress,
+            **config.llama_model_params,
         )
     except (ValueError, OverflowError) as error:
         raise ConfigError(f"model: {error}") from error
