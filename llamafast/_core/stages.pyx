@@ -17,10 +17,18 @@ from .headers.logits cimport (
     logits_compact, logits_gather, logits_max, logits_select, logits_uniforms, logits_use, logits_weights,
 )
 from .headers.simd cimport SIMD_AVX512
-from .headers.stages cimport (
-    stage_dynamic_temperature, stage_mirostat_k, stage_top_n_sigma, stage_typical_p, stage_xtc,
-)
 from .penalties cimport penalize
+
+# What stages.h documents; nobody else calls it.
+cdef extern from "stages.h" nogil:
+    int32_t stage_top_n_sigma(float *logit, int32_t *id, int32_t n, float sigmas)
+    int32_t stage_typical_p(
+        float *logit, int32_t *id, int32_t n, float p, float largest, const float *weight, double total, float *score)
+    int32_t stage_xtc(float *logit, int32_t *id, int32_t n, float threshold, const float *weight, double total)
+    float stage_dynamic_temperature(
+        const float *logit, int32_t n, float low, float high, float exponent, float largest, const float *weight,
+        double total)
+    int32_t stage_mirostat_k(const float *largest, int32_t m, int32_t n_vocab, float mu)
 
 cdef enum:
     MIROSTAT_M = 100    # the most likely tokens that mirostat 1.0 estimates by
