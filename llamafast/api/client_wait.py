@@ -19,12 +19,11 @@ LOOKS_PER_LIMIT = 4
 
 
 class ClientWaits:
-    """Every request and WebSocket that is open, and the limits: ``body_seconds`` for a body to come, ``send_seconds``
-    for a reader to take something. ``connections``, where they are watched, hear who is at work."""
+    """Every request and WebSocket that is open, and their limits in ``config``: ``body_seconds`` for a body to come,
+    ``send_seconds`` for a reader to take something. ``connections``, where they are watched, hear who is at work."""
 
     def __init__(self, config: ServerConfig) -> None:
-        self.body_seconds = config.body_seconds
-        self.send_seconds = config.send_seconds
+        self.config = config
         self.connections: Connections | None = None
         self._open: set[ClientWait] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -42,7 +41,7 @@ class ClientWaits:
         self._open.discard(wait)
 
     def _look_later(self) -> None:
-        seconds = min(self.body_seconds, self.send_seconds) / LOOKS_PER_LIMIT
+        seconds = min(self.config.body_seconds, self.config.send_seconds) / LOOKS_PER_LIMIT
         self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
@@ -73,17 +72,15 @@ class ClientWait:
         "_task",
         "_waits",
         "body_due",
-        "body_seconds",
+        "config",
         "deadline",
         "expired",
         "reading",
-        "send_seconds",
     )
 
     def __init__(self, waits: ClientWaits, client: Client | None, multiplexed: bool) -> None:
-        self.body_seconds = waits.body_seconds
-        self.send_seconds = waits.send_seconds
-        self.body_due = time.monotonic() + waits.body_seconds
+        self.config = waits.config
+        self.body_due = time.monotonic() + waits.config.body_seconds
         self.deadline = 0.0
         self.expired = False
         self.reading = False
@@ -104,7 +101,7 @@ class ClientWait:
     ) -> bool:
         self._waits.remove(self)
         if self._connections is not None and self._client is not None:
-            self._connections.ended(self._client, self.send_seconds)
+            self._connections.ended(self._client, self.config.send_seconds)
         return self.expired and self.forgive() and kind is asyncio.CancelledError
 
     def expire(self) -> None:

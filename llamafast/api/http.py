@@ -164,7 +164,7 @@ class Exchange(Record):
         except asyncio.CancelledError:
             if not wait.expired or not wait.forgive():
                 raise
-            told = f"after {n_before} bytes too little of the body came for {wait.body_seconds:g} seconds"
+            told = f"after {n_before} bytes too little of the body came for {wait.config.body_seconds:g} seconds"
             raise RequestTimeout(told) from None
         finally:
             wait.deadline = 0.0
@@ -175,7 +175,7 @@ class Exchange(Record):
     def _body_deadline(self, n_more: int) -> float:
         """When the next bytes are due, now that as many have come: silence is bounded, however many there were."""
         wait = self._wait
-        return min(wait.body_due + n_more / BYTES_PER_SECOND, time.monotonic() + wait.body_seconds)
+        return min(wait.body_due + n_more / BYTES_PER_SECOND, time.monotonic() + wait.config.body_seconds)
 
     async def _chunk(self) -> bytes | None:
         """More of the body; None when its client has gone or sends nonsense."""
@@ -236,7 +236,7 @@ class Exchange(Record):
                 await self.write(body[start : start + PIECE_BYTES])
             body = body[last:]
         wait = self._wait
-        wait.deadline = time.monotonic() + wait.send_seconds
+        wait.deadline = time.monotonic() + wait.config.send_seconds
         try:
             await self._send({"type": "http.response.body", "body": body, "more_body": more})
         finally:

@@ -117,7 +117,7 @@ class WebSocket:
         each frame that it has taken, and is that of the largest."""
         wait = self._wait
         sending = self._sending
-        seconds = wait.send_seconds + max(0, n_bytes - PIECE_BYTES) / BYTES_PER_SECOND
+        seconds = wait.config.send_seconds + max(0, n_bytes - PIECE_BYTES) / BYTES_PER_SECOND
         if not sending or seconds > max(sending):
             wait.deadline = time.monotonic() + seconds
         sending.append(seconds)

@@ -23,6 +23,7 @@ from llamafast.api.responses.responder import Responder
 from llamafast.api.responses.store import History
 from llamafast.api.sse import encode
 from llamafast.api.websocket import POLICY_VIOLATION, Refused, WebSocket
+from llamafast.config import ServerConfig
 from llamafast.engine.types import ModelInfo, Tenant
 from llamafast.errors import InvalidKey, InvalidRequest, LlamafastError, QueueFull
 
@@ -109,6 +110,7 @@ class Session:
         request_log: RequestLog,
         *,
         limits: BodyLimits,
+        config: ServerConfig,
     ) -> None:
         self._socket = socket
         self._whose = whose
@@ -116,14 +118,16 @@ class Session:
         self._info = info
         self._request_log = request_log
         self._limits = limits
+        self._config = config
         self._memory = LaneMemory(limits.max_bytes)
         self._lanes: dict[str | None, Lane] = {}
         self._running = asyncio.Semaphore(MAX_RUNNING)
         self._last = time.monotonic()  # that a frame came or an answer ended
 
-    def idle_seconds(self) -> float:
-        """How long no frame has come and nothing was answered; 0.0 while something is."""
-        return 0.0 if any(not task.done() for task in self._tasks()) else time.monotonic() - self._last
+    def idle_seconds_left(self) -> float:
+        """For how long from now nothing may come and nothing be answered."""
+        answering = any(not task.done() for task in self._tasks())
+        return self._config.websocket_idle_seconds - (0.0 if answering else time.monotonic() - self._last)
 
     async def read(self) -> None:
         """Give frames to their lanes. Raises ClientGone or Refused."""

@@ -76,7 +76,9 @@ class ResponseSockets:
         self._request_log.add(record, ROUTE)
 
     async def _converse(self, socket: WebSocket, whose: Whose) -> None:
-        session = Session(socket, whose, self._responder, self._info, self._request_log, limits=self._limits)
+        session = Session(
+            socket, whose, self._responder, self._info, self._request_log, limits=self._limits, config=self._config
+        )
         reader = asyncio.create_task(session.read())
         draining = asyncio.create_task(self._draining.wait())
         try:
@@ -104,7 +106,7 @@ class ResponseSockets:
         """Wait for one of ``ends``, or for the end of the time there is. Whether that was spent idly."""
         until = time.monotonic() + self._config.websocket_seconds
         while True:
-            rest = self._config.websocket_idle_seconds - session.idle_seconds()
+            rest = session.idle_seconds_left()
             if rest <= 0:
                 return True
             rest = min(rest, until - time.monotonic())
