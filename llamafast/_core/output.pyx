@@ -64,7 +64,7 @@ cdef int output_next(Output self, sequence_t *s, float *logits) noexcept nogil:
         memcpy(self.scratch.raw, logits, <size_t> self.scratch.n_vocab * sizeof(float))
     if c != NULL:
         return next_allowed(self, s, c, logits)
-    if s.tokens.n_certain < s.tokens.n_min:
+    if s.tokens.n_certain - s.tokens.n_prompt < s.out.options.min_tokens:
         rule_out_ends(self, s, logits)
     token = sampler_pick(s.out.sampler, &self.scratch, logits, s.tokens.ids, s.tokens.n_certain)
     return -1 if token < 0 else accept(self, s, token, False)
@@ -134,7 +134,7 @@ cdef int accept(Output self, sequence_t *s, int32_t token, bint last) noexcept n
         return -1
     s.out.n_unreported += 1
     if flags & TOKEN_EOG:
-        stopped = not s.out.ignore_eos or s.out.constraint != NULL
+        stopped = not s.out.options.ignore_eos or s.out.constraint != NULL
     elif is_stop_token(s, token):
         stopped = 1
     elif not flags & TOKEN_CONTROL or s.out.show_control or is_preserved(s, token):
@@ -143,6 +143,9 @@ cdef int accept(Output self, sequence_t *s, int32_t token, bint last) noexcept n
         stopped = text_feed(&s.out.text, self.vocab.pieces.text + begin, length)
         if stopped < 0:
             return -1
+        if stopped and s.out.options.keep_stop:
+            # it still lies there
+            s.out.text.n_pending += stopped
     if stopped or last:
         finish(s, FINISH_STOP)
     elif s.tokens.n_certain >= s.tokens.n_max:

@@ -47,7 +47,6 @@ cdef struct tokens_t:
     int32_t n_certain
     int32_t n_tokens
     int32_t n_max           # n_tokens stops growing here
-    int32_t n_min           # the tokens that end it cannot come before
     int32_t save_at         # once so many are in memory, run() returns for them to be saved
 
 # Its part of the current step.
@@ -73,13 +72,19 @@ cdef struct share_t:
     int32_t n_shared        # how much of that prefix they have in common
     int32_t goal            # once so many tokens are in memory it, or somebody who waits for them, can go on
 
+# What a client asks of its output, by the names of engine.types.OutputOptions; 0 asks for nothing.
+cdef struct options_t:
+    int32_t min_tokens      # the tokens that end it cannot come before
+    bint keep_stop          # a stop string is shown
+    bint ignore_eos         # an end-of-generation token does not end it
+
 # How its tokens are chosen, become text, and end.
 cdef struct out_t:
+    options_t options
     int32_t finish
     int32_t n_unreported    # tokens generated since the last record in the Outbox
     int32_t *stop_tokens    # (n_stop_tokens,) that end it beside the end-of-generation tokens
     int32_t n_stop_tokens
-    bint ignore_eos
     bint show_control
     const int32_t *preserved    # (n_preserved,) control tokens whose text is shown all the same
     int32_t n_preserved

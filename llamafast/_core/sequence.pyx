@@ -19,8 +19,8 @@ from array import array
 cdef class Sequence:
     """The engine's end of one choice.
 
-    ``prompt`` is int32 token ids, at least one; ``max_tokens`` (at least 1) bounds the output. It ends at a stop string
-    (which stays with ``keep_stop``), a stop token or an end-of-generation token, at those not before ``min_tokens``.
+    ``prompt`` is int32 token ids, at least one; ``max_tokens`` (at least 1) bounds the output. It ends at a stop
+    string, a stop token or an end-of-generation token, as ``output_options`` allow: these are the fields of options_t.
     ``tag`` names the sequence in the Outbox. Sequences of different ``salt`` never share what they computed; ``seed``
     is the salt's digest, with which the digests of its blocks begin.
     ``checkpoints`` are lengths of the prompt at which its state is likely to be wanted again, for whoever sets
@@ -32,18 +32,22 @@ cdef class Sequence:
     ones beside each; with ``score_prompt`` for those of the prompt too, of which nothing must be taken from others, and
     ``max_tokens`` may be 0.
 
-    Raises ValueError for an empty prompt or an id outside the vocabulary (llama.cpp would abort).
+    Raises ValueError for an empty prompt or an id outside the vocabulary (llama.cpp would abort), TypeError for an
+    option that there is not.
     """
 
     def __cinit__(
         self, Vocab vocab not None, const int32_t[::1] prompt not None, Sampler sampler not None, *, int64_t tag,
-        int32_t max_tokens, int32_t min_tokens=0, tuple stops=(), tuple stop_tokens=(), bint keep_stop=False,
-        int32_t top_logprobs=-1, bint score_prompt=False, bint ignore_eos=False, bint show_control=False,
-        const int32_t[::1] preserved=None,
-        bytes salt not None=b"", uint64_t seed=0, tuple checkpoints=(), Constraint constraint=None,
+        int32_t max_tokens, tuple stops=(), tuple stop_tokens=(), int32_t top_logprobs=-1, bint score_prompt=False,
+        bint show_control=False, const int32_t[::1] preserved=None, bytes salt not None=b"", uint64_t seed=0,
+        tuple checkpoints=(), Constraint constraint=None, **output_options,
     ):
         cdef sequence_t *s = &self.state
+        cdef dict options = s.out.options   # all at 0 so far
         cdef Py_ssize_t i
+        if unknown := output_options.keys() - options.keys():
+            raise TypeError(f"a Sequence has no option {min(unknown)!r}")
+        s.out.options = options | output_options
         if prompt.shape[0] == 0 or prompt.shape[0] > INT32_MAX - <Py_ssize_t> max_tokens:
             raise ValueError(f"a prompt of {prompt.shape[0]} tokens")
         if top_logprobs < -1 or (score_prompt and top_logprobs < 0):
@@ -61,7 +65,6 @@ cdef class Sequence:
         s.tokens.n_prompt = s.tokens.n_certain = s.tokens.n_tokens = <int32_t> prompt.shape[0]
         s.tokens.n_max = s.tokens.n_prompt + max_tokens
         s.tokens.capacity = s.tokens.n_prompt + min(max_tokens, 64)
-        s.out.ignore_eos = ignore_eos
         s.out.show_control = show_control
         if preserved is not None and preserved.shape[0]:
             self.preserved = (<char *> &preserved[0])[:preserved.shape[0] * <Py_ssize_t> sizeof(int32_t)]
@@ -74,7 +77,6 @@ cdef class Sequence:
         s.out.logprobs.n_top = top_logprobs
         # of the first token there is none
         s.out.logprobs.n_scored = 1 if score_prompt else s.tokens.n_prompt
-        s.tokens.n_min = s.tokens.n_prompt + min(max(min_tokens, 0), max_tokens)
         if stop_tokens:
             s.out.stop_tokens = <int32_t *> malloc(<size_t> len(stop_tokens) * sizeof(int32_t))
             if s.out.stop_tokens == NULL:
@@ -84,7 +86,6 @@ cdef class Sequence:
                 raise ValueError(f"token id {token} is outside the vocabulary of {vocab.pieces.n_tokens}")
             s.out.stop_tokens[s.out.n_stop_tokens] = token
             s.out.n_stop_tokens += 1
-        s.out.text.keep_stop = keep_stop
         memcpy(s.tokens.ids, &prompt[0], <size_t> s.tokens.n_prompt * sizeof(int32_t))
         text_init(&s.out.text, stops)
         self.salt = salt

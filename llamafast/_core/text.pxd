@@ -9,7 +9,6 @@ cdef struct stop_t:
 cdef struct text_t:
     stop_t *stops
     int32_t n_stops
-    bint keep_stop      # a stop string is shown
     char *pending       # (capacity,) what was fed and not yet taken
     int32_t n_pending
     int32_t capacity

@@ -56,8 +56,8 @@ cdef void text_free(text_t *self) noexcept nogil:
 
 
 cdef int text_feed(text_t *self, const char *piece, int32_t length) noexcept nogil:
-    """Append bytes. 1 when a stop string was completed (pending then ends where it began, or with it), 0 when not, -1
-    when out of memory. Of stops completed by the same byte the longest wins."""
+    """Append bytes. Where they complete a stop string pending ends before it, the stop itself lies behind that, and its
+    length is returned; else 0, or -1 when out of memory. Of stops completed by the same byte the longest wins."""
     cdef int32_t i, k, longest
     cdef stop_t *stop
     cdef char *grown
@@ -82,9 +82,8 @@ cdef int text_feed(text_t *self, const char *piece, int32_t length) noexcept nog
                 longest = max(longest, stop.length)
                 stop.matched = stop.fail[stop.length - 1]
         if longest:
-            if not self.keep_stop:
-                self.n_pending -= longest
-            return 1
+            self.n_pending -= longest
+            return longest
     return 0
 
 

@@ -18,6 +18,7 @@ from llamafast._core.sequence import Sequence
 from llamafast._core.step import FINISHED, NO_ROOM, PAUSED
 from llamafast._core.vocab import Vocab
 from llamafast.engine.pace import Pace
+from llamafast.engine.types import OutputOptions
 
 CONTROL = ("<|fim_prefix|>", "<|fim_middle|>")
 
@@ -225,6 +226,14 @@ def test_end_of_generation_leaves_no_text(tiny_model):
 def test_bad_prompts_are_refused(rig, prompt):
     with pytest.raises(ValueError, match=r"prompt|vocabulary"):
         rig.sequence(prompt)
+
+
+def test_options_are_those_that_a_request_has(rig):
+    rig.sequence([40], **OutputOptions(min_tokens=3, keep_stop=True, ignore_eos=True).output_options())
+    with pytest.raises(TypeError, match="no option 'max_stops'"):
+        rig.sequence([40], min_tokens=3, max_stops=1)
+    with pytest.raises(OverflowError):
+        rig.sequence([40], min_tokens=2**31)
 
 
 def test_there_are_only_so_many_sequence_ids(rig):

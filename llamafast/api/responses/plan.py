@@ -23,7 +23,7 @@ from llamafast.chat.format import ChatFormat
 from llamafast.chat.grammar.requested import SCHEMA
 from llamafast.chat.plan import ChatPlan, plan_chat
 from llamafast.chat.request import ChatTask, Message
-from llamafast.engine.types import ANYBODY, EnginePort, Tenant
+from llamafast.engine.types import ANYBODY, EnginePort, OutputOptions, Tenant
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,8 @@ class ResponsePlanner:
         text = request.text or TextOptions()
         fields = request.task_fields()
         if prefill:
-            fields["min_tokens"] = 0
+            # no output is wanted that they could be about
+            fields = {name: value for name, value in fields.items() if name not in OutputOptions.__struct_fields__}
         elif text.format is not None:
             fields["constraints"]["response_format"] = _response_format(text.format)
         wants_logprobs = request.wants_logprobs and not prefill

@@ -16,7 +16,7 @@ from support.where_it_runs import beside_the_loop
 
 from llamafast.api.app import App
 from llamafast.api.responses import lanes
-from llamafast.engine.types import Event
+from llamafast.engine.types import Event, OutputOptions
 from llamafast.errors import EngineFailure, QueueFull
 
 URL = "/v1/responses"
@@ -89,6 +89,13 @@ async def test_a_prefill(app: App, engine: FakeEngine) -> None:
         assert engine.plan.max_tokens == 1
         await socket.answer(input="Two", previous_response_id=warm["id"], store=False)
     assert prompt(engine) == "<s><user>One</s><user>Two</s><assistant>"
+
+
+async def test_a_prefill_drops_what_is_said_of_its_output(app: App, engine: FakeEngine) -> None:
+    said: dict[str, Any] = {"min_tokens": 9, "ignore_eos": True, "include_stop_str_in_output": True}
+    async with websocket(app) as socket:
+        await socket.answer(input="One", generate=False, **said)
+    assert engine.plan.output_options() == OutputOptions().output_options()
 
 
 async def test_errors_keep_the_socket_open(app: App, engine: FakeEngine) -> None:
