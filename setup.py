@@ -26,7 +26,7 @@ MODULES: dict[str, list[str]] = {
     "llama_log": [],
     "vocab": ["tokenize.cpp"],
     "model": ["weight_layouts.c"],
-    "graph": ["attention.c"],
+    "graph": ["attention.c", "products.c"],
     "context": [],
     "penalties": [],
     "dry": [],

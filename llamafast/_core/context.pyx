@@ -2,7 +2,7 @@
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t
 
-from .graph cimport graph_decode, graph_init
+from .graph cimport graph_decode, graph_free, graph_init
 from .headers.llama cimport (
     LLAMA_MAX_SEQ, llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params, llama_free,
     llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_pos_max,
@@ -135,8 +135,8 @@ cdef class Context:
             bare = not model.on_cpu
         if not bare and not model.on_cpu:
             raise ValueError("only CPUs can compute nodes of ours")
-        if not bare:
-            graph_init(&self.graph, llama_vocab_n_tokens(llama_model_get_vocab(model.model)), &params)
+        if not bare and graph_init(&self.graph, llama_vocab_n_tokens(llama_model_get_vocab(model.model)), &params) < 0:
+            raise MemoryError
         forget_log()
         with nogil:
             self.ctx = llama_init_from_model(model.model, params)
@@ -155,6 +155,7 @@ cdef class Context:
         if self.ctx != NULL:
             llama_free(self.ctx)
             died(CONTEXT)
+        graph_free(&self.graph)
 
     @property
     def n_ctx(self):

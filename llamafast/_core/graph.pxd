@@ -1,6 +1,7 @@
 from libc.stdint cimport int32_t, int64_t
 
 from .headers.llama cimport ggml_tensor, llama_batch, llama_context, llama_context_params
+from .headers.products cimport products
 
 # Kept beside a llama_context, at an address that does not change; ctx is set once there is one.
 cdef struct graph_t:
@@ -12,6 +13,9 @@ cdef struct graph_t:
     void *own
     int64_t n_direct        # times that logits were not copied
     int64_t n_attention     # operations of new graphs that are ours
+    products *products
+    int64_t n_products      # products that were computed or are about to be, of all graphs
 
-cdef void graph_init(graph_t *self, int32_t n_vocab, llama_context_params *params) noexcept nogil
+cdef int graph_init(graph_t *self, int32_t n_vocab, llama_context_params *params) noexcept nogil  # -1: no memory
+cdef void graph_free(graph_t *self) noexcept nogil
 cdef int32_t graph_decode(graph_t *self, const llama_batch *batch) noexcept nogil  # llama_decode's code

@@ -2,7 +2,7 @@
 
 Its scheduler shows each node of a graph to a callback before any of them is computed, and there
 
-- attention becomes an operation of ours (c/attention.h);
+- attention becomes an operation of ours (c/attention.h), and so do products with quantised weights (c/products.h);
 - logits are computed where they are read. llama_decode copies them from the graph to its output buffer: 10 MB for 16
   rows of a large vocabulary, a seventh of a small model's step. Here the node of the logits gets the output buffer for
   its own memory, and llama_decode copies that onto itself, for which glibc's memcpy does nothing.
@@ -14,24 +14,36 @@ from .headers.llama cimport (
     GGML_OP_FLASH_ATTN_EXT, GGML_TYPE_F32, c_bool, ggml_backend_buffer_is_host, ggml_is_contiguous, ggml_nrows,
     ggml_tensor, llama_decode, llama_get_logits,
 )
-from .headers.simd cimport SIMD_AVX512
+from .headers.products cimport products_begin, products_free, products_new, products_take, products_use
+from .headers.simd cimport SIMD_AVX512, SIMD_AVX512_VNNI
 
 attention_use(SIMD_AVX512)
+products_use(SIMD_AVX512_VNNI)
 
 
-cdef void graph_init(graph_t *self, int32_t n_vocab, llama_context_params *params) noexcept nogil:
+cdef int graph_init(graph_t *self, int32_t n_vocab, llama_context_params *params) noexcept nogil:
     """Ask for the callback. All nodes are computed by CPUs: what else a backend may hold about a node's memory is its
-    own. ``self`` is zeroed."""
+    own. ``self`` is zeroed. -1: out of memory."""
+    self.products = products_new()
+    if self.products == NULL:
+        return -1
     self.n_vocab = n_vocab
     self.all_outputs = params.embeddings
     params.cb_eval = change
     params.cb_eval_user_data = self
+    return 0
+
+
+cdef void graph_free(graph_t *self) noexcept nogil:
+    products_free(self.products)
 
 
 cdef int32_t graph_decode(graph_t *self, const llama_batch *batch) noexcept nogil:
     cdef int32_t i, code
     for i in range(batch.n_tokens):
         self.n_outputs += self.all_outputs or batch.logits[i] != 0
+    if self.products != NULL:
+        products_begin(self.products)
     code = llama_decode(self.ctx, batch[0])
     self.n_outputs = 0
     if self.logits != NULL:
@@ -47,7 +59,9 @@ cdef c_bool change(ggml_tensor *node, c_bool ask, void *data) noexcept nogil:
     cdef graph_t *self = <graph_t *> data
     if node.op == GGML_OP_FLASH_ATTN_EXT:
         self.n_attention += attention_take(node)
-    elif self.n_outputs and strcmp(node.name, "result_output") == 0 and holds_all(self, node):
+        return False
+    self.n_products += products_take(self.products, node)
+    if self.n_outputs and strcmp(node.name, "result_output") == 0 and holds_all(self, node):
         self.logits = node
         self.own = node.data
         node.data = llama_get_logits(self.ctx)

@@ -39,6 +39,11 @@ def n_attention(Context context not None):
     return context.graph.n_attention
 
 
+def n_products(Context context not None):
+    """Products of graphs that were computed, or were about to be, that are ours."""
+    return context.graph.n_products
+
+
 def last_position(Context context not None, int32_t seq_id):
     """The largest one that a sequence has in memory, -1 where it has none."""
     return llama_memory_seq_pos_max(context.memory, seq_id)

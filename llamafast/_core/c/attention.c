@@ -101,7 +101,7 @@ static int32_t custom_params[LAST_PARAM + 1];
 
 int attention_use(int limit)
 {
-    const int level = simd_level(limit);
+    const int level = simd_level(MIN(limit, SIMD_AVX512));
     see = see_baseline;
     attend = attend_baseline;
 #if defined(__x86_64__)

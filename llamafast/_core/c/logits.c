@@ -50,7 +50,7 @@ static const struct kernels *kernels = &kernels_baseline;
 
 int logits_use(int limit)
 {
-    const int level = simd_level(limit);
+    const int level = simd_level(limit < SIMD_AVX512 ? limit : SIMD_AVX512);
     kernels = &kernels_baseline;
 #if defined(__x86_64__)
     f8_prepare();

@@ -2,3 +2,4 @@
 cdef extern from "simd/level.h" nogil:
     enum:
         SIMD_AVX512
+        SIMD_AVX512_VNNI

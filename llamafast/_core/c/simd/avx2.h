@@ -2,6 +2,7 @@
 #include "undefine.h"
 
 #include <immintrin.h>
+#include <string.h>
 
 #define TARGET __attribute__((target("avx2,f16c,fma,popcnt")))
 
@@ -69,6 +70,63 @@ TARGET static inline void f8_sum4(float *to, const __m256 *v)
     _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
 }
 
+TARGET static inline __m256i i8_dot(__m256i sum, __m256i u, __m256i s)
+{
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+}
+
+TARGET static inline void i8_columns(const uint8_t *p, size_t n, __m256i *to)
+{
+    __m256i row[4];
+    for (int r = 0; r < 4; r++) {
+        row[r] = _mm256_loadu2_m128i((const __m128i *) (p + (r + 4) * n), (const __m128i *) (p + r * n));
+    }
+    const __m256i a = _mm256_unpacklo_epi32(row[0], row[1]), b = _mm256_unpackhi_epi32(row[0], row[1]);
+    const __m256i c = _mm256_unpacklo_epi32(row[2], row[3]), d = _mm256_unpackhi_epi32(row[2], row[3]);
+    to[0] = _mm256_unpacklo_epi64(a, c);
+    to[1] = _mm256_unpackhi_epi64(a, c);
+    to[2] = _mm256_unpacklo_epi64(b, d);
+    to[3] = _mm256_unpackhi_epi64(b, d);
+}
+
+TARGET static inline __m256i i8_rows(const uint8_t *p, size_t n)
+{
+    int32_t row[8];
+    for (int r = 0; r < 8; r++) {
+        memcpy(row + r, p + r * n, sizeof *row);
+    }
+    return _mm256_loadu_si256((const __m256i *) row);
+}
+
+TARGET static inline __m256i i8_fifths(__m256i bits, int g)
+{
+    const __m256i byte = _mm256_add_epi8(
+        _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0C0C0C0C, 0, 0x04040404, 0x08080808, 0x0C0C0C0C),
+        _mm256_set1_epi8((char) (g / 2)));
+    const __m256i bit = _mm256_set1_epi32(g & 1 ? (int32_t) 0x80402010 : 0x08040201);
+    const __m256i found = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(bits, byte), bit), bit);
+    return _mm256_and_si256(found, _mm256_set1_epi8(16));
+}
+
+TARGET static inline __m256 i8_halves(__m256i v)
+{
+    const __m256i half = _mm256_and_si256(v, _mm256_set1_epi32(0xFFFF));
+    return _mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+}
+
+TARGET static inline void i8_pack(int8_t *to, __m256i v)
+{
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storel_epi64((__m128i *) to, _mm_packs_epi16(words, words));
+}
+
+TARGET static inline int32_t i8_sum(__m256i v)
+{
+    __m128i a = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    a = _mm_add_epi32(a, _mm_shuffle_epi32(a, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(a, _mm_shuffle_epi32(a, 0xB1)));
+}
+
 #define K(name) name##_avx2
 #define VL 8
 #define vf __m256
@@ -95,4 +153,30 @@ TARGET static inline void f8_sum4(float *to, const __m256 *v)
 #define vselect(m, a, b) _mm256_blendv_ps(b, a, m)
 #define vhalf(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) (p)))
 #define vsum4 f8_sum4
+#define vhalf_of(x) _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT)))
+#define vi __m256i
+#define WIDE_OFFSET 0
+#define vi_set _mm256_set1_epi32
+#define vi_bytes _mm256_set1_epi8
+#define vi_load(p) _mm256_loadu_si256((const __m256i *) (p))
+#define vi_store(p, v) _mm256_storeu_si256((__m256i *) (p), v)
+#define vi_add _mm256_add_epi32
+#define vi_and _mm256_and_si256
+#define vi_or _mm256_or_si256
+#define vi_xor _mm256_xor_si256
+#define vi_left _mm256_slli_epi32
+#define vi_right _mm256_srli_epi32
+#define vi_right_signed _mm256_srai_epi32
+#define vi_float _mm256_cvtepi32_ps
+#define vi_halves i8_halves
+#define vi_round _mm256_cvtps_epi32
+#define vi_pack i8_pack
+#define vi_sum i8_sum
+#define vi_dot i8_dot
+#define vi_dot_wide(sum, w, s) i8_dot(sum, _mm256_sign_epi8(w, w), _mm256_sign_epi8(s, w))
+#define vi_dot_pairs(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
+#define vi_columns i8_columns
+#define vi_rows i8_rows
+#define vi_lookup(p, i) _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) (p))), i)
+#define vi_fifths i8_fifths
 #include "exp2.h"

@@ -1,0 +1,223 @@
+/* Strips of weights times quantised rows, in the notation of simd/level.h. How many rows and strips there are is a constant
+ * wherever these functions are inlined: it keeps sums in registers. */
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Four values of a row, in each lane. */
+TARGET INLINE vi K(four)(const int8_t *value)
+{
+    int32_t bytes;
+    memcpy(&bytes, value, sizeof bytes);
+    return vi_set(bytes);
+}
+
+/* Adds to x the products of `n_groups` groups of four columns from `group` on, for n rows and `width` strips. */
+TARGET INLINE void K(dot)(
+    int shape, int width, int n, const struct K(tile) *tile, const int8_t *const *value, int group, int n_groups, vi x[][2])
+{
+#pragma GCC unroll 8
+    for (int g = group; g < group + n_groups; g++) {
+        vi w[2];
+        for (int strip = 0; strip < width; strip++) {
+            w[strip] = vi_load(tile[strip].value[g]);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++) {
+            const vi y = K(four)(value[i] + 4 * g);
+            for (int strip = 0; strip < width; strip++) {
+                x[i][strip] = shape == WIDE ? vi_dot_wide(x[i][strip], w[strip], y) : vi_dot(x[i][strip], w[strip], y);
+            }
+        }
+    }
+}
+
+/* Scales of activations by block of 32: Q4_1 and Q5_1 (SUMS), Q4_0, Q5_0, Q8_0 and the like. */
+TARGET INLINE void K(multiply_32)(
+    int shape, int width, int n, const struct K(tile) *tile, int n_columns, const void *const *row, int offset, vf sum[][2])
+{
+    const int8_t *value[MAX_TAKEN];
+    for (int i = 0; i < n; i++) {
+        value[i] = row[i];
+    }
+    for (int block = 0; block < n_columns / 32; block++) {
+        vi x[MAX_TAKEN][2];
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++) {
+            x[i][0] = vi_set(shape == SUMS ? 0 : ((const struct chunk_offsets *) row[i])->start[offset][block]);
+            x[i][1] = x[i][0];
+        }
+        K(dot)(shape, width, n, tile, value, 8 * block, 8, x);
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++) {
+            const struct chunk_sums *sums = row[i];
+            const struct chunk_offsets *offsets = row[i];
+            const vf scale = vset(shape == SUMS ? sums->scale[block] : offsets->scale[block]);
+            for (int strip = 0; strip < width; strip++) {
+                const vf both = vmul(vload(tile[strip].scale[block]), scale);
+                sum[i][strip] = vfma(vi_float(x[i][strip]), both, sum[i][strip]);
+                if (shape == SUMS) {
+                    sum[i][strip] = vfma(vload(tile[strip].min[block]), vset(sums->sum[block]), sum[i][strip]);
+                }
+            }
+        }
+    }
+}
+
+/* One scale of activations for 256 columns; those of weights by block of 32 with mins (Q4_K, Q5_K) or of 16 (Q6_K). */
+TARGET INLINE void K(multiply_256)(
+    int shape, int width, int n, const struct K(tile) *tile, const void *const *row, vf sum[][2])
+{
+    const int n_blocks = shape == K_MINS ? 8 : 16;
+    const int8_t *value[MAX_TAKEN];
+    vf of_chunk[MAX_TAKEN][2];
+    for (int i = 0; i < n; i++) {
+        value[i] = row[i];
+        of_chunk[i][0] = of_chunk[i][1] = vset(0);
+    }
+    for (int block = 0; block < n_blocks; block++) {
+        vi x[MAX_TAKEN][2];
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++) {
+            x[i][0] = vi_set(shape == K_MINS ? 0 : ((const struct chunk_k *) row[i])->start[block]);
+            x[i][1] = x[i][0];
+        }
+        K(dot)(shape, width, n, tile, value, 64 / n_blocks * block, 64 / n_blocks, x);
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++) {
+            for (int strip = 0; strip < width; strip++) {
+                const vf scale = vload(tile[strip].scale[block]);
+                of_chunk[i][strip] = vfma(vi_float(x[i][strip]), scale, of_chunk[i][strip]);
+            }
+        }
+    }
+    for (int i = 0; i < n; i++) {
+        const struct chunk_k *chunk = row[i];
+        for (int strip = 0; strip < width; strip++) {
+            if (shape == K_MINS) {
+                vi mins = vi_set(0);
+                for (int pair = 0; pair < 4; pair++) {
+                    const vi sums = K(four)((const int8_t *) (chunk->pair_sum + 2 * pair));
+                    mins = vi_dot_pairs(mins, vi_load(tile[strip].min[pair]), sums);
+                }
+                of_chunk[i][strip] = vfma(vi_float(mins), vload(tile[strip].min_scale), of_chunk[i][strip]);
+            }
+            sum[i][strip] = vfma(of_chunk[i][strip], vset(chunk->scale), sum[i][strip]);
+        }
+    }
+}
+
+/* n rows; `sums` has `width` vectors for each. */
+TARGET INLINE void K(multiply)(
+    int shape, int width, int n, const struct K(tile) *tile, int n_columns, const void *const *row, int offset, float *sums)
+{
+    vf sum[MAX_TAKEN][2];
+    for (int i = 0; i < n; i++) {
+        for (int strip = 0; strip < width; strip++) {
+            sum[i][strip] = vload(sums + (2 * i + strip) * VL);
+        }
+    }
+    if (shape == SUMS || shape == OFFSET || shape == WIDE) {
+        K(multiply_32)(shape, width, n, tile, n_columns, row, offset, sum);
+    } else {
+        K(multiply_256)(shape, width, n, tile, row, sum);
+    }
+    for (int i = 0; i < n; i++) {
+        for (int strip = 0; strip < width; strip++) {
+            vstore(sums + (2 * i + strip) * VL, sum[i][strip]);
+        }
+    }
+}
+
+#define TAKE(n) \
+    case n: \
+        K(multiply)(shape, width, n, tile, n_columns, row, offset, sums); \
+        break;
+
+/* All rows of a piece, a few at a time. */
+TARGET INLINE void K(multiply_rows)(
+    int shape, int width, const struct K(tile) *tile, int n_columns, const void *const *row, int n_rows, int offset,
+    float *sums)
+{
+    const int most = width == 2 ? TAKEN_BY_TWO : TAKEN_BY_ONE;
+    for (; n_rows >= most; n_rows -= most, row += most, sums += most * 2 * VL) {
+        K(multiply)(shape, width, most, tile, n_columns, row, offset, sums);
+    }
+    switch (n_rows) {
+    TAKE(1) TAKE(2) TAKE(3)
+#if TAKEN_BY_ONE > 4
+    TAKE(4) TAKE(5) TAKE(6) TAKE(7)
+#endif
+    }
+}
+
+/* Rows of weights [first, first + VL) and, with `width` 2, [second, second + VL) times all rows of the piece. */
+TARGET INLINE void K(strips)(int shape, int width, const struct piece *piece, int64_t first, int64_t second)
+{
+    struct K(tile) tile[2];
+    float sums[MAX_ROWS * 2 * VL];
+    const struct format *format = piece->format;
+    const int64_t at[2] = {first, second};
+    const void *row[MAX_ROWS];
+    const int64_t bytes = piece->row_bytes * VL, n_chunks = CEIL(piece->n_columns, 256);
+    memset(sums, 0, (size_t) piece->n_rows * 2 * VL * sizeof *sums);
+    for (int64_t chunk = 0; chunk < n_chunks; chunk++) {
+        const int n_columns = (int) MIN(piece->n_columns - 256 * chunk, 256);
+        for (int strip = 0; strip < width; strip++) {
+            const uint8_t *weights = piece->weights + at[strip] * piece->row_bytes;
+            if (piece->prefetch) {
+                /* of the strip that comes next in memory, the part that this is of its own */
+                const uint8_t *next = weights + width * bytes;
+                for (int64_t byte = bytes * chunk / n_chunks; byte < bytes * (chunk + 1) / n_chunks; byte += 64) {
+                    __builtin_prefetch(next + byte, 0, 2);
+                }
+            }
+            format->K(unpack)(weights + chunk * format->chunk_bytes, (size_t) piece->row_bytes, n_columns, tile + strip);
+        }
+        for (int i = 0; i < piece->n_rows; i++) {
+            row[i] = piece->rows[i] + chunk * piece->chunk_size;
+        }
+        K(multiply_rows)(shape, width, tile, n_columns, row, piece->n_rows, format->offset, sums);
+    }
+    for (int i = 0; i < piece->n_rows; i++) {
+        for (int strip = 0; strip < width; strip++) {
+            vstore(piece->results[i] + at[strip], vload(sums + (2 * i + strip) * VL));
+        }
+    }
+}
+
+#define STRIPS(shape) \
+    TARGET __attribute__((noinline)) static void K(strips_##shape)( \
+        int width, const struct piece *piece, int64_t first, int64_t second) \
+    { \
+        if (width == 2) { \
+            K(strips)(shape, 2, piece, first, second); \
+        } else { \
+            K(strips)(shape, 1, piece, first, first); \
+        } \
+    }
+
+STRIPS(SUMS)
+STRIPS(OFFSET)
+STRIPS(WIDE)
+STRIPS(K_MINS)
+STRIPS(K_OFFSET)
+
+/* Rows of weights [first, stop), VL of them at least unless they begin at 0 or end where the weights do. */
+static void K(compute)(const struct piece *piece, int64_t first, int64_t stop)
+{
+    static void (*const strips[])(int, const struct piece *, int64_t, int64_t) = {
+        [SUMS] = K(strips_SUMS), [OFFSET] = K(strips_OFFSET), [WIDE] = K(strips_WIDE), [K_MINS] = K(strips_K_MINS),
+        [K_OFFSET] = K(strips_K_OFFSET),
+    };
+    const int width = piece->n_rows >= ROWS_FOR_TWO ? 2 : 1;
+    for (int64_t row = first; row < stop;) {
+        /* a strip that would end behind the last row begins earlier, and computes some rows again */
+        const int64_t second = row + VL, taken = width == 2 && second < stop ? 2 : 1;
+        strips[piece->format->shape]((int) taken, piece, MIN(row, stop - VL), MIN(second, stop - VL));
+        row += taken * VL;
+    }
+}
+
+#undef INLINE
+#undef TAKE
+#undef STRIPS
