@@ -26,9 +26,9 @@ enum {
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define CEIL(a, b) (((a) + (b) - 1) / (b))
 
-/* 256 columns of a row, quantised as one of these. Where weights are stored with an offset, products begin at minus the
+/* 256 columns of a row, quantised as one of these, or 64 as the floats that they are. Where weights are stored with an offset, products begin at minus the
  * offset times the sum of the values. */
-enum kind { KIND_SUMS, KIND_OFFSETS, KIND_K, N_KINDS };
+enum kind { KIND_SUMS, KIND_OFFSETS, KIND_K, N_KINDS, KIND_FLOATS = N_KINDS };
 enum offset { OFFSET_8, OFFSET_16, OFFSET_WIDE, N_OFFSETS };
 
 struct chunk_sums {                             /* ggml's Q8_1 */
@@ -49,13 +49,13 @@ struct chunk_k {                                /* Q8_K */
     int32_t start[16];
 };
 
-static const size_t chunk_size[N_KINDS] = {
+static const size_t chunk_size[] = {
     [KIND_SUMS] = sizeof(struct chunk_sums), [KIND_OFFSETS] = sizeof(struct chunk_offsets),
-    [KIND_K] = sizeof(struct chunk_k),
+    [KIND_K] = sizeof(struct chunk_k), [KIND_FLOATS] = 64 * sizeof(float),
 };
 
 /* How a strip is multiplied: with mins or with an offset, and whether its values need more than 6 bits. */
-enum shape { SUMS, OFFSET, WIDE, K_MINS, K_OFFSET };
+enum shape { SUMS, OFFSET, WIDE, K_MINS, K_OFFSET, FLOATS };
 
 struct tile_avx2;
 struct tile_avx512_vnni;
@@ -65,7 +65,8 @@ struct format {
     enum kind kind;
     enum shape shape;
     enum offset offset;
-    int64_t chunk_bytes;                        /* of 256 columns */
+    int n_columns;                              /* of a chunk: 256, or 64 floats */
+    int64_t chunk_bytes;
     void (*unpack_avx2)(const uint8_t *, size_t, int, struct tile_avx2 *);
     void (*unpack_avx512_vnni)(const uint8_t *, size_t, int, struct tile_avx512_vnni *);
 };
@@ -75,7 +76,7 @@ struct piece {
     const struct format *format;
     const uint8_t *weights;
     int64_t row_bytes, n_columns;
-    int64_t chunk_size;                         /* bytes of 256 columns of activations */
+    int64_t chunk_size;                         /* bytes of a chunk of activations */
     bool prefetch;
     int n_rows;
     const char *rows[MAX_ROWS];
@@ -104,15 +105,18 @@ struct piece {
 #define UNPACK(name) .unpack_avx2 = unpack_##name##_avx2, .unpack_avx512_vnni = unpack_##name##_avx512_vnni
 
 static const struct format formats[GGML_TYPE_COUNT] = {
-    [GGML_TYPE_Q4_0] = {KIND_OFFSETS, OFFSET, OFFSET_8, 8 * 18, UNPACK(q4_0)},
-    [GGML_TYPE_Q4_1] = {KIND_SUMS, SUMS, 0, 8 * 20, UNPACK(q4_1)},
-    [GGML_TYPE_Q5_0] = {KIND_OFFSETS, OFFSET, OFFSET_16, 8 * 22, UNPACK(q5_0)},
-    [GGML_TYPE_Q5_1] = {KIND_SUMS, SUMS, 0, 8 * 24, UNPACK(q5_1)},
-    [GGML_TYPE_Q8_0] = {KIND_OFFSETS, WIDE, OFFSET_WIDE, 8 * 34, UNPACK(q8_0)},
-    [GGML_TYPE_IQ4_NL] = {KIND_OFFSETS, WIDE, OFFSET_WIDE, 8 * 18, UNPACK(iq4_nl)},
-    [GGML_TYPE_Q4_K] = {KIND_K, K_MINS, 0, 144, UNPACK(q4_k)},
-    [GGML_TYPE_Q5_K] = {KIND_K, K_MINS, 0, 176, UNPACK(q5_k)},
-    [GGML_TYPE_Q6_K] = {KIND_K, K_OFFSET, 0, 210, UNPACK(q6_k)},
+    [GGML_TYPE_F32] = {KIND_FLOATS, FLOATS, 0, 64, 64 * 4, UNPACK(f32)},
+    [GGML_TYPE_F16] = {KIND_FLOATS, FLOATS, 0, 64, 64 * 2, UNPACK(f16)},
+    [GGML_TYPE_BF16] = {KIND_FLOATS, FLOATS, 0, 64, 64 * 2, UNPACK(bf16)},
+    [GGML_TYPE_Q4_0] = {KIND_OFFSETS, OFFSET, OFFSET_8, 256, 8 * 18, UNPACK(q4_0)},
+    [GGML_TYPE_Q4_1] = {KIND_SUMS, SUMS, 0, 256, 8 * 20, UNPACK(q4_1)},
+    [GGML_TYPE_Q5_0] = {KIND_OFFSETS, OFFSET, OFFSET_16, 256, 8 * 22, UNPACK(q5_0)},
+    [GGML_TYPE_Q5_1] = {KIND_SUMS, SUMS, 0, 256, 8 * 24, UNPACK(q5_1)},
+    [GGML_TYPE_Q8_0] = {KIND_OFFSETS, WIDE, OFFSET_WIDE, 256, 8 * 34, UNPACK(q8_0)},
+    [GGML_TYPE_IQ4_NL] = {KIND_OFFSETS, WIDE, OFFSET_WIDE, 256, 8 * 18, UNPACK(iq4_nl)},
+    [GGML_TYPE_Q4_K] = {KIND_K, K_MINS, 0, 256, 144, UNPACK(q4_k)},
+    [GGML_TYPE_Q5_K] = {KIND_K, K_MINS, 0, 256, 176, UNPACK(q5_k)},
+    [GGML_TYPE_Q6_K] = {KIND_K, K_OFFSET, 0, 256, 210, UNPACK(q6_k)},
 };
 
 static void (*const quantise[][N_KINDS])(const float *, int64_t, void *) = {
@@ -139,20 +143,31 @@ struct quantised {
     const struct ggml_tensor *of;
 };
 
+/* Which rows each expert has, by ggml's ids (slots, tokens). */
+struct groups {
+    int32_t *pair;                              /* slot + slots * token, by expert */
+    int32_t *first;                             /* of each expert's, and the number of all */
+    int32_t *busy;                              /* the experts that have any */
+    int n_busy;
+    int64_t max_pairs, max_experts;
+    const struct ggml_tensor *of;
+};
+
 struct products {
     int32_t custom[N_CUSTOM];                   /* op_params of an operation of ours */
     enum ggml_op custom_op;
     struct quantised quantised[N_KINDS];
+    struct groups groups;
     bool computed;                              /* something since the last node was taken */
     atomic_int *next_piece;                     /* by node */
     int n_nodes, max_nodes;
-    atomic_int n_waiting, generation;           /* of threads that quantise */
+    atomic_int n_waiting, generation;           /* of threads that prepare */
 };
 
 /* What an operation keeps behind the parameters of a custom one. */
 struct mark {
     int32_t node;
-    int32_t quantises;
+    bool quantises, groups;                     /* before it multiplies */
 };
 
 int products_use(int limit)
@@ -187,6 +202,9 @@ void products_free(struct products *self)
         for (int kind = 0; kind < N_KINDS; kind++) {
             free(self->quantised[kind].chunks);
         }
+        free(self->groups.pair);
+        free(self->groups.first);
+        free(self->groups.busy);
         free(self->next_piece);
         free(self);
     }
@@ -197,6 +215,7 @@ void products_begin(struct products *self)
     for (int kind = 0; kind < N_KINDS; kind++) {
         self->quantised[kind].of = NULL;
     }
+    self->groups.of = NULL;
     self->n_nodes = 0;
     self->computed = false;
 }
@@ -205,19 +224,31 @@ static bool fits(const struct ggml_tensor *node)
 {
     const struct ggml_tensor *w = node->src[0], *x = node->src[1];
     const struct format *format = &formats[w->type];
-    return format->chunk_bytes != 0 && level >= SIMD_AVX2 && (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0
+    const bool of_experts = node->op == GGML_OP_MUL_MAT_ID;
+    return (of_experts || (node->op == GGML_OP_MUL_MAT && node->op_params[1] == 0 && w->ne[2] == 1))
+        && format->chunk_bytes != 0 && level >= SIMD_AVX2 && (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0
         && w->extra == NULL && w->buffer != NULL && ggml_backend_buffer_is_host(w->buffer)
         && ggml_backend_buffer_get_usage(w->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS
-        && w->ne[2] == 1 && w->ne[3] == 1 && w->ne[1] >= lanes[level] && w->nb[0] == ggml_type_size(w->type)
+        && w->ne[3] == 1 && w->ne[1] >= lanes[level] && w->nb[0] == ggml_type_size(w->type)
         && w->nb[1] == ggml_row_size(w->type, w->ne[0])
+        && (format->kind != KIND_FLOATS || w->nb[1] % 16 == 0)
         && x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && x->ne[3] == 1
-        && (x->ne[2] == 1 || ggml_is_contiguous(x))
         && node->type == GGML_TYPE_F32 && ggml_is_contiguous(node);
 }
 
-/* Room for one more node and for its rows. */
-static bool reserve(struct products *self, struct quantised *quantised, size_t size)
+/* Room for `size` of what is not needed any more; NULL: no memory. */
+static void *room(void *old, size_t size)
 {
+    free(old);
+    return aligned_alloc(ALIGNMENT, CEIL(size, ALIGNMENT) * ALIGNMENT);
+}
+
+/* Room for one more node, for its rows and for whose they are. */
+static bool reserve(struct products *self, const struct ggml_tensor *node)
+{
+    const struct ggml_tensor *w = node->src[0], *x = node->src[1], *ids = node->src[2];
+    const enum kind kind = formats[w->type].kind;
+    struct groups *groups = &self->groups;
     if (self->n_nodes == self->max_nodes) {
         const int more = MAX(2 * self->max_nodes, 256);
         atomic_int *next_piece = realloc(self->next_piece, (size_t) more * sizeof *next_piece);
@@ -227,14 +258,27 @@ static bool reserve(struct products *self, struct quantised *quantised, size_t s
         self->next_piece = next_piece;
         self->max_nodes = more;
     }
-    if (quantised->size < size) {
-        char *chunks = aligned_alloc(ALIGNMENT, CEIL(size, ALIGNMENT) * ALIGNMENT);
-        if (chunks == NULL) {
+    if (kind != KIND_FLOATS) {
+        struct quantised *quantised = &self->quantised[kind];
+        const size_t size = (size_t) (ggml_nrows(x) * CEIL(x->ne[0], 256)) * chunk_size[kind];
+        if (quantised->size < size) {
+            quantised->chunks = room(quantised->chunks, size);
+            quantised->size = quantised->chunks == NULL ? 0 : size;
+        }
+        if (quantised->chunks == NULL) {
             return false;
         }
-        free(quantised->chunks);
-        quantised->chunks = chunks;
-        quantised->size = size;
+    }
+    if (ids != NULL && (groups->max_pairs < ggml_nelements(ids) || groups->max_experts < w->ne[2])) {
+        groups->max_pairs = MAX(groups->max_pairs, ggml_nelements(ids));
+        groups->max_experts = MAX(groups->max_experts, w->ne[2]);
+        groups->pair = room(groups->pair, (size_t) groups->max_pairs * sizeof *groups->pair);
+        groups->first = room(groups->first, (size_t) (groups->max_experts + 1) * sizeof *groups->first);
+        groups->busy = room(groups->busy, (size_t) groups->max_experts * sizeof *groups->busy);
+        if (groups->pair == NULL || groups->first == NULL || groups->busy == NULL) {
+            groups->max_pairs = groups->max_experts = 0;
+            return false;
+        }
     }
     return true;
 }
@@ -245,18 +289,23 @@ bool products_take(struct products *self, struct ggml_tensor *node)
     if (self->computed) {
         products_begin(self);
     }
-    if (!ours && (node->op != GGML_OP_MUL_MAT || node->op_params[1] != 0 || !fits(node))) {
+    if (!ours && ((node->op != GGML_OP_MUL_MAT && node->op != GGML_OP_MUL_MAT_ID) || !fits(node))) {
         return false;
     }
-    const struct ggml_tensor *x = node->src[1];
-    struct quantised *quantised = &self->quantised[formats[node->src[0]->type].kind];
-    const size_t row_size = CEIL((size_t) x->ne[0], 256) * chunk_size[formats[node->src[0]->type].kind];
-    if (!reserve(self, quantised, (size_t) ggml_nrows(x) * row_size)) {
+    if (!reserve(self, node)) {
         return false;
     }
-    const struct mark mark = {.node = self->n_nodes++, .quantises = quantised->of != x};
+    const enum kind kind = formats[node->src[0]->type].kind;
+    struct mark mark = {.node = self->n_nodes++};
+    if (kind != KIND_FLOATS) {
+        mark.quantises = self->quantised[kind].of != node->src[1];
+        self->quantised[kind].of = node->src[1];
+    }
+    if (node->src[2] != NULL) {
+        mark.groups = self->groups.of != node->src[2];
+        self->groups.of = node->src[2];
+    }
     atomic_store_explicit(&self->next_piece[mark.node], 0, memory_order_relaxed);
-    quantised->of = x;
     memcpy(node->op_params, self->custom, sizeof self->custom);
     memcpy(node->op_params + N_CUSTOM, &mark, sizeof mark);
     node->op = self->custom_op;
@@ -297,41 +346,103 @@ static void quantise_rows(struct products *self, const struct ggml_tensor *x, en
     }
 }
 
+static int32_t expert_of(const struct ggml_tensor *ids, int64_t slot, int64_t token)
+{
+    int32_t expert;
+    memcpy(&expert, (const char *) ids->data + slot * (int64_t) ids->nb[0] + token * (int64_t) ids->nb[1], sizeof expert);
+    return expert;
+}
+
+/* Counting sort of the pairs of a slot and a token. */
+static void group(struct groups *groups, const struct ggml_tensor *ids, int64_t n_experts)
+{
+    int32_t *first = groups->first;
+    memset(first, 0, (size_t) (n_experts + 1) * sizeof *first);
+    for (int64_t token = 0; token < ids->ne[1]; token++) {
+        for (int64_t slot = 0; slot < ids->ne[0]; slot++) {
+            first[expert_of(ids, slot, token)]++;
+        }
+    }
+    groups->n_busy = 0;
+    for (int64_t expert = 0, n = 0; expert <= n_experts; expert++) {
+        const int32_t own = expert < n_experts ? first[expert] : 0;
+        if (own > 0) {
+            groups->busy[groups->n_busy++] = (int32_t) expert;
+        }
+        n += own;
+        first[expert] = (int32_t) n;
+    }
+    /* from behind, so that each expert's begin where they are to */
+    for (int64_t token = ids->ne[1] - 1; token >= 0; token--) {
+        for (int64_t slot = ids->ne[0] - 1; slot >= 0; slot--) {
+            groups->pair[--first[expert_of(ids, slot, token)]] = (int32_t) (slot + ids->ne[0] * token);
+        }
+    }
+}
+
+/* A span of a matrix's strips times rows of activations, `from` and `to` by number. */
+static void multiply(
+    struct products *self, const struct ggml_tensor *node, int64_t expert, int64_t n_rows, const int32_t *pair,
+    int64_t first, int64_t stop)
+{
+    const struct ggml_tensor *w = node->src[0], *x = node->src[1];
+    const struct format *format = &formats[w->type];
+    const int64_t most = x->ne[0] > LONG_ROW ? FEW_ROWS : MAX_ROWS;
+    const int64_t row_size = CEIL(x->ne[0], 256) * (int64_t) chunk_size[format->kind];
+    struct piece piece = {
+        .format = format, .weights = (const uint8_t *) w->data + expert * (int64_t) w->nb[2],
+        .row_bytes = (int64_t) w->nb[1], .n_columns = w->ne[0], .chunk_size = (int64_t) chunk_size[format->kind],
+        .prefetch = n_rows <= PREFETCH_ROWS,
+    };
+    for (int64_t begin = 0; begin < n_rows; begin += most) {
+        piece.n_rows = (int) MIN(n_rows - begin, most);
+        for (int k = 0; k < piece.n_rows; k++) {
+            int64_t row = begin + k, result = row;
+            if (pair != NULL) {
+                const int64_t n_slots = node->ne[1], slot = pair[row] % n_slots, token = pair[row] / n_slots;
+                result = pair[row];
+                row = token * x->ne[1] + slot % x->ne[1];
+            }
+            piece.rows[k] = format->kind == KIND_FLOATS ? (const char *) row_of(x, row)
+                : self->quantised[format->kind].chunks + row * row_size;
+            piece.results[k] = (float *) node->data + result * node->ne[0];
+        }
+        compute[level](&piece, first, stop);
+    }
+}
+
 void products_compute(struct ggml_tensor *node, int ith, int nth, void *data)
 {
     struct products *self = data;
-    const struct ggml_tensor *w = node->src[0], *x = node->src[1];
-    const struct format *format = &formats[w->type];
-    const int64_t n_rows = ggml_nrows(x), n_chunks = CEIL(x->ne[0], 256), width = lanes[level];
-    const int64_t most = x->ne[0] > LONG_ROW ? FEW_ROWS : MAX_ROWS;
+    const struct ggml_tensor *w = node->src[0], *ids = node->src[2];
+    const int64_t n_rows = w->ne[1], pair_of_strips = 2 * lanes[level];
     struct mark mark;
     memcpy(&mark, node->op_params + N_CUSTOM, sizeof mark);
+    if (mark.groups && ith == nth - 1) {
+        group(&self->groups, ids, w->ne[2]);
+    }
     if (mark.quantises) {
-        quantise_rows(self, x, format->kind, ith, nth);
-        if (nth > 1) {
-            wait_for_all(self, nth);
-        }
+        quantise_rows(self, node->src[1], formats[w->type].kind, ith, nth);
+    }
+    if (nth > 1 && (mark.groups || mark.quantises)) {
+        wait_for_all(self, nth);
     }
     if (ith == 0) {
         self->computed = true;
     }
-    struct piece piece = {
-        .format = format, .weights = w->data, .row_bytes = (int64_t) w->nb[1], .n_columns = w->ne[0],
-        .chunk_size = (int64_t) chunk_size[format->kind], .prefetch = n_rows <= PREFETCH_ROWS,
-    };
-    /* strips in pairs; the last piece has what is left */
-    const int64_t n_pairs = MAX(w->ne[1] / (2 * width), 1);
-    const int n_pieces = (int) MIN(n_pairs, nth == 1 ? 1 : SHARES * nth);
+    /* spans of pairs of strips; the last one has what is left */
+    const int n_matrices = ids == NULL ? 1 : self->groups.n_busy;
+    const int64_t n_pairs = MAX(n_rows / pair_of_strips, 1);
+    const int64_t wanted = nth == 1 ? 1 : CEIL(SHARES * nth, MAX(n_matrices, 1)), n_spans = MIN(n_pairs, wanted);
+    const int n_pieces = (int) (n_matrices * n_spans);
     for (int i; (i = atomic_fetch_add_explicit(&self->next_piece[mark.node], 1, memory_order_relaxed)) < n_pieces;) {
-        const int64_t first = n_pairs * i / n_pieces * 2 * width;
-        const int64_t stop = i + 1 == n_pieces ? w->ne[1] : n_pairs * (i + 1) / n_pieces * 2 * width;
-        for (int64_t row = 0; row < n_rows; row += most) {
-            piece.n_rows = (int) MIN(n_rows - row, most);
-            for (int k = 0; k < piece.n_rows; k++) {
-                piece.rows[k] = self->quantised[format->kind].chunks + (row + k) * n_chunks * piece.chunk_size;
-                piece.results[k] = (float *) node->data + (row + k) * w->ne[1];
-            }
-            compute[level](&piece, first, stop);
+        const int64_t span = i % n_spans, first = n_pairs * span / n_spans * pair_of_strips;
+        const int64_t stop = span + 1 == n_spans ? n_rows : n_pairs * (span + 1) / n_spans * pair_of_strips;
+        if (ids == NULL) {
+            multiply(self, node, 0, ggml_nrows(node->src[1]), NULL, first, stop);
+        } else {
+            const int32_t expert = self->groups.busy[i / n_spans], *own = self->groups.first + expert;
+            multiply(self, node, expert, own[1] - own[0], self->groups.pair + own[0], first, stop);
         }
     }
 }
