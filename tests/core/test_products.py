@@ -62,7 +62,7 @@ def test_shapes(type_name: str) -> None:
 @pytest.mark.parametrize("type_name", FLOATS)
 def test_floats(type_name: str) -> None:
     """ggml rounds activations to the weights' type. These do not."""
-    for n_columns in (8, 64, 72, 576):
+    for n_columns in (16, 64, 80, 576):
         for n_rows in (16, 17, 31, 100):
             weights = random.standard_normal((n_rows, n_columns), np.float32)
             if type_name == "bf16":
@@ -153,7 +153,7 @@ def test_a_row_does_not_depend_on_the_others_nor_on_the_threads(type_name: str) 
 
 
 @pytest.mark.skipif(BEST < 3, reason="one instruction set")
-@pytest.mark.parametrize("type_name", [*QUANTISED, *FLOATS])
+@pytest.mark.parametrize("type_name", QUANTISED)
 def test_instruction_sets_agree_bit_for_bit(type_name: str) -> None:
     product = Products([matrix(type_name, 50, 768)], activations(11, 768))
     results = []
@@ -221,5 +221,5 @@ def test_on_the_baseline_all_stay_ggmls() -> None:
     assert Products([matrix("q4_1", 64, 256)], activations(3, 256)).take() == [False]
 
 
-def test_rows_of_floats_that_do_not_begin_at_16_bytes_stay_ggmls() -> None:
+def test_floats_in_rows_of_odd_lengths_stay_ggmls() -> None:
     assert Products([matrix("f16", 64, 36)], activations(3, 36)).take() == [False]

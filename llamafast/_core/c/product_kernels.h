@@ -106,21 +106,6 @@ TARGET INLINE void K(multiply_256)(
     }
 }
 
-/* Floats with floats. */
-TARGET INLINE void K(multiply_floats)(
-    int width, int n, const struct K(tile) *tile, int n_columns, const void *const *row, vf sum[][2])
-{
-    for (int column = 0; column < n_columns; column++) {
-#pragma GCC unroll 8
-        for (int i = 0; i < n; i++) {
-            const vf y = vset(((const float *) row[i])[column]);
-            for (int strip = 0; strip < width; strip++) {
-                sum[i][strip] = vfma(vload(tile[strip].column[column]), y, sum[i][strip]);
-            }
-        }
-    }
-}
-
 /* n rows; `sums` has `width` vectors for each. */
 TARGET INLINE void K(multiply)(
     int shape, int width, int n, const struct K(tile) *tile, int n_columns, const void *const *row, int offset, float *sums)
@@ -131,9 +116,7 @@ TARGET INLINE void K(multiply)(
             sum[i][strip] = vload(sums + (2 * i + strip) * VL);
         }
     }
-    if (shape == FLOATS) {
-        K(multiply_floats)(width, n, tile, n_columns, row, sum);
-    } else if (shape == SUMS || shape == OFFSET || shape == WIDE) {
+    if (shape == SUMS || shape == OFFSET || shape == WIDE) {
         K(multiply_32)(shape, width, n, tile, n_columns, row, offset, sum);
     } else {
         K(multiply_256)(shape, width, n, tile, row, sum);
@@ -175,10 +158,10 @@ TARGET INLINE void K(strips)(int shape, int width, const struct piece *piece, in
     const struct format *format = piece->format;
     const int64_t at[2] = {first, second};
     const void *row[MAX_ROWS];
-    const int64_t bytes = piece->row_bytes * VL, n_chunks = CEIL(piece->n_columns, format->n_columns);
+    const int64_t bytes = piece->row_bytes * VL, n_chunks = CEIL(piece->n_columns, 256);
     memset(sums, 0, (size_t) piece->n_rows * 2 * VL * sizeof *sums);
     for (int64_t chunk = 0; chunk < n_chunks; chunk++) {
-        const int n_columns = (int) MIN(piece->n_columns - format->n_columns * chunk, format->n_columns);
+        const int n_columns = (int) MIN(piece->n_columns - 256 * chunk, 256);
         for (int strip = 0; strip < width; strip++) {
             const uint8_t *weights = piece->weights + at[strip] * piece->row_bytes;
             if (piece->prefetch) {
@@ -218,17 +201,15 @@ STRIPS(OFFSET)
 STRIPS(WIDE)
 STRIPS(K_MINS)
 STRIPS(K_OFFSET)
-STRIPS(FLOATS)
 
-/* Rows of weights [first, stop), VL of them at least unless they begin at 0 or end where the weights do. */
-static void K(compute)(const struct piece *piece, int64_t first, int64_t stop)
+/* Rows of weights [first, stop), VL of them at least. */
+static void K(compute_strips)(const struct piece *piece, int64_t first, int64_t stop)
 {
     static void (*const strips[])(int, const struct piece *, int64_t, int64_t) = {
         [SUMS] = K(strips_SUMS), [OFFSET] = K(strips_OFFSET), [WIDE] = K(strips_WIDE), [K_MINS] = K(strips_K_MINS),
-        [K_OFFSET] = K(strips_K_OFFSET), [FLOATS] = K(strips_FLOATS),
+        [K_OFFSET] = K(strips_K_OFFSET),
     };
-    /* products of floats are chains of sums that wait for each other: the more of them, the better */
-    const int width = piece->n_rows >= ROWS_FOR_TWO || piece->format->shape == FLOATS ? 2 : 1;
+    const int width = piece->n_rows >= ROWS_FOR_TWO ? 2 : 1;
     for (int64_t row = first; row < stop;) {
         /* a strip that would end behind the last row begins earlier, and computes some rows again */
         const int64_t second = row + VL, taken = width == 2 && second < stop ? 2 : 1;

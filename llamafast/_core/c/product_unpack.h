@@ -1,12 +1,9 @@
 /* Strips of weights → tiles, in the notation of simd/level.h: VL rows of up to 256 columns, transposed so that a vector has
- * four columns of each row, or of up to 64 columns of floats. p is where the first row's columns begin, n the bytes from a
- * row to the next. The layouts are those of ggml-common.h. */
+ * four columns of each row. p is where the first row's columns begin, n the bytes from a row to the next. The layouts are
+ * those of ggml-common.h. */
 
 struct K(tile) {
-    union {
-        uint8_t value[64][4 * VL];              /* by four columns */
-        float column[64][VL];
-    };
+    uint8_t value[64][4 * VL];                  /* by four columns */
     float scale[16][VL];                        /* by block */
     float min[8][VL];                           /* by block of 32; or int16 pairs of them, by two blocks of 32 */
     float min_scale[VL];
@@ -192,42 +189,6 @@ TARGET static void K(unpack_q6_k)(const uint8_t *p, size_t n, int n_columns, str
             vi_store(value[8 + g], vi_or(NIBBLE(second[g], false), vi_and(vi_left(two[g], 2), upper)));
             vi_store(value[16 + g], vi_or(NIBBLE(first[g], true), vi_and(two[g], upper)));
             vi_store(value[24 + g], vi_or(NIBBLE(second[g], true), vi_and(vi_right(two[g], 2), upper)));
-        }
-    }
-}
-
-TARGET static void K(unpack_f32)(const uint8_t *p, size_t n, int n_columns, struct K(tile) *tile)
-{
-    for (int column = 0; column < n_columns; column += 4, p += 16) {
-        vi v[4];
-        vi_columns(p, n, v);
-        for (int g = 0; g < 4; g++) {
-            vi_store(tile->column[column + g], v[g]);
-        }
-    }
-}
-
-TARGET static void K(unpack_f16)(const uint8_t *p, size_t n, int n_columns, struct K(tile) *tile)
-{
-    for (int column = 0; column < n_columns; column += 8, p += 16) {
-        vi v[4];
-        vi_columns(p, n, v);
-        for (int g = 0; g < 4; g++) {
-            vstore(tile->column[column + 2 * g], vi_halves(v[g]));
-            vstore(tile->column[column + 2 * g + 1], vi_halves(vi_right(v[g], 16)));
-        }
-    }
-}
-
-/* The upper halves of floats. */
-TARGET static void K(unpack_bf16)(const uint8_t *p, size_t n, int n_columns, struct K(tile) *tile)
-{
-    for (int column = 0; column < n_columns; column += 8, p += 16) {
-        vi v[4];
-        vi_columns(p, n, v);
-        for (int g = 0; g < 4; g++) {
-            vi_store(tile->column[column + 2 * g], vi_left(v[g], 16));
-            vi_store(tile->column[column + 2 * g + 1], vi_and(v[g], vi_set((int32_t) 0xFFFF0000)));
         }
     }
 }

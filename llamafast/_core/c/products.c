@@ -1,138 +1,21 @@
 #include "products.h"
 
-#include "simd/level.h"
+#include "product_formats.h"
 
 #include <ggml-backend.h>
-#include <ggml.h>
-#include <math.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum {
-    MAX_ROWS = 64,                              /* taken in one pass over the weights */
-    FEW_ROWS = 32,                              /* the same, where rows are long */
+    FEW_ROWS = 32,                              /* taken in one pass over the weights, where rows are long */
     LONG_ROW = 12288,
     PREFETCH_ROWS = 16,                         /* up to so many, weights come more slowly than they are multiplied */
-    MAX_TAKEN = 8,                              /* rows whose sums are in registers */
     SHARES = 4,                                 /* pieces of work a thread, so that all end at about the same time */
     SPINS = 1000,                               /* before a thread that waits lets others run */
     ALIGNMENT = 64,
     N_CUSTOM = 6,                               /* op_params of a custom operation; the others are ours */
 };
-
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define MAX(a, b) ((a) > (b) ? (a) : (b))
-#define CEIL(a, b) (((a) + (b) - 1) / (b))
-
-/* 256 columns of a row, quantised as one of these, or 64 as the floats that they are. Where weights are stored with an offset, products begin at minus the
- * offset times the sum of the values. */
-enum kind { KIND_SUMS, KIND_OFFSETS, KIND_K, N_KINDS, KIND_FLOATS = N_KINDS };
-enum offset { OFFSET_8, OFFSET_16, OFFSET_WIDE, N_OFFSETS };
-
-struct chunk_sums {                             /* ggml's Q8_1 */
-    int8_t value[256];
-    float scale[8], sum[8];
-};
-
-struct chunk_offsets {                          /* Q8_0 */
-    int8_t value[256];
-    float scale[8];
-    int32_t start[N_OFFSETS][8];
-};
-
-struct chunk_k {                                /* Q8_K */
-    int8_t value[256];
-    float scale;
-    int16_t sum[16], pair_sum[8];
-    int32_t start[16];
-};
-
-static const size_t chunk_size[] = {
-    [KIND_SUMS] = sizeof(struct chunk_sums), [KIND_OFFSETS] = sizeof(struct chunk_offsets),
-    [KIND_K] = sizeof(struct chunk_k), [KIND_FLOATS] = 64 * sizeof(float),
-};
-
-/* How a strip is multiplied: with mins or with an offset, and whether its values need more than 6 bits. */
-enum shape { SUMS, OFFSET, WIDE, K_MINS, K_OFFSET, FLOATS };
-
-struct tile_avx2;
-struct tile_avx512_vnni;
-
-/* A type of weights. */
-struct format {
-    enum kind kind;
-    enum shape shape;
-    enum offset offset;
-    int n_columns;                              /* of a chunk: 256, or 64 floats */
-    int64_t chunk_bytes;
-    void (*unpack_avx2)(const uint8_t *, size_t, int, struct tile_avx2 *);
-    void (*unpack_avx512_vnni)(const uint8_t *, size_t, int, struct tile_avx512_vnni *);
-};
-
-/* Some rows of one matrix of weights times some rows of activations. */
-struct piece {
-    const struct format *format;
-    const uint8_t *weights;
-    int64_t row_bytes, n_columns;
-    int64_t chunk_size;                         /* bytes of a chunk of activations */
-    bool prefetch;
-    int n_rows;
-    const char *rows[MAX_ROWS];
-    float *results[MAX_ROWS];
-};
-
-#if defined(__x86_64__)
-#include "simd/avx2.h"
-#define TAKEN_BY_ONE 4
-#define TAKEN_BY_TWO 4
-#define ROWS_FOR_TWO (MAX_ROWS + 1)
-#include "product_activations.h"
-#include "product_unpack.h"
-#include "product_kernels.h"
-#undef TAKEN_BY_ONE
-#undef TAKEN_BY_TWO
-#undef ROWS_FOR_TWO
-#define TAKEN_BY_ONE 8
-#define TAKEN_BY_TWO 6
-#define ROWS_FOR_TWO 16
-#include "simd/avx512_vnni.h"
-#include "product_activations.h"
-#include "product_unpack.h"
-#include "product_kernels.h"
-
-#define UNPACK(name) .unpack_avx2 = unpack_##name##_avx2, .unpack_avx512_vnni = unpack_##name##_avx512_vnni
-
-static const struct format formats[GGML_TYPE_COUNT] = {
-    [GGML_TYPE_F32] = {KIND_FLOATS, FLOATS, 0, 64, 64 * 4, UNPACK(f32)},
-    [GGML_TYPE_F16] = {KIND_FLOATS, FLOATS, 0, 64, 64 * 2, UNPACK(f16)},
-    [GGML_TYPE_BF16] = {KIND_FLOATS, FLOATS, 0, 64, 64 * 2, UNPACK(bf16)},
-    [GGML_TYPE_Q4_0] = {KIND_OFFSETS, OFFSET, OFFSET_8, 256, 8 * 18, UNPACK(q4_0)},
-    [GGML_TYPE_Q4_1] = {KIND_SUMS, SUMS, 0, 256, 8 * 20, UNPACK(q4_1)},
-    [GGML_TYPE_Q5_0] = {KIND_OFFSETS, OFFSET, OFFSET_16, 256, 8 * 22, UNPACK(q5_0)},
-    [GGML_TYPE_Q5_1] = {KIND_SUMS, SUMS, 0, 256, 8 * 24, UNPACK(q5_1)},
-    [GGML_TYPE_Q8_0] = {KIND_OFFSETS, WIDE, OFFSET_WIDE, 256, 8 * 34, UNPACK(q8_0)},
-    [GGML_TYPE_IQ4_NL] = {KIND_OFFSETS, WIDE, OFFSET_WIDE, 256, 8 * 18, UNPACK(iq4_nl)},
-    [GGML_TYPE_Q4_K] = {KIND_K, K_MINS, 0, 256, 144, UNPACK(q4_k)},
-    [GGML_TYPE_Q5_K] = {KIND_K, K_MINS, 0, 256, 176, UNPACK(q5_k)},
-    [GGML_TYPE_Q6_K] = {KIND_K, K_OFFSET, 0, 256, 210, UNPACK(q6_k)},
-};
-
-static void (*const quantise[][N_KINDS])(const float *, int64_t, void *) = {
-    [SIMD_AVX2] = {quantise_32_sums_avx2, quantise_32_avx2, quantise_256_avx2},
-    [SIMD_AVX512_VNNI] = {quantise_32_sums_avx512_vnni, quantise_32_avx512_vnni, quantise_256_avx512_vnni},
-};
-static void (*const compute[])(const struct piece *, int64_t, int64_t) = {
-    [SIMD_AVX2] = compute_avx2, [SIMD_AVX512_VNNI] = compute_avx512_vnni,
-};
-static const int64_t lanes[] = {[SIMD_AVX2] = 8, [SIMD_AVX512_VNNI] = 16};
-#else
-static const struct format formats[GGML_TYPE_COUNT];
-static void (*const quantise[][N_KINDS])(const float *, int64_t, void *) = {{NULL}};
-static void (*const compute[])(const struct piece *, int64_t, int64_t) = {NULL};
-static const int64_t lanes[] = {0};
-#endif
 
 static int level = SIMD_BASELINE;
 
@@ -226,12 +109,12 @@ static bool fits(const struct ggml_tensor *node)
     const struct format *format = &formats[w->type];
     const bool of_experts = node->op == GGML_OP_MUL_MAT_ID;
     return (of_experts || (node->op == GGML_OP_MUL_MAT && node->op_params[1] == 0 && w->ne[2] == 1))
-        && format->chunk_bytes != 0 && level >= SIMD_AVX2 && (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0
+        && format->compute_avx2 != NULL && level >= SIMD_AVX2 && (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0
         && w->extra == NULL && w->buffer != NULL && ggml_backend_buffer_is_host(w->buffer)
         && ggml_backend_buffer_get_usage(w->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS
         && w->ne[3] == 1 && w->ne[1] >= lanes[level] && w->nb[0] == ggml_type_size(w->type)
         && w->nb[1] == ggml_row_size(w->type, w->ne[0])
-        && (format->kind != KIND_FLOATS || w->nb[1] % 16 == 0)
+        && (format->kind != KIND_FLOATS || w->ne[0] % 16 == 0)
         && x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && x->ne[3] == 1
         && node->type == GGML_TYPE_F32 && ggml_is_contiguous(node);
 }
@@ -388,10 +271,11 @@ static void multiply(
     const struct ggml_tensor *w = node->src[0], *x = node->src[1];
     const struct format *format = &formats[w->type];
     const int64_t most = x->ne[0] > LONG_ROW ? FEW_ROWS : MAX_ROWS;
-    const int64_t row_size = CEIL(x->ne[0], 256) * (int64_t) chunk_size[format->kind];
+    const int64_t size = format->kind == KIND_FLOATS ? 0 : (int64_t) chunk_size[format->kind];
+    const int64_t row_size = CEIL(x->ne[0], 256) * size;
     struct piece piece = {
         .format = format, .weights = (const uint8_t *) w->data + expert * (int64_t) w->nb[2],
-        .row_bytes = (int64_t) w->nb[1], .n_columns = w->ne[0], .chunk_size = (int64_t) chunk_size[format->kind],
+        .row_bytes = (int64_t) w->nb[1], .n_columns = w->ne[0], .chunk_size = size,
         .prefetch = n_rows <= PREFETCH_ROWS,
     };
     for (int64_t begin = 0; begin < n_rows; begin += most) {
@@ -407,7 +291,7 @@ static void multiply(
                 : self->quantised[format->kind].chunks + row * row_size;
             piece.results[k] = (float *) node->data + result * node->ne[0];
         }
-        compute[level](&piece, first, stop);
+        (level == SIMD_AVX2 ? format->compute_avx2 : format->compute_avx512_vnni)(&piece, first, stop);
     }
 }
 

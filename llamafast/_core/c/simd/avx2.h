@@ -154,6 +154,8 @@ TARGET static inline int32_t i8_sum(__m256i v)
 #define vhalf(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) (p)))
 #define vsum4 f8_sum4
 #define vhalf_of(x) _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT)))
+#define vbrain(p) _mm256_castsi256_ps( \
+    _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) (p))), 16))
 #define vi __m256i
 #define WIDE_OFFSET 0
 #define vi_set _mm256_set1_epi32

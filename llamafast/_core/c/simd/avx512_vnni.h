@@ -40,6 +40,8 @@ TARGET static inline __m512i i16_fifths(__m512i bits, int g)
 }
 
 #define vhalf_of(x) _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT)))
+#define vbrain(p) _mm512_castsi512_ps( \
+    _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) (p))), 16))
 #define vi __m512i
 #define WIDE_OFFSET 128
 #define vi_set _mm512_set1_epi32

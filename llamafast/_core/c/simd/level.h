@@ -10,7 +10,8 @@
  * lowest bits, and vselect(m, a, b) is a in the lanes of m, else b. vhalf(p) are VL floats from 16-bit ones, vsum4(to, v)
  * are the sums of four vectors' lanes.
  *
- * avx2.h and avx512_vnni.h have vhalf_of(x), the 16-bit float next to x as a float, and operations on vi, a vector of VL integers of 32 bits, or of 4 * VL bytes:
+ * avx2.h and avx512_vnni.h have vhalf_of(x), the 16-bit float next to x as a float, vbrain(p), VL floats from their upper
+ * halves, and operations on vi, a vector of VL integers of 32 bits, or of 4 * VL bytes:
  *   vi_dot(sum, u, s)        adds to each lane the products of its four bytes, unsigned (63 at most) with signed
  *   vi_dot_wide(sum, w, s)   of bytes of any size: w are signed ones to which WIDE_OFFSET was added
  *   vi_dot_pairs(sum, a, b)  of the two signed 16-bit halves

@@ -27,6 +27,7 @@
 #undef vhalf
 #undef vsum4
 #undef vhalf_of
+#undef vbrain
 #undef vi
 #undef WIDE_OFFSET
 #undef vi_set

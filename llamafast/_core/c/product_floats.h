@@ -1,0 +1,92 @@
+/* Rows of floats times rows of floats, in the notation of simd/level.h: lanes are columns, and their sums are added up at
+ * the end. */
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* VL weights from column k on. */
+TARGET INLINE vf K(weights)(enum ggml_type type, const uint8_t *row, int64_t k)
+{
+    return type == GGML_TYPE_F32 ? vload((const float *) row + k)
+        : type == GGML_TYPE_F16 ? vhalf((const uint16_t *) row + k) : vbrain((const uint16_t *) row + k);
+}
+
+/* Four rows of weights, of which the first is `row`, times n rows of the piece from `from` on. */
+TARGET INLINE void K(four_rows)(enum ggml_type type, int n, const struct piece *piece, int64_t row, int from)
+{
+    const uint8_t *w = piece->weights + row * piece->row_bytes;
+    vf sum[FLOAT_ROWS][4];
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) {
+        sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = vset(0);
+    }
+    for (int64_t k = 0; k < piece->n_columns; k += VL) {
+        const vf a = K(weights)(type, w, k), b = K(weights)(type, w + piece->row_bytes, k);
+        const vf c = K(weights)(type, w + 2 * piece->row_bytes, k), d = K(weights)(type, w + 3 * piece->row_bytes, k);
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++) {
+            const vf y = vload((const float *) piece->rows[from + i] + k);
+            sum[i][0] = vfma(a, y, sum[i][0]);
+            sum[i][1] = vfma(b, y, sum[i][1]);
+            sum[i][2] = vfma(c, y, sum[i][2]);
+            sum[i][3] = vfma(d, y, sum[i][3]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) {
+        vsum4(piece->results[from + i] + row, sum[i]);
+    }
+}
+
+/* Rows of weights [first, stop), four of them at least, times n rows of the piece. */
+TARGET INLINE void K(float_rows)(enum ggml_type type, int n, const struct piece *piece, int64_t first, int64_t stop, int from)
+{
+    for (int64_t row = first; row < stop; row += 4) {
+        K(four_rows)(type, n, piece, MIN(row, stop - 4), from);
+    }
+}
+
+#define TAKE(n) \
+    case n: \
+        K(float_rows)(type, n, piece, begin, end, from); \
+        break;
+
+/* A block of weights stays in the second cache while all rows of the piece, a few at a time, are multiplied with it. */
+TARGET INLINE void K(floats)(enum ggml_type type, const struct piece *piece, int64_t first, int64_t stop)
+{
+    const int64_t block = MAX(CACHED_WEIGHTS / piece->row_bytes / 4 * 4, 4);
+    for (int64_t begin = first; begin < stop; begin += block) {
+        /* no block of fewer than four rows is left */
+        const int64_t end = begin + block + 4 > stop ? stop : begin + block;
+        int from = 0;
+        for (; from + FLOAT_ROWS <= piece->n_rows; from += FLOAT_ROWS) {
+            K(float_rows)(type, FLOAT_ROWS, piece, begin, end, from);
+        }
+        switch (piece->n_rows - from) {
+        TAKE(1)
+#if FLOAT_ROWS > 2
+        TAKE(2) TAKE(3) TAKE(4) TAKE(5)
+#endif
+        }
+        if (end == stop) {
+            break;
+        }
+    }
+}
+
+TARGET static void K(compute_f32)(const struct piece *piece, int64_t first, int64_t stop)
+{
+    K(floats)(GGML_TYPE_F32, piece, first, stop);
+}
+
+TARGET static void K(compute_f16)(const struct piece *piece, int64_t first, int64_t stop)
+{
+    K(floats)(GGML_TYPE_F16, piece, first, stop);
+}
+
+TARGET static void K(compute_bf16)(const struct piece *piece, int64_t first, int64_t stop)
+{
+    K(floats)(GGML_TYPE_BF16, piece, first, stop);
+}
+
+#undef INLINE
+#undef TAKE

@@ -1,0 +1,133 @@
+/* The types of weights that products.c multiplies, and for each instruction set the kernels that do. */
+#include "simd/level.h"
+
+#include <ggml.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+enum {
+    MAX_ROWS = 64,                              /* taken in one pass over the weights */
+    MAX_TAKEN = 8,                              /* rows whose sums are in registers */
+    CACHED_WEIGHTS = 1 << 18,                   /* bytes of floats that rows are multiplied with in turn */
+};
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+#define CEIL(a, b) (((a) + (b) - 1) / (b))
+
+/* 256 columns of a row, quantised as one of these. Where weights are stored with an offset, products begin at minus the
+ * offset times the sum of the values. */
+enum kind { KIND_SUMS, KIND_OFFSETS, KIND_K, N_KINDS, KIND_FLOATS = N_KINDS };
+enum offset { OFFSET_8, OFFSET_16, OFFSET_WIDE, N_OFFSETS };
+
+struct chunk_sums {                             /* ggml's Q8_1 */
+    int8_t value[256];
+    float scale[8], sum[8];
+};
+
+struct chunk_offsets {                          /* Q8_0 */
+    int8_t value[256];
+    float scale[8];
+    int32_t start[N_OFFSETS][8];
+};
+
+struct chunk_k {                                /* Q8_K */
+    int8_t value[256];
+    float scale;
+    int16_t sum[16], pair_sum[8];
+    int32_t start[16];
+};
+
+static const size_t chunk_size[N_KINDS] = {
+    [KIND_SUMS] = sizeof(struct chunk_sums), [KIND_OFFSETS] = sizeof(struct chunk_offsets),
+    [KIND_K] = sizeof(struct chunk_k),
+};
+
+/* How a strip is multiplied: with mins or with an offset, and whether its values need more than 6 bits. */
+enum shape { SUMS, OFFSET, WIDE, K_MINS, K_OFFSET };
+
+struct tile_avx2;
+struct tile_avx512_vnni;
+
+struct piece;
+
+/* A type of weights. */
+struct format {
+    enum kind kind;
+    enum shape shape;
+    enum offset offset;
+    int64_t chunk_bytes;                        /* of 256 columns */
+    void (*compute_avx2)(const struct piece *, int64_t, int64_t);
+    void (*compute_avx512_vnni)(const struct piece *, int64_t, int64_t);
+    void (*unpack_avx2)(const uint8_t *, size_t, int, struct tile_avx2 *);
+    void (*unpack_avx512_vnni)(const uint8_t *, size_t, int, struct tile_avx512_vnni *);
+};
+
+/* Some rows of one matrix of weights times some rows of activations. */
+struct piece {
+    const struct format *format;
+    const uint8_t *weights;
+    int64_t row_bytes, n_columns;
+    int64_t chunk_size;                         /* bytes of 256 columns of activations */
+    bool prefetch;
+    int n_rows;
+    const char *rows[MAX_ROWS];
+    float *results[MAX_ROWS];
+};
+
+#if defined(__x86_64__)
+#include "simd/avx2.h"
+#define TAKEN_BY_ONE 4
+#define TAKEN_BY_TWO 4
+#define ROWS_FOR_TWO (MAX_ROWS + 1)
+#define FLOAT_ROWS 2
+#include "product_activations.h"
+#include "product_unpack.h"
+#include "product_kernels.h"
+#include "product_floats.h"
+#undef TAKEN_BY_ONE
+#undef TAKEN_BY_TWO
+#undef ROWS_FOR_TWO
+#undef FLOAT_ROWS
+#define TAKEN_BY_ONE 8
+#define TAKEN_BY_TWO 6
+#define ROWS_FOR_TWO 16
+#define FLOAT_ROWS 6
+#include "simd/avx512_vnni.h"
+#include "product_activations.h"
+#include "product_unpack.h"
+#include "product_kernels.h"
+#include "product_floats.h"
+
+#define STRIPS(name) \
+    .unpack_avx2 = unpack_##name##_avx2, .unpack_avx512_vnni = unpack_##name##_avx512_vnni, \
+    .compute_avx2 = compute_strips_avx2, .compute_avx512_vnni = compute_strips_avx512_vnni
+#define FLOATS(name) .compute_avx2 = compute_##name##_avx2, .compute_avx512_vnni = compute_##name##_avx512_vnni
+
+static const struct format formats[GGML_TYPE_COUNT] = {
+    [GGML_TYPE_F32] = {KIND_FLOATS, FLOATS(f32)},
+    [GGML_TYPE_F16] = {KIND_FLOATS, FLOATS(f16)},
+    [GGML_TYPE_BF16] = {KIND_FLOATS, FLOATS(bf16)},
+    [GGML_TYPE_Q4_0] = {KIND_OFFSETS, OFFSET, OFFSET_8, 8 * 18, STRIPS(q4_0)},
+    [GGML_TYPE_Q4_1] = {KIND_SUMS, SUMS, 0, 8 * 20, STRIPS(q4_1)},
+    [GGML_TYPE_Q5_0] = {KIND_OFFSETS, OFFSET, OFFSET_16, 8 * 22, STRIPS(q5_0)},
+    [GGML_TYPE_Q5_1] = {KIND_SUMS, SUMS, 0, 8 * 24, STRIPS(q5_1)},
+    [GGML_TYPE_Q8_0] = {KIND_OFFSETS, WIDE, OFFSET_WIDE, 8 * 34, STRIPS(q8_0)},
+    [GGML_TYPE_IQ4_NL] = {KIND_OFFSETS, WIDE, OFFSET_WIDE, 8 * 18, STRIPS(iq4_nl)},
+    [GGML_TYPE_Q4_K] = {KIND_K, K_MINS, 0, 144, STRIPS(q4_k)},
+    [GGML_TYPE_Q5_K] = {KIND_K, K_MINS, 0, 176, STRIPS(q5_k)},
+    [GGML_TYPE_Q6_K] = {KIND_K, K_OFFSET, 0, 210, STRIPS(q6_k)},
+};
+
+static void (*const quantise[][N_KINDS])(const float *, int64_t, void *) = {
+    [SIMD_AVX2] = {quantise_32_sums_avx2, quantise_32_avx2, quantise_256_avx2},
+    [SIMD_AVX512_VNNI] = {quantise_32_sums_avx512_vnni, quantise_32_avx512_vnni, quantise_256_avx512_vnni},
+};
+static const int64_t lanes[] = {[SIMD_AVX2] = 8, [SIMD_AVX512_VNNI] = 16};
+#else
+static const struct format formats[GGML_TYPE_COUNT];
+static void (*const quantise[][N_KINDS])(const float *, int64_t, void *) = {{NULL}};
+static const int64_t lanes[] = {0};
+#endif
