@@ -24,6 +24,7 @@ BUILT_WITH = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text(
 MODULES: dict[str, list[str]] = {
     "leaks": [],
     "llama_log": [],
+    "simd": [],
     "vocab": ["tokenize.cpp"],
     "model": ["weight_layouts.c"],
     "graph": ["attention.c", "products.c"],

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.server import ROOT, Server, free_port, started
-from llamafast._core.model import Model
+from llamafast._core.model import layouts_work
 
 CACHE = Path(os.environ.get("LLAMAFAST_BENCH_CACHE", ROOT / ".cache" / "benchmarks"))
 # what an example server of the source distribution must find elsewhere than on PyPI: our own copy of the library
@@ -110,8 +110,8 @@ class LlamaServer(Contender):
         }  # fmt: skip
         unified = "--kv-unified" if settings["kv_unified"] else "--no-kv-unified"
         embeds = ["--embeddings"] if settings.get("embedding") else []
-        # weights lie as they do in llamafast, which leaves out ggml's own layouts where they crash
-        plain = [] if Model(model).use_extra_bufts else ["--no-repack"]
+        # ggml's own layouts of weights, except where they crash
+        plain = [] if layouts_work() else ["--no-repack"]
         words = [str(word) for pair in options.items() for word in pair]
         return [self.binary(), *words, *embeds, *plain, unified, "--no-ui"]
 

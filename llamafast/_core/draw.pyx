@@ -24,13 +24,13 @@ from .headers.logits cimport (
     logits_find, logits_gather, logits_mask, logits_max, logits_select, logits_sum_exp, logits_uniforms, logits_use,
     logits_weight_upto, logits_weights,
 )
-from .headers.simd cimport SIMD_AVX512
+from .simd cimport simd_limit
 
 cdef enum:
     SAMPLED = 32        # an estimate looks at every 32nd block
     PROPOSALS = 8       # so many tokens are drawn before the nucleus is looked for
 
-logits_use(SIMD_AVX512)
+logits_use(simd_limit())
 
 
 cdef int scratch_init(scratch_t *self, int32_t n_vocab) noexcept nogil:

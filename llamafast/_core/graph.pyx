@@ -15,10 +15,10 @@ from .headers.llama cimport (
     ggml_tensor, llama_decode, llama_get_logits,
 )
 from .headers.products cimport products_begin, products_free, products_new, products_take, products_use
-from .headers.simd cimport SIMD_AVX512, SIMD_AVX512_VNNI
+from .simd cimport simd_limit
 
-attention_use(SIMD_AVX512)
-products_use(SIMD_AVX512_VNNI)
+attention_use(simd_limit())
+products_use(simd_limit())
 
 
 cdef int graph_init(graph_t *self, int32_t n_vocab, llama_context_params *params) noexcept nogil:

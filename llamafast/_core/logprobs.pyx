@@ -11,9 +11,9 @@ from libc.string cimport memmove
 
 from .draw cimport scratch_t
 from .headers.logits cimport LOGITS_BLOCK, logits_gather, logits_select, logits_sum_exp, logits_use
-from .headers.simd cimport SIMD_AVX512
+from .simd cimport simd_limit
 
-logits_use(SIMD_AVX512)
+logits_use(simd_limit())
 
 
 cdef void row_logprobs(

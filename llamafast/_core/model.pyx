@@ -13,9 +13,11 @@ from .headers.llama cimport (
     llama_model_meta_val_str, llama_model_n_cls_out, llama_model_n_ctx_train, llama_model_n_embd_out,
     llama_model_n_swa, llama_model_params, llama_model_size, llama_supports_gpu_offload,
 )
-from .headers.weight_layouts cimport weight_layouts_work
+from .headers.simd cimport SIMD_AVX2, simd_level
+from .headers.weight_layouts cimport LAYOUTS_CRASH, LAYOUTS_TILES, weight_layouts
 from .leaks cimport MODEL, born, died
 from .llama_log cimport check_ptr, forget_log
+from .simd cimport simd_limit
 
 
 cdef class Model:
@@ -23,7 +25,7 @@ cdef class Model:
 
     ``on_progress(fraction)`` is called while loading, on the loading thread; an exception in it stops the load and is
     raised. The other keywords are fields of llama_model_params; None leaves llama.h's default, and
-    ``use_extra_bufts`` to whether this machine can compute with them what the file holds.
+    ``use_extra_bufts`` to whether this machine computes faster with them what the file holds.
 
     With no ``split_mode`` (0) and a negative ``main_gpu`` llama.cpp uses no GPU at all. ``n_gpu_layers`` 0 alone keeps
     them for the products of large batches.
@@ -53,7 +55,7 @@ cdef class Model:
             params.split_mode == LLAMA_SPLIT_MODE_NONE and params.main_gpu < 0
         )
         if use_extra_bufts is None:
-            use_extra_bufts = vocab_only or weight_layouts_work() or not may_be_quantised(c_path)
+            use_extra_bufts = vocab_only or gains_by_layouts(self.on_cpu, may_be_quantised(c_path))
         params.use_extra_bufts = self.use_extra_bufts = use_extra_bufts
         if on_progress is not None:
             params.progress_callback = report_progress
@@ -153,6 +155,19 @@ cdef class Model:
 def supports_gpu_offload():
     """Whether the linked llama.cpp can compute on other devices than CPUs, and this machine has one."""
     return llama_supports_gpu_offload()
+
+
+def layouts_work():
+    """Whether llama.cpp can compute with its own layouts of quantised weights for this CPU."""
+    return weight_layouts() != LAYOUTS_CRASH
+
+
+cdef bint gains_by_layouts(bint on_cpu, bint quantised) noexcept:
+    """Whether weights are to lie as ggml's code for this CPU likes them best. Products of ours read them as the file has
+    them, and only a matrix unit is faster than these; where it crashes, nothing of ggml's is asked."""
+    if on_cpu and simd_level(simd_limit()) >= SIMD_AVX2:
+        return quantised and weight_layouts() == LAYOUTS_TILES
+    return not quantised or weight_layouts() != LAYOUTS_CRASH
 
 
 def has_tensor(str path, *names):

@@ -16,8 +16,8 @@ from .dry cimport dry_penalize
 from .headers.logits cimport (
     logits_compact, logits_gather, logits_max, logits_select, logits_uniforms, logits_use, logits_weights,
 )
-from .headers.simd cimport SIMD_AVX512
 from .penalties cimport penalize
+from .simd cimport simd_limit
 
 # What stages.h documents; nobody else calls it.
 cdef extern from "stages.h" nogil:
@@ -33,7 +33,7 @@ cdef extern from "stages.h" nogil:
 cdef enum:
     MIROSTAT_M = 100    # the most likely tokens that mirostat 1.0 estimates by
 
-logits_use(SIMD_AVX512)
+logits_use(simd_limit())
 
 
 cdef int32_t draw_by_stages(

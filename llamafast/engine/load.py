@@ -13,6 +13,7 @@ from llamafast._core.context import Context
 from llamafast._core.llama_log import set_echo
 from llamafast._core.model import Model
 from llamafast._core.prefiller import Prefiller, suits
+from llamafast._core.simd import instruction_set
 from llamafast._core.vocab import Vocab
 from llamafast.config import Config, ModelConfig
 from llamafast.engine.engine import Engine
@@ -163,9 +164,7 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         cuts_anywhere=context.n_cuttable >= context.n_ctx_seq,
     )
     logger.info("model    %s: %s, %.2f GB", info.id, info.description, model.size / 1e9)
-    if not model.use_extra_bufts:
-        logger.warning("weights  not laid out for this CPU's AMX unit: the installed libggml-cpu crashes in it. "
-                       "A newer compiler (GCC 12.4, 13.3 or later) builds one that is faster.")  # fmt: skip
+    logger.info("kernels  %s", "llama.cpp's own" if computes_bare(model) else instruction_set())
     logger.info(
         "context  %d cells, %d sequences of up to %d tokens, steps of up to %d rows",
         context.n_ctx,

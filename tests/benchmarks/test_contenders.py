@@ -42,9 +42,9 @@ def test_all_get_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("works", [False, True])
-def test_weights_lie_as_they_do_in_llamafast(works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_llama_server_has_its_own_layouts_where_they_do_not_crash(works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_SERVER", sys.executable)
-    monkeypatch.setattr(contenders, "Model", lambda path: SimpleNamespace(use_extra_bufts=works))
+    monkeypatch.setattr(contenders, "layouts_work", lambda: works)
     assert ("--no-repack" in LlamaServer().command("m.gguf", SETTINGS, 1234, tmp_path)) is not works
 
 

@@ -9,7 +9,11 @@ import sys
 import pytest
 from support.tiny_gguf import MODELS
 
+<<<<<<< HEAD
 from core.inside import n_attention, n_direct
+=======
+from benchmarks.ggml_products import lib
+>>>>>>> 5ad4366 (Choose instruction sets in one place, and leave the file's layout of weights to products of ours)
 from core.test_logprobs import tell
 from core.test_runner import Rig, prompts
 
@@ -28,6 +32,15 @@ def both(request):
         rig.close()
 
 
+@pytest.fixture
+def ggml_multiplies():
+    """Then logits are the same bit for bit."""
+    best = lib.products_use(99)
+    lib.products_use(0)
+    yield
+    lib.products_use(best)
+
+
 def log_probabilities(rig, n=9):
     """Of what sequences say that come and go, all of the prompt too for two of them."""
     sampling = {"temperature": 0.9, "top_p": 0.95, "seed": 3}
@@ -43,6 +56,7 @@ def log_probabilities(rig, n=9):
 
 @pytest.mark.parametrize("unified", [True, False])
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.usefixtures("ggml_multiplies")
 def test_logits_of_every_architecture_and_memory(tiny_model, both, name, unified):
     ours, bare = both(tiny_model(name), kv_unified=unified)
     assert log_probabilities(ours) == log_probabilities(bare)
@@ -50,12 +64,14 @@ def test_logits_of_every_architecture_and_memory(tiny_model, both, name, unified
     assert n_direct(bare.context) == 0
 
 
+@pytest.mark.usefixtures("ggml_multiplies")
 def test_micro_batches_that_give_logits_each_are_copied(tiny_model, both):
     ours, bare = both(tiny_model("tiny-llama"), n_ubatch=8)
     assert log_probabilities(ours, 16) == log_probabilities(bare, 16)
     assert 0 < n_direct(ours.context) < ours.runner.counts()["steps"]
 
 
+@pytest.mark.usefixtures("ggml_multiplies")
 def test_the_output_buffer_may_grow(tiny_model, both):
     """It is made for as many rows as there are sequences, and made anew for a prompt all of whose rows give logits."""
     ours, bare = both(tiny_model("tiny-llama"), n_seq_max=2)
@@ -82,6 +98,7 @@ def scored(rig, *lengths):
 
 
 @pytest.mark.parametrize("turns", [[[24], [8], [24]], [[8], [40]], [[8], [8, 24], [8]]])
+@pytest.mark.usefixtures("ggml_multiplies")
 def test_a_graph_that_gave_all_logits_gives_some_of_them(tiny_model, both, turns):
     """llama.cpp uses the graph of a micro-batch again, when its output buffer may be another and its rows others."""
     ours, bare = both(tiny_model("tiny-llama"), n_ubatch=8, n_seq_max=2)
@@ -90,11 +107,9 @@ def test_a_graph_that_gave_all_logits_gives_some_of_them(tiny_model, both, turns
     assert n_direct(ours.context) > 0
 
 
-@pytest.mark.parametrize("unified", [True, False])
-@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"tiny-mamba"}))
-def test_attention_of_every_architecture_and_memory(tiny_model, both, name, unified):
-    """The next product rounds what comes of it to 8 bits: ggml's own differs as much from attention in floats."""
-    ours, bare = both(tiny_model(name), kv_unified=unified, flash_attn_type=1)
+def check_scores(ours, bare):
+    """Of many rows computed together; a product rounds what comes to it to 8 bits, and floats that differ in their last
+    bits to others of these now and then. ggml's own ways to attend differ as much from each other."""
     tokens = [(7 * k) % 200 + 40 for k in range(120)]
     for rig in (ours, bare):
         rig.told = tell(
@@ -107,8 +122,30 @@ def test_attention_of_every_architecture_and_memory(tiny_model, both, name, unif
         for (token, logprob, _), (same, expected, _) in zip(ours.told[tag][1], bare.told[tag][1], strict=True):
             assert token == same
             assert logprob == pytest.approx(expected, rel=5e-3, abs=0.02)
+<<<<<<< HEAD
     assert n_attention(ours.context) > 0
     assert n_attention(bare.context) == 0
+=======
+
+
+@pytest.mark.usefixtures("ggml_multiplies")
+@pytest.mark.parametrize("unified", [True, False])
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"tiny-mamba"}))
+def test_attention_of_every_architecture_and_memory(tiny_model, both, name, unified):
+    ours, bare = both(tiny_model(name), kv_unified=unified, flash_attn_type=1)
+    check_scores(ours, bare)
+    assert ours.context.n_attention > 0
+    assert bare.context.n_attention == 0
+>>>>>>> 5ad4366 (Choose instruction sets in one place, and leave the file's layout of weights to products of ours)
+
+
+@pytest.mark.parametrize("settings", [{"flash_attn_type": 1}, {"flash_attn_type": 0}, {"n_ubatch": 16}, {"n_threads": 2}])
+@pytest.mark.parametrize("name", MODELS)
+def test_products_of_every_architecture(tiny_model, both, name, settings):
+    ours, bare = both(tiny_model(name), **settings)
+    check_scores(ours, bare)
+    assert ours.context.n_products > 0
+    assert bare.context.n_products == 0
 
 
 SMALL_STACKS = """

@@ -17,7 +17,7 @@
 /* Rows of weights, columns of weights, rows of a batch: more than one, for one row takes no tiles. */
 enum { N_OUT = 64, N_IN = 256, N_ROWS = 2 };
 
-static int works;
+static int found;
 
 static void multiply(ggml_backend_reg_t reg, ggml_backend_dev_t cpu, ggml_backend_buffer_type_t layout)
 {
@@ -48,7 +48,7 @@ static void try_layouts(void)
     ggml_backend_dev_t cpu = reg ? ggml_backend_reg_dev_get(reg, 0) : NULL;
     void *extra_bufts = reg ? ggml_backend_reg_get_proc_address(reg, "ggml_backend_dev_get_extra_bufts") : NULL;
     ggml_backend_buffer_type_t *layout = extra_bufts ? ((ggml_backend_dev_get_extra_bufts_t) extra_bufts)(cpu) : NULL;
-    works = 1;
+    found = LAYOUTS_PLAIN;
     for (; layout && *layout; layout++) {
         if (strcmp(ggml_backend_buft_name(*layout), "AMX") != 0) {
             continue;
@@ -61,13 +61,13 @@ static void try_layouts(void)
             _exit(0);
         }
         int status = 0;
-        works &= child > 0 && waitpid(child, &status, 0) == child && status == 0;
+        found = child > 0 && waitpid(child, &status, 0) == child && status == 0 ? LAYOUTS_TILES : LAYOUTS_CRASH;
     }
 }
 
-int weight_layouts_work(void)
+int weight_layouts(void)
 {
     static pthread_once_t tried = PTHREAD_ONCE_INIT;
     pthread_once(&tried, try_layouts);
-    return works;
+    return found;
 }

@@ -1,5 +1,6 @@
 # What simd/level.h declares and documents.
 cdef extern from "simd/level.h" nogil:
     enum:
-        SIMD_AVX512
+        SIMD_AVX2
         SIMD_AVX512_VNNI
+    int simd_level(int limit)

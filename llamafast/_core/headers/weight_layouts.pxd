@@ -1,2 +1,6 @@
+# What weight_layouts.h declares and documents.
 cdef extern from "weight_layouts.h" nogil:
-    int weight_layouts_work()
+    enum:
+        LAYOUTS_CRASH
+        LAYOUTS_TILES
+    int weight_layouts()

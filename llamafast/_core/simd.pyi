@@ -1,0 +1,4 @@
+# The instruction sets in use.
+NAMES: tuple[str, ...]
+
+def instruction_set() -> str: ...
