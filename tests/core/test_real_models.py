@@ -1,0 +1,56 @@
+"""Products and attention of ours on a real model: what it says, and that nobody else's rows show in it."""
+
+from __future__ import annotations
+
+from math import exp
+from pathlib import Path
+
+import pytest
+
+from core.test_logprobs import tell
+from core.test_runner import Rig
+
+PROSE = (Path(__file__).parents[1] / "support" / "prose.txt").read_text()
+N = 16
+
+
+def prompts(rig):
+    """Passages of the prose, of different lengths."""
+    tokens = rig.vocab.tokenize(PROSE, add_special=True, parse_special=False)
+    return [tokens[start : start + 60 + start] for start in range(0, 2 * N, 2)]
+
+
+def told_of(rig, prompt, tag, **settings):
+    sampling = {"temperature": 0}
+    settings = {"max_tokens": 12, "ignore_eos": True, "salt": bytes([tag])} | settings
+    return rig.sequence(prompt, tag, sampling=sampling, top_logprobs=3, **settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"n_ubatch": 32}, {"n_threads": 2, "n_threads_batch": 2}])
+def test_sixteen_together_say_what_each_says_alone(smollm2, settings):
+    """Bit for bit: the same log probabilities, whatever else is in the batch and wherever a prompt is cut. That holds as
+    long as a sequence's tokens lie in memory in order, which they may not once somebody has left: nobody leaves before
+    all have said eight."""
+    rig = Rig(smollm2, n_ctx=4096, n_seq_max=N, flash_attn_type=1, n_batch=2048, target_itl=100.0, **settings)
+    together = tell(rig, *(told_of(rig, prompt, tag) for tag, prompt in enumerate(prompts(rig))), n_top=3)
+    for tag, prompt in enumerate(prompts(rig)):
+        rig.context.clear()
+        alone = tell(rig, told_of(rig, prompt, tag, max_tokens=8), n_top=3)[tag]
+        assert alone[2] == together[tag][2][:8]
+    rig.close()
+
+
+def perplexity(path, *, bare):
+    rig = Rig(path, n_ctx=1024, n_batch=512, flash_attn_type=1, bare=bare)
+    tokens = rig.vocab.tokenize(PROSE, add_special=True, parse_special=False)
+    told = tell(rig, told_of(rig, tokens, 1, max_tokens=0, score_prompt=True), n_top=3)[1][1]
+    logprobs = [logprob for _, logprob, _ in told]
+    n_products = rig.context.n_products
+    rig.close()
+    assert (n_products == 0) == bare
+    return exp(-sum(logprobs) / len(logprobs))
+
+
+def test_perplexity_is_ggmls(smollm2):
+    """Over so few tokens ggml's own differ by half a percent with and without flash attention."""
+    assert perplexity(smollm2, bare=False) == pytest.approx(perplexity(smollm2, bare=True), rel=1e-2)
