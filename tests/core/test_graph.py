@@ -9,11 +9,8 @@ import sys
 import pytest
 from support.tiny_gguf import MODELS
 
-<<<<<<< HEAD
-from core.inside import n_attention, n_direct
-=======
 from benchmarks.ggml_products import lib
->>>>>>> 5ad4366 (Choose instruction sets in one place, and leave the file's layout of weights to products of ours)
+from core.inside import n_attention, n_direct, n_products
 from core.test_logprobs import tell
 from core.test_runner import Rig, prompts
 
@@ -122,10 +119,6 @@ def check_scores(ours, bare):
         for (token, logprob, _), (same, expected, _) in zip(ours.told[tag][1], bare.told[tag][1], strict=True):
             assert token == same
             assert logprob == pytest.approx(expected, rel=5e-3, abs=0.02)
-<<<<<<< HEAD
-    assert n_attention(ours.context) > 0
-    assert n_attention(bare.context) == 0
-=======
 
 
 @pytest.mark.usefixtures("ggml_multiplies")
@@ -134,9 +127,8 @@ def check_scores(ours, bare):
 def test_attention_of_every_architecture_and_memory(tiny_model, both, name, unified):
     ours, bare = both(tiny_model(name), kv_unified=unified, flash_attn_type=1)
     check_scores(ours, bare)
-    assert ours.context.n_attention > 0
-    assert bare.context.n_attention == 0
->>>>>>> 5ad4366 (Choose instruction sets in one place, and leave the file's layout of weights to products of ours)
+    assert n_attention(ours.context) > 0
+    assert n_attention(bare.context) == 0
 
 
 @pytest.mark.parametrize("settings", [{"flash_attn_type": 1}, {"flash_attn_type": 0}, {"n_ubatch": 16}, {"n_threads": 2}])
@@ -144,8 +136,8 @@ def test_attention_of_every_architecture_and_memory(tiny_model, both, name, unif
 def test_products_of_every_architecture(tiny_model, both, name, settings):
     ours, bare = both(tiny_model(name), **settings)
     check_scores(ours, bare)
-    assert ours.context.n_products > 0
-    assert bare.context.n_products == 0
+    assert n_products(ours.context) > 0
+    assert n_products(bare.context) == 0
 
 
 SMALL_STACKS = """
