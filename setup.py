@@ -28,6 +28,7 @@ MODULES: dict[str, list[str]] = {
     "vocab": ["tokenize.cpp"],
     "model": ["weight_layouts.c"],
     "graph": ["attention.c", "products.c"],
+    "team": [],
     "context": [],
     "penalties": [],
     "dry": [],

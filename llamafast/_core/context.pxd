@@ -3,6 +3,7 @@ from libc.stdint cimport int32_t
 from .graph cimport graph_t
 from .headers.llama cimport llama_batch, llama_context, llama_memory_t, llama_pos, llama_seq_id, llama_token
 from .model cimport Model
+from .team cimport team_t
 
 # So many tokens no sequence has: no limit.
 cpdef enum:
@@ -26,6 +27,7 @@ cdef class Context:
     cdef readonly int32_t n_cuttable
     cdef int32_t scratch            # a sequence id beyond n_seq_max through which parts are moved, -1: none
     cdef graph_t graph
+    cdef team_t team
     cdef dict state_sizes               # bytes of a state by its number of tokens
 
     cdef bytes state(self, int32_t seq_id, int32_t n_tokens)
@@ -34,3 +36,4 @@ cdef class Context:
     cdef bint restore_part(self, int32_t seq_id, bytes saved, int32_t start, int32_t stop)
 
 cdef int32_t context_decode(Context self, const llama_batch *batch) noexcept nogil      # llama_decode's code
+cdef int32_t context_encode(Context self, const llama_batch *batch) noexcept nogil      # llama_encode's code

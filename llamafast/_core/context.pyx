@@ -3,16 +3,19 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t
 
 from .graph cimport graph_decode, graph_free, graph_init
+from .headers.clock cimport now
 from .headers.llama cimport (
-    LLAMA_MAX_SEQ, llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params, llama_free,
-    llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_pos_max,
-    llama_memory_seq_rm, llama_model_get_vocab, llama_n_batch, llama_n_ctx, llama_n_ctx_seq, llama_n_seq_max,
-    llama_n_threads, llama_n_threads_batch, llama_n_ubatch, llama_pooling_type, llama_state_seq_get_data,
-    llama_state_seq_get_size, llama_state_seq_set_data, llama_synchronize, llama_vocab_n_tokens,
+    LLAMA_MAX_SEQ, llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params, llama_encode,
+    llama_free, llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_cp,
+    llama_memory_seq_pos_max, llama_memory_seq_rm, llama_model_get_vocab, llama_n_batch, llama_n_ctx, llama_n_ctx_seq,
+    llama_n_seq_max, llama_n_threads, llama_n_threads_batch, llama_n_ubatch, llama_pooling_type, llama_set_n_threads,
+    llama_state_seq_get_data, llama_state_seq_get_size, llama_state_seq_set_data, llama_synchronize,
+    llama_vocab_n_tokens,
 )
 from .leaks cimport BATCH, CONTEXT, born, died
 from .llama_log cimport check_ptr, forget_log
 from .model cimport Model
+from .team cimport team_choose, team_init, team_observe
 
 
 cdef enum:
@@ -78,6 +81,9 @@ cdef class Context:
     With ``bare`` llama.cpp computes its graphs all by itself; without it some of their nodes are ours (see graph.pyx),
     which only CPUs can compute. None is ``bare`` where others do.
 
+    With ``choose_threads`` a batch is computed by as many threads, up to ``n_threads``, as have been the fastest for
+    batches of about its size (see team.pyx).
+
     Where sequences share cells, llama.cpp is given one sequence id more than ``n_seq_max`` (at most 255 then): parts of
     a sequence are saved and restored through it.
 
@@ -91,7 +97,7 @@ cdef class Context:
         flash_attn_type=None, embeddings=None, rope_freq_base=None, rope_freq_scale=None, yarn_ext_factor=None,
         yarn_attn_factor=None, yarn_beta_fast=None, yarn_beta_slow=None, yarn_orig_ctx=None, type_k=None, type_v=None,
         offload_kqv=None, no_perf=None, op_offload=None, swa_full=None, kv_unified=None,
-        bare=None,
+        bare=None, bint choose_threads=False,
     ):
         cdef llama_context_params params = llama_context_default_params()
         self.model = model
@@ -143,6 +149,8 @@ cdef class Context:
         check_ptr(self.ctx, "cannot create a context")
         self.graph.ctx = self.ctx
         born(CONTEXT)
+        if choose_threads:
+            team_init(&self.team, params.n_threads)
         self.memory = llama_get_memory(self.ctx)
         self.embeddings = params.embeddings
         if model.is_recurrent or model.is_hybrid:
@@ -267,4 +275,37 @@ cdef class Context:
 
 
 cdef int32_t context_decode(Context self, const llama_batch *batch) noexcept nogil:
-    return graph_decode(&self.graph, batch)
+    """llama_decode's code."""
+    cdef int32_t size = set_threads(self, batch)
+    cdef double start = now()
+    cdef int32_t code = graph_decode(&self.graph, batch)
+    observe_threads(self, batch, size, start, code)
+    return code
+
+
+cdef int32_t context_encode(Context self, const llama_batch *batch) noexcept nogil:
+    """llama_encode's code."""
+    cdef int32_t size = set_threads(self, batch)
+    cdef double start = now()
+    cdef int32_t code = llama_encode(self.ctx, batch[0])
+    observe_threads(self, batch, size, start, code)
+    return code
+
+
+cdef int32_t set_threads(Context self, const llama_batch *batch) noexcept nogil:
+    cdef int32_t size, n_threads
+    if self.team.n_sizes < 2:
+        return 0
+    size = team_choose(&self.team, batch.n_tokens)
+    n_threads = self.team.sizes[size]
+    if n_threads != llama_n_threads(self.ctx):
+        llama_set_n_threads(self.ctx, n_threads, n_threads)
+    return size
+
+
+cdef void observe_threads(
+    Context self, const llama_batch *batch, int32_t size, double start, int32_t code
+) noexcept nogil:
+    """CPUs have computed everything when llama.cpp returns; who has GPUs lets nobody choose."""
+    if self.team.n_sizes >= 2 and code == 0:
+        team_observe(&self.team, batch.n_tokens, size, now() - start)

@@ -10,12 +10,12 @@ from libc.stdint cimport int32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
 
-from .context cimport Batch, Context, batch_add, context_decode
+from .context cimport Batch, Context, batch_add, context_decode, context_encode
 from .cost cimport cost_add, cost_fit, cost_init
 from .headers.clock cimport now
 from .headers.llama cimport (
     LLAMA_MAX_SEQ, LLAMA_POOLING_TYPE_CLS, LLAMA_POOLING_TYPE_MEAN, LLAMA_POOLING_TYPE_NONE, LLAMA_POOLING_TYPE_RANK,
-    llama_encode, llama_get_embeddings_ith, llama_get_embeddings_seq, llama_memory_clear, llama_memory_seq_rm,
+    llama_get_embeddings_ith, llama_get_embeddings_seq, llama_memory_clear, llama_memory_seq_rm,
     llama_synchronize,
 )
 from .leaks cimport EMBEDDER, INPUT, born, died
@@ -207,7 +207,7 @@ cdef int embedder_step(Embedder self, double seconds) noexcept nogil:
     n_rows = self.batch.batch.n_tokens
     start = now()
     if self.encodes:
-        code = llama_encode(self.context.ctx, self.batch.batch)
+        code = context_encode(self.context, &self.batch.batch)
     else:
         code = context_decode(self.context, &self.batch.batch)
     llama_synchronize(self.context.ctx)

@@ -110,7 +110,9 @@ def create_prefiller(config: Config, context: Context, n_bytes: int) -> Prefille
         raise ConfigError("scheduler.disaggregate_prefill: the memory of this model cannot be moved in parts")
     params = context_params(config.model, context.model)
     n_batch = min(PREFILL_BATCH, params["n_batch"])
+    # it waits in between: how long its batches take says nothing of threads
     params |= {"n_ctx": context.n_ctx, "n_batch": n_batch, "n_seq_max": min(PREFILL_SEQUENCES, n_batch)}
+    params["choose_threads"] = False
     return Prefiller(create_context(context.model, params))
 
 
@@ -126,6 +128,7 @@ def context_params(config: ModelConfig, model: Model) -> dict[str, Any]:
         "n_seq_max": config.n_seq_max or min(n_batch, _n_seq_max(config, model)),
         "n_threads": placement.threads,
         "n_threads_batch": placement.threads_batch,
+        "choose_threads": placement.choose_threads,
         "flash_attn_type": None if config.flash_attn is None else int(config.flash_attn),
         **config.llama_context_params,
     }
@@ -181,7 +184,12 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
             embedding.pooling,
             embedding.max_tokens,
         )
-    logger.info("threads  %d to decode, %d to prefill", context.n_threads, context.n_threads_batch)
+    logger.info(
+        "threads  %s%d to decode, %d to prefill",
+        "up to " if placement_of(config.model).choose_threads else "",
+        context.n_threads,
+        context.n_threads_batch,
+    )
     cache_bytes = config.cache.ram_bytes if generates else 0
     if cache_bytes is None:
         cache_bytes = available_bytes() // CACHE_SHARE

@@ -16,13 +16,15 @@ SPLIT_MODE_NONE, NO_GPU = 0, -1
 
 class Placement(Struct, frozen=True, kw_only=True):
     """What can be decided before a model is loaded. ``split_mode`` and ``main_gpu`` are llama.h's, None its default;
-    ``threads`` decode, ``threads_batch`` compute prompts."""
+    ``threads`` decode, ``threads_batch`` compute prompts; where ``choose_threads``, a step takes as many of them as have
+    been the fastest."""
 
     on_cpu: bool
     split_mode: int | None
     main_gpu: int | None
     threads: int
     threads_batch: int
+    choose_threads: bool
 
     @property
     def n_computing(self) -> int:
@@ -39,13 +41,16 @@ def placement_of(config: ModelConfig) -> Placement:
         # no layer, and nobody asks for the products of large batches either: then no GPU is set up at all
         split_mode, main_gpu = SPLIT_MODE_NONE, NO_GPU
     without_gpu = split_mode == SPLIT_MODE_NONE and main_gpu is not None and main_gpu < 0
+    on_cpu = without_gpu or not supports_gpu_offload()
     threads = config.threads or physical_cores()
     return Placement(
-        on_cpu=without_gpu or not supports_gpu_offload(),
+        on_cpu=on_cpu,
         split_mode=split_mode,
         main_gpu=main_gpu,
         threads=threads,
         threads_batch=config.threads_batch or threads,
+        # the time of a step on a GPU says nothing of threads
+        choose_threads=on_cpu and config.threads is None and config.threads_batch is None,
     )
 
 

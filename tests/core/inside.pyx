@@ -9,6 +9,7 @@ from llamafast._core.embedder cimport Embedder
 from llamafast._core.headers.llama cimport llama_memory_seq_pos_max
 from llamafast._core.rows cimport quota_init, quota_spare, quota_t
 from llamafast._core.sequence cimport Sequence, sequence_may_enter
+from llamafast._core.team cimport team_choose, team_init, team_observe, team_t
 from llamafast._core.text cimport text_drop, text_feed, text_free, text_init, text_ready, text_t
 
 
@@ -126,3 +127,21 @@ cdef class TextStream:
         cdef bytes ready = self.text.pending[:length] if length else b""
         text_drop(&self.text, length)
         return ready
+
+
+cdef class Team:
+    """The choice of a number of threads up to ``n_threads``."""
+    cdef team_t team
+
+    def __cinit__(self, int32_t n_threads):
+        team_init(&self.team, n_threads)
+
+    @property
+    def sizes(self):
+        return [self.team.sizes[i] for i in range(self.team.n_sizes)]
+
+    def batch(self, int32_t n_rows, cost):
+        """Choose for a batch and observe that it takes ``cost(threads)`` seconds; how many it was."""
+        cdef int32_t size = team_choose(&self.team, n_rows)
+        team_observe(&self.team, n_rows, size, cost(self.team.sizes[size]))
+        return self.team.sizes[size]

@@ -180,6 +180,7 @@ cdef extern from "llama.h" nogil:
     void llama_batch_free(llama_batch batch)
     int32_t llama_encode(llama_context *ctx, llama_batch batch)
     int32_t llama_decode(llama_context *ctx, llama_batch batch)
+    void llama_set_n_threads(llama_context *ctx, int32_t n_threads, int32_t n_threads_batch)
     int32_t llama_n_threads(llama_context *ctx)
     int32_t llama_n_threads_batch(llama_context *ctx)
     void llama_set_abort_callback(llama_context *ctx, ggml_abort_callback abort_callback, void *abort_callback_data)
