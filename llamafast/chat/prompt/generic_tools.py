@@ -64,7 +64,8 @@ def with_descriptions(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     given = {key: with_descriptions(item) for key, item in value.items()}
-    for owner in (given.get("function"), *(given.get("properties") or {}).values()):
+    properties = given.get("properties")
+    for owner in (given.get("function"), *(properties.values() if isinstance(properties, dict) else ())):
         if isinstance(owner, dict):
             owner.setdefault("description", "")
     return given
