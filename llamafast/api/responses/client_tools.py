@@ -75,7 +75,7 @@ def arguments_of(name: str, given: Mapping[str, Any]) -> str:
 
 
 def runs_at_client(tool: Mapping[str, Any]) -> bool:
-    """A shell in a container is one of OpenAI's own machines."""
-    environment = tool.get("environment")
+    """A shell in a container is one of OpenAI's own machines. A choice of a tool may have any JSON for a type."""
+    kind, environment = tool.get("type"), tool.get("environment")
     hosted = isinstance(environment, dict) and environment.get("type", "local") != "local"
-    return tool.get("type") in CLIENT_TOOLS and not hosted
+    return isinstance(kind, str) and kind in CLIENT_TOOLS and not hosted

@@ -47,6 +47,10 @@ def namespace(*tools: dict[str, Any]) -> dict[str, Any]:
     return {"type": "namespace", "name": "n", "tools": list(tools)}
 
 
+def allowed(*tools: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "allowed_tools", "mode": "auto", "tools": list(tools)}
+
+
 def prompt(engine: FakeEngine) -> str:
     return engine.tokenizer.detokenize(engine.generations[-1].plan.prompts[0])
 
@@ -209,7 +213,9 @@ async def test_what_is_refused_before_it_starts(client: AsgiClient, engine: Fake
         ({"input": "x", "tool_choice": "banana"}, "tool_choice"),
         ({"input": "x", "tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
         ({"input": "x", "tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"input": "x", "tool_choice": {"type": ["function"]}}, "tool_choice"),
         ({"input": "x", "tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice.tools"),
+        ({"input": "x", "tools": [FUNCTION], "tool_choice": allowed({"type": {"a": 1}})}, "tool_choice"),
         ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
         ({"input": "x" * 3000}, "input"),
     ],
