@@ -86,7 +86,7 @@ class ResponsePlanner:
         ``room`` for so many tokens. Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
         """
         items = [*before.items, *given]
-        tools = ToolTable(request.tools or (), items)
+        tools = ToolTable(request.tools or (), items, len(before.items))
         for kind in tools.hidden:
             _warn_of_hidden(kind)
         task = self._task(request, tools, items, len(before.items), prefill=prefill, room=room)

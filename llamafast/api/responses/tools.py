@@ -35,30 +35,37 @@ def chat_name(name: str, namespace: str | None) -> str:
 class ToolTable:
     """The tools a model is shown as ``functions``. Those of the kinds in ``hidden`` run at OpenAI and are not shown."""
 
-    def __init__(self, tools: Sequence[Json], items: Sequence[Json] = ()) -> None:
+    def __init__(self, tools: Sequence[Json], items: Sequence[Json] = (), n_before: int = 0) -> None:
         """``tools`` are the request's; ``additional_tools`` among the ``items`` of its conversation bring more, the
-        later one in place of an earlier one of the same name.
+        later one in place of an earlier one of the same name. The first ``n_before`` items come from earlier responses:
+        paths of errors count from after them.
 
-        Raises InvalidRequest for a tool without type or name, and for two of one name in ``tools``.
+        Raises InvalidRequest for a tool without type or name, and for two of one name in one list.
         """
         self._names: dict[str, ToolName] = {}
+        self._by_name: dict[str, Tool] = {}
+        self.hidden: set[str] = set()
+        self._add(tools, "tools")
+        for i, item in enumerate(items):
+            if item.get("type") == "additional_tools":
+                path = f"input[{i - n_before}]"
+                self._add(_objects(item, "tools", path), f"{path}.tools")
+        self.functions: list[Tool] = list(self._by_name.values())
+
+    def _add(self, tools: Sequence[Json], path: str) -> None:
+        """Take in the tools of one list, which ``path`` is the place of."""
+        names: dict[str, ToolName] = {}
         functions: dict[str, Tool] = {}
-        for tool, namespace, path in _flattened(tools, "tools"):
-            name = tool["type"] if tool["type"] in CLIENT_TOOLS else _text(tool, "name", path)
+        for tool, namespace, where in _flattened(tools, path):
+            name = tool["type"] if tool["type"] in CLIENT_TOOLS else _text(tool, "name", where)
             shown = chat_name(name, namespace)
             if shown in functions:
-                raise InvalidRequest(f"`{path}`: there are two tools named {shown[:64]!r}", param=f"{path}.name")
-            self._names[shown] = ToolName(name, namespace, tool["type"])
-            functions[shown] = _function(tool, shown, path)
-        self.hidden = {str(tool["type"])[:64] for tool in tools if not _is_shown(tool)} - {"namespace"}
-        for item in items:
-            if item.get("type") == "additional_tools":
-                more = ToolTable(_objects(item, "tools", "additional_tools"))
-                self._names |= more._names
-                self.hidden |= more.hidden
-                functions |= more._by_name
-        self._by_name: dict[str, Tool] = functions
-        self.functions: list[Tool] = list(functions.values())
+                raise InvalidRequest(f"`{where}`: there are two tools named {shown[:64]!r}", param=f"{where}.name")
+            names[shown] = ToolName(name, namespace, tool["type"])
+            functions[shown] = _function(tool, shown, where)
+        self.hidden |= {str(tool["type"])[:64] for tool in tools if not _is_shown(tool)} - {"namespace"}
+        self._names |= names
+        self._by_name |= functions
 
     def tool_name(self, shown: str) -> ToolName:
         """Who it is that the model called; a name that it made up is a function's."""

@@ -43,14 +43,6 @@ async def stream(client: AsgiClient, **body: Any) -> list[dict[str, Any]]:
     return events_of(response)
 
 
-def namespace(*tools: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "namespace", "name": "n", "tools": list(tools)}
-
-
-def allowed(*tools: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "allowed_tools", "mode": "auto", "tools": list(tools)}
-
-
 def prompt(engine: FakeEngine) -> str:
     return engine.tokenizer.detokenize(engine.generations[-1].plan.prompts[0])
 
@@ -199,23 +191,6 @@ async def test_what_is_refused_before_it_starts(client: AsgiClient, engine: Fake
         ({"input": "x", "conversation": "conv_1"}, "conversation"),
         ({"input": "x", "prompt": {"id": "p"}}, "prompt"),
         ({"input": "x", "metadata": {"a": 1}}, "metadata"),
-        ({"input": "x", "tools": [{}]}, "tools[0].type"),
-        ({"input": "x", "tools": [{"type": "function"}]}, "tools[0].name"),
-        ({"input": "x", "tools": [{"type": "custom", "name": "c", "format": "grammar"}]}, "tools[0].format"),
-        ({"input": "x", "tools": [FUNCTION, FUNCTION]}, "tools[1].name"),
-        ({"input": "x", "tools": [{"type": "namespace", "name": "n"}]}, "tools[0].tools"),
-        ({"input": "x", "tools": [namespace({})]}, "tools[0].tools[0].type"),
-        ({"input": "x", "tools": [namespace(FUNCTION, {"type": "web_search"})]}, "tools[0].tools[1].type"),
-        ({"input": "x", "tools": [namespace({"type": "local_shell"})]}, "tools[0].tools[0].type"),
-        ({"input": "x", "tools": [namespace({"type": "namespace"})]}, "tools[0].tools[0].type"),
-        ({"input": "x", "tools": [namespace({"type": "namespace", "tools": 5})]}, "tools[0].tools[0].type"),
-        ({"input": "x", "tools": [namespace(namespace(FUNCTION))]}, "tools[0].tools[0].type"),
-        ({"input": "x", "tool_choice": "banana"}, "tool_choice"),
-        ({"input": "x", "tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
-        ({"input": "x", "tool_choice": {"type": "web_search"}}, "tool_choice"),
-        ({"input": "x", "tool_choice": {"type": ["function"]}}, "tool_choice"),
-        ({"input": "x", "tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice.tools"),
-        ({"input": "x", "tools": [FUNCTION], "tool_choice": allowed({"type": {"a": 1}})}, "tool_choice"),
         ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
         ({"input": "x" * 3000}, "input"),
     ],
