@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from support.fake_engine import INFO, FakeEngine
 from llamafast import metrics
 from llamafast.api.app import App
 from llamafast.api.keys import Keys
+from llamafast.errors import EngineUnavailable
 
 URL = "/v1/responses"
 KINDS = ("none", "wrong", "key", "admin")
@@ -200,6 +202,16 @@ async def test_an_administrator_resets_the_prefix_cache(app: App, engine: FakeEn
     engine.saved_bytes = 4096
     response = await AsgiClient(app).get("/reset_prefix_cache", "POST", x_api_key="secret-root")
     assert response.json == {"freed_bytes": 4096}
+
+
+async def test_a_refused_reset_waits_for_no_body_that_has_come(
+    app: App, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamafast.api.http.DISCARD_SECONDS", 60.0)
+    engine.refusal = EngineUnavailable("the server is shutting down")
+    for body in (b"", [b"{", b"}"]):
+        asked = AsgiClient(app).post("/reset_prefix_cache", body, x_api_key="secret-root")
+        assert (await asyncio.wait_for(asked, 5)).status == 503
 
 
 async def test_a_key_decides_how_its_requests_run(app: App, engine: FakeEngine) -> None:

@@ -149,7 +149,7 @@ def play(*steps: Step) -> Script:
 
 
 class FakeEngine:
-    """Answers each Plan by ``script`` and remembers its Generations; ``refusal`` is raised by submit when set.
+    """Answers each Plan by ``script`` and remembers its Generations; ``refusal``, when set, is raised in its place.
 
     ``retry_seconds`` is what ``retry_after`` says, ``saved_bytes`` what ``reset_prefix_cache`` frees.
     """
@@ -206,6 +206,8 @@ class FakeEngine:
         return self.retry_seconds
 
     async def reset_prefix_cache(self) -> int:
+        if self.refusal is not None:
+            raise self.refusal
         freed, self.saved_bytes = self.saved_bytes, 0
         return freed
 
