@@ -122,7 +122,7 @@ class ResponseStore:
     """
 
     def __init__(self, config: ResponsesConfig) -> None:
-        """Raises ConfigError when ``path`` cannot be opened."""
+        """Raises ConfigError when ``path`` cannot be opened or is a newer server's."""
         self._max_count = config.max_count
         self._max_bytes = config.max_bytes
         self._max_age_seconds = config.max_age_seconds
@@ -194,6 +194,10 @@ class ResponseStore:
             # all or nothing, and by one of the servers that start at once
             self._db.execute("BEGIN IMMEDIATE")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version > VERSION:
+                raise ConfigError(
+                    f"responses.path: the file is a newer server's, of version {version}; this one knows {VERSION}"
+                )
             old = self._db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'responses'").fetchone()[0]
             older = old and version < VERSION
             for statement in (*_SET_ASIDE, *_SCHEMA, *_TAKE_OVER) if older else _SCHEMA:

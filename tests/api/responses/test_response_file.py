@@ -118,6 +118,23 @@ async def test_a_file_of_an_older_server(tmp_path: Path, more: tuple[str, ...]) 
     assert names_in(path) == names_in(tmp_path / "new")
 
 
+def test_a_file_of_a_newer_server_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "responses.sqlite"
+    ResponseStore(ResponsesConfig(path=str(path))).close()
+    newer = store_module.VERSION + 1
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version = {newer}")
+        db.execute("DROP INDEX responses_by_age")
+    db.close()
+    names = names_in(path)
+    with pytest.raises(ConfigError, match=rf"^responses\.path: .*version {newer}"):
+        ResponseStore(ResponsesConfig(path=str(path)))
+    assert names_in(path) == names
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (newer,)
+    db.close()
+
+
 async def test_responses_of_an_older_server_count(tmp_path: Path) -> None:
     path = tmp_path / "responses.sqlite"
     make_old(path)
