@@ -93,24 +93,28 @@ class PrefixCache:
     def find(self, tokens: array[int], salt: bytes, more_than: int) -> list[Part]:
         """The parts that make most of ``tokens``, in order; none where they are not worth more than ``more_than``.
 
-        The last token does not count: it is always computed, as logits are not kept. Whoever is to get the parts holds
-        them before anything else is kept.
+        The last token does not count: it is always computed, as logits are not kept. To look is free: what is going to
+        be restored is to be told to ``use``, and held before anything else is kept.
         """
         state, stop = self._tree.find(tokens, salt, len(tokens) - 1, self.n_cuttable)
         if state is None or stop < more_than + MIN_TOKENS or stop * MAX_WASTE < state.stop:
             return []
-        self._counts["cache_restores"] += 1
-        self._counts["cache_checkpoint_hits"] += self._is_checkpoint(state)
         parts: list[Part] = []
         part: State | None = state
         while part is not None:
             parts.append(Part(part, part.start, stop))
-            part.uses += 1
-            self._value(part)
             stop = part.start
             part = part.base
         parts.reverse()
         return parts
+
+    def use(self, found: list[Part]) -> None:
+        """Count what was found, some parts, as taken: what is used stays longer."""
+        self._counts["cache_restores"] += 1
+        self._counts["cache_checkpoint_hits"] += self._is_checkpoint(found[-1].state)
+        for part in found:
+            part.state.uses += 1
+            self._value(part.state)
 
     def saved(self, state: State) -> bytes | None:
         """The bytes of a state that was found; none where it is gone, None as long as they are not here. Never waits:

@@ -68,6 +68,7 @@ class KVTransfer:
         apart = self._pays_apart(sequence, n_wanted - n_found) and shared - again <= n_found
         self._runner.add(sequence, n_found, apart)
         if parts:
+            self._cache.use(parts)
             self._restores[sequence] = Parts(self._cache, parts)
         if apart and self.prefills is not None:
             self.prefills.add(sequence, parts)

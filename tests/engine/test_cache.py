@@ -28,8 +28,11 @@ LONG = range(1000, 1200)
 
 
 def parts(cache, *lists, salt=b"", more_than=0):
-    """What a prompt would restore."""
-    return taken(cache, cache.find(tokens(*lists, [1]), salt, more_than))
+    """What a prompt restores."""
+    found = cache.find(tokens(*lists, [1]), salt, more_than)
+    if found:
+        cache.use(found)
+    return taken(cache, found)
 
 
 def taken(cache, found):
@@ -154,6 +157,18 @@ def test_what_was_done_is_counted():
     keep(whole, LONG[:100])
     keep(whole, LONG)
     assert (whole.counts()["evictions_budget"], whole.counts()["evictions_replaced"]) == (0, 1)
+
+
+def test_what_is_only_looked_at_is_worth_no_more():
+    cache = PrefixCache(60_000)
+    for first in range(10):
+        keep(cache, [first], LONG, saved=b"x" * 4000)
+    for _ in range(3):
+        assert cache.find(tokens([0], LONG, [1]), b"", 0)
+    assert cache.counts()["cache_restores"] == 0
+    for first in range(10, 30):
+        keep(cache, [first], LONG, saved=b"x" * 4000)
+    assert not parts(cache, [0], LONG)
 
 
 def test_tenants_find_nothing_of_each_other():
