@@ -168,8 +168,11 @@ cdef void note_cached(live_t *self, sequence_t *s, int32_t n) noexcept nogil:
 
 
 cdef void live_grow(live_t *self, sequence_t *s, int32_t n_before) noexcept nogil:
-    """A sequence that had ``n_before`` tokens got more, and goes on where it has not ended."""
-    if s.phase != PHASE_ENDED:
+    """A sequence that had ``n_before`` tokens got more, and goes on where it has not ended: one that has all it may
+    have waits for its grammar's word on that."""
+    if s.phase != PHASE_ENDED and s.tokens.n_certain == s.tokens.n_max:
+        sequence_enter(s, PHASE_PARKED)
+    elif s.phase != PHASE_ENDED:
         sequence_enter(s, PHASE_RESTORING if live_is_restoring(s) else PHASE_DECODING)
     if s.tokens.n_certain // BLOCK > n_before // BLOCK:
         note_blocks(self, s)

@@ -15,6 +15,7 @@ cdef struct constraint_t:
     PyObject *owner         # its Constraint, not counted
     int state               # atomic
     int32_t token           # what was chosen last and is to be taken in, -1: nothing yet
+    bint last               # no token can follow it: whether the text is complete is all that is asked
     uint32_t *mask          # (n_words,) bit t says that token t may come next; NULL before the first answer
     int32_t n_words
     int32_t n_forced        # tokens that can only come next, taken in already; the mask is what may follow them
@@ -53,5 +54,5 @@ cdef class Masker:
 
 cdef bint constraint_ready(constraint_t *self) noexcept nogil
 cdef int constraint_park(constraint_t *self, const float *row, int32_t n_vocab) noexcept nogil
-cdef int masker_ask(Masker self, constraint_t *constraint, int32_t token) noexcept nogil
+cdef int masker_ask(Masker self, constraint_t *constraint, int32_t token, bint last) noexcept nogil
 cdef void masker_wait(Masker self, double seconds) noexcept nogil

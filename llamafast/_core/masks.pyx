@@ -83,7 +83,7 @@ cdef class Constraint:
             started = thread_seconds()
             if token >= 0:
                 matcher.consume_token(token)
-            while not matcher.is_stopped():
+            while not c.last and not matcher.is_stopped():
                 matcher.unsafe_compute_mask_ptr(<size_t> c.mask, <size_t> c.n_words * sizeof(uint32_t))
                 spent = thread_seconds() - started
                 if not self.fast_forward or c.n_forced == MAX_FORCED or spent > pace.forcing_seconds:
@@ -195,13 +195,15 @@ cdef class Masker:
             self.held.append(constraint)
 
 
-cdef int masker_ask(Masker self, constraint_t *constraint, int32_t token) noexcept nogil:
-    """Queue the question what may follow ``token`` (-1: what may come first): 0, or -1 when out of memory."""
+cdef int masker_ask(Masker self, constraint_t *constraint, int32_t token, bint last) noexcept nogil:
+    """Queue the question what may follow ``token`` (-1: what may come first), or, where it is the ``last`` that there
+    may be, only whether the text is complete: 0, or -1 when out of memory."""
     cdef lane_t *lane = &self.lanes[constraint.slow]
     cdef constraint_t **grown
     cdef int32_t i, capacity
     cdef int code = 0
     constraint.token = token
+    constraint.last = last
     constraint.lane = constraint.slow
     state_store(&constraint.state, MASK_ASKED)
     pthread_mutex_lock(&self.lock)

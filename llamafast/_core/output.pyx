@@ -11,8 +11,8 @@ from .masks cimport Masker, constraint_park, constraint_ready, constraint_t, mas
 from .outbox cimport Outbox, outbox_stage, record_t
 from .sampler cimport sampler_pick
 from .sequence cimport (
-    FINISH_HALTED, FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP, PHASE_ENDED, PHASE_PARKED, sequence_append,
-    sequence_enter, sequence_t,
+    FINISH_HALTED, FINISH_LENGTH, FINISH_NONE, FINISH_REFUSED, FINISH_STOP, PHASE_ENDED, PHASE_PARKED,
+    sequence_append, sequence_enter, sequence_t,
 )
 from .text cimport text_drop, text_feed, text_ready
 from .vocab cimport TOKEN_CONTROL, TOKEN_EOG, Vocab
@@ -55,11 +55,14 @@ cdef int output_next(Output self, sequence_t *s, float *logits) noexcept nogil:
     """The sequence's next token, under a constraint several, or its end: 0, or -1 when out of memory."""
     cdef constraint_t *c = s.out.constraint
     cdef int32_t token
-    if s.tokens.n_certain == s.tokens.n_max:
+    if s.tokens.n_max == s.tokens.n_prompt:
         # only the prompt was wanted
         return end(self, s, FINISH_LENGTH)
     if c != NULL and not constraint_ready(c):
         return park(self, s, c, logits)
+    if s.tokens.n_certain == s.tokens.n_max:
+        # the last token that there may be was sampled: its grammar alone knows whether the text is complete
+        return end(self, s, FINISH_STOP if c.complete and not c.failed else FINISH_LENGTH)
     if s.out.logprobs.n_top >= 0:
         memcpy(self.scratch.raw, logits, <size_t> self.scratch.n_vocab * sizeof(float))
     if c != NULL:
@@ -67,7 +70,7 @@ cdef int output_next(Output self, sequence_t *s, float *logits) noexcept nogil:
     if s.tokens.n_certain - s.tokens.n_prompt < s.out.options.min_tokens:
         rule_out_ends(self, s, logits)
     token = sampler_pick(s.out.sampler, &self.scratch, logits, s.tokens.ids, s.tokens.n_certain)
-    return -1 if token < 0 else accept(self, s, token, False)
+    return -1 if token < 0 else accept(self, s, token, at_limit(s))
 
 
 cdef int park(Output self, sequence_t *s, constraint_t *c, const float *logits) noexcept nogil:
@@ -81,21 +84,29 @@ cdef int park(Output self, sequence_t *s, constraint_t *c, const float *logits) 
 
 cdef int next_allowed(Output self, sequence_t *s, constraint_t *c, float *logits) noexcept nogil:
     """``output_next`` under a constraint whose mask is ready."""
-    cdef int32_t i, token
+    cdef int32_t i, token, how
     if c.failed:
         return end(self, s, FINISH_REFUSED)
     if not c.n_forced and not c.complete:
         draw_mask(logits, self.scratch.n_vocab, c.mask)
         token = sampler_pick(s.out.sampler, &self.scratch, logits, s.tokens.ids, s.tokens.n_certain)
-        if token < 0 or accept(self, s, token, False) < 0:
+        if token < 0 or accept(self, s, token, FINISH_NONE) < 0:
             return -1
-        return masker_ask(self.masker, c, token) if s.phase != PHASE_ENDED else 0
+        if s.phase == PHASE_ENDED:
+            return 0
+        return masker_ask(self.masker, c, token, s.tokens.n_certain == s.tokens.n_max)
     for i in range(c.n_forced):
         # a text that is complete has ended by itself, also where it is as long as it may be
-        if s.phase != PHASE_ENDED and accept(self, s, c.forced[i], c.complete and i == c.n_forced - 1) < 0:
+        how = FINISH_STOP if c.complete and i == c.n_forced - 1 else at_limit(s)
+        if s.phase != PHASE_ENDED and accept(self, s, c.forced[i], how) < 0:
             return -1
     c.n_forced = 0
     return end(self, s, FINISH_STOP) if c.complete and s.phase != PHASE_ENDED else 0
+
+
+cdef int32_t at_limit(const sequence_t *s) noexcept nogil:
+    """How a sequence ends behind one more token because it may have no other."""
+    return FINISH_LENGTH if s.tokens.n_certain + 1 >= s.tokens.n_max else FINISH_NONE
 
 
 cdef void rule_out_ends(Output self, const sequence_t *s, float *logits) noexcept nogil:
@@ -123,9 +134,9 @@ cdef bint is_preserved(const sequence_t *s, int32_t token) noexcept nogil:
     return False
 
 
-cdef int accept(Output self, sequence_t *s, int32_t token, bint last) noexcept nogil:
-    """Append a generated token, decide whether the sequence ends, as it does behind the ``last`` one, and stage its
-    text: 0, or -1 when out of memory."""
+cdef int accept(Output self, sequence_t *s, int32_t token, int32_t how) noexcept nogil:
+    """Append a generated token, end the sequence where the token does, or else as ``how`` says (FINISH_NONE: not yet),
+    and stage its text: 0, or -1 when out of memory."""
     cdef int32_t flags = self.vocab.pieces.flags[token]
     cdef int32_t begin = self.vocab.pieces.offset[token]
     cdef int32_t length = self.vocab.pieces.offset[token + 1] - begin
@@ -146,10 +157,10 @@ cdef int accept(Output self, sequence_t *s, int32_t token, bint last) noexcept n
         if stopped and s.out.options.keep_stop:
             # it still lies there
             s.out.text.n_pending += stopped
-    if stopped or last:
-        finish(s, FINISH_STOP)
-    elif s.tokens.n_certain >= s.tokens.n_max:
-        finish(s, FINISH_LENGTH)
+    if stopped:
+        how = FINISH_STOP
+    if how != FINISH_NONE:
+        finish(s, how)
     return stage(self, s)
 
 

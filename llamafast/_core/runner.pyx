@@ -215,7 +215,7 @@ cdef class Runner:
         if not self.live.n_free:
             raise IndexError("all sequence ids are taken")
         if s.out.constraint != NULL and s.out.constraint.state == MASK_NONE:
-            if masker_ask(self.step.masker, s.out.constraint, -1) < 0:
+            if masker_ask(self.step.masker, s.out.constraint, -1, False) < 0:
                 raise MemoryError
         rows_none(s)
         Py_INCREF(sequence)

@@ -35,7 +35,7 @@ cpdef enum:
     PHASE_FOLLOWING         # its leader computes what they have in common
     PHASE_PREFILLING        # it takes its turn at the rows that are left for prompts
     PHASE_DECODING          # its rows are in the next step
-    PHASE_PARKED            # the logits of its last token wait for a mask
+    PHASE_PARKED            # the logits of its last token wait for a mask, or its end for its grammar's word
     PHASE_ENDED
     N_PHASES
 
