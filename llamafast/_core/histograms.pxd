@@ -17,15 +17,15 @@ cdef struct histogram_t:
 cdef struct histograms_t:
     histogram_t step_seconds
     histogram_t step_rows
-    histogram_t queue_seconds       # from submitted to the first work, of sequences that had their first token
+    histogram_t queue_seconds       # from submitted to the first work, of sequences whose prompt is done
     histogram_t first_token         # seconds from submitted to the first token
     histogram_t inter_token         # seconds from each token to the next, pauses by preemption included
-    histogram_t prefill             # seconds from the first work to the first token
-    histogram_t generation          # seconds from the first token to the last
-    histogram_t inference           # both: seconds from the first work to the last token
-    histogram_t end_to_end          # seconds from submitted to the last token
-    histogram_t prompt_tokens       # of sequences that had their first token
-    histogram_t generated_tokens    # of sequences that finished
+    histogram_t prefill             # seconds from the first work to the first token, or the end where none comes
+    histogram_t generation          # seconds from the first token to the end
+    histogram_t inference           # both: seconds from the first work to the end
+    histogram_t end_to_end          # seconds from submitted to the end
+    histogram_t prompt_tokens       # of sequences whose prompt is done
+    histogram_t generated_tokens    # of sequences that ended, all but halted ones
     histogram_t max_tokens          # how many these might have generated
     int64_t finished[MAX_FINISH]    # sequences by FINISH_*
 
@@ -33,4 +33,5 @@ cdef void histograms_init(histograms_t *self) noexcept nogil
 cdef void observe(histogram_t *self, double value) noexcept nogil
 cdef void observe_step(histograms_t *self, double seconds, int64_t rows) noexcept nogil
 cdef void observe_token(histograms_t *self, sequence_t *s, double when) noexcept nogil
+cdef void observe_end(histograms_t *self, const sequence_t *s, double when) noexcept nogil
 cdef dict histograms_read(const histograms_t *self)

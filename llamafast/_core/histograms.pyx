@@ -1,7 +1,7 @@
 """Distributions of times and sizes, counted where they happen: a token costs a subtraction and a short scan."""
 from libc.stdint cimport int64_t
 
-from .sequence cimport PHASE_ENDED, sequence_t, sequence_tick
+from .sequence cimport sequence_t, sequence_tick
 
 
 cdef extern from *:
@@ -53,22 +53,32 @@ cdef void observe_step(histograms_t *self, double seconds, int64_t rows) noexcep
 
 
 cdef void observe_token(histograms_t *self, sequence_t *s, double when) noexcept nogil:
-    """A sequence got a token at ``when``, its last one if it has finished."""
+    """A sequence got a token, or several, at ``when``."""
     if s.clock.first_token == 0:
         observe(&self.first_token, when - s.clock.submitted)
-        observe(&self.queue_seconds, s.clock.scheduled - s.clock.submitted)
-        observe(&self.prefill, when - s.clock.scheduled)
-        observe(&self.prompt_tokens, s.tokens.n_prompt)
+        observe_prompt(self, s, when)
     else:
         observe(&self.inter_token, when - s.clock.newest_token)
     sequence_tick(s, when)
-    if s.phase == PHASE_ENDED:
-        observe(&self.generation, when - s.clock.first_token)
-        observe(&self.inference, when - s.clock.scheduled)
-        observe(&self.end_to_end, when - s.clock.submitted)
-        observe(&self.generated_tokens, s.tokens.n_certain - s.tokens.n_prompt)
-        observe(&self.max_tokens, s.tokens.n_max - s.tokens.n_prompt)
-        self.finished[s.out.finish] += 1
+
+
+cdef void observe_prompt(histograms_t *self, const sequence_t *s, double when) noexcept nogil:
+    """A sequence's prompt was done at ``when``."""
+    observe(&self.queue_seconds, s.clock.scheduled - s.clock.submitted)
+    observe(&self.prefill, when - s.clock.scheduled)
+    observe(&self.prompt_tokens, s.tokens.n_prompt)
+
+
+cdef void observe_end(histograms_t *self, const sequence_t *s, double when) noexcept nogil:
+    """A sequence has ended at ``when``, behind its last token, without another one, or without any."""
+    if s.clock.first_token == 0:
+        observe_prompt(self, s, when)
+    observe(&self.generation, when - s.clock.first_token if s.clock.first_token else 0)
+    observe(&self.inference, when - s.clock.scheduled)
+    observe(&self.end_to_end, when - s.clock.submitted)
+    observe(&self.generated_tokens, s.tokens.n_certain - s.tokens.n_prompt)
+    observe(&self.max_tokens, s.tokens.n_max - s.tokens.n_prompt)
+    self.finished[s.out.finish] += 1
 
 
 cdef tuple histogram_read(const histogram_t *self):

@@ -25,7 +25,8 @@ from .output cimport output_halt
 from .prefiller cimport Prefiller, prefiller_logits
 from .rows cimport rows_none
 from .sequence cimport (
-    FINISH_LENGTH, FINISH_STOP, PHASE_ENDED, PHASE_WAITING, Sequence, sequence_position, sequence_schedule, sequence_t,
+    FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP, PHASE_ENDED, PHASE_WAITING, Sequence, sequence_position,
+    sequence_schedule, sequence_t,
 )
 from .step cimport FINISHED, IDLE, NO_MEMORY, PAUSED, Step, step_choose, step_prefill, step_take
 from .vocab cimport Vocab
@@ -110,6 +111,7 @@ cdef class Runner:
         return self.step.counters | {
             "finished_stop": self.step.observed.finished[FINISH_STOP],
             "finished_length": self.step.observed.finished[FINISH_LENGTH],
+            "finished_refused": self.step.observed.finished[FINISH_REFUSED],
             "prefix_queries": live.queries, "prefix_hits": live.hits + live.restored,
             "prefix_hits_running": live.hits, "prefix_hits_ram": live.restored, "forks": live.forks,
         }

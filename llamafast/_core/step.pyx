@@ -9,7 +9,7 @@ from .context cimport Batch, Context, context_decode
 from .cost cimport cost_add
 from .headers.clock cimport now
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_get_logits_ith
-from .histograms cimport histograms_init, observe_step, observe_token
+from .histograms cimport histograms_init, observe_end, observe_step, observe_token
 from .leaks cimport RUNNER, born, died
 from .live cimport live_free, live_grow, live_init
 from .masks cimport Masker, constraint_ready, masker_wait
@@ -201,4 +201,7 @@ cdef int step_choose(Step self, sequence_t *s, float *logits, double decoded) no
         self.counters.generated_tokens += s.tokens.n_certain - n_before
         observe_token(&self.observed, s, decoded)
         live_grow(&self.live, s, n_before)
-    return FINISHED if s.phase == PHASE_ENDED else PAUSED
+    if s.phase != PHASE_ENDED:
+        return PAUSED
+    observe_end(&self.observed, s, decoded)
+    return FINISHED

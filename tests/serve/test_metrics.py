@@ -128,6 +128,27 @@ async def test_ten_requests_of_ten_tokens(server: Server) -> None:
     assert grown("vllm:request_success_total", model_name="tiny", finished_reason="length") == 10
 
 
+async def test_answers_that_end_without_a_token_of_their_own(server: Server) -> None:
+    """A grammar that is complete, also at ``max_tokens``, and a prompt that is only scored."""
+    before = await scrape(server.port)
+    asked: list[tuple[dict[str, object], str]] = [
+        ({"guided_choice": ["a", "b"], "max_tokens": 1}, "stop"),
+        ({"guided_choice": ["a", "b"], "max_tokens": 9}, "stop"),
+        ({"guided_choice": ["aqaq", "bqbq"], "max_tokens": 1}, "length"),
+        ({"echo": True, "logprobs": 0, "max_tokens": 0}, "length"),
+    ]
+    for fields, finish in asked:
+        body = json.dumps({"prompt": [40, 41], "temperature": 0, **fields}).encode()
+        status, answer = await exchange(server.port, request_bytes("/v1/completions", body))
+        assert (status, json.loads(answer)["choices"][0]["finish_reason"]) == (200, finish), fields
+    after = await scrape(server.port)
+    for name in ("end_to_end_seconds", "generation_seconds", "inference_seconds", "request_generated_tokens"):
+        assert plain(after, f"llamafast:{name}_count") - plain(before, f"llamafast:{name}_count") == 4
+    for reason in ("stop", "length"):
+        finished = "llamafast:sequences_finished_total", frozenset({("reason", reason)})
+        assert after[finished] - before[finished] == 2
+
+
 async def test_gauges_return_to_zero_after_an_aborted_load(server: Server) -> None:
     body = {"prompt": "x", "max_tokens": 3000, "ignore_eos": True, "stream": True}
     before = await scrape(server.port)
