@@ -20,7 +20,7 @@ from .headers.llama cimport (
 )
 from .leaks cimport EMBEDDER, INPUT, born, died
 from .pace cimport pace_t
-from .step cimport NO_MEMORY
+from .step cimport NO_OUTPUT
 from .vocab cimport Vocab
 
 cdef enum:
@@ -147,7 +147,7 @@ cdef class Embedder:
     def step(self, double seconds):
         """Compute one batch that takes about ``seconds``, more where one input alone takes longer.
 
-        Returns llama_decode's code, or NO_MEMORY; after another code than 0 nothing that runs is usable.
+        Returns llama_decode's code, or NO_OUTPUT; after another code than 0 nothing that runs is usable.
         """
         cdef int code = 0
         if self.n_running:
@@ -217,7 +217,7 @@ cdef int embedder_step(Embedder self, double seconds) noexcept nogil:
     for i in range(self.n_running):
         if self.states[i].n_rows:
             if pool(self, self.states[i]) < 0:
-                return NO_MEMORY
+                return NO_OUTPUT
             self.states[i].n_past += self.states[i].n_rows
             if self.states[i].n_past == self.states[i].n_tokens:
                 input_finish(self.states[i])

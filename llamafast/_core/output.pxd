@@ -14,6 +14,6 @@ cdef class Output:
 
 cdef void output_halt(sequence_t *s) noexcept nogil
 
-# Both: 0, or -1 when out of memory.
+# Both: 0, or -1 when out of memory; the second 1 where llama.cpp has no logits.
 cdef int output_next(Output self, sequence_t *s, float *logits) noexcept nogil
 cdef int output_score(Output self, sequence_t *s) noexcept nogil

@@ -34,7 +34,8 @@ cdef class Output:
 
 
 cdef int output_score(Output self, sequence_t *s) noexcept nogil:
-    """Report the log probabilities that the rows of this step give to the prompt: 0, or -1 when out of memory."""
+    """Report the log probabilities that the rows of this step give to the prompt: 0, -1 when out of memory, or 1 where
+    llama.cpp has no logits for one."""
     cdef int32_t i, k, first = s.tokens.n_past - s.rows.n_outputs
     cdef logprob_t *entries
     cdef float *logits
@@ -43,8 +44,10 @@ cdef int output_score(Output self, sequence_t *s) noexcept nogil:
         if k >= s.tokens.n_prompt:
             break
         logits = llama_get_logits_ith(self.context.ctx, s.rows.first_output + i)
+        if logits == NULL:
+            return 1
         entries = logprobs_add(&s.out.logprobs, 0)
-        if logits == NULL or entries == NULL:
+        if entries == NULL:
             return -1
         row_logprobs(&self.scratch, logits, s.tokens.ids[k], s.out.logprobs.n_top, entries)
         s.out.logprobs.n_scored = k + 1

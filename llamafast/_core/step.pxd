@@ -19,6 +19,7 @@ cpdef enum:
     SAVE_DUE = 5        # somebody has reached its save_at
     PREFILLED = 6       # the Prefiller's batch is computed
     IDLE = 7            # nobody has a row to compute
+    NO_OUTPUT = 8       # llama.cpp has no logits, or no vector, of a row that it has computed
 
 cdef struct counters_t:
     int64_t steps

@@ -5,3 +5,4 @@ NO_MEMORY: int
 SAVE_DUE: int
 PREFILLED: int
 IDLE: int
+NO_OUTPUT: int

@@ -175,14 +175,16 @@ cdef int step_sample(Step self, double decoded) noexcept nogil:
     cdef float *logits
     for i in range(self.live.n):
         s = self.live.states[i]
-        if s.rows.n and s.out.logprobs.n_scored < s.tokens.n_prompt and output_score(self.output, s) < 0:
-            return NO_MEMORY
+        if s.rows.n and s.out.logprobs.n_scored < s.tokens.n_prompt:
+            code = output_score(self.output, s)
+            if code != 0:
+                return NO_MEMORY if code < 0 else NO_OUTPUT
         if s.phase == PHASE_PARKED:
             logits = s.out.constraint.row
         elif rows_give_token(s):
             logits = llama_get_logits_ith(self.context.ctx, s.rows.first_output + s.rows.n_outputs - 1)
             if logits == NULL:
-                return -1
+                return NO_OUTPUT
         else:
             continue
         code = step_choose(self, s, logits, decoded)

@@ -7,8 +7,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from llamafast._core.embedder import Embedder, Input
-from llamafast._core.llama_log import drain_log
 from llamafast._core.vocab import Vocab
+from llamafast.engine.step_failure import step_failure
 from llamafast.engine.types import ANYBODY, EmbeddingPlan, Tenant
 from llamafast.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, LlamafastError
 
@@ -98,7 +98,7 @@ class EmbeddingQueue:
         settled: Settled = []
         code = self.embedder.step(seconds)
         if code != 0:
-            settled += self._fail_running(f"llama_decode failed with code {code}: {drain_log()}")
+            settled += self._fail_running(step_failure(code))
         for input in self.embedder.take_finished():
             request = self._running.pop(input)
             request.n_finished += 1
@@ -112,7 +112,7 @@ class EmbeddingQueue:
 
     def reset(self) -> None:
         """Fail what runs; memory starts afresh, what waits stays."""
-        self._on_settled(self._fail_running("the engine failed"))
+        self._on_settled(self._fail_running(EngineFailure("the engine failed")))
 
     def counts(self) -> dict[str, float]:
         """The series of embeddings. Any thread."""
@@ -152,10 +152,10 @@ class EmbeddingQueue:
         finally:
             self._waiting.extendleft(reversed(held))
 
-    def _fail_running(self, reason: str) -> Settled:
+    def _fail_running(self, error: EngineFailure) -> Settled:
         requests = set(self._running.values())
         self._running.clear()
         self.embedder.clear()
         for request in requests:
             request.closed = True
-        return [(request, EngineFailure(reason)) for request in requests]
+        return [(request, error) for request in requests]

@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from llamafast._core.llama_log import drain_log
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import PHASE_FOLLOWING, PHASE_RESTORING, Sequence
 from llamafast._core.step import FINISHED, NO_ROOM, PAUSED, PREFILLED, SAVE_DUE
@@ -17,6 +16,7 @@ from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.pace import Pace
 from llamafast.engine.scheduler import Arrival, Scheduler
 from llamafast.engine.shares import Shares
+from llamafast.engine.step_failure import step_failure
 from llamafast.engine.types import Histogram
 from llamafast.errors import EngineFailure, LlamafastError
 
@@ -260,12 +260,7 @@ class Worker:
         else:
             # who has finished in this step has not failed
             self._end(self.runner.finished(), "completed")
-            reason = drain_log() or "no reason given"
-            logger.error("llama_decode failed with code %d: %s", status, reason)
-            self._fail(
-                self.runner.in_last_step() or self.scheduler.running,
-                EngineFailure(f"llama_decode failed with code {status}"),
-            )
+            self._fail(self.runner.in_last_step() or self.scheduler.running, step_failure(status))
 
     def _is_idle(self) -> bool:
         """After a run: whether nobody can go on before bytes of a prefix come. A wake may have kept it from a step."""

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llamafast._core.step import NO_OUTPUT
 from llamafast.config import CacheConfig, Config, ModelConfig, ServerConfig
 from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest
 from llamafast.engine.load import load_engine
@@ -120,6 +121,15 @@ def test_a_failed_step_fails_who_was_in_it_and_nobody_else():
     while queue.has_work:
         queue.step(1.0)
     assert [type(request.done.result) for request in requests] == [EngineFailure, EngineFailure, str]
+    assert requests[0].done.result.message == "llama_decode failed with code -3"
+
+
+def test_a_vector_that_is_not_there_is_told_as_that():
+    queue = queue_of(FakeEmbedder(codes=[NO_OUTPUT]))
+    request = request_of("a", 1)
+    queue.enqueue(request)
+    queue.step(1.0)
+    assert request.done.result.message == "llama.cpp computed a row and gave nothing of it"
 
 
 def test_a_vector_that_is_not_finite_fails_its_request_only():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from llamafast._core.step import FINISHED, NO_ROOM, PAUSED
+from llamafast._core.step import FINISHED, NO_MEMORY, NO_OUTPUT, NO_ROOM, PAUSED
 from llamafast.engine import shares as shares_module
 from llamafast.engine import worker as worker_module
 from llamafast.engine.cache import PrefixCache
@@ -180,6 +180,17 @@ def test_a_failed_decode_fails_only_who_had_rows_in_it(worker, runner, failures,
         until(lambda: worker.counters()["completed"] == 1)
     assert [tags for tags, _ in failures] == [[1]]
     assert str(code) in failures[0][1].message
+
+
+@pytest.mark.parametrize(("code", "told"), [(NO_MEMORY, "the server ran out of memory"), (NO_OUTPUT, "gave nothing")])
+def test_a_step_that_fails_otherwise_is_not_told_as_a_failed_decode(worker, runner, failures, caplog, code, told):
+    runner.script = [code]
+    worker.enqueue(arrival([FakeSequence(1)]))
+    worker.wake()
+    until(lambda: failures)
+    assert told in failures[0][1].message
+    assert "llama_decode" not in failures[0][1].message
+    assert told in caplog.text
 
 
 def test_no_room_makes_the_youngest_wait(worker, runner, failures):
