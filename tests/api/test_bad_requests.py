@@ -192,6 +192,7 @@ EVERYWHERE = {
     "modalities": ["text", "audio"],
     "audio": {"voice": "alloy"},
     "web_search_options": {},
+    "moderation": {"model": "omni-moderation-latest"},
 }
 NOT_IN_COMPLETIONS = {**EVERYWHERE, "echo": True, "best_of": 2}
 

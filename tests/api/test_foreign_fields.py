@@ -30,8 +30,8 @@ GOOD: dict[str, tuple[dict[str, Any], Any]] = {
 FOREIGN = [(path, name) for path, (_, kind) in GOOD.items() for name in kind.foreign]
 # These say nothing of the text: storage, billing, delivery and hints, and which calls there may be where no tools are.
 SILENT = {
-    "store", "metadata", "service_tier", "safety_identifier", "moderation", "prompt_cache_key", "prompt_cache_options",
-    "prompt_cache_retention", "access_programs", "context_management", "image", "prediction", "background",
+    "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
+    "prompt_cache_retention", "access_programs", "image", "prediction", "background",
     "background_options", "max_tool_calls", "parallel_tool_calls", "tool_choice", "function_call",
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ class ChatRequest(PlatformOptions, kw_only=True):
     foreign: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("prompt", "input", "previous_response_id", "conversation"), "all of it in `messages`"),
         "instructions": "a `system` message in `messages`",
-        "truncation": "`messages` that fit",
+        **dict.fromkeys(("truncation", "context_management"), "`messages` that fit"),
         "max_output_tokens": "`max_completion_tokens`",
         "text": "`response_format` and `verbosity`",
         "reasoning": "`reasoning_effort`",

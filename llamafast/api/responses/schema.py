@@ -28,7 +28,8 @@ class TextOptions(Struct):
 class ResponsesRequest(PlatformOptions, kw_only=True):
     """Items stay plain objects: they are checked where they become messages.
 
-    The fields from ``access_programs`` on are checked for their type and have no effect.
+    ``max_tool_calls`` bounds the calls of OpenAI's own tools, as it does there, not those of functions. The fields from
+    ``access_programs`` on are checked for their type and have no effect: they say nothing of the answer.
     """
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
@@ -38,6 +39,7 @@ class ResponsesRequest(PlatformOptions, kw_only=True):
         "background_options": (),
         "conversation": (),
         "prompt": (),
+        "context_management": ([],),
     }
     foreign: ClassVar[dict[str, str]] = {
         "messages": "`input`",
@@ -71,9 +73,9 @@ class ResponsesRequest(PlatformOptions, kw_only=True):
     background: bool | None = None
     background_options: dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None
+    context_management: list[dict[str, Any]] | None = None
 
     access_programs: dict[str, Any] | None = None
-    context_management: list[dict[str, Any]] | None = None
     image: dict[str, Any] | None = None
     client_metadata: dict[str, Any] | None = None
 

@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 from llamafast.api.delivery import tokens_size
 from llamafast.api.logprobs import TokenNames, encoded_tokens
 from llamafast.api.responses import events
+from llamafast.api.responses.client_tools import CLIENT_TOOLS
 from llamafast.api.responses.events import Event, ItemStatus, OutputItem
 from llamafast.api.responses.output import (
     OpenCall,
@@ -83,6 +84,7 @@ class ResponseWriter:
         self._output: dict[int, OutputItem] = {}
         self._text: OpenMessage | OpenReasoning | None = None
         self._calls: dict[int, OpenCall] = {}
+        self._n_client_calls = 0
 
     def opening(self) -> list[Event]:
         self._emit(events.Created, response=self.response)
@@ -114,13 +116,16 @@ class ResponseWriter:
                     self._reasoning().add(delta.text, self._emit)
                 case ToolCallBegin():
                     self._close_text("completed")
-                    self._calls[delta.index] = call = self._call(delta)
-                    call.open(self._emit)
+                    if (call := self._call(delta)) is not None:
+                        self._calls[delta.index] = call
+                        call.open(self._emit)
                 case ToolCallArguments():
-                    self.n_bytes += len(delta.text)
-                    self._calls[delta.index].add(delta.text, self._emit)
+                    if (call := self._calls.get(delta.index)) is not None:
+                        self.n_bytes += len(delta.text)
+                        call.add(delta.text, self._emit)
                 case ToolCallEnd():
-                    self._close(self._calls.pop(delta.index), "completed")
+                    if (call := self._calls.pop(delta.index, None)) is not None:
+                        self._close(call, "completed")
         return self._take()
 
     def _logprobs(self, deltas: Sequence[Delta], tokens: Sequence[TokenLogprob]) -> Iterable[list[msgspec.Raw]]:
@@ -178,8 +183,13 @@ class ResponseWriter:
             self._text.open(self._emit)
         return self._text
 
-    def _call(self, begin: ToolCallBegin) -> OpenCall:
+    def _call(self, begin: ToolCallBegin) -> OpenCall | None:
+        """None for one more of OpenAI's own tools than ``max_tool_calls`` allows: the model's try is passed over."""
         tool = self._tools.tool_name(begin.name)
+        if tool.kind in CLIENT_TOOLS:
+            if self._n_client_calls == self.response.max_tool_calls:
+                return None
+            self._n_client_calls += 1
         return _CALLS.get(tool.kind, OpenClientCall)(self._next_index(), begin.id, tool)
 
     def _next_index(self) -> int:

@@ -27,7 +27,7 @@ class CompletionRequest(GenerationOptions, kw_only=True):
     foreign: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("messages", "tools", "functions", "reasoning", "reasoning_effort", "verbosity"), _TO_CHAT),
         **dict.fromkeys(("input", "instructions", "previous_response_id", "conversation"), "all text in `prompt`"),
-        "truncation": "a `prompt` that fits",
+        **dict.fromkeys(("truncation", "context_management"), "a `prompt` that fits"),
         "max_completion_tokens": "`max_tokens`",
         "max_output_tokens": "`max_tokens`",
         "text": "`response_format`",

@@ -21,6 +21,7 @@ INSTEAD = {
     "return_tokens": "`logprobs` with `return_tokens_as_token_ids`",
     "n_probs": "`logprobs`",
     "prompt_logprobs": "`echo` with `logprobs` in /v1/completions",
+    "context_management": "`truncation`, or the conversation to /v1/responses/compact",
 }
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
@@ -143,6 +144,7 @@ class GenerationOptions(SamplingOptions, kw_only=True):
         "modalities": ([], ["text"]),
         "audio": (),
         "web_search_options": (),
+        "moderation": ({},),
     }
     foreign: ClassVar[dict[str, str]] = {}
 
@@ -180,6 +182,7 @@ class GenerationOptions(SamplingOptions, kw_only=True):
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None
+    moderation: dict[str, Any] | None = None
 
     @property
     def wants_usage(self) -> bool:
@@ -204,8 +207,9 @@ class GenerationOptions(SamplingOptions, kw_only=True):
 
 
 class PlatformOptions(GenerationOptions, kw_only=True):
-    """What chat and responses take of OpenAI's own platform: checked for its type, no effect beyond an echo. Choices
-    that are generated to be dropped, and prompts in the answer, are for completions alone."""
+    """What chat and responses take of OpenAI's own platform: who asks, prices and hints, of which no answer depends;
+    checked for its type, no effect beyond an echo. Choices that are generated to be dropped, and prompts in the answer,
+    are for completions alone."""
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
         **GenerationOptions.unserved,
@@ -218,7 +222,6 @@ class PlatformOptions(GenerationOptions, kw_only=True):
     prompt_cache_key: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: str | None = None
-    moderation: dict[str, Any] | None = None
     best_of: int | None = None
     echo: bool | None = None
 

@@ -56,6 +56,29 @@ def as_json(events: list[Event]) -> list[dict[str, Any]]:
     return json.loads(msgspec.json.encode(events))
 
 
+def called(index: int, name: str, arguments: str) -> list[Delta]:
+    return [ToolCallBegin(index, f"call_{index}", name), ToolCallArguments(index, arguments), ToolCallEnd(index)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "kinds"),
+    [
+        (None, ["function_call", "shell_call", "shell_call", "function_call", "local_shell_call"]),
+        (2, ["function_call", "shell_call", "shell_call", "function_call"]),
+        (1, ["function_call", "shell_call", "function_call"]),
+    ],
+)
+def test_more_calls_of_openais_tools_than_allowed_are_passed_over(limit: int | None, kinds: list[str]) -> None:
+    response = blank_response("resp_1")
+    response.max_tool_calls = limit
+    told = ResponseWriter(response, ToolTable(TOOLS))
+    deltas = called(0, "plain", "{}") + called(1, "shell", '{"commands": ["ls"]}')
+    deltas += called(2, "shell", '{"commands": ["pwd"]}') + called(3, "plain", "{}")
+    deltas += called(4, "local_shell", '{"command": ["ls"]}')
+    answer = accumulate(as_json(told.opening() + told.add(deltas) + told.closing("tool_calls", USAGE)))
+    assert [item.type for item in answer.output] == kinds
+
+
 def accumulate(events: list[dict[str, Any]]) -> Any:
     """What the openai package makes of the events; it raises on any that is out of order."""
     state: ResponseStreamState[Any] = ResponseStreamState(input_tools=[], text_format=omit)

@@ -190,6 +190,7 @@ async def test_what_is_refused_before_it_starts(client: AsgiClient, engine: Fake
         ({"input": "x", "top_logprobs": 21}, "top_logprobs"),
         ({"input": "x", "conversation": "conv_1"}, "conversation"),
         ({"input": "x", "prompt": {"id": "p"}}, "prompt"),
+        ({"input": "x", "context_management": [{"type": "compaction"}]}, "context_management"),
         ({"input": "x", "metadata": {"a": 1}}, "metadata"),
         ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
         ({"input": "x" * 3000}, "input"),
