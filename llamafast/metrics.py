@@ -1,7 +1,7 @@
 """The one table of Prometheus series.
 
-Series that the seed program has keep its names (prefixes ``llamacpp:`` and ``batch_server:``); new ones start with
-``llamafast:``. The engine's values are read when somebody scrapes: a series costs nothing until then.
+Series that llama-cpp-python's example server has keep its names (prefixes ``llamacpp:`` and ``batch_server:``); new
+ones start with ``llamafast:``. The engine's values are read when somebody scrapes: a series costs nothing until then.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ EMBEDDING_SERIES = (
 # token.
 BLOCK = 16
 
-# Series of the seed for what is not served yet. They stay 0, so that dashboards made for it find them.
+# Series of that server for what is not served yet. They stay 0, so that dashboards made for it find them.
 DORMANT_SERIES = tuple(
     Series("", f"batch_server:{name}", "counter" if name.endswith("_total") else "gauge", "Always 0: not served yet")
     for name in (

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.front_page import PICTURE, picture
+from llamafast.chat.reply.dialects.tables import DIALECTS, GENERIC
 from llamafast.config import (
     CacheConfig,
     Config,
@@ -36,6 +37,13 @@ def test_every_config_key_is_documented(section):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
 def test_every_config_in_the_tree_loads(path):
     refuse_unsupported(load_config(path))
+
+
+def test_every_dialect_is_documented_and_counted():
+    names = {dialect.name for dialect in DIALECTS}
+    assert names | {GENERIC.name} <= set(re.findall(r"`([a-z0-9.-]+)`", (ROOT / "docs" / "tools.md").read_text()))
+    for page in (ROOT / "README.md", ROOT / "docs" / "features.md"):
+        assert re.findall(r"(\d+) dialects", page.read_text()) == [str(len(names))], page
 
 
 def test_the_index_leads_to_every_page():

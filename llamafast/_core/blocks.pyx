@@ -1,9 +1,9 @@
 """Which sequences have which prefix: blocks of 16 tokens, hashed in a chain, each with the set of its owners.
 
-A look-up walks a prompt's blocks until one is unknown, O(n / 16) whatever the number of sequences, and notes where it
-loses each owner. A hash only finds;
-the caller compares tokens before it believes, and goes on token by token from there. The chain (vLLM's idea) makes a
-block's hash name everything before it, so one probe a block is enough.
+The chain (vLLM's idea) makes a block's hash name everything before it, so one probe a block is enough. A look-up
+walks a prompt's blocks until one is unknown, O(n / 16) whatever the number of sequences, and notes where it loses
+each owner. A hash only finds: the caller compares tokens before it believes it, and goes on token by token from
+there.
 """
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free

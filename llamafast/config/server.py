@@ -18,10 +18,10 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     authority in ``ssl_ca_certs`` has signed.
 
     ``max_queue``: requests that may wait. ``max_body_bytes`` null: ``Config.max_body_bytes`` says. ``stall_seconds``:
-    /ready and /healthz turn red when work waits and no step finished for that long. ``queue_seconds``: how long a
-    request may wait before any of it begins, ``request_seconds``: how long it may take, waiting included; null: as long
-    as it takes. ``drain_delay_seconds``: how long after SIGTERM, when /ready is red, new requests are still taken;
-    ``drain_seconds``: how long running ones may take after that. ``request_log``: a line per request on stderr.
+    /ready, /health and /healthz turn red when work waits and no step finished for that long. ``queue_seconds``: how
+    long a request may wait before any of it begins, ``request_seconds``: how long it may take, waiting included; null:
+    as long as it takes. ``drain_delay_seconds``: how long after SIGTERM, when /ready is red, new requests are still
+    taken; ``drain_seconds``: how long running ones may take after that. ``request_log``: a line per request on stderr.
     ``metrics_aliases``: other servers whose metric names /metrics repeats. ``max_websockets`` are open at once, each
     for ``websocket_seconds`` at most, or for ``websocket_idle_seconds`` without a frame or an answer; 0 switches
     upgrades off.

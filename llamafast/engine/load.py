@@ -234,7 +234,7 @@ def _n_seq_max(config: ModelConfig, model: Model) -> int:
 
 
 def _load_mode(config: ModelConfig) -> int | None:
-    """The seed's rule for use_mlock and use_mmap."""
+    """What llama-cpp-python's example server makes of use_mlock and use_mmap."""
     if config.use_mlock:
         return LOAD_MODE_MLOCK if config.use_mmap is False else LOAD_MODE_MMAP_MLOCK
     if config.use_mmap is None:

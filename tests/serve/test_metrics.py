@@ -21,7 +21,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 # The exposition of the program this server's names come from, but for what it shows with MTP only.
-SEED_SERIES = {
+EXAMPLE_SERIES = {
     "llamacpp:prompt_tokens_total", "llamacpp:prompt_seconds_total", "llamacpp:tokens_predicted_total",
     "llamacpp:tokens_predicted_seconds_total", "batch_server:scheduler_step_seconds_total",
     "batch_server:process_batch_seconds_total", "batch_server:sample_seconds_total",
@@ -171,10 +171,10 @@ async def test_gauges_return_to_zero_after_an_aborted_load(server: Server) -> No
     assert samples[cancelled] - before[cancelled] >= 30
 
 
-async def test_every_series_of_the_seed_and_of_the_tables_is_there(server: Server) -> None:
+async def test_every_series_of_the_example_server_and_of_the_tables_is_there(server: Server) -> None:
     samples = await scrape(server.port)
     names = {name for name, _ in samples}
-    assert names >= SEED_SERIES
+    assert names >= EXAMPLE_SERIES
     for series in (*ENGINE_SERIES, *DORMANT_SERIES, *ALIASES["vllm"]):
         assert (f"{series.name}_count" if series.kind == "histogram" else series.name) in names
     assert any(name == "llamafast:build_info" and dict(labels)["model"] == "tiny" for name, labels in samples)

@@ -81,7 +81,7 @@ ORDER = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", 
 class Chain:
     """logit_bias, then ``samplers`` in their order, with dist at the end when it has a seed.
 
-    A stage whose parameter switches it off is left out, as llama-server and the seed program do; greedy ends one
+    A stage whose parameter switches it off is left out, as llama-server and llama-cpp-python do; greedy ends one
     whose temperature is 0. mirostat takes the place of what truncates. DRY needs a llama_vocab and breakers' texts.
     """
 
