@@ -122,6 +122,18 @@ def test_chat_knows_no_event_loop():
         assert not imports(path) & {"asyncio", "threading"}, path
 
 
+def test_the_first_line_of_a_file_says_what_it_owns():
+    """And no two files own the same; an ``__init__.pxd`` is a mark only."""
+    first: dict[str, Path] = {}
+    for path in [*SOURCES, *(PACKAGE / "_core").rglob("*.pxd"), *(PACKAGE / "_core").rglob("*.pyx")]:
+        if path.name == "__init__.pxd":
+            continue
+        line = path.read_text().partition("\n")[0].strip('"# ')
+        assert path.read_text().startswith(('"""', "# ")), path
+        assert len(line.split()) > 2 or path.name == "__main__.py", path
+        assert first.setdefault(line, path) == path, line
+
+
 def test_names_say_something():
     vague = re.compile(r"manager|handler|util|helper|common|base|processor", re.IGNORECASE)
     for path in SOURCES:

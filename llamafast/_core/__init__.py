@@ -1,4 +1,4 @@
-"""The heart: Cython on llama.h. No policy, no JSON.
+"""What computes: Cython and C on llama.h, from rows to tokens and text. No policy, no JSON.
 
 Importing this package checks that the llama-cpp-python it was compiled against is the one installed, and bounds the
 spinning of ggml's OpenMP barriers before libgomp is loaded.

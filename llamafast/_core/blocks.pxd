@@ -1,3 +1,4 @@
+# The index of running prefixes: which blocks of tokens there are, and who has them.
 from libc.stdint cimport int32_t, uint64_t
 
 from .headers.llama cimport LLAMA_MAX_SEQ

@@ -1,3 +1,4 @@
+# A llama_context and a batch of rows, for whoever computes with them.
 from libc.stdint cimport int32_t
 
 from .graph cimport graph_t

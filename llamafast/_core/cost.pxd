@@ -1,3 +1,4 @@
+# What a step costs, as a line over its rows.
 from libc.stdint cimport int32_t
 
 # A step of n rows takes about fixed + per_row * n seconds: a line fitted to the recent steps, old ones decaying.

@@ -1,3 +1,4 @@
+# How a token is drawn: the sampler's parameters, the memory a draw works in, and the draw itself.
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from .dry cimport dry_t

@@ -1,3 +1,4 @@
+# The penalty DRY: its parameters and its breakers.
 from libc.stdint cimport int32_t
 
 from .penalties cimport counts_t

@@ -1,3 +1,4 @@
+# What runs as embeddings: inputs and the Embedder they run in.
 from libc.stdint cimport int32_t, int64_t
 
 from .context cimport Batch, Context

@@ -1,3 +1,4 @@
+# What of a context's graphs is ours, and how often it was computed.
 from libc.stdint cimport int32_t, int64_t
 
 from .headers.llama cimport ggml_tensor, llama_batch, llama_context, llama_context_params

@@ -1,3 +1,4 @@
+# The distributions that are counted, and what counts into them.
 from libc.stdint cimport int64_t
 
 from .sequence cimport sequence_t

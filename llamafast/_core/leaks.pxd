@@ -1,3 +1,4 @@
+# What is counted where debug builds look for leaks.
 cdef extern from *:
     """
     #ifndef LLAMAFAST_DEBUG

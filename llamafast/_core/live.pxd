@@ -1,3 +1,4 @@
+# Who runs, and what they lend each other.
 from libc.stdint cimport int32_t, int64_t
 
 from .blocks cimport blocks_t

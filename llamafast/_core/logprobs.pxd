@@ -1,3 +1,4 @@
+# Log probabilities of tokens, from a row of logits to the Outbox.
 from libc.stdint cimport int32_t, int64_t
 
 from .draw cimport scratch_t

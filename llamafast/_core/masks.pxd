@@ -1,3 +1,4 @@
+# A sequence's walk through a grammar, and the threads that find out what may come next.
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, uint32_t
 

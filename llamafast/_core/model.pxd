@@ -1,3 +1,4 @@
+# A loaded GGUF: where it is computed, and how its weights may lie.
 from .headers.llama cimport llama_model
 
 cdef class Model:

@@ -1,3 +1,4 @@
+# The records in which a step tells what has come of it.
 from cpython.pythread cimport PyThread_type_lock
 from libc.stdint cimport int32_t, int64_t
 

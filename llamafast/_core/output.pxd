@@ -1,3 +1,4 @@
+# From a row of logits to staged text: what chooses tokens and ends sequences.
 from .context cimport Context
 from .draw cimport scratch_t
 from .masks cimport Masker

@@ -1,7 +1,7 @@
-from libc.stdint cimport int32_t, int64_t
-
 # How time is divided, as far as the core does it: seconds, rows, or shares of a step's time. Whoever makes a Runner or
 # an Embedder gives a mapping with these names; engine/pace.py says what each is for.
+from libc.stdint cimport int32_t, int64_t
+
 cdef struct pace_t:
     double gap_stretch
     double gap_seconds

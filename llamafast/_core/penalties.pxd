@@ -1,3 +1,4 @@
+# Repetition, presence and frequency penalties, and the counts they rest on.
 from libc.stdint cimport int32_t
 
 cdef enum:

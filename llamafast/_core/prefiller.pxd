@@ -1,3 +1,4 @@
+# Prompts computed apart, in slices: whose turn it is.
 from libc.stdint cimport int32_t
 
 from .context cimport Batch, Context

@@ -1,3 +1,4 @@
+# Which rows a step gets, and how much time that leaves others.
 from libc.stdint cimport int32_t
 
 from .cost cimport step_cost_t

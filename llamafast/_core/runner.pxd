@@ -1,3 +1,4 @@
+# The loop of steps, and who holds those that run.
 from .live cimport live_t
 from .step cimport Step
 

@@ -1,3 +1,4 @@
+# A sequence's sampler, and the choice of its next token.
 from libc.stdint cimport int32_t
 
 from .draw cimport sampler_t, scratch_t

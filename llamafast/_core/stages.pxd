@@ -1,3 +1,4 @@
+# The draw by stages.
 from libc.stdint cimport int32_t
 
 from .draw cimport sampler_t, scratch_t

@@ -1,3 +1,4 @@
+# The radix tree of saved prefixes: its nodes and the states that hang there.
 from cpython.array cimport array
 from libc.stdint cimport int32_t, int64_t
 

@@ -1,3 +1,4 @@
+# One step: what it works with, what it comes to and what it counts.
 from libc.stdint cimport int64_t
 
 from .context cimport Batch, Context

@@ -1,3 +1,4 @@
+# Text on its way to a reader: what is pending, and the stop strings that are looked for.
 from libc.stdint cimport int32_t
 
 cdef struct stop_t:

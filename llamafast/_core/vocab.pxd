@@ -1,3 +1,4 @@
+# The vocabulary's table of pieces.
 from libc.stdint cimport int32_t, uint8_t
 
 from .headers.llama cimport llama_vocab

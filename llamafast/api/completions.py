@@ -1,4 +1,4 @@
-"""POST /v1/completions."""
+"""POST /v1/completions, from the body to the reply: a choice for each prompt, the best of several, echoes."""
 
 from __future__ import annotations
 

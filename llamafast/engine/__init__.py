@@ -1,1 +1,1 @@
-"""The clock: one thread per model. No text formats, no JSON."""
+"""Who runs, and what is kept: Plans to Generations, one thread for each model. No text formats, no HTTP."""

@@ -1,4 +1,4 @@
-"""The threads that follow grammars."""
+"""The Masker's threads, one for usual grammars and one for slow ones: when they start, with what priority."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory there is for what need not be there."""
+"""Host memory: how much is free, how much this process has, and that what it frees is given back."""
 
 from __future__ import annotations
 

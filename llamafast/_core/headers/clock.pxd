@@ -1,3 +1,4 @@
+# The clock of all that the core times.
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 

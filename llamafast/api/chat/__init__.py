@@ -1,1 +1,1 @@
-"""/v1/chat/completions."""
+"""The room of /v1/chat/completions: its schema, its endpoint and its frames."""

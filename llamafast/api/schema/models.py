@@ -1,4 +1,4 @@
-"""GET /v1/models."""
+"""GET /v1/models: the model's entry, and the list of it."""
 
 from __future__ import annotations
 

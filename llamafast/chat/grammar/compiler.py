@@ -1,4 +1,4 @@
-"""Grammars compiled by llguidance for a vocabulary."""
+"""The calls of llguidance: tokenizers for a vocabulary, grammars compiled or refused with a reason in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grammars compiled for a vocabulary, and a checker that needs no model.
+"""What is asked → a matcher for one vocabulary, tried apart first; and a checker that needs no model.
 
 A compiled grammar is a matcher of llguidance at its start; every choice of a request walks a copy of its own.
 """

@@ -1,1 +1,1 @@
-"""What generated text means: Deltas, and the parsers that read them out of it."""
+"""From generated text to Deltas: by dialect, or as the config declares."""

@@ -1,4 +1,4 @@
-"""What generated text means: the Deltas that every reply is made of, and what makes them out of text."""
+"""The Deltas that every reply is made of, what parses text into them, and the message they add up to."""
 
 from __future__ import annotations
 
