@@ -64,8 +64,6 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
     def __init__(self, limit: int, size: str, *, param: str, text: str | None = None) -> None:
-        self.limit = limit
-        self.size = size
         text = text or param
         super().__init__(
             f"This model's maximum context length is {limit} tokens. However, your {text} resulted in {size}. "

@@ -94,8 +94,9 @@ cdef void blocks_remove(blocks_t *self, int32_t owner, uint64_t hash) noexcept n
     if slot.hash == 0:
         return
     slot.owners[owner >> 6] &= ~(<uint64_t> 1 << (owner & 63))
-    if slot.owners[0] | slot.owners[1] | slot.owners[2] | slot.owners[3]:
-        return
+    for i in range(OWNER_WORDS):
+        if slot.owners[i]:
+            return
     # Close the hole: move back whatever was pushed past it (Knuth, TAOCP 3, 6.4, algorithm R).
     hole = <int32_t> (slot - self.slots)
     i = (hole + 1) & mask

@@ -11,6 +11,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 
+from .headers.atomic cimport shared_load, shared_store
 from .headers.clock cimport now
 from .headers.pthread cimport (
     monotonic_cond_init, monotonic_cond_wait, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init,
@@ -23,20 +24,14 @@ from .vocab cimport tokenizing_seconds
 
 import logging
 
-logger = logging.getLogger("llamafast.constraint")
+logger = logging.getLogger(__name__)
 
 
 cdef enum:
     MAX_REASON = 500        # characters of a reason that are logged
 
 cdef extern from *:
-    """
-    static inline int state_load(int *state) { return __atomic_load_n(state, __ATOMIC_ACQUIRE); }
-    static inline void state_store(int *state, int value) { __atomic_store_n(state, value, __ATOMIC_RELEASE); }
-    """
     int __builtin_ctz(unsigned int bits) noexcept nogil
-    int state_load(int *state) noexcept nogil
-    void state_store(int *state, int value) noexcept nogil
 
 
 cdef class Constraint:
@@ -130,7 +125,7 @@ cdef int32_t only_bit(const uint32_t *words, int32_t n_words) noexcept nogil:
 
 cdef bint constraint_ready(constraint_t *self) noexcept nogil:
     """Whether mask, forced, complete and failed are up to date."""
-    return state_load(&self.state) == MASK_READY
+    return shared_load(&self.state) == MASK_READY
 
 
 cdef int constraint_park(constraint_t *self, const float *row, int32_t n_vocab) noexcept nogil:
@@ -191,7 +186,7 @@ cdef class Masker:
 
     cdef void hold(self, Constraint constraint):
         """Keep a Constraint that its sequence lets go of alive as long as a thread may work on it."""
-        if state_load(&constraint.state.state) == MASK_ASKED:
+        if shared_load(&constraint.state.state) == MASK_ASKED:
             self.held.append(constraint)
 
 
@@ -205,7 +200,7 @@ cdef int masker_ask(Masker self, constraint_t *constraint, int32_t token, bint l
     constraint.token = token
     constraint.last = last
     constraint.lane = constraint.slow
-    state_store(&constraint.state, MASK_ASKED)
+    shared_store(&constraint.state, MASK_ASKED)
     pthread_mutex_lock(&self.lock)
     if lane.n_queued == lane.capacity:
         capacity = 2 * lane.capacity + 64
@@ -224,7 +219,7 @@ cdef int masker_ask(Masker self, constraint_t *constraint, int32_t token, bint l
         pthread_cond_signal(&lane.asked)
     else:
         code = -1
-        state_store(&constraint.state, MASK_NONE)
+        shared_store(&constraint.state, MASK_NONE)
     pthread_mutex_unlock(&self.lock)
     return code
 
@@ -259,7 +254,7 @@ cdef bint masker_answer(Masker self, constraint_t *constraint) noexcept nogil:
     """Publish an answer; whether no question is left."""
     cdef bint idle
     cdef lane_t *lane = &self.lanes[constraint.lane]
-    state_store(&constraint.state, MASK_READY)
+    shared_store(&constraint.state, MASK_READY)
     pthread_mutex_lock(&self.lock)
     lane.n_pending -= 1
     if lane.n_pending == 0:

@@ -10,6 +10,7 @@ from libc.string cimport memcpy
 
 from .context cimport Context
 from .cost cimport cost_fit
+from .headers.atomic cimport shared_load, shared_store
 from .headers.clock cimport now
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_memory_seq_pos_max, llama_memory_seq_rm
 from .histograms cimport histograms_read
@@ -30,15 +31,6 @@ from .sequence cimport (
 )
 from .step cimport FINISHED, IDLE, NO_MEMORY, PAUSED, Step, step_choose, step_prefill, step_take
 from .vocab cimport Vocab
-
-
-cdef extern from *:
-    """
-    static inline int flag_load(int *flag) { return __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
-    static inline void flag_store(int *flag, int value) { __atomic_store_n(flag, value, __ATOMIC_RELEASE); }
-    """
-    int flag_load(int *flag) noexcept nogil
-    void flag_store(int *flag, int value) noexcept nogil
 
 
 # no_gc_clear: who still runs is let go of at the very end
@@ -65,7 +57,7 @@ cdef class Runner:
 
     def interrupt(self):
         """Make ``run`` return after the current step. Any thread."""
-        flag_store(&self.attention, 1)
+        shared_store(&self.attention, 1)
 
     def run(self, int max_steps):
         """Step until PAUSED (``interrupt``, ``max_steps`` or nobody has a row to compute), FINISHED (somebody just
@@ -74,12 +66,12 @@ cdef class Runner:
         cdef int status = PAUSED
         cdef int n_steps = 0
         with nogil:
-            while status == PAUSED and n_steps < max_steps and not flag_load(&self.attention):
+            while status == PAUSED and n_steps < max_steps and not shared_load(&self.attention):
                 status = step_prefill(self.step)
                 if status == PAUSED:
                     status = step_take(self.step)
                 n_steps += 1
-        flag_store(&self.attention, 0)
+        shared_store(&self.attention, 0)
         if LLAMAFAST_DEBUG and (status == PAUSED or status >= FINISHED):
             self.check()
         return PAUSED if status == IDLE else status

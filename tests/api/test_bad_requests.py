@@ -217,7 +217,6 @@ async def test_what_is_not_served_is_refused_by_name(
 
 FUNCTION = {"name": "f"}
 TOOLS = [{"type": "function", "function": FUNCTION}]
-IMPOSSIBLE = {**FUNCTION, "strict": True, "parameters": {"not": {}}}
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from llamafast.chat.json_text import json_text
 
 _TEXT = {"type": "string"}
 _NATURAL = {"type": "integer", "minimum": 0}
@@ -71,7 +72,7 @@ def arguments_of(name: str, given: Mapping[str, Any]) -> str:
     """The arguments a model would have written, out of what a call's item has under ``field``."""
     shown = CLIENT_TOOLS[name].parameters["properties"]
     said = {key: value for key, value in given.items() if key in shown and value is not None}
-    return json.dumps(said, ensure_ascii=False)
+    return json_text(said)
 
 
 def runs_at_client(tool: Mapping[str, Any]) -> bool:

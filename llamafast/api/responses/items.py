@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llamafast.api.responses.client_tools import CLIENT_TOOLS, arguments_of
 from llamafast.api.responses.compaction import opened
 from llamafast.api.responses.tools import chat_name, custom_arguments
+from llamafast.chat.json_text import json_text
 from llamafast.chat.request import Message
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
@@ -170,10 +170,10 @@ class _Messages:
         name = item.get("name") if kind == "mcp_call" else None
         name = name if isinstance(name, str) else kind.removesuffix("_call")
         call_id = item["id"] if isinstance(item.get("id"), str) else f"call_{len(self.messages)}"
-        arguments = given if asked == "arguments" and isinstance(given, str) else _json({asked: given})
+        arguments = given if asked == "arguments" and isinstance(given, str) else json_text({asked: given})
         self._add_call(call_id, name, arguments)
         result = next((item[field] for field in (answered, "error", "status") if item.get(field) is not None), "")
-        self._add_result(call_id, name, result if isinstance(result, str) else _json(result))
+        self._add_result(call_id, name, result if isinstance(result, str) else json_text(result))
 
     def _output(self, item: Item, path: str) -> None:
         call_id = _call_id(item, path)
@@ -211,7 +211,7 @@ def _output_text(output: Any, path: str) -> str:
     """A tool's result: text, parts, or whatever else it is as JSON."""
     if isinstance(output, list) and all(isinstance(part, dict) and "type" in part for part in output):
         return "".join(_texts(output, path))
-    return output if isinstance(output, str) else _json(output)
+    return output if isinstance(output, str) else json_text(output)
 
 
 def _texts(parts: Any, path: str) -> Iterator[str]:
@@ -226,10 +226,6 @@ def _texts(parts: Any, path: str) -> Iterator[str]:
         if kind not in _TEXT_PARTS:
             raise UnsupportedParameter(f"{where}: {kind[:64]!r} is not supported yet", param=f"{where}.type")
         yield _string(part, _TEXT_PARTS[kind], where)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _call_id(item: Item, path: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Raw, Struct
 
-from llamafast.api.schema.fragments import PlatformOptions, Usage
+from llamafast.api.schema.fragments import MAX_TOP_LOGPROBS, PlatformOptions, Usage
 from llamafast.errors import LlamafastError, QueueFull
 
 Status = Literal["completed", "failed", "in_progress", "cancelled", "queued", "incomplete"]
@@ -66,7 +66,7 @@ class ResponsesRequest(PlatformOptions, kw_only=True):
     conversation: str | dict[str, Any] | None = None
     max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
     max_tool_calls: Annotated[int, Meta(ge=1)] | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     include: list[str] | None = None
     store: bool | None = None
     metadata: Metadata | None = None

@@ -5,10 +5,10 @@ Calls have the form that the model's parser and the grammars of forced calls kno
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llamafast.chat.json_text import json_text
 from llamafast.chat.reply.dialects.forms import CallForm
 
 _EXAMPLE = ("function_name", {"parameter_name": "value"})
@@ -39,7 +39,7 @@ def with_fields_in_text(document: Mapping[str, Any], printed: frozenset[str]) ->
     others = {key: value for key, value in document.items() if key not in printed and value not in (None, "")}
     if not others:
         return dict(document)
-    lines = [f"{key}: {value if isinstance(value, str) else _json(value)}" for key, value in others.items()]
+    lines = [f"{key}: {value if isinstance(value, str) else json_text(value)}" for key, value in others.items()]
     return {**document, "text": "\n".join([*lines, "", str(document.get("text", ""))]).rstrip("\n")}
 
 
@@ -51,7 +51,7 @@ def with_schemas(definition: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(properties, dict):
         return dict(definition)
     told = {
-        key: {**schema, "description": f"{schema.get('description') or ''}\n{_json(schema)}".lstrip("\n")}
+        key: {**schema, "description": f"{schema.get('description') or ''}\n{json_text(schema)}".lstrip("\n")}
         if isinstance(schema, dict) and any(isinstance(part, dict | list) for part in schema.values())
         else schema
         for key, schema in properties.items()
@@ -72,8 +72,4 @@ def with_descriptions(value: Any) -> Any:
 
 
 def _lines(objects: Sequence[Mapping[str, Any]]) -> str:
-    return "\n".join(map(_json, objects))
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return "\n".join(map(json_text, objects))

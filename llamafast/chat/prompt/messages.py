@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
+from llamafast.chat.json_text import json_text
 from llamafast.chat.prompt.accepts import Accepts
 from llamafast.chat.prompt.folding import BETWEEN_MESSAGES, INSTRUCTIONS, fold, joined, results_first, text_of
 from llamafast.chat.prompt.generic_tools import written_result
@@ -297,7 +298,7 @@ def _call_in_form(call: Message, accepts: Accepts) -> Message:
         if not (isinstance(arguments, dict) or taken):
             arguments = {"arguments": arguments}
     elif not isinstance(arguments, str):
-        arguments = json.dumps(arguments or {}, ensure_ascii=False)
+        arguments = json_text(arguments or {})
     key = call["id"] if accepts.long_ids else _short_id(call["id"])
     return {**call, "id": key, "function": {**function, "arguments": arguments}}
 

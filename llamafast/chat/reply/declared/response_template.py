@@ -40,7 +40,6 @@ class ResponseTemplate:
     """Raises ConfigError for a template that ``transformers`` would not load, or whose text would not come as it is."""
 
     def __init__(self, template: Mapping[str, Any]) -> None:
-        self.spec = template
         _refuse_unknown("model.response_template", template, _KEYS)
         if template.get("version", 1) != 1:
             raise _fault("version", "only version 1 is known")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
+
+from llamafast.chat.json_text import json_text
 
 
 class CallForm(Struct, frozen=True, kw_only=True, dict=True):
@@ -75,23 +76,19 @@ class CallForm(Struct, frozen=True, kw_only=True, dict=True):
 
     def _written(self, index: int, name: str, arguments: Any) -> str:
         if self.shape == "object":
-            return f"{self.before}{_json({self.name_key: name, self.arguments_key: arguments})}{self.after}"
+            return f"{self.before}{json_text({self.name_key: name, self.arguments_key: arguments})}{self.after}"
         pairs = arguments if isinstance(arguments, dict) else {"arguments": arguments}
         if self.shape == "python":
             return f"{self.before}{name}({', '.join(f'{key}={value!r}' for key, value in pairs.items())}){self.after}"
         called = f"{self.before}{self.name_prefix}{name}{f':{index}' if self.numbered else ''}{self.name_end}"
         if self.shape == "named":
-            return f"{called}{_json(pairs)}{self.after}"
+            return f"{called}{json_text(pairs)}{self.after}"
         return f"{called}{''.join(self._parameter(key, value) for key, value in pairs.items())}{self.after}"
 
     def _parameter(self, key: str, value: Any) -> str:
         is_text = isinstance(value, str)
         key_end = self.key_end if is_text else self.key_end_json or self.key_end
-        return f"{self.parameter_begin}{key}{key_end}{value if is_text else _json(value)}{self.value_end}"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+        return f"{self.parameter_begin}{key}{key_end}{value if is_text else json_text(value)}{self.value_end}"
 
 
 class Dialect(Struct, frozen=True, kw_only=True):
