@@ -77,6 +77,7 @@ cdef int32_t draw_token(sampler_t *self, scratch_t *scratch, const float *row, u
 cdef void draw_mask(float *row, int32_t n_vocab, const uint32_t *allowed) noexcept nogil
 
 # What stages are made of: thresholds over the n candidates in scratch.logit and scratch.id, and the draw among logits.
+cdef float least_of_top(scratch_t *scratch, int32_t n_vocab, int32_t n_top, float largest) noexcept nogil
 cdef int32_t draw_best(sampler_t *self, scratch_t *scratch, const float *row) noexcept nogil
 cdef int32_t draw_at(
     scratch_t *scratch, const float *x, int32_t n, float scale, uint64_t seed, uint32_t position

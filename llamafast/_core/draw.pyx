@@ -65,15 +65,19 @@ cdef int32_t draw_best(sampler_t *self, scratch_t *scratch, const float *row) no
 
 cdef int32_t keep_top_k(sampler_t *self, scratch_t *scratch, const float *row, float largest) noexcept nogil:
     """Collect the top_k largest logits; returns how many there are."""
-    cdef int32_t blocks = (self.n_vocab + LOGITS_BLOCK - 1) / LOGITS_BLOCK
-    cdef int32_t n
-    cdef float threshold = -FLT_MAX
-    if self.top_k <= blocks:
-        # so many blocks have a logit this large
-        threshold = max(threshold, logits_select(
-            scratch.block_max, blocks, self.top_k, False, -INFINITY, largest, scratch.narrowed))
-    n = logits_gather(row, self.n_vocab, scratch.block_max, threshold, scratch.logit, scratch.id)
-    return cut_top_k(scratch, n, self.top_k, threshold, largest)
+    cdef float least = least_of_top(scratch, self.n_vocab, self.top_k, largest)
+    cdef int32_t n = logits_gather(row, self.n_vocab, scratch.block_max, least, scratch.logit, scratch.id)
+    return cut_top_k(scratch, n, self.top_k, least, largest)
+
+
+cdef float least_of_top(scratch_t *scratch, int32_t n_vocab, int32_t n_top, float largest) noexcept nogil:
+    """A finite number that none of the ``n_top`` largest logits is below; the row's block_max are known."""
+    cdef int32_t blocks = (n_vocab + LOGITS_BLOCK - 1) / LOGITS_BLOCK
+    if n_top > blocks or largest == -INFINITY:
+        return -FLT_MAX
+    # so many blocks have a logit this large
+    return max(-FLT_MAX, logits_select(
+        scratch.block_max, blocks, n_top, False, -INFINITY, largest, scratch.narrowed))
 
 
 cdef int32_t cut_top_k(scratch_t *scratch, int32_t n, int32_t top_k, float low, float high) noexcept nogil:

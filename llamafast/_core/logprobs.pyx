@@ -3,14 +3,13 @@
 Text is held back while it may become a stop string or a whole character. A token leaves once all of its bytes have; at
 the end those leave that began before the end of the text, so what belongs to a removed stop string alone is dropped.
 """
-from libc.float cimport FLT_MAX
-from libc.math cimport INFINITY, log
+from libc.math cimport log
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memmove
 
-from .draw cimport scratch_t
-from .headers.logits cimport LOGITS_BLOCK, logits_gather, logits_select, logits_sum_exp, logits_use
+from .draw cimport least_of_top, scratch_t
+from .headers.logits cimport logits_gather, logits_sum_exp, logits_use
 from .simd cimport simd_limit
 
 logits_use(simd_limit())
@@ -20,19 +19,15 @@ cdef void row_logprobs(
     scratch_t *scratch, const float *row, int32_t token, int32_t n_top, logprob_t *out
 ) noexcept nogil:
     cdef int32_t n_vocab = scratch.n_vocab
-    cdef int32_t blocks = (n_vocab + LOGITS_BLOCK - 1) / LOGITS_BLOCK
     cdef int32_t i, k, n, kept = 0
-    cdef float largest, threshold = -FLT_MAX
+    cdef float largest
     cdef double total = logits_sum_exp(row, n_vocab, 1, scratch.block_max, scratch.block_sum, &largest)
     cdef double norm = largest + log(total)
     out[0] = logprob_t(token, <float> (row[token] - norm))
     if n_top <= 0:
         return
-    if n_top <= blocks and largest > -INFINITY:
-        # so many blocks have a logit this large
-        threshold = max(threshold, logits_select(
-            scratch.block_max, blocks, n_top, False, -INFINITY, largest, scratch.narrowed))
-    n = logits_gather(row, n_vocab, scratch.block_max, threshold, scratch.logit, scratch.id)
+    n = logits_gather(
+        row, n_vocab, scratch.block_max, least_of_top(scratch, n_vocab, n_top, largest), scratch.logit, scratch.id)
     for i in range(n):
         if kept == n_top and scratch.logit[i] <= out[kept].logprob:
             continue
