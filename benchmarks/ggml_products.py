@@ -14,7 +14,6 @@ from ctypes import (
     c_char_p,
     c_float,
     c_int,
-    c_int32,
     c_int64,
     c_size_t,
     c_void_p,
@@ -101,8 +100,8 @@ class Products:
     """A graph of the products of several matrices of weights with the same rows of activations.
 
     ``weights``: a (type, number of rows, data) each, all of ``x.shape[-1]`` columns. ``x`` (rows, columns). With
-    ``experts`` there is one more axis in front of every matrix's rows and ``ids`` (tokens, slots) say which of them each
-    slot of a token takes; ``x`` is (tokens, 1 or slots, columns) then.
+    ``experts`` there is one more axis in front of every matrix's rows and ``ids`` (tokens, slots) say which of them
+    each slot of a token takes; ``x`` is (tokens, 1 or slots, columns) then.
     """
 
     def __init__(

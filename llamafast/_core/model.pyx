@@ -163,8 +163,8 @@ def layouts_work():
 
 
 cdef bint gains_by_layouts(bint on_cpu, bint quantised) noexcept:
-    """Whether weights are to lie as ggml's code for this CPU likes them best. Products of ours read them as the file has
-    them, and only a matrix unit is faster than these; where it crashes, nothing of ggml's is asked."""
+    """Whether weights are to lie as ggml's code for this CPU likes them best. Products of ours read them as the file
+    has them, and only a matrix unit is faster than these; where it crashes, nothing of ggml's is asked."""
     if on_cpu and simd_level(simd_limit()) >= SIMD_AVX2:
         return quantised and weight_layouts() == LAYOUTS_TILES
     return not quantised or weight_layouts() != LAYOUTS_CRASH

@@ -1,4 +1,5 @@
-"""Which instruction sets the C code may use: all that the processor has, or those up to the one in ``LLAMAFAST_SIMD``."""
+"""Which instruction sets the C code may use: all that the processor has, or those up to what ``LLAMAFAST_SIMD`` names.
+"""
 import os
 
 from .headers.simd cimport SIMD_AVX512_VNNI, simd_level

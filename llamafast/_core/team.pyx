@@ -1,9 +1,9 @@
 """How many threads compute a batch: what was fastest for as many rows, tried again now and then.
 
-More threads than a batch has work for wait for each other at every node of the graph, and where somebody else uses one of
-the CPUs all of them wait for the thread that shares it. Neither can be known beforehand, so batches of about as many rows
-are timed with the number of threads that was best so far and, some of them, with the next smaller or larger one: hill
-climbing on a curve that has one minimum.
+More threads than a batch has work for wait for each other at every node of the graph, and where somebody else uses one
+of the CPUs all of them wait for the thread that shares it. Neither can be known beforehand, so batches of about as many
+rows are timed with the number of threads that was best so far and, some of them, with the next smaller or larger one:
+hill climbing on a curve that has one minimum.
 """
 from libc.stdint cimport int32_t
 from libc.string cimport memset

@@ -16,8 +16,8 @@ SPLIT_MODE_NONE, NO_GPU = 0, -1
 
 class Placement(Struct, frozen=True, kw_only=True):
     """What can be decided before a model is loaded. ``split_mode`` and ``main_gpu`` are llama.h's, None its default;
-    ``threads`` decode, ``threads_batch`` compute prompts; where ``choose_threads``, a step takes as many of them as have
-    been the fastest."""
+    ``threads`` decode, ``threads_batch`` compute prompts; where ``choose_threads``, a step takes as many of them as
+    have been the fastest."""
 
     on_cpu: bool
     split_mode: int | None

@@ -7,7 +7,6 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from support import tiny_gguf
@@ -42,7 +41,9 @@ def test_all_get_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("works", [False, True])
-def test_llama_server_has_its_own_layouts_where_they_do_not_crash(works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_llama_server_has_its_own_layouts_where_they_do_not_crash(
+    works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LLAMA_SERVER", sys.executable)
     monkeypatch.setattr(contenders, "layouts_work", lambda: works)
     assert ("--no-repack" in LlamaServer().command("m.gguf", SETTINGS, 1234, tmp_path)) is not works

@@ -131,7 +131,9 @@ def test_attention_of_every_architecture_and_memory(tiny_model, both, name, unif
     assert n_attention(bare.context) == 0
 
 
-@pytest.mark.parametrize("settings", [{"flash_attn_type": 1}, {"flash_attn_type": 0}, {"n_ubatch": 16}, {"n_threads": 2}])
+@pytest.mark.parametrize(
+    "settings", [{"flash_attn_type": 1}, {"flash_attn_type": 0}, {"n_ubatch": 16}, {"n_threads": 2}]
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_products_of_every_architecture(tiny_model, both, name, settings):
     ours, bare = both(tiny_model(name), **settings)

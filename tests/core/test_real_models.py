@@ -29,9 +29,9 @@ def told_of(rig, prompt, tag, **settings):
 
 @pytest.mark.parametrize("settings", [{}, {"n_ubatch": 32}, {"n_threads": 2, "n_threads_batch": 2}])
 def test_sixteen_together_say_what_each_says_alone(smollm2, settings):
-    """Bit for bit: the same log probabilities, whatever else is in the batch and wherever a prompt is cut. That holds as
-    long as a sequence's tokens lie in memory in order, which they may not once somebody has left: nobody leaves before
-    all have said eight."""
+    """Bit for bit: the same log probabilities, whatever else is in the batch and wherever a prompt is cut. That holds
+    as long as a sequence's tokens lie in memory in order, which they may not once somebody has left: nobody leaves
+    before all have said eight."""
     rig = Rig(smollm2, n_ctx=4096, n_seq_max=N, flash_attn_type=1, n_batch=2048, target_itl=100.0, **settings)
     together = tell(rig, *(told_of(rig, prompt, tag) for tag, prompt in enumerate(prompts(rig))), n_top=3)
     for tag, prompt in enumerate(prompts(rig)):

@@ -17,7 +17,9 @@ SAYS = "import sys; from llamafast._core.model import Model; print(Model(sys.arg
 
 def says(code: str, *arguments: object, simd: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, env=os.environ | {"LLAMAFAST_SIMD": simd}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=os.environ | {"LLAMAFAST_SIMD": simd}, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.skipif(instruction_set() == "baseline", reason="no product is ours")
