@@ -10,6 +10,7 @@
 enum {
     MAX_ROWS = 64,                              /* taken in one pass over the weights */
     MAX_TAKEN = 8,                              /* rows whose sums are in registers */
+    LINE = 64,                                  /* bytes that come from memory together */
     CACHED_WEIGHTS = 1 << 18,                   /* bytes of floats that rows are multiplied with in turn */
 };
 
@@ -76,6 +77,20 @@ struct piece {
     const char *rows[MAX_ROWS];
     float *results[MAX_ROWS];
 };
+
+/* What is fetched from memory beside the work, in sixteen parts of so many bytes: at once they would keep everything
+ * else that is on its way, from nearer by, waiting. 0: nothing is. */
+struct ahead {
+    const uint8_t *from;
+    int64_t part;
+};
+
+static inline void fetch(struct ahead ahead, int first, int stop)
+{
+    for (int64_t byte = first * ahead.part; byte < stop * ahead.part; byte += LINE) {
+        __builtin_prefetch(ahead.from + byte, 0, 2);
+    }
+}
 
 #if defined(__x86_64__)
 #include "simd/avx2.h"

@@ -33,13 +33,15 @@ TARGET INLINE void K(dot)(
 
 /* Scales of activations by block of 32: Q4_1 and Q5_1 (SUMS), Q4_0, Q5_0, Q8_0 and the like. */
 TARGET INLINE void K(multiply_32)(
-    int shape, int width, int n, const struct K(tile) *tile, int n_columns, const void *const *row, int offset, vf sum[][2])
+    int shape, int width, int n, const struct K(tile) *tile, int n_columns, const void *const *row, int offset, struct ahead ahead,
+    vf sum[][2])
 {
     const int8_t *value[MAX_TAKEN];
     for (int i = 0; i < n; i++) {
         value[i] = row[i];
     }
     for (int block = 0; block < n_columns / 32; block++) {
+        fetch(ahead, block, block + 1);
         vi x[MAX_TAKEN][2];
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++) {
@@ -65,7 +67,7 @@ TARGET INLINE void K(multiply_32)(
 
 /* One scale of activations for 256 columns; those of weights by block of 32 with mins (Q4_K, Q5_K) or of 16 (Q6_K). */
 TARGET INLINE void K(multiply_256)(
-    int shape, int width, int n, const struct K(tile) *tile, const void *const *row, vf sum[][2])
+    int shape, int width, int n, const struct K(tile) *tile, const void *const *row, struct ahead ahead, vf sum[][2])
 {
     const int n_blocks = shape == K_MINS ? 8 : 16;
     const int8_t *value[MAX_TAKEN];
@@ -75,6 +77,7 @@ TARGET INLINE void K(multiply_256)(
         of_chunk[i][0] = of_chunk[i][1] = vset(0);
     }
     for (int block = 0; block < n_blocks; block++) {
+        fetch(ahead, 8 * block / n_blocks, 8 * (block + 1) / n_blocks);
         vi x[MAX_TAKEN][2];
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++) {
@@ -108,7 +111,8 @@ TARGET INLINE void K(multiply_256)(
 
 /* n rows; `sums` has `width` vectors for each. */
 TARGET INLINE void K(multiply)(
-    int shape, int width, int n, const struct K(tile) *tile, int n_columns, const void *const *row, int offset, float *sums)
+    int shape, int width, int n, const struct K(tile) *tile, int n_columns, const void *const *row, int offset,
+    struct ahead ahead, float *sums)
 {
     vf sum[MAX_TAKEN][2];
     for (int i = 0; i < n; i++) {
@@ -117,9 +121,9 @@ TARGET INLINE void K(multiply)(
         }
     }
     if (shape == SUMS || shape == OFFSET || shape == WIDE) {
-        K(multiply_32)(shape, width, n, tile, n_columns, row, offset, sum);
+        K(multiply_32)(shape, width, n, tile, n_columns, row, offset, ahead, sum);
     } else {
-        K(multiply_256)(shape, width, n, tile, row, sum);
+        K(multiply_256)(shape, width, n, tile, row, ahead, sum);
     }
     for (int i = 0; i < n; i++) {
         for (int strip = 0; strip < width; strip++) {
@@ -130,17 +134,18 @@ TARGET INLINE void K(multiply)(
 
 #define TAKE(n) \
     case n: \
-        K(multiply)(shape, width, n, tile, n_columns, row, offset, sums); \
+        K(multiply)(shape, width, n, tile, n_columns, row, offset, ahead, sums); \
         break;
 
-/* All rows of a piece, a few at a time. */
+/* All rows of a piece, a few at a time; the first of them fetch what is ahead. */
 TARGET INLINE void K(multiply_rows)(
     int shape, int width, const struct K(tile) *tile, int n_columns, const void *const *row, int n_rows, int offset,
-    float *sums)
+    struct ahead ahead, float *sums)
 {
     const int most = width == 2 ? TAKEN_BY_TWO : TAKEN_BY_ONE;
     for (; n_rows >= most; n_rows -= most, row += most, sums += most * 2 * VL) {
-        K(multiply)(shape, width, most, tile, n_columns, row, offset, sums);
+        K(multiply)(shape, width, most, tile, n_columns, row, offset, ahead, sums);
+        ahead.part = 0;
     }
     switch (n_rows) {
     TAKE(1) TAKE(2) TAKE(3)
@@ -158,25 +163,23 @@ TARGET INLINE void K(strips)(int shape, int width, const struct piece *piece, in
     const struct format *format = piece->format;
     const int64_t at[2] = {first, second};
     const void *row[MAX_ROWS];
-    const int64_t bytes = piece->row_bytes * VL, n_chunks = CEIL(piece->n_columns, 256);
+    const int64_t n_chunks = CEIL(piece->n_columns, 256), share = piece->row_bytes * VL / n_chunks;
+    /* a strip is in one piece, whose n-th part is fetched while the n-th chunk of the one before it is multiplied */
+    struct ahead ahead = {.part = piece->prefetch ? CEIL(CEIL(share, 16), LINE) * LINE : 0};
     memset(sums, 0, (size_t) piece->n_rows * 2 * VL * sizeof *sums);
     for (int64_t chunk = 0; chunk < n_chunks; chunk++) {
         const int n_columns = (int) MIN(piece->n_columns - 256 * chunk, 256);
         for (int strip = 0; strip < width; strip++) {
             const uint8_t *weights = piece->weights + at[strip] * piece->row_bytes;
-            if (piece->prefetch) {
-                /* of the strip that comes next in memory, the part that this is of its own */
-                const uint8_t *next = weights + width * bytes;
-                for (int64_t byte = bytes * chunk / n_chunks; byte < bytes * (chunk + 1) / n_chunks; byte += 64) {
-                    __builtin_prefetch(next + byte, 0, 2);
-                }
-            }
+            ahead.from = weights + (width * n_chunks + chunk) * share;
+            fetch(ahead, 8, 12);
             format->K(unpack)(weights + chunk * format->chunk_bytes, (size_t) piece->row_bytes, n_columns, tile + strip);
+            fetch(ahead, 12, 16);
         }
         for (int i = 0; i < piece->n_rows; i++) {
             row[i] = piece->rows[i] + chunk * piece->chunk_size;
         }
-        K(multiply_rows)(shape, width, tile, n_columns, row, piece->n_rows, format->offset, sums);
+        K(multiply_rows)(shape, width, tile, n_columns, row, piece->n_rows, format->offset, ahead, sums);
     }
     for (int i = 0; i < piece->n_rows; i++) {
         for (int strip = 0; strip < width; strip++) {
