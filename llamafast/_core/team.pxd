@@ -1,10 +1,11 @@
+# How many threads compute a batch, learned from the batches there were.
 from libc.stdint cimport int32_t
 
 cdef enum:
     TEAM_SIZES = 12         # numbers of threads that are tried
     TEAM_BUCKETS = 13       # of rows: 1, 2, up to 4, up to 8, ...
 
-# How many threads compute a batch, learned from the batches there were. Zeroed, it always says the same.
+# Zeroed, it chooses nothing.
 cdef struct team_t:
     int32_t n_sizes                             # 0: nothing is chosen
     int32_t sizes[TEAM_SIZES]                   # threads, ascending

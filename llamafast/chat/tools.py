@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
@@ -71,14 +71,15 @@ class ToolChoice(NamedTuple):
     forced: bool
 
 
-def choose_tools(
-    tools: Sequence[Tool], choice: Any, find: Callable[[Json, str], Tool | None], param: str = "tool_choice"
-) -> ToolChoice:
-    """What ``choice`` makes of ``tools``: a mode, one tool, or ``allowed_tools``, whose list and mode may stand in an
-    object of that name (chat completions) or beside their type (Responses).
+# From an object that names a tool and its path in the request to the Tool; None where it is of a kind that the model is
+# not shown. Raises InvalidRequest, with the path, where it names none.
+Find: TypeAlias = Callable[[Json, str], Tool | None]
 
-    ``find`` gives the tool that an object names, the path of which it is told for what it raises; None where that is of
-    a kind that the model is not shown. Such ones are not counted among ``allowed_tools``.
+
+def choose_tools(tools: Sequence[Tool], choice: Any, find: Find, param: str = "tool_choice") -> ToolChoice:
+    """What ``choice`` makes of ``tools``: a mode, one tool, or ``allowed_tools``, whose list and mode may stand in an
+    object of that name (chat completions) or beside their type (Responses). Of its list only what the model is shown
+    counts.
 
     Raises InvalidRequest where the choice has another form or leaves nothing to call, UnsupportedParameter where it
     forces a tool that the model is not shown.
@@ -102,9 +103,7 @@ def choose_tools(
     return ToolChoice(shown, (tool,), True)
 
 
-def _allowed(
-    options: Any, find: Callable[[Json, str], Tool | None], param: str, *, nested: bool
-) -> tuple[tuple[Tool, ...], bool]:
+def _allowed(options: Any, find: Find, param: str, *, nested: bool) -> tuple[tuple[Tool, ...], bool]:
     """The tools that ``allowed_tools`` leaves, each once, and whether one of them has to be called."""
     path = f"{param}.allowed_tools" if nested else param
     listed = options.get("tools") if isinstance(options, dict) else None
@@ -130,11 +129,8 @@ def not_among_tools(name: str, path: str) -> InvalidRequest:
 
 
 def function_named(tools: Sequence[Tool]) -> Callable[[Json, str], Tool]:
-    """How chat completions name one of ``tools`` in a choice: ``{"type": "function", "function": {"name": …}}``, or
-    without the inner object, as the old form and Responses do.
-
-    What is returned raises InvalidRequest for an object that names none of them.
-    """
+    """The ``Find`` of chat completions, which name a tool as ``{"type": "function", "function": {"name": …}}``, or
+    without the inner object, as the old form and Responses do."""
     by_name = {tool.name: tool for tool in tools}
 
     def find(named: Json, path: str) -> Tool:
