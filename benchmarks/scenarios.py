@@ -279,4 +279,12 @@ def long_set() -> Iterator[Scenario]:
     yield minilm(4, 4, 1, 256)
 
 
-SETS: dict[str, Callable[[], Iterator[Scenario]]] = {"short": short_set, "long": long_set}
+def real_set() -> Iterator[Scenario]:
+    """Real models: what products with weights cost, at 1 to 32 streams and in a prompt. ``make bench-real``."""
+    for model in ("smollm2", "gemma3-270m"):
+        for n in (1, 4, 8, 16, 32):
+            yield streams(model, n, 1, prompt=60, tokens=32)
+        yield msgspec.structs.replace(streams(model, 1, 2, prompt=512, tokens=2), name=f"{model} prompt 512")
+
+
+SETS: dict[str, Callable[[], Iterator[Scenario]]] = {"short": short_set, "long": long_set, "real": real_set}

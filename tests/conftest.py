@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from support import tiny_encoders, tiny_gguf
+from support import tiny_encoders
 
 from recipes import minilm as minilm_recipe
+from recipes import tiny_gguf
 
 # one run is like another, and a loaded machine is no fault
 settings.register_profile("llamafast", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from core.inside import last_position
-from support import tiny_gguf
-from support.tiny_gguf import SCRIPTS, Vocabulary, build, chain_output, learn_merges, loops
 
 from llamafast._core.context import Batch, Context
 from llamafast._core.model import Model
 from llamafast._core.vocab import Vocab
+from recipes import tiny_gguf
+from recipes.tiny_gguf import SCRIPTS, Vocabulary, build, chain_output, learn_merges, loops
 
 SMALL = sorted(tiny_gguf.MODELS.keys() - {"tiny-llama-v152k"})
 

@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable
 
 from benchmarks.figures import median
+from benchmarks.workload import resolve_model
+from llamafast._core.model import Model
+from llamafast._core.vocab import Vocab
 from llamafast.api.chat.frames import ChatFrames
 from llamafast.api.chat.schema import ChatChunk, ChatRequest
 from llamafast.api.logprobs import TokenNames
@@ -22,7 +25,6 @@ from llamafast.chat.reply.dialects.tables import dialect_named
 from llamafast.chat.reply.reader import Reply
 from llamafast.chat.tools import read_tools
 from llamafast.engine.types import Event
-from tests.support.fake_engine import ByteTokenizer
 
 TOOLS = [
     {
@@ -33,6 +35,9 @@ TOOLS = [
         },
     }
 ]
+
+# No token is named where no log probability is asked for.
+VOCAB = Vocab(Model(str(resolve_model("tiny-llama")[0]), vocab_only=True))
 
 
 def parser(name: str) -> Callable[[], ReplyParser]:
@@ -63,7 +68,7 @@ def seconds(new_parser: Callable[[], ReplyParser], opening: list[str], token: st
     """The time of each token."""
     request = ChatRequest(messages=[{}], tools=TOOLS)
     chunk = ChatChunk(id="chatcmpl-0", created=0, model="model", choices=[])
-    frames = ChatFrames(chunk, [Reply(new_parser())], request, TokenNames(request, ByteTokenizer()))
+    frames = ChatFrames(chunk, [Reply(new_parser())], request, TokenNames(request, VOCAB))
     for text in opening:
         frames.event(Event(0, text, 1))
     times = []

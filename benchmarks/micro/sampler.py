@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import median
-from tests.support.llama_chain import Chain, Floats, token_data
-from tests.support.samplers import sampler_of
+from benchmarks.llama_chain import Chain, Floats, token_data
+from benchmarks.samplers import sampler_of
 
 VOCABULARIES = (49_152, 151_936)
 CASES: dict[str, dict[str, Any]] = {

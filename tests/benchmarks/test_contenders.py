@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import tiny_gguf
 
 from benchmarks import contenders
 from benchmarks.client import load
@@ -17,6 +16,7 @@ from benchmarks.compare import scripts_for
 from benchmarks.contenders import CONTENDERS, Contender, Llamafast, LlamaServer, Seed, Unavailable, end_tokens
 from benchmarks.figures import summarize
 from benchmarks.scenarios import minilm, streams
+from recipes import tiny_gguf
 
 SETTINGS = {"n_ctx": 8192, "n_batch": 512, "n_ubatch": 256, "n_seq_max": 4, "n_threads": 3, "n_threads_batch": 5,
             "kv_unified": True}  # fmt: skip

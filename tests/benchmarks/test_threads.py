@@ -8,12 +8,12 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
-from support import tiny_gguf
 
 from benchmarks.report import Journal
 from benchmarks.server import Server, serving
 from benchmarks.threads import busy_neighbour, measure_threads
 from benchmarks.workload import Workload
+from recipes import tiny_gguf
 
 
 def test_every_setting_has_a_row(tmp_path: Path) -> None:

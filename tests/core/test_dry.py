@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.llama_chain import Chain
-from support.samplers import sampler_of
 
+from benchmarks.llama_chain import Chain
+from benchmarks.samplers import sampler_of
 from core.test_sampler import Ids, name_of, normal
 from llamafast._core.dry import Breakers
 

@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 import pytest
-from support.tiny_gguf import MODELS
 
 from benchmarks.ggml_products import lib
 from core.inside import n_attention, n_direct, n_products
 from core.test_logprobs import tell
 from core.test_runner import Rig, prompts
+from recipes.tiny_gguf import MODELS
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 
 import pytest
-from support.samplers import sampler_of
 
+from benchmarks.samplers import sampler_of
 from llamafast._core.leaks import counting, living
 from llamafast._core.sampler import Sampler
 

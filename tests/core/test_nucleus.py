@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.llama_chain import Chain
 
+from benchmarks.llama_chain import Chain
 from core.test_sampler import draws, fit, normal
 
 BOUND = 1.0616

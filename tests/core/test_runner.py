@@ -7,8 +7,8 @@ from array import array
 
 import pytest
 from msgspec.structs import asdict
-from support.samplers import sampler_of
 
+from benchmarks.samplers import sampler_of
 from core.inside import n_cached
 from llamafast._core.context import Context
 from llamafast._core.model import Model

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from support.llama_chain import Chain, Floats
-from support.samplers import sampler_of
 
+from benchmarks.llama_chain import Chain, Floats
+from benchmarks.samplers import sampler_of
 from llamafast._core.sampler import Sampler
 
 Ids = npt.NDArray[np.int32]
@@ -396,7 +396,7 @@ def test_hostile_penalties_stay_inside_the_vocabulary() -> None:
 def test_samplers_in_a_cycle_that_the_garbage_collector_clears_free_their_biases_once():
     """In a process of its own: the C library ends it where it sees a block freed twice."""
     code = (
-        "import gc; from tests.support.samplers import sampler_of\n"
+        "import gc; from benchmarks.samplers import sampler_of\n"
         "base = sampler_of(100, logit_bias=[(k, 1.0) for k in range(50)])\n"
         "gc.disable()\n"
         "for seed in range(3):\n"

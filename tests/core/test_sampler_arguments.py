@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.samplers import OFF, sampler_of
 
+from benchmarks.samplers import OFF, sampler_of
 from core.test_sampler import EMPTY, HISTORY, name_of, normal
 from llamafast._core.dry import Breakers
 from llamafast._core.sampler import Sampler

@@ -8,10 +8,10 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from support import tiny_gguf
 from support.fuzzing import Fuzzer, Message, fault
 from support.server_process import Process
 
+from recipes import tiny_gguf
 from serve.conftest import model_config
 
 CONNECTIONS = 8

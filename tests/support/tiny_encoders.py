@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFReader, GGUFWriter
 from numpy.typing import NDArray
-from support.tiny_gguf import CACHE, Vocabulary, llama, written
+
+from recipes.tiny_gguf import CACHE, Vocabulary, llama, written
 
 Floats = NDArray[np.float32]
 

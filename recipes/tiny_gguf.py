@@ -4,7 +4,7 @@ Two kinds of weights. *Random*: the logits depend on the whole context, so a wro
 *Chain*: greedy decoding follows a successor table, whatever came before: attention and feed-forward blocks run at
 full cost, but their output projections are scaled down until they move logits without changing the winner.
 
-    python tests/support/tiny_gguf.py OUT [NAME...]
+    python -m recipes.tiny_gguf OUT [NAME...]
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
 # A changed recipe must not find the files of the old one.
-CACHE = Path(__file__).parents[2] / ".cache" / "models" / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+CACHE = Path(__file__).parents[1] / ".cache" / "models" / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
