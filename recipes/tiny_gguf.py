@@ -10,9 +10,7 @@ full cost, but their output projections are scaled down until they move logits w
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 from numpy.typing import NDArray
+
+from recipes.written import written
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -445,17 +445,6 @@ MODELS: dict[str, Callable[[Path], None]] = {
     "tiny-mamba": lambda path: mamba(path, Vocabulary(512)),
     "tiny-qwen3moe": lambda path: qwen3moe(path, Vocabulary(512)),
 }
-
-
-def written(path: Path, write: Callable[[Path], None]) -> Path:
-    """``path``, whole from the first moment it is there; ``write`` makes it when it is not."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as scratch:
-            draft = Path(scratch) / path.name
-            write(draft)
-            os.replace(draft, path)
-    return path
 
 
 def build(name: str, folder: Path = CACHE) -> Path:
