@@ -10,7 +10,7 @@ CORE_SOURCES = setup.py $(filter-out %.so,$(wildcard llamafast/_core/*.* llamafa
 # What compiling leaves beside the sources, and the notes that it was done.
 COMPILED = llamafast/_core/*.so tests/core/*.so $(VENV)/.built $(VENV)/.inside
 
-.PHONY: serve test test-faults lint bench bench-real llama-server debug asan build clean
+.PHONY: serve test test-faults test-models lint bench bench-real llama-server debug asan build clean
 
 serve: $(VENV)/.built $(VENV)/$(if $(findstring minilm,$(CONFIG)),.minilm,$(if $(findstring gemma3,$(CONFIG)),.gemma3,.models))
 	$(BIN)/llamafast serve $(CONFIG)
@@ -22,6 +22,10 @@ test: $(VENV)/.inside $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
 test-faults: $(VENV)/.inside $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
 	$(BIN)/python -m pytest -m heavy
 	cd tests && PYTHONPATH=..:. $(abspath $(BIN))/python -m serve.fuzz 10000
+
+# Real models that are large to fetch. A minute.
+test-models: $(VENV)/.inside $(VENV)/.models $(VENV)/.gemma3 $(VENV)/.test
+	$(BIN)/python -m pytest -m models
 
 lint: $(VENV)/.inside $(VENV)/.test $(VENV)/.lint
 	$(BIN)/ruff check .

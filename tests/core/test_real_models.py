@@ -27,12 +27,18 @@ def told_of(rig, prompt, tag, **settings):
     return rig.sequence(prompt, tag, sampling=sampling, top_logprobs=3, **settings)
 
 
+@pytest.fixture(params=["smollm2", pytest.param("gemma3", marks=pytest.mark.models)])
+def real_model(request):
+    """Q4_1 and Q8_0; and Q4_K, Q5_0, Q6_K and Q8_0 with sliding windows."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.mark.parametrize("settings", [{}, {"n_ubatch": 32}, {"n_threads": 2, "n_threads_batch": 2}])
-def test_sixteen_together_say_what_each_says_alone(smollm2, settings):
+def test_sixteen_together_say_what_each_says_alone(real_model, settings):
     """Bit for bit: the same log probabilities, whatever else is in the batch and wherever a prompt is cut. That holds
     as long as a sequence's tokens lie in memory in order, which they may not once somebody has left: nobody leaves
     before all have said eight."""
-    rig = Rig(smollm2, n_ctx=4096, n_seq_max=N, flash_attn_type=1, n_batch=2048, target_itl=100.0, **settings)
+    rig = Rig(real_model, n_ctx=4096, n_seq_max=N, flash_attn_type=1, n_batch=2048, target_itl=100.0, **settings)
     together = tell(rig, *(told_of(rig, prompt, tag) for tag, prompt in enumerate(prompts(rig))), n_top=3)
     for tag, prompt in enumerate(prompts(rig)):
         rig.context.clear()
@@ -52,6 +58,6 @@ def perplexity(path, *, bare):
     return exp(-sum(logprobs) / len(logprobs))
 
 
-def test_perplexity_is_ggmls(smollm2):
+def test_perplexity_is_ggmls(real_model):
     """Over so few tokens ggml's own differ by half a percent with and without flash attention."""
-    assert perplexity(smollm2, bare=False) == pytest.approx(perplexity(smollm2, bare=True), rel=1e-2)
+    assert perplexity(real_model, bare=False) == pytest.approx(perplexity(real_model, bare=True), rel=1e-2)
