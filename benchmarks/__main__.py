@@ -73,13 +73,13 @@ def arguments() -> argparse.Namespace:
     add = threads_command.add_argument
     add(
         "--threads",
-        type=at_least(1),
+        type=at_least(0),
         nargs="+",
-        default=[1, physical_cores()],
-        help="compute threads (1 and all cores)",
+        default=[0, 1, physical_cores()],
+        help="compute threads, 0: as the server chooses (0, 1 and all cores)",
     )
-    add("--spins", type=at_least(0), nargs="+", default=[LIBGOMP_DEFAULT, 100_000, 20_000, 5_000, 0],
-        help="values of GOMP_SPINCOUNT (300000 100000 20000 5000 0)")  # fmt: skip
+    add("--spins", type=at_least(0), nargs="+", default=[1000],
+        help=f"values of GOMP_SPINCOUNT (1000, as llamafast sets it; libgomp's is {LIBGOMP_DEFAULT})")  # fmt: skip
     add("--timeout", type=float, default=300.0, help="seconds after which a request has failed (300)")
     add = compare_command.add_argument
     add("--set", choices=SETS, default="short", help="which scenarios (short)")

@@ -1,4 +1,4 @@
-"""How long ggml's threads should spin at a barrier: speeds alone and beside a busy process.
+"""How many threads should compute, and how long they should spin at a barrier: speeds alone and beside a busy process.
 
 libgomp reads GOMP_SPINCOUNT when it is loaded; without it a waiting thread spins 300,000 times before it sleeps.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import product
 
 import msgspec
 from tqdm import tqdm
 
 from benchmarks.client import load
-from benchmarks.figures import ServedRun, summarize
+from benchmarks.figures import ServedRun, median, summarize
 from benchmarks.report import Journal, spread
 from benchmarks.server import serving
 from benchmarks.workload import Workload
@@ -41,34 +42,47 @@ def served(work: Workload, port: int, run: int, limit_s: float) -> ServedRun:
 def measure_threads(
     work: Workload, threads: Sequence[int], spins: Sequence[int], pairs: int, limit_s: float, journal: Journal
 ) -> tuple[list[dict[str, str]], list[str]]:
-    """A row per setting, alone and beside a neighbour in turn, and the reasons of failed requests."""
-    rows: list[dict[str, str]] = []
-    failures: list[str] = []
-    with tqdm(total=len(threads) * len(spins) * pairs * 2, unit="run", smoothing=0) as bar:
-        for n_threads in threads:
-            for spin in spins:
-                setting = msgspec.structs.replace(work, threads=n_threads)
-                quiet, beside = [], []
-                with serving(setting.server_config, None, {"GOMP_SPINCOUNT": str(spin)}) as server:
-                    served(setting, server.port, 0, limit_s)
-                    for pair in range(pairs):
-                        quiet.append(served(setting, server.port, 2 * pair + 1, limit_s))
+    """A row per setting, alone and beside a neighbour in turn, and the reasons of failed requests. 0 threads are as
+    many as the server chooses. All servers are up together and take turns; ratios are to the fastest fixed number's of
+    the same round, the median of all rounds.
+    """
+    settings = list(product(threads, spins))
+    runs: dict[tuple[str, int, int], list[ServedRun]] = {}
+    with ExitStack() as stack, tqdm(total=len(settings) * pairs * 2, unit="run", smoothing=0) as bar:
+        works = {n: msgspec.structs.replace(work, threads=n) for n in threads}
+        servers = {
+            (n, spin): stack.enter_context(serving(works[n].server_config, None, {"GOMP_SPINCOUNT": str(spin)}))
+            for n, spin in settings
+        }
+        for n, spin in settings:
+            served(works[n], servers[n, spin].port, 0, limit_s)
+        for pair in range(pairs):
+            for place in ("quiet", "beside"):
+                with ExitStack() as turn:
+                    if place == "beside":
+                        turn.enter_context(busy_neighbour())
+                    for n, spin in settings[pair % len(settings) :] + settings[: pair % len(settings)]:
+                        run = served(works[n], servers[n, spin].port, 1 + 2 * pair + (place == "beside"), limit_s)
+                        runs.setdefault((place, n, spin), []).append(run)
+                        journal.write("threads", threads=n, spin=spin, place=place, **msgspec.structs.asdict(run))
                         bar.update()
-                        with busy_neighbour():
-                            beside.append(served(setting, server.port, 2 * pair + 2, limit_s))
-                        bar.update()
-                for place, runs in (("quiet", quiet), ("beside", beside)):
-                    for run in runs:
-                        failures += run.failures
-                        journal.write(
-                            "threads", threads=n_threads, spin=spin, place=place, **msgspec.structs.asdict(run)
-                        )
-                rows.append(
-                    {
-                        "threads": str(n_threads),
-                        "spin": f"{spin:,}{' (libgomp)' if spin == LIBGOMP_DEFAULT else ''}",
-                        "quiet tok/s": spread([run.output_rate for run in quiet], ".1f"),
-                        "beside a busy process tok/s": spread([run.output_rate for run in beside], ".1f"),
-                    }
-                )
-    return rows, failures
+    failures = [reason for each in runs.values() for run in each for reason in run.failures]
+    return [row(runs, n, spin, [other for other in threads if other]) for n, spin in settings], failures
+
+
+def row(
+    runs: dict[tuple[str, int, int], list[ServedRun]], threads: int, spin: int, fixed: Sequence[int]
+) -> dict[str, str]:
+    """``fixed`` are the numbers of threads that are not chosen by the server."""
+    cells = {
+        "threads": str(threads or "chosen"),
+        "spin": f"{spin:,}{' (libgomp)' if spin == LIBGOMP_DEFAULT else ''}",
+    }
+    for place, title in (("quiet", "quiet tok/s"), ("beside", "beside a busy process tok/s")):
+        rates = [run.output_rate for run in runs[place, threads, spin]]
+        cells[title] = spread(rates, ".1f")
+        if fixed:
+            best = [max(runs[place, n, spin][i].output_rate for n in fixed) for i in range(len(rates))]
+            ratios = [rate / most for rate, most in zip(rates, best, strict=True)]
+            cells[f"÷ best fixed, {place}"] = f"{median(ratios):.2f}"
+    return cells

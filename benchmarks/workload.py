@@ -92,8 +92,9 @@ class Workload(Struct, frozen=True, kw_only=True):
     def server_config(self, port: int) -> dict[str, object]:
         """The config file under which the server works with ``context_settings``."""
         model = {"path": self.model, "alias": "benchmark", **self.context_settings()}
-        model["threads"] = model.pop("n_threads")
-        model["threads_batch"] = model.pop("n_threads_batch")
+        # 0: as many as the server chooses
+        model["threads"] = model.pop("n_threads") or None
+        model["threads_batch"] = model.pop("n_threads_batch") or None
         return {"server": {"host": "127.0.0.1", "port": port}, "model": model}
 
 

@@ -21,11 +21,12 @@ def test_every_setting_has_a_row(tmp_path: Path) -> None:
         model=str(tiny_gguf.build("tiny-llama")), streams=1, requests=1, prompt_tokens=4, tokens=4, sampling="greedy",
         threads=1, partitioned=False,
     )  # fmt: skip
-    rows, failed = measure_threads(work, [1], [20_000], 1, 30, Journal(tmp_path / "out"))
-    assert [(row["threads"], row["spin"]) for row in rows] == [("1", "20,000")]
+    rows, failed = measure_threads(work, [0, 1], [20_000], 1, 30, Journal(tmp_path / "out"))
+    assert [(row["threads"], row["spin"]) for row in rows] == [("chosen", "20,000"), ("1", "20,000")]
+    assert rows[1]["÷ best fixed, quiet"] == "1.00"
     assert failed == []
     records = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
-    assert [record["place"] for record in records] == ["quiet", "beside"]
+    assert [record["place"] for record in records] == ["quiet", "quiet", "beside", "beside"]
 
 
 def test_the_spin_reaches_the_process(tmp_path: Path) -> None:
