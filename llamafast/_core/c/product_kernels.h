@@ -165,7 +165,7 @@ TARGET INLINE void K(strips)(int shape, int width, const struct piece *piece, in
     const void *row[MAX_ROWS];
     const int64_t n_chunks = CEIL(piece->n_columns, 256), share = piece->row_bytes * VL / n_chunks;
     /* a strip is in one piece, whose n-th part is fetched while the n-th chunk of the one before it is multiplied */
-    struct ahead ahead = {.part = piece->prefetch ? CEIL(CEIL(share, 16), LINE) * LINE : 0};
+    struct ahead ahead = {.part = CEIL(CEIL(share, 16), LINE) * LINE};
     memset(sums, 0, (size_t) piece->n_rows * 2 * VL * sizeof *sums);
     for (int64_t chunk = 0; chunk < n_chunks; chunk++) {
         const int n_columns = (int) MIN(piece->n_columns - 256 * chunk, 256);

@@ -10,7 +10,6 @@
 enum {
     FEW_ROWS = 32,                              /* taken in one pass over the weights, where rows are long */
     LONG_ROW = 12288,
-    PREFETCH_ROWS = 16,                         /* up to so many, weights come more slowly than they are multiplied */
     SHARES = 4,                                 /* pieces of work a thread, so that all end at about the same time */
     SPINS = 1000,                               /* before a thread that waits lets others run */
     ALIGNMENT = 64,
@@ -276,7 +275,6 @@ static void multiply(
     struct piece piece = {
         .format = format, .weights = (const uint8_t *) w->data + expert * (int64_t) w->nb[2],
         .row_bytes = (int64_t) w->nb[1], .n_columns = w->ne[0], .chunk_size = size,
-        .prefetch = n_rows <= PREFETCH_ROWS,
     };
     for (int64_t begin = 0; begin < n_rows; begin += most) {
         piece.n_rows = (int) MIN(n_rows - begin, most);
