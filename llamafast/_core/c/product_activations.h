@@ -1,6 +1,6 @@
-/* Rows of floats → what products multiply, in the notation of simd/level.h. The numbers are those of ggml's quantize_row_*
- * on x86, so that products differ from ggml's in the order of their sums only. A row with a number that is not finite
- * gets a scale that is NaN. */
+/* Rows of floats → what products multiply, in the notation of simd/level.h. The numbers are those of ggml's
+ * quantize_row_* on x86, so that products differ from ggml's in the order of their sums only. A row with a number that is
+ * not finite gets a scale that is NaN. */
 
 /* 127 / x for the largest magnitude, but 0 for 0. */
 #define INVERSE(x) ((x) != 0 ? 127 / (x) : 0)

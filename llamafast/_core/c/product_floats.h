@@ -1,5 +1,5 @@
-/* Rows of floats times rows of floats, in the notation of simd/level.h: lanes are columns, and their sums are added up at
- * the end. */
+/* Rows of floats times rows of floats, in the notation of simd/level.h: lanes are columns, and their sums are added up
+ * at the end. */
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -38,7 +38,8 @@ TARGET INLINE void K(four_rows)(enum ggml_type type, int n, const struct piece *
 }
 
 /* Rows of weights [first, stop), four of them at least, times n rows of the piece. */
-TARGET INLINE void K(float_rows)(enum ggml_type type, int n, const struct piece *piece, int64_t first, int64_t stop, int from)
+TARGET INLINE void K(float_rows)(
+    enum ggml_type type, int n, const struct piece *piece, int64_t first, int64_t stop, int from)
 {
     for (int64_t row = first; row < stop; row += 4) {
         K(four_rows)(type, n, piece, MIN(row, stop - 4), from);

@@ -1,5 +1,5 @@
-/* Strips of weights times quantised rows, in the notation of simd/level.h. How many rows and strips there are is a constant
- * wherever these functions are inlined: it keeps sums in registers. */
+/* Strips of weights times quantised rows, in the notation of simd/level.h. How many rows and strips there are is a
+ * constant wherever these functions are inlined: it keeps sums in registers. */
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -13,7 +13,8 @@ TARGET INLINE vi K(four)(const int8_t *value)
 
 /* Adds to x the products of `n_groups` groups of four columns from `group` on, for n rows and `width` strips. */
 TARGET INLINE void K(dot)(
-    int shape, int width, int n, const struct K(tile) *tile, const int8_t *const *value, int group, int n_groups, vi x[][2])
+    int shape, int width, int n, const struct K(tile) *tile, const int8_t *const *value, int group, int n_groups,
+    vi x[][2])
 {
 #pragma GCC unroll 8
     for (int g = group; g < group + n_groups; g++) {
@@ -33,8 +34,8 @@ TARGET INLINE void K(dot)(
 
 /* Scales of activations by block of 32: Q4_1 and Q5_1 (SUMS), Q4_0, Q5_0, Q8_0 and the like. */
 TARGET INLINE void K(multiply_32)(
-    int shape, int width, int n, const struct K(tile) *tile, int n_columns, const void *const *row, int offset, struct ahead ahead,
-    vf sum[][2])
+    int shape, int width, int n, const struct K(tile) *tile, int n_columns, const void *const *row, int offset,
+    struct ahead ahead, vf sum[][2])
 {
     const int8_t *value[MAX_TAKEN];
     for (int i = 0; i < n; i++) {
@@ -173,7 +174,8 @@ TARGET INLINE void K(strips)(int shape, int width, const struct piece *piece, in
             const uint8_t *weights = piece->weights + at[strip] * piece->row_bytes;
             ahead.from = weights + (width * n_chunks + chunk) * share;
             fetch(ahead, 8, 12);
-            format->K(unpack)(weights + chunk * format->chunk_bytes, (size_t) piece->row_bytes, n_columns, tile + strip);
+            format->K(unpack)(
+                weights + chunk * format->chunk_bytes, (size_t) piece->row_bytes, n_columns, tile + strip);
             fetch(ahead, 12, 16);
         }
         for (int i = 0; i < piece->n_rows; i++) {

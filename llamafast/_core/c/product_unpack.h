@@ -1,6 +1,6 @@
-/* Strips of weights → tiles, in the notation of simd/level.h: VL rows of up to 256 columns, transposed so that a vector has
- * four columns of each row. p is where the first row's columns begin, n the bytes from a row to the next. The layouts are
- * those of ggml-common.h. */
+/* Strips of weights → tiles, in the notation of simd/level.h: VL rows of up to 256 columns, transposed so that a vector
+ * has four columns of each row. p is where the first row's columns begin, n the bytes from a row to the next. The layouts
+ * are those of ggml-common.h. */
 
 struct K(tile) {
     uint8_t value[64][4 * VL];                  /* by four columns */
@@ -102,8 +102,8 @@ TARGET static void K(unpack_iq4_nl)(const uint8_t *p, size_t n, int n_columns, s
     }
 }
 
-/* Two halves d and d_min, and 12 bytes: eight scales and eight mins of 6 bits, as the low 6 of the first 4 and the second
- * 4 bytes, and 4 low and 4 high bits of the last 4 with the first ones' upper 2. */
+/* Two halves d and d_min, and 12 bytes: eight scales and eight mins of 6 bits, as the low 6 of the first 4 and the
+ * second 4 bytes, and 4 low and 4 high bits of the last 4 with the first ones' upper 2. */
 TARGET static inline void K(unpack_k_scales)(const uint8_t *p, size_t n, struct K(tile) *tile)
 {
     const vi six = vi_bytes(63), upper = vi_bytes(0x30), byte = vi_set(0xFF);

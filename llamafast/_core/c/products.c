@@ -231,7 +231,8 @@ static void quantise_rows(struct products *self, const struct ggml_tensor *x, en
 static int32_t expert_of(const struct ggml_tensor *ids, int64_t slot, int64_t token)
 {
     int32_t expert;
-    memcpy(&expert, (const char *) ids->data + slot * (int64_t) ids->nb[0] + token * (int64_t) ids->nb[1], sizeof expert);
+    const int64_t at = slot * (int64_t) ids->nb[0] + token * (int64_t) ids->nb[1];
+    memcpy(&expert, (const char *) ids->data + at, sizeof expert);
     return expert;
 }
 
@@ -262,7 +263,7 @@ static void group(struct groups *groups, const struct ggml_tensor *ids, int64_t 
     }
 }
 
-/* A span of a matrix's strips times rows of activations, `from` and `to` by number. */
+/* Rows [first, stop) of a matrix times rows of activations: the first n_rows, or with `pair` those that it names. */
 static void multiply(
     struct products *self, const struct ggml_tensor *node, int64_t expert, int64_t n_rows, const int32_t *pair,
     int64_t first, int64_t stop)

@@ -1,10 +1,10 @@
 /* Products with quantised weights on CPUs, in place of ggml's.
  *
- * ggml unpacks a block of weights again for every row of a batch. Here a strip of weights is unpacked once for all rows,
- * and what several products multiply is quantised once for all of them. The weights stay as the file has them.
+ * ggml unpacks a block of weights again for every row of a batch. Here a strip of weights is unpacked once for all
+ * rows, and what several products multiply is quantised once for all of them. The weights stay as the file has them.
  *
- * A row of a result is the same, bit for bit, whatever other rows there are and however many threads: it is one chain of
- * multiply-adds over the blocks of a row of weights, in order. */
+ * A row of a result is the same, bit for bit, whatever other rows there are and however many threads: it is one chain
+ * of multiply-adds over the blocks of a row of weights, in order. */
 #ifndef LLAMAFAST_PRODUCTS_H
 #define LLAMAFAST_PRODUCTS_H
 
