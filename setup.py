@@ -48,7 +48,6 @@ MODULES: dict[str, list[str]] = {
     "histograms": [],
     "rows": [],
     "output": [],
-    "prefiller": [],
     "step": [],
     "runner": [],
     "embedder": [],

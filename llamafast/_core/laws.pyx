@@ -56,7 +56,7 @@ cdef str sequence_fault(const live_t *self, const sequence_t *s, int32_t place):
     if s.phase not in (PHASE_PARKED, PHASE_ENDED):
         if (s.phase == PHASE_RESTORING) != waits or (s.phase == PHASE_FOLLOWING) != (s.share.leader >= 0 and not waits):
             return f"{s.tokens.n_past} of {s.share.n_restore} tokens are restored, its leader is {s.share.leader}"
-        if s.phase != PHASE_RESTORING and s.tokens.n_past == s.tokens.n_tokens:
+        if s.tokens.n_past == s.tokens.n_tokens:
             return "it has no row to compute"
     if s.share.leader >= 0:
         for i in range(place):

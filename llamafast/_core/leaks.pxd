@@ -21,7 +21,6 @@ cpdef enum Kind:
     RUNNER
     INPUT
     EMBEDDER
-    PREFILLER
     BREAKERS
     N_KINDS
 

@@ -10,7 +10,6 @@ cdef struct live_t:
     llama_memory_t memory
     bint unified
     int32_t n_cuttable
-    int32_t least_wait          # fewer tokens that the Prefiller is to compute are not waited for
     int32_t n
     sequence_t *states[LLAMA_MAX_SEQ]
     sequence_t *by_seq_id[LLAMA_MAX_SEQ]    # NULL: a free one
@@ -30,23 +29,19 @@ cdef struct loan_t:
     int32_t n_there             # of those, in memory or about to be restored
 
 cdef inline bint live_is_restoring(const sequence_t *s) noexcept nogil:
-    """Whether tokens of it are still to come from elsewhere. Whose prompt is computed apart may have all but the last
-    one, which is the Prefiller's too until it is done."""
-    return s.tokens.n_past < s.share.n_restore or s.share.apart
+    """Whether tokens of it are still to come from elsewhere."""
+    return s.tokens.n_past < s.share.n_restore
 
 cdef int live_init(
     live_t *self, llama_memory_t memory, bint unified, int32_t n_cuttable, int32_t n_seq_max
 ) noexcept nogil
 cdef void live_free(live_t *self) noexcept nogil
-cdef void live_add(live_t *self, sequence_t *s, int32_t n_found, bint apart) noexcept nogil
+cdef void live_add(live_t *self, sequence_t *s, int32_t n_restore) noexcept nogil
 cdef void live_remove(live_t *self, sequence_t *s) noexcept nogil
-cdef void live_withdraw(live_t *self, sequence_t *s) noexcept nogil
 cdef void live_clear(live_t *self) noexcept nogil
 cdef loan_t live_loan(const live_t *self, sequence_t *s) noexcept nogil
 cdef void live_follow(live_t *self, sequence_t *s) noexcept nogil
 cdef void live_restore(live_t *self, sequence_t *s, int32_t n_past, bint done) noexcept nogil
-cdef void live_prefilled(live_t *self, sequence_t *s, int32_t n_restore) noexcept nogil
-cdef void live_count_found(live_t *self, sequence_t *s) noexcept nogil
 cdef void live_goals(live_t *self) noexcept nogil
 cdef int32_t live_stop(const live_t *self, const sequence_t *s, int32_t take) noexcept nogil
 cdef void live_grow(live_t *self, sequence_t *s, int32_t n_before) noexcept nogil

@@ -7,8 +7,7 @@ their prompt once, and a follow-up to a running answer takes that answer too.
 
 Waiting has to pay: of two prefixes the one counts for more that has more tokens, those that are there already counted
 twice. Whoever computes a prefix gets its rows no later than the waiting one would get rows of its own
-(``live_goals``), so waiting never takes longer than computing again. Where the Prefiller computes it, whose batches
-are long, fewer than ``least_wait`` tokens are not waited for.
+(``live_goals``), so waiting never takes longer than computing again.
 
 Recurrent state and what a sliding window has left behind cannot be cut back: there a sequence lends only what ends
 exactly where it is, and stops its prompt's chunks where somebody waits for that.
@@ -48,17 +47,14 @@ cdef void live_free(live_t *self) noexcept nogil:
     blocks_free(&self.blocks)
 
 
-cdef void live_add(live_t *self, sequence_t *s, int32_t n_found, bint apart) noexcept nogil:
-    """Let a sequence run; there is a free sequence id. It waits for ``n_found`` tokens, or ``apart`` for all but the
-    last, to be restored."""
+cdef void live_add(live_t *self, sequence_t *s, int32_t n_restore) noexcept nogil:
+    """Let a sequence run; there is a free sequence id. It waits for ``n_restore`` tokens to be restored."""
     self.n_free -= 1
     s.seq_id = self.free_seq_ids[self.n_free]
     self.states[self.n] = s
     self.by_seq_id[s.seq_id] = s
     self.n += 1
-    s.share.n_found = n_found
-    s.share.n_restore = s.tokens.n_certain - 1 if apart else n_found
-    s.share.apart = apart
+    s.share.n_restore = n_restore
     s.share.n_runs += 1
     if s.share.n_runs == 1:
         self.queries += s.tokens.n_prompt
@@ -89,16 +85,6 @@ cdef void live_remove(live_t *self, sequence_t *s) noexcept nogil:
     leave(self, s)
 
 
-cdef void live_withdraw(live_t *self, sequence_t *s) noexcept nogil:
-    """Before a sequence that has had no row yet is removed: count as if it had never been added."""
-    if s.share.n_runs == 1 and s.tokens.n_tokens == s.tokens.n_prompt:
-        s.share.n_runs = 0
-        self.queries -= s.tokens.n_prompt
-        self.hits -= s.share.n_lent
-        self.restored -= s.share.n_cached - s.share.n_lent
-        s.share.n_cached = s.share.n_lent = 0
-
-
 cdef void live_clear(live_t *self) noexcept nogil:
     """Take everybody out and empty the memory."""
     cdef int32_t i
@@ -116,7 +102,6 @@ cdef void leave(live_t *self, sequence_t *s) noexcept nogil:
     self.n_free += 1
     s.seq_id = s.share.leader = -1
     s.share.n_restore = 0
-    s.share.apart = False
     sequence_reach(s, 0)
     if s.phase != PHASE_ENDED:
         sequence_enter(s, PHASE_WAITING)
@@ -124,13 +109,13 @@ cdef void leave(live_t *self, sequence_t *s) noexcept nogil:
 
 cdef void settle(sequence_t *s) noexcept nogil:
     """Into the phase of what a sequence waits for; who waits for nobody any more prefills."""
-    if s.phase == PHASE_ENDED or s.phase == PHASE_PARKED:
+    if s.phase == PHASE_ENDED:
         return
     if live_is_restoring(s):
         sequence_enter(s, PHASE_RESTORING)
     elif s.share.leader >= 0:
         sequence_enter(s, PHASE_FOLLOWING)
-    elif s.phase != PHASE_DECODING:
+    else:
         sequence_enter(s, PHASE_PREFILLING)
 
 
@@ -141,30 +126,11 @@ cdef void live_restore(live_t *self, sequence_t *s, int32_t n_past, bint done) n
     sequence_reach(s, n_past)
     if not done:
         s.share.n_restore = n_past
-        s.share.apart = False
         llama_memory_seq_rm(self.memory, s.seq_id, sequence_position(s, n_past), -1)
-    note_cached(self, s, min(n_past, s.share.n_found) - min(before, s.share.n_found))
-    settle(s)
-
-
-cdef void live_prefilled(live_t *self, sequence_t *s, int32_t n_restore) noexcept nogil:
-    """The Prefiller is done with a sequence: its first ``n_restore`` tokens are all that come from elsewhere."""
-    s.share.n_restore = n_restore
-    s.share.apart = False
-    settle(s)
-
-
-cdef void live_count_found(live_t *self, sequence_t *s) noexcept nogil:
-    """Count all that was found of a sequence's tokens, before it is restored: its first token tells of it."""
-    note_cached(self, s, s.share.n_found - min(s.tokens.n_past, s.share.n_found))
-    s.share.n_found = 0
-
-
-cdef void note_cached(live_t *self, sequence_t *s, int32_t n) noexcept nogil:
-    """Count tokens that a sequence did not have to compute; only the first time it runs."""
     if s.share.n_runs == 1:
-        s.share.n_cached += n
-        self.restored += n
+        s.share.n_cached += n_past - before
+        self.restored += n_past - before
+    settle(s)
 
 
 cdef void live_grow(live_t *self, sequence_t *s, int32_t n_before) noexcept nogil:
@@ -173,7 +139,7 @@ cdef void live_grow(live_t *self, sequence_t *s, int32_t n_before) noexcept nogi
     if s.phase != PHASE_ENDED and s.tokens.n_certain == s.tokens.n_max:
         sequence_enter(s, PHASE_PARKED)
     elif s.phase != PHASE_ENDED:
-        sequence_enter(s, PHASE_RESTORING if live_is_restoring(s) else PHASE_DECODING)
+        sequence_enter(s, PHASE_DECODING)
     if s.tokens.n_certain // BLOCK > n_before // BLOCK:
         note_blocks(self, s)
 
@@ -310,15 +276,11 @@ cdef loan_t loan_of(const live_t *self, const sequence_t *s, sequence_t *other, 
     not kept.
     """
     cdef loan_t loan
-    cdef int32_t there = other.tokens.n_past if other.share.apart else max(other.tokens.n_past, other.share.n_restore)
     cdef int32_t limit = min(s.tokens.n_certain - 1, other.tokens.n_certain)
     loan.lender = other
     loan.n_shared = min(n_alike, limit)
     loan.n_shared += common_run(s.tokens.ids + loan.n_shared, other.tokens.ids + loan.n_shared, limit - loan.n_shared)
-    loan.n_there = min(loan.n_shared, there)
-    # who waits itself may wait for the Prefiller
-    if (other.share.apart or other.share.leader >= 0) and loan.n_shared - loan.n_there < self.least_wait:
-        loan.n_shared = loan.n_there
+    loan.n_there = min(loan.n_shared, max(other.tokens.n_past, other.share.n_restore))
     if not lends(self, other, loan.n_shared):
         loan.n_shared = loan.n_there = 0
     return loan
@@ -367,5 +329,4 @@ cdef void fork_from(live_t *self, sequence_t *leader, sequence_t *s) noexcept no
     if s.share.n_runs == 1:
         self.hits += n - s.tokens.n_past
         s.share.n_cached += n - s.tokens.n_past
-        s.share.n_lent += n - s.tokens.n_past
     sequence_reach(s, n)

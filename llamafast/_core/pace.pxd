@@ -7,8 +7,6 @@ cdef struct pace_t:
     double gap_seconds
     double target_itl
     int32_t prefill_chunk
-    double waiting_weight
-    double quick_seconds
     double least_spare
     int32_t min_prefill
     int32_t first_prefill
@@ -21,6 +19,5 @@ cdef struct pace_t:
     double slow_mask_seconds
     double forcing_seconds
     double mask_limit_seconds
-    double slice_seconds
     int32_t min_embed
     int32_t first_embed

@@ -16,9 +16,7 @@ cdef struct quota_t:
 
 cdef void quota_init(quota_t *self, int32_t n_batch, int32_t n_vocab, pace_t pace) noexcept nogil
 cdef int32_t rows_fill(quota_t *self, live_t *live, llama_batch *batch) noexcept nogil
-cdef double quota_spare(
-    const quota_t *self, double seconds, int32_t n_rows, int32_t n_decode, int32_t n_waiting
-) noexcept nogil
+cdef double quota_spare(const quota_t *self, double seconds, int32_t n_rows, int32_t n_decode) noexcept nogil
 cdef void rows_none(sequence_t *s) noexcept nogil
 
 cdef inline bint rows_give_token(const sequence_t *s) noexcept nogil:

@@ -129,23 +129,17 @@ cdef double quota_gap(const quota_t *self, double decode_seconds) noexcept nogil
     return max(self.pace.gap_stretch * decode_seconds, self.pace.gap_seconds)
 
 
-cdef double quota_spare(
-    const quota_t *self, double seconds, int32_t n_rows, int32_t n_decode, int32_t n_waiting
-) noexcept nogil:
-    """How long prompts may be computed elsewhere after a step of ``seconds`` that had ``n_decode`` decode rows of
-    ``n_rows``. What its prompt rows took has gone already from what prompts may take.
+cdef double quota_spare(const quota_t *self, double seconds, int32_t n_rows, int32_t n_decode) noexcept nogil:
+    """How long others may compute after a step of ``seconds`` that had ``n_decode`` decode rows of ``n_rows``. What its
+    prompt rows took has gone already from what the others may take.
     """
-    cdef double fixed, per_row, spare, waiting, decode_seconds = seconds
+    cdef double fixed, per_row, decode_seconds = seconds
     if n_decode == 0:
         return seconds
     if n_rows > n_decode and self.cost.rows > 0:
         cost_fit(&self.cost, &fixed, &per_row)
         decode_seconds = min(seconds, fixed + per_row * n_decode)
-    spare = quota_gap(self, decode_seconds) - seconds
-    if self.pace.target_itl <= 0:
-        waiting = self.pace.waiting_weight * n_waiting / n_decode
-        spare = min(spare, max(seconds * max(1.0, waiting), self.pace.quick_seconds - seconds))
-    return max(spare, self.pace.least_spare * seconds)
+    return max(quota_gap(self, decode_seconds) - seconds, self.pace.least_spare * seconds)
 
 
 cdef bint is_urgent(const sequence_t *s) noexcept nogil:

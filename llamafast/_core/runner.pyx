@@ -9,27 +9,22 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
 from .context cimport Context
-from .cost cimport cost_fit
 from .headers.atomic cimport shared_load, shared_store
 from .headers.clock cimport now
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_memory_seq_pos_max, llama_memory_seq_rm
 from .histograms cimport histograms_read
 from .laws cimport broken_law
 from .leaks cimport LLAMAFAST_DEBUG
-from .live cimport (
-    live_add, live_clear, live_count_found, live_goals, live_loan, live_prefilled, live_remove, live_restore,
-    live_withdraw, loan_t,
-)
+from .live cimport live_add, live_clear, live_loan, live_remove, live_restore, loan_t
 from .masks cimport MASK_NONE, masker_ask
-from .outbox cimport Outbox, outbox_publish
+from .outbox cimport Outbox
 from .output cimport output_halt
-from .prefiller cimport Prefiller, prefiller_logits
 from .rows cimport rows_none
 from .sequence cimport (
     FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP, PHASE_ENDED, PHASE_WAITING, Sequence, sequence_position,
     sequence_schedule, sequence_t,
 )
-from .step cimport FINISHED, IDLE, NO_MEMORY, PAUSED, Step, step_choose, step_prefill, step_take
+from .step cimport FINISHED, IDLE, PAUSED, Step, step_take
 from .vocab cimport Vocab
 
 
@@ -39,13 +34,11 @@ cdef class Runner:
     """Runs up to ``context.n_seq_max`` Sequences in one Context. ``interrupt``, ``counts``, ``histograms`` and
     ``since_last_step`` may be called by any thread, all other methods belong to the engine thread.
 
-    ``pace`` has a value for each name of ``pace_t``: ValueError for one it lacks. What the ``prefiller`` has to compute
-    gets slices between steps, within the same time as everything else.
+    ``pace`` has a value for each name of ``pace_t``: ValueError for one it lacks.
     """
 
-    def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None, *,
-                  pace, Prefiller prefiller=None):
-        self.step = Step(context, vocab, outbox, pace, prefiller)
+    def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None, *, pace):
+        self.step = Step(context, vocab, outbox, pace)
         self.live = &self.step.live
 
     def __dealloc__(self):
@@ -61,15 +54,13 @@ cdef class Runner:
 
     def run(self, int max_steps):
         """Step until PAUSED (``interrupt``, ``max_steps`` or nobody has a row to compute), FINISHED (somebody just
-        has), SAVE_DUE, PREFILLED, NO_ROOM or a failure (llama_decode's code).
+        has), SAVE_DUE, NO_ROOM or a failure (llama_decode's code).
         """
         cdef int status = PAUSED
         cdef int n_steps = 0
         with nogil:
             while status == PAUSED and n_steps < max_steps and not shared_load(&self.attention):
-                status = step_prefill(self.step)
-                if status == PAUSED:
-                    status = step_take(self.step)
+                status = step_take(self.step)
                 n_steps += 1
         shared_store(&self.attention, 0)
         if LLAMAFAST_DEBUG and (status == PAUSED or status >= FINISHED):
@@ -82,12 +73,8 @@ cdef class Runner:
 
     @property
     def spare(self):
-        """Seconds that others may compute before the next step."""
+        """Seconds that others may compute or copy before the next step."""
         return self.step.spare
-
-    @spare.setter
-    def spare(self, double seconds):
-        self.step.spare = seconds
 
     def since_last_step(self):
         """Seconds since the last step finished. Any thread."""
@@ -136,45 +123,6 @@ cdef class Runner:
         cdef loan_t loan = live_loan(self.live, &sequence.state)
         return loan.n_shared, loan.n_there
 
-    def awaited(self, Sequence sequence not None):
-        """The least number of a running sequence's tokens, more than it has in memory, that somebody waits for; all it
-        has where nobody does."""
-        live_goals(self.live)
-        return sequence.state.share.goal
-
-    def followers(self, Sequence sequence not None):
-        """The running sequences that wait for a prefix of this one, or of one that does, in order of admission."""
-        cdef set seq_ids = {sequence.state.seq_id}
-        cdef list found = []
-        cdef sequence_t *s
-        cdef int32_t i
-        for i in range(self.live.n):
-            s = self.live.states[i]
-            # nobody waits for one that was admitted later
-            if s.share.leader >= 0 and s.share.leader in seq_ids:
-                seq_ids.add(s.seq_id)
-                found.append(<Sequence> s.owner)
-        return found
-
-    def leader(self, Sequence sequence not None):
-        """The running sequence whose prefix this one waits for; None where it waits for nobody."""
-        cdef int32_t leader = sequence.state.share.leader
-        return None if leader < 0 else <Sequence> self.live.by_seq_id[leader].owner
-
-    def withdraw(self, Sequence sequence not None):
-        """``remove`` a sequence that has had no row yet, as if it had never been added."""
-        live_withdraw(self.live, &sequence.state)
-        self.remove(sequence)
-
-    @property
-    def least_wait(self):
-        """Fewer tokens that the Prefiller is to compute nobody waits for."""
-        return self.live.least_wait
-
-    @least_wait.setter
-    def least_wait(self, int32_t n_tokens):
-        self.live.least_wait = n_tokens
-
     @property
     def in_parts(self):
         """Whether a state can be saved and restored in parts; where not, every part begins at 0."""
@@ -185,21 +133,11 @@ cdef class Runner:
         """A sequence of up to so many tokens can be cut anywhere, a longer one not at all."""
         return self.step.context.n_cuttable
 
-    @property
-    def row_seconds(self):
-        """What one more row adds to a step, by the recent ones; 0 before the first."""
-        cdef double fixed, per_row
-        if self.step.quota.cost.rows == 0:
-            return 0.0
-        cost_fit(&self.step.quota.cost, &fixed, &per_row)
-        return per_row
-
-    def add(self, Sequence sequence not None, int32_t n_found=0, bint apart=False):
+    def add(self, Sequence sequence not None, int32_t n_found=0):
         """Let a sequence run. What another running sequence has computed of its tokens, or is about to, is shared.
 
-        It waits until ``restore`` has brought its first ``n_found`` tokens (fewer than it has), or has failed to; if
-        its prompt is computed ``apart``, until ``prefilled`` and all but the last. Raises IndexError where there is no
-        free sequence id.
+        It waits until ``restore`` has brought its first ``n_found`` tokens (fewer than it has), or has failed to.
+        Raises IndexError where there is no free sequence id.
         """
         cdef sequence_t *s = &sequence.state
         if s.phase != PHASE_WAITING:
@@ -213,34 +151,13 @@ cdef class Runner:
                 raise MemoryError
         rows_none(s)
         Py_INCREF(sequence)
-        live_add(self.live, s, n_found, apart)
+        live_add(self.live, s, n_found)
 
-    def prefilled(self, Sequence sequence not None, int32_t n_restore, int32_t row=-1):
-        """Tell a running sequence that the Prefiller is done with it and has computed its first ``n_restore`` tokens.
-
-        It now waits until these are restored. They may be fewer than it has; where they are all, ``row`` of the
-        Prefiller's last batch gives its next token.
-        """
-        cdef sequence_t *s = &sequence.state
-        cdef float *logits = NULL
-        cdef int status
-        if s.seq_id < 0 or not s.tokens.n_past <= n_restore <= (s.share.n_restore if row < 0 else s.tokens.n_certain):
-            raise ValueError(f"{n_restore} instead of {s.share.n_restore} tokens to restore")
-        if row >= 0:
-            logits = prefiller_logits(self.step.prefiller, row)
-            if n_restore != s.tokens.n_certain or logits == NULL:
-                raise ValueError(f"row {row} for {n_restore} of {s.tokens.n_certain} tokens")
-        live_prefilled(self.live, s, n_restore)
-        if row < 0 or s.phase == PHASE_ENDED:
-            return
-        live_count_found(self.live, s)
-        with nogil:
-            sequence_schedule(s, now())
-            status = step_choose(self.step, s, logits, now())
-            if outbox_publish(self.step.outbox) < 0:
-                status = NO_MEMORY
-        if status == NO_MEMORY:
-            raise MemoryError
+    def forgo(self, Sequence sequence not None):
+        """What is still to be restored of a running sequence is not to be had: it computes that itself."""
+        if sequence.state.seq_id < 0:
+            raise ValueError("the sequence does not run")
+        live_restore(self.live, &sequence.state, sequence.state.tokens.n_past, False)
 
     def restore(self, Sequence sequence not None, bytes saved not None, int32_t start, int32_t stop):
         """Give a running sequence its tokens [start, stop) out of what ``save`` gave for the same tokens.

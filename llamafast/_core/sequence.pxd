@@ -64,10 +64,7 @@ cdef struct share_t:
     int32_t n_blocks
     int32_t n_runs          # how often it was admitted: once, and once more for each preemption
     int32_t n_cached        # tokens of the prompt that another sequence had computed
-    int32_t n_lent          # of those, taken from one that runs
     int32_t n_restore       # it waits until so many tokens are restored
-    bint apart              # the Prefiller computes them, and they come in parts
-    int32_t n_found         # so many of those were computed for others
     int32_t leader          # the sequence id whose prefix it waits for, -1: none
     int32_t n_shared        # how much of that prefix they have in common
     int32_t goal            # once so many tokens are in memory it, or somebody who waits for them, can go on

@@ -152,10 +152,6 @@ cdef class Sequence:
         sequence's prefix counts."""
         return self.state.clock.scheduled - self.state.clock.submitted if self.state.clock.scheduled else None
 
-    def schedule(self):
-        """Work on it begins, elsewhere than in a Runner's steps."""
-        sequence_schedule(&self.state, now())
-
     @property
     def phase(self):
         """One of PHASE_*."""
@@ -176,12 +172,11 @@ cdef int FOLLOWED_BY[N_PHASES]
 FOLLOWED_BY[:] = [
     # whoever is added waits for somebody, or has its turn
     1 << PHASE_RESTORING | 1 << PHASE_FOLLOWING | 1 << PHASE_PREFILLING,
-    # the Prefiller's logits choose a token, or find its mask late, before what it computed is here
-    1 << PHASE_WAITING | 1 << PHASE_FOLLOWING | 1 << PHASE_PREFILLING | 1 << PHASE_PARKED | 1 << PHASE_ENDED,
+    1 << PHASE_WAITING | 1 << PHASE_FOLLOWING | 1 << PHASE_PREFILLING | 1 << PHASE_ENDED,
     1 << PHASE_WAITING | 1 << PHASE_PREFILLING | 1 << PHASE_ENDED,
     1 << PHASE_WAITING | 1 << PHASE_DECODING | 1 << PHASE_PARKED | 1 << PHASE_ENDED,
     1 << PHASE_WAITING | 1 << PHASE_PARKED | 1 << PHASE_ENDED,
-    1 << PHASE_WAITING | 1 << PHASE_DECODING | 1 << PHASE_RESTORING | 1 << PHASE_ENDED,
+    1 << PHASE_WAITING | 1 << PHASE_DECODING | 1 << PHASE_ENDED,
     0,
 ]
 

@@ -7,9 +7,7 @@ from .live cimport live_t
 from .masks cimport Masker
 from .outbox cimport Outbox
 from .output cimport Output
-from .prefiller cimport Prefiller
 from .rows cimport quota_t
-from .sequence cimport sequence_t
 
 # What a step came to, the Embedder's too; failures of llama_decode are its own negative codes and 2.
 cpdef enum:
@@ -18,9 +16,8 @@ cpdef enum:
     FINISHED = 3        # a sequence just has
     NO_MEMORY = 4
     SAVE_DUE = 5        # somebody has reached its save_at
-    PREFILLED = 6       # the Prefiller's batch is computed
-    IDLE = 7            # nobody has a row to compute
-    NO_OUTPUT = 8       # llama.cpp has no logits, or no vector, of a row that it has computed
+    IDLE = 6            # nobody has a row to compute
+    NO_OUTPUT = 7       # llama.cpp has no logits, or no vector, of a row that it has computed
 
 cdef struct counters_t:
     int64_t steps
@@ -40,7 +37,6 @@ cdef class Step:
     cdef Context context
     cdef Batch batch
     cdef Outbox outbox
-    cdef Prefiller prefiller                    # or None
     cdef Masker masker
     cdef Output output
     cdef live_t live
@@ -49,7 +45,4 @@ cdef class Step:
     cdef counters_t counters
     cdef histograms_t observed
 
-# All of them return what the step came to.
 cdef int step_take(Step self) noexcept nogil
-cdef int step_prefill(Step self) noexcept nogil
-cdef int step_choose(Step self, sequence_t *s, float *logits, double decoded) noexcept nogil

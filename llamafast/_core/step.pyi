@@ -3,6 +3,5 @@ NO_ROOM: int
 FINISHED: int
 NO_MEMORY: int
 SAVE_DUE: int
-PREFILLED: int
 IDLE: int
 NO_OUTPUT: int

@@ -16,7 +16,6 @@ from .masks cimport Masker, constraint_ready, masker_wait
 from .outbox cimport Outbox, outbox_publish
 from .output cimport Output, output_next, output_score
 from .pace cimport pace_t
-from .prefiller cimport Prefiller, prefiller_slice
 from .rows cimport quota_init, quota_spare, rows_fill, rows_give_token
 from .sequence cimport PHASE_ENDED, PHASE_PARKED, sequence_reach, sequence_schedule, sequence_t
 from .vocab cimport Vocab
@@ -25,12 +24,10 @@ from .vocab cimport Vocab
 cdef class Step:
     """What steps work with and what they count. A Runner fills ``live`` and asks for the steps."""
 
-    def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None, pace_t pace,
-                  Prefiller prefiller):
+    def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None, pace_t pace):
         self.context = context
         self.outbox = outbox
         self.batch = Batch(context.n_batch)
-        self.prefiller = prefiller
         self.masker = Masker(pace)
         self.output = Output(context, vocab, outbox, self.masker)
         quota_init(&self.quota, context.n_batch, vocab.pieces.n_tokens, pace)
@@ -49,34 +46,14 @@ cdef class Step:
 
 
 cdef int step_take(Step self) noexcept nogil:
-    """Compute whoever has rows, or give the Prefiller a slice where nobody has; IDLE where nobody has work."""
+    """Compute whoever has rows: what the step came to, IDLE where nobody has."""
     cdef int32_t n_decode = rows_fill(&self.quota, &self.live, &self.batch.batch)
     if self.batch.batch.n_tokens:
         return step_decode(self, n_decode)
     if anybody_parked(self):
         masker_wait(self.masker, self.quota.pace.mask_seconds)
         return step_publish(self, now())
-    if self.prefiller is None or not self.prefiller.turn.working:
-        return IDLE
-    self.spare = self.quota.pace.slice_seconds
-    return PAUSED
-
-
-cdef int step_prefill(Step self) noexcept nogil:
-    """Give the Prefiller what the last step left of its time."""
-    cdef int32_t n_rows
-    if self.prefiller is None or not self.prefiller.turn.working or self.spare <= 0:
-        return PAUSED
-    self.spare -= prefiller_slice(self.prefiller, self.spare)
-    self.counters.last_step = now()
-    if self.prefiller.turn.working:
-        return PAUSED
-    if self.prefiller.code == 0:
-        n_rows = self.prefiller.batch.batch.n_tokens
-        self.counters.prompt_tokens += n_rows
-        step_count(self, n_rows, self.prefiller.seconds, self.prefiller.seconds)
-        self.counters.prompt_seconds += self.prefiller.seconds
-    return PREFILLED
+    return IDLE
 
 
 cdef void step_count(Step self, int32_t n_rows, double decode_seconds, double step_seconds) noexcept nogil:
@@ -121,7 +98,7 @@ cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
     await_masks(self, decoded - start)
     code = step_publish(self, decoded)
     sampled = count.last_step
-    self.spare = quota_spare(&self.quota, sampled - start, n_rows, n_decode, self.live.n - n_sequences)
+    self.spare = quota_spare(&self.quota, sampled - start, n_rows, n_decode)
     cost_add(&self.quota.cost, n_rows, decoded - start)
     step_count(self, n_rows, decoded - start, sampled - start)
     count.sequences += n_sequences

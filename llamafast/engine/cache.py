@@ -123,13 +123,12 @@ class PrefixCache:
 
     def hold(self, state: State) -> None:
         """Keep a state until it is let go of as often as it is held; only ``clear`` forgets it all the same."""
-        if state.kept:
-            self._held[state] += 1
-            state.n_heirs += 1
+        self._held[state] += 1
+        state.n_heirs += 1
 
     def let_go(self, state: State) -> None:
         if state not in self._held:
-            # it was never kept, or is not any more
+            # it is not kept any more
             return
         self._held[state] -= 1
         if not self._held[state]:
@@ -260,38 +259,25 @@ class PrefixCache:
 class Parts:
     """Parts that somebody is to get, in order. Their states are held until they are taken or the parts are cleared."""
 
-    def __init__(self, cache: PrefixCache, parts: Iterable[Part] = ()) -> None:
+    def __init__(self, cache: PrefixCache, parts: Iterable[Part]) -> None:
         self._cache = cache
-        self._parts: deque[Part] = deque()
-        for part in parts:
-            self.add(part)
+        self._parts = deque(parts)
+        for part in self._parts:
+            cache.hold(part.state)
 
     def __len__(self) -> int:
         return len(self._parts)
-
-    @property
-    def first(self) -> Part:
-        return self._parts[0]
 
     @property
     def saved(self) -> bytes | None:
         """The bytes of the first one, as ``PrefixCache.saved`` has them."""
         return self._cache.saved(self._parts[0].state)
 
-    def add(self, part: Part) -> None:
-        self._cache.hold(part.state)
-        self._parts.append(part)
-
     def take(self) -> Part:
         """Remove the first one."""
         part = self._parts.popleft()
         self._cache.let_go(part.state)
         return part
-
-    def take_over(self, others: Parts) -> None:
-        """Append all of ``others``, which are none then."""
-        self._parts += others._parts
-        others._parts.clear()
 
     def clear(self) -> None:
         while self._parts:

@@ -16,7 +16,6 @@ from msgspec.structs import asdict
 from llamafast._core.context import Context
 from llamafast._core.embedder import Embedder
 from llamafast._core.outbox import Outbox
-from llamafast._core.prefiller import Prefiller
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import FINISH_LENGTH, FINISH_NONE, FINISH_REFUSED, FINISH_STOP, Sequence
 from llamafast._core.vocab import Vocab
@@ -27,7 +26,6 @@ from llamafast.engine.generation import Generation, token_logprobs
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.masking import MaskerThreads
 from llamafast.engine.pace import Pace
-from llamafast.engine.prefill import PrefillQueue
 from llamafast.engine.queue_limits import QueueLimits
 from llamafast.engine.scheduler import Arrival, Scheduler
 from llamafast.engine.sequence_planner import Choices, SequencePlanner
@@ -78,7 +76,6 @@ class Engine:
         pace: Pace,
         cache_bytes: int,
         embedder: Embedder | None,
-        prefiller: Prefiller | None,
     ) -> None:
         self.info = info
         self.tokenizer: Tokenizer = vocab
@@ -98,7 +95,7 @@ class Engine:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._outbox = Outbox(self._wake_write)
-        runner = Runner(context, vocab, self._outbox, pace=asdict(pace), prefiller=prefiller)
+        runner = Runner(context, vocab, self._outbox, pace=asdict(pace))
         unified = context.n_ctx_seq == context.n_ctx
         scheduler: Scheduler[Sequence] = Scheduler(
             n_seq_max=context.n_seq_max, n_cells=context.n_ctx if unified and context.n_seq_max > 1 else None
@@ -106,8 +103,7 @@ class Engine:
         self._masking = MaskerThreads(runner.masker)
         cache = PrefixCache(cache_bytes, n_cuttable=runner.n_cuttable, in_parts=runner.in_parts)
         self._embeddings = None if embedder is None else EmbeddingQueue(embedder, self._settle_from_worker)
-        prefills = None if prefiller is None else PrefillQueue(prefiller, cache, pace)
-        transfer = KVTransfer(runner, cache, pace, prefills)
+        transfer = KVTransfer(runner, cache, pace)
         self._worker = Worker(runner, scheduler, transfer, self._fail_from_worker, pace, self._embeddings)
 
     def start(self) -> None:

@@ -12,14 +12,13 @@ from typing import Any
 from llamafast._core.context import Context
 from llamafast._core.llama_log import set_echo
 from llamafast._core.model import Model
-from llamafast._core.prefiller import Prefiller, suits
 from llamafast._core.simd import instruction_set
 from llamafast._core.vocab import Vocab
 from llamafast.config import Config, ModelConfig
 from llamafast.engine.engine import Engine
-from llamafast.engine.memory import available_bytes, resident_bytes, return_large_blocks
+from llamafast.engine.memory import available_bytes, return_large_blocks
 from llamafast.engine.pace import pace_of
-from llamafast.engine.placement import computes_bare, gains_apart, placement_of
+from llamafast.engine.placement import computes_bare, placement_of
 from llamafast.engine.pooling import create_embedder, embedding_params, embeds, made_to_embed
 from llamafast.engine.recommended import recommended_sampling
 from llamafast.engine.types import ModelInfo
@@ -31,10 +30,6 @@ logger = logging.getLogger(__name__)
 
 # The part of the memory that is available once the model is loaded which finished prompts may take.
 CACHE_SHARE = 4
-# The same for a context for long prompts, which takes as much as the one that decodes; how many it computes at once.
-PREFILL_SHARE = 4
-PREFILL_SEQUENCES = 16
-PREFILL_BATCH = 512
 
 # enum llama_load_mode of llama.h
 LOAD_MODE_NONE, LOAD_MODE_MMAP, LOAD_MODE_MLOCK, LOAD_MODE_MMAP_MLOCK = range(4)
@@ -99,23 +94,6 @@ def create_contexts(config: ModelConfig, model: Model) -> tuple[Context, Context
     return context, context
 
 
-def create_prefiller(config: Config, context: Context, n_bytes: int) -> Prefiller | None:
-    """The Prefiller of a context that took ``n_bytes``, if the config or this machine wants one. Raises ConfigError."""
-    wanted = config.scheduler.disaggregate_prefill
-    if wanted is None:
-        wanted = gains_apart(config.scheduler, context) and n_bytes * PREFILL_SHARE <= available_bytes()
-    if not wanted:
-        return None
-    if not suits(context):
-        raise ConfigError("scheduler.disaggregate_prefill: the memory of this model cannot be moved in parts")
-    params = context_params(config.model, context.model)
-    n_batch = min(PREFILL_BATCH, params["n_batch"])
-    # it waits in between: how long its batches take says nothing of threads
-    params |= {"n_ctx": context.n_ctx, "n_batch": n_batch, "n_seq_max": min(PREFILL_SEQUENCES, n_batch)}
-    params["choose_threads"] = False
-    return Prefiller(create_context(context.model, params))
-
-
 def context_params(config: ModelConfig, model: Model) -> dict[str, Any]:
     """The llama_context_params this config means for this model; None leaves llama.h's default."""
     n_ctx = config.n_ctx or model.n_ctx_train
@@ -137,15 +115,12 @@ def context_params(config: ModelConfig, model: Model) -> dict[str, Any]:
 def load_engine(config: Config, path: Path, on_progress: Callable[[float], None] | None = None) -> Engine:
     """Everything between a GGUF and an Engine that can be started. Raises ModelLoadError or ConfigError."""
     model = load_model(config.model, path, on_progress)
-    resident = resident_bytes()
     context, embedding_context = create_contexts(config.model, model)
-    taken = resident_bytes() - resident
     pace = pace_of(config.scheduler)
     embedder, embedding = None, None
     if embedding_context is not None:
         embedder, embedding = create_embedder(config.model, path, embedding_context, pace)
     generates = context is not embedding_context
-    prefiller = create_prefiller(config, context, taken) if generates else None
     vocab = Vocab(model)
     info = ModelInfo(
         id=config.model.alias or path.name,
@@ -175,8 +150,6 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         info.max_seq_len,
         context.n_batch,
     )
-    if prefiller is not None:
-        logger.info("prompts  that take long are computed in a context of their own, %d cells", prefiller.n_ctx)
     if embedding is not None:
         logger.info(
             "vectors  of %d numbers, pooling %s, inputs of up to %d tokens",
@@ -196,16 +169,7 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
     if generates:
         return_large_blocks()
         logger.info("cache    up to %.2f GB of host memory for finished prompts", cache_bytes / 1e9)
-    return Engine(
-        context,
-        vocab,
-        info,
-        config,
-        pace=pace,
-        cache_bytes=cache_bytes,
-        embedder=embedder,
-        prefiller=prefiller,
-    )
+    return Engine(context, vocab, info, config, pace=pace, cache_bytes=cache_bytes, embedder=embedder)
 
 
 def resolved_settings(config: ModelConfig, path: Path) -> dict[str, Any]:

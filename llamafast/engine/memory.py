@@ -1,4 +1,4 @@
-"""Host memory: how much is free, how much this process has, and that what it frees is given back."""
+"""Host memory: how much is free, and that what it frees is given back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ M_MMAP_THRESHOLD = -3  # of malloc.h
 LARGE_BLOCK = 128 * 1024
 
 MEMINFO = Path("/proc/meminfo")
-STATM = PROC / "statm"
 
 
 def available_bytes(meminfo: Path = MEMINFO, proc: Path = PROC) -> int:
@@ -22,14 +21,6 @@ def available_bytes(meminfo: Path = MEMINFO, proc: Path = PROC) -> int:
     """
     machine, left = _machine(meminfo), memory_left(proc)
     return machine if left is None else min(machine, left)
-
-
-def resident_bytes(statm: Path = STATM) -> int:
-    """What this process has in memory; 0 where that cannot be read."""
-    try:
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def return_large_blocks() -> None:

@@ -20,11 +20,6 @@ class Pace(Struct, frozen=True, kw_only=True):
     target_itl: float = 0.0
     # Most prompt rows of such a step, whatever they take; 0: as many as the time allows.
     prefill_chunk: int = 0
-    # Within the gap, what prompts that are computed apart get after a step is no longer than the step times so many
-    # times the share of sequences that wait (or than the step); but where steps are quick both together may take so
-    # many seconds.
-    waiting_weight: float = 16.0
-    quick_seconds: float = 0.05
     # Others get this share of a step's time at least.
     least_spare: float = 0.1
 
@@ -52,19 +47,6 @@ class Pace(Struct, frozen=True, kw_only=True):
     slow_mask_seconds: float = 0.001
     forcing_seconds: float = 0.02
     mask_limit_seconds: float = 0.1
-
-    # -- prompts computed apart --
-    # A prompt that takes less than this is not worth the two copies that moving it costs.
-    apart_least_seconds: float = 0.1
-    # A batch that is computed at one go: all of a shorter prompt's rows are done at its end, and nothing of it is kept
-    # when nobody wants it any more.
-    apart_batch_seconds: float = 0.4
-    # Its rows are a multiple of these: each costs more in a smaller batch.
-    apart_rows: int = 64
-    # Such a prompt may compute again a running sequence's tokens up to this part of its own (one in so many).
-    apart_again: int = 4
-    # Its slice while nothing else is to be computed: so soon a new request or a cancel is heard.
-    slice_seconds: float = 0.05
 
     # -- those who share the engine thread with generation, embeddings for one --
     # What one computes at one go: long enough to be efficient, short enough to hear a cancel.

@@ -1,13 +1,11 @@
-"""What computes, and all that follows from it: devices, threads, CPUs left to them, nodes of ours, prompts apart."""
+"""What computes, and all that follows from it: devices, threads, CPUs left to them, nodes of ours."""
 
 from __future__ import annotations
 
 from msgspec import Struct
 
-from llamafast._core.context import Context
 from llamafast._core.model import Model, supports_gpu_offload
-from llamafast._core.prefiller import suits
-from llamafast.config import ModelConfig, SchedulerConfig
+from llamafast.config import ModelConfig
 from llamafast.engine.threads import physical_cores
 
 # enum llama_split_mode of llama.h; without any GPU it goes with a negative main_gpu
@@ -57,9 +55,3 @@ def placement_of(config: ModelConfig) -> Placement:
 def computes_bare(model: Model) -> bool:
     """Whether llama.cpp computes its graphs all by itself: only CPUs can compute nodes of ours."""
     return not model.on_cpu
-
-
-def gains_apart(config: SchedulerConfig, context: Context) -> bool:
-    """Whether a context of their own is of use for long prompts, where the config leaves it open. A GPU has finished a
-    batch before anybody has noticed, and asks nobody in between."""
-    return config.prefill_chunk is None and context.on_cpu and suits(context)

@@ -22,18 +22,13 @@ class Claimant(Protocol):
 class Streams(Protocol):
     """Generation. Its readers see every pause, so it says how long the others may take.
 
-    ``spare`` is how many seconds others may compute before its next step. Prompts that are computed apart are its own:
-    they get their slices between its steps, without the GIL, out of ``spare``, and count for neither side.
+    ``spare`` is how many seconds that is before its next step.
     """
 
     spare: float
 
     @property
     def has_work(self) -> bool: ...
-
-    @property
-    def computes_apart(self) -> bool:
-        """Whether a prompt wants a part of ``spare``."""
 
     def generate(self, *, alone: bool) -> float:
         """Take a step, or as many as go without a decision where it is ``alone``; the seconds these took."""
@@ -72,14 +67,13 @@ class Shares:
         return [i for i, claimant in enumerate(self._claimants, 1) if claimant.has_work]
 
     def _share(self, streams: Streams) -> None:
-        """Fill the pause between two steps: those who have had the least first, a prompt that is computed apart as much
-        as each of them. A pause that is too short for a step is saved up for a later one."""
+        """Fill the pause between two steps: those who have had the least first. A pause that is too short for a step is
+        saved up for a later one."""
         waiting = self._waiting()
         if not waiting:
             return
-        pause = streams.spare * len(waiting) / (len(waiting) + streams.computes_apart)
         least = self._pace.least_beside_seconds
-        self._saved = max(pause, min(self._saved + max(0.0, pause), least))
+        self._saved = max(streams.spare, min(self._saved + max(0.0, streams.spare), least))
         if self._saved < least:
             return
         taken = spent = 0.0
@@ -92,8 +86,6 @@ class Shares:
             waiting = self._waiting()
         if taken:
             self._saved = 0.0
-        # what was saved up before is not the prompt's to pay
-        streams.spare -= min(taken, max(0.0, pause))
 
     def _take_turns(self) -> None:
         """There are no streams: one step of whoever has had the least."""

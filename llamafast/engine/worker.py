@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import PHASE_FOLLOWING, PHASE_RESTORING, Sequence
-from llamafast._core.step import FINISHED, NO_ROOM, PAUSED, PREFILLED, SAVE_DUE
+from llamafast._core.step import FINISHED, NO_ROOM, PAUSED, SAVE_DUE
 from llamafast.engine.embeddings import EmbeddingQueue
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.pace import Pace
@@ -49,6 +49,7 @@ class Worker:
         self.scheduler = scheduler
         self.transfer = transfer
         self.embeddings = embeddings
+        self.spare = 0.0
         self._pace = pace
         self._shares = Shares([] if embeddings is None else [embeddings], pace)
         self._on_failure = on_failure
@@ -62,25 +63,18 @@ class Worker:
         self._idles = False  # nothing is to be done but to wait for the bytes of prefixes
         self._busy_since: float | None = None
         self._counts = {"submitted": 0, "admitted": 0, "completed": 0, "cancelled": 0, "failed": 0, "preempted": 0}
-        self._threads = [threading.Thread(target=self._loop, name="llamafast-engine", daemon=True)]
-        if transfer.prefills is not None:
-            run = transfer.prefills.prefiller.run
-            self._threads.append(threading.Thread(target=run, name="llamafast-prefill", daemon=True))
+        self._thread = threading.Thread(target=self._loop, name="llamafast-engine", daemon=True)
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
     def close(self) -> None:
-        """Stop after the current step; returns when the threads have ended."""
+        """Stop after the current step; returns when the thread has ended."""
         with self._wake:
             self._closing = True
             self._wake.notify()
         self.runner.interrupt()
-        if self.transfer.prefills is not None:
-            self.transfer.prefills.prefiller.close()
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
 
     def enqueue(self, arrival: Arrival[Sequence]) -> None:
         """Any thread, before a ``wake``."""
@@ -210,18 +204,6 @@ class Worker:
         idles = self._idles and not self._woken and not self.transfer.has_work
         return self.scheduler.has_work and not idles
 
-    @property
-    def computes_apart(self) -> bool:
-        return self.transfer.computes_apart
-
-    @property
-    def spare(self) -> float:
-        return self.runner.spare
-
-    @spare.setter
-    def spare(self, seconds: float) -> None:
-        self.runner.spare = seconds
-
     def generate(self, *, alone: bool) -> float:
         """``shares.Streams.generate``. Engine thread."""
         self._idles = False
@@ -230,19 +212,18 @@ class Worker:
         start = time.monotonic()
         deadline = start + self._pace.copy_seconds
         self._release(deadline)
-        self._end(self.transfer.arrive(), "completed")
         for sequence in self.scheduler.admit():
             self.transfer.start(sequence)
             self._counts["admitted"] += 1
         self.transfer.restore(deadline)
         if not self.scheduler.n_running:
             return 0.0
-        # copies are as much a pause of the streams as what others compute
         copied = time.monotonic()
-        self.runner.spare -= copied - start
         status = self.runner.run(STEPS_PER_RUN if alone and not (self._ended or self.transfer.has_work) else 1)
         ran = time.monotonic() - copied
         self._settle(status)
+        # copies are as much a pause of the streams as what others compute
+        self.spare = self.runner.spare - (time.monotonic() - start - ran)
         return ran
 
     def _settle(self, status: int) -> None:
@@ -251,7 +232,7 @@ class Worker:
             self.transfer.save_due()
         if status == FINISHED:
             self._end(self.runner.finished(), "completed")
-        elif status in (SAVE_DUE, PREFILLED):
+        elif status == SAVE_DUE:
             pass
         elif status == PAUSED:
             self._idles = self._is_idle()

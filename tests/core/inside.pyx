@@ -75,14 +75,14 @@ def may_follow(int phase, int next_phase):
     return sequence_may_enter(phase, next_phase)
 
 
-def spare_seconds(pace, double seconds, int32_t n_decode, int32_t n_waiting, int32_t n_prefill=0, double per_row=0):
-    """How long prompts may be computed elsewhere after a step of ``seconds``, where one row costs ``per_row`` (0: that
-    is not known yet)."""
+def spare_seconds(pace, double seconds, int32_t n_decode, int32_t n_prefill=0, double per_row=0):
+    """How long others may compute after a step of ``seconds``, where one row costs ``per_row`` (0: that is not known
+    yet)."""
     cdef quota_t quota
     quota_init(&quota, 1, 1, pace)
     if per_row:
         cost_add(&quota.cost, 1, per_row)
-    return quota_spare(&quota, seconds, n_decode + n_prefill, n_decode, n_waiting)
+    return quota_spare(&quota, seconds, n_decode + n_prefill, n_decode)
 
 
 cdef class StepCost:

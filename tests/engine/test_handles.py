@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -19,20 +18,16 @@ from hypothesis.stateful import (
 from support.late_bytes import LateCache
 
 from engine.test_cache import LONG, keep, parts, taken, tokens
-from engine.test_prefill import FakePrefiller, drain, nobody, text
-from engine.test_prefill import FakeSequence as Prompt
 from llamafast._core.context import UNLIMITED
 from llamafast.engine.cache import Parts, PrefixCache
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.pace import Pace
-from llamafast.engine.prefill import PrefillQueue
 
 AT_ONCE = float("-inf")
 
 
 class FakeSequence:
     checkpoints = ()
-    scores_prompt = finished = False
     save_at = 0
 
     def __init__(self, prompt, salt=b""):
@@ -61,8 +56,6 @@ class FakeSequence:
 class FakeRunner:
     """Memory is lists of tokens; a saved state is where it starts and its tokens."""
 
-    row_seconds = 0.0
-
     def __init__(self, in_parts=True):
         self.in_parts = in_parts
         self.takes = True
@@ -71,11 +64,7 @@ class FakeRunner:
     def shareable(self, sequence):
         return 0, 0
 
-    def followers(self, sequence):
-        return []
-
-    def add(self, sequence, n_found, apart):
-        assert not apart
+    def add(self, sequence, n_found):
         sequence.n_restore = n_found
         self.running.append(sequence)
 
@@ -90,9 +79,8 @@ class FakeRunner:
             sequence.n_restore = sequence.n_past
         return self.takes
 
-    def prefilled(self, sequence, n_restore):
-        assert sequence.n_past <= n_restore <= sequence.n_restore
-        sequence.n_restore = n_restore
+    def forgo(self, sequence):
+        sequence.n_restore = sequence.n_past
 
     def save(self, sequence, start, stop):
         assert stop <= sequence.n_past
@@ -158,8 +146,6 @@ def test_what_is_held_twice_is_let_go_of_twice():
     first, second = Parts(cache, found), Parts(cache, found)
     first.take()
     assert list(cache._held.values()) == [1]
-    second.take_over(Parts(cache, found))
-    assert (len(second), list(cache._held.values())) == (2, [2])
     second.clear()
     assert not cache._held
 
@@ -233,62 +219,6 @@ def test_who_waits_for_bytes_is_passed_over():
     assert not late.restoring
     assert not transfer.awaits_bytes
     assert not cache._held
-
-
-def test_a_prompt_computed_apart_passes_one_whose_bytes_are_late():
-    cache, prefiller = LateCache(10**7), FakePrefiller()
-    queue = PrefillQueue(prefiller, cache, Pace())
-    queue.add(Prompt(text(600)), [])
-    drain(queue, prefiller)
-    cache.sink()
-    prompt = array("i", text(900))
-    late, other = Prompt(list(prompt)), Prompt(text(300, 5))
-    queue.add(late, cache.find(prompt, b"", 0))
-    queue.add(other, [])
-    assert drain(queue, prefiller) == [(other, 300)]
-    assert queue.has_jobs
-    before = sum(map(sum, prefiller.sizes))
-    assert cache.bring()
-    assert drain(queue, prefiller) == [(late, 900)]
-    assert sum(map(sum, prefiller.sizes)) - before == 300
-
-
-def test_a_prompt_computed_apart_computes_what_is_gone():
-    cache, prefiller = LateCache(10**7), FakePrefiller()
-    queue = PrefillQueue(prefiller, cache, Pace())
-    queue.add(Prompt(text(1200)), [])
-    drain(queue, prefiller)
-    cache.sink()
-    prompt = array("i", text(1300))
-    sequence = Prompt(list(prompt))
-    queue.add(sequence, cache.find(prompt, b"", 0))
-    queue.advance(nobody)
-    assert cache.bring()
-    queue.advance(nobody)
-    assert not queue.has_work
-    assert cache.bring(done=False)
-    assert drain(queue, prefiller) == [(sequence, 1300)]
-    assert sum(map(sum, prefiller.sizes)) > 1300
-
-
-@pytest.mark.parametrize("budget", [0, 5000, 10**7])
-def test_what_was_computed_apart_is_there_whatever_is_kept(budget):
-    cache, prefiller = PrefixCache(budget), FakePrefiller()
-    queue = PrefillQueue(prefiller, cache, Pace())
-    prompts = [Prompt(text(400, k)) for k in range(4)]
-    for prompt in prompts:
-        queue.add(prompt, [])
-    news = []
-    while queue.has_work:
-        news += queue.advance(nobody)
-        if prefiller.working:
-            prefiller.compute()
-        assert cache.used_bytes <= budget
-    assert cache.n_states == {0: 0, 5000: 1, 10**7: 4}[budget]
-    for one in news:
-        while one.parts:
-            saved, part = one.parts.saved, one.parts.take()
-            assert list(array("i", saved)) == one.sequence.prompt[part.start : part.stop]
 
 
 PROMPTS = st.tuples(

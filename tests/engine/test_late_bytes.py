@@ -71,10 +71,9 @@ async def test_texts_are_the_same_when_bytes_come_late_or_never(tiny_model, monk
         assert engine.counters()["prefix_hits_ram"] > 300
 
 
-@pytest.mark.parametrize("kind", ["unified", "disaggregated"])
-async def test_what_waits_for_bytes_does_not_exceed_the_budget(tiny_model, monkeypatch, kind):
-    truth = await solo_texts(tiny_model, kind)
-    async with late_engine(tiny_model, monkeypatch, kind, 0.004, ram_bytes=300_000) as (engine, _):
+async def test_what_waits_for_bytes_does_not_exceed_the_budget(tiny_model, monkeypatch):
+    truth = await solo_texts(tiny_model, "unified")
+    async with late_engine(tiny_model, monkeypatch, "unified", 0.004, ram_bytes=300_000) as (engine, _):
         for _ in range(4):
             assert await texts_together(engine) == truth
 
@@ -87,7 +86,7 @@ async def running(engine, n):
     await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("kind", ["unified", "disaggregated", "hybrid"])
+@pytest.mark.parametrize("kind", ["unified", "hybrid"])
 async def test_an_engine_that_waits_for_bytes_serves_others_and_does_not_spin(tiny_model, monkeypatch, kind):
     async with late_engine(tiny_model, monkeypatch, kind, 0.001, losses=0) as (engine, bringer):
         prompt = PROMPTS[0]

@@ -16,8 +16,7 @@ from llamafast.engine.types import Plan
 
 # name: the model, its settings, and how much of a second turn must be reused at least
 KINDS = {
-    "unified": ("tiny-llama", {"disaggregate_prefill": False}),
-    "disaggregated": ("tiny-llama", {"disaggregate_prefill": True}),
+    "unified": ("tiny-llama", {}),
     "partitioned": ("tiny-llama", {"kv_unified": False}),
     "window": ("tiny-gemma3-swa", {"swa_full": False}),
     "window, full": ("tiny-gemma3-swa", {"swa_full": True}),
@@ -33,9 +32,6 @@ def start(tiny_model, kind, ram_bytes, **settings):
     name, options = KINDS[kind]
     path = tiny_model(name)
     engine = load_engine(config(path, **{"n_ctx": 8192, "ram_bytes": ram_bytes} | options | settings), path)
-    if options.get("disaggregate_prefill"):
-        # however short a prompt is
-        engine._worker.transfer.prefills.least_seconds = 0
     engine.start()
     return engine
 
@@ -122,7 +118,7 @@ async def test_a_small_memory_finishes_everybody_as_they_would_alone(tiny_model,
 TENANT_REQUEST = st.tuples(st.sampled_from(["", "a", "b", "é"]), st.integers(0, 1), st.integers(17, 400))
 
 
-@pytest.mark.parametrize("kind", ["unified", "disaggregated", "partitioned", "hybrid"])
+@pytest.mark.parametrize("kind", ["unified", "partitioned", "hybrid"])
 @settings(max_examples=8, deadline=None)
 @given(rounds=st.lists(st.lists(TENANT_REQUEST, min_size=1, max_size=5), min_size=1, max_size=4))
 def test_a_tenant_reuses_only_what_it_has_sent_itself(tiny_model, kind, rounds):

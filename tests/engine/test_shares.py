@@ -54,18 +54,16 @@ class FakeClaimant:
 @dataclass(eq=False)
 class FakeStreams:
     """A step takes as long as it is told, and leaves as much to spare as it took, or as ``gap`` says. ``pauses`` are
-    the times between its steps, ``apart`` what was left for a prompt that is computed apart."""
+    the times between its steps."""
 
     clock: Clock
     each: float = 0.03
     gap: float | None = None
     away: bool = False
-    computes_apart: bool = False
     spare: float = 0.0
     seconds: float = 0.0
     ended: float | None = None
     pauses: list[float] = field(default_factory=list)
-    apart: list[float] = field(default_factory=list)
 
     @property
     def has_work(self):
@@ -77,7 +75,6 @@ class FakeStreams:
             return 0.0
         if self.ended is not None:
             self.pauses.append(self.clock.now - self.ended)
-            self.apart.append(self.spare)
         self.clock.now += self.each
         self.seconds += self.each
         self.ended = self.clock.now
@@ -140,21 +137,18 @@ def test_without_streams_the_others_share_alike(shapes):
 
 
 @settings(max_examples=50)
-@given(STEPS, st.floats(0.001, 0.5), st.lists(st.tuples(SLOWNESS, FULL_BATCHES), min_size=1, max_size=3), st.booleans())
-def test_pauses_are_bounded_however_many_have_work(each, gap, shapes, apart):
+@given(STEPS, st.floats(0.001, 0.5), st.lists(st.tuples(SLOWNESS, FULL_BATCHES), min_size=1, max_size=3))
+def test_pauses_are_bounded_however_many_have_work(each, gap, shapes):
     """By what the streams had to spare, or by the shortest turn that is worth it; a step that takes longer than it was
     asked to is the claimant's own doing."""
     with pytest.MonkeyPatch.context() as patch:
         clock = Clock()
         patch.setattr(shares_module, "time", clock)
-        crowd = house(clock, each, shapes, gap=gap, computes_apart=apart)
+        crowd = house(clock, each, shapes, gap=gap)
         crowd.live(200)
     most = max(gap, PACE.least_beside_seconds)
     slowest = max(slowness for slowness, _ in shapes)
     assert max(crowd.streams.pauses) <= most * max(1.0, slowest) * 1.5 + 1e-9
-    if apart:
-        # whoever else has work, the prompt has its part of each pause
-        assert min(crowd.streams.apart) >= gap / (1 + len(shapes)) - 1e-9
 
 
 @settings(max_examples=50)
@@ -230,20 +224,15 @@ def test_streams_run_on_until_somebody_else_has_work(clock):
     assert mixed.shares.has_work
 
 
-def test_a_prompt_that_is_computed_apart_gets_its_part_however_little_there_is(clock):
-    """Where short prompts take most of the gap; the others wait until what they may take is enough for a step."""
-    tight = House(clock, FakeStreams(clock, 0.068, gap=0.007, computes_apart=True), [FakeClaimant(clock)])
-    for _ in range(100):
-        tight.shares.round(tight.streams)
-        assert tight.streams.spare >= 0.0035 - 1e-9
+def test_others_take_no_more_than_a_step_has_to_spare(clock):
+    small = House(clock, FakeStreams(clock, gap=0.03), [FakeClaimant(clock, full_batch=0.004)])
+    small.live(300)
+    assert 0.01 < max(small.streams.pauses) <= 0.034
+
+
+def test_too_little_for_a_step_is_saved_up(clock):
+    """Where prompts take most of the gap."""
+    tight = House(clock, FakeStreams(clock, 0.068, gap=0.0035), [FakeClaimant(clock)])
+    tight.live(100)
     assert tight.claimants[0].seconds == pytest.approx(100 * 0.0035, rel=0.1)
     assert tight.claimants[0].longest <= 0.025
-
-
-def test_others_take_no_more_than_a_step_has_to_spare(clock):
-    for apart, most in ((False, 0.03), (True, 0.02)):
-        small = House(
-            clock, FakeStreams(clock, gap=0.03, computes_apart=apart), [FakeClaimant(clock, full_batch=0.004)]
-        )
-        small.live(300)
-        assert 0.01 < max(small.streams.pauses) <= most + 0.004

@@ -283,8 +283,7 @@ def test_together(tiny_model: Callable[[str], Path], kind: str) -> None:
         @staticmethod
         def launch(alone: bool) -> Engine:
             size = {"n_ctx": 8192} if alone else {"n_ctx": N_CTX * (4 if "partitioned" in kind else 1)}
-            chunk = None if kind == "disaggregated" else 64
-            engine = start(tiny_model, kind, 0 if alone else RAM_BYTES, priorities=True, prefill_chunk=chunk, **size)
+            engine = start(tiny_model, kind, 0 if alone else RAM_BYTES, priorities=True, prefill_chunk=64, **size)
             # most bets on short answers are lost
             engine._worker.scheduler.LOOKAHEAD = 16
             return engine

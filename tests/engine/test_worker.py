@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from llamafast._core.step import FINISHED, NO_MEMORY, NO_OUTPUT, NO_ROOM, PAUSED
+from llamafast._core.step import FINISHED, NO_MEMORY, NO_OUTPUT, NO_ROOM, PAUSED, SAVE_DUE
 from llamafast.engine import shares as shares_module
 from llamafast.engine import worker as worker_module
 from llamafast.engine.cache import PrefixCache
@@ -55,15 +55,11 @@ class FakeRunner:
     spare: float = 0.0
     in_parts: bool = True
 
-    def add(self, sequence, n_found, apart):
-        assert not apart
+    def add(self, sequence, n_found):
         self.running.append(sequence)
 
     def shareable(self, sequence):
         return 0, 0
-
-    def followers(self, sequence):
-        return []
 
     def halt(self, sequence):
         sequence.finished = True
@@ -130,19 +126,18 @@ def until(condition):
         time.sleep(0.001)
 
 
-def test_who_is_cancelled_while_its_prompt_arrives_ends_once(runner, failures, monkeypatch):
+def test_who_is_cancelled_ends_once_though_others_finish_before_it_is_released(runner, failures):
     pace = Pace(copy_seconds=-1)  # one is released a round
     transfer = KVTransfer(runner, PrefixCache(0), pace)
     worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: failures.append(1), pace)
-    runner.script = [PAUSED] * 9
+    runner.script = [PAUSED]
     first, second = FakeSequence(1), FakeSequence(2)
     worker.enqueue(arrival([first, second]))
     worker._take_orders()
     worker._shares.round(worker)
     worker.cancel([1, 2])
     worker._take_orders()
-    monkeypatch.setattr(transfer, "arrive", lambda: [second] if second in runner.running else [])
-    for _ in range(3):
+    for _ in range(3):  # each time somebody has finished
         worker._shares.round(worker)
     counters = worker.counters()
     assert (counters["cancelled"], counters["completed"], counters["failed"]) == (2, 0, 0)
@@ -336,13 +331,14 @@ class ClockedRunner(FakeRunner):
     def __init__(self, clock, step):
         super().__init__()
         self.clock, self.step, self.seconds, self.asked = clock, step, 0.0, []
+        self.status = PAUSED
 
     def run(self, max_steps):
         self.asked.append(max_steps)
         self.clock.now += self.step
         self.seconds += self.step
         self.spare = max(self.step, 0.05 - self.step)
-        return PAUSED
+        return self.status
 
 
 @pytest.fixture
@@ -367,15 +363,15 @@ def test_embeddings_share_the_thread_with_generation(clock, step):
 
 
 def test_copies_are_a_part_of_the_pause(clock, monkeypatch):
-    runner, embeddings = ClockedRunner(clock, 0.03), FakeEmbeddings(clock)
+    runner, embeddings = ClockedRunner(clock, 0.06), FakeEmbeddings(clock)
     transfer = KVTransfer(runner, PrefixCache(0), Pace())
     worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: None, Pace(), embeddings)
     worker.scheduler.enqueue(arrival([FakeSequence(1)]))
-    spared = []
-    run = runner.run
     monkeypatch.setattr(transfer, "restore", lambda deadline: setattr(clock, "now", clock.now + 0.01))
-    monkeypatch.setattr(runner, "run", lambda max_steps: (spared.append(runner.spare), run(max_steps))[1])
-    for _ in range(3):
+    monkeypatch.setattr(transfer, "save_due", lambda: setattr(clock, "now", clock.now + 0.005))
+    monkeypatch.setattr(runner, "status", SAVE_DUE)
+    while clock.now < 100:
         worker._shares.round(worker)
-    # 0.03 a step to spare, which the embeddings take until they are even
-    assert spared == pytest.approx([-0.01, -0.01, -0.01])
+    # of 0.06 a step
+    assert worker.spare == pytest.approx(0.045)
+    assert embeddings.seconds / runner.seconds == pytest.approx(0.75, abs=0.01)

@@ -16,7 +16,6 @@ cdef extern from "ggml.h" nogil:
         GGML_LOG_LEVEL_ERROR
         GGML_LOG_LEVEL_CONT
     ctypedef void (*ggml_log_callback)(ggml_log_level level, const char *text, void *user_data) noexcept nogil
-    ctypedef c_bool (*ggml_abort_callback)(void *data) noexcept nogil
     enum: GGML_TYPE_F32
     enum: GGML_OP_FLASH_ATTN_EXT
     cdef struct ggml_backend_buffer:
@@ -183,7 +182,6 @@ cdef extern from "llama.h" nogil:
     void llama_set_n_threads(llama_context *ctx, int32_t n_threads, int32_t n_threads_batch)
     int32_t llama_n_threads(llama_context *ctx)
     int32_t llama_n_threads_batch(llama_context *ctx)
-    void llama_set_abort_callback(llama_context *ctx, ggml_abort_callback abort_callback, void *abort_callback_data)
     void llama_synchronize(llama_context *ctx)
     float *llama_get_logits(llama_context *ctx)
     float *llama_get_logits_ith(llama_context *ctx, int32_t i)
