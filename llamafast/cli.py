@@ -14,7 +14,7 @@ import msgspec
 
 from llamafast import __version__
 from llamafast.config import Config, FromPretrained
-from llamafast.config_file import load_config, refuse_unsupported
+from llamafast.config_file import load_config, refuse_unsupported, warn_of_retired
 from llamafast.console import FORMAT, LogWriter, open_standard_streams
 from llamafast.errors import ConfigError, ModelAbsent, ModelLoadError
 
@@ -124,6 +124,7 @@ def _serve(config: Config, verbose: bool) -> int:
     lines.tell_of_exceptions()
     lines.setFormatter(logging.Formatter(FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[lines])
+    warn_of_retired(config)
     # loads llama.cpp, which `check --help` and a broken config need not wait for
     from llamafast.server import serve
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import math
 import re
 from collections import Counter
@@ -23,6 +24,8 @@ from llamafast.config import Config, Section
 from llamafast.errors import ConfigError
 
 SectionT = TypeVar("SectionT", bound=Section)
+
+logger = logging.getLogger(__name__)
 
 _SHOWN_CHARS = 64  # of a key or number that is nobody's
 
@@ -68,6 +71,12 @@ def refuse_unsupported(config: Config) -> None:
     faults = [f"{path}: not supported yet" for path, wanted in asked.items() if wanted]
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def warn_of_retired(config: Config) -> None:
+    """Log which keys the config has that do nothing any more."""
+    if config.scheduler.disaggregate_prefill is not None:
+        logger.warning("config   scheduler.disaggregate_prefill does nothing any more; the next version refuses it")
 
 
 def _decode(raw: bytes) -> object:

@@ -47,8 +47,7 @@ MAX_BODY_BYTES = 24 * 2**20
 class SchedulerConfig(Section, frozen=True, kw_only=True):
     """``target_itl_ms``: how long a prompt may hold running answers up between two tokens (null: 1.6 times as long as
     without it, or 75). ``prefill_chunk``: most prompt tokens in one step that also decodes, instead of that.
-    ``disaggregate_prefill``: whether long prompts have a context of their own, with as much memory for the KV cache
-    again (null: on a CPU, where sequences share one KV cache and a quarter of the available memory is enough).
+    ``disaggregate_prefill`` does nothing any more, and goes with the next version.
 
     ``priorities``: whether requests may say how urgent they are.
     """
@@ -59,8 +58,6 @@ class SchedulerConfig(Section, frozen=True, kw_only=True):
     priorities: bool = False
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        if self.prefill_chunk is not None and self.disaggregate_prefill:
-            yield "", "prefill_chunk is for prompts that are not disaggregated"
         if self.prefill_chunk is not None and self.target_itl_ms is not None:
             yield "", "at most one of prefill_chunk and target_itl_ms may be set"
 

@@ -141,8 +141,6 @@ def test_replies_are_read_in_one_way() -> None:
 def test_a_step_is_bounded_by_time_or_by_rows() -> None:
     tree = {"model": {"path": "m"}, "scheduler": {"prefill_chunk": 8, "target_itl_ms": 50}}
     assert faults(tree) == ["scheduler: at most one of prefill_chunk and target_itl_ms may be set"]
-    tree = {"model": {"path": "m"}, "scheduler": {"prefill_chunk": 8, "disaggregate_prefill": True}}
-    assert faults(tree) == ["scheduler: prefill_chunk is for prompts that are not disaggregated"]
 
 
 def test_tls_takes_a_certificate_and_its_key() -> None:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from config.fields import EVERY_FIELD
 from config.trees import PACKAGE, PRETRAINED, at, holds, minimal, parse, parse_model
 from llamafast.config import FromPretrained
-from llamafast.config_file import load_config, parse_config, refuse_unsupported
+from llamafast.config_file import load_config, parse_config, refuse_unsupported, warn_of_retired
 from llamafast.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -278,3 +278,10 @@ def test_a_shipped_config_serves_the_model_of_the_seeds_file_of_its_name(name: s
     assert ours.from_pretrained == replace(seeds.from_pretrained, additional_files=None)
     for key in ("alias", "n_ctx", "n_seq_max", "n_batch", "n_gpu_layers", "flash_attn", "max_output_tokens"):
         assert getattr(ours, key) == getattr(seeds, key)
+
+
+@pytest.mark.parametrize("wanted", [None, True, False])
+def test_a_retired_key_is_taken_and_told(wanted: bool | None, caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_retired(parse({"model": {"path": "m"}, "scheduler": {"disaggregate_prefill": wanted}}))
+    warned = ["config   scheduler.disaggregate_prefill does nothing any more; the next version refuses it"]
+    assert caplog.messages == ([] if wanted is None else warned)
