@@ -10,7 +10,6 @@ cdef struct pace_t:
     double least_spare
     int32_t min_prefill
     int32_t first_prefill
-    int32_t row_tile
     int64_t scored_bytes
     double prefill_seconds
     double cost_decay

@@ -166,12 +166,10 @@ cdef int32_t take_rows(llama_batch *batch, sequence_t *s, int32_t most) noexcept
 cdef int32_t prefill_budget(const quota_t *self, int32_t n_decode) noexcept nogil:
     """How many prompt rows may join a step with ``n_decode`` decode rows."""
     cdef double per_row, fixed, seconds
-    cdef int32_t n_rows, tile = self.pace.row_tile
     if n_decode and self.pace.prefill_chunk:
         return self.pace.prefill_chunk
     if self.cost.rows == 0:
         return self.pace.min_prefill if n_decode else self.pace.first_prefill
     cost_fit(&self.cost, &fixed, &per_row)
     seconds = quota_gap(self, fixed + per_row * n_decode) if n_decode else self.pace.prefill_seconds
-    n_rows = max(n_decode + self.pace.min_prefill, <int32_t> min((seconds - fixed) / per_row, 1e6))
-    return (n_rows + tile - 1) // tile * tile - n_decode
+    return max(self.pace.min_prefill, <int32_t> min((seconds - fixed) / per_row, 1e6) - n_decode)

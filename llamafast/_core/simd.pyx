@@ -8,7 +8,8 @@ from .headers.simd cimport SIMD_AVX512_VNNI, simd_level
 NAMES = ("baseline", "avx2", "avx512", "avx512_vnni")
 
 cdef int limit = SIMD_AVX512_VNNI
-if named := os.environ.get("LLAMAFAST_SIMD"):
+cdef str named = os.environ.get("LLAMAFAST_SIMD", "")
+if named:
     if named not in NAMES:
         raise ImportError(f"LLAMAFAST_SIMD={named}: expected {', '.join(NAMES)}")
     limit = NAMES.index(named)

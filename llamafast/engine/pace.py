@@ -15,7 +15,7 @@ class Pace(Struct, frozen=True, kw_only=True):
     # seconds, and no further, whoever waits: a reader sees no pause. The aim is a 99th percentile of three times the
     # median without prompts, or 0.1 s; without prompts it is half as long again as the median.
     gap_stretch: float = 1.6
-    gap_seconds: float = 0.075
+    gap_seconds: float = 0.06
     # What a step that decodes may take instead, as far as its prompt rows decide that; 0: the two above.
     target_itl: float = 0.0
     # Most prompt rows of such a step, whatever they take; 0: as many as the time allows.
@@ -28,8 +28,6 @@ class Pace(Struct, frozen=True, kw_only=True):
     min_prefill: int = 4
     # The same before the first step was measured, where nobody decodes.
     first_prefill: int = 64
-    # ggml's CPU kernels multiply so many rows of a batch at a time; one more costs nearly as much as all of them.
-    row_tile: int = 4
     # llama.cpp keeps the logits of all rows of a step that ask for them, and never gives the memory back: bytes.
     scored_bytes: int = 1 << 26
     # A step that only prefills: long enough to be efficient, short enough to hear a cancel or a new request.
