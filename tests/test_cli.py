@@ -155,6 +155,7 @@ def test_standard_streams_may_be_closed(tmp_path: Path, closed: str) -> None:
 FAILING = """
 import logging, sys
 import llamafast.cli, llamafast.server
+from llamafast.config_file import parse_config
 from llamafast.errors import ConfigError
 
 def fail(config, verbose):
@@ -163,7 +164,7 @@ def fail(config, verbose):
     raise {error}
 
 llamafast.server.serve = fail
-sys.exit(llamafast.cli._serve(None, False))
+sys.exit(llamafast.cli._serve(parse_config(b'{{"model": {{"path": "m"}}}}'), False))
 """
 
 
