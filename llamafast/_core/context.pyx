@@ -2,10 +2,10 @@
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t
 
-from .graph cimport graph_decode, graph_free, graph_init
+from .graph cimport graph_decode, graph_encode, graph_free, graph_init
 from .headers.clock cimport now
 from .headers.llama cimport (
-    LLAMA_MAX_SEQ, llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params, llama_encode,
+    LLAMA_MAX_SEQ, llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params,
     llama_free, llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_cp,
     llama_memory_seq_pos_max, llama_memory_seq_rm, llama_model_get_vocab, llama_n_batch, llama_n_ctx, llama_n_ctx_seq,
     llama_n_seq_max, llama_n_threads, llama_n_threads_batch, llama_n_ubatch, llama_pooling_type, llama_set_n_threads,
@@ -287,7 +287,7 @@ cdef int32_t context_encode(Context self, const llama_batch *batch) noexcept nog
     """llama_encode's code."""
     cdef int32_t size = set_threads(self, batch)
     cdef double start = now()
-    cdef int32_t code = llama_encode(self.ctx, batch[0])
+    cdef int32_t code = graph_encode(&self.graph, batch)
     observe_threads(self, batch, size, start, code)
     return code
 

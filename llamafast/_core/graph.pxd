@@ -19,4 +19,6 @@ cdef struct graph_t:
 
 cdef int graph_init(graph_t *self, int32_t n_vocab, llama_context_params *params) noexcept nogil  # -1: no memory
 cdef void graph_free(graph_t *self) noexcept nogil
-cdef int32_t graph_decode(graph_t *self, const llama_batch *batch) noexcept nogil  # llama_decode's code
+# The codes of llama_decode and llama_encode.
+cdef int32_t graph_decode(graph_t *self, const llama_batch *batch) noexcept nogil
+cdef int32_t graph_encode(graph_t *self, const llama_batch *batch) noexcept nogil

@@ -12,7 +12,7 @@ from libc.string cimport strcmp
 from .headers.attention cimport attention_take, attention_use
 from .headers.llama cimport (
     GGML_OP_FLASH_ATTN_EXT, GGML_TYPE_F32, c_bool, ggml_backend_buffer_is_host, ggml_is_contiguous, ggml_nrows,
-    ggml_tensor, llama_decode, llama_get_logits,
+    ggml_tensor, llama_decode, llama_encode, llama_get_logits,
 )
 from .headers.products cimport products_begin, products_free, products_new, products_take, products_use
 from .simd cimport simd_limit
@@ -52,6 +52,12 @@ cdef int32_t graph_decode(graph_t *self, const llama_batch *batch) noexcept nogi
         self.logits.data = self.own
         self.logits = NULL
     return code
+
+
+cdef int32_t graph_encode(graph_t *self, const llama_batch *batch) noexcept nogil:
+    if self.products != NULL:
+        products_begin(self.products)
+    return llama_encode(self.ctx, batch[0])
 
 
 cdef c_bool change(ggml_tensor *node, c_bool ask, void *data) noexcept nogil:

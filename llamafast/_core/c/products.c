@@ -115,7 +115,7 @@ static bool fits(const struct ggml_tensor *node)
         && w->nb[1] == ggml_row_size(w->type, w->ne[0])
         && (format->kind != KIND_FLOATS || w->ne[0] % 16 == 0)
         && x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && x->ne[3] == 1
-        && node->type == GGML_TYPE_F32 && ggml_is_contiguous(node);
+        && node->type == GGML_TYPE_F32 && ggml_is_contiguous(node) && !ggml_is_empty(node);
 }
 
 /* Room for `size` of what is not needed any more; NULL: no memory. */
@@ -175,6 +175,10 @@ bool products_take(struct products *self, struct ggml_tensor *node)
         return false;
     }
     if (!reserve(self, node)) {
+        if (ours) {
+            node->op = node->src[2] == NULL ? GGML_OP_MUL_MAT : GGML_OP_MUL_MAT_ID;
+            memset(node->op_params, 0, sizeof node->op_params);
+        }
         return false;
     }
     const enum kind kind = formats[node->src[0]->type].kind;
