@@ -152,15 +152,13 @@ def test_a_row_does_not_depend_on_the_others_nor_on_the_threads(type_name: str) 
             assert (together == alone[:rows]).all()
 
 
-@pytest.mark.skipif(BEST < 3, reason="one instruction set")
 @pytest.mark.parametrize("type_name", QUANTISED)
 def test_instruction_sets_agree_bit_for_bit(type_name: str) -> None:
     product = Products([matrix(type_name, 50, 768)], activations(11, 768))
-    results = []
-    for level in LEVELS:
-        lib.products_use(level)
-        results += ours(product)
-    assert (results[0] == results[1]).all()
+    (own,) = ours(product)
+    lib.products_use(min(LEVELS))
+    (lowest,) = ours(product)
+    assert (own == lowest).all()
 
 
 def test_a_graph_may_be_computed_again() -> None:
