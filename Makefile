@@ -58,10 +58,11 @@ llama-server: $(VENV)/.built $(VENV)/.bench
 build: $(VENV)/.built
 
 COMPILE = $(BIN)/python setup.py -q build_ext --inplace --force
-# Both rebuild the core in place and leave nothing of it behind: the next command builds the release core again.
+# Both need what the package needs, rebuild the core in place and leave nothing of it behind: the next command builds
+# the release core again.
 FORGET = status=$$?; rm -rf build $(COMPILED); exit $$status
 
-debug: $(VENV)/.llama $(VENV)/.test $(VENV)/.models $(VENV)/.minilm
+debug: $(VENV)/.built $(VENV)/.test $(VENV)/.models $(VENV)/.minilm
 	LLAMAFAST_BUILD=debug $(COMPILE)
 	LLAMAFAST_BUILD=debug LLAMAFAST_TESTS=1 $(COMPILE)
 	$(BIN)/python -m pytest tests/core tests/engine; $(FORGET)
@@ -69,7 +70,7 @@ debug: $(VENV)/.llama $(VENV)/.test $(VENV)/.models $(VENV)/.minilm
 # The sanitizer keeps freed memory: what is resident says nothing.
 RESIDENT = tests/engine/test_cache.py::test_resident_memory_stays_within_the_budget
 
-asan: $(VENV)/.llama $(VENV)/.test $(VENV)/.models $(VENV)/.minilm
+asan: $(VENV)/.built $(VENV)/.test $(VENV)/.models $(VENV)/.minilm
 	LLAMAFAST_BUILD=asan $(COMPILE)
 	LLAMAFAST_BUILD=asan LLAMAFAST_TESTS=1 $(COMPILE)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
