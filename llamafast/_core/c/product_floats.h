@@ -14,12 +14,17 @@ TARGET INLINE vf K(weights)(enum ggml_type type, const uint8_t *row, int64_t k)
 TARGET INLINE void K(four_rows)(enum ggml_type type, int n, const struct piece *piece, int64_t row, int from)
 {
     const uint8_t *w = piece->weights + row * piece->row_bytes;
+    /* what is read at once is fetched from the next four rows; the processor does that itself for the long ones of F32 */
+    const int64_t part = from == 0 && type != GGML_TYPE_F32 ? 8 * VL : 0;
+    struct ahead ahead = {w + 4 * piece->row_bytes, part};
     vf sum[FLOAT_ROWS][4];
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) {
         sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = vset(0);
     }
     for (int64_t k = 0; k < piece->n_columns; k += VL) {
+        fetch_near(ahead, 0, 1);
+        ahead.from += part;
         const vf a = K(weights)(type, w, k), b = K(weights)(type, w + piece->row_bytes, k);
         const vf c = K(weights)(type, w + 2 * piece->row_bytes, k), d = K(weights)(type, w + 3 * piece->row_bytes, k);
 #pragma GCC unroll 8

@@ -9,6 +9,7 @@
 
 enum {
     MAX_ROWS = 64,                              /* taken in one pass over the weights */
+    MAX_FEW = 4,                                /* rows that weights are multiplied with as they are unpacked */
     MAX_TAKEN = 8,                              /* rows whose sums are in registers */
     LINE = 64,                                  /* bytes that come from memory together */
     CACHED_WEIGHTS = 1 << 18,                   /* bytes of floats that rows are multiplied with in turn */
@@ -62,6 +63,9 @@ struct format {
     int64_t chunk_bytes;                        /* of 256 columns */
     void (*compute_avx2)(const struct piece *, int64_t, int64_t);
     void (*compute_avx512_vnni)(const struct piece *, int64_t, int64_t);
+    int few;                                    /* rows that weights are multiplied with as they are unpacked */
+    void (*few_rows_avx2)(const struct piece *, int64_t);
+    void (*few_rows_avx512_vnni)(const struct piece *, int64_t);
     void (*unpack_avx2)(const uint8_t *, size_t, int, struct tile_avx2 *);
     void (*unpack_avx512_vnni)(const uint8_t *, size_t, int, struct tile_avx512_vnni *);
 };
@@ -77,19 +81,32 @@ struct piece {
     float *results[MAX_ROWS];
 };
 
-/* What is fetched from memory beside the work, in sixteen parts of so many bytes: at once they would keep everything
- * else that is on its way, from nearer by, waiting. 0: nothing is. Weights that are near already lose nothing by it. */
+/* What is fetched from memory beside the work, in parts of so many bytes: all at once would keep everything else that is
+ * on its way, from nearer by, waiting. No line is asked for twice, which costs as much as the first time. 0: nothing is.
+ * Weights that are near already lose nothing by it. */
 struct ahead {
     const uint8_t *from;
     int64_t part;
 };
 
+#define FETCH(ahead, first, stop, locality) \
+    for (uintptr_t line = CEIL((uintptr_t) ahead.from + (first) * (uintptr_t) ahead.part, LINE) * LINE; \
+         line < (uintptr_t) ahead.from + (stop) * (uintptr_t) ahead.part; line += LINE) { \
+        __builtin_prefetch((const void *) line, 0, locality); \
+    }
+
+/* Into the second cache; into the first, where nothing else needs that. */
 static inline void fetch(struct ahead ahead, int first, int stop)
 {
-    for (int64_t byte = first * ahead.part; byte < stop * ahead.part; byte += LINE) {
-        __builtin_prefetch(ahead.from + byte, 0, 2);
-    }
+    FETCH(ahead, first, stop, 2)
 }
+
+static inline void fetch_near(struct ahead ahead, int first, int stop)
+{
+    FETCH(ahead, first, stop, 3)
+}
+
+#undef FETCH
 
 #if defined(__x86_64__)
 #include "simd/avx2.h"
@@ -99,6 +116,8 @@ static inline void fetch(struct ahead ahead, int first, int stop)
 #define FLOAT_ROWS 2
 #include "product_activations.h"
 #include "product_unpack.h"
+#include "product_terms.h"
+#include "product_few_rows.h"
 #include "product_kernels.h"
 #include "product_floats.h"
 #undef TAKEN_BY_ONE
@@ -112,26 +131,29 @@ static inline void fetch(struct ahead ahead, int first, int stop)
 #include "simd/avx512_vnni.h"
 #include "product_activations.h"
 #include "product_unpack.h"
+#include "product_terms.h"
+#include "product_few_rows.h"
 #include "product_kernels.h"
 #include "product_floats.h"
 
 #define STRIPS(name) \
     .unpack_avx2 = unpack_##name##_avx2, .unpack_avx512_vnni = unpack_##name##_avx512_vnni, \
     .compute_avx2 = compute_strips_avx2, .compute_avx512_vnni = compute_strips_avx512_vnni
+#define FEW(name, n) .few = n, .few_rows_avx2 = few_##name##_avx2, .few_rows_avx512_vnni = few_##name##_avx512_vnni
 #define FLOATS(name) .compute_avx2 = compute_##name##_avx2, .compute_avx512_vnni = compute_##name##_avx512_vnni
 
 static const struct format formats[GGML_TYPE_COUNT] = {
     [GGML_TYPE_F32] = {KIND_FLOATS, FLOATS(f32)},
     [GGML_TYPE_F16] = {KIND_FLOATS, FLOATS(f16)},
     [GGML_TYPE_BF16] = {KIND_FLOATS, FLOATS(bf16)},
-    [GGML_TYPE_Q4_0] = {KIND_OFFSETS, OFFSET, OFFSET_8, 8 * 18, STRIPS(q4_0)},
-    [GGML_TYPE_Q4_1] = {KIND_SUMS, SUMS, 0, 8 * 20, STRIPS(q4_1)},
-    [GGML_TYPE_Q5_0] = {KIND_OFFSETS, OFFSET, OFFSET_16, 8 * 22, STRIPS(q5_0)},
-    [GGML_TYPE_Q5_1] = {KIND_SUMS, SUMS, 0, 8 * 24, STRIPS(q5_1)},
-    [GGML_TYPE_Q8_0] = {KIND_OFFSETS, WIDE, OFFSET_WIDE, 8 * 34, STRIPS(q8_0)},
-    [GGML_TYPE_IQ4_NL] = {KIND_OFFSETS, WIDE, OFFSET_WIDE, 8 * 18, STRIPS(iq4_nl)},
-    [GGML_TYPE_Q4_K] = {KIND_K, K_MINS, 0, 144, STRIPS(q4_k)},
-    [GGML_TYPE_Q5_K] = {KIND_K, K_MINS, 0, 176, STRIPS(q5_k)},
+    [GGML_TYPE_Q4_0] = {KIND_OFFSETS, OFFSET, OFFSET_8, 8 * 18, STRIPS(q4_0), FEW(q4_0, 4)},
+    [GGML_TYPE_Q4_1] = {KIND_SUMS, SUMS, 0, 8 * 20, STRIPS(q4_1), FEW(q4_1, 4)},
+    [GGML_TYPE_Q5_0] = {KIND_OFFSETS, OFFSET, OFFSET_16, 8 * 22, STRIPS(q5_0), FEW(q5_0, 4)},
+    [GGML_TYPE_Q5_1] = {KIND_SUMS, SUMS, 0, 8 * 24, STRIPS(q5_1), FEW(q5_1, 4)},
+    [GGML_TYPE_Q8_0] = {KIND_OFFSETS, WIDE, OFFSET_WIDE, 8 * 34, STRIPS(q8_0), FEW(q8_0, 4)},
+    [GGML_TYPE_IQ4_NL] = {KIND_OFFSETS, WIDE, OFFSET_WIDE, 8 * 18, STRIPS(iq4_nl), FEW(iq4_nl, 4)},
+    [GGML_TYPE_Q4_K] = {KIND_K, K_MINS, 0, 144, STRIPS(q4_k), FEW(q4_k, 2)},
+    [GGML_TYPE_Q5_K] = {KIND_K, K_MINS, 0, 176, STRIPS(q5_k), FEW(q5_k, 2)},
     [GGML_TYPE_Q6_K] = {KIND_K, K_OFFSET, 0, 210, STRIPS(q6_k)},
 };
 

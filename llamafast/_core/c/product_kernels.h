@@ -3,14 +3,6 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Four values of a row, in each lane. */
-TARGET INLINE vi K(four)(const int8_t *value)
-{
-    int32_t bytes;
-    memcpy(&bytes, value, sizeof bytes);
-    return vi_set(bytes);
-}
-
 /* Adds to x the products of `n_groups` groups of four columns from `group` on, for n rows and `width` strips. */
 TARGET INLINE void K(dot)(
     int shape, int width, int n, const struct K(tile) *tile, const int8_t *const *value, int group, int n_groups,
@@ -26,7 +18,7 @@ TARGET INLINE void K(dot)(
         for (int i = 0; i < n; i++) {
             const vi y = K(four)(value[i] + 4 * g);
             for (int strip = 0; strip < width; strip++) {
-                x[i][strip] = shape == WIDE ? vi_dot_wide(x[i][strip], w[strip], y) : vi_dot(x[i][strip], w[strip], y);
+                x[i][strip] = DOT(shape, x[i][strip], w[strip], y);
             }
         }
     }
@@ -46,21 +38,15 @@ TARGET INLINE void K(multiply_32)(
         vi x[MAX_TAKEN][2];
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++) {
-            x[i][0] = vi_set(shape == SUMS ? 0 : ((const struct chunk_offsets *) row[i])->start[offset][block]);
-            x[i][1] = x[i][0];
+            x[i][0] = x[i][1] = K(start)(shape, row[i], offset, block);
         }
         K(dot)(shape, width, n, tile, value, 8 * block, 8, x);
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++) {
-            const struct chunk_sums *sums = row[i];
-            const struct chunk_offsets *offsets = row[i];
-            const vf scale = vset(shape == SUMS ? sums->scale[block] : offsets->scale[block]);
             for (int strip = 0; strip < width; strip++) {
-                const vf both = vmul(vload(tile[strip].scale[block]), scale);
-                sum[i][strip] = vfma(vi_float(x[i][strip]), both, sum[i][strip]);
-                if (shape == SUMS) {
-                    sum[i][strip] = vfma(vload(tile[strip].min[block]), vset(sums->sum[block]), sum[i][strip]);
-                }
+                const struct K(scales) *scales = &tile[strip].scales;
+                sum[i][strip] = K(with_32)(
+                    shape, sum[i][strip], x[i][strip], scales->scale[block], scales->min[block], row[i], block);
             }
         }
     }
@@ -82,30 +68,20 @@ TARGET INLINE void K(multiply_256)(
         vi x[MAX_TAKEN][2];
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++) {
-            x[i][0] = vi_set(shape == K_MINS ? 0 : ((const struct chunk_k *) row[i])->start[block]);
-            x[i][1] = x[i][0];
+            x[i][0] = x[i][1] = K(start)(shape, row[i], 0, block);
         }
         K(dot)(shape, width, n, tile, value, 64 / n_blocks * block, 64 / n_blocks, x);
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++) {
             for (int strip = 0; strip < width; strip++) {
-                const vf scale = vload(tile[strip].scale[block]);
+                const vf scale = tile[strip].scales.scale[block];
                 of_chunk[i][strip] = vfma(vi_float(x[i][strip]), scale, of_chunk[i][strip]);
             }
         }
     }
     for (int i = 0; i < n; i++) {
-        const struct chunk_k *chunk = row[i];
         for (int strip = 0; strip < width; strip++) {
-            if (shape == K_MINS) {
-                vi mins = vi_set(0);
-                for (int pair = 0; pair < 4; pair++) {
-                    const vi sums = K(four)((const int8_t *) (chunk->pair_sum + 2 * pair));
-                    mins = vi_dot_pairs(mins, vi_load(tile[strip].min[pair]), sums);
-                }
-                of_chunk[i][strip] = vfma(vi_float(mins), vload(tile[strip].min_scale), of_chunk[i][strip]);
-            }
-            sum[i][strip] = vfma(of_chunk[i][strip], vset(chunk->scale), sum[i][strip]);
+            sum[i][strip] = K(with_256)(shape, sum[i][strip], of_chunk[i][strip], &tile[strip].scales, row[i]);
         }
     }
 }
@@ -164,15 +140,15 @@ TARGET INLINE void K(strips)(int shape, int width, const struct piece *piece, in
     const struct format *format = piece->format;
     const int64_t at[2] = {first, second};
     const void *row[MAX_ROWS];
-    const int64_t n_chunks = CEIL(piece->n_columns, 256), share = piece->row_bytes * VL / n_chunks;
+    const int64_t n_chunks = CEIL(piece->n_columns, 256), strip_bytes = piece->row_bytes * VL;
     /* a strip is in one piece, whose n-th part is fetched while the n-th chunk of the one before it is multiplied */
-    struct ahead ahead = {.part = CEIL(CEIL(share, 16), LINE) * LINE};
+    struct ahead ahead = {.part = strip_bytes / (16 * n_chunks)};
     memset(sums, 0, (size_t) piece->n_rows * 2 * VL * sizeof *sums);
     for (int64_t chunk = 0; chunk < n_chunks; chunk++) {
         const int n_columns = (int) MIN(piece->n_columns - 256 * chunk, 256);
         for (int strip = 0; strip < width; strip++) {
             const uint8_t *weights = piece->weights + at[strip] * piece->row_bytes;
-            ahead.from = weights + (width * n_chunks + chunk) * share;
+            ahead.from = weights + width * strip_bytes + 16 * chunk * ahead.part;
             fetch(ahead, 8, 12);
             format->K(unpack)(
                 weights + chunk * format->chunk_bytes, (size_t) piece->row_bytes, n_columns, tile + strip);
@@ -215,6 +191,12 @@ static void K(compute_strips)(const struct piece *piece, int64_t first, int64_t 
         [K_OFFSET] = K(strips_K_OFFSET),
     };
     const int width = piece->n_rows >= ROWS_FOR_TWO ? 2 : 1;
+    if (piece->n_rows <= piece->format->few) {
+        for (int64_t row = first; row < stop; row += VL) {
+            piece->format->K(few_rows)(piece, MIN(row, stop - VL));
+        }
+        return;
+    }
     for (int64_t row = first; row < stop;) {
         /* a strip that would end behind the last row begins earlier, and computes some rows again */
         const int64_t second = row + VL, taken = width == 2 && second < stop ? 2 : 1;
@@ -226,3 +208,4 @@ static void K(compute_strips)(const struct piece *piece, int64_t first, int64_t 
 #undef INLINE
 #undef TAKE
 #undef STRIPS
+#undef DOT

@@ -89,15 +89,6 @@ TARGET static inline void i8_columns(const uint8_t *p, size_t n, __m256i *to)
     to[3] = _mm256_unpackhi_epi64(b, d);
 }
 
-TARGET static inline __m256i i8_rows(const uint8_t *p, size_t n)
-{
-    int32_t row[8];
-    for (int r = 0; r < 8; r++) {
-        memcpy(row + r, p + r * n, sizeof *row);
-    }
-    return _mm256_loadu_si256((const __m256i *) row);
-}
-
 TARGET static inline __m256i i8_fifths(__m256i bits, int g)
 {
     const __m256i byte = _mm256_add_epi8(
@@ -178,7 +169,6 @@ TARGET static inline int32_t i8_sum(__m256i v)
 #define vi_dot_wide(sum, w, s) i8_dot(sum, _mm256_sign_epi8(w, w), _mm256_sign_epi8(s, w))
 #define vi_dot_pairs(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
 #define vi_columns i8_columns
-#define vi_rows i8_rows
 #define vi_lookup(p, i) _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) (p))), i)
 #define vi_fifths i8_fifths
 #include "exp2.h"

@@ -24,12 +24,6 @@ TARGET static inline void i16_columns(const uint8_t *p, size_t n, __m512i *to)
     to[3] = _mm512_unpackhi_epi64(b, d);
 }
 
-TARGET static inline __m512i i16_rows(const uint8_t *p, size_t n)
-{
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return _mm512_i32gather_epi32(_mm512_mullo_epi32(lanes, _mm512_set1_epi32((int32_t) n)), p, 1);
-}
-
 TARGET static inline __m512i i16_fifths(__m512i bits, int g)
 {
     const __m512i byte = _mm512_add_epi8(
@@ -64,6 +58,5 @@ TARGET static inline __m512i i16_fifths(__m512i bits, int g)
 #define vi_dot_wide _mm512_dpbusd_epi32
 #define vi_dot_pairs _mm512_dpwssd_epi32
 #define vi_columns i16_columns
-#define vi_rows i16_rows
 #define vi_lookup(p, i) _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *) (p))), i)
 #define vi_fifths i16_fifths

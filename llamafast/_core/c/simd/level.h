@@ -16,7 +16,6 @@
  *   vi_dot_wide(sum, w, s)   of bytes of any size: w are signed ones to which WIDE_OFFSET was added
  *   vi_dot_pairs(sum, a, b)  of the two signed 16-bit halves
  *   vi_columns(p, n, to)     to[g] has in lane r the bytes 4g to 4g + 3 of the 16 at p + r * n
- *   vi_rows(p, n)            has in lane r the four bytes at p + r * n
  *   vi_lookup(p, i)          bytes of the 16 at p, by the low four bits of those in i, which are below 128
  *   vi_fifths(bits, g)       bytes of 16 where the lane's bits 4g to 4g + 3 are set, else of 0
  *   vi_halves(v)             floats from the low 16 bits of the lanes

@@ -50,6 +50,5 @@
 #undef vi_dot_wide
 #undef vi_dot_pairs
 #undef vi_columns
-#undef vi_rows
 #undef vi_lookup
 #undef vi_fifths
