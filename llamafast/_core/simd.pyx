@@ -2,12 +2,12 @@
 """
 import os
 
-from .headers.simd cimport SIMD_AVX512_VNNI, simd_level
+from .headers.simd cimport SIMD_AVX512_BF16, simd_level
 
 # in the order of c/simd/level.h
-NAMES = ("baseline", "avx2", "avx512", "avx512_vnni")
+NAMES = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 
-cdef int limit = SIMD_AVX512_VNNI
+cdef int limit = SIMD_AVX512_BF16
 cdef str named = os.environ.get("LLAMAFAST_SIMD", "")
 if named:
     if named not in NAMES:

@@ -59,10 +59,8 @@ TARGET INLINE void K(float_rows)(
 /* A block of weights stays in the second cache while all rows of the piece, a few at a time, are multiplied with it. */
 TARGET INLINE void K(floats)(enum ggml_type type, const struct piece *piece, int64_t first, int64_t stop)
 {
-    const int64_t block = MAX(CACHED_WEIGHTS / piece->row_bytes / 4 * 4, 4);
-    for (int64_t begin = first; begin < stop; begin += block) {
-        /* no block of fewer than four rows is left */
-        const int64_t end = begin + block + 4 > stop ? stop : begin + block;
+    for (int64_t begin = first, end; begin < stop; begin = end) {
+        end = end_of_block(piece, begin, stop);
         int from = 0;
         for (; from + FLOAT_ROWS <= piece->n_rows; from += FLOAT_ROWS) {
             K(float_rows)(type, FLOAT_ROWS, piece, begin, end, from);
@@ -72,9 +70,6 @@ TARGET INLINE void K(floats)(enum ggml_type type, const struct piece *piece, int
 #if FLOAT_ROWS > 2
         TAKE(2) TAKE(3) TAKE(4) TAKE(5)
 #endif
-        }
-        if (end == stop) {
-            break;
         }
     }
 }

@@ -21,7 +21,7 @@ enum {
 
 /* 256 columns of a row, quantised as one of these. Where weights are stored with an offset, products begin at minus the
  * offset times the sum of the values. */
-enum kind { KIND_SUMS, KIND_OFFSETS, KIND_K, N_KINDS, KIND_FLOATS = N_KINDS };
+enum kind { KIND_SUMS, KIND_OFFSETS, KIND_K, KIND_BRAINS, N_KINDS, KIND_FLOATS = N_KINDS };
 enum offset { OFFSET_8, OFFSET_16, OFFSET_WIDE, N_OFFSETS };
 
 struct chunk_sums {                             /* ggml's Q8_1 */
@@ -44,7 +44,7 @@ struct chunk_k {                                /* Q8_K */
 
 static const size_t chunk_size[N_KINDS] = {
     [KIND_SUMS] = sizeof(struct chunk_sums), [KIND_OFFSETS] = sizeof(struct chunk_offsets),
-    [KIND_K] = sizeof(struct chunk_k),
+    [KIND_K] = sizeof(struct chunk_k), [KIND_BRAINS] = 256 * sizeof(uint16_t),
 };
 
 /* How a strip is multiplied: with mins or with an offset, and whether its values need more than 6 bits. */
@@ -80,6 +80,13 @@ struct piece {
     const char *rows[MAX_ROWS];
     float *results[MAX_ROWS];
 };
+
+/* Where the block of rows of floats ends that begins at `begin`; no block of fewer than four rows is left. */
+static inline int64_t end_of_block(const struct piece *piece, int64_t begin, int64_t stop)
+{
+    const int64_t block = MAX(CACHED_WEIGHTS / piece->row_bytes / 4 * 4, 4);
+    return begin + block + 4 > stop ? stop : begin + block;
+}
 
 /* What is fetched from memory beside the work, in parts of so many bytes: all at once would keep everything else that is
  * on its way, from nearer by, waiting. No line is asked for twice, which costs as much as the first time. 0: nothing is.
@@ -135,6 +142,7 @@ static inline void fetch_near(struct ahead ahead, int first, int stop)
 #include "product_few_rows.h"
 #include "product_kernels.h"
 #include "product_floats.h"
+#include "product_brains.h"
 
 #define STRIPS(name) \
     .unpack_avx2 = unpack_##name##_avx2, .unpack_avx512_vnni = unpack_##name##_avx512_vnni, \
@@ -157,13 +165,17 @@ static const struct format formats[GGML_TYPE_COUNT] = {
     [GGML_TYPE_Q6_K] = {KIND_K, K_OFFSET, 0, 210, STRIPS(q6_k)},
 };
 
+static const struct format brains = {KIND_BRAINS, .compute_avx512_vnni = compute_brains};
+
 static void (*const quantise[][N_KINDS])(const float *, int64_t, void *) = {
     [SIMD_AVX2] = {quantise_32_sums_avx2, quantise_32_avx2, quantise_256_avx2},
     [SIMD_AVX512_VNNI] = {quantise_32_sums_avx512_vnni, quantise_32_avx512_vnni, quantise_256_avx512_vnni},
+    [SIMD_AVX512_BF16] = {
+        quantise_32_sums_avx512_vnni, quantise_32_avx512_vnni, quantise_256_avx512_vnni, quantise_brains},
 };
-static const int64_t lanes[] = {[SIMD_AVX2] = 8, [SIMD_AVX512_VNNI] = 16};
+static const int64_t lanes[] = {[SIMD_AVX2] = 8, [SIMD_AVX512_VNNI] = 16, [SIMD_AVX512_BF16] = 16};
 #else
-static const struct format formats[GGML_TYPE_COUNT];
+static const struct format formats[GGML_TYPE_COUNT], brains;
 static void (*const quantise[][N_KINDS])(const float *, int64_t, void *) = {{NULL}};
 static const int64_t lanes[] = {0};
 #endif

@@ -102,13 +102,19 @@ void products_begin(struct products *self)
     self->computed = false;
 }
 
+/* Where the processor multiplies BF16, activations become it too. */
+static const struct format *format_of(const struct ggml_tensor *w)
+{
+    return level >= SIMD_AVX512_BF16 && w->type == GGML_TYPE_BF16 && w->ne[0] % 32 == 0 ? &brains : &formats[w->type];
+}
+
 static bool fits(const struct ggml_tensor *node)
 {
     const struct ggml_tensor *w = node->src[0], *x = node->src[1];
-    const struct format *format = &formats[w->type];
+    const struct format *format = format_of(w);
     const bool of_experts = node->op == GGML_OP_MUL_MAT_ID;
     return (of_experts || (node->op == GGML_OP_MUL_MAT && node->op_params[1] == 0 && w->ne[2] == 1))
-        && format->compute_avx2 != NULL && level >= SIMD_AVX2 && (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0
+        && format->compute_avx512_vnni != NULL && level >= SIMD_AVX2 && (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0
         && w->extra == NULL && w->buffer != NULL && ggml_backend_buffer_is_host(w->buffer)
         && ggml_backend_buffer_get_usage(w->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS
         && w->ne[3] == 1 && w->ne[1] >= lanes[level] && w->nb[0] == ggml_type_size(w->type)
@@ -129,7 +135,7 @@ static void *room(void *old, size_t size)
 static bool reserve(struct products *self, const struct ggml_tensor *node)
 {
     const struct ggml_tensor *w = node->src[0], *x = node->src[1], *ids = node->src[2];
-    const enum kind kind = formats[w->type].kind;
+    const enum kind kind = format_of(w)->kind;
     struct groups *groups = &self->groups;
     if (self->n_nodes == self->max_nodes) {
         const int more = MAX(2 * self->max_nodes, 256);
@@ -181,7 +187,7 @@ bool products_take(struct products *self, struct ggml_tensor *node)
         }
         return false;
     }
-    const enum kind kind = formats[node->src[0]->type].kind;
+    const enum kind kind = format_of(node->src[0])->kind;
     struct mark mark = {.node = self->n_nodes++};
     if (kind != KIND_FLOATS) {
         mark.quantises = self->quantised[kind].of != node->src[1];
@@ -273,7 +279,7 @@ static void multiply(
     int64_t first, int64_t stop)
 {
     const struct ggml_tensor *w = node->src[0], *x = node->src[1];
-    const struct format *format = &formats[w->type];
+    const struct format *format = format_of(w);
     const int64_t most = x->ne[0] > LONG_ROW ? FEW_ROWS : MAX_ROWS;
     const int64_t size = format->kind == KIND_FLOATS ? 0 : (int64_t) chunk_size[format->kind];
     const int64_t row_size = CEIL(x->ne[0], 256) * size;
@@ -309,7 +315,7 @@ void products_compute(struct ggml_tensor *node, int ith, int nth, void *data)
         group(&self->groups, ids, w->ne[2]);
     }
     if (mark.quantises) {
-        quantise_rows(self, node->src[1], formats[w->type].kind, ith, nth);
+        quantise_rows(self, node->src[1], format_of(w)->kind, ith, nth);
     }
     if (nth > 1 && (mark.groups || mark.quantises)) {
         wait_for_all(self, nth);

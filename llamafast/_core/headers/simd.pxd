@@ -2,5 +2,5 @@
 cdef extern from "simd/level.h" nogil:
     enum:
         SIMD_AVX2
-        SIMD_AVX512_VNNI
+        SIMD_AVX512_BF16
     int simd_level(int limit)

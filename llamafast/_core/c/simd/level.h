@@ -23,8 +23,9 @@
 #ifndef LLAMAFAST_SIMD_LEVEL_H
 #define LLAMAFAST_SIMD_LEVEL_H
 
-/* Instruction sets, each one a superset of those before it. */
-enum { SIMD_BASELINE, SIMD_AVX2, SIMD_AVX512, SIMD_AVX512_VNNI };
+/* Instruction sets, each one a superset of those before it. There are no vectors for the last: what multiplies BF16 is
+ * written with it (product_brains.h). */
+enum { SIMD_BASELINE, SIMD_AVX2, SIMD_AVX512, SIMD_AVX512_VNNI, SIMD_AVX512_BF16 };
 
 /* The best one that the processor has and that is not above `limit`. */
 static inline int simd_level(int limit)
@@ -42,6 +43,9 @@ static inline int simd_level(int limit)
     if (level == SIMD_AVX512 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")
         && __builtin_cpu_supports("avx512vnni")) {
         level = SIMD_AVX512_VNNI;
+    }
+    if (level == SIMD_AVX512_VNNI && __builtin_cpu_supports("avx512bf16")) {
+        level = SIMD_AVX512_BF16;
     }
 #endif
     return level < limit ? level : limit;
