@@ -9,7 +9,11 @@ cdef struct step_cost_t:
     double seconds
     double rows_rows
     double rows_seconds
+    # How much longer than the line says the recent steps with rows of prompts took, once: a row costs the more the longer
+    # its prompt is already, which the line, being over rows alone, learns too late.
+    double excess
 
 cdef void cost_init(step_cost_t *self, double decay) noexcept nogil
 cdef void cost_add(step_cost_t *self, int32_t rows, double seconds) noexcept nogil
+cdef void cost_add_prompts(step_cost_t *self, int32_t rows, double seconds) noexcept nogil
 cdef void cost_fit(const step_cost_t *self, double *fixed, double *per_row) noexcept nogil

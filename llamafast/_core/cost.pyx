@@ -3,9 +3,15 @@ from libc.stdint cimport int32_t
 from libc.string cimport memset
 
 
+# The newest step's weight in the excess, and the largest that is believed.
+cdef double NEW = 0.5
+cdef double MOST = 2.0
+
+
 cdef void cost_init(step_cost_t *self, double decay) noexcept nogil:
     memset(self, 0, sizeof(step_cost_t))
     self.decay = decay
+    self.excess = 1
 
 
 cdef void cost_add(step_cost_t *self, int32_t rows, double seconds) noexcept nogil:
@@ -14,6 +20,14 @@ cdef void cost_add(step_cost_t *self, int32_t rows, double seconds) noexcept nog
     self.seconds = self.seconds * self.decay + seconds
     self.rows_rows = self.rows_rows * self.decay + <double> rows * rows
     self.rows_seconds = self.rows_seconds * self.decay + rows * seconds
+
+
+cdef void cost_add_prompts(step_cost_t *self, int32_t rows, double seconds) noexcept nogil:
+    """A step some of whose rows were a prompt's."""
+    cdef double fixed, per_row
+    cost_add(self, rows, seconds)
+    cost_fit(self, &fixed, &per_row)
+    self.excess += NEW * (min(max(seconds / (fixed + per_row * rows), 1.0), MOST) - self.excess)
 
 
 cdef void cost_fit(const step_cost_t *self, double *fixed, double *per_row) noexcept nogil:

@@ -172,4 +172,6 @@ cdef int32_t prefill_budget(const quota_t *self, int32_t n_decode) noexcept nogi
         return self.pace.min_prefill if n_decode else self.pace.first_prefill
     cost_fit(&self.cost, &fixed, &per_row)
     seconds = quota_gap(self, fixed + per_row * n_decode) if n_decode else self.pace.prefill_seconds
-    return max(self.pace.min_prefill, <int32_t> min((seconds - fixed) / per_row, 1e6) - n_decode)
+    return max(
+        self.pace.min_prefill, <int32_t> min((seconds / self.cost.excess - fixed) / per_row, 1e6) - n_decode
+    )

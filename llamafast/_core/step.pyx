@@ -6,7 +6,7 @@ without a Python decision and with no lock but the Outbox's.
 from libc.stdint cimport int32_t
 
 from .context cimport Batch, Context, context_decode
-from .cost cimport cost_add
+from .cost cimport cost_add, cost_add_prompts
 from .headers.clock cimport now
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_get_logits_ith
 from .histograms cimport histograms_init, observe_end, observe_step, observe_token
@@ -99,7 +99,10 @@ cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
     code = step_publish(self, decoded)
     sampled = count.last_step
     self.spare = quota_spare(&self.quota, sampled - start, n_rows, n_decode)
-    cost_add(&self.quota.cost, n_rows, decoded - start)
+    if n_rows > n_decode:
+        cost_add_prompts(&self.quota.cost, n_rows, decoded - start)
+    else:
+        cost_add(&self.quota.cost, n_rows, decoded - start)
     step_count(self, n_rows, decoded - start, sampled - start)
     count.sequences += n_sequences
     count.prompt_tokens += n_rows - n_decode

@@ -3,7 +3,7 @@ from libc.stdint cimport int32_t, uint64_t
 
 from llamafast._core.blocks cimport BLOCK, block_hash, common_run
 from llamafast._core.context cimport Context
-from llamafast._core.cost cimport cost_add, cost_fit, cost_init, step_cost_t
+from llamafast._core.cost cimport cost_add, cost_add_prompts, cost_fit, cost_init, step_cost_t
 from llamafast._core.dry cimport Breakers, breakers_t
 from llamafast._core.embedder cimport Embedder
 from llamafast._core.headers.llama cimport llama_memory_seq_pos_max
@@ -94,6 +94,13 @@ cdef class StepCost:
 
     def add(self, int32_t rows, double seconds):
         cost_add(&self.cost, rows, seconds)
+
+    def add_prompts(self, int32_t rows, double seconds):
+        cost_add_prompts(&self.cost, rows, seconds)
+
+    @property
+    def excess(self):
+        return self.cost.excess
 
     def fit(self):
         """(fixed, per_row) in seconds. Needs a step with at least one row first."""

@@ -36,3 +36,34 @@ def test_a_larger_step_that_took_less_time_is_no_slope():
     fixed, per_row = cost.fit()
     assert fixed >= 0
     assert per_row > 0
+
+
+def rows_for(cost: StepCost, seconds: float) -> int:
+    fixed, per_row = cost.fit()
+    return int((seconds / cost.excess - fixed) / per_row)
+
+
+def test_a_prompts_rows_that_cost_more_and_more_are_foreseen():
+    """As attention makes them: twice as much at its end. By the line alone steps get 1.4 times as long as they may."""
+    cost = StepCost(0.98)
+    for _ in range(100):
+        cost.add(8, 0.0095)
+    done, took = 0, []
+    while done < 1000:
+        rows = rows_for(cost, 0.06)
+        took.append(0.0095 + rows * 0.0005 * (1 + done / 800))
+        cost.add_prompts(8 + rows, took[-1])
+        done += rows
+    assert max(took) < 0.075
+    assert sorted(took)[len(took) // 2] > 0.05
+
+
+def test_what_was_once_longer_is_forgotten():
+    cost = StepCost(0.98)
+    for _ in range(100):
+        cost.add_prompts(10, 0.010)
+    cost.add_prompts(10, 1.0)
+    assert cost.excess > 1.4
+    for _ in range(10):
+        cost.add_prompts(10, 0.010)
+    assert cost.excess == pytest.approx(1, abs=0.01)
