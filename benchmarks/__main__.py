@@ -86,6 +86,7 @@ def arguments() -> argparse.Namespace:
     add("--only", default="", metavar="TEXT", help="those of them whose name contains this")
     add("--servers", nargs="+", choices=CONTENDERS, help="who takes part (whoever is available)")
     add("--pairs", type=at_least(1), default=3, help="runs of each server (3)")
+    add("--threads", type=at_least(1), default=1, help="compute threads of the servers, not of the raw loop (1)")
     add("--timeout", type=float, default=300.0, help="seconds after which a request has failed (300)")
     add("--goal-ttft", type=float, default=0.5, help="seconds to the first token of a good answer (0.5)")
     add("--goal-tpot", type=float, default=0.05, help="seconds per further token of a good answer (0.05)")
@@ -187,7 +188,11 @@ def run_comparison(options: argparse.Namespace) -> int:
     (options.out / "results.jsonl").unlink(missing_ok=True)
     journal, about = Journal(options.out / "results.jsonl"), conditions() | versions
     journal.write("conditions", command=" ".join(sys.argv), **about)
-    scenarios = [scenario for scenario in SETS[options.set]() if options.only in scenario.name]
+    scenarios = [
+        msgspec.structs.replace(scenario, size=msgspec.structs.replace(scenario.size, threads=options.threads))
+        for scenario in SETS[options.set]()
+        if options.only in scenario.name
+    ]
     if not scenarios:
         sys.exit(f"benchmarks: no scenario of the {options.set} set has {options.only!r} in its name")
     goal = Goal(options.goal_ttft, options.goal_tpot)

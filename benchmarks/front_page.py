@@ -21,7 +21,7 @@ SHOWN = {
 }
 TITLE = "tokens per second ÷ those of llama-server, one compute thread each"
 WIDTH, LEFT, TOP, ROW, BAR = 760, 330, 44, 26, 16
-UNIT = 48  # pixels of a ratio of 1
+LONGEST = WIDTH - LEFT - 50  # pixels, with room for its number behind it
 
 
 def ratios(page: str) -> dict[str, float]:
@@ -33,6 +33,7 @@ def ratios(page: str) -> dict[str, float]:
 def picture(page: str) -> str:
     """An SVG with a bar for each of SHOWN. Raises KeyError for one that is not in ``page``."""
     found = ratios(page)
+    unit = LONGEST / max(found[name] for name in SHOWN)
     height = TOP + ROW * len(SHOWN) + 12
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
@@ -42,16 +43,16 @@ def picture(page: str) -> str:
     ]
     for row, (name, label) in enumerate(SHOWN.items()):
         y = TOP + row * ROW
-        middle, length = y + BAR - 4, UNIT * found[name]
+        middle, length = y + BAR - 4, unit * found[name]
         lines += [
             f'<text x="{LEFT - 10}" y="{middle}" text-anchor="end" fill="#333333">{label}</text>',
             f'<rect x="{LEFT}" y="{y}" width="{length:.0f}" height="{BAR}" fill="#2b6cb0"/>',
             f'<text x="{LEFT + length + 6:.0f}" y="{middle}" fill="#333333">{found[name]:.2f}</text>',
         ]
-    one = LEFT + UNIT
+    one = LEFT + unit
     lines += [
-        f'<line x1="{one}" y1="{TOP - 8}" x2="{one}" y2="{height - 12}" stroke="#dd6b20" stroke-width="2"/>',
-        f'<text x="{one}" y="{TOP - 11}" text-anchor="middle" font-size="11" fill="#dd6b20">1</text>',
+        f'<line x1="{one:.0f}" y1="{TOP - 8}" x2="{one:.0f}" y2="{height - 12}" stroke="#dd6b20" stroke-width="2"/>',
+        f'<text x="{one:.0f}" y="{TOP - 11}" text-anchor="middle" font-size="11" fill="#dd6b20">1</text>',
         "</svg>",
     ]
     return "\n".join(lines) + "\n"

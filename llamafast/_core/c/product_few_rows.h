@@ -83,7 +83,7 @@ TARGET INLINE void K(dot_few)(
     { \
         const int64_t n_chunks = CEIL(piece->n_columns, 256), strip_bytes = piece->row_bytes * VL; \
         const uint8_t *weights = piece->weights + first * piece->row_bytes; \
-        struct ahead ahead = {weights + strip_bytes, strip_bytes / (16 * n_chunks)}; \
+        struct ahead ahead = {weights + strip_bytes, 16 * strip_bytes / piece->n_columns}; \
         const void *row[MAX_FEW]; \
         vf sum[MAX_FEW]; \
         for (int i = 0; i < MAX_FEW; i++) { \

@@ -141,18 +141,18 @@ TARGET INLINE void K(strips)(int shape, int width, const struct piece *piece, in
     const int64_t at[2] = {first, second};
     const void *row[MAX_ROWS];
     const int64_t n_chunks = CEIL(piece->n_columns, 256), strip_bytes = piece->row_bytes * VL;
-    /* a strip is in one piece, whose n-th part is fetched while the n-th chunk of the one before it is multiplied */
-    struct ahead ahead = {.part = strip_bytes / (16 * n_chunks)};
+    /* a strip is in one piece, of which as much is fetched as the one before it is multiplied of, 16 columns a part */
+    struct ahead ahead = {.part = 16 * strip_bytes / piece->n_columns};
     memset(sums, 0, (size_t) piece->n_rows * 2 * VL * sizeof *sums);
     for (int64_t chunk = 0; chunk < n_chunks; chunk++) {
-        const int n_columns = (int) MIN(piece->n_columns - 256 * chunk, 256);
+        const int n_columns = (int) MIN(piece->n_columns - 256 * chunk, 256), n_parts = n_columns / 16;
         for (int strip = 0; strip < width; strip++) {
             const uint8_t *weights = piece->weights + at[strip] * piece->row_bytes;
             ahead.from = weights + width * strip_bytes + 16 * chunk * ahead.part;
-            fetch(ahead, 8, 12);
+            fetch(ahead, n_parts / 2, 3 * n_parts / 4);
             format->K(unpack)(
                 weights + chunk * format->chunk_bytes, (size_t) piece->row_bytes, n_columns, tile + strip);
-            fetch(ahead, 12, 16);
+            fetch(ahead, 3 * n_parts / 4, n_parts);
         }
         for (int i = 0; i < piece->n_rows; i++) {
             row[i] = piece->rows[i] + chunk * piece->chunk_size;
