@@ -27,7 +27,7 @@ MODULES: dict[str, list[str]] = {
     "simd": [],
     "vocab": ["tokenize.cpp"],
     "model": ["weight_layouts.c"],
-    "graph": ["attention.c", "products.c"],
+    "graph": ["attention.c", "products.c", "zero_pages.c"],
     "team": [],
     "context": [],
     "penalties": [],

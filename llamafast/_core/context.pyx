@@ -209,6 +209,22 @@ cdef class Context:
         """Whether CPUs compute all of it, and hold all of its memory."""
         return self.model.on_cpu
 
+    def warm_up(self, llama_token token):
+        """Compute one token and forget it: the weights are read, and memory of the cache that nothing was written to is
+        given back until it is used. Nothing may run. Returns how many bytes were; raises RuntimeError with
+        llama_decode's code where it is not 0."""
+        cdef Batch batch = Batch(1)
+        cdef int32_t code
+        batch_add(&batch.batch, token, 0, 0, True)
+        self.graph.warms = True
+        with nogil:
+            code = context_decode(self, &batch.batch)
+        self.graph.warms = False
+        self.clear()
+        if code != 0:
+            raise RuntimeError(f"llama_decode returned {code}")
+        return self.graph.n_released
+
     def decode(self, Batch batch not None):
         """llama_decode's code: 0 done, 1 no room (nothing changed), 2 aborted, -1 bad batch, < -1 fatal."""
         cdef int32_t code

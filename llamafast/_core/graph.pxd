@@ -1,8 +1,11 @@
 # What of a context's graphs is ours, and how often it was computed.
 from libc.stdint cimport int32_t, int64_t
 
-from .headers.llama cimport ggml_tensor, llama_batch, llama_context, llama_context_params
+from .headers.llama cimport ggml_backend_buffer, ggml_tensor, llama_batch, llama_context, llama_context_params
 from .headers.products cimport products
+
+cdef enum:
+    MAX_WARMED = 8          # buffers of one context's caches
 
 # Kept beside a llama_context, at an address that does not change; ctx is set once there is one.
 cdef struct graph_t:
@@ -14,6 +17,10 @@ cdef struct graph_t:
     void *own
     int64_t n_direct        # times that logits were not copied
     int64_t n_attention     # operations of new graphs that are ours
+    bint warms              # memory that is zero is given back
+    int64_t n_released      # bytes that were, of so many buffers
+    ggml_backend_buffer *warmed[MAX_WARMED]
+    int32_t n_warmed
     products *products
     int64_t n_products      # products that were computed or are about to be, of all graphs
 

@@ -5,16 +5,20 @@ Its scheduler shows each node of a graph to a callback before any of them is com
 - attention becomes an operation of ours (c/attention.h), and so do products with quantised weights (c/products.h);
 - logits are computed where they are read. llama_decode copies them from the graph to its output buffer: 10 MB for 16
   rows of a large vocabulary, a seventh of a small model's step. Here the node of the logits gets the output buffer for
-  its own memory, and llama_decode copies that onto itself, for which glibc's memcpy does nothing.
+  its own memory, and llama_decode copies that onto itself, for which glibc's memcpy does nothing;
+- memory for keys and values, which llama.cpp fills with zeros at first, is given back until it is used.
 """
 from libc.string cimport strcmp
 
 from .headers.attention cimport attention_take, attention_use
 from .headers.llama cimport (
-    GGML_OP_FLASH_ATTN_EXT, GGML_TYPE_F32, c_bool, ggml_backend_buffer_is_host, ggml_is_contiguous, ggml_nrows,
-    ggml_tensor, llama_decode, llama_encode, llama_get_logits,
+    GGML_OP_FLASH_ATTN_EXT, GGML_TYPE_F32, c_bool, ggml_backend_buffer, ggml_backend_buffer_get_base,
+    ggml_backend_buffer_get_size, ggml_backend_buffer_get_type, ggml_backend_buffer_is_host,
+    ggml_backend_cpu_buffer_type, ggml_is_contiguous, ggml_nrows, ggml_tensor, llama_decode, llama_encode,
+    llama_get_logits,
 )
 from .headers.products cimport products_begin, products_free, products_new, products_take, products_use
+from .headers.zero_pages cimport zero_pages_release
 from .simd cimport simd_limit
 
 attention_use(simd_limit())
@@ -64,6 +68,8 @@ cdef c_bool change(ggml_tensor *node, c_bool ask, void *data) noexcept nogil:
     """ggml's eval callback. False: no node need be shown when it is computed."""
     cdef graph_t *self = <graph_t *> data
     if node.op == GGML_OP_FLASH_ATTN_EXT:
+        if self.warms:
+            release(self, node.src[1])
         self.n_attention += attention_take(node)
         return False
     self.n_products += products_take(self.products, node)
@@ -73,6 +79,23 @@ cdef c_bool change(ggml_tensor *node, c_bool ask, void *data) noexcept nogil:
         node.data = llama_get_logits(self.ctx)
         self.n_direct += 1
     return False
+
+
+cdef void release(graph_t *self, const ggml_tensor *keys) noexcept nogil:
+    """Give back the zeros of the cache that ``keys`` are a view of, once; nodes before may have written to it."""
+    cdef int32_t i
+    cdef ggml_backend_buffer *buffer = keys.view_src.buffer if keys.view_src != NULL else NULL
+    if buffer == NULL or ggml_backend_buffer_get_type(buffer) != ggml_backend_cpu_buffer_type():
+        return
+    for i in range(self.n_warmed):
+        if self.warmed[i] == buffer:
+            return
+    if self.n_warmed < MAX_WARMED:
+        self.warmed[self.n_warmed] = buffer
+        self.n_warmed += 1
+        self.n_released += zero_pages_release(
+            ggml_backend_buffer_get_base(buffer), ggml_backend_buffer_get_size(buffer)
+        )
 
 
 cdef bint holds_all(const graph_t *self, const ggml_tensor *node) noexcept nogil:

@@ -167,9 +167,22 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
     if cache_bytes is None:
         cache_bytes = available_bytes() // CACHE_SHARE
     if generates:
+        # what it gives back is the cache's, and not for others
+        warm_up(context, vocab)
         return_large_blocks()
         logger.info("cache    up to %.2f GB of host memory for finished prompts", cache_bytes / 1e9)
     return Engine(context, vocab, info, config, pace=pace, cache_bytes=cache_bytes, embedder=embedder)
+
+
+def warm_up(context: Context, vocab: Vocab) -> None:
+    """Raises ModelLoadError where not even one token can be computed."""
+    began = time.monotonic()
+    try:
+        n_bytes = context.warm_up(max(vocab.bos, 0))
+    except RuntimeError as error:
+        raise ModelLoadError(f"the model does not compute: {error}") from error
+    seconds = time.monotonic() - began
+    logger.info("warm-up  %.2f s, %.2f GB of the context's memory given back until needed", seconds, n_bytes / 1e9)
 
 
 def resolved_settings(config: ModelConfig, path: Path) -> dict[str, Any]:

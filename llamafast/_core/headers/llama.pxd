@@ -25,6 +25,7 @@ cdef extern from "ggml.h" nogil:
         int op
         ggml_backend_buffer *buffer
         int64_t ne[4]
+        ggml_tensor *src[4]     # of GGML_MAX_SRC
         ggml_tensor *view_src
         void *data
         char name[64]
@@ -36,6 +37,10 @@ cdef extern from "ggml.h" nogil:
 cdef extern from "ggml-backend.h" nogil:
     ctypedef c_bool (*ggml_backend_sched_eval_callback)(ggml_tensor *t, c_bool ask, void *user_data) noexcept nogil
     c_bool ggml_backend_buffer_is_host(ggml_backend_buffer *buffer)
+    void *ggml_backend_buffer_get_base(ggml_backend_buffer *buffer)
+    size_t ggml_backend_buffer_get_size(ggml_backend_buffer *buffer)
+    void *ggml_backend_buffer_get_type(ggml_backend_buffer *buffer)
+    void *ggml_backend_cpu_buffer_type()
 
 
 cdef extern from "gguf.h" nogil:
