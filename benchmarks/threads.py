@@ -42,9 +42,10 @@ def served(work: Workload, port: int, run: int, limit_s: float) -> ServedRun:
 def measure_threads(
     work: Workload, threads: Sequence[int], spins: Sequence[int], pairs: int, limit_s: float, journal: Journal
 ) -> tuple[list[dict[str, str]], list[str]]:
-    """A row per setting, alone and beside a neighbour in turn, and the reasons of failed requests. 0 threads are as
+    """A row per setting, alone and then beside a neighbour, and the reasons of failed requests. 0 threads are as
     many as the server chooses. All servers are up together and take turns; ratios are to the fastest fixed number's of
-    the same round, the median of all rounds.
+    the same round, the median of all rounds. A run that does not count comes before those of each place: what chooses
+    has to find out where it is.
     """
     settings = list(product(threads, spins))
     runs: dict[tuple[str, int, int], list[ServedRun]] = {}
@@ -54,13 +55,13 @@ def measure_threads(
             (n, spin): stack.enter_context(serving(works[n].server_config, None, {"GOMP_SPINCOUNT": str(spin)}))
             for n, spin in settings
         }
-        for n, spin in settings:
-            served(works[n], servers[n, spin].port, 0, limit_s)
-        for pair in range(pairs):
-            for place in ("quiet", "beside"):
-                with ExitStack() as turn:
-                    if place == "beside":
-                        turn.enter_context(busy_neighbour())
+        for place in ("quiet", "beside"):
+            with ExitStack() as there:
+                if place == "beside":
+                    there.enter_context(busy_neighbour())
+                for n, spin in settings:
+                    served(works[n], servers[n, spin].port, 0, limit_s)
+                for pair in range(pairs):
                     for n, spin in settings[pair % len(settings) :] + settings[: pair % len(settings)]:
                         run = served(works[n], servers[n, spin].port, 1 + 2 * pair + (place == "beside"), limit_s)
                         runs.setdefault((place, n, spin), []).append(run)

@@ -134,6 +134,10 @@ def test_the_first_line_of_a_file_says_what_it_owns():
         assert first.setdefault(line, path) == path, line
 
 
+def test_no_module_is_longer_than_can_be_read_at_once():
+    assert {path: n for path in SOURCES if (n := path.read_text().count("\n")) > 350} == {}
+
+
 def test_names_say_something():
     vague = re.compile(r"manager|handler|util|helper|common|base|processor", re.IGNORECASE)
     for path in SOURCES:

@@ -15,5 +15,7 @@ cdef struct step_cost_t:
 
 cdef void cost_init(step_cost_t *self, double decay) noexcept nogil
 cdef void cost_add(step_cost_t *self, int32_t rows, double seconds) noexcept nogil
-cdef void cost_add_prompts(step_cost_t *self, int32_t rows, double seconds) noexcept nogil
+cdef void cost_add_prompts(
+    step_cost_t *self, int32_t rows, double seconds, double weight, double most
+) noexcept nogil
 cdef void cost_fit(const step_cost_t *self, double *fixed, double *per_row) noexcept nogil

@@ -3,11 +3,6 @@ from libc.stdint cimport int32_t
 from libc.string cimport memset
 
 
-# The newest step's weight in the excess, and the largest that is believed.
-cdef double NEW = 0.5
-cdef double MOST = 2.0
-
-
 cdef void cost_init(step_cost_t *self, double decay) noexcept nogil:
     memset(self, 0, sizeof(step_cost_t))
     self.decay = decay
@@ -22,12 +17,14 @@ cdef void cost_add(step_cost_t *self, int32_t rows, double seconds) noexcept nog
     self.rows_seconds = self.rows_seconds * self.decay + rows * seconds
 
 
-cdef void cost_add_prompts(step_cost_t *self, int32_t rows, double seconds) noexcept nogil:
-    """A step some of whose rows were a prompt's."""
+cdef void cost_add_prompts(
+    step_cost_t *self, int32_t rows, double seconds, double weight, double most
+) noexcept nogil:
+    """A step some of whose rows were a prompt's. It has ``weight`` in the excess, which is believed up to ``most``."""
     cdef double fixed, per_row
     cost_add(self, rows, seconds)
     cost_fit(self, &fixed, &per_row)
-    self.excess += NEW * (min(max(seconds / (fixed + per_row * rows), 1.0), MOST) - self.excess)
+    self.excess += weight * (min(max(seconds / (fixed + per_row * rows), 1.0), most) - self.excess)
 
 
 cdef void cost_fit(const step_cost_t *self, double *fixed, double *per_row) noexcept nogil:

@@ -13,6 +13,8 @@ cdef struct pace_t:
     int64_t scored_bytes
     double prefill_seconds
     double cost_decay
+    double excess_weight
+    double excess_most
     double mask_patience
     double mask_seconds
     double slow_mask_seconds

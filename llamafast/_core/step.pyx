@@ -100,7 +100,9 @@ cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
     sampled = count.last_step
     self.spare = quota_spare(&self.quota, sampled - start, n_rows, n_decode)
     if n_rows > n_decode:
-        cost_add_prompts(&self.quota.cost, n_rows, decoded - start)
+        cost_add_prompts(
+            &self.quota.cost, n_rows, decoded - start, self.quota.pace.excess_weight, self.quota.pace.excess_most
+        )
     else:
         cost_add(&self.quota.cost, n_rows, decoded - start)
     step_count(self, n_rows, decoded - start, sampled - start)

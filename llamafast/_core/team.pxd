@@ -12,6 +12,7 @@ cdef struct team_t:
     int32_t best[TEAM_BUCKETS]                  # of the sizes, by its index
     int32_t n_batches[TEAM_BUCKETS]
     int32_t n_seen[TEAM_BUCKETS][TEAM_SIZES]
+    double spare[TEAM_BUCKETS]                  # seconds that tries may lose
     double cost[TEAM_BUCKETS][TEAM_SIZES]       # seconds a row, of the recent batches
 
 cdef void team_init(team_t *self, int32_t n_threads) noexcept nogil

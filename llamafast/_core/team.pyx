@@ -9,13 +9,15 @@ from libc.stdint cimport int32_t
 from libc.string cimport memset
 
 cdef enum:
-    # One batch in so many tries a neighbour of the best size; one in so many where that was much slower.
-    TRY_EVERY = 32
-    TRY_SLOW_EVERY = 256
+    # One batch in so many tries a neighbour of the best size, where it is known to cost no more.
+    TRY_EVERY = 16
     # So often a neighbour is tried before it is judged, at first one batch in two.
     SEEN_ENOUGH = 4
+    # What was not lost by tries in so many batches may still be lost.
+    KEPT_BATCHES = 256
 
-cdef double MUCH_SLOWER = 1.3
+# Tries of neighbours that are known to be slower may lose this share of the time.
+cdef double TRY_SHARE = 0.02
 # A size must be so much better, else two that are as good would change places forever.
 cdef double BETTER = 0.97
 cdef double SURPRISE = 0.8
@@ -44,6 +46,7 @@ cdef void team_init(team_t *self, int32_t n_threads) noexcept nogil:
 cdef int32_t team_choose(team_t *self, int32_t n_rows) noexcept nogil:
     cdef int32_t bucket = bucket_of(n_rows), best = self.best[bucket]
     cdef int32_t n = self.n_batches[bucket], side, size
+    cdef double known = self.cost[bucket][best]
     self.n_batches[bucket] = n + 1
     if self.n_seen[bucket][best] == 0:
         return best
@@ -55,26 +58,24 @@ cdef int32_t team_choose(team_t *self, int32_t n_rows) noexcept nogil:
         if self.n_seen[bucket][size] < SEEN_ENOUGH:
             if n % 2:
                 return size
-        elif n % TRY_EVERY == TRY_EVERY // 2 * side and is_worth(self, bucket, size, n):
+        elif n % TRY_EVERY == TRY_EVERY // 2 * side and n_rows * (self.cost[bucket][size] - known) <= self.spare[bucket]:
             return size
     return best
-
-
-cdef bint is_worth(const team_t *self, int32_t bucket, int32_t size, int32_t n) noexcept nogil:
-    """Whether a neighbour that was seen often enough is to be tried with the n-th batch, whose turn it would be."""
-    return (
-        self.cost[bucket][size] < MUCH_SLOWER * self.cost[bucket][self.best[bucket]]
-        or n % TRY_SLOW_EVERY < TRY_EVERY
-    )
 
 
 cdef void team_observe(team_t *self, int32_t n_rows, int32_t size, double seconds) noexcept nogil:
     cdef int32_t bucket = bucket_of(n_rows), best = self.best[bucket]
     cdef double *cost = &self.cost[bucket][size]
     cdef double row = seconds / n_rows
+    if size == best:
+        self.spare[bucket] = min(self.spare[bucket] + TRY_SHARE * seconds, KEPT_BATCHES * TRY_SHARE * seconds)
+    else:
+        self.spare[bucket] -= min(self.spare[bucket], max(0.0, seconds - n_rows * self.cost[bucket][best]))
     if size != best and self.n_seen[bucket][size] >= SEEN_ENOUGH and row < SURPRISE * cost[0]:
         # what was known of it is out of date: it is judged anew
         self.n_seen[bucket][size] = SEEN_ENOUGH - 2
+        cost[0] = row
+    elif size != best and self.n_seen[bucket][size] >= SEEN_ENOUGH and row * SURPRISE > cost[0]:
         cost[0] = row
     cost[0] = cost[0] + FRESH * (row - cost[0]) if self.n_seen[bucket][size] else row
     self.n_seen[bucket][size] += 1

@@ -1,4 +1,4 @@
-"""The section ``model`` of cfg.json: one model, its context and what comes with it.
+"""The section ``model`` of cfg.json: one model, its context, what comes with it and what media clients may send.
 
 Names are llama.h's where llama.h has one.
 """

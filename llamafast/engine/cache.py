@@ -1,4 +1,4 @@
-"""Prefixes of what has run, kept in host RAM.
+"""Prefixes of what has run, kept in host RAM within a budget, and which are evicted.
 
 A prefix that stays in KV cells takes their room and makes every decode slower: llama.cpp makes a mask of every cell up
 to the highest used one. In RAM it costs nothing until it is wanted, and taking it back is hundreds of times faster than

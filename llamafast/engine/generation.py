@@ -1,4 +1,4 @@
-"""The caller's end of a request."""
+"""The caller's end of a request: the events of its answers as they come, and its cancel."""
 
 from __future__ import annotations
 

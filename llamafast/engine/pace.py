@@ -34,6 +34,10 @@ class Pace(Struct, frozen=True, kw_only=True):
     prefill_seconds: float = 0.5
     # Weight of the past after each step in what a row is taken to cost: about the last 50 steps count.
     cost_decay: float = 0.98
+    # How much longer than that the last steps with rows of prompts took: weight of the newest one, and the most that is
+    # believed.
+    excess_weight: float = 0.5
+    excess_most: float = 2.0
 
     # -- masks of grammars --
     # How long a step waits for masks that are late: while others could go on, as a share of llama_decode's time, and

@@ -1,4 +1,4 @@
-"""Who runs, who waits, who gives way. Decisions only: nothing here touches a model."""
+"""Who runs, who waits, who gives way (preemption). Decisions only: nothing here touches a model."""
 
 from __future__ import annotations
 

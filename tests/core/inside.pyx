@@ -95,8 +95,8 @@ cdef class StepCost:
     def add(self, int32_t rows, double seconds):
         cost_add(&self.cost, rows, seconds)
 
-    def add_prompts(self, int32_t rows, double seconds):
-        cost_add_prompts(&self.cost, rows, seconds)
+    def add_prompts(self, int32_t rows, double seconds, double weight, double most):
+        cost_add_prompts(&self.cost, rows, seconds, weight, most)
 
     @property
     def excess(self):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from core.inside import StepCost
+from llamafast.engine.pace import Pace
+
+EXCESS = (Pace().excess_weight, Pace().excess_most)
 
 
 def test_a_line_is_found():
@@ -52,7 +55,7 @@ def test_a_prompts_rows_that_cost_more_and_more_are_foreseen():
     while done < 1000:
         rows = rows_for(cost, 0.06)
         took.append(0.0095 + rows * 0.0005 * (1 + done / 800))
-        cost.add_prompts(8 + rows, took[-1])
+        cost.add_prompts(8 + rows, took[-1], *EXCESS)
         done += rows
     assert max(took) < 0.075
     assert sorted(took)[len(took) // 2] > 0.05
@@ -61,9 +64,9 @@ def test_a_prompts_rows_that_cost_more_and_more_are_foreseen():
 def test_what_was_once_longer_is_forgotten():
     cost = StepCost(0.98)
     for _ in range(100):
-        cost.add_prompts(10, 0.010)
-    cost.add_prompts(10, 1.0)
+        cost.add_prompts(10, 0.010, *EXCESS)
+    cost.add_prompts(10, 1.0, *EXCESS)
     assert cost.excess > 1.4
     for _ in range(10):
-        cost.add_prompts(10, 0.010)
+        cost.add_prompts(10, 0.010, *EXCESS)
     assert cost.excess == pytest.approx(1, abs=0.01)

@@ -1,4 +1,4 @@
-"""A request for a response and the conversation it continues → its Plan and the Response it will become."""
+"""A request for a response and the conversation it continues → the task that becomes its Plan, and the Response."""
 
 from __future__ import annotations
 
