@@ -3,7 +3,7 @@ from libc.stdint cimport int32_t
 
 cdef enum:
     TEAM_SIZES = 12         # numbers of threads that are tried
-    TEAM_BUCKETS = 13       # of rows: 1, 2, up to 4, up to 8, ...
+    TEAM_BUCKETS = 7        # of rows: 1, up to 4, up to 16, up to 64, ...
 
 # Zeroed, it chooses nothing.
 cdef struct team_t:

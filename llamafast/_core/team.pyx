@@ -85,6 +85,6 @@ cdef void team_observe(team_t *self, int32_t n_rows, int32_t size, double second
 
 cdef int32_t bucket_of(int32_t n_rows) noexcept nogil:
     cdef int32_t bucket = 0
-    while bucket < TEAM_BUCKETS - 1 and n_rows > 1 << bucket:
+    while bucket < TEAM_BUCKETS - 1 and n_rows > 1 << 2 * bucket:
         bucket += 1
     return bucket
