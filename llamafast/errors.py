@@ -54,6 +54,12 @@ class Untokenizable(InvalidRequest):
             raise
 
 
+class InvalidMedia(InvalidRequest):
+    """A picture, sound or video that cannot be had, cannot be read, or is larger than may be sent."""
+
+    code = "invalid_media"
+
+
 class ContextLengthExceeded(InvalidRequest):
     """The prompt does not fit the context of one sequence, which is ``limit`` tokens; ``size`` says how long it is and
     ``text`` what it is made of, by default ``param``.

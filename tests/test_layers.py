@@ -19,6 +19,7 @@ ALLOWED = {
     "_core": ["llamafast.errors"],
     "engine": ["llamafast._core", "llamafast.engine", *FREE],
     "chat": ["llamafast.chat", "llamafast.engine.types", *FREE],
+    "media": ["llamafast.media", *FREE],
     "api": ["llamafast.api", "llamafast.chat", "llamafast.engine.types", *FREE],
     "errors": [],
     "config": ["llamafast.config"],
@@ -58,6 +59,8 @@ OWNERS = {
     "regex": {f"chat/reply/declared/{name}" for name in ("contents", "regions", "response_template")},
     "prometheus_client": {"metrics"},
     "numpy": {"chat/vectors"},
+    "PIL": {"media/picture"},
+    "httpcore2": {"media/fetch"},
     "xxhash": {"engine/prefix_key"},
     "llama_cpp": set(),
 }

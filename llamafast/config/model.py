@@ -93,7 +93,8 @@ class EmbeddingCacheConfig(Section, frozen=True, kw_only=True):
 class MtmdConfig(Section, frozen=True, kw_only=True):
     """The multimodal projector and what clients may send it. Sizes are for one item.
 
-    ``allowed_media_domains`` null or empty allows every host.
+    ``allowed_media_domains`` null or empty allows every host. Hosts whose address is not the public Internet's are
+    asked only where that list names them, or all with ``allow_private_media``.
     """
 
     mmproj_path: Text | None = None
@@ -101,11 +102,13 @@ class MtmdConfig(Section, frozen=True, kw_only=True):
     mmproj_from_package: FromPackage | None = None
     embedding_cache: EmbeddingCacheConfig | None = None
     allowed_media_domains: tuple[Text, ...] | None = None
+    allow_private_media: bool = False
     allowed_local_media_path: Text | None = None
     batch_max_tokens: Positive = 1024
     image_max_bytes: PositiveBytes = 20 * 2**20
     audio_max_bytes: PositiveBytes = 100 * 2**20
     video_max_bytes: PositiveBytes = 512 * 2**20
+    image_max_pixels: Positive = 50_000_000
     image_timeout_seconds: Seconds = 10.0
 
     def conflicts(self) -> Iterator[tuple[str, str]]:

@@ -120,11 +120,13 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "mmproj_from_package": (None, *PRETRAINED_OR_NULL),
         "embedding_cache": (None, [None, {"path": "c", "max_bytes": 0}], [{}, {"path": "c"}, 1]),
         "allowed_media_domains": (None, [None, [], ["example.com"]], ["example.com", [1], [""]]),
+        "allow_private_media": (False, *BOOL),
         "allowed_local_media_path": (None, *NULL_TEXT),
         "batch_max_tokens": (1024, [1], [0, None, *WRONG_INT]),
         "image_max_bytes": (20 * 1024 * 1024, *MEDIA_BYTES),
         "audio_max_bytes": (100 * 1024 * 1024, *MEDIA_BYTES),
         "video_max_bytes": (512 * 1024 * 1024, *MEDIA_BYTES),
+        "image_max_pixels": (50_000_000, [1], [0, None, *WRONG_INT]),
         "image_timeout_seconds": (10.0, [0.1, 60], [0, -1, None, "1"]),
     },
     "model.mtmd.embedding_cache": {
