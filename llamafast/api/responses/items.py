@@ -9,6 +9,7 @@ from llamafast.api.responses.client_tools import CLIENT_TOOLS, arguments_of
 from llamafast.api.responses.compaction import opened
 from llamafast.api.responses.tools import chat_name, custom_arguments
 from llamafast.chat.json_text import json_text
+from llamafast.chat.prompt.media import refusal
 from llamafast.chat.request import Message
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
@@ -224,7 +225,7 @@ def _texts(parts: Any, path: str) -> Iterator[str]:
         if not isinstance(part, Mapping) or not isinstance(kind := part.get("type"), str):
             raise InvalidRequest(f"`{where}` must be an object with a string `type`", param=where)
         if kind not in _TEXT_PARTS:
-            raise UnsupportedParameter(f"{where}: {kind[:64]!r} is not supported yet", param=f"{where}.type")
+            raise refusal(kind, where)
         yield _string(part, _TEXT_PARTS[kind], where)
 
 

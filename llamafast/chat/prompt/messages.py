@@ -12,6 +12,7 @@ from llamafast.chat.json_text import json_text
 from llamafast.chat.prompt.accepts import Accepts
 from llamafast.chat.prompt.folding import BETWEEN_MESSAGES, INSTRUCTIONS, fold, joined, results_first, text_of
 from llamafast.chat.prompt.generic_tools import written_result
+from llamafast.chat.prompt.media import refusal
 from llamafast.chat.reply.dialects.forms import CallForm
 from llamafast.chat.reply.dialects.tables import HERMES
 from llamafast.chat.request import Message
@@ -34,7 +35,7 @@ def normalise_messages(
     and turns that it refuses in their place are joined to a neighbour, or a turn with next to nothing is put between.
     ``preface`` is added to the instructions at the beginning. Neither the list nor what it holds is changed.
     Raises InvalidRequest for an unknown role or a field of a wrong type, UnsupportedParameter for a content part
-    that is not text; ``param`` is the path to the field.
+    that is not text (chat/prompt/media.py); ``param`` is the path to the field.
     """
     checked = [_checked(message, f"messages[{i}]") for i, message in enumerate(messages)]
     if preface:
@@ -96,7 +97,7 @@ def _text_part(part: Any, path: str) -> Message:
         raise InvalidRequest(f"{path} must be an object with a string `type`", param=path)
     field = TEXT_FIELDS.get(kind)
     if field is None:
-        raise UnsupportedParameter(f"{path}: content of type {kind[:64]!r} is not supported yet", param=f"{path}.type")
+        raise refusal(kind, path)
     text = part.get(field)
     if not isinstance(text, str):
         raise InvalidRequest(f"{path}.{field} must be a string", param=f"{path}.{field}")

@@ -150,6 +150,15 @@ def test_pictures_are_refused(item: dict[str, Any]) -> None:
         messages_of([say("user", "Q"), item])
 
 
+@pytest.mark.parametrize("kind", ["input_image", "input_file"])
+def test_media_in_what_a_tool_answers_are_refused_with_the_reason(kind: str) -> None:
+    parts = [{"type": "input_text", "text": "see"}, {"type": kind, "image_url": "data:image/png;base64,AAAA"}]
+    sentence = "this model takes text only" if kind == "input_image" else "files are not kept here"
+    with pytest.raises(UnsupportedParameter, match=sentence) as caught:
+        messages_of([call("look"), result("look", parts)])
+    assert caught.value.param == "input[1].output[1].type"
+
+
 def test_paths_count_from_the_request() -> None:
     with pytest.raises(InvalidRequest) as caught:
         messages_of([say("user", "old"), result("gone")], n_before=1)

@@ -226,10 +226,22 @@ def test_a_malformed_message_names_its_field(message, param: str) -> None:
     assert caught.value.param == param
 
 
-@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "video", "x" * 10_000])
-def test_other_parts_are_not_supported_yet(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("image_url", "this model takes text only: model.mtmd is not configured"),
+        ("input_image", "this model takes text only"),
+        ("image", "this model takes text only"),
+        ("input_audio", "this model takes text only"),
+        ("video", "this model takes text only"),
+        ("file", "files are not kept here"),
+        ("input_file", "files are not kept here"),
+        ("x" * 10_000, "is not supported yet"),
+    ],
+)
+def test_other_parts_are_refused_with_the_reason(kind: str, sentence: str) -> None:
     parts = [{"type": "text", "text": "see"}, {"type": kind, kind: {}}]
-    with pytest.raises(UnsupportedParameter, match="not supported yet") as caught:
+    with pytest.raises(UnsupportedParameter, match=sentence) as caught:
         normalise_messages([{"role": "user", "content": parts}], ANY)
     assert caught.value.param == "messages[0].content[1].type"
     assert len(caught.value.message) < 200
