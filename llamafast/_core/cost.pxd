@@ -9,8 +9,8 @@ cdef struct step_cost_t:
     double seconds
     double rows_rows
     double rows_seconds
-    # How much longer than the line says the recent steps with rows of prompts took, once: a row costs the more the longer
-    # its prompt is already, which the line, being over rows alone, learns too late.
+    # How much longer than the line says the recent steps with rows of prompts took, 1: no longer. A row costs the more
+    # the longer its prompt is already, which the line, being over rows alone, learns too late.
     double excess
 
 cdef void cost_init(step_cost_t *self, double decay) noexcept nogil

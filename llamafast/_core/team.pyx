@@ -58,8 +58,9 @@ cdef int32_t team_choose(team_t *self, int32_t n_rows) noexcept nogil:
         if self.n_seen[bucket][size] < SEEN_ENOUGH:
             if n % 2:
                 return size
-        elif n % TRY_EVERY == TRY_EVERY // 2 * side and n_rows * (self.cost[bucket][size] - known) <= self.spare[bucket]:
-            return size
+        elif n % TRY_EVERY == TRY_EVERY // 2 * side:
+            if n_rows * (self.cost[bucket][size] - known) <= self.spare[bucket]:
+                return size
     return best
 
 

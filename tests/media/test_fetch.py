@@ -13,6 +13,7 @@ from typing import Any
 
 import httpcore2
 import pytest
+from support.answering import listening
 
 from llamafast.config import MtmdConfig
 from llamafast.errors import InvalidMedia
@@ -34,19 +35,12 @@ def config(**settings: Any) -> MtmdConfig:
 async def host(answer: Answer) -> AsyncIterator[int]:
     """A port where ``answer`` gets each request's path."""
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            await answer(head.split(" ")[1], writer)
-            await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        await answer(head.split(" ")[1], writer)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
+    async with listening(converse) as port:
+        yield port
 
 
 def reply(body: bytes, status: str = "200 OK", **headers: object) -> bytes:
