@@ -9,7 +9,7 @@ from libc.stdint cimport int32_t
 from libc.string cimport memset
 
 cdef enum:
-    # One batch in so many tries a neighbour of the best size, where it is known to cost no more.
+    # One batch in so many tries a neighbour of the best size, where the time allows.
     TRY_EVERY = 16
     # So often a neighbour is tried before it is judged, at first one batch in two.
     SEEN_ENOUGH = 4
@@ -77,6 +77,7 @@ cdef void team_observe(team_t *self, int32_t n_rows, int32_t size, double second
         self.n_seen[bucket][size] = SEEN_ENOUGH - 2
         cost[0] = row
     elif size != best and self.n_seen[bucket][size] >= SEEN_ENOUGH and row * SURPRISE > cost[0]:
+        # out of date as well: a mean that follows slowly would have it tried again soon
         cost[0] = row
     cost[0] = cost[0] + FRESH * (row - cost[0]) if self.n_seen[bucket][size] else row
     self.n_seen[bucket][size] += 1

@@ -167,7 +167,7 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
     if cache_bytes is None:
         cache_bytes = available_bytes() // CACHE_SHARE
     if generates:
-        # what it gives back is the cache's, and not for others
+        # Behind the measure of what is available: what this gives back the context will take again.
         warm_up(context, vocab)
         return_large_blocks()
         logger.info("cache    up to %.2f GB of host memory for finished prompts", cache_bytes / 1e9)
