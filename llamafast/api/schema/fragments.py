@@ -145,6 +145,7 @@ class GenerationOptions(SamplingOptions, kw_only=True):
         "audio": (),
         "web_search_options": (),
         "moderation": ({},),
+        "lora": ([],),
     }
     foreign: ClassVar[dict[str, str]] = {}
 
@@ -183,6 +184,7 @@ class GenerationOptions(SamplingOptions, kw_only=True):
     audio: dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None
     moderation: dict[str, Any] | None = None
+    lora: list[dict[str, Any]] | None = None
 
     @property
     def wants_usage(self) -> bool:
