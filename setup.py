@@ -42,15 +42,18 @@ MODULES: dict[str, list[str]] = {
     "cost": [],
     "outbox": [],
     "masks": [],
+    "spans": [],
     "sequence": [],
     "live": [],
     "laws": [],
     "histograms": [],
     "rows": [],
+    "media": [],
     "output": [],
     "step": [],
     "runner": [],
     "embedder": [],
+    "mtmd": [],
 }
 
 kind = os.environ.get("LLAMAFAST_BUILD", "release")
@@ -124,10 +127,11 @@ def extension(module: str, sources: list[str]) -> Extension:
         module,
         sources,
         include_dirs=[f"{CORE}/c"],
-        libraries=["llama", "ggml", "ggml-base"],
+        libraries=["llama", "ggml", "ggml-base", *(["mtmd"] if module.endswith(".mtmd") else [])],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
         define_macros=[("LLAMAFAST_DEBUG", "0" if release else "1")],
+        language="c++" if module.endswith(".mtmd") else "c",
         depends=[str(header) for header in sorted(Path(CORE).rglob("*.h"))],
     )
 

@@ -38,6 +38,7 @@ class Series(NamedTuple):
 
 
 FINISHED = "Sequences that ended, by reason"
+MEDIA_HITS = "Media that were not encoded again, by where their rows were"
 EVICTED = "States dropped from RAM, by reason"
 
 ENGINE_SERIES = (
@@ -127,6 +128,18 @@ EMBEDDING_SERIES = (
     Series("embedding_tokens", "llamafast:embedding_tokens_total", "counter", "Tokens of them"),
     Series("embedding_steps", "llamafast:embedding_steps_total", "counter", "Batches of them"),
     Series("embedding_seconds", "llamafast:embedding_seconds_total", "counter", "Wall time in these batches"),
+)
+
+# Only of models that take media.
+MEDIA_SERIES = (
+    Series("media_encodes", "llamafast:media_encodes_total", "counter", "Pictures, sounds and videos encoded"),
+    Series("media_encode_seconds", "llamafast:media_encode_seconds_total", "counter", "CPU time of that"),
+    Series("media_rows", "llamafast:media_rows_total", "counter", "Rows of them in prompts that were computed"),
+    Series("media_hits_ram", "llamafast:media_cache_hits_total", "counter", MEDIA_HITS, ("tier", "ram")),
+    Series("media_joined", "llamafast:media_cache_hits_total", "counter", MEDIA_HITS, ("tier", "running")),
+    Series("media_cache_bytes", "llamafast:media_cache_bytes", "gauge", "Bytes of their rows in RAM"),
+    Series("media_failures", "llamafast:media_failures_total", "counter", "Media that could not be read or encoded"),
+    Series("media_restarts", "llamafast:media_restarts_total", "counter", "Deaths of the process that encodes"),
 )
 
 # What a router made for vLLM may take for the unit of prefix reuse, in tokens. The real unit would have it hash every
@@ -224,7 +237,8 @@ class _EngineCollector(Collector):
         about = {"version": __version__, "llama_cpp_python": version("llama-cpp-python"), "model": self._model}
         yield _info("llamafast:build_info", "1; what runs is in the labels", about)
         embedding = EMBEDDING_SERIES if EMBEDDING_SERIES[0].key in self._values else ()
-        yield from self._families((*ENGINE_SERIES, *embedding, *DORMANT_SERIES), {})
+        media = MEDIA_SERIES if MEDIA_SERIES[0].key in self._values else ()
+        yield from self._families((*ENGINE_SERIES, *embedding, *media, *DORMANT_SERIES), {})
         lengths = "Verified drafts by accepted tokens; none yet: drafts are not served"
         yield CounterMetricFamily("batch_server:draft_acceptance_length", lengths, labels=["accepted_tokens"])
         for alias in self._aliases:

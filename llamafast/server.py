@@ -17,7 +17,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import uvloop
 from granian.constants import Interfaces
@@ -31,7 +32,7 @@ from llamafast.api.connections import Connections
 from llamafast.api.keys import VARIABLE, Keys, keys_of
 from llamafast.api.loading import Gate
 from llamafast.api.origins import Origins
-from llamafast.config import Config, ServerConfig
+from llamafast.config import Config, ModelConfig, ServerConfig
 from llamafast.cpus import allowed_cpus, leave_to_compute, on_cpus
 from llamafast.engine.engine import Engine
 from llamafast.engine.load import load_engine, set_echo
@@ -40,6 +41,9 @@ from llamafast.errors import ConfigError
 from llamafast.granian_limits import limits
 from llamafast.hub import resolve_model
 from llamafast.listener import Listener
+
+if TYPE_CHECKING:
+    from llamafast.media.opened import OpenedMedia
 
 T = TypeVar("T")
 
@@ -122,15 +126,33 @@ def _load(
 ) -> tuple[Engine, App]:
     """In a thread. Raises ConfigError or ModelLoadError."""
     layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}"
+    path = resolve_model(config.model.source)
+    media = _open_media(config.model, path, cpus)
     with on_cpus(cpus):
-        path = resolve_model(config.model.source)
         with tqdm(total=100, desc="loading", unit="%", bar_format=layout, disable=not sys.stderr.isatty()) as bar:
-            engine = load_engine(config, path, lambda fraction: _advance(bar, fraction))
-        app = App(engine, config, keys=keys, origins=Origins(config.server, listener.hosts), waits=waits)
+            engine = load_engine(config, path, lambda fraction: _advance(bar, fraction), media and media.encoder)
+        origins = Origins(config.server, listener.hosts)
+        app = App(engine, config, keys=keys, origins=origins, waits=waits, media=media and media.loader)
     if engine.info.generates:
         source = "GGUF" if config.model.chat_template is None else "config"
         logger.info("chat     template from %s; %s", source, app.chat.summary())
     return engine, app
+
+
+def _open_media(config: ModelConfig, path: Path, cpus: set[int] | None) -> OpenedMedia | None:
+    """What the model takes beside text, encoded on the CPUs that compute nothing where there are such. Raises
+    ConfigError or ModelLoadError."""
+    if (mtmd := config.mtmd) is None:
+        return None
+    try:
+        from llamafast.media.opened import open_media
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"model.mtmd needs the package {error.name}: pip install 'llamafast[media]'") from error
+    placement = placement_of(config)
+    own = allowed_cpus()
+    n_threads = mtmd.threads or (placement.threads if own is None or own == cpus else len(own))
+    projector = resolve_model(mtmd.source)
+    return open_media(config, mtmd, path, projector, n_threads=n_threads, use_gpu=not placement.on_cpu)
 
 
 async def _drain(

@@ -430,6 +430,22 @@ def qwen3moe(path: Path, vocab: Vocabulary) -> None:
     model.save()
 
 
+def qwen3vl(path: Path, vocab: Vocabulary) -> None:
+    """Attention alone, with rows of pictures at positions of two coordinates (M-RoPE)."""
+    shape = Shape(layers=2, heads=2, kv_heads=1, head=32)
+    model = ModelFile(path, "qwen3vl", vocab, shape)
+    model.key("rope.freq_base", 10_000.0)
+    model.key("rope.dimension_count", shape.head)
+    model.key("rope.dimension_sections", [6, 5, 5, 0])
+    model.key("n_deepstack_layers", 0)
+    model.ends()
+    for block in (f"blk.{i}" for i in range(shape.layers)):
+        model.ones(shape.embd, f"{block}.attn_norm", f"{block}.ffn_norm")
+        model.attention(block, norms=True)
+        model.feed_forward(block)
+    model.save()
+
+
 def chain(path: Path) -> None:
     vocab = Vocabulary(512)
     llama(path, vocab, successors=loops(vocab))
@@ -443,6 +459,7 @@ MODELS: dict[str, Callable[[Path], None]] = {
     "tiny-gemma3-swa": lambda path: gemma3(path, Vocabulary(512)),
     "tiny-qwen35": lambda path: qwen35(path, Vocabulary(512)),
     "tiny-mamba": lambda path: mamba(path, Vocabulary(512)),
+    "tiny-qwen3vl": lambda path: qwen3vl(path, Vocabulary(512)),
     "tiny-qwen3moe": lambda path: qwen3moe(path, Vocabulary(512)),
 }
 

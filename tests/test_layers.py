@@ -15,12 +15,13 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 # what each room may import of ours; a prefix names everything below it
 CLI = ["llamafast.__version__", "llamafast.config", "llamafast.config_file", "llamafast.console", "llamafast.errors"]
 FREE = ["llamafast.errors", "llamafast.config", "llamafast.metrics"]
+DOOR = ["llamafast.engine.media", "llamafast.engine.types"]
 ALLOWED = {
     "_core": ["llamafast.errors"],
     "engine": ["llamafast._core", "llamafast.engine", *FREE],
-    "chat": ["llamafast.chat", "llamafast.engine.types", *FREE],
-    "media": ["llamafast.media", *FREE],
-    "api": ["llamafast.api", "llamafast.chat", "llamafast.engine.types", *FREE],
+    "chat": ["llamafast.chat", *DOOR, *FREE],
+    "media": ["llamafast.media", "llamafast._core", "llamafast.engine.media", *FREE],
+    "api": ["llamafast.api", "llamafast.chat", *DOOR, *FREE],
     "errors": [],
     "config": ["llamafast.config"],
     "metrics": ["llamafast.__version__"],
@@ -43,6 +44,7 @@ ALLOWED = {
         "llamafast.granian_limits",
         "llamafast.hub",
         "llamafast.listener",
+        "llamafast.media.opened",
         *FREE,
     ],
     "cli": ["llamafast.server", "llamafast.engine.load", "llamafast.hub", "llamafast.chat.grammar.constraints", *CLI],
@@ -61,7 +63,7 @@ OWNERS = {
     "numpy": {"chat/vectors"},
     "PIL": {"media/picture"},
     "httpcore2": {"media/fetch"},
-    "xxhash": {"engine/prefix_key"},
+    "xxhash": {"engine/prefix_key", "media/child"},
     "llama_cpp": set(),
 }
 

@@ -7,7 +7,7 @@ from .headers.clock cimport now
 from .headers.llama cimport (
     LLAMA_MAX_SEQ, llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params,
     llama_free, llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_cp,
-    llama_memory_seq_pos_max, llama_memory_seq_rm, llama_model_get_vocab, llama_n_batch, llama_n_ctx, llama_n_ctx_seq,
+    llama_memory_seq_rm, llama_model_get_vocab, llama_n_batch, llama_n_ctx, llama_n_ctx_seq,
     llama_n_seq_max, llama_n_threads, llama_n_threads_batch, llama_n_ubatch, llama_pooling_type, llama_set_n_threads,
     llama_state_seq_get_data, llama_state_seq_get_size, llama_state_seq_set_data, llama_synchronize,
     llama_vocab_n_tokens,
@@ -281,13 +281,13 @@ cdef class Context:
             llama_memory_seq_rm(self.memory, self.scratch, -1, -1)
 
     cdef bint restore_part(self, int32_t seq_id, bytes saved, int32_t start, int32_t stop):
-        """Give a sequence that ends at ``start`` the positions up to ``stop`` of a saved part; False where llama.cpp
-        does not take it."""
+        """Give a sequence that ends at ``start`` the positions up to ``stop`` of a saved part, as far as it has them;
+        False where llama.cpp does not take it."""
         cdef bint done = self.set_state(self.scratch, saved)
         if done:
             llama_memory_seq_cp(self.memory, self.scratch, seq_id, start, stop)
         llama_memory_seq_rm(self.memory, self.scratch, -1, -1)
-        return done and llama_memory_seq_pos_max(self.memory, seq_id) == stop - 1
+        return done
 
 
 cdef int32_t context_decode(Context self, const llama_batch *batch) noexcept nogil:

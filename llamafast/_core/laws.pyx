@@ -5,7 +5,7 @@ from .blocks cimport blocks_has, blocks_n_owners
 from .headers.llama cimport llama_memory_seq_pos_max
 from .live cimport live_is_restoring, live_t
 from .sequence cimport (
-    FINISH_NONE, PHASE_ENDED, PHASE_FOLLOWING, PHASE_PARKED, PHASE_RESTORING, PHASE_WAITING, sequence_position,
+    FINISH_NONE, PHASE_ENDED, PHASE_FOLLOWING, PHASE_PARKED, PHASE_RESTORING, PHASE_WAITING, sequence_end,
     sequence_t,
 )
 
@@ -47,7 +47,7 @@ cdef str sequence_fault(const live_t *self, const sequence_t *s, int32_t place):
         return "it went where it must not go"
     if not 0 <= s.tokens.n_past <= s.tokens.n_certain <= s.tokens.n_tokens <= s.tokens.n_max:
         return f"{s.tokens.n_past} tokens in memory, {s.tokens.n_certain} certain, {s.tokens.n_tokens} in all"
-    if end != sequence_position(s, s.tokens.n_past):
+    if end != sequence_end(s, s.tokens.n_past):
         return f"its memory ends at {end}, of {s.tokens.n_past} tokens"
     if (s.phase == PHASE_ENDED) != (s.out.finish != FINISH_NONE) or s.phase == PHASE_WAITING:
         return f"it runs, and its finish is {s.out.finish}"

@@ -27,6 +27,7 @@ from .sequence cimport (
     PHASE_DECODING, PHASE_ENDED, PHASE_FOLLOWING, PHASE_PARKED, PHASE_PREFILLING, PHASE_RESTORING, PHASE_WAITING,
     sequence_enter, sequence_position, sequence_reach, sequence_t, share_t,
 )
+from .spans cimport cut_before
 
 
 cdef int live_init(
@@ -280,6 +281,7 @@ cdef loan_t loan_of(const live_t *self, const sequence_t *s, sequence_t *other, 
     loan.lender = other
     loan.n_shared = min(n_alike, limit)
     loan.n_shared += common_run(s.tokens.ids + loan.n_shared, other.tokens.ids + loan.n_shared, limit - loan.n_shared)
+    loan.n_shared = cut_before(s.tokens.ids, s.tokens.n_tokens, loan.n_shared)
     loan.n_there = min(loan.n_shared, max(other.tokens.n_past, other.share.n_restore))
     if not lends(self, other, loan.n_shared):
         loan.n_shared = loan.n_there = 0
@@ -313,7 +315,7 @@ cdef bint lends(const live_t *self, const sequence_t *other, int32_t n) noexcept
 
 cdef void fork_from(live_t *self, sequence_t *leader, sequence_t *s) noexcept nogil:
     """Give ``s`` what its former leader has computed of the shared prefix, if that can be copied."""
-    cdef int32_t n = min(leader.tokens.n_past, s.share.n_shared)
+    cdef int32_t n = cut_before(s.tokens.ids, s.tokens.n_tokens, min(leader.tokens.n_past, s.share.n_shared))
     cdef bint whole = not self.unified or leader.tokens.n_past > self.n_cuttable
     if n <= s.tokens.n_past or (leader.tokens.n_past > n and leader.tokens.n_past > self.n_cuttable):
         return

@@ -8,7 +8,8 @@ from libc.stdio cimport fputs, stderr
 from libc.string cimport memcpy, memmove, strlen
 
 from .headers.llama cimport (
-    GGML_LOG_LEVEL_CONT, GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN, ggml_log_level, llama_backend_init, llama_log_set,
+    GGML_LOG_LEVEL_CONT, GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN, ggml_log_callback, ggml_log_level,
+    llama_backend_init, llama_log_set,
 )
 
 from llamafast.errors import ModelLoadError
@@ -79,6 +80,11 @@ cdef int check_ptr(const void *pointer, str what) except -1:
     if pointer == NULL:
         raise ModelLoadError(f"{what}: {drain_log() or 'llama.cpp gave no reason'}")
     return 0
+
+
+cdef ggml_log_callback log_callback() noexcept:
+    """What keeps the log, for libraries that have one of their own."""
+    return log_store
 
 
 llama_log_set(log_store, NULL)

@@ -15,9 +15,10 @@ cdef struct quota_t:
     step_cost_t cost
 
 cdef void quota_init(quota_t *self, int32_t n_batch, int32_t n_vocab, pace_t pace) noexcept nogil
-cdef int32_t rows_fill(quota_t *self, live_t *live, llama_batch *batch) noexcept nogil
+cdef int32_t rows_fill(quota_t *self, live_t *live, llama_batch *batch, double prompts) noexcept nogil
 cdef double quota_spare(const quota_t *self, double seconds, int32_t n_rows, int32_t n_decode) noexcept nogil
 cdef void rows_none(sequence_t *s) noexcept nogil
+cdef void rows_of_media(live_t *live, sequence_t *s, int32_t n) noexcept nogil
 
 cdef inline bint rows_give_token(const sequence_t *s) noexcept nogil:
     """Whether the last of its rows in the step that was computed gives the next token's logits."""

@@ -8,8 +8,10 @@ from .live cimport live_follow, live_goals, live_stop
 from .masks cimport MAX_FORCED
 from .pace cimport pace_t
 from .sequence cimport (
-    PHASE_DECODING, PHASE_FOLLOWING, PHASE_PARKED, PHASE_PREFILLING, sequence_enter, sequence_position, sequence_t,
+    PHASE_DECODING, PHASE_FOLLOWING, PHASE_PARKED, PHASE_PREFILLING, sequence_enter, sequence_position, sequence_span,
+    sequence_t,
 )
+from .spans cimport span_behind, span_t
 
 
 cdef void quota_init(quota_t *self, int32_t n_batch, int32_t n_vocab, pace_t pace) noexcept nogil:
@@ -19,8 +21,8 @@ cdef void quota_init(quota_t *self, int32_t n_batch, int32_t n_vocab, pace_t pac
     cost_init(&self.cost, pace.cost_decay)
 
 
-cdef int32_t rows_fill(quota_t *self, live_t *live, llama_batch *batch) noexcept nogil:
-    """Fill the batch: every sequence that goes on generating, then prompts.
+cdef int32_t rows_fill(quota_t *self, live_t *live, llama_batch *batch, double prompts) noexcept nogil:
+    """Fill the batch: every sequence that goes on generating, then prompts in this share of the time for them.
 
     Returns how many rows continue a generation. n_batch >= n_seq_max, so every sequence finds at least one row.
     """
@@ -45,13 +47,24 @@ cdef int32_t rows_fill(quota_t *self, live_t *live, llama_batch *batch) noexcept
         elif s.phase == PHASE_PARKED and s.tokens.n_past == s.tokens.n_tokens:
             # it has no row to compute
             spare += 1
-    fill_prompts(self, live, batch, min(prefill_budget(self, n_decode), self.n_batch - batch.n_tokens))
+    fill_prompts(self, live, batch, min(prefill_budget(self, n_decode, prompts), self.n_batch - batch.n_tokens))
     return n_generating
 
 
 cdef void rows_none(sequence_t *s) noexcept nogil:
     """A sequence has no part in the last step, or not yet in the next one."""
     s.rows.n = s.rows.n_outputs = 0
+
+
+cdef void rows_of_media(live_t *live, sequence_t *s, int32_t n) noexcept nogil:
+    """The next step computes ``n`` rows of media of ``s``, and nobody else's."""
+    cdef int32_t i
+    for i in range(live.n):
+        rows_none(live.states[i])
+        if live.states[i].phase == PHASE_FOLLOWING:
+            # what it waits for may be there no more once its leader has gone on
+            live_follow(live, live.states[i])
+    s.rows.n = n
 
 
 cdef void fill_prompts(quota_t *self, live_t *live, llama_batch *batch, int32_t budget) noexcept nogil:
@@ -66,7 +79,7 @@ cdef void fill_prompts(quota_t *self, live_t *live, llama_batch *batch, int32_t 
     live_goals(live)
     for i in range(live.n):
         s = live.states[i]
-        if s.phase == PHASE_PREFILLING:
+        if s.phase == PHASE_PREFILLING and sequence_span(s) == NULL:
             if first == NULL:
                 first = s
             else:
@@ -149,11 +162,16 @@ cdef bint is_urgent(const sequence_t *s) noexcept nogil:
 
 
 cdef int32_t take_rows(llama_batch *batch, sequence_t *s, int32_t most) noexcept nogil:
-    """Add the next rows of a sequence; returns how many. Logits are given by the row of its last certain token, by
-    those of drafted ones, and by those that score its prompt."""
+    """Add the next rows of a sequence, up to a span of media; returns how many. Logits are given by the row of its last
+    certain token, by those of drafted ones, and by those that score its prompt."""
     cdef int32_t k
     cdef bint output
+    cdef const span_t *span = NULL
     s.rows.n = min(most, s.tokens.n_tokens - s.tokens.n_past)
+    if s.tokens.n_spans:
+        span = span_behind(s.tokens.spans, s.tokens.n_spans, s.tokens.n_past)
+        if span != NULL:
+            s.rows.n = max(0, min(s.rows.n, span.row - s.tokens.n_past))
     for k in range(s.tokens.n_past, s.tokens.n_past + s.rows.n):
         output = s.out.logprobs.n_scored <= k + 1 < s.tokens.n_prompt or k >= s.tokens.n_certain - 1
         if output and not s.rows.n_outputs:
@@ -163,15 +181,18 @@ cdef int32_t take_rows(llama_batch *batch, sequence_t *s, int32_t most) noexcept
     return s.rows.n
 
 
-cdef int32_t prefill_budget(const quota_t *self, int32_t n_decode) noexcept nogil:
-    """How many prompt rows may join a step with ``n_decode`` decode rows."""
-    cdef double per_row, fixed, seconds
+cdef int32_t prefill_budget(const quota_t *self, int32_t n_decode, double share) noexcept nogil:
+    """How many prompt rows may join a step with ``n_decode`` decode rows, in this share of the time for prompts."""
+    cdef double per_row, fixed, seconds, decode_seconds
     if n_decode and self.pace.prefill_chunk:
         return self.pace.prefill_chunk
     if self.cost.rows == 0:
         return self.pace.min_prefill if n_decode else self.pace.first_prefill
     cost_fit(&self.cost, &fixed, &per_row)
-    seconds = quota_gap(self, fixed + per_row * n_decode) if n_decode else self.pace.prefill_seconds
+    seconds = self.pace.prefill_seconds
+    if n_decode:
+        decode_seconds = fixed + per_row * n_decode
+        seconds = decode_seconds + share * (quota_gap(self, decode_seconds) - decode_seconds)
     return max(
         self.pace.min_prefill, <int32_t> min((seconds / self.cost.excess - fixed) / per_row, 1e6) - n_decode
     )

@@ -21,8 +21,8 @@ from .outbox cimport Outbox
 from .output cimport output_halt
 from .rows cimport rows_none
 from .sequence cimport (
-    FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP, PHASE_ENDED, PHASE_WAITING, Sequence, sequence_position,
-    sequence_schedule, sequence_t,
+    FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP, PHASE_ENDED, PHASE_WAITING, Sequence, sequence_end,
+    sequence_position, sequence_schedule, sequence_t,
 )
 from .step cimport FINISHED, IDLE, PAUSED, Step, step_take
 from .vocab cimport Vocab
@@ -167,7 +167,7 @@ cdef class Runner:
         """
         cdef sequence_t *s = &sequence.state
         cdef int32_t n_past = s.tokens.n_past, seq_id = s.seq_id
-        cdef int32_t end = sequence_position(s, stop)
+        cdef int32_t end = sequence_position(s, stop), last = sequence_end(s, stop) - 1
         cdef bint done
         if seq_id < 0 or not start < stop <= s.share.n_restore:
             raise ValueError(f"tokens {start} to {stop} of {s.share.n_restore} to restore")
@@ -176,13 +176,24 @@ cdef class Runner:
             if start != n_past:
                 raise ValueError(f"tokens from {start} on after {n_past}")
             done = self.step.context.restore_part(seq_id, saved, sequence_position(s, start), end)
+            done = done and llama_memory_seq_pos_max(self.step.context.memory, seq_id) == last
         else:
             done = self.step.context.set_state(seq_id, saved)
             done = done and llama_memory_seq_rm(self.step.context.memory, seq_id, end, -1)
-            done = done and llama_memory_seq_pos_max(self.step.context.memory, seq_id) == end - 1
+            done = done and llama_memory_seq_pos_max(self.step.context.memory, seq_id) == last
             n_past = 0
         live_restore(self.live, s, stop if done else n_past, done)
         return done
+
+    def give_rows(self, Sequence sequence not None, int32_t i, const float[::1] rows not None):
+        """Let span ``i`` of a sequence be computed from ``rows`` (n_rows, width), which are held until it has been, or
+        the sequence is gone. Raises ValueError where they are not as many as that."""
+        cdef sequence_t *s = &sequence.state
+        cdef Py_ssize_t width = self.step.media.width
+        if not 0 <= i < s.tokens.n_spans or rows.shape[0] != s.tokens.spans[i].n_rows * width:
+            raise ValueError(f"{rows.shape[0]} floats for span {i} of {s.tokens.n_spans}")
+        sequence.spans[i][1] = rows
+        s.tokens.spans[i].rows = &rows[0]
 
     def save(self, Sequence sequence not None, int32_t start, int32_t stop):
         """The state of a running sequence's tokens [start, stop) as bytes.

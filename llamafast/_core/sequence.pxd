@@ -2,6 +2,8 @@
 #
 # - A row is what llama_decode computes, a token is an id of the vocabulary, a position is where attention finds it.
 #   Token k of a sequence is row k of its memory and lies at sequence_position(s, k), which nobody else may take for k.
+# - Rows of media have ids of their own among the tokens (spans.pxd). What they show is computed in steps of their own,
+#   and nothing that is kept or lent ends inside a span.
 # - n_past <= n_certain <= n_tokens: tokens[:n_past] are in memory, tokens[:n_certain] are known, and what follows up to
 #   n_tokens is drafted: it may be taken back, so it is neither shared nor told. Today nobody drafts.
 # - All tokens are in memory only while the logits of the last one are looked at or wait for a mask.
@@ -18,6 +20,7 @@ from .draw cimport sampler_t
 from .logprobs cimport logprobs_t
 from .masks cimport Constraint, constraint_t
 from .sampler cimport Sampler
+from .spans cimport span_behind, span_t, spans_position
 from .text cimport text_t
 
 # How a sequence ended.
@@ -48,6 +51,8 @@ cdef struct tokens_t:
     int32_t n_tokens
     int32_t n_max           # n_tokens stops growing here
     int32_t save_at         # once so many are in memory, run() returns for them to be saved
+    span_t *spans           # (n_spans,) of the prompt, in order
+    int32_t n_spans
 
 # Its part of the current step.
 cdef struct rows_t:
@@ -114,12 +119,30 @@ cdef class Sequence:
     cdef Sampler sampler
     cdef Constraint constraint
     cdef bytes preserved
+    cdef list spans             # its Spans, and beside each whoever holds its rows
     cdef readonly bytes salt
     cdef readonly tuple checkpoints
+    cdef readonly tuple media
+
+    cdef int take_spans(self, tuple spans) except -1
 
 cdef inline int32_t sequence_position(const sequence_t *self, int32_t k) noexcept nogil:
     """Where its token k lies, or where its next one will."""
-    return k
+    if self.tokens.n_spans == 0:
+        return k
+    return spans_position(self.tokens.spans, self.tokens.n_spans, k)
+
+cdef inline int32_t sequence_end(const sequence_t *self, int32_t n) noexcept nogil:
+    """The position behind the last one of its first n tokens: what llama_memory_seq_pos_max says, and one."""
+    return sequence_position(self, n - 1) + 1 if n > 0 else 0
+
+cdef inline const span_t *sequence_span(const sequence_t *self) noexcept nogil:
+    """The span that its next rows are of; NULL: they are tokens."""
+    cdef const span_t *span
+    if self.tokens.n_spans == 0:
+        return NULL
+    span = span_behind(self.tokens.spans, self.tokens.n_spans, self.tokens.n_past)
+    return span if span != NULL and span.row <= self.tokens.n_past else NULL
 
 cdef bint sequence_may_enter(int phase, int next_phase) noexcept nogil
 cdef void sequence_enter(sequence_t *self, int phase) noexcept nogil

@@ -1,10 +1,11 @@
 from array import array
-from typing import Self
+from typing import Any, Self
 
 from typing_extensions import disjoint_base
 
 from llamafast._core.masks import Constraint
 from llamafast._core.sampler import Sampler
+from llamafast._core.spans import Span
 from llamafast._core.vocab import Vocab
 
 FINISH_NONE: int
@@ -41,10 +42,13 @@ class Sequence:
         seed: int = 0,
         checkpoints: tuple[int, ...] = (),
         constraint: Constraint | None = None,
+        spans: tuple[Span, ...] = (),
+        media: tuple[object, ...] = (),
         **output_options: int,
     ) -> Self: ...
     salt: bytes
     checkpoints: tuple[int, ...]
+    media: tuple[Any, ...]
     save_at: int
     @property
     def tag(self) -> int: ...
@@ -64,4 +68,10 @@ class Sequence:
     def phase(self) -> int: ...
     @property
     def finished(self) -> bool: ...
+    @property
+    def awaited(self) -> int | None: ...
+    def drop_rows(self) -> None: ...
+    def next_span(self, n: int) -> int: ...
+    def cut_before(self, n: int) -> int: ...
+    def cut_behind(self, n: int) -> int: ...
     def tokens(self) -> array[int]: ...

@@ -1,7 +1,7 @@
 """One choice of one request, from its prompt to its last token: its tokens, its phase and its clock."""
 from cpython.ref cimport PyObject
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy
 
 from .context cimport UNLIMITED
@@ -10,6 +10,7 @@ from .leaks cimport SEQUENCE, born, died
 from .logprobs cimport logprobs_free
 from .masks cimport Constraint
 from .sampler cimport Sampler
+from .spans cimport Span, cut_before, cut_behind, is_inside, is_media, span_behind
 from .text cimport text_free, text_init
 from .vocab cimport Vocab
 
@@ -32,6 +33,10 @@ cdef class Sequence:
     ones beside each; with ``score_prompt`` for those of the prompt too, of which nothing must be taken from others, and
     ``max_tokens`` may be 0.
 
+    ``spans`` (Span) are the rows of media in the prompt, whose ids are below -1 as spans.pxd has them: in order, none
+    at the end. They are computed once ``Runner.give_rows`` has brought them; ``media`` is what whoever does so knows
+    them by.
+
     Raises ValueError for an empty prompt or an id outside the vocabulary (llama.cpp would abort), TypeError for an
     option that there is not.
     """
@@ -40,7 +45,8 @@ cdef class Sequence:
         self, Vocab vocab not None, const int32_t[::1] prompt not None, Sampler sampler not None, *, int64_t tag,
         int32_t max_tokens, tuple stops=(), tuple stop_tokens=(), int32_t top_logprobs=-1, bint score_prompt=False,
         bint show_control=False, const int32_t[::1] preserved=None, bytes salt not None=b"", uint64_t seed=0,
-        tuple checkpoints=(), Constraint constraint=None, **output_options,
+        tuple checkpoints=(), Constraint constraint=None, tuple spans=(),
+        tuple media=(), **output_options,
     ):
         cdef sequence_t *s = &self.state
         cdef dict options = s.out.options   # all at 0 so far
@@ -55,8 +61,10 @@ cdef class Sequence:
         if max_tokens < 1 - score_prompt:
             raise ValueError(f"max_tokens is {max_tokens}")
         for i in range(prompt.shape[0]):
-            if not 0 <= prompt[i] < vocab.pieces.n_tokens:
+            if not 0 <= prompt[i] < vocab.pieces.n_tokens and not (spans and is_media(prompt[i])):
                 raise ValueError(f"token id {prompt[i]} is outside the vocabulary of {vocab.pieces.n_tokens}")
+        if spans and score_prompt:
+            raise ValueError("a prompt with media is not scored")
         s.owner = <PyObject *> self
         s.tag = tag
         s.seq_id = -1
@@ -87,6 +95,8 @@ cdef class Sequence:
             s.out.stop_tokens[s.out.n_stop_tokens] = token
             s.out.n_stop_tokens += 1
         memcpy(s.tokens.ids, &prompt[0], <size_t> s.tokens.n_prompt * sizeof(int32_t))
+        if spans:
+            self.take_spans(spans)
         text_init(&s.out.text, stops)
         self.salt = salt
         s.share.salt = salt
@@ -94,13 +104,41 @@ cdef class Sequence:
         s.share.seed = seed
         self.sampler = sampler
         self.checkpoints = checkpoints
+        self.media = media
         s.out.sampler = &sampler.state
         s.clock.submitted = now()
         self.constraint = constraint
         if constraint is not None:
             s.out.constraint = &constraint.state
 
+    cdef int take_spans(self, tuple spans) except -1:
+        cdef tokens_t *tokens = &self.state.tokens
+        cdef int32_t i, end = 0, n_media = 0
+        cdef span_t *span
+        self.spans = [[given, None] for given in spans]
+        tokens.spans = <span_t *> calloc(<size_t> len(spans), sizeof(span_t))
+        if tokens.spans == NULL:
+            raise MemoryError
+        for given in spans:
+            span = &tokens.spans[tokens.n_spans]
+            span[0] = (<Span?> given).state
+            if span.row < end or span.row + span.n_rows >= tokens.n_prompt:
+                raise ValueError("spans that overlap, or end with the prompt")
+            end = span.row + span.n_rows
+            span.position = sequence_position(&self.state, span.row)
+            tokens.n_spans += 1
+            for i in range(span.row, end):
+                if not is_media(tokens.ids[i]) or is_inside(tokens.ids, tokens.n_prompt, i) != (i > span.row):
+                    raise ValueError(f"token id {tokens.ids[i]} in a span")
+            n_media += span.n_rows
+        for i in range(tokens.n_prompt):
+            n_media -= is_media(tokens.ids[i])
+        if n_media:
+            raise ValueError("token ids of media outside spans")
+        return 0
+
     def __dealloc__(self):
+        free(self.state.tokens.spans)
         if self.state.tokens.ids != NULL:
             died(SEQUENCE)
         free(self.state.tokens.ids)
@@ -156,6 +194,35 @@ cdef class Sequence:
     def phase(self):
         """One of PHASE_*."""
         return self.state.phase
+
+    @property
+    def awaited(self):
+        """Which of its spans it stands before without their rows; None: it can go on, as far as those are concerned."""
+        cdef const span_t *span = sequence_span(&self.state)
+        return None if span == NULL or span.rows != NULL else span - self.state.tokens.spans
+
+    def drop_rows(self):
+        """Let go of rows that are in memory by now. Engine thread."""
+        cdef int32_t i
+        cdef span_t *span
+        for i in range(self.state.tokens.n_spans):
+            span = &self.state.tokens.spans[i]
+            if span.rows != NULL and span.row + span.n_rows <= self.state.tokens.n_past:
+                span.rows = NULL
+                self.spans[i][1] = None
+
+    def next_span(self, int32_t n):
+        """The first of its spans that has rows from token ``n`` on; as many as it has where none does."""
+        cdef const span_t *span = span_behind(self.state.tokens.spans, self.state.tokens.n_spans, n)
+        return self.state.tokens.n_spans if span == NULL else span - self.state.tokens.spans
+
+    def cut_before(self, int32_t n):
+        """The last place up to ``n`` tokens where it may be cut: not inside a span."""
+        return cut_before(self.state.tokens.ids, self.state.tokens.n_tokens, n)
+
+    def cut_behind(self, int32_t n):
+        """The first such place from ``n`` on."""
+        return cut_behind(self.state.tokens.ids, self.state.tokens.n_tokens, n)
 
     @property
     def finished(self):

@@ -5,7 +5,7 @@ prompts are stored, and it compares tokens, not hashes of them. States lie in th
 """
 cimport cython
 from cpython.array cimport array
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 
 from .blocks cimport common_run
 
@@ -156,4 +156,5 @@ cdef class PrefixTree:
 
 
 cdef inline int64_t child_key(int32_t at, int32_t token) noexcept:
-    return <int64_t> at << 32 | <int64_t> token
+    # ids of media are negative, and must not reach into the position
+    return <int64_t> at << 32 | <int64_t> <uint32_t> token

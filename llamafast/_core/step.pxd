@@ -5,6 +5,7 @@ from .context cimport Batch, Context
 from .histograms cimport histograms_t
 from .live cimport live_t
 from .masks cimport Masker
+from .media cimport MediaBatch
 from .outbox cimport Outbox
 from .output cimport Output
 from .rows cimport quota_t
@@ -23,7 +24,8 @@ cdef struct counters_t:
     int64_t steps
     int64_t rows
     int64_t rows_max
-    int64_t prompt_tokens
+    int64_t prompt_tokens       # rows of media count too
+    int64_t media_rows
     int64_t generated_tokens
     int64_t sequences           # summed over steps
     double prompt_seconds       # a step's time divided by its rows
@@ -41,6 +43,9 @@ cdef class Step:
     cdef Output output
     cdef live_t live
     cdef quota_t quota
+    cdef MediaBatch media
+    cdef bint media_turn                        # tokens had the last step
+    cdef bint decodes                           # and somebody was decoding
     cdef double spare                           # seconds that others may compute before the next step
     cdef counters_t counters
     cdef histograms_t observed

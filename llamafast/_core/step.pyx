@@ -6,18 +6,22 @@ without a Python decision and with no lock but the Outbox's.
 from libc.stdint cimport int32_t
 
 from .context cimport Batch, Context, context_decode
-from .cost cimport cost_add, cost_add_prompts
+from .cost cimport cost_add, cost_add_prompts, cost_fit
 from .headers.clock cimport now
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_get_logits_ith
 from .histograms cimport histograms_init, observe_end, observe_step, observe_token
 from .leaks cimport RUNNER, born, died
 from .live cimport live_free, live_grow, live_init
 from .masks cimport Masker, constraint_ready, masker_wait
+from .media cimport MediaBatch, media_decode, media_fill, media_next
 from .outbox cimport Outbox, outbox_publish
 from .output cimport Output, output_next, output_score
 from .pace cimport pace_t
-from .rows cimport quota_init, quota_spare, rows_fill, rows_give_token
-from .sequence cimport PHASE_ENDED, PHASE_PARKED, sequence_reach, sequence_schedule, sequence_t
+from .rows cimport quota_init, quota_spare, rows_fill, rows_give_token, rows_of_media
+from .sequence cimport (
+    PHASE_ENDED, PHASE_PARKED, sequence_reach, sequence_schedule, sequence_span, sequence_t,
+)
+from .spans cimport span_t
 from .vocab cimport Vocab
 
 
@@ -28,6 +32,7 @@ cdef class Step:
         self.context = context
         self.outbox = outbox
         self.batch = Batch(context.n_batch)
+        self.media = MediaBatch(context, pace.cost_decay)
         self.masker = Masker(pace)
         self.output = Output(context, vocab, outbox, self.masker)
         quota_init(&self.quota, context.n_batch, vocab.pieces.n_tokens, pace)
@@ -46,14 +51,56 @@ cdef class Step:
 
 
 cdef int step_take(Step self) noexcept nogil:
-    """Compute whoever has rows: what the step came to, IDLE where nobody has."""
-    cdef int32_t n_decode = rows_fill(&self.quota, &self.live, &self.batch.batch)
-    if self.batch.batch.n_tokens:
-        return step_decode(self, n_decode)
-    if anybody_parked(self):
-        masker_wait(self.masker, self.quota.pace.mask_seconds)
-        return step_publish(self, now())
+    """Compute whoever has rows, tokens and media in turns: what the step came to, IDLE where nobody has."""
+    cdef sequence_t *s = media_next(&self.live)
+    cdef int32_t n_decode
+    if s == NULL or not self.media_turn:
+        self.media_turn = True
+        n_decode = rows_fill(&self.quota, &self.live, &self.batch.batch, 1.0 if s == NULL else 0.5)
+        self.decodes = n_decode > 0
+        if self.batch.batch.n_tokens:
+            return step_decode(self, n_decode)
+        if anybody_parked(self):
+            self.decodes = True
+            masker_wait(self.masker, self.quota.pace.mask_seconds if s == NULL else 0)
+            return step_publish(self, now())
+    if s != NULL:
+        self.media_turn = False
+        return step_media(self, s)
     return IDLE
+
+
+cdef int step_media(Step self, sequence_t *s) noexcept nogil:
+    """Compute rows of media that ``s`` has next: PAUSED, SAVE_DUE or llama_decode's code.
+
+    Beside those who decode it takes what their last step has left of the time between two tokens.
+    """
+    cdef const span_t *span = sequence_span(s)
+    cdef pace_t *pace = &self.quota.pace
+    cdef counters_t *count = &self.counters
+    cdef int32_t n, most = pace.min_prefill if self.decodes else pace.first_prefill
+    cdef int code
+    cdef double start = now(), seconds = self.spare if self.decodes else pace.prefill_seconds, fixed, per_row
+    if self.media.cost.rows > 0:
+        cost_fit(&self.media.cost, &fixed, &per_row)
+        most = max(most, <int32_t> min((seconds - fixed) / per_row, 1e6))
+    n = media_fill(self.media, s, span, most)
+    rows_of_media(&self.live, s, n)
+    code = media_decode(self.media, span)
+    count.last_step = now()
+    if code != 0:
+        return code
+    seconds = count.last_step - start
+    sequence_reach(s, s.tokens.n_past + n)
+    sequence_schedule(s, start)
+    cost_add(&self.media.cost, n, seconds)
+    step_count(self, n, seconds, seconds)
+    self.spare = 0 if self.decodes else seconds
+    count.sequences += 1
+    count.prompt_tokens += n
+    count.media_rows += n
+    count.prompt_seconds += seconds
+    return SAVE_DUE if s.tokens.n_past >= s.tokens.save_at else PAUSED
 
 
 cdef void step_count(Step self, int32_t n_rows, double decode_seconds, double step_seconds) noexcept nogil:

@@ -31,6 +31,7 @@ from llamafast.api.websocket import WebSocket
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.grammar.constraints import Constraints
 from llamafast.config import Config, ModelConfig, ServerConfig
+from llamafast.engine.media import MediaLoader
 from llamafast.engine.types import EnginePort
 from llamafast.errors import (
     InvalidKey,
@@ -60,8 +61,8 @@ class App:
     """An OpenAI-compatible ASGI 3 application over one engine.
 
     ``keys`` and ``origins`` say who may ask, ``waits`` is of all clients that are waited for, ``ping_seconds`` how long
-    a stream may be silent. Raises ConfigError when the model's chat template does not compile or the store of responses
-    does not open.
+    a stream may be silent, ``media`` where media come from, for a model that takes some. Raises ConfigError when the
+    model's chat template does not compile or the store of responses does not open.
     """
 
     socket_paths = (_RESPONSES,)
@@ -75,6 +76,7 @@ class App:
         origins: Origins,
         waits: ClientWaits,
         ping_seconds: float = PING_SECONDS,
+        media: MediaLoader | None = None,
     ) -> None:
         self._engine = engine
         self._keys = keys
@@ -87,11 +89,11 @@ class App:
         # now, when nobody waits yet
         grammars = Grammars(Constraints(engine.tokenizer) if engine.info.generates else None)
         store = ResponseStore(config.responses)
-        responder = Responder(engine, ResponsePlanner(engine, chat), grammars, store)
+        responder = Responder(engine, ResponsePlanner(engine, chat), grammars, store, media)
         self._sockets = ResponseSockets(responder, engine.info, self._request_log, self._limits, config.server)
         self._system = SystemEndpoints(engine, config.server)
         self.routes = Routes([
-            *self._generating(engine, chat, grammars, ping_seconds),
+            *self._generating(engine, chat, grammars, ping_seconds, media),
             *self._responding(ResponsesEndpoint(engine.info, responder, store, ping_seconds)),
             *self._embedding(engine, config.model),
             *self._reading(TokenEndpoints(engine, chat)),
@@ -176,10 +178,15 @@ class App:
             await self._sockets.serve(socket, partial(self._keys.tenant, key))
 
     def _generating(
-        self, engine: EnginePort, chat: ChatFormat, grammars: Grammars, ping_seconds: float
+        self,
+        engine: EnginePort,
+        chat: ChatFormat,
+        grammars: Grammars,
+        ping_seconds: float,
+        media: MediaLoader | None,
     ) -> Iterator[Route]:
         yield self._post("/v1/completions", CompletionsEndpoint(engine, grammars, ping_seconds))
-        yield self._post("/v1/chat/completions", ChatEndpoint(engine, chat, grammars, ping_seconds))
+        yield self._post("/v1/chat/completions", ChatEndpoint(engine, chat, grammars, ping_seconds, media))
 
     def _responding(self, responses: ResponsesEndpoint) -> Iterator[Route]:
         create = {"POST": self._with_body(responses.create), "GET": _upgrade_required}

@@ -63,8 +63,11 @@ async def stream(
 ) -> None:
     """Send ``generation`` as server-sent events, one write per batch of Events, with ``n_top`` alternatives a token.
 
-    An error that ends the generation becomes the last event: the status has gone out by then.
+    An error that ends the generation becomes the last event where the status has gone out by then.
     """
+    if generation.media_tokens:
+        # what is wrong with a picture is mostly known before the first token: time enough to say so in the status
+        await generation.begin(ping_seconds)
     async with EventStream(exchange, ping_seconds) as events:
         try:
             for opening in frames.opening():
@@ -116,11 +119,12 @@ async def read_replies(generation: Generation, replies: Sequence[Reply]) -> Asyn
 def usage_of(generation: Generation, replies: Sequence[Reply] = ()) -> Usage:
     """The counts so far; ``replies`` know which of the tokens were reasoning."""
     prompt, completion = generation.prompt_tokens, generation.completion_tokens
+    media = {f"{kind}_tokens": n for kind, n in generation.media_tokens.items()}
     return Usage(
         prompt,
         completion,
         prompt + completion,
-        PromptTokensDetails(generation.cached_tokens),
+        PromptTokensDetails(generation.cached_tokens, **media),
         CompletionTokensDetails(sum(reply.reasoning_tokens for reply in replies)),
     )
 

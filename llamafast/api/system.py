@@ -75,5 +75,6 @@ def _model(info: ModelInfo) -> Model:
         id=info.id,
         created=info.created,
         max_model_len=info.max_seq_len,
+        modalities=["text", *info.modalities],
         meta={"n_ctx_train": info.n_ctx_train, "n_vocab": info.n_vocab},
     )

@@ -16,7 +16,7 @@ from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import checked_ids
 from llamafast.chat.prompt.conversation import Conversation
 from llamafast.engine.types import EnginePort
-from llamafast.errors import InvalidRequest, Untokenizable
+from llamafast.errors import InvalidRequest, UnsupportedParameter, Untokenizable
 
 _CHAT = msgspec.json.Decoder(ChatRequest)
 _TOKENIZE = msgspec.json.Decoder(TokenizeRequest)
@@ -46,7 +46,9 @@ class TokenEndpoints:
 
     def _applied(self, body: bytes) -> bytes:
         request = decode_request(_CHAT, body, self._info)
-        return encode(Prompt(Conversation(request.task(), self._chat).prompt))
+        parts = self._chat.media_parts(self._info.modalities)
+        request.messages = parts.messages(request.messages)
+        return encode(Prompt(Conversation(request.task(sources=parts.sources), self._chat).prompt))
 
     def _tokenized(self, body: bytes) -> bytes:
         """The pieces are encoded one by one, so that no call keeps the GIL for all of them."""
@@ -70,6 +72,10 @@ class TokenEndpoints:
         if request.messages:
             if add_special:
                 raise InvalidRequest("a chat gets its special tokens from its template", param="add_special_tokens")
+            parts = self._chat.media_parts(self._info.modalities)
+            request.messages = parts.messages(request.messages)
+            if parts.sources:
+                raise UnsupportedParameter("media have no tokens to be told", param=parts.sources[0].path)
             rendered = Conversation(request.task(), self._chat).text
             self._check_length(rendered, "messages")
             with Untokenizable.named("messages"):

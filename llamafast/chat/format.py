@@ -8,6 +8,7 @@ from functools import partial
 
 from llamafast.chat.grammar.asked import Letters
 from llamafast.chat.prompt.control import ControlTokens
+from llamafast.chat.prompt.media import MediaParts
 from llamafast.chat.prompt.template import ChatTemplate
 from llamafast.chat.reply.declared.response_schema import ResponseSchema
 from llamafast.chat.reply.declared.response_template import ResponseTemplate
@@ -16,6 +17,7 @@ from llamafast.chat.reply.dialects.parser import DialectParser
 from llamafast.chat.reply.dialects.tables import GENERIC, dialect_named, recognised
 from llamafast.chat.tools import Tool
 from llamafast.config import ModelConfig
+from llamafast.engine.media import MediaKind
 from llamafast.engine.types import ModelInfo, Tokenizer
 from llamafast.errors import InvalidRequest, Untokenizable
 
@@ -66,6 +68,10 @@ class ChatFormat:
             calls += ", replies as model.response_template or response_schema declares"
         thoughts = ", ".join(begin for begin, _ in self.dialect.reasoning) or "none"
         return f"tool calls: {calls}; reasoning: {'channels' if self.dialect.channels else thoughts}"
+
+    def media_parts(self, modalities: Sequence[MediaKind]) -> MediaParts:
+        """What collects the media of one request to a model that takes ``modalities``."""
+        return MediaParts(modalities, self.control.media_word)
 
     def template(self, tools: Sequence[Tool]) -> ChatTemplate:
         """The template for a conversation with these tools: some models have one of its own for that.

@@ -14,6 +14,7 @@ from llamafast.chat.reply.reader import Reply
 from llamafast.chat.request import ChatTask, CompletionTask, Prompt, Task
 from llamafast.chat.sampling import read_sampling
 from llamafast.chat.tools import Tool
+from llamafast.engine.media import MediaSpan
 from llamafast.engine.types import ModelInfo, Plan, Tokenizer
 from llamafast.errors import ContextLengthExceeded, DoesNotGenerate, InvalidRequest, Untokenizable
 
@@ -85,9 +86,10 @@ def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: Mode
     _check_generates(info)
     named = task.named("messages")
     conversation = Conversation(task, chat, check_size=lambda n_chars: _check_size(n_chars, named, info))
-    text, prompt, tools = conversation.text, conversation.prompt, task.tools.callable
+    prompt, tools = conversation.prompt, task.tools.callable
     with Untokenizable.named(named):
-        tokens = _checked_tokens(chat.control.tokenize(text, tokenizer), named, info)
+        spliced = conversation.spliced(tokenizer)
+        tokens = _checked_tokens(spliced.tokens, named, info)
     if task.room and len(tokens) + task.room > info.max_seq_len:
         raise _too_long(named, f"{len(tokens)} tokens, behind which {task.room} have to fit", info)
     ask = asked_of_chat(task, chat.letters, chat.begun_reasoning(prompt))
@@ -106,7 +108,8 @@ def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: Mode
         top_logprobs=task.top_logprobs,
         hides_control=not parsed or chat.declared is None,
         preserved_tokens=chat.preserved_tokens if parsed else (),
-        checkpoints=() if info.cuts_anywhere else conversation.checkpoints(tokens, tokenizer),
+        checkpoints=() if info.cuts_anywhere else conversation.checkpoints(spliced, tokenizer),
+        media=spliced.spans,
     )
     return ChatPlan(plan, new_parser, tools, task.parallel is not False, ask)
 
@@ -130,6 +133,7 @@ def _plan(
     hides_control: bool = True,
     preserved_tokens: tuple[int, ...] = (),
     checkpoints: tuple[int, ...] = (),
+    media: tuple[MediaSpan, ...] = (),
 ) -> Plan:
     options = task.output_options() | {"min_tokens": _min_tokens(task, constrained=constrained)}
     return Plan(
@@ -148,6 +152,7 @@ def _plan(
         priority=task.priority,
         cache_salt=task.cache_salt,
         checkpoints=checkpoints,
+        media=media,
     )
 
 

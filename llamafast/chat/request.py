@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llamafast.chat.tools import ToolChoice
+from llamafast.engine.media import MediaSource, Medium
 from llamafast.engine.types import OutputOptions
 
 # A message as chat templates know it: role, content, tool_calls and whatever else they read.
@@ -63,10 +64,13 @@ class ChatTask(Task, frozen=True, kw_only=True):
     Of ``tools`` the model is shown some and may call some. Without ``parallel`` tool calls a reply ends with the first,
     None allows several where calls are not forced. ``add_generation_prompt`` (default true) and
     ``continue_final_message`` are those of ``transformers``, ``variables`` more that the template may read.
-    ``split_reasoning`` tells reasoning apart from content. Behind the prompt ``room`` tokens have to fit.
+    ``split_reasoning`` tells reasoning apart from content. Behind the prompt ``room`` tokens have to fit. ``media`` are
+    those whose words are in ``messages``, in order, and ``sources`` what the client sent of them.
     """
 
     messages: list[Message]
+    media: Sequence[Medium] = ()
+    sources: Sequence[MediaSource] = ()
     tools: ToolChoice = NO_TOOLS
     parallel: bool | None = None
     documents: list[dict[str, Any]] | None = None

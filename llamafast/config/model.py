@@ -91,7 +91,11 @@ class EmbeddingCacheConfig(Section, frozen=True, kw_only=True):
 
 
 class MtmdConfig(Section, frozen=True, kw_only=True):
-    """The multimodal projector and what clients may send it. Sizes are for one item.
+    """The multimodal projector and what clients may send it. Sizes are for one item, ``max_media`` for a request.
+
+    ``cache_ram_bytes``: host memory for rows that were encoded, beside those that requests wait with.
+    ``image_max_tokens``: most rows that a projector of pictures of any size makes of one. ``threads`` encode (null: as
+    many as compute, or where these leave CPUs to others so many). Encoding one may take ``encode_max_seconds`` of CPU.
 
     ``allowed_media_domains`` null or empty allows every host. Hosts whose address is not the public Internet's are
     asked only where that list names them, or all with ``allow_private_media``.
@@ -109,6 +113,12 @@ class MtmdConfig(Section, frozen=True, kw_only=True):
     audio_max_bytes: PositiveBytes = 100 * 2**20
     video_max_bytes: PositiveBytes = 512 * 2**20
     image_max_pixels: Positive = 50_000_000
+    image_max_tokens: Positive = 4096
+    audio_max_seconds: Seconds = 1800.0
+    max_media: Positive = 32
+    cache_ram_bytes: Bytes = 256 * 2**20
+    encode_max_seconds: Seconds = 600.0
+    threads: Threads | None = None
     image_timeout_seconds: Seconds = 10.0
 
     def conflicts(self) -> Iterator[tuple[str, str]]:

@@ -25,20 +25,12 @@ from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settle
 from llamafast.engine.generation import Generation, token_logprobs
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.masking import MaskerThreads
+from llamafast.engine.media import MediaEncoder
 from llamafast.engine.pace import Pace
 from llamafast.engine.queue_limits import QueueLimits
 from llamafast.engine.scheduler import Arrival, Scheduler
 from llamafast.engine.sequence_planner import Choices, SequencePlanner
-from llamafast.engine.types import (
-    ANYBODY,
-    EmbeddingPlan,
-    FinishReason,
-    Histogram,
-    ModelInfo,
-    Plan,
-    Tenant,
-    Tokenizer,
-)
+from llamafast.engine.types import ANYBODY, EmbeddingPlan, FinishReason, Histogram, ModelInfo, Plan, Tenant, Tokenizer
 from llamafast.engine.worker import Worker
 from llamafast.errors import (
     DoesNotEmbed,
@@ -76,6 +68,7 @@ class Engine:
         pace: Pace,
         cache_bytes: int,
         embedder: Embedder | None,
+        encoder: MediaEncoder | None = None,
     ) -> None:
         self.info = info
         self.tokenizer: Tokenizer = vocab
@@ -104,7 +97,7 @@ class Engine:
         cache = PrefixCache(cache_bytes, n_cuttable=runner.n_cuttable, in_parts=runner.in_parts)
         self._embeddings = None if embedder is None else EmbeddingQueue(embedder, self._settle_from_worker)
         transfer = KVTransfer(runner, cache, pace)
-        self._worker = Worker(runner, scheduler, transfer, self._fail_from_worker, pace, self._embeddings)
+        self._worker = Worker(runner, scheduler, transfer, self._fail_from_worker, pace, self._embeddings, encoder)
 
     def start(self) -> None:
         """Begin to step. Call on the event loop that will submit."""
@@ -122,6 +115,8 @@ class Engine:
         for reset in self._resets:
             if not reset.done():
                 reset.set_exception(shutdown)
+        if self._worker.encoder is not None:
+            await asyncio.to_thread(self._worker.encoder.close)
         await asyncio.to_thread(self._worker.close)
         await asyncio.to_thread(self._masking.close)
         self._loop.remove_reader(self._wake_read)
@@ -149,6 +144,7 @@ class Engine:
         n_tokens = sum(len(prompt) for prompt in plan.prompts)
         generation = Generation(n_choices, n_tokens, self._cancel, self._limits.end, plan.n, tenant)
         generation.top_logprobs = plan.top_logprobs or 0
+        generation.media_tokens = plan.media_tokens()
         sequences = enumerate(self._sequences.of(plan, tenant))
         self._choices[plan.n] += 1
         priority = tenant.priority, plan.priority

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from struct import Struct
 
 from llamafast._core.sequence import Sequence
+from llamafast.engine.media import MediaKind
 from llamafast.engine.types import ANYBODY, Alternatives, Event, FinishReason, Tenant, TokenLogprob
 from llamafast.errors import LlamafastError
 
@@ -37,6 +38,7 @@ class Generation:
         self.completion_tokens = 0
         self.top_logprobs = 0
         self.finish_reasons: set[FinishReason] = set()
+        self.media_tokens: dict[MediaKind, int] = {}
         self._submitted = time.monotonic()
         self._first_token: float | None = None
         self._choices_per_prompt = choices_per_prompt
@@ -101,6 +103,17 @@ class Generation:
         events = list(self._pending.values())
         self._pending.clear()
         return events
+
+    async def begin(self, seconds: float) -> None:
+        """Return once something is known of an answer, or after so long. Raises the error that ended the request."""
+        if not (self._pending or self.finished):
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await asyncio.wait((self._waiter,), timeout=seconds)
+            finally:
+                self._waiter = None
+        if self._error is not None and not self._pending:
+            raise self._error
 
     def cancel(self) -> None:
         """Stop generating; idempotent, a no-op once finished."""

@@ -40,8 +40,9 @@ class KVTransfer:
         """Whether all there is to do here is to wait for the bytes of parts."""
         return bool(self._restores) and not self.has_work
 
-    def start(self, sequence: Sequence) -> None:
-        """Let a sequence run from the prefix that leaves the least to do: a running sequence's or a saved one."""
+    def start(self, sequence: Sequence) -> int:
+        """Let a sequence run from the prefix that leaves the least to do: a running sequence's or a saved one. How many
+        tokens that probably spares."""
         shared, ready = self._runner.shareable(sequence)
         # of what a running sequence is still to compute a saved prefix need only have half
         parts = self._find(sequence, (shared + ready) // 2)
@@ -50,7 +51,8 @@ class KVTransfer:
         if parts:
             self._cache.use(parts)
             self._restores[sequence] = Parts(self._cache, parts)
-        sequence.save_at = self._cache.next_save(n_found, sequence.n_prompt, sequence.checkpoints)
+        self._save_next(sequence, n_found)
+        return max(n_found, shared)
 
     def restore(self, deadline: float) -> None:
         """Restore parts of prefixes until the deadline, at least one where any is here."""
@@ -68,7 +70,7 @@ class KVTransfer:
         _, start, stop = parts.take()
         if not self._restored(sequence, saved, start, stop):
             self._drop_restores(sequence)
-            sequence.save_at = self._cache.next_save(sequence.n_past, sequence.n_prompt, sequence.checkpoints)
+            self._save_next(sequence, sequence.n_past)
         elif not parts:
             del self._restores[sequence]
         return True
@@ -87,7 +89,7 @@ class KVTransfer:
         deadline = time.monotonic() + self._pace.copy_seconds
         for sequence in self._runner.save_due():
             self._save(sequence)
-            sequence.save_at = self._cache.next_save(sequence.n_past, sequence.n_prompt, sequence.checkpoints)
+            self._save_next(sequence, sequence.n_past)
             if self._cache.cuts_anywhere and time.monotonic() >= deadline:
                 return
 
@@ -111,9 +113,19 @@ class KVTransfer:
         self._restores.clear()
         self._cache.let_go_of_all()
 
+    def _save_next(self, sequence: Sequence, n_past: int) -> None:
+        """Say when a sequence that has ``n_past`` tokens in memory is to be saved next."""
+        at = self._cache.next_save(n_past, sequence.n_prompt, sequence.checkpoints)
+        sequence.save_at = sequence.cut_behind(at)
+
     def _find(self, sequence: Sequence, more_than: int) -> list[Part]:
         try:
-            return self._cache.find(sequence.tokens(), sequence.salt, more_than)
+            tokens = sequence.tokens()
+            found = self._cache.find(tokens, sequence.salt, more_than)
+            # two media may have a few ids in common by chance
+            while found and (edge := sequence.cut_before(found[-1].stop)) < found[-1].stop:
+                found = self._cache.find(tokens[: edge + 1], sequence.salt, more_than)
+            return found
         except Exception:
             logger.exception("cannot look up a prompt of %d tokens", sequence.n_prompt)
             self._counts["lookup_failures"] += 1
@@ -126,9 +138,13 @@ class KVTransfer:
 
     def _save(self, sequence: Sequence) -> None:
         try:
-            tokens = sequence.tokens()[: sequence.n_past]
+            end = sequence.cut_before(sequence.n_past)
+            if end < sequence.n_past > self._cache.n_cuttable or (end < sequence.n_past and not self._cache.in_parts):
+                return  # it stands in a span of media, and its state cannot be cut
+            tokens = sequence.tokens()[:end]
             start, stop = self._cache.unsaved(tokens, sequence.salt)
-            if stop:
+            stop = sequence.cut_behind(stop)
+            if stop and sequence.cut_before(start) == start:
                 self._cache.put(tokens[:stop], sequence.salt, self._runner.save(sequence, start, stop))
         except Exception:
             logger.exception("cannot keep a prefix of %d tokens", sequence.n_past)

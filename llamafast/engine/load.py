@@ -16,6 +16,7 @@ from llamafast._core.simd import instruction_set
 from llamafast._core.vocab import Vocab
 from llamafast.config import Config, ModelConfig
 from llamafast.engine.engine import Engine
+from llamafast.engine.media import MediaEncoder
 from llamafast.engine.memory import available_bytes, return_large_blocks
 from llamafast.engine.pace import pace_of
 from llamafast.engine.placement import computes_bare, placement_of
@@ -76,12 +77,13 @@ def create_context(model: Model, params: dict[str, Any]) -> Context:
         ) from error
 
 
-def create_contexts(config: ModelConfig, model: Model) -> tuple[Context, Context | None]:
-    """The context that generates and the one that embeds, if it does; they are one for a model that only embeds.
+def create_contexts(config: ModelConfig, model: Model, widest_span: int = 0) -> tuple[Context, Context | None]:
+    """The context that generates and the one that embeds, if it does; they are one for a model that only embeds. A
+    step has room for ``widest_span`` rows of media at one go.
 
     Raises ModelLoadError, also for a model that could only embed and must not, or ConfigError.
     """
-    params = context_params(config, model)
+    params = with_room_for(widest_span, context_params(config, model))
     wanted = embeds(config, model)
     if not model.has_encoder and not (wanted and made_to_embed(config, model)):
         context = create_context(model, params)
@@ -112,10 +114,26 @@ def context_params(config: ModelConfig, model: Model) -> dict[str, Any]:
     }
 
 
-def load_engine(config: Config, path: Path, on_progress: Callable[[float], None] | None = None) -> Engine:
-    """Everything between a GGUF and an Engine that can be started. Raises ModelLoadError or ConfigError."""
+def with_room_for(widest_span: int, params: dict[str, Any]) -> dict[str, Any]:
+    """``params`` of a context that computes so many rows at one go: llama.cpp would abort for less. Raises
+    ConfigError."""
+    if widest_span > params["n_ctx"]:
+        raise ConfigError(
+            f"model.n_ctx: a picture may have {widest_span} rows, more than the context's {params['n_ctx']}"
+        )
+    return params | {name: max(params[name], widest_span) for name in ("n_batch", "n_ubatch")}
+
+
+def load_engine(
+    config: Config,
+    path: Path,
+    on_progress: Callable[[float], None] | None = None,
+    encoder: MediaEncoder | None = None,
+) -> Engine:
+    """Everything between a GGUF and an Engine that can be started; with an ``encoder`` it takes media. Raises
+    ModelLoadError or ConfigError."""
     model = load_model(config.model, path, on_progress)
-    context, embedding_context = create_contexts(config.model, model)
+    context, embedding_context = create_contexts(config.model, model, 0 if encoder is None else encoder.widest_span)
     pace = pace_of(config.scheduler)
     embedder, embedding = None, None
     if embedding_context is not None:
@@ -140,6 +158,7 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         generates=generates,
         embedding=embedding,
         cuts_anywhere=context.n_cuttable >= context.n_ctx_seq,
+        modalities=() if encoder is None else encoder.modalities,
     )
     logger.info("model    %s: %s, %.2f GB", info.id, info.description, model.size / 1e9)
     logger.info("kernels  %s", "llama.cpp's own" if computes_bare(model) else instruction_set())
@@ -171,7 +190,7 @@ def load_engine(config: Config, path: Path, on_progress: Callable[[float], None]
         warm_up(context, vocab)
         return_large_blocks()
         logger.info("cache    up to %.2f GB of host memory for finished prompts", cache_bytes / 1e9)
-    return Engine(context, vocab, info, config, pace=pace, cache_bytes=cache_bytes, embedder=embedder)
+    return Engine(context, vocab, info, config, pace=pace, cache_bytes=cache_bytes, embedder=embedder, encoder=encoder)
 
 
 def warm_up(context: Context, vocab: Vocab) -> None:

@@ -15,7 +15,9 @@ from llamafast._core.dry import Breakers
 from llamafast._core.masks import Constraint
 from llamafast._core.sampler import Sampler
 from llamafast._core.sequence import Sequence
+from llamafast._core.spans import Span
 from llamafast._core.vocab import Vocab
+from llamafast.engine.media import MediaSpan
 from llamafast.engine.prefix_key import PrefixKey, digest_of
 from llamafast.engine.types import ANYBODY, ModelInfo, Plan, SamplingParams, Tenant
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
@@ -82,7 +84,8 @@ class SequencePlanner:
         if room < 0:
             raise ContextLengthExceeded(self._info.max_seq_len, f"{len(prompt)} tokens", param="prompt")
         try:
-            self._vocab.check(prompt)
+            if not plan.media:  # else whoever makes a Sequence looks at every id
+                self._vocab.check(prompt)
         except ValueError as error:
             raise InvalidRequest(str(error), param="prompt") from error
         limits = (plan.max_tokens, self._info.max_output_tokens, room)
@@ -132,6 +135,8 @@ class SequencePlanner:
                 salt=salt,
                 seed=digest_of(salt),
                 checkpoints=plan.checkpoints,
+                spans=tuple(_span(span) for span in plan.media),
+                media=plan.media,
                 constraint=None
                 if plan.matcher is None
                 else Constraint(plan.matcher, self._info.n_vocab, fast_forward=not logprobs),
@@ -155,6 +160,11 @@ def sampler_of(n_vocab: int, params: SamplingParams, breakers: Breakers | None =
     values = asdict(params) | {"seed": 0}
     del values["dry_sequence_breakers"]
     return Sampler(n_vocab, **values, dry_breakers=breakers)
+
+
+def _span(span: MediaSpan) -> Span:
+    rows = span.rows
+    return Span(span.row, rows.n_rows, rows.n_positions, rows.causal, rows.offsets)
 
 
 def _seed(params: SamplingParams, index: int) -> int:

@@ -1,13 +1,16 @@
-"""The nouns that cross the engine's door. Imports nothing of ours."""
+"""The nouns that cross the engine's door. Imports nothing of ours but its media."""
 
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from struct import iter_unpack
 from typing import Any, Literal, NamedTuple, Protocol
 
 from msgspec import Struct
+
+from llamafast.engine.media import MediaKind, MediaSpan
 
 FinishReason = Literal["stop", "length"]
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
@@ -81,7 +84,8 @@ class Plan(OutputOptions, frozen=True, kw_only=True):
     whole for it. ``matcher`` is a grammar that the text of every choice follows. Of a tenant's requests those with a
     lower ``priority`` run first and give way last. Only requests of one ``cache_salt``, of tenants of one salt, share
     what they computed. ``checkpoints`` are lengths at which later prompts may part from this one (the end of the system
-    prompt, the start of the last user turn): there a state that cannot be cut is kept.
+    prompt, the start of the last user turn): there a state that cannot be cut is kept. ``media`` are the spans of rows
+    in the one prompt there is then, whose ids are below -1 there (``chat.prompt.media``).
     """
 
     prompts: tuple[array[int], ...]
@@ -98,6 +102,14 @@ class Plan(OutputOptions, frozen=True, kw_only=True):
     priority: int = 0
     cache_salt: str = ""
     checkpoints: tuple[int, ...] = ()
+    media: tuple[MediaSpan, ...] = ()
+
+    def media_tokens(self) -> dict[MediaKind, int]:
+        """Rows of the prompt by their kind of media."""
+        rows: Counter[MediaKind] = Counter()
+        for span in self.media:
+            rows[span.medium.kind] += span.rows.n_rows
+        return dict(rows)
 
 
 class Tenant(Struct, frozen=True):
@@ -187,7 +199,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     ``chat_template`` and ``tool_use_template``, the one for conversations with tools, are the GGUF's own.
     ``sampling`` is what a request gets that asks for nothing else.
     ``embedding`` is None for a model that does not embed. Where memory ``cuts_anywhere``, what prompts share is reused
-    wherever they part, else only up to a checkpoint."""
+    wherever they part, else only up to a checkpoint. ``modalities`` are what it takes beside text."""
 
     id: str
     created: int
@@ -206,6 +218,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     tool_use_template: str | None = None
     control_tokens: tuple[str, ...] = ()
     cuts_anywhere: bool = True
+    modalities: tuple[MediaKind, ...] = ()
 
     @property
     def ranks(self) -> bool:
@@ -222,22 +235,18 @@ class Vocabulary(Protocol):
     @property
     def llama_pointers(self) -> tuple[int, int] | None:
         """The addresses of the llama_vocab and of what stands for llama_tokenize, where there are any."""
-        ...
 
     def piece(self, token: int, /) -> bytes:
         """The bytes a token stands for, those of control tokens included."""
-        ...
 
     def is_control(self, token: int, /) -> bool: ...
 
     def eog_tokens(self) -> list[int]:
         """The tokens that end generation."""
-        ...
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> array[int]:
         """Token ids (int32). ``add_special`` adds BOS/EOS where the model wants them; with ``parse_special``
         the text of control tokens becomes control tokens. Raises Untokenizable."""
-        ...
 
 
 class Tokenizer(Vocabulary, Protocol):
@@ -245,19 +254,15 @@ class Tokenizer(Vocabulary, Protocol):
 
     def detokenize(self, tokens: array[int]) -> str:
         """The text of a prompt, control tokens included; bytes that are not UTF-8 become U+FFFD."""
-        ...
 
     def pair(self, first: array[int], second: array[int]) -> array[int]:
         """Two texts, tokenised with ``add_special``, as the one input that a ranking model reads."""
-        ...
 
     def text(self, token: int) -> str:
         """The token as the vocabulary spells it, "" for an id that does not exist."""
-        ...
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for, those of control tokens included. Raises IndexError."""
-        ...
 
 
 # Upper bounds of buckets, how many values fell into each (one more: beyond the last bound), and their sum.
@@ -269,35 +274,36 @@ class Generation(Protocol):
 
     Each batch holds at most one Event per choice; Events that pile up while the caller is away are merged. The
     iteration ends after every choice has had its ``finish_reason``, or raises the ``LlamafastError`` that ended the
-    request. Counts are current at every moment and final after the last batch.
+    request. ``media_tokens`` are those of the prompt's that are rows of media. Counts are current at every moment and
+    final after the last batch.
     """
 
     prompt_tokens: int
     completion_tokens: int
     finish_reasons: set[FinishReason]
+    media_tokens: dict[MediaKind, int]
 
     @property
     def queue_seconds(self) -> float | None:
         """How long its choices waited before they ran, the longest wait; None while one waits."""
-        ...
 
     @property
     def first_token_seconds(self) -> float | None:
         """From submit to the arrival of the first token; None before."""
-        ...
 
     @property
     def cached_tokens(self) -> int:
         """Prompt tokens that were taken from another request instead of being computed."""
-        ...
 
     def __aiter__(self) -> Generation: ...
 
     async def __anext__(self) -> list[Event]: ...
 
+    async def begin(self, seconds: float) -> None:
+        """Return once something is known of an answer, or after so long. Raises the error that ended the request."""
+
     def cancel(self) -> None:
         """Stop generating; idempotent, a no-op once finished. Must be called when the caller gives up."""
-        ...
 
 
 class EnginePort(Protocol):
@@ -308,7 +314,6 @@ class EnginePort(Protocol):
 
     async def prepare(self, plan: Plan) -> None:
         """Do in a thread what ``submit`` would hold up the event loop for. Raises InvalidRequest."""
-        ...
 
     def submit(self, plan: Plan, tenant: Tenant = ANYBODY) -> Generation:
         """Queue a Plan, better after ``prepare``. Call on the event loop.
@@ -317,7 +322,6 @@ class EnginePort(Protocol):
         or InvalidRequest (an empty prompt, a token id out of range). The Generation raises QueueTimeout or
         AnswerTimeout where the config bounds how long requests may wait or take.
         """
-        ...
 
     async def embed(self, plan: EmbeddingPlan, tenant: Tenant = ANYBODY) -> list[bytes]:
         """The vectors of each input, float32 one after another: one vector, or with the pooling none one a token.
@@ -325,26 +329,20 @@ class EnginePort(Protocol):
         Raises what ``submit`` raises, or the LlamafastError that ended the request; cancelling the caller's task
         ends the work.
         """
-        ...
 
     def retry_after(self) -> float:
         """After how many seconds, 1 to 60, somebody who found the queue full should try again: by then half of the
         requests that wait now will have begun, if requests leave as fast as the last ones did."""
-        ...
 
     async def reset_prefix_cache(self) -> int:
         """Forget what finished requests computed; how many bytes of host memory that freed. Who runs goes on, and what
         those compute is kept again. Raises EngineUnavailable."""
-        ...
 
     def stalled(self) -> float:
         """Seconds since the engine last stepped while work was waiting; 0 when it is idle or stepping."""
-        ...
 
     def counters(self) -> dict[str, float]:
         """The current value of every engine series of ``llamafast.metrics``, by series key. Never waits for a step."""
-        ...
 
     def histograms(self) -> dict[str, Histogram]:
         """The same for its distributions."""
-        ...

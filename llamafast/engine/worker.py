@@ -12,7 +12,9 @@ from llamafast._core.runner import Runner
 from llamafast._core.sequence import PHASE_FOLLOWING, PHASE_RESTORING, Sequence
 from llamafast._core.step import FINISHED, NO_ROOM, PAUSED, SAVE_DUE
 from llamafast.engine.embeddings import EmbeddingQueue
+from llamafast.engine.encoder_outputs import EncoderOutputs
 from llamafast.engine.kv_transfer import KVTransfer
+from llamafast.engine.media import MediaEncoder
 from llamafast.engine.pace import Pace
 from llamafast.engine.scheduler import Arrival, Scheduler
 from llamafast.engine.shares import Shares
@@ -44,11 +46,14 @@ class Worker:
         on_failure: Callable[[list[int], LlamafastError], None],
         pace: Pace,
         embeddings: EmbeddingQueue | None = None,
+        encoder: MediaEncoder | None = None,
     ) -> None:
         self.runner = runner
         self.scheduler = scheduler
         self.transfer = transfer
         self.embeddings = embeddings
+        self.encoder = encoder
+        self._outputs = EncoderOutputs(runner, encoder, self.wake)
         self.spare = 0.0
         self._pace = pace
         self._shares = Shares([] if embeddings is None else [embeddings], pace)
@@ -60,7 +65,7 @@ class Worker:
         self._ended: deque[tuple[Sequence, str]] = deque()  # still in memory, and what they count as
         self._closing = False
         self._woken = self._was_woken = False  # since the last orders were taken, and before
-        self._idles = False  # nothing is to be done but to wait for the bytes of prefixes
+        self._idles = False  # nothing is to be done but to wait for the bytes of prefixes or the rows of media
         self._busy_since: float | None = None
         self._counts = {"submitted": 0, "admitted": 0, "completed": 0, "cancelled": 0, "failed": 0, "preempted": 0}
         self._thread = threading.Thread(target=self._loop, name="llamafast-engine", daemon=True)
@@ -92,8 +97,8 @@ class Worker:
             self._resets.append(done)
 
     def wake(self) -> None:
-        """Look after the current step at all orders, also those in ``embeddings``, and at bytes of prefixes that have
-        come. Any thread."""
+        """Look after the current step at all orders, also those in ``embeddings``, and at bytes of prefixes and rows
+        of media that have come. Any thread."""
         with self._wake:
             self._woken = True
             self._wake.notify()
@@ -118,7 +123,7 @@ class Worker:
     def stalled(self) -> float:
         """Seconds that work has been waiting without a step; 0 when idle. Any thread."""
         busy_since = self._busy_since
-        if busy_since is None:
+        if busy_since is None or (self._idles and self._outputs.awaits):  # a picture may take a minute
             return 0.0
         since_step = self.runner.since_last_step()
         if self.embeddings is not None:
@@ -140,6 +145,7 @@ class Worker:
             }
             | self.transfer.counts()
             | (self.embeddings.counts() if self.embeddings else {})
+            | (self.encoder.counts() if self.encoder else {})
         )
 
     def histograms(self) -> dict[str, Histogram]:
@@ -200,8 +206,8 @@ class Worker:
 
     @property
     def has_work(self) -> bool:
-        """Whether a sequence runs or waits; not while all that run wait for bytes of prefixes. Engine thread."""
-        idles = self._idles and not self._woken and not self.transfer.has_work
+        """Whether a sequence runs or waits; not while all that run wait for what others bring. Engine thread."""
+        idles = self._idles and not (self._woken or self.transfer.has_work or self._outputs.has_news)
         return self.scheduler.has_work and not idles
 
     def generate(self, *, alone: bool) -> float:
@@ -213,8 +219,11 @@ class Worker:
         deadline = start + self._pace.copy_seconds
         self._release(deadline)
         for sequence in self.scheduler.admit():
-            self.transfer.start(sequence)
+            self._outputs.want(sequence, self.transfer.start(sequence))
             self._counts["admitted"] += 1
+        if self._outputs.awaits:
+            for sequence, error in self._outputs.deliver():
+                self._fail([sequence], error)
         self.transfer.restore(deadline)
         if not self.scheduler.n_running:
             return 0.0
@@ -244,10 +253,14 @@ class Worker:
             self._fail(self.runner.in_last_step() or self.scheduler.running, step_failure(status))
 
     def _is_idle(self) -> bool:
-        """After a run: whether nobody can go on before bytes of a prefix come. A wake may have kept it from a step."""
-        if self._was_woken or not self.transfer.awaits_bytes:
+        """After a run: whether nobody can go on before bytes of a prefix or rows of media come. A wake may have kept it
+        from a step."""
+        if self._was_woken or self.transfer.has_work or not (self.transfer.awaits_bytes or self._outputs.awaits):
             return False
-        return all(sequence.phase in (PHASE_RESTORING, PHASE_FOLLOWING) for sequence in self.scheduler.running)
+        return all(
+            sequence.phase in (PHASE_RESTORING, PHASE_FOLLOWING) or sequence.awaited is not None
+            for sequence in self.scheduler.running
+        )
 
     def _let_send(self) -> None:
         with self._wake:
@@ -291,6 +304,7 @@ class Worker:
         """After an error nobody foresaw: whoever runs is failed, memory starts afresh, whoever waits stays."""
         sequences = self.scheduler.running
         self.transfer.clear()
+        self._outputs.clear()
         if self.embeddings is not None:
             self.embeddings.reset()
         self._ended.clear()

@@ -127,6 +127,12 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "audio_max_bytes": (100 * 1024 * 1024, *MEDIA_BYTES),
         "video_max_bytes": (512 * 1024 * 1024, *MEDIA_BYTES),
         "image_max_pixels": (50_000_000, [1], [0, None, *WRONG_INT]),
+        "image_max_tokens": (4096, [1], [0, None, *WRONG_INT]),
+        "audio_max_seconds": (1800.0, [0.1, 60], [0, -1, None, "1"]),
+        "max_media": (32, [1], [0, None, *WRONG_INT]),
+        "cache_ram_bytes": (256 * 1024 * 1024, [0, 2**40], [-1, None, *WRONG_INT]),
+        "encode_max_seconds": (600.0, [0.1, 60], [0, -1, None, "1"]),
+        "threads": (None, [None, 1, 512], [0, 513, *WRONG_INT]),
         "image_timeout_seconds": (10.0, [0.1, 60], [0, -1, None, "1"]),
     },
     "model.mtmd.embedding_cache": {

@@ -38,6 +38,12 @@ class FakeSequence:
     def tokens(self):
         return array("i", self.prompt)
 
+    def cut_before(self, n):
+        return n
+
+    def cut_behind(self, n):
+        return n
+
     @property
     def n_tokens(self):
         return len(self.prompt)

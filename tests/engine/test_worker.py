@@ -32,9 +32,17 @@ class FakeSequence:
     checkpoints: tuple = ()
     save_at: int = 0
     finished: bool = False
+    media: tuple = ()
+    awaited: int | None = None
 
     def tokens(self):
         return array("i", range(self.n_tokens))
+
+    def cut_before(self, n):
+        return n
+
+    def cut_behind(self, n):
+        return n
 
 
 def arrival(sequences):

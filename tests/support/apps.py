@@ -11,6 +11,7 @@ from llamafast.api.keys import Keys
 from llamafast.api.origins import Origins
 from llamafast.api.sse import PING_SECONDS
 from llamafast.config import Config, ModelConfig, ResponsesConfig, ServerConfig
+from llamafast.engine.media import MediaLoader
 from llamafast.engine.types import EnginePort
 
 
@@ -23,6 +24,7 @@ def make_app(
     ping_seconds: float = PING_SECONDS,
     model: Mapping[str, Any] | None = None,
     responses: ResponsesConfig | None = None,
+    media: MediaLoader | None = None,
     **server: Any,
 ) -> App:
     """Other keywords are keys of the config's section ``server``, those in ``model`` of that one. Without ``keys``
@@ -39,4 +41,5 @@ def make_app(
         origins=origins or Origins(config.server, None),
         waits=waits or ClientWaits(config.server),
         ping_seconds=ping_seconds,
+        media=media,
     )

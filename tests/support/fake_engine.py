@@ -96,8 +96,10 @@ class ScriptedGeneration:
         self.cancelled = False
         self.finished = False
         self.finish_reasons: set[FinishReason] = set()
+        self.media_tokens = plan.media_tokens()
         self.queue_seconds: float | None = 0.001
         self.first_token_seconds: float | None = 0.002
+        self._script = script
         self._steps = iter(script)
 
     def __aiter__(self) -> Generation:
@@ -121,6 +123,11 @@ class ScriptedGeneration:
                 return [replace(event) for event in step]
         self.finished = True
         raise StopAsyncIteration
+
+    async def begin(self, seconds: float) -> None:
+        """An exception that the script begins with is raised here."""
+        if self._script and isinstance(self._script[0], Exception):
+            raise self._script[0]
 
     def cancel(self) -> None:
         if not self.finished:

@@ -70,6 +70,8 @@ cdef extern from "llama.h" nogil:
     ctypedef int32_t llama_seq_id
     ctypedef c_bool (*llama_progress_callback)(float progress, void *user_data) noexcept nogil
 
+    enum: LLAMA_ROPE_TYPE_MROPE
+    enum: LLAMA_ROPE_TYPE_IMROPE
     enum: LLAMA_POOLING_TYPE_NONE
     enum: LLAMA_POOLING_TYPE_MEAN
     enum: LLAMA_POOLING_TYPE_CLS
@@ -159,7 +161,9 @@ cdef extern from "llama.h" nogil:
     int llama_pooling_type(const llama_context *ctx)
     const llama_vocab *llama_model_get_vocab(const llama_model *model)
     int32_t llama_model_n_ctx_train(const llama_model *model)
+    int32_t llama_model_n_embd_inp(const llama_model *model)
     int32_t llama_model_n_embd_out(const llama_model *model)
+    int llama_model_rope_type(const llama_model *model)
     uint32_t llama_model_n_cls_out(const llama_model *model)
     int32_t llama_model_n_swa(const llama_model *model)
     int32_t llama_vocab_n_tokens(const llama_vocab *vocab)
@@ -184,6 +188,7 @@ cdef extern from "llama.h" nogil:
     void llama_batch_free(llama_batch batch)
     int32_t llama_encode(llama_context *ctx, llama_batch batch)
     int32_t llama_decode(llama_context *ctx, llama_batch batch)
+    void llama_set_causal_attn(llama_context *ctx, bint causal_attn)
     void llama_set_n_threads(llama_context *ctx, int32_t n_threads, int32_t n_threads_batch)
     int32_t llama_n_threads(llama_context *ctx)
     int32_t llama_n_threads_batch(llama_context *ctx)

@@ -28,6 +28,7 @@ from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import ChatPlan, plan_chat
 from llamafast.chat.reply.deltas import AssistantMessage, Delta, assemble
 from llamafast.chat.reply.reader import Reply, ReplyFinish
+from llamafast.engine.media import MediaLoader, MediaSource, Medium
 from llamafast.engine.types import EnginePort, Generation, TokenLogprob
 from llamafast.errors import InvalidRequest
 
@@ -35,7 +36,15 @@ _DECODER = msgspec.json.Decoder(ChatRequest)
 
 
 class ChatEndpoint:
-    def __init__(self, engine: EnginePort, chat: ChatFormat, grammars: Grammars, ping_seconds: float) -> None:
+    def __init__(
+        self,
+        engine: EnginePort,
+        chat: ChatFormat,
+        grammars: Grammars,
+        ping_seconds: float,
+        media: MediaLoader | None = None,
+    ) -> None:
+        self._media = media
         self._engine = engine
         self._chat = chat
         self._grammars = grammars
@@ -44,7 +53,9 @@ class ChatEndpoint:
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         engine = self._engine
         request = await run_sized(len(body), decode_request, _DECODER, body, engine.info)
-        plan = await run_sized(len(body), self._plan, request)
+        sources = await run_sized(len(body), self._media_of, request)
+        media = await self._media.load(sources) if sources and self._media is not None else []
+        plan = await run_sized(len(body), self._plan, request, media, sources)
         await engine.prepare(plan.plan)
         constrained = await self._grammars.constrained(plan.plan, plan.ask)
         generation = exchange.follow(engine.submit(constrained, exchange.tenant))
@@ -72,10 +83,16 @@ class ChatEndpoint:
         finally:
             generation.cancel()
 
-    def _plan(self, request: ChatRequest) -> ChatPlan:
+    def _media_of(self, request: ChatRequest) -> list[MediaSource]:
+        """The media in the request's messages, which have words for them from here on."""
+        parts = self._chat.media_parts(self._engine.info.modalities)
+        request.messages = parts.messages(request.messages)
+        return parts.sources
+
+    def _plan(self, request: ChatRequest, media: list[Medium], sources: list[MediaSource]) -> ChatPlan:
         if request.top_logprobs and not request.logprobs:
             raise InvalidRequest("`top_logprobs` needs `logprobs`", param="top_logprobs")
-        return plan_chat(request.task(), self._chat, self._engine.tokenizer, self._engine.info)
+        return plan_chat(request.task(media, sources), self._chat, self._engine.tokenizer, self._engine.info)
 
 
 class CollectedChoice(Struct):

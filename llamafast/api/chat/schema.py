@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -16,6 +17,7 @@ from llamafast.api.schema.fragments import (
 )
 from llamafast.chat.request import ChatTask
 from llamafast.chat.tools import ToolChoice, choose_tools, function_named, read_functions, read_tools
+from llamafast.engine.media import MediaSource, Medium
 from llamafast.errors import InvalidRequest
 
 ChatFinish = Literal["stop", "length", "tool_calls", "function_call"]
@@ -61,8 +63,11 @@ class ChatRequest(PlatformOptions, kw_only=True):
     metadata: dict[str, Any] | None = None
     prediction: dict[str, Any] | None = None
 
-    def task(self) -> ChatTask:
-        """Raises InvalidRequest or UnsupportedParameter for tools that are none."""
+    def task(self, media: Sequence[Medium] = (), sources: Sequence[MediaSource] = ()) -> ChatTask:
+        """``media`` are those whose words are in ``messages`` by then, ``sources`` what the client sent of them.
+
+        Raises InvalidRequest or UnsupportedParameter for tools that are none.
+        """
         names = {"tools": "functions"} if self.functions else {}
         max_tokens = self.max_tokens
         if self.max_completion_tokens is not None:
@@ -71,6 +76,8 @@ class ChatRequest(PlatformOptions, kw_only=True):
             **self.task_fields(),
             names=names,
             messages=self.messages,
+            media=media,
+            sources=sources,
             max_tokens=max_tokens,
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             tools=self._tool_choice(),

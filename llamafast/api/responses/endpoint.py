@@ -47,6 +47,8 @@ class ResponsesEndpoint:
         generation = exchange.follow(self._responder.submit(planned))
         try:
             if request.stream:
+                if generation.media_tokens:
+                    await generation.begin(self._ping_seconds)
                 async with EventStream(exchange, self._ping_seconds, _ignored(planned)) as stream:
                     async for events in self._responder.stream(planned, generation):
                         size = planned.writer.telling_size(events)

@@ -9,9 +9,9 @@ from llamafast.api.responses.client_tools import CLIENT_TOOLS, arguments_of
 from llamafast.api.responses.compaction import opened
 from llamafast.api.responses.tools import chat_name, custom_arguments
 from llamafast.chat.json_text import json_text
-from llamafast.chat.prompt.media import refusal
+from llamafast.chat.prompt.media import MediaParts, refusal
 from llamafast.chat.request import Message
-from llamafast.errors import InvalidRequest, UnsupportedParameter
+from llamafast.errors import InvalidRequest
 
 Item = dict[str, Any]
 
@@ -62,14 +62,17 @@ _OUTPUTS = frozenset(
 )
 
 
-def messages_of(items: Sequence[Item], instructions: str | None = None, n_before: int = 0) -> list[Message]:
+def messages_of(
+    items: Sequence[Item], instructions: str | None = None, n_before: int = 0, media: MediaParts | None = None
+) -> list[Message]:
     """The chat messages that ``items`` stand for, ``instructions`` first.
 
     What one turn of the model left behind (reasoning, text, calls) becomes one message again, as the template wrote
     it when the model went on from there. The first ``n_before`` items come from earlier responses: paths of errors
-    count from after them. Raises InvalidRequest or UnsupportedParameter; ``param`` is the path to the field.
+    count from after them. ``media`` collects what is no text and gives words for it; without it only text is taken.
+    Raises InvalidRequest or UnsupportedParameter; ``param`` is the path to the field.
     """
-    conversation = _Messages()
+    conversation = _Messages(media or MediaParts((), str))
     if instructions:
         conversation.instruct(instructions)
     for i, item in enumerate(items):
@@ -78,7 +81,8 @@ def messages_of(items: Sequence[Item], instructions: str | None = None, n_before
 
 
 class _Messages:
-    def __init__(self) -> None:
+    def __init__(self, media: MediaParts) -> None:
+        self._media = media
         self.messages: list[Message] = []
         self._names: dict[str, str] = {}
 
@@ -111,8 +115,7 @@ class _Messages:
         elif kind in _HOSTED:
             self._hosted(item, kind, *_HOSTED[kind])
         elif kind in _PICTURES:
-            if item.get(_PICTURES[kind]) is not None:
-                raise UnsupportedParameter(f"{path}: pictures are not supported yet", param=f"{path}.type")
+            self._picture(item, path, _PICTURES[kind])
         elif kind == "compaction":
             self._compaction(item)
         elif kind not in _SILENT:
@@ -122,7 +125,7 @@ class _Messages:
         role = item.get("role")
         if not isinstance(role, str) or role not in _ROLES:
             raise InvalidRequest(f"`{path}.role` must be one of {', '.join(sorted(_ROLES))}", param=f"{path}.role")
-        text = _content(item.get("content"), f"{path}.content")
+        text = self._content(item.get("content"), f"{path}.content")
         if role in _INSTRUCTIONS:
             self.instruct(text, role)
         elif role == "user":
@@ -134,8 +137,8 @@ class _Messages:
                 turn["phase"] = item["phase"]
 
     def _reasoning(self, item: Item, path: str) -> None:
-        text = "".join(_texts(item.get("content"), f"{path}.content"))
-        text = text or "\n".join(_texts(item.get("summary"), f"{path}.summary"))
+        text = "".join(self._texts(item.get("content"), f"{path}.content"))
+        text = text or "\n".join(self._texts(item.get("summary"), f"{path}.summary"))
         if text:
             turn = self._open_turn()
             turn = self._turn(new=turn is None or bool(turn["content"]) or "tool_calls" in turn)
@@ -182,11 +185,45 @@ class _Messages:
         if name is None:
             raise InvalidRequest(f"{path}: no call has the id {call_id[:64]!r}", param=f"{path}.call_id")
         output = item.get("output")
-        text = _output_text(item.get("status") if output is None else output, f"{path}.output")
+        text = self._output_text(item.get("status") if output is None else output, f"{path}.output")
         self._add_result(call_id, name, text)
 
     def _add_result(self, call_id: str, name: str, text: str) -> None:
         self.messages.append({"role": "tool", "tool_call_id": call_id, "name": name, "content": text})
+
+    def _picture(self, item: Item, path: str, field: str) -> None:
+        """What a tool of OpenAI's saw or drew, as something that the user shows."""
+        given = item.get(field)
+        if given is None:
+            return
+        part = given if isinstance(given, dict) else {"image_url": given}
+        word = self._media.word({**part, "type": "input_image"}, f"{path}.{field}")
+        self.messages.append({"role": "user", "content": word})
+
+    def _content(self, content: Any, path: str) -> str:
+        return content if isinstance(content, str) else "".join(self._texts(content, path))
+
+    def _output_text(self, output: Any, path: str) -> str:
+        """A tool's result: text, parts, or whatever else it is as JSON."""
+        if isinstance(output, list) and all(isinstance(part, dict) and "type" in part for part in output):
+            return "".join(self._texts(output, path))
+        return output if isinstance(output, str) else json_text(output)
+
+    def _texts(self, parts: Any, path: str) -> Iterator[str]:
+        if parts is None:
+            return
+        if not isinstance(parts, list):
+            raise InvalidRequest(f"`{path}` must be a string or a list of parts", param=path)
+        for j, part in enumerate(parts):
+            where = f"{path}[{j}]"
+            if not isinstance(part, Mapping) or not isinstance(kind := part.get("type"), str):
+                raise InvalidRequest(f"`{where}` must be an object with a string `type`", param=where)
+            if (word := self._media.word(part, where)) is not None:
+                yield word
+            elif kind in _TEXT_PARTS:
+                yield _string(part, _TEXT_PARTS[kind], where)
+            else:
+                raise refusal(kind, where)
 
     def _open_turn(self) -> Message | None:
         """The model's turn that the conversation ends with."""
@@ -202,31 +239,6 @@ class _Messages:
         if new:
             self.messages.append({"role": "assistant", "content": ""})
         return self.messages[-1]
-
-
-def _content(content: Any, path: str) -> str:
-    return content if isinstance(content, str) else "".join(_texts(content, path))
-
-
-def _output_text(output: Any, path: str) -> str:
-    """A tool's result: text, parts, or whatever else it is as JSON."""
-    if isinstance(output, list) and all(isinstance(part, dict) and "type" in part for part in output):
-        return "".join(_texts(output, path))
-    return output if isinstance(output, str) else json_text(output)
-
-
-def _texts(parts: Any, path: str) -> Iterator[str]:
-    if parts is None:
-        return
-    if not isinstance(parts, list):
-        raise InvalidRequest(f"`{path}` must be a string or a list of parts", param=path)
-    for j, part in enumerate(parts):
-        where = f"{path}[{j}]"
-        if not isinstance(part, Mapping) or not isinstance(kind := part.get("type"), str):
-            raise InvalidRequest(f"`{where}` must be an object with a string `type`", param=where)
-        if kind not in _TEXT_PARTS:
-            raise refusal(kind, where)
-        yield _string(part, _TEXT_PARTS[kind], where)
 
 
 def _call_id(item: Item, path: str) -> str:

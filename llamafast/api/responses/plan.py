@@ -23,6 +23,7 @@ from llamafast.chat.format import ChatFormat
 from llamafast.chat.grammar.requested import SCHEMA
 from llamafast.chat.plan import ChatPlan, plan_chat
 from llamafast.chat.request import ChatTask, Message
+from llamafast.engine.media import MediaSource, Medium
 from llamafast.engine.types import ANYBODY, EnginePort, OutputOptions, Tenant
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
 
@@ -61,6 +62,14 @@ class PlannedResponse(NamedTuple):
         return History(items, sum(len(encode(item)) for item in items))
 
 
+class Said(NamedTuple):
+    """A request's conversation as chat messages, what tools there are, and its media, which have words in messages."""
+
+    messages: list[Message]
+    tools: ToolTable
+    sources: Sequence[MediaSource]
+
+
 class ResponsePlanner:
     """Plans responses: knows no transport, keeps nothing and starts nothing. Thread-safe."""
 
@@ -68,28 +77,40 @@ class ResponsePlanner:
         self._engine = engine
         self._chat = chat
 
+    def said(self, request: ResponsesRequest, before: History, given: list[Item]) -> Said:
+        """The first half of ``plan``, after which media are fetched. ``before`` is the conversation of
+        ``previous_response_id``, ``given`` the items of the request itself, each with an id. Raises as that."""
+        items = [*before.items, *given]
+        tools = ToolTable(request.tools or (), items, len(before.items))
+        for kind in tools.hidden:
+            _warn_of_hidden(kind)
+        media = self._chat.media_parts(self._engine.info.modalities)
+        messages = messages_of(items, request.instructions, len(before.items), media)
+        if not messages:
+            raise InvalidRequest("`input` must not be empty", param="input")
+        return Said(messages, tools, media.sources)
+
     def plan(
         self,
         request: ResponsesRequest,
         before: History,
         given: list[Item],
         n_bytes: int,
+        said: Said,
+        media: Sequence[Medium] = (),
         *,
         prefill: bool = False,
         stream_id: str | UnsetType = UNSET,
         room: int = 0,
     ) -> PlannedResponse:
-        """All that can be refused is refused here. ``before`` is the conversation of ``previous_response_id``,
-        ``given`` the items of the request itself, each with an id; ``n_bytes`` is the request's size.
+        """All that can be refused is refused here or in ``said``, which has the same arguments. ``n_bytes`` is the
+        request's size, ``media`` those that were ``said``.
 
         With ``prefill`` the prompt ends where the next turn will go on, and nothing is generated. The prompt leaves
         ``room`` for so many tokens. Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
         """
-        items = [*before.items, *given]
-        tools = ToolTable(request.tools or (), items, len(before.items))
-        for kind in tools.hidden:
-            _warn_of_hidden(kind)
-        task = self._task(request, tools, items, len(before.items), prefill=prefill, room=room)
+        tools = said.tools
+        task = self._task(request, said, media, prefill=prefill, room=room)
         plan = self._planned(task, request.truncation == "auto")
         response = self._response(request, plan)
         names = None if task.top_logprobs is None else TokenNames(request, self._engine.tokenizer)
@@ -100,17 +121,13 @@ class ResponsePlanner:
     def _task(
         self,
         request: ResponsesRequest,
-        tools: ToolTable,
-        items: list[Item],
-        n_before: int,
+        said: Said,
+        media: Sequence[Medium],
         *,
         prefill: bool,
         room: int,
     ) -> ChatTask:
-        choice = tools.choose(request.tool_choice)
-        messages = messages_of(items, request.instructions, n_before)
-        if not messages:
-            raise InvalidRequest("`input` must not be empty", param="input")
+        choice = said.tools.choose(request.tool_choice)
         text = request.text or TextOptions()
         fields = request.task_fields()
         if prefill:
@@ -122,7 +139,9 @@ class ResponsePlanner:
         return ChatTask(
             **fields,
             names=_NAMES,
-            messages=messages,
+            messages=said.messages,
+            media=media,
+            sources=said.sources,
             max_tokens=1 if prefill else request.max_output_tokens,
             top_logprobs=(request.top_logprobs or 0) if wants_logprobs else None,
             tools=choice,

@@ -18,6 +18,7 @@ from llamafast.api.responses.plan import PlannedResponse, ResponsePlanner
 from llamafast.api.responses.schema import ResponsesRequest
 from llamafast.api.responses.store import History, ResponseStore
 from llamafast.api.schema.fragments import Usage
+from llamafast.engine.media import MediaLoader
 from llamafast.engine.types import EnginePort, Generation, Tenant
 from llamafast.errors import InvalidRequest, LlamafastError, PreviousResponseNotFound
 
@@ -34,7 +35,15 @@ Recall = Callable[[str], History | None]
 class Responder:
     """Prepares responses, plays them and keeps those that are to be stored; knows no transport."""
 
-    def __init__(self, engine: EnginePort, planner: ResponsePlanner, grammars: Grammars, store: ResponseStore) -> None:
+    def __init__(
+        self,
+        engine: EnginePort,
+        planner: ResponsePlanner,
+        grammars: Grammars,
+        store: ResponseStore,
+        media: MediaLoader | None = None,
+    ) -> None:
+        self._media = media
         self._engine = engine
         self._planner = planner
         self._grammars = grammars
@@ -62,6 +71,8 @@ class Responder:
         size = n_bytes + before.n_bytes
         # what fits is searched for by halves, and each try renders again
         n_tries = (len(before.items) + len(given)).bit_length() if request.truncation == "auto" else 1
+        said = await run_sized(size, self._planner.said, request, before, given)
+        media = await self._media.load(said.sources) if said.sources and self._media is not None else []
         planned = await run_sized(
             size * n_tries,
             self._planner.plan,
@@ -69,6 +80,8 @@ class Responder:
             before,
             given,
             n_bytes,
+            said,
+            media,
             prefill=prefill,
             stream_id=stream_id,
             room=room,

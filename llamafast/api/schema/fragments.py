@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from msgspec import Meta, Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from llamafast.engine.types import OutputOptions
 
@@ -229,7 +229,12 @@ class PlatformOptions(GenerationOptions, kw_only=True):
 
 
 class PromptTokensDetails(Struct):
+    """Tokens that media became are told where there are any."""
+
     cached_tokens: int
+    audio_tokens: int | UnsetType = UNSET
+    image_tokens: int | UnsetType = UNSET
+    video_tokens: int | UnsetType = UNSET
 
 
 class CompletionTokensDetails(Struct):

@@ -8,13 +8,15 @@ from msgspec import Struct
 
 
 class Model(Struct, kw_only=True):
-    """``max_model_len`` (tokens of one sequence) and ``meta`` are extensions that vLLM and llama-server share."""
+    """``max_model_len`` (tokens of one sequence) and ``meta`` are extensions that vLLM and llama-server share,
+    ``modalities`` one of ours: what its prompts are made of."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["llamafast"] = "llamafast"
     max_model_len: int
+    modalities: list[str]
     meta: dict[str, int]
 
 

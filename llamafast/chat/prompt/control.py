@@ -6,7 +6,7 @@ Such a run reaches from one of the template's control tokens to the next. llama.
 their own, so cutting there changes nothing, and a prompt without marks is tokenised as it stands.
 
 What this server itself writes into messages (calls of the history, where the template does not print them) has control
-tokens of its own. They go through the template as words that no client can know.
+tokens of its own. They go through the template as words that no client can know, as do media.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from llamafast.errors import InvalidRequest
 _OPEN, _CLOSE = MARKS = "\ufdd0\ufdd1"
 # Longer texts are read in pieces of some milliseconds, between which another thread may run.
 _PIECE = 1 << 16
+_MEDIA_MARKER = "<__media__>"
 
 
 class ControlTokens:
@@ -88,6 +89,21 @@ class ControlTokens:
         if token[0] not in self._own:
             self._own.append(token[0])
         return f"<{self._secret}:{self._own.index(token[0])}>"
+
+    def media_word(self, i: int) -> str:
+        """What stands for medium ``i`` of a request in its texts."""
+        return f"<{self._secret}#{i}>"
+
+    def cut_at_media(self, text: str) -> tuple[list[str], list[int]]:
+        """Rendered text cut at the words for media, which leave it, and which media these stand for."""
+        if self._secret not in text:
+            return [text], []
+        parts = re.split(f"<{self._secret}#([0-9]+)>", text)
+        return parts[::2], [int(i) for i in parts[1::2]]
+
+    def without_words(self, text: str) -> str:
+        """``text`` as a client may read it: with llama-server's marker for media."""
+        return _MEDIA_MARKER.join(self.cut_at_media(text)[0])
 
     @staticmethod
     def unmark(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from llamafast.chat.prompt.generic_tools import (
     with_fields_in_text,
     with_schemas,
 )
+from llamafast.chat.prompt.media import Spliced, check_words, splice
 from llamafast.chat.prompt.messages import normalise_messages
 from llamafast.chat.prompt.printed import check_printed
 from llamafast.chat.request import ChatTask, Message
@@ -55,21 +55,28 @@ class Conversation:
             add_generation_prompt=not continued and task.add_generation_prompt is not False,
             continue_final_message=continued,
         )
-        self.prompt = chat.control.unmark(self.text)
+        prompt = chat.control.unmark(self.text)
+        self.prompt = chat.control.without_words(prompt)
         if check_size is not None:  # before more is read of what is too long
             check_size(len(self.prompt))
-        check_printed(self.prompt, task)
+        check_words(self.text, task.messages, task.sources, chat.control)
+        check_printed(prompt, task, chat.control)
 
-    def checkpoints(self, tokens: array[int], tokenizer: Tokenizer) -> tuple[int, ...]:
-        """How many of the text's ``tokens`` a conversation shares that has only the system prompt and the tools in
-        common, and one whose last user turn is another: both up to the last control token before they part.
+    def spliced(self, tokenizer: Tokenizer) -> Spliced:
+        """The text's tokens, with media among them."""
+        return splice(self.text, self._task.media, self._control, tokenizer)
+
+    def checkpoints(self, prompt: Spliced, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """How many of the prompt's tokens a conversation shares that has only the system prompt and the tools in
+        common, and one whose last user turn is another: both up to the last control token before they part. And where
+        media end.
         """
         roles = [message.get("role") for message in self._task.messages]
         first = next((i for i, role in enumerate(roles) if role not in _SYSTEM_ROLES), None)
         last = max((i for i, role in enumerate(roles) if role == "user"), default=None)
         shared = [self._shared(i) for i in {first, last} if i is not None]
-        lengths = self._control.certain_lengths(self.text, shared, tokens, tokenizer)
-        return tuple(sorted({n for n in lengths if n}))
+        lengths = self._control.certain_lengths(self.text, shared, prompt.text, tokenizer)
+        return tuple(sorted({*(prompt.with_media(n) for n in lengths if n), *prompt.checkpoints()}))
 
     def _shared(self, n_messages: int) -> int:
         """How many characters of the text a conversation shares that goes on differently after so many messages."""

@@ -36,7 +36,7 @@ _LONGEST_SWITCH = 16
 _THOUGHT_ENDS = sorted({end for d in (*DIALECTS, GENERIC) for _, end in d.reasoning})
 
 
-def check_printed(prompt: str, task: ChatTask) -> None:
+def check_printed(prompt: str, task: ChatTask, control: ControlTokens) -> None:
     """Raises InvalidRequest that names what of the messages, tools or documents of ``task`` is not in ``prompt``."""
     names = _Search(prompt)
     for tool in task.tools.shown:
@@ -50,7 +50,7 @@ def check_printed(prompt: str, task: ChatTask) -> None:
     for i, message in enumerate(task.messages):
         for field, text in _texts(message):
             if not texts.finds_words_of(text):
-                shown = f"{message['role']} message with {text[:_LONGEST]!r}"
+                shown = f"{message['role']} message with {control.without_words(text)[:_LONGEST]!r}"
                 param = task.named(f"messages[{i}].{field}")
                 raise InvalidRequest(f"the chat template does not print the {shown}", param=param)
 

@@ -146,7 +146,7 @@ def test_what_hosted_tools_said_is_a_call_and_its_result(
     ],
 )
 def test_pictures_are_refused(item: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedParameter, match="pictures"):
+    with pytest.raises(UnsupportedParameter, match="takes text only"):
         messages_of([say("user", "Q"), item])
 
 

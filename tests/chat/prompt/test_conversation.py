@@ -37,8 +37,8 @@ def shared_texts(template: str | None, *messages: dict[str, str], **fields: Any)
     """The texts up to the checkpoints."""
     chat = ChatFormat(ModelConfig(), msgspec.structs.replace(INFO, chat_template=template), TOKENIZER)
     conversation = Conversation(ChatRequest(messages=list(messages), **fields).task(), chat)
-    tokens = chat.control.tokenize(conversation.text, TOKENIZER)
-    return [TOKENIZER.detokenize(tokens[:n]) for n in conversation.checkpoints(tokens, TOKENIZER)]
+    prompt = conversation.spliced(TOKENIZER)
+    return [TOKENIZER.detokenize(prompt.tokens[:n]) for n in conversation.checkpoints(prompt, TOKENIZER)]
 
 
 @pytest.mark.parametrize("text", ["hello", "</s>", "", "<s><user>"])

@@ -22,7 +22,7 @@ from llamafast.chat.format import ChatFormat
 from llamafast.chat.grammar.constraints import Constraints
 from llamafast.chat.plan import plan_chat
 from llamafast.chat.prompt import printed
-from llamafast.chat.prompt.control import MARKS
+from llamafast.chat.prompt.control import MARKS, NO_CONTROL_TOKENS
 from llamafast.chat.prompt.conversation import Conversation
 from llamafast.chat.reply.deltas import assemble
 from llamafast.chat.reply.dialects.tables import DIALECTS, GENERIC, HERMES
@@ -346,7 +346,7 @@ def test_only_the_beginning_of_a_text_is_read(role: str, text: str, monkeypatch:
     messages = [user("before"), {"role": role, "content": text}]
     for prompt in ("before\n" + "x" * 20_000 + json.dumps(text), "before"):
         with suppress(InvalidRequest):
-            printed.check_printed(prompt, ChatTask(messages=messages))
+            printed.check_printed(prompt, ChatTask(messages=messages), NO_CONTROL_TOKENS)
     assert max(read, default=0) <= 1 << 13
 
 

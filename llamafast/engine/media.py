@@ -1,0 +1,104 @@
+"""Media as they cross the engine's door: what a client sent, how it stands in a prompt, who encodes it."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+from msgspec import Struct
+
+from llamafast.errors import LlamafastError
+
+MediaKind = Literal["image", "audio", "video"]
+
+
+class MediaSource(Struct, frozen=True, kw_only=True):
+    """A picture, sound or video as a request has it: by a URL (``data:``, ``http:``, ``https:`` or ``file:``), or as
+    bare base64 where not ``is_url``. ``path`` leads to it in the request. ``low_detail`` asks for a small picture."""
+
+    kind: MediaKind
+    text: str
+    path: str
+    is_url: bool = True
+    low_detail: bool = False
+
+
+class MediaRows(Struct, frozen=True):
+    """Rows that an encoder makes, as the core's Span takes them: over how many positions, whether these are causal, and
+    their offsets (none: row by row)."""
+
+    n_rows: int
+    n_positions: int
+    causal: bool
+    offsets: bytes = b""
+
+
+class Medium(Struct, frozen=True, eq=False, kw_only=True):
+    """A picture, sound or video that has been looked at, and not encoded yet.
+
+    ``digest`` (32 bytes) is of all that its rows depend on. ``chunks`` stand for it in a prompt: int32 tokens, and
+    rows. ``source`` is what its encoder knows it by, ``path`` leads to it in the request.
+    """
+
+    kind: MediaKind
+    digest: bytes
+    chunks: tuple[array[int] | MediaRows, ...]
+    source: Any
+    path: str = ""
+
+
+class MediaSpan(Struct, frozen=True, eq=False):
+    """Where the rows of a chunk of a medium lie in a prompt, from token ``row`` on."""
+
+    row: int
+    medium: Medium
+    chunk: int
+
+    @property
+    def rows(self) -> MediaRows:
+        rows = self.medium.chunks[self.chunk]
+        assert isinstance(rows, MediaRows)
+        return rows
+
+
+class MediaLoader(Protocol):
+    """Where media come from."""
+
+    async def load(self, sources: Sequence[MediaSource]) -> list[Medium]:
+        """Fetch them and find out how they stand in a prompt. Raises InvalidMedia with the path of the one at fault, or
+        EngineUnavailable."""
+
+
+class Encoding(Protocol):
+    """Somebody's share in the encoding of a medium."""
+
+    @property
+    def error(self) -> LlamafastError | None:
+        """What kept it from being encoded."""
+
+    def rows(self, chunk: int) -> memoryview[float] | None:
+        """Those of a chunk, (n_rows * width,) float32, once they are there."""
+
+    def leave(self) -> None:
+        """They are not wanted any more, by this one."""
+
+
+class MediaEncoder(Protocol):
+    """What makes rows of media, somewhere else than on the engine thread.
+
+    ``modalities`` are what it takes. A span that is not causal has at most ``widest_span`` rows, 0: all are causal.
+    """
+
+    modalities: tuple[MediaKind, ...]
+    widest_span: int
+
+    def encode(self, medium: Medium, salt: bytes, on_news: Callable[[], None]) -> Encoding:
+        """Have a medium encoded, or take part where that is done already for the same ``salt``. ``on_news`` is called
+        in any thread whenever rows have come or an error has. Never blocks. Any thread."""
+
+    def counts(self) -> dict[str, float]:
+        """Its series of ``llamafast.metrics``. Any thread."""
+
+    def close(self) -> None:
+        """Encode nothing any more; who waits for it is told."""

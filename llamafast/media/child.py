@@ -1,0 +1,275 @@
+"""The process that decodes and encodes media: ``python -m llamafast.media.child DESCRIPTOR``.
+
+What clients send meets image decoders and libmtmd's assertions here. The process can be stopped between two steps,
+bounded in memory and CPU time, killed and started again, and nobody else notices.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from array import array
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import xxhash
+
+from llamafast._core.model import Model
+from llamafast._core.mtmd import Chunks, Projector
+from llamafast.engine.media import MediaKind
+from llamafast.errors import InvalidMedia, ModelLoadError
+from llamafast.media.anonymous_file import AnonymousFile, mapped
+from llamafast.media.picture import picture_size, read_picture
+from llamafast.media.sound import read_sound
+from llamafast.media.wire import (
+    Begin,
+    Chunk,
+    Done,
+    Encode,
+    Failed,
+    LaidOut,
+    LayOut,
+    Ready,
+    Refused,
+    Rows,
+    ToChild,
+    Wire,
+)
+
+# Beyond what it has mapped when it is ready: a picture of 50 million pixels in some copies, and the graph of a large
+# encoder.
+SPARE_BYTES = 4 << 30
+# What laying a medium out may take of the CPU.
+LAY_OUT_SECONDS = 30.0
+_PR_SET_PDEATHSIG = 1
+# enum llama_load_mode of llama.h: weights are mapped, and never read
+_LOAD_MODE_MMAP = 1
+_SPLIT_MODE_NONE, _NO_GPU = 0, -1
+# Pictures of any shape that a projector may make most rows of.
+_SHAPES = ((64, 64), (512, 512), (1024, 1024), (4096, 4096), (4096, 512), (512, 4096))
+_HASHED_AT_ONCE = 1 << 24
+
+
+class CpuLimit:
+    """Ends this process where a job takes more of the CPU than it may: by the kernel, whoever holds the GIL."""
+
+    def __init__(self) -> None:
+        self._ends: dict[int, float] = {}
+        self._lock = threading.Lock()
+
+    def begin(self, job: int, seconds: float) -> None:
+        with self._lock:
+            self._ends[job] = time.process_time() + seconds
+            self._set()
+
+    def end(self, job: int) -> None:
+        with self._lock:
+            del self._ends[job]
+            self._set()
+
+    def _set(self) -> None:
+        left = max(0.001, min(self._ends.values()) - time.process_time()) if self._ends else 0.0
+        signal.setitimer(signal.ITIMER_PROF, left)
+
+
+class Child:
+    def __init__(self, wire: Wire, begin: Begin) -> None:
+        """Raises ModelLoadError."""
+        self._wire = wire
+        self._begin = begin
+        # whole, and not its vocabulary alone: so libmtmd finds out whether the two fit each other
+        model = Model(
+            begin.model, n_gpu_layers=0, split_mode=_SPLIT_MODE_NONE, main_gpu=_NO_GPU, load_mode=_LOAD_MODE_MMAP,
+            use_extra_bufts=False,
+        )  # fmt: skip
+        self._projector = Projector(
+            model,
+            begin.projector,
+            n_threads=begin.n_threads,
+            batch_max_tokens=begin.batch_max_tokens,
+            image_max_tokens=begin.image_max_tokens,
+            flash_attn=begin.flash_attn,
+            use_gpu=begin.use_gpu,
+        )
+        self._limit = CpuLimit()
+        self._layouts: queue.SimpleQueue[tuple[LayOut, memoryview]] = queue.SimpleQueue()
+        self._encodes: queue.SimpleQueue[tuple[Encode, memoryview]] = queue.SimpleQueue()
+        # of the last sound: it is laid out before it is encoded
+        self._sound: tuple[tuple[int, int], array[float]] | None = None
+
+    def ready(self) -> Ready:
+        modalities: list[MediaKind] = []
+        if self._projector.has_vision:
+            modalities.append("image")
+        if self._projector.has_audio:
+            modalities.append("audio")
+        return Ready(
+            modalities=tuple(modalities),
+            width=self._projector.width,
+            widest_span=self._widest_span(),
+            fingerprint=self._fingerprint(),
+        )
+
+    def serve(self) -> None:
+        """Until the server is gone."""
+        for work in (self._lay_out_all, self._encode_all):
+            threading.Thread(target=_or_die, args=(work,), daemon=True).start()
+        while (received := self._wire.receive()) is not None:
+            message, (descriptor,) = received
+            data = mapped(descriptor)
+            os.close(descriptor)
+            if isinstance(message, Encode):
+                self._encodes.put((message, data))
+            elif isinstance(message, LayOut):
+                self._layouts.put((message, data))
+
+    def _widest_span(self) -> int:
+        """Rows of the widest span that is not causal, of pictures of any shape and of a window of sound."""
+        tried: list[Chunks] = []
+        if self._projector.has_vision:
+            tried += [self._projector.image(*shape) for shape in _SHAPES]
+        if self._projector.has_audio:
+            tried.append(self._projector.audio(30 * self._projector.sample_rate))
+        spans = [chunk for chunks in tried for chunk in _told(chunks) if chunk.tokens is None and not chunk.causal]
+        return max((span.n_rows for span in spans), default=0)
+
+    def _fingerprint(self) -> str:
+        digest = xxhash.xxh3_128(f"{version('llama-cpp-python')} {self._begin.image_max_tokens} ".encode())
+        with Path(self._begin.projector).open("rb") as file:
+            while part := file.read(_HASHED_AT_ONCE):
+                digest.update(part)
+        return digest.hexdigest()
+
+    def _lay_out_all(self) -> None:
+        while True:
+            message, data = self._layouts.get()
+            self._limit.begin(message.job, LAY_OUT_SECONDS)
+            try:
+                self._wire.send(LaidOut(message.job, _told(self._placeholder(message, data))))
+            except Exception as error:
+                self._fail(message, error)
+            finally:
+                self._limit.end(message.job)
+
+    def _encode_all(self) -> None:
+        while True:
+            message, data = self._encodes.get()
+            self._limit.begin(message.job, self._begin.encode_max_seconds)
+            began = time.process_time()
+            try:
+                self._encode(message, data)
+                self._wire.send(Done(message.job, time.process_time() - began))
+            except Exception as error:
+                self._fail(message, error)
+            finally:
+                self._limit.end(message.job)
+
+    def _encode(self, message: Encode, data: memoryview) -> None:
+        chunks = self._whole(message, data)
+        for i in range(len(chunks)):
+            if chunks.tokens(i) is not None or i in message.there:
+                continue
+            n_rows = chunks.span(i)[0]
+            file = AnonymousFile(4 * n_rows * self._projector.width)
+            rows = mapped(file.descriptor, writable=True)
+            chunks.encode(i, rows.cast("f", (n_rows, self._projector.width)))
+            self._wire.send(Rows(message.job, i), [file.descriptor])
+
+    def _placeholder(self, message: LayOut, data: memoryview) -> Chunks:
+        """What a medium becomes, without what it shows."""
+        if message.kind == "audio":
+            return self._projector.audio(len(self._samples(data)))
+        size = picture_size(bytes(data), self._begin.image_max_pixels, low_detail=message.low_detail)
+        return self._image(*size)
+
+    def _whole(self, message: LayOut, data: memoryview) -> Chunks:
+        if message.kind == "audio":
+            samples = self._samples(data)
+            return self._projector.audio(len(samples), samples)
+        picture = read_picture(bytes(data), self._begin.image_max_pixels, low_detail=message.low_detail)
+        return self._image(picture.width, picture.height, picture.rgb)
+
+    def _image(self, width: int, height: int, rgb: bytes | None = None) -> Chunks:
+        try:
+            return self._projector.image(width, height, rgb)
+        except ValueError:
+            raise InvalidMedia("the model takes no image of this shape") from None
+
+    def _samples(self, data: memoryview) -> array[float]:
+        key, kept = (len(data), xxhash.xxh3_64_intdigest(data)), self._sound
+        if kept is None or kept[0] != key:
+            self._sound = None  # before there are two of them
+            kept = self._sound = key, read_sound(data, self._projector, self._begin.audio_max_seconds)
+        return kept[1]
+
+    def _fail(self, message: LayOut, error: Exception) -> None:
+        if isinstance(error, MemoryError):
+            error = InvalidMedia(f"the {message.kind} takes more memory than there is for it")
+        if isinstance(error, InvalidMedia):
+            self._wire.send(Failed(message.job, error.message, True))
+        else:
+            self._wire.send(Failed(message.job, f"{type(error).__name__}: {error}", False))
+
+
+def _or_die(work: Callable[[], None]) -> None:
+    """Whoever waits for a thread that has ended would wait for ever; a process that has ended is started again."""
+    try:
+        work()
+    finally:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def _told(chunks: Chunks) -> list[Chunk]:
+    told = []
+    for i in range(len(chunks)):
+        tokens = chunks.tokens(i)
+        told.append(Chunk(*((None, *chunks.span(i)) if tokens is None else (tokens,))))
+    return told
+
+
+def confine() -> None:
+    """What a process that meets strangers' files must not do: outlive its server, and leave a core of its memory."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def bound_memory() -> None:
+    """From here on no more than SPARE_BYTES beside what it has."""
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * os.sysconf("SC_PAGE_SIZE") + SPARE_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def main(descriptor: int) -> None:
+    confine()
+    wire = Wire(socket.socket(fileno=descriptor), ToChild)
+    received = wire.receive()
+    if received is None or not isinstance(begin := received[0], Begin):
+        return
+    os.nice(begin.n_nice)
+    try:
+        child = Child(wire, begin)
+        ready = child.ready()
+    except (ModelLoadError, ValueError, RuntimeError, OSError) as error:
+        wire.send(Refused(str(error)))
+        return
+    if not begin.use_gpu:  # whose driver maps more than there is
+        bound_memory()
+    wire.send(ready)
+    child.serve()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

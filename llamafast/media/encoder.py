@@ -1,0 +1,170 @@
+"""Rows of media: encoded once for all who wait for them, and kept for those who come back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+
+from llamafast.engine.media import MediaKind, MediaRows, Medium
+from llamafast.errors import EngineFailure, LlamafastError
+from llamafast.media.anonymous_file import AnonymousFile
+from llamafast.media.process import EncodeJob, MediaProcess
+
+# A medium over which the process died so often is not tried again for a while.
+_MAX_DEATHS, _REFUSED_SECONDS = 2, 600.0
+# Media of which that is remembered.
+_REMEMBERED = 1024
+
+Key = tuple[bytes, bytes]
+
+
+class Source:
+    """A medium's bytes, and how they are to be looked at."""
+
+    def __init__(self, file: AnonymousFile, low_detail: bool) -> None:
+        self.file = file
+        self.low_detail = low_detail
+
+
+class _Entry:
+    """The rows of one medium for one salt: those there are, and who waits for the others."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, memoryview[float]] = {}
+        self.n_bytes = 0
+        self.error: LlamafastError | None = None
+        self.whole = False
+        self.shares: set[Share] = set()
+        self.job: EncodeJob | None = None
+
+
+class Share:
+    """An ``Encoding``: somebody's interest in an entry."""
+
+    def __init__(self, encoder: Encoder, key: Key, entry: _Entry, on_news: Callable[[], None]) -> None:
+        self._encoder, self._key, self._entry = encoder, key, entry
+        self.on_news = on_news
+
+    @property
+    def error(self) -> LlamafastError | None:
+        return self._entry.error
+
+    def rows(self, chunk: int) -> memoryview[float] | None:
+        return self._entry.rows.get(chunk)
+
+    def leave(self) -> None:
+        self._encoder.leave(self._key, self._entry, self)
+
+
+class Encoder:
+    """A ``MediaEncoder`` over a MediaProcess. Whole media are kept up to ``cache_bytes``, the least recently wanted go
+    first. Those of one salt are never told of to another: not even that they are there, by being faster. Thread-safe.
+    """
+
+    def __init__(
+        self, process: MediaProcess, modalities: tuple[MediaKind, ...], widest_span: int, cache_bytes: int
+    ) -> None:
+        self.modalities = modalities
+        self.widest_span = widest_span
+        self._process = process
+        self._cache_bytes = cache_bytes
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()
+        self._used_bytes = 0
+        self._deaths: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
+        self._counts: Counter[str] = Counter()
+
+    def encode(self, medium: Medium, salt: bytes, on_news: Callable[[], None]) -> Share:
+        key = salt, medium.digest
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._counts["media_hits_ram" if entry.whole else "media_joined"] += 1
+                self._entries.move_to_end(key)
+            else:
+                entry = self._entries[key] = _Entry()
+                self._start(key, entry, medium)
+            share = Share(self, key, entry, on_news)
+            if not entry.whole:
+                entry.shares.add(share)
+        return share
+
+    def leave(self, key: Key, entry: _Entry, share: Share) -> None:
+        """Nothing is encoded for nobody, unless that has begun."""
+        with self._lock:
+            entry.shares.discard(share)
+            if entry.shares or entry.whole or entry.job is None or not self._process.take_back(entry.job):
+                return
+            self._forget(key, entry)
+
+    def close(self) -> None:
+        """End the process; who waits for it is told."""
+        self._process.close()
+
+    def counts(self) -> dict[str, float]:
+        """Any thread."""
+        kinds = {name: float(self._counts[name]) for name in ("media_hits_ram", "media_joined")}
+        return kinds | self._process.counts | {"media_cache_bytes": float(self._used_bytes)}
+
+    def _start(self, key: Key, entry: _Entry, medium: Medium) -> None:
+        """With the lock."""
+        n_deaths, since = self._deaths.get(medium.digest, (0, 0.0))
+        if n_deaths >= _MAX_DEATHS and time.monotonic() - since < _REFUSED_SECONDS:
+            entry.error = EngineFailure(f"the projector failed on this {medium.kind}")
+            self._forget(key, entry)
+            return
+        sizes = {i: rows.n_rows for i, rows in enumerate(medium.chunks) if isinstance(rows, MediaRows)}
+        source: Source = medium.source
+        entry.job = EncodeJob(
+            source.file,
+            medium.kind,
+            source.low_detail,
+            lambda chunk, rows: self._came(key, entry, chunk, rows, sizes),
+            lambda error: self._ended(key, entry, medium, error),
+        )
+        self._process.encode(entry.job)
+
+    def _came(self, key: Key, entry: _Entry, chunk: int, rows: memoryview, sizes: dict[int, int]) -> None:
+        if chunk not in sizes or len(rows) % (4 * sizes[chunk]):
+            raise AssertionError(f"{len(rows)} bytes of rows for chunk {chunk}, laid out as {sizes}")
+        with self._lock:
+            entry.rows[chunk] = rows.cast("f")
+            entry.n_bytes += len(rows)
+            self._used_bytes += len(rows) if self._entries.get(key) is entry else 0
+            shares = list(entry.shares)
+            self._evict()
+        for share in shares:
+            share.on_news()
+
+    def _ended(self, key: Key, entry: _Entry, medium: Medium, error: LlamafastError | None) -> None:
+        with self._lock:
+            shares, entry.shares = list(entry.shares), set()
+            entry.error, entry.job = error, None
+            entry.whole = error is None
+            if error is not None:
+                self._forget(key, entry)
+                self._note_death(medium.digest, error)
+            self._evict()
+        for share in shares:
+            share.on_news()
+
+    def _note_death(self, digest: bytes, error: LlamafastError) -> None:
+        if isinstance(error, EngineFailure):
+            self._deaths[digest] = self._deaths.get(digest, (0, 0.0))[0] + 1, time.monotonic()
+            if len(self._deaths) > _REMEMBERED:
+                self._deaths.popitem(last=False)
+
+    def _forget(self, key: Key, entry: _Entry) -> None:
+        if self._entries.get(key) is entry:
+            del self._entries[key]
+            self._used_bytes -= entry.n_bytes
+
+    def _evict(self) -> None:
+        """Whoever reads what goes still holds it."""
+        for key, entry in list(self._entries.items()):
+            if self._used_bytes <= self._cache_bytes:
+                return
+            if entry.whole:
+                self._forget(key, entry)

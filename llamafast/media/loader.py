@@ -1,0 +1,97 @@
+"""What clients send as media → their bytes, and how these stand in a prompt."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from hashlib import sha256
+
+from llamafast.config import MtmdConfig
+from llamafast.engine.media import MediaRows, MediaSource, Medium
+from llamafast.errors import InvalidMedia
+from llamafast.media.anonymous_file import AnonymousFile
+from llamafast.media.data_url import read_base64, read_data_url
+from llamafast.media.encoder import Source
+from llamafast.media.fetch import MediaFetcher
+from llamafast.media.limits import byte_limit
+from llamafast.media.process import MediaProcess
+from llamafast.media.wire import Chunk
+
+# Of what a digest is made, in which order: with another number here nothing that was kept is found any more.
+_RECIPE = b"1"
+# Layouts that are remembered, and that are asked for at once: no more than the socket has room for.
+_REMEMBERED = 1024
+_LAID_OUT_AT_ONCE = 64
+
+
+class Loader:
+    """A ``MediaLoader``: for requests on one event loop."""
+
+    def __init__(self, config: MtmdConfig, process: MediaProcess, fingerprint: str) -> None:
+        self._config = config
+        self._process = process
+        self._fetcher = MediaFetcher(config)
+        self._fingerprint = fingerprint.encode()
+        self._at_once = asyncio.Semaphore(_LAID_OUT_AT_ONCE)
+        self._layouts: OrderedDict[bytes, tuple[array[int] | MediaRows, ...]] = OrderedDict()
+
+    async def load(self, sources: Sequence[MediaSource]) -> list[Medium]:
+        """All at once. Raises InvalidMedia with the path of the first one at fault."""
+        if len(sources) > self._config.max_media:
+            raise InvalidMedia(
+                f"a request has at most {self._config.max_media} media (model.mtmd.max_media)",
+                param=sources[self._config.max_media].path,
+            )
+        loads = [asyncio.ensure_future(self._named(source)) for source in sources]
+        try:
+            return [await load for load in loads]
+        finally:
+            for load in loads:
+                load.cancel()
+            await asyncio.gather(*loads, return_exceptions=True)
+
+    async def _named(self, source: MediaSource) -> Medium:
+        try:
+            return await self._load(source)
+        except InvalidMedia as error:
+            error.param = source.path
+            raise
+
+    async def _load(self, source: MediaSource) -> Medium:
+        limit = byte_limit(source.kind, self._config)
+        if not source.is_url:
+            data = await asyncio.to_thread(read_base64, source.text, limit)
+        elif source.text[:5].lower() == "data:":
+            data = (await asyncio.to_thread(read_data_url, source.text, limit)).data
+        else:
+            data = await self._fetcher.fetch(source.text, limit)
+        if not data:
+            raise InvalidMedia(f"the {source.kind} is empty")
+        file, digest = await asyncio.to_thread(self._kept, data, source)
+        chunks = self._layouts.get(digest)
+        if chunks is None:
+            async with self._at_once:
+                laid_out = await asyncio.wrap_future(self._process.lay_out(file, source.kind, source.low_detail))
+            chunks = tuple(map(_chunk, laid_out))
+            self._layouts[digest] = chunks
+            if len(self._layouts) > _REMEMBERED:
+                self._layouts.popitem(last=False)
+        held = Source(file, source.low_detail)
+        return Medium(kind=source.kind, digest=digest, chunks=chunks, source=held, path=source.path)
+
+    def _kept(self, data: bytes, source: MediaSource) -> tuple[AnonymousFile, bytes]:
+        digest = sha256()
+        for field in (_RECIPE, self._fingerprint, source.kind.encode(), b"low" if source.low_detail else b"", data):
+            digest.update(len(field).to_bytes(8, "little"))
+            digest.update(field)
+        return AnonymousFile.of(data), digest.digest()
+
+
+def _chunk(chunk: Chunk) -> array[int] | MediaRows:
+    if chunk.tokens is None:
+        return MediaRows(chunk.n_rows, chunk.n_positions, chunk.causal, chunk.offsets)
+    tokens = array("i")
+    tokens.frombytes(chunk.tokens)
+    return tokens

@@ -1,0 +1,48 @@
+"""A config's ``model.mtmd``, opened: the process that encodes, and what the engine and the API know of it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from llamafast.config import ModelConfig, MtmdConfig
+from llamafast.media.encoder import Encoder
+from llamafast.media.loader import Loader
+from llamafast.media.process import MediaProcess
+from llamafast.media.wire import Begin
+
+logger = logging.getLogger(__name__)
+
+# Beside the threads that compute, and the event loop where it has to share CPUs with this: these go first.
+NICENESS = 5
+
+
+class OpenedMedia(NamedTuple):
+    encoder: Encoder
+    loader: Loader
+
+
+def open_media(
+    config: ModelConfig, mtmd: MtmdConfig, model: Path, projector: Path, *, n_threads: int, use_gpu: bool
+) -> OpenedMedia:
+    """Start the process, which runs on the CPUs of the caller's thread. Raises ModelLoadError."""
+    process = MediaProcess(
+        Begin(
+            model=str(model),
+            projector=str(projector),
+            n_threads=n_threads,
+            use_gpu=use_gpu,
+            flash_attn=None if config.flash_attn is None else int(config.flash_attn),
+            batch_max_tokens=mtmd.batch_max_tokens,
+            image_max_tokens=mtmd.image_max_tokens,
+            image_max_pixels=mtmd.image_max_pixels,
+            audio_max_seconds=mtmd.audio_max_seconds,
+            encode_max_seconds=mtmd.encode_max_seconds,
+            n_nice=NICENESS,
+        )
+    )
+    ready = process.start()
+    logger.info("media    %s by %s, %d threads", " and ".join(ready.modalities) or "none", projector.name, n_threads)
+    encoder = Encoder(process, ready.modalities, ready.widest_span, mtmd.cache_ram_bytes)
+    return OpenedMedia(encoder, Loader(mtmd, process, ready.fingerprint))

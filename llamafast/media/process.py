@@ -1,0 +1,291 @@
+"""The server's end of the process for media: starts it, gives it jobs, starts it again when it dies."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+
+from llamafast.engine.media import MediaKind
+from llamafast.errors import EngineFailure, EngineUnavailable, InvalidMedia, LlamafastError, ModelLoadError
+from llamafast.media.anonymous_file import AnonymousFile, mapped
+from llamafast.media.wire import (
+    Begin,
+    Chunk,
+    Done,
+    Encode,
+    Failed,
+    FromChild,
+    LaidOut,
+    LayOut,
+    Ready,
+    Refused,
+    Rows,
+    Wire,
+)
+
+logger = logging.getLogger(__name__)
+
+# Between two starts of a process that dies, doubled each time until one lives for long enough.
+FIRST_PAUSE, LONGEST_PAUSE, LONG_LIFE = 0.1, 10.0, 60.0
+
+
+class EncodeJob:
+    """One medium to be encoded. ``on_rows`` and ``on_end`` are called in the process's reader's thread."""
+
+    def __init__(
+        self,
+        file: AnonymousFile,
+        kind: MediaKind,
+        low_detail: bool,
+        on_rows: Callable[[int, memoryview], None],
+        on_end: Callable[[LlamafastError | None], None],
+        there: tuple[int, ...] = (),
+    ) -> None:
+        self.file, self.kind, self.low_detail = file, kind, low_detail
+        self.on_rows, self.on_end = on_rows, on_end
+        self.there = there
+
+
+class MediaProcess:
+    """``start`` and ``close`` belong to one thread, all else may be called by any.
+
+    Of the jobs to encode it has one at a time, so that those behind it can be taken back, and outlive it.
+    """
+
+    def __init__(self, begin: Begin) -> None:
+        self._begin = begin
+        self._numbers = count(1)
+        self._lock = threading.Lock()
+        self._layouts: dict[int, tuple[LayOut, AnonymousFile, concurrent.futures.Future[list[Chunk]], bool]] = {}
+        self._waiting: deque[EncodeJob] = deque()
+        self._encoding: tuple[int, EncodeJob] | None = None
+        self._wire: Wire | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._closing = False
+        self.counts = {"media_encodes": 0, "media_encode_seconds": 0.0, "media_failures": 0, "media_restarts": 0}
+
+    def start(self) -> Ready:
+        """Returns once it can encode. Raises ModelLoadError."""
+        ready: concurrent.futures.Future[Ready] = concurrent.futures.Future()
+        # whose thread it is that starts the process: the kernel ends that when the thread has ended
+        threading.Thread(target=self._run, args=(ready,), name="llamafast-media", daemon=True).start()
+        return ready.result()
+
+    def close(self) -> None:
+        """End it, whatever it does; those who wait for it are told."""
+        with self._lock:
+            self._closing = True
+            wire, child = self._wire, self._child
+        if child is not None:
+            child.kill()
+        if wire is not None:
+            wire.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs now."""
+        child = self._child
+        return None if child is None else child.pid
+
+    def lay_out(self, file: AnonymousFile, kind: MediaKind, low_detail: bool) -> concurrent.futures.Future[list[Chunk]]:
+        """How a medium stands in a prompt. Raises InvalidMedia or EngineFailure in the future."""
+        done: concurrent.futures.Future[list[Chunk]] = concurrent.futures.Future()
+        message = LayOut(job=next(self._numbers), kind=kind, low_detail=low_detail)
+        with self._lock:
+            if self._closing:
+                done.set_exception(EngineUnavailable("the server is shutting down"))
+                return done
+            self._layouts[message.job] = (message, file, done, False)
+            self._send(message, file)
+        return done
+
+    def encode(self, job: EncodeJob) -> None:
+        """Queue a job."""
+        with self._lock:
+            self._waiting.append(job)
+            self._next()
+
+    def take_back(self, job: EncodeJob) -> bool:
+        """Whether a job was still waiting, and never will be done now."""
+        with self._lock:
+            if job not in self._waiting:
+                return False
+            self._waiting.remove(job)
+            return True
+
+    def _send(self, message: LayOut | Encode, file: AnonymousFile) -> None:
+        """Where the process is gone its reader finds out, and sends what is to be sent again."""
+        if self._wire is not None:
+            with suppress(OSError):
+                self._wire.send(message, [file.descriptor])
+
+    def _next(self) -> None:
+        """With the lock: let the first job that waits be encoded, where none is."""
+        if self._encoding is None and self._waiting and self._wire is not None:
+            job = self._waiting.popleft()
+            number = next(self._numbers)
+            self._encoding = number, job
+            self._send(Encode(job=number, kind=job.kind, low_detail=job.low_detail, there=job.there), job.file)
+
+    def _spawn(self) -> Ready:
+        ours, its = socket.socketpair()
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "llamafast.media.child", str(its.fileno())],
+                pass_fds=[its.fileno()],
+                stdin=subprocess.DEVNULL,
+                # a signal of the terminal's is for the server, which still drains
+                process_group=0,
+            )
+        finally:
+            its.close()
+        wire = Wire(ours, FromChild)
+        with self._lock:
+            self._child = child
+            closing = self._closing
+        with suppress(OSError):
+            wire.send(self._begin)
+        answer = None if closing else wire.receive()
+        if answer is not None and isinstance(ready := answer[0], Ready):
+            with self._lock:
+                self._wire = wire
+                if self._closing:  # meanwhile
+                    child.kill()
+            return ready
+        wire.close()
+        child.kill()
+        code = child.wait()
+        reason = answer[0].reason if answer is not None and isinstance(answer[0], Refused) else f"it ended with {code}"
+        raise ModelLoadError(f"model.mtmd: {reason}")
+
+    def _run(self, ready: concurrent.futures.Future[Ready]) -> None:
+        """The thread of the reader: starts the process, hands out what comes, and starts it again."""
+        try:
+            ready.set_result(self._spawn())
+        except Exception as error:
+            ready.set_exception(error)
+            return
+        pause = FIRST_PAUSE
+        while True:
+            began = time.monotonic()
+            assert self._wire is not None
+            while (received := self._wire.receive()) is not None:
+                try:
+                    self._take(*received)
+                except Exception:
+                    logger.exception("an answer of the process for media was of no use")
+            if not self._after_death():
+                return
+            pause = FIRST_PAUSE if time.monotonic() - began > LONG_LIFE else min(2 * pause, LONGEST_PAUSE)
+            while True:
+                time.sleep(pause)
+                try:
+                    self._spawn()
+                    break
+                except (ModelLoadError, OSError) as error:
+                    if self._closing:
+                        self._end_all(EngineUnavailable("the server is shutting down"))
+                        return
+                    logger.error("cannot start the process for media again: %s", error)
+                    self._end_all(EngineFailure("media cannot be encoded now"))
+                    pause = min(2 * pause, LONGEST_PAUSE)
+            self._resume()
+
+    def _take(self, message: object, descriptors: list[int]) -> None:
+        match message:
+            case LaidOut(job, chunks):
+                with self._lock:
+                    asked = self._layouts.pop(job, None)
+                if asked is not None:
+                    asked[2].set_result(chunks)
+            case Rows(job, chunk):
+                rows = mapped(descriptors[0])
+                os.close(descriptors[0])
+                if (encoding := self._encoding) is not None and encoding[0] == job:
+                    encoding[1].on_rows(chunk, rows)
+            case Done(job, seconds):
+                self.counts["media_encodes"] += 1
+                self.counts["media_encode_seconds"] += seconds
+                self._finish(job, None)
+            case Failed(job, text, invalid):
+                self._failed(job, text, invalid)
+
+    def _failed(self, job: int, text: str, invalid: bool) -> None:
+        if not invalid:
+            logger.error("a medium could not be encoded: %s", text)
+        self.counts["media_failures"] += 1
+        with self._lock:
+            asked = self._layouts.pop(job, None)
+        if asked is not None:
+            asked[2].set_exception(InvalidMedia(text) if invalid else _failure(asked[0].kind))
+        elif (encoding := self._encoding) is not None and encoding[0] == job:
+            self._finish(job, InvalidMedia(text) if invalid else _failure(encoding[1].kind))
+
+    def _finish(self, job: int, error: LlamafastError | None) -> None:
+        with self._lock:
+            encoding = self._encoding
+            if encoding is None or encoding[0] != job:
+                return
+            self._encoding = None
+            self._next()
+        encoding[1].on_end(error)
+
+    def _after_death(self) -> bool:
+        """The process is gone: what it was encoding has failed. Whether another one is to be started."""
+        with self._lock:
+            wire, self._wire = self._wire, None
+            encoding, self._encoding = self._encoding, None
+            closing = self._closing
+            child = self._child
+        assert wire is not None
+        assert child is not None
+        wire.close()
+        child.kill()
+        code = child.wait()
+        if encoding is not None:
+            self.counts["media_failures"] += 1
+            encoding[1].on_end(
+                EngineUnavailable("the server is shutting down") if closing else _failure(encoding[1].kind)
+            )
+        if closing:
+            self._end_all(EngineUnavailable("the server is shutting down"))
+            return False
+        self.counts["media_restarts"] += 1
+        logger.error("the process for media ended with %d, and is started again", code)
+        return True
+
+    def _resume(self) -> None:
+        """Give a new process what waits. What was being laid out when two of them died is to blame for that."""
+        with self._lock:
+            asked, self._layouts = self._layouts, {}
+            failed = [done for _, _, done, again in asked.values() if again]
+            for message, file, done, again in asked.values():
+                if not again:
+                    self._layouts[message.job] = (message, file, done, True)
+                    self._send(message, file)
+            self._next()
+        for done in failed:
+            done.set_exception(_failure("image"))
+
+    def _end_all(self, error: LlamafastError) -> None:
+        with self._lock:
+            asked, self._layouts = self._layouts, {}
+            jobs, self._waiting = self._waiting, deque()
+        for _, _, done, _ in asked.values():
+            done.set_exception(error)
+        for job in jobs:
+            job.on_end(error)
+
+
+def _failure(kind: MediaKind) -> EngineFailure:
+    return EngineFailure(f"the projector failed on this {kind}")

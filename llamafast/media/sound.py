@@ -1,0 +1,38 @@
+"""Sound → samples at the rate that a projector takes, by libmtmd's own decoders."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+from llamafast.errors import InvalidMedia
+
+if TYPE_CHECKING:
+    from llamafast._core.mtmd import Projector
+
+FORMATS = ("WAV", "MP3", "FLAC")
+# Shorter sound has no frame that an encoder could see; of one sample libmtmd ends the process.
+LEAST_SECONDS = 0.05
+
+
+def read_sound(data: memoryview, projector: Projector, max_seconds: float) -> array[float]:
+    """Mono, float32. Raises InvalidMedia."""
+    if not _is_known(bytes(data[:12])):
+        raise InvalidMedia(f"the audio cannot be read; formats: {', '.join(FORMATS)}")
+    try:
+        samples = projector.decode_audio(data)
+    except ValueError:
+        raise InvalidMedia(f"the audio cannot be read; formats: {', '.join(FORMATS)}") from None
+    seconds = len(samples) / projector.sample_rate
+    if seconds < LEAST_SECONDS:
+        raise InvalidMedia(f"the audio is shorter than {LEAST_SECONDS} s")
+    if seconds > max_seconds:
+        raise InvalidMedia(f"the audio has {seconds:.0f} s; at most {max_seconds:g} are taken")
+    return samples
+
+
+def _is_known(head: bytes) -> bool:
+    """By what files begin with: whatever else there is libmtmd would hand to ffmpeg as a video."""
+    wav = head[:4] == b"RIFF" and head[8:12] == b"WAVE"
+    mp3 = head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0)
+    return wav or mp3 or head[:4] == b"fLaC"

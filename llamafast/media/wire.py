@@ -1,0 +1,145 @@
+"""What the server and its process for media tell each other: msgpack in frames on a Unix socket, with descriptors."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from struct import Struct as Packing
+
+import msgspec
+from msgspec import Struct
+
+from llamafast.engine.media import MediaKind
+
+_LENGTH = Packing("<I")
+# One file with the bytes of a medium, or with rows.
+_MAX_DESCRIPTORS = 1
+
+
+class Begin(Struct, tag=True, kw_only=True):
+    """The first message: what to load and what of media is taken, by the names of the config's ``model.mtmd``."""
+
+    model: str
+    projector: str
+    n_threads: int
+    use_gpu: bool
+    flash_attn: int | None
+    batch_max_tokens: int
+    image_max_tokens: int
+    image_max_pixels: int
+    audio_max_seconds: float
+    encode_max_seconds: float
+    n_nice: int
+
+
+class Ready(Struct, tag=True, kw_only=True):
+    """The answer: ``width`` floats are a row, ``fingerprint`` is of all that rows depend on beside the media."""
+
+    modalities: tuple[MediaKind, ...]
+    width: int
+    widest_span: int
+    fingerprint: str
+
+
+class Refused(Struct, tag=True):
+    """The other answer: why nothing can be encoded."""
+
+    reason: str
+
+
+class LayOut(Struct, tag=True, kw_only=True):
+    """How the medium in the file that comes along stands in a prompt."""
+
+    job: int
+    kind: MediaKind
+    low_detail: bool
+
+
+class Chunk(Struct):
+    """Tokens (int32), or of rows how many, over how many positions, whether causal, and their offsets."""
+
+    tokens: bytes | None = None
+    n_rows: int = 0
+    n_positions: int = 0
+    causal: bool = True
+    offsets: bytes = b""
+
+
+class LaidOut(Struct, tag=True):
+    job: int
+    chunks: list[Chunk]
+
+
+class Encode(LayOut, tag=True, kw_only=True):
+    """Make the rows of the medium in the file that comes along, but for those of the chunks in ``there``."""
+
+    there: tuple[int, ...] = ()
+
+
+class Rows(Struct, tag=True):
+    """Those of a chunk are in the file that comes along."""
+
+    job: int
+    chunk: int
+
+
+class Done(Struct, tag=True):
+    """All rows have been told; ``seconds`` of CPU went into them."""
+
+    job: int
+    seconds: float
+
+
+class Failed(Struct, tag=True):
+    """``text`` is for the client where the medium is at fault, for the log where it is not ``invalid``."""
+
+    job: int
+    text: str
+    invalid: bool
+
+
+ToChild = Begin | LayOut | Encode
+FromChild = Ready | Refused | LaidOut | Rows | Done | Failed
+
+
+class Wire:
+    """One end. ``send`` may be called by any thread, ``receive`` by one."""
+
+    def __init__(self, connection: socket.socket, expects: object) -> None:
+        self._connection = connection
+        self._decoder = msgspec.msgpack.Decoder(expects)
+        self._sending = threading.Lock()
+
+    def close(self) -> None:
+        """Whoever is in ``receive`` there or here is told that there will be no more."""
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+    def send(self, message: ToChild | FromChild, descriptors: Sequence[int] = ()) -> None:
+        """Raises OSError where the other end is gone."""
+        payload = msgspec.msgpack.encode(message)
+        with self._sending:
+            socket.send_fds(self._connection, [_LENGTH.pack(len(payload))], list(descriptors))
+            self._connection.sendall(payload)
+
+    def receive(self) -> tuple[object, list[int]] | None:
+        """A message and its descriptors, which are the caller's; None where the other end is gone."""
+        try:
+            head, descriptors, _, _ = socket.recv_fds(self._connection, _LENGTH.size, _MAX_DESCRIPTORS)
+            head += self._read(_LENGTH.size - len(head)) if head else b""
+            if len(head) < _LENGTH.size:
+                return None
+            (length,) = _LENGTH.unpack(head)
+            payload = self._read(length)
+        except OSError:
+            return None
+        return (self._decoder.decode(payload), descriptors) if len(payload) == length else None
+
+    def _read(self, n: int) -> bytes:
+        data = bytearray()
+        while len(data) < n and (part := self._connection.recv(n - len(data))):
+            data += part
+        return bytes(data)
