@@ -60,7 +60,6 @@ def refuse_unsupported(config: Config) -> None:
     model = config.model
     asked = {
         "model.loras": bool(model.loras),
-        "model.mtmd.embedding_cache": model.mtmd is not None and model.mtmd.embedding_cache is not None,
         "model.vocab_only": model.vocab_only is True,
         "model.draft_model": model.draft_model is not None,
         "model.draft_model_path": model.draft_model_path is not None,

@@ -137,7 +137,11 @@ MEDIA_SERIES = (
     Series("media_rows", "llamafast:media_rows_total", "counter", "Rows of them in prompts that were computed"),
     Series("media_hits_ram", "llamafast:media_cache_hits_total", "counter", MEDIA_HITS, ("tier", "ram")),
     Series("media_joined", "llamafast:media_cache_hits_total", "counter", MEDIA_HITS, ("tier", "running")),
+    Series("media_hits_disk", "llamafast:media_cache_hits_total", "counter", MEDIA_HITS, ("tier", "disk")),
     Series("media_cache_bytes", "llamafast:media_cache_bytes", "gauge", "Bytes of their rows in RAM"),
+    Series("media_disk_bytes", "llamafast:media_disk_bytes", "gauge", "Bytes of their rows on disk"),
+    Series("media_disk_writes", "llamafast:media_disk_writes_total", "counter", "Files of rows written"),
+    Series("media_disk_failures", "llamafast:media_disk_failures_total", "counter", "Reads and writes that failed"),
     Series("media_failures", "llamafast:media_failures_total", "counter", "Media that could not be read or encoded"),
     Series("media_restarts", "llamafast:media_restarts_total", "counter", "Deaths of the process that encodes"),
 )

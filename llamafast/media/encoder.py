@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from llamafast.engine.media import MediaKind, MediaRows, Medium
 from llamafast.errors import EngineFailure, LlamafastError
 from llamafast.media.anonymous_file import AnonymousFile
 from llamafast.media.process import EncodeJob, MediaProcess
+from llamafast.media.row_files import RowFiles
+
+logger = logging.getLogger(__name__)
 
 # A medium over which the process died so often is not tried again for a while.
 _MAX_DEATHS, _REFUSED_SECONDS = 2, 600.0
@@ -60,15 +65,26 @@ class Share:
 
 class Encoder:
     """A ``MediaEncoder`` over a MediaProcess. Whole media are kept up to ``cache_bytes``, the least recently wanted go
-    first. Those of one salt are never told of to another: not even that they are there, by being faster. Thread-safe.
+    first, and in ``files``, which a thread reads and writes. Those of one salt are never told of to another: not even
+    that they are there, by being faster. A row is ``width`` floats. Thread-safe.
     """
 
     def __init__(
-        self, process: MediaProcess, modalities: tuple[MediaKind, ...], widest_span: int, cache_bytes: int
+        self,
+        process: MediaProcess,
+        modalities: tuple[MediaKind, ...],
+        *,
+        widest_span: int,
+        width: int,
+        cache_bytes: int,
+        files: RowFiles | None = None,
     ) -> None:
         self.modalities = modalities
         self.widest_span = widest_span
         self._process = process
+        self._width = width
+        self._files = files
+        self._disk = None if files is None else ThreadPoolExecutor(1, "llamafast-rows")
         self._cache_bytes = cache_bytes
         self._lock = threading.Lock()
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
@@ -100,13 +116,19 @@ class Encoder:
             self._forget(key, entry)
 
     def close(self) -> None:
-        """End the process; who waits for it is told."""
+        """End the process, having written what is to be kept; who waits for it is told."""
         self._process.close()
+        if self._disk is not None:
+            self._disk.shutdown()
 
     def counts(self) -> dict[str, float]:
         """Any thread."""
         kinds = {name: float(self._counts[name]) for name in ("media_hits_ram", "media_joined")}
-        return kinds | self._process.counts | {"media_cache_bytes": float(self._used_bytes)}
+        counts = kinds | self._process.counts | {"media_cache_bytes": float(self._used_bytes)}
+        on_disk: dict[str, float] = dict.fromkeys(("media_hits_disk", "media_disk_writes", "media_disk_failures"), 0.0)
+        if self._files is not None:
+            on_disk |= self._files.counts
+        return counts | on_disk | {"media_disk_bytes": 0.0 if self._files is None else float(self._files.used_bytes)}
 
     def _start(self, key: Key, entry: _Entry, medium: Medium) -> None:
         """With the lock."""
@@ -117,22 +139,56 @@ class Encoder:
             return
         sizes = {i: rows.n_rows for i, rows in enumerate(medium.chunks) if isinstance(rows, MediaRows)}
         source: Source = medium.source
-        entry.job = EncodeJob(
+        job = EncodeJob(
             source.file,
             medium.kind,
             source.low_detail,
-            lambda chunk, rows: self._came(key, entry, chunk, rows, sizes),
+            lambda chunk, rows: self._encoded(key, entry, chunk, rows, sizes),
             lambda error: self._ended(key, entry, medium, error),
         )
-        self._process.encode(entry.job)
+        if self._disk is None:
+            entry.job = job
+            self._process.encode(job)
+        else:
+            self._disk.submit(self._read, key, entry, job, sizes)
 
-    def _came(self, key: Key, entry: _Entry, chunk: int, rows: memoryview, sizes: dict[int, int]) -> None:
-        if chunk not in sizes or len(rows) % (4 * sizes[chunk]):
-            raise AssertionError(f"{len(rows)} bytes of rows for chunk {chunk}, laid out as {sizes}")
+    def _read(self, key: Key, entry: _Entry, job: EncodeJob, sizes: dict[int, int]) -> None:
+        """The disk's thread: take what is there, and have the others encoded."""
+        assert self._files is not None
+        found = []
+        for chunk, n_rows in sizes.items():
+            try:
+                rows = self._files.read(*key, chunk, n_rows * self._width)
+            except Exception:
+                logger.exception("rows of media could not be read")
+                break
+            if rows is not None:
+                found.append(chunk)
+                self._came(key, entry, chunk, rows)
+        if len(found) == len(sizes):
+            job.on_end(None)
+            return
+        job.there = tuple(found)
         with self._lock:
-            entry.rows[chunk] = rows.cast("f")
-            entry.n_bytes += len(rows)
-            self._used_bytes += len(rows) if self._entries.get(key) is entry else 0
+            if not entry.shares:  # all have left
+                self._forget(key, entry)
+                return
+            entry.job = job
+            self._process.encode(job)
+
+    def _encoded(self, key: Key, entry: _Entry, chunk: int, data: memoryview, sizes: dict[int, int]) -> None:
+        if len(data) != 4 * sizes.get(chunk, 0) * self._width:
+            raise AssertionError(f"{len(data)} bytes of rows for chunk {chunk}, laid out as {sizes}")
+        rows = data.cast("f")
+        self._came(key, entry, chunk, rows)
+        if self._disk is not None and self._files is not None:
+            self._disk.submit(self._files.write, *key, chunk, rows)
+
+    def _came(self, key: Key, entry: _Entry, chunk: int, rows: memoryview[float]) -> None:
+        with self._lock:
+            entry.rows[chunk] = rows
+            entry.n_bytes += rows.nbytes
+            self._used_bytes += rows.nbytes if self._entries.get(key) is entry else 0
             shares = list(entry.shares)
             self._evict()
         for share in shares:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llamafast.config import ModelConfig, MtmdConfig
+from llamafast.errors import ConfigError
 from llamafast.media.encoder import Encoder
 from llamafast.media.loader import Loader
 from llamafast.media.process import MediaProcess
+from llamafast.media.row_files import RowFiles
 from llamafast.media.wire import Begin
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,13 @@ class OpenedMedia(NamedTuple):
 def open_media(
     config: ModelConfig, mtmd: MtmdConfig, model: Path, projector: Path, *, n_threads: int, use_gpu: bool
 ) -> OpenedMedia:
-    """Start the process, which runs on the CPUs of the caller's thread. Raises ModelLoadError."""
+    """Start the process, which runs on the CPUs of the caller's thread. Raises ModelLoadError or ConfigError."""
+    files = None
+    if (cache := mtmd.embedding_cache) is not None:
+        try:
+            files = RowFiles(Path(cache.path), cache.max_bytes)
+        except OSError as error:
+            raise ConfigError(f"model.mtmd.embedding_cache.path: {error}") from error
     process = MediaProcess(
         Begin(
             model=str(model),
@@ -44,5 +52,12 @@ def open_media(
     )
     ready = process.start()
     logger.info("media    %s by %s, %d threads", " and ".join(ready.modalities) or "none", projector.name, n_threads)
-    encoder = Encoder(process, ready.modalities, ready.widest_span, mtmd.cache_ram_bytes)
+    encoder = Encoder(
+        process,
+        ready.modalities,
+        widest_span=ready.widest_span,
+        width=ready.width,
+        cache_bytes=mtmd.cache_ram_bytes,
+        files=files,
+    )
     return OpenedMedia(encoder, Loader(mtmd, process, ready.fingerprint))

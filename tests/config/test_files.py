@@ -206,13 +206,6 @@ def test_configs_of_the_seed_shape_load_unchanged(name: str) -> None:
         refuse_unsupported(parse(tree))
 
 
-def test_refuses_a_cache_of_rows_on_disk() -> None:
-    cache = {"path": "c", "max_bytes": 1}
-    config = parse({"model": {"path": "m", "mtmd": {"mmproj_path": "p", "embedding_cache": cache}}})
-    with pytest.raises(ConfigError, match=r"model\.mtmd\.embedding_cache: not supported yet"):
-        refuse_unsupported(config)
-
-
 @pytest.mark.parametrize(
     ("path", "value"),
     [

@@ -25,6 +25,7 @@ from llamafast.media.encoder import Encoder
 from llamafast.media.loader import Loader
 from llamafast.media.opened import NICENESS
 from llamafast.media.process import EncodeJob, MediaProcess
+from llamafast.media.row_files import RowFiles
 from llamafast.media.wire import Begin
 from recipes import tiny_gguf, tiny_mmproj
 
@@ -296,10 +297,12 @@ def test_what_cannot_be_loaded_is_told(tmp_path, model, mmproj, reason):
 class Opened:
     """A process with an encoder and a loader over it."""
 
-    def __init__(self, cache_bytes=2**20, **mtmd):
+    def __init__(self, cache_bytes=2**20, files=None, **mtmd):
         self.process = MediaProcess(begin())
         ready = self.process.start()
-        self.encoder = Encoder(self.process, ready.modalities, ready.widest_span, cache_bytes)
+        self.encoder = Encoder(
+            self.process, ready.modalities, widest_span=0, width=64, cache_bytes=cache_bytes, files=files
+        )
         self.loader = Loader(MtmdConfig(mmproj_path="p", **mtmd), self.process, ready.fingerprint)
 
     async def medium(self, data, kind="image", **options):
@@ -329,17 +332,17 @@ async def until(said):
 def opened():
     opened = Opened()
     yield opened
-    opened.process.close()
+    opened.encoder.close()
 
 
 async def test_the_same_bytes_are_encoded_once_for_a_salt(opened):
     first, second = await opened.medium(png(96, 80, 1)), await opened.medium(png(96, 80, 1))
     assert first.digest == second.digest
     rows = opened.encoded(first).rows(1)
+    await until(lambda: opened.encoder.counts()["media_encodes"] == 1)
     assert opened.encoded(second).rows(1) is rows
-    assert opened.encoder.counts()["media_encodes"] == 1
     assert bytes(opened.encoded(first, b"another").rows(1)) == bytes(rows)
-    assert opened.encoder.counts()["media_encodes"] == 2
+    await until(lambda: opened.encoder.counts()["media_encodes"] == 2)
     assert opened.encoder.counts()["media_hits_ram"] == 1
 
 
@@ -377,12 +380,12 @@ async def test_the_cache_keeps_to_its_bytes():
         assert opened.encoder.counts()["media_cache_bytes"] <= 20_000 + 4 * 64 * medium.chunks[1].n_rows
     await until(lambda: opened.encoder.counts()["media_encodes"] == len(pictures))
     assert opened.encoder.counts()["media_cache_bytes"] <= 20_000
-    before = opened.encoder.counts()["media_encodes"]
+    before = len(pictures)
     opened.encoded(pictures[-1])
     assert opened.encoder.counts()["media_encodes"] == before
     opened.encoded(pictures[0])
     await until(lambda: opened.encoder.counts()["media_encodes"] == before + 1)
-    opened.process.close()
+    opened.encoder.close()
 
 
 async def test_details_and_kinds_are_in_the_digest(opened):
@@ -421,3 +424,41 @@ async def test_a_loader_names_the_one_at_fault(opened):
     with pytest.raises(InvalidMedia, match="at most 32 media") as caught:
         await opened.loader.load([*sources[:1] * 32, *sources[1:2]])
     assert caught.value.param == "b"
+
+
+def disk(folder, max_bytes=10**6):
+    return RowFiles(folder, max_bytes)
+
+
+async def test_rows_outlive_the_server(tmp_path):
+    first = Opened(files=disk(tmp_path / "rows"))
+    medium = await first.medium(wav(40, 440), "audio")
+    rows = [bytes(first.encoded(medium).rows(chunk)) for chunk in (0, 1)]
+    first.encoder.close()
+    assert first.encoder.counts()["media_disk_writes"] == 2
+    second = Opened(files=disk(tmp_path / "rows"))
+    share = second.encoded(await second.medium(wav(40, 440), "audio"))
+    assert [bytes(share.rows(chunk)) for chunk in (0, 1)] == rows
+    counts = second.encoder.counts()
+    assert (counts["media_encodes"], counts["media_hits_disk"]) == (0, 2)
+    second.encoded(medium, b"another tenant")
+    await until(lambda: second.encoder.counts()["media_encodes"] == 1)
+    second.encoder.close()
+
+
+async def test_a_window_that_is_gone_is_encoded_again_and_the_other_is_not(tmp_path):
+    """All windows of a clip and all slices of a picture have rows of their own."""
+    first = Opened(files=disk(tmp_path))
+    medium = await first.medium(wav(40, 440), "audio")
+    share = first.encoded(medium)
+    rows = [bytes(share.rows(chunk)) for chunk in (0, 1)]
+    assert rows[0] != rows[1]
+    first.encoder.close()
+    for path in sorted(tmp_path.iterdir())[:1]:
+        path.unlink()
+    second = Opened(files=disk(tmp_path))
+    share = second.encoded(medium)
+    assert [bytes(share.rows(chunk)) for chunk in (0, 1)] == rows
+    await until(lambda: second.encoder.counts()["media_encodes"] == 1)
+    assert second.encoder.counts()["media_hits_disk"] == 1
+    second.encoder.close()
