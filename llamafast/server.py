@@ -150,9 +150,17 @@ def _open_media(config: ModelConfig, path: Path, cpus: set[int] | None) -> Opene
         raise ConfigError(f"model.mtmd needs the package {error.name}: pip install 'llamafast[media]'") from error
     placement = placement_of(config)
     own = allowed_cpus()
-    n_threads = mtmd.threads or (placement.threads if own is None or own == cpus else len(own))
-    projector = resolve_model(mtmd.source)
-    return open_media(config, mtmd, path, projector, n_threads=n_threads, use_gpu=not placement.on_cpu)
+    alone = own is not None and own != cpus
+    n_threads = mtmd.threads or (len(own) if own is not None and alone else placement.threads)
+    return open_media(
+        config,
+        mtmd,
+        path,
+        resolve_model(mtmd.source),
+        n_threads=n_threads,
+        use_gpu=not placement.on_cpu,
+        shares_cpus=placement.on_cpu and not alone,
+    )
 
 
 async def _drain(

@@ -41,6 +41,16 @@ def pretrained(filename: str, cache: Path) -> dict[str, Any]:
     return {"from_pretrained": {"repo_id": "org/repo", "filename": filename, "cache_dir": str(cache)}, "n_ctx": 64}
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
+def test_every_config_in_the_tree_is_checked(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert cli.main(["check", str(path)]) == 0
+    printed = json.loads(capsys.readouterr().out)["config"]["model"]
+    assert printed["alias"]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("filename", ["m.gguf", "*.gguf", "m-00002-of-00003.gguf"])
 def test_a_model_that_serve_would_download_is_told_and_passes(check, tmp_path, filename):
     code, printed, told = check(pretrained(filename, tmp_path))

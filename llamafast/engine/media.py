@@ -88,14 +88,27 @@ class MediaEncoder(Protocol):
     """What makes rows of media, somewhere else than on the engine thread.
 
     ``modalities`` are what it takes. A span that is not causal has at most ``widest_span`` rows, 0: all are causal.
+    Where it ``shares_cpus`` with those that compute it is to be stopped between its turns, and says ``on_busy`` when it
+    has something to do again.
     """
 
     modalities: tuple[MediaKind, ...]
     widest_span: int
+    shares_cpus: bool
+    on_busy: Callable[[], None]
 
     def encode(self, medium: Medium, salt: bytes, on_news: Callable[[], None]) -> Encoding:
         """Have a medium encoded, or take part where that is done already for the same ``salt``. ``on_news`` is called
         in any thread whenever rows have come or an error has. Never blocks. Any thread."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has something to do. Any thread."""
+
+    def pause(self) -> None:
+        """Compute nothing until ``resume``. Any thread; both change nothing where it is so already."""
+
+    def resume(self) -> None: ...
 
     def counts(self) -> dict[str, float]:
         """Its series of ``llamafast.metrics``. Any thread."""

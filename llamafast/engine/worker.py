@@ -13,6 +13,7 @@ from llamafast._core.sequence import PHASE_FOLLOWING, PHASE_RESTORING, Sequence
 from llamafast._core.step import FINISHED, NO_ROOM, PAUSED, SAVE_DUE
 from llamafast.engine.embeddings import EmbeddingQueue
 from llamafast.engine.encoder_outputs import EncoderOutputs
+from llamafast.engine.encoder_turns import EncoderTurns
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.media import MediaEncoder
 from llamafast.engine.pace import Pace
@@ -56,7 +57,9 @@ class Worker:
         self._outputs = EncoderOutputs(runner, encoder, self.wake)
         self.spare = 0.0
         self._pace = pace
-        self._shares = Shares([] if embeddings is None else [embeddings], pace)
+        self._turns = EncoderTurns(encoder) if encoder is not None and encoder.shares_cpus else None
+        claimants = [claimant for claimant in (embeddings, self._turns) if claimant is not None]
+        self._shares = Shares(claimants, pace)
         self._on_failure = on_failure
         self._wake = threading.Condition()
         self._arrived: list[Arrival[Sequence]] = []
@@ -68,6 +71,8 @@ class Worker:
         self._idles = False  # nothing is to be done but to wait for the bytes of prefixes or the rows of media
         self._busy_since: float | None = None
         self._counts = {"submitted": 0, "admitted": 0, "completed": 0, "cancelled": 0, "failed": 0, "preempted": 0}
+        if encoder is not None and self._turns is not None:
+            encoder.on_busy = self.wake
         self._thread = threading.Thread(target=self._loop, name="llamafast-engine", daemon=True)
 
     def start(self) -> None:
@@ -103,6 +108,8 @@ class Worker:
             self._woken = True
             self._wake.notify()
             self.runner.interrupt()
+        if self._turns is not None:
+            self._turns.wake()
 
     @property
     def n_waiting(self) -> int:

@@ -76,11 +76,13 @@ class Encoder:
         *,
         widest_span: int,
         width: int,
+        shares_cpus: bool = False,
         cache_bytes: int,
         files: RowFiles | None = None,
     ) -> None:
         self.modalities = modalities
         self.widest_span = widest_span
+        self.shares_cpus = shares_cpus
         self._process = process
         self._width = width
         self._files = files
@@ -114,6 +116,25 @@ class Encoder:
             if entry.shares or entry.whole or entry.job is None or not self._process.take_back(entry.job):
                 return
             self._forget(key, entry)
+
+    @property
+    def on_busy(self) -> Callable[[], None]:
+        return self._process.on_busy
+
+    @on_busy.setter
+    def on_busy(self, told: Callable[[], None]) -> None:
+        self._process.on_busy = told
+
+    @property
+    def busy(self) -> bool:
+        """Whether the process has a medium to lay out or to encode."""
+        return self._process.busy
+
+    def pause(self) -> None:
+        self._process.pause()
+
+    def resume(self) -> None:
+        self._process.resume()
 
     def close(self) -> None:
         """End the process, having written what is to be kept; who waits for it is told."""

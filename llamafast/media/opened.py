@@ -26,9 +26,19 @@ class OpenedMedia(NamedTuple):
 
 
 def open_media(
-    config: ModelConfig, mtmd: MtmdConfig, model: Path, projector: Path, *, n_threads: int, use_gpu: bool
+    config: ModelConfig,
+    mtmd: MtmdConfig,
+    model: Path,
+    projector: Path,
+    *,
+    n_threads: int,
+    use_gpu: bool,
+    shares_cpus: bool,
 ) -> OpenedMedia:
-    """Start the process, which runs on the CPUs of the caller's thread. Raises ModelLoadError or ConfigError."""
+    """Start the process, which runs on the CPUs of the caller's thread, those that compute where it ``shares_cpus``.
+
+    Raises ModelLoadError or ConfigError.
+    """
     files = None
     if (cache := mtmd.embedding_cache) is not None:
         try:
@@ -57,6 +67,7 @@ def open_media(
         ready.modalities,
         widest_span=ready.widest_span,
         width=ready.width,
+        shares_cpus=shares_cpus,
         cache_bytes=mtmd.cache_ram_bytes,
         files=files,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -72,6 +73,8 @@ class MediaProcess:
         self._wire: Wire | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._closing = False
+        self._paused = False
+        self.on_busy: Callable[[], None] = _nobody
         self.counts = {"media_encodes": 0, "media_encode_seconds": 0.0, "media_failures": 0, "media_restarts": 0}
 
     def start(self) -> Ready:
@@ -97,6 +100,24 @@ class MediaProcess:
         child = self._child
         return None if child is None else child.pid
 
+    @property
+    def busy(self) -> bool:
+        """Whether it has something to do, and is there to do it."""
+        return self._wire is not None and bool(self._layouts or self._encoding)
+
+    def pause(self) -> None:
+        """Stop it wherever it is."""
+        self._signal(signal.SIGSTOP, True)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT, False)
+
+    def _signal(self, number: signal.Signals, paused: bool) -> None:
+        with self._lock:
+            if self._paused != paused and self._wire is not None and self._child is not None:
+                self._child.send_signal(number)
+                self._paused = paused
+
     def lay_out(self, file: AnonymousFile, kind: MediaKind, low_detail: bool) -> concurrent.futures.Future[list[Chunk]]:
         """How a medium stands in a prompt. Raises InvalidMedia or EngineFailure in the future."""
         done: concurrent.futures.Future[list[Chunk]] = concurrent.futures.Future()
@@ -107,6 +128,7 @@ class MediaProcess:
                 return done
             self._layouts[message.job] = (message, file, done, False)
             self._send(message, file)
+        self.on_busy()
         return done
 
     def encode(self, job: EncodeJob) -> None:
@@ -114,6 +136,7 @@ class MediaProcess:
         with self._lock:
             self._waiting.append(job)
             self._next()
+        self.on_busy()
 
     def take_back(self, job: EncodeJob) -> bool:
         """Whether a job was still waiting, and never will be done now."""
@@ -158,7 +181,7 @@ class MediaProcess:
         answer = None if closing else wire.receive()
         if answer is not None and isinstance(ready := answer[0], Ready):
             with self._lock:
-                self._wire = wire
+                self._wire, self._paused = wire, False
                 if self._closing:  # meanwhile
                     child.kill()
             return ready
@@ -274,6 +297,7 @@ class MediaProcess:
                     self._layouts[message.job] = (message, file, done, True)
                     self._send(message, file)
             self._next()
+        self.on_busy()
         for done in failed:
             done.set_exception(_failure("image"))
 
@@ -285,6 +309,10 @@ class MediaProcess:
             done.set_exception(error)
         for job in jobs:
             job.on_end(error)
+
+
+def _nobody() -> None:
+    """Nobody is to be told."""
 
 
 def _failure(kind: MediaKind) -> EngineFailure:

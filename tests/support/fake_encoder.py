@@ -43,6 +43,8 @@ class FakeEncoder:
     """``n_asked`` counts by digest; ``faults`` are errors by digest."""
 
     modalities = ("image",)
+    shares_cpus = False
+    busy = False
 
     def __init__(self, seconds: float = 0.0, widest_span: int = 0) -> None:
         self.seconds, self.widest_span = seconds, widest_span
@@ -61,6 +63,15 @@ class FakeEncoder:
         else:
             encoding.come(on_news)
         return encoding
+
+    def on_busy(self) -> None:
+        pass
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
 
     def counts(self) -> dict[str, float]:
         return {}
