@@ -179,6 +179,10 @@ PROJECTORS: dict[str, Projector] = {
     "mmproj-qwen2a-64": Projector(text=64, audio="qwen2a"),
     "mmproj-qwen3vl-ultravox-64": Projector(text=64, vision="qwen3vl_merger", audio="ultravox"),
     "mmproj-qwen3vl-576": Projector(text=576, vision="qwen3vl_merger"),
+    # not tiny: encoding takes as long as a real projector's
+    "mmproj-qwen3vl-576-large": Projector(
+        text=576, vision="qwen3vl_merger", tower=Tower(width=768, heads=12, layers=8), image=512
+    ),
     "mmproj-gemma3-ultravox-576": Projector(text=576, vision="gemma3", audio="ultravox"),
 }
 
