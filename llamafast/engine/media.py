@@ -65,8 +65,9 @@ class MediaSpan(Struct, frozen=True, eq=False):
 class MediaLoader(Protocol):
     """Where media come from."""
 
-    async def load(self, sources: Sequence[MediaSource]) -> list[Medium]:
-        """Fetch them and find out how they stand in a prompt. Raises InvalidMedia with the path of the one at fault, or
+    async def load(self, sources: Sequence[MediaSource], salt: str = "") -> list[Medium]:
+        """Fetch them and find out how they stand in a prompt. What was found out for one salt (``Tenant.salt``) another
+        one is not told of, not even by being faster. Raises InvalidMedia with the path of the one at fault, or
         EngineUnavailable."""
 
 

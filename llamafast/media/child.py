@@ -17,17 +17,20 @@ import threading
 import time
 import traceback
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Self
 
 import xxhash
 
 from llamafast._core.model import Model
 from llamafast._core.mtmd import Chunks, Projector
+from llamafast._core.vocab import Vocab
 from llamafast.engine.media import MediaKind
 from llamafast.errors import InvalidMedia, ModelLoadError
 from llamafast.media.anonymous_file import AnonymousFile, mapped
+from llamafast.media.ffmpeg import frames, groups, probe_video
 from llamafast.media.picture import picture_size, read_picture
 from llamafast.media.sound import read_sound
 from llamafast.media.wire import (
@@ -50,6 +53,8 @@ from llamafast.media.wire import (
 SPARE_BYTES = 4 << 30
 # What laying a medium out may take of the CPU.
 LAY_OUT_SECONDS = 30.0
+# How long ffmpeg may run at one go, stopped or not.
+FFMPEG_SECONDS = 300.0
 _PR_SET_PDEATHSIG = 1
 # enum llama_load_mode of llama.h: weights are mapped, and never read
 _LOAD_MODE_MMAP = 1
@@ -57,6 +62,20 @@ _SPLIT_MODE_NONE, _NO_GPU = 0, -1
 # Pictures of any shape that a projector may make most rows of.
 _SHAPES = ((64, 64), (512, 512), (1024, 1024), (4096, 4096), (4096, 512), (512, 4096))
 _HASHED_AT_ONCE = 1 << 24
+
+
+class _File:
+    """The bytes of a medium, and the file that has them, which the context closes."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.data = mapped(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
 
 
 class CpuLimit:
@@ -100,9 +119,10 @@ class Child:
             flash_attn=begin.flash_attn,
             use_gpu=begin.use_gpu,
         )
+        self._vocab = Vocab(model)
         self._limit = CpuLimit()
-        self._layouts: queue.SimpleQueue[tuple[LayOut, memoryview]] = queue.SimpleQueue()
-        self._encodes: queue.SimpleQueue[tuple[Encode, memoryview]] = queue.SimpleQueue()
+        self._layouts: queue.SimpleQueue[tuple[LayOut, _File]] = queue.SimpleQueue()
+        self._encodes: queue.SimpleQueue[tuple[Encode, _File]] = queue.SimpleQueue()
         # of the last sound: it is laid out before it is encoded
         self._sound: tuple[tuple[int, int], array[float]] | None = None
 
@@ -112,6 +132,8 @@ class Child:
             modalities.append("image")
         if self._projector.has_audio:
             modalities.append("audio")
+        if self._projector.has_vision:  # by ffmpeg, which may come later
+            modalities.append("video")
         return Ready(
             modalities=tuple(modalities),
             width=self._projector.width,
@@ -125,12 +147,11 @@ class Child:
             threading.Thread(target=_or_die, args=(work,), daemon=True).start()
         while (received := self._wire.receive()) is not None:
             message, (descriptor,) = received
-            data = mapped(descriptor)
-            os.close(descriptor)
+            file = _File(descriptor)
             if isinstance(message, Encode):
-                self._encodes.put((message, data))
+                self._encodes.put((message, file))
             elif isinstance(message, LayOut):
-                self._layouts.put((message, data))
+                self._layouts.put((message, file))
 
     def _widest_span(self) -> int:
         """Rows of the widest span that is not causal, of pictures of any shape and of a window of sound."""
@@ -151,10 +172,12 @@ class Child:
 
     def _lay_out_all(self) -> None:
         while True:
-            message, data = self._layouts.get()
+            message, file = self._layouts.get()
             self._limit.begin(message.job, LAY_OUT_SECONDS)
             try:
-                self._wire.send(LaidOut(message.job, _told(self._placeholder(message, data))))
+                with file:
+                    told = [chunk for chunks in self._chunks(message, file, whole=False) for chunk in _told(chunks)]
+                self._wire.send(LaidOut(message.job, told))
             except Exception as error:
                 self._fail(message, error)
             finally:
@@ -162,53 +185,78 @@ class Child:
 
     def _encode_all(self) -> None:
         while True:
-            message, data = self._encodes.get()
+            message, file = self._encodes.get()
             self._limit.begin(message.job, self._begin.encode_max_seconds)
             began = time.process_time()
             try:
-                self._encode(message, data)
+                with file:
+                    self._encode(message, file)
                 self._wire.send(Done(message.job, time.process_time() - began))
             except Exception as error:
                 self._fail(message, error)
             finally:
                 self._limit.end(message.job)
 
-    def _encode(self, message: Encode, data: memoryview) -> None:
-        chunks = self._whole(message, data)
-        for i in range(len(chunks)):
-            if chunks.tokens(i) is not None or i in message.there:
-                continue
-            n_rows = chunks.span(i)[0]
-            file = AnonymousFile(4 * n_rows * self._projector.width)
-            rows = mapped(file.descriptor, writable=True)
-            chunks.encode(i, rows.cast("f", (n_rows, self._projector.width)))
-            self._wire.send(Rows(message.job, i), [file.descriptor])
+    def _encode(self, message: Encode, file: _File) -> None:
+        first = 0
+        for chunks in self._chunks(message, file, whole=True):
+            for i in range(len(chunks)):
+                if isinstance(chunks, Chunks) and chunks.tokens(i) is None and first + i not in message.there:
+                    self._encode_chunk(message, chunks, i, first + i)
+            first += len(chunks)
 
-    def _placeholder(self, message: LayOut, data: memoryview) -> Chunks:
-        """What a medium becomes, without what it shows."""
-        if message.kind == "audio":
-            return self._projector.audio(len(self._samples(data)))
-        size = picture_size(bytes(data), self._begin.image_max_pixels, low_detail=message.low_detail)
-        return self._image(*size)
+    def _encode_chunk(self, message: Encode, chunks: Chunks, i: int, number: int) -> None:
+        n_rows = chunks.span(i)[0]
+        file = AnonymousFile(4 * n_rows * self._projector.width)
+        rows = mapped(file.descriptor, writable=True)
+        chunks.encode(i, rows.cast("f", (n_rows, self._projector.width)))
+        self._wire.send(Rows(message.job, number), [file.descriptor])
 
-    def _whole(self, message: LayOut, data: memoryview) -> Chunks:
-        if message.kind == "audio":
-            samples = self._samples(data)
-            return self._projector.audio(len(samples), samples)
-        picture = read_picture(bytes(data), self._begin.image_max_pixels, low_detail=message.low_detail)
+    def _chunks(self, message: LayOut, file: _File, *, whole: bool) -> Iterator[Chunks | list[Chunk]]:
+        """What a medium becomes, part by part; only the ``whole`` of it can be encoded."""
+        match message.kind:
+            case "image":
+                yield self._picture(message, bytes(file.data), whole=whole)
+            case "audio":
+                samples = self._samples(file)
+                yield self._projector.audio(len(samples), samples if whole else None)
+            case "video":
+                yield from self._video(file, whole=whole)
+
+    def _picture(self, message: LayOut, data: bytes, *, whole: bool) -> Chunks:
+        most, low = self._begin.image_max_pixels, message.low_detail
+        if not whole:
+            return self._image(*picture_size(data, most, low_detail=low))
+        picture = read_picture(data, most, low_detail=low)
         return self._image(picture.width, picture.height, picture.rgb)
 
-    def _image(self, width: int, height: int, rgb: bytes | None = None) -> Chunks:
+    def _video(self, file: _File, *, whole: bool) -> Iterator[Chunks | list[Chunk]]:
+        begin = self._begin
+        video = probe_video(
+            file.descriptor, max_frames=begin.video_max_frames, max_seconds=begin.video_max_seconds,
+            deadline=FFMPEG_SECONDS,
+        )  # fmt: skip
+        shown = frames(file.descriptor, video, FFMPEG_SECONDS) if whole else None
+        for group in groups(video):
+            if isinstance(group, str):
+                tokens = self._vocab.tokenize(group, add_special=False, parse_special=False)
+                yield [Chunk(tokens.tobytes())]
+            else:
+                rgb = None if shown is None else b"".join(next(shown) for _ in range(group))
+                yield self._image(video.width, video.height, rgb, group)
+
+    def _image(self, width: int, height: int, rgb: bytes | None = None, n_frames: int = 1) -> Chunks:
         try:
-            return self._projector.image(width, height, rgb)
+            return self._projector.image(width, height, rgb, n_frames)
         except ValueError:
             raise InvalidMedia("the model takes no image of this shape") from None
 
-    def _samples(self, data: memoryview) -> array[float]:
-        key, kept = (len(data), xxhash.xxh3_64_intdigest(data)), self._sound
+    def _samples(self, file: _File) -> array[float]:
+        key, kept = (len(file.data), xxhash.xxh3_64_intdigest(file.data)), self._sound
         if kept is None or kept[0] != key:
             self._sound = None  # before there are two of them
-            kept = self._sound = key, read_sound(data, self._projector, self._begin.audio_max_seconds)
+            samples = read_sound(file.data, file.descriptor, self._projector, self._begin.audio_max_seconds)
+            kept = self._sound = key, samples
         return kept[1]
 
     def _fail(self, message: LayOut, error: Exception) -> None:
@@ -229,7 +277,9 @@ def _or_die(work: Callable[[], None]) -> None:
         os._exit(1)
 
 
-def _told(chunks: Chunks) -> list[Chunk]:
+def _told(chunks: Chunks | list[Chunk]) -> list[Chunk]:
+    if isinstance(chunks, list):
+        return chunks
     told = []
     for i in range(len(chunks)):
         tokens = chunks.tokens(i)

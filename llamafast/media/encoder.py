@@ -179,13 +179,13 @@ class Encoder:
         found = []
         for chunk, n_rows in sizes.items():
             try:
-                rows = self._files.read(*key, chunk, n_rows * self._width)
+                rows = self._files.read(*key, chunk, 4 * n_rows * self._width)
             except Exception:
                 logger.exception("rows of media could not be read")
                 break
             if rows is not None:
                 found.append(chunk)
-                self._came(key, entry, chunk, rows)
+                self._came(key, entry, chunk, rows.cast("f"))
         if len(found) == len(sizes):
             job.on_end(None)
             return

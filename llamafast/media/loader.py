@@ -6,7 +6,10 @@ import asyncio
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
+
+import msgspec
 
 from llamafast.config import MtmdConfig
 from llamafast.engine.media import MediaRows, MediaSource, Medium
@@ -17,6 +20,7 @@ from llamafast.media.encoder import Source
 from llamafast.media.fetch import MediaFetcher
 from llamafast.media.limits import byte_limit
 from llamafast.media.process import MediaProcess
+from llamafast.media.row_files import LAYOUT, RowFiles
 from llamafast.media.wire import Chunk
 
 # Of what a digest is made, in which order: with another number here nothing that was kept is found any more.
@@ -24,27 +28,31 @@ _RECIPE = b"1"
 # Layouts that are remembered, and that are asked for at once: no more than the socket has room for.
 _REMEMBERED = 1024
 _LAID_OUT_AT_ONCE = 64
+_LAYOUT = msgspec.msgpack.Decoder(list[Chunk])
 
 
 class Loader:
     """A ``MediaLoader``: for requests on one event loop."""
 
-    def __init__(self, config: MtmdConfig, process: MediaProcess, fingerprint: str) -> None:
+    def __init__(
+        self, config: MtmdConfig, process: MediaProcess, fingerprint: str, files: RowFiles | None = None
+    ) -> None:
         self._config = config
+        self._files = files
         self._process = process
         self._fetcher = MediaFetcher(config)
         self._fingerprint = fingerprint.encode()
         self._at_once = asyncio.Semaphore(_LAID_OUT_AT_ONCE)
-        self._layouts: OrderedDict[bytes, tuple[array[int] | MediaRows, ...]] = OrderedDict()
+        self._layouts: OrderedDict[tuple[bytes, bytes], tuple[array[int] | MediaRows, ...]] = OrderedDict()
 
-    async def load(self, sources: Sequence[MediaSource]) -> list[Medium]:
+    async def load(self, sources: Sequence[MediaSource], salt: str = "") -> list[Medium]:
         """All at once. Raises InvalidMedia with the path of the first one at fault."""
         if len(sources) > self._config.max_media:
             raise InvalidMedia(
                 f"a request has at most {self._config.max_media} media (model.mtmd.max_media)",
                 param=sources[self._config.max_media].path,
             )
-        loads = [asyncio.ensure_future(self._named(source)) for source in sources]
+        loads = [asyncio.ensure_future(self._named(source, salt.encode())) for source in sources]
         try:
             return [await load for load in loads]
         finally:
@@ -52,14 +60,14 @@ class Loader:
                 load.cancel()
             await asyncio.gather(*loads, return_exceptions=True)
 
-    async def _named(self, source: MediaSource) -> Medium:
+    async def _named(self, source: MediaSource, salt: bytes) -> Medium:
         try:
-            return await self._load(source)
+            return await self._load(source, salt)
         except InvalidMedia as error:
             error.param = source.path
             raise
 
-    async def _load(self, source: MediaSource) -> Medium:
+    async def _load(self, source: MediaSource, salt: bytes) -> Medium:
         limit = byte_limit(source.kind, self._config)
         if not source.is_url:
             data = await asyncio.to_thread(read_base64, source.text, limit)
@@ -70,16 +78,26 @@ class Loader:
         if not data:
             raise InvalidMedia(f"the {source.kind} is empty")
         file, digest = await asyncio.to_thread(self._kept, data, source)
-        chunks = self._layouts.get(digest)
+        chunks = self._layouts.get((salt, digest))
         if chunks is None:
-            async with self._at_once:
-                laid_out = await asyncio.wrap_future(self._process.lay_out(file, source.kind, source.low_detail))
-            chunks = tuple(map(_chunk, laid_out))
-            self._layouts[digest] = chunks
+            chunks = tuple(map(_chunk, await self._laid_out(file, salt, digest, source)))
+            self._layouts[salt, digest] = chunks
             if len(self._layouts) > _REMEMBERED:
                 self._layouts.popitem(last=False)
         held = Source(file, source.low_detail)
         return Medium(kind=source.kind, digest=digest, chunks=chunks, source=held, path=source.path)
+
+    async def _laid_out(self, file: AnonymousFile, salt: bytes, digest: bytes, source: MediaSource) -> list[Chunk]:
+        """Of a picture's header, which takes nothing; what takes a while is kept on disk too."""
+        files = self._files if source.kind != "image" else None
+        if files is not None and (kept := await asyncio.to_thread(files.read, salt, digest, LAYOUT)) is not None:
+            with suppress(msgspec.DecodeError):
+                return _LAYOUT.decode(kept)
+        async with self._at_once:
+            laid_out = await asyncio.wrap_future(self._process.lay_out(file, source.kind, source.low_detail))
+        if files is not None:
+            await asyncio.to_thread(files.write, salt, digest, LAYOUT, msgspec.msgpack.encode(laid_out))
+        return laid_out
 
     def _kept(self, data: bytes, source: MediaSource) -> tuple[AnonymousFile, bytes]:
         digest = sha256()

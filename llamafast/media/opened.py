@@ -56,6 +56,8 @@ def open_media(
             image_max_tokens=mtmd.image_max_tokens,
             image_max_pixels=mtmd.image_max_pixels,
             audio_max_seconds=mtmd.audio_max_seconds,
+            video_max_seconds=mtmd.video_max_seconds,
+            video_max_frames=mtmd.video_max_frames,
             encode_max_seconds=mtmd.encode_max_seconds,
             n_nice=NICENESS,
         )
@@ -71,4 +73,4 @@ def open_media(
         cache_bytes=mtmd.cache_ram_bytes,
         files=files,
     )
-    return OpenedMedia(encoder, Loader(mtmd, process, ready.fingerprint))
+    return OpenedMedia(encoder, Loader(mtmd, process, ready.fingerprint, files))

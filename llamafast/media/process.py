@@ -90,7 +90,7 @@ class MediaProcess:
             self._closing = True
             wire, child = self._wire, self._child
         if child is not None:
-            child.kill()
+            _signal_all(child, signal.SIGKILL)
         if wire is not None:
             wire.close()
 
@@ -115,7 +115,7 @@ class MediaProcess:
     def _signal(self, number: signal.Signals, paused: bool) -> None:
         with self._lock:
             if self._paused != paused and self._wire is not None and self._child is not None:
-                self._child.send_signal(number)
+                _signal_all(self._child, number)
                 self._paused = paused
 
     def lay_out(self, file: AnonymousFile, kind: MediaKind, low_detail: bool) -> concurrent.futures.Future[list[Chunk]]:
@@ -273,7 +273,7 @@ class MediaProcess:
         assert wire is not None
         assert child is not None
         wire.close()
-        child.kill()
+        _signal_all(child, signal.SIGKILL)
         code = child.wait()
         if encoding is not None:
             self.counts["media_failures"] += 1
@@ -309,6 +309,12 @@ class MediaProcess:
             done.set_exception(error)
         for job in jobs:
             job.on_end(error)
+
+
+def _signal_all(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """The process, and an ffmpeg that it may have started."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, number)
 
 
 def _nobody() -> None:

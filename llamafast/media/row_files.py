@@ -21,10 +21,11 @@ import xxhash
 logger = logging.getLogger(__name__)
 
 _SUFFIX, _ASIDE = ".rows", ".new"
-# a magic, how many floats follow, and XXH3-64 of them
+# in the place of a chunk's number
+LAYOUT = 1 << 63
+# a magic, how many bytes follow, and XXH3-64 of them
 _HEAD = Packing("<8sQQ")
 _MAGIC = b"lfrows1\0"
-_FLOAT = 4
 
 
 class RowFiles:
@@ -57,8 +58,8 @@ class RowFiles:
     def used_bytes(self) -> int:
         return self._used_bytes
 
-    def read(self, salt: bytes, digest: bytes, chunk: int, n_floats: int) -> memoryview[float] | None:
-        """The rows of a chunk that has so many floats; None where they are not there as they were written."""
+    def read(self, salt: bytes, digest: bytes, chunk: int, n_bytes: int | None = None) -> memoryview | None:
+        """What was written by this key, so many bytes; None where that is not there as it was written."""
         name = _name(salt, digest, chunk)
         path = self._folder / name
         with self._lock:
@@ -70,8 +71,8 @@ class RowFiles:
         except OSError as error:
             self._failed("read", path, error)
             data = None
-        rows = None if data is None else _checked(data, n_floats)
-        if rows is None:
+        kept = None if data is None else _checked(data, n_bytes)
+        if kept is None:
             if known or data is not None:
                 self._drop(name)
             return None
@@ -80,11 +81,11 @@ class RowFiles:
         with self._lock:
             self._count(name, len(data or b""))
             self.counts["media_hits_disk"] += 1
-        return rows.cast("f")
+        return kept
 
-    def write(self, salt: bytes, digest: bytes, chunk: int, rows: memoryview[float]) -> None:
-        """Keep the rows of a chunk, where there is room for them at all."""
-        payload = rows.cast("B")
+    def write(self, salt: bytes, digest: bytes, chunk: int, data: memoryview[float] | bytes) -> None:
+        """Keep the rows of a chunk, or how a medium stands in a prompt (LAYOUT), where there is room for it at all."""
+        payload = memoryview(data).cast("B")
         n_bytes = _HEAD.size + len(payload)
         if n_bytes > self._max_bytes:
             return
@@ -94,7 +95,7 @@ class RowFiles:
         try:
             fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "wb") as file:
-                file.write(_HEAD.pack(_MAGIC, len(payload) // _FLOAT, xxhash.xxh3_64_intdigest(payload)))
+                file.write(_HEAD.pack(_MAGIC, len(payload), xxhash.xxh3_64_intdigest(payload)))
                 file.write(payload)
             os.replace(aside, path)
         except OSError as error:
@@ -143,10 +144,10 @@ def _regular(path: Path) -> bytes | None:
         return file.read() if stat.S_ISREG(os.fstat(fd).st_mode) else None
 
 
-def _checked(data: bytes, n_floats: int) -> memoryview | None:
-    if len(data) != _HEAD.size + _FLOAT * n_floats:
+def _checked(data: bytes, n_bytes: int | None) -> memoryview | None:
+    if len(data) < _HEAD.size:
         return None
     magic, told, checksum = _HEAD.unpack_from(data)
     payload = memoryview(data)[_HEAD.size :]
-    sound = (magic, told) == (_MAGIC, n_floats) and checksum == xxhash.xxh3_64_intdigest(payload)
-    return payload if sound else None
+    as_told = magic == _MAGIC and told == len(payload) and n_bytes in (None, told)
+    return payload if as_told and checksum == xxhash.xxh3_64_intdigest(payload) else None

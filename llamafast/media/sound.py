@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from array import array
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from llamafast.errors import InvalidMedia
+from llamafast.media.ffmpeg import found, read_samples
 
 if TYPE_CHECKING:
     from llamafast._core.mtmd import Projector
@@ -13,16 +15,20 @@ if TYPE_CHECKING:
 FORMATS = ("WAV", "MP3", "FLAC")
 # Shorter sound has no frame that an encoder could see; of one sample libmtmd ends the process.
 LEAST_SECONDS = 0.05
+FFMPEG_SECONDS = 60.0
 
 
-def read_sound(data: memoryview, projector: Projector, max_seconds: float) -> array[float]:
-    """Mono, float32. Raises InvalidMedia."""
-    if not _is_known(bytes(data[:12])):
-        raise InvalidMedia(f"the audio cannot be read; formats: {', '.join(FORMATS)}")
-    try:
-        samples = projector.decode_audio(data)
-    except ValueError:
-        raise InvalidMedia(f"the audio cannot be read; formats: {', '.join(FORMATS)}") from None
+def read_sound(data: memoryview, descriptor: int, projector: Projector, max_seconds: float) -> array[float]:
+    """The sound in ``data``, which the open file ``descriptor`` holds: mono, float32. Raises InvalidMedia."""
+    samples = array("f")
+    if _is_known(bytes(data[:12])):
+        with suppress(ValueError):
+            samples = projector.decode_audio(data)
+    elif found():
+        samples = read_samples(descriptor, projector.sample_rate, max_seconds=max_seconds, deadline=FFMPEG_SECONDS)
+    if not samples:
+        more = "" if found() else "; others need ffmpeg, which is not on this machine"
+        raise InvalidMedia(f"the audio cannot be read; formats: {', '.join(FORMATS)}{more}")
     seconds = len(samples) / projector.sample_rate
     if seconds < LEAST_SECONDS:
         raise InvalidMedia(f"the audio is shorter than {LEAST_SECONDS} s")

@@ -30,6 +30,8 @@ class Begin(Struct, tag=True, kw_only=True):
     image_max_tokens: int
     image_max_pixels: int
     audio_max_seconds: float
+    video_max_seconds: float
+    video_max_frames: int
     encode_max_seconds: float
     n_nice: int
 

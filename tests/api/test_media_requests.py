@@ -27,7 +27,7 @@ class FakeLoader:
         self.asked: list[list[MediaSource]] = []
         self.fault: InvalidMedia | None = None
 
-    async def load(self, sources: Sequence[MediaSource]) -> list[Medium]:
+    async def load(self, sources: Sequence[MediaSource], salt: str = "") -> list[Medium]:
         self.asked.append(list(sources))
         await asyncio.sleep(0)
         if self.fault is not None:

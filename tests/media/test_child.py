@@ -35,7 +35,8 @@ MODEL, MMPROJ = "tiny-qwen35", "mmproj-qwen3vl-ultravox-64"
 def begin(model=MODEL, mmproj=MMPROJ, **options):
     values = {
         "n_threads": 1, "use_gpu": False, "flash_attn": None, "batch_max_tokens": 1024, "image_max_tokens": 4096,
-        "image_max_pixels": 50_000_000, "audio_max_seconds": 1800.0, "encode_max_seconds": 600.0, "n_nice": NICENESS,
+        "image_max_pixels": 50_000_000, "audio_max_seconds": 1800.0, "encode_max_seconds": 600.0,
+        "video_max_seconds": 600.0, "video_max_frames": 256, "n_nice": NICENESS,
     }  # fmt: skip
     return Begin(model=str(tiny_gguf.build(model)), projector=str(tiny_mmproj.build(mmproj)), **values | options)
 
@@ -75,12 +76,12 @@ def laid_out(process, data, kind="image", low_detail=False):
 
 
 def test_it_says_what_it_takes(process):
-    assert process.ready.modalities == ("image", "audio")
+    assert process.ready.modalities == ("image", "audio", "video")
     assert process.ready.width == 64
     assert process.ready.widest_span == 0
     other = MediaProcess(begin("tiny-llama", "mmproj-gemma3-64"))
     ready = other.start()
-    assert (ready.modalities, ready.widest_span) == (("image",), 4)
+    assert (ready.modalities, ready.widest_span) == (("image", "video"), 4)
     assert ready.fingerprint != process.ready.fingerprint
     other.close()
 
@@ -207,6 +208,19 @@ def test_what_is_odd_is_served(process, kind, data):
     assert process.pid == pid
 
 
+def test_what_needs_ffmpeg_says_so(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    process = MediaProcess(begin())
+    process.start()
+    for kind, data, sentence in (
+        ("video", b"\0\0\0\x18ftypmp42", "reading this needs ffmpeg, which is not on this machine"),
+        ("audio", b"OggS" + bytes(100), "formats: WAV, MP3, FLAC; others need ffmpeg, which is not on this machine"),
+    ):
+        with pytest.raises(InvalidMedia, match=sentence):
+            laid_out(process, data, kind)
+    process.close()
+
+
 def test_a_cpu_limit_ends_what_takes_too_long():
     process = MediaProcess(begin(encode_max_seconds=0.002))
     process.start()
@@ -303,7 +317,7 @@ class Opened:
         self.encoder = Encoder(
             self.process, ready.modalities, widest_span=0, width=64, cache_bytes=cache_bytes, files=files
         )
-        self.loader = Loader(MtmdConfig(mmproj_path="p", **mtmd), self.process, ready.fingerprint)
+        self.loader = Loader(MtmdConfig(mmproj_path="p", **mtmd), self.process, ready.fingerprint, files)
 
     async def medium(self, data, kind="image", **options):
         text = f"data:x/y;base64,{base64.b64encode(data).decode()}"

@@ -59,7 +59,7 @@ TEXT = {"type": "text", "text": "what is it?"}
 
 def test_models_tell_their_modalities(client: openai.OpenAI) -> None:
     (model,) = client.models.list().data
-    assert model.modalities == ["text", "image", "audio"]
+    assert model.modalities == ["text", "image", "audio", "video"]
 
 
 def test_what_is_shown_and_heard_decides_the_answer(client: openai.OpenAI) -> None:
@@ -106,7 +106,11 @@ def test_responses_take_pictures_in_messages_and_in_what_tools_answer(client: op
             "image_url.url",
             "allowed_local_media_path",
         ),
-        ({"type": "video_url", "video_url": {"url": "https://a.example/v.mp4"}}, "type", "no video"),
+        (
+            {"type": "video_url", "video_url": {"url": url(b"no video", "video/mp4")}},
+            "video_url.url",
+            "ffmpeg|cannot be",
+        ),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

@@ -56,6 +56,7 @@ cdef extern from "mtmd.h" nogil:
     const unsigned char *mtmd_bitmap_get_data(const mtmd_bitmap *bitmap)
     bint mtmd_bitmap_is_audio(const mtmd_bitmap *bitmap)
     void mtmd_bitmap_free(mtmd_bitmap *bitmap)
+    void mtmd_bitmap_set_mergeable(mtmd_bitmap *bitmap, bint mergeable)
     mtmd_input_chunks *mtmd_input_chunks_init() except +
     size_t mtmd_input_chunks_size(const mtmd_input_chunks *chunks)
     const mtmd_input_chunk *mtmd_input_chunks_get(const mtmd_input_chunks *chunks, size_t i)

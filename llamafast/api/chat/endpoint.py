@@ -54,7 +54,7 @@ class ChatEndpoint:
         engine = self._engine
         request = await run_sized(len(body), decode_request, _DECODER, body, engine.info)
         sources = await run_sized(len(body), self._media_of, request)
-        media = await self._media.load(sources) if sources and self._media is not None else []
+        media = await self._media.load(sources, exchange.tenant.salt) if sources and self._media is not None else []
         plan = await run_sized(len(body), self._plan, request, media, sources)
         await engine.prepare(plan.plan)
         constrained = await self._grammars.constrained(plan.plan, plan.ask)

@@ -72,7 +72,7 @@ class Responder:
         # what fits is searched for by halves, and each try renders again
         n_tries = (len(before.items) + len(given)).bit_length() if request.truncation == "auto" else 1
         said = await run_sized(size, self._planner.said, request, before, given)
-        media = await self._media.load(said.sources) if said.sources and self._media is not None else []
+        media = await self._media.load(said.sources, tenant.salt) if said.sources and self._media is not None else []
         planned = await run_sized(
             size * n_tries,
             self._planner.plan,
