@@ -80,7 +80,7 @@ class RowFiles:
             os.utime(path)
         with self._lock:
             self._count(name, len(data or b""))
-            self.counts["media_hits_disk"] += 1
+            self.counts["media_hits_disk"] += chunk != LAYOUT
         return kept
 
     def write(self, salt: bytes, digest: bytes, chunk: int, data: memoryview[float] | bytes) -> None:
@@ -105,7 +105,7 @@ class RowFiles:
             return
         with self._lock:
             self._count(name, n_bytes)
-            self.counts["media_disk_writes"] += 1
+            self.counts["media_disk_writes"] += chunk != LAYOUT
         self._evict()
 
     def _count(self, name: str, n_bytes: int) -> None:
