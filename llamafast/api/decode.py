@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
+from llamafast.api.cut_body import cut
 from llamafast.api.schema.embeddings import PoolingOptions
 from llamafast.api.schema.fragments import INSTEAD, GenerationOptions
 from llamafast.engine.types import ModelInfo
@@ -30,12 +31,14 @@ _AT_PATH = re.compile(r"(?P<what>.*) - at `\$\.?(?P<path>[^`]*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
 
 
-def decode_request(decoder: msgspec.json.Decoder[Request], body: bytes, info: ModelInfo) -> Request:
-    """Decode and check all that needs neither model nor template.
+def decode_request(
+    decoder: msgspec.json.Decoder[Request], body: bytes, info: ModelInfo, *, detach: bool = False
+) -> Request:
+    """Decode and check all that needs neither model nor template. With ``detach`` media may be DetachedText.
 
     Raises InvalidRequest (not JSON, a repeated key, a wrong type or range), UnsupportedParameter or ModelNotFound.
     """
-    tree = parse(body)
+    tree = parse_cut(body) if detach else parse(body)
     # first: who sends a field of another endpoint may lack one of this one's
     check_native(tree, decoder.type.foreign)
     request = convert(tree, decoder)
@@ -61,6 +64,16 @@ def parse(body: bytes) -> object:
         hint = " (a surrogate escape without its other half is not valid)" if _has_surrogate(body) else ""
         raise InvalidRequest(f"the body is not valid JSON: {error}{hint}") from error
     return tree
+
+
+def parse_cut(body: bytes) -> object:
+    """The same, the long base64 of media left where it is."""
+    if (parts := cut(body)) is None:
+        return parse(body)
+    try:
+        return parts.put_back(parse(parts.rest))
+    except RecursionError as error:
+        raise InvalidRequest("the body is nested too deeply") from error
 
 
 def _has_surrogate(body: bytes) -> bool:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from msgspec import Struct
 
 from llamafast.errors import LlamafastError
 
 MediaKind = Literal["image", "audio", "video"]
+
+
+class DetachedText(str):
+    """A text that ends with so much base64 that it was left where it is: itself it is what lies before."""
+
+    base64: memoryview
+
+    def __new__(cls, head: str, base64: memoryview) -> Self:
+        self = super().__new__(cls, head)
+        self.base64 = base64
+        return self
 
 
 class MediaSource(Struct, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ class AnonymousFile:
         os.ftruncate(self.descriptor, n_bytes)
 
     @classmethod
-    def of(cls, data: bytes | memoryview) -> AnonymousFile:
+    def of(cls, data: bytes | bytearray | memoryview) -> AnonymousFile:
         """One that holds ``data``."""
         self = cls(len(data))
         left = memoryview(data)

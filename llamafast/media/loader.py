@@ -69,6 +69,7 @@ class Loader:
 
     async def _load(self, source: MediaSource, salt: bytes) -> Medium:
         limit = byte_limit(source.kind, self._config)
+        data: bytes | bytearray
         if not source.is_url:
             data = await asyncio.to_thread(read_base64, source.text, limit)
         elif source.text[:5].lower() == "data:":
@@ -99,7 +100,7 @@ class Loader:
             await asyncio.to_thread(files.write, salt, digest, LAYOUT, msgspec.msgpack.encode(laid_out))
         return laid_out
 
-    def _kept(self, data: bytes, source: MediaSource) -> tuple[AnonymousFile, bytes]:
+    def _kept(self, data: bytes | bytearray, source: MediaSource) -> tuple[AnonymousFile, bytes]:
         digest = sha256()
         for field in (_RECIPE, self._fingerprint, source.kind.encode(), b"low" if source.low_detail else b"", data):
             digest.update(len(field).to_bytes(8, "little"))

@@ -52,7 +52,7 @@ class ChatEndpoint:
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         engine = self._engine
-        request = await run_sized(len(body), decode_request, _DECODER, body, engine.info)
+        request = await run_sized(len(body), decode_request, _DECODER, body, engine.info, detach=True)
         sources = await run_sized(len(body), self._media_of, request)
         media = await self._media.load(sources, exchange.tenant.salt) if sources and self._media is not None else []
         plan = await run_sized(len(body), self._plan, request, media, sources)

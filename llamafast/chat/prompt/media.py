@@ -31,6 +31,7 @@ _PARTS: dict[str, tuple[MediaKind, tuple[str, ...]]] = {
     "input_video": ("video", ("input_video", "video_url")),
     "video": ("video", ("video", "video_url", "url")),
 }
+MEDIA_PARTS = frozenset(_PARTS)
 _FILES = frozenset({"file", "input_file"})
 _DETAILS = frozenset({"low", "high", "auto", "original"})
 
