@@ -28,8 +28,9 @@ class EncoderOutputs:
 
     @property
     def has_news(self) -> bool:
-        """Whether ``deliver`` has something to do."""
-        return self._news
+        """Whether ``deliver`` has something to do: rows have come, or somebody stands before some that nobody has asked
+        for."""
+        return self._news or any(self._is_stranded(*one) for one in self._wanted.items())
 
     @property
     def awaits(self) -> bool:
@@ -67,6 +68,11 @@ class EncoderOutputs:
         """Nobody runs any more."""
         for sequence in list(self._wanted):
             self._drop(sequence)
+
+    @staticmethod
+    def _is_stranded(sequence: Sequence, encodings: dict[bytes, Encoding]) -> bool:
+        i = sequence.awaited
+        return i is not None and sequence.media[i].medium.digest not in encodings
 
     def _asked(self, medium: Medium, salt: bytes) -> Encoding:
         assert self._encoder is not None, "plans with media are for models that take some"

@@ -262,7 +262,9 @@ class Worker:
     def _is_idle(self) -> bool:
         """After a run: whether nobody can go on before bytes of a prefix or rows of media come. A wake may have kept it
         from a step."""
-        if self._was_woken or self.transfer.has_work or not (self.transfer.awaits_bytes or self._outputs.awaits):
+        if self._was_woken or self.transfer.has_work or self._outputs.has_news:
+            return False
+        if not (self.transfer.awaits_bytes or self._outputs.awaits):
             return False
         return all(
             sequence.phase in (PHASE_RESTORING, PHASE_FOLLOWING) or sequence.awaited is not None

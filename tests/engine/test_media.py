@@ -201,3 +201,20 @@ def test_a_span_that_is_not_causal_has_room_in_a_step(tiny_model):
     assert context.total_cells == 512
     with pytest.raises(ConfigError, match="300 rows, more than the context's 256"):
         load_engine(config(path, n_ctx=256), path, encoder=encoder)
+
+
+@pytest.mark.parametrize("kind", ["attention, partitioned", "hybrid"])
+async def test_who_cannot_have_what_a_leader_computed_asks_for_rows_after_all(tiny_model, kind):
+    """A leader that leaves takes its memory along where that cannot be divided."""
+    shown = picture(kind, 1)
+    first = media_plan(TEXTS[0][:50], shown, TEXTS[1][:5], max_tokens=1)
+    second = media_plan(TEXTS[0][:50], shown, TEXTS[1][:5], [60], max_tokens=20)
+    async with media_engine(tiny_model, kind, ram_bytes=0) as (alone, _):
+        truth = (await answer(alone, second))[0]
+    async with media_engine(tiny_model, kind, seconds=0.05, ram_bytes=0, n_ctx=4096) as (engine, _):
+        async with asyncio.timeout(20):
+            leader = engine.submit(first)
+            follower = asyncio.create_task(answer(engine, second))
+            await asyncio.sleep(0.02)
+            leader.cancel()
+            assert (await follower)[0] == truth

@@ -28,10 +28,11 @@ KINDS = {
 TEXTS = [[33 + (k * 7 + i * (k + 3)) % 250 for i in range(400)] for k in range(3)]
 
 
-def start(tiny_model, kind, ram_bytes, **settings):
+def start(tiny_model, kind, ram_bytes, encoder=None, **settings):
     name, options = KINDS[kind]
     path = tiny_model(name)
-    engine = load_engine(config(path, **{"n_ctx": 8192, "ram_bytes": ram_bytes} | options | settings), path)
+    asked = config(path, **{"n_ctx": 8192, "ram_bytes": ram_bytes} | options | settings)
+    engine = load_engine(asked, path, encoder=encoder)
     engine.start()
     return engine
 

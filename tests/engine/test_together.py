@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -16,13 +16,16 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from support.fake_encoder import FakeEncoder, fake_medium
 
 from engine.test_engine import settled
 from engine.test_memory_kinds import KINDS, TEXTS, start
 from llamafast.api.schema.completions import CompletionRequest
 from llamafast.chat.grammar.asked import asked_of_completion
 from llamafast.chat.grammar.constraints import Constraints
+from llamafast.chat.prompt.media import row_ids
 from llamafast.engine.engine import Engine
+from llamafast.engine.media import MediaSpan, Medium
 from llamafast.engine.types import Generation, Matcher, Plan, SamplingParams, Tenant
 from llamafast.errors import EngineUnavailable
 
@@ -35,6 +38,9 @@ SAMPLINGS = (
     SamplingParams(temperature=1.0, seed=7),
     SamplingParams(temperature=1.3, seed=3, repetition_penalty=1.2, min_p=0.01, dry_multiplier=0.8),
 )
+# of one digest each, whichever positions their rows have
+PICTURES = [fake_medium(seed, grid=None, n_rows=24) for seed in (1, 2)]
+GRIDS = [fake_medium(seed, grid=(6, 4)) for seed in (1, 2)]
 MAX_LIVE = 8
 # cells for a few requests, so that some wait and some give way
 N_CTX = 640
@@ -53,10 +59,28 @@ class Work(NamedTuple):
     grammar: int
     logprobs: int | None
     scored: bool
+    shown: int
 
     @property
     def prompt(self) -> list[int]:
-        return [*(token for text, length in self.parts for token in TEXTS[text][:length]), self.last]
+        """Behind its first text a picture may be ``shown``; 0: none is."""
+        first, *others = ([*TEXTS[text][:length]] for text, length in self.parts)
+        return [*first, *self._picture, *(token for text in others for token in text), self.last]
+
+    @property
+    def span(self) -> int:
+        """Where the picture's rows begin."""
+        return self.parts[0][1] + 1
+
+    @property
+    def _picture(self) -> list[int]:
+        if not self.is_shown:
+            return []
+        return [40, *row_ids(PICTURES[self.shown - 1].digest, 1, PICTURES[self.shown - 1].chunks[1].n_rows), 41]
+
+    @property
+    def is_shown(self) -> bool:
+        return bool(self.shown) and not self.scored
 
 
 class Whose(NamedTuple):
@@ -79,6 +103,7 @@ WORKS = st.builds(
     grammar=st.sampled_from([0, 0, 0, 1, 2]),
     logprobs=st.sampled_from([None, None, 0, 2]),
     scored=st.sampled_from([False, False, False, True]),
+    shown=st.sampled_from([0, 0, 1, 1, 2]),
 )
 WHOSES = st.builds(
     Whose,
@@ -120,9 +145,10 @@ class Heard:
 
 
 class Together(RuleBasedStateMachine):
-    """``launch`` starts an engine, with a cache or alone."""
+    """``launch`` starts an engine, with a cache or alone; ``pictures`` are as its model has positions for them."""
 
     launch: ClassVar[Callable[[bool], Engine]]
+    pictures: ClassVar[Sequence[Medium]]
     truths: ClassVar[dict[Work, list[Said]]]
 
     def __init__(self) -> None:
@@ -253,6 +279,7 @@ class Together(RuleBasedStateMachine):
             cache_salt=cache_salt,
             priority=priority,
             checkpoints=(work.parts[0][1],),
+            media=(MediaSpan(work.span, self.pictures[work.shown - 1], 1),) if work.is_shown else (),
         )
 
     def _matcher(self, grammar: int) -> Matcher | None:
@@ -279,11 +306,14 @@ def common(one: list[int], other: list[int]) -> int:
 def test_together(tiny_model: Callable[[str], Path], kind: str) -> None:
     class OfKind(Together):
         truths: ClassVar[dict[Work, list[Said]]] = {}
+        pictures = GRIDS if "hybrid" in kind else PICTURES
 
         @staticmethod
         def launch(alone: bool) -> Engine:
             size = {"n_ctx": 8192} if alone else {"n_ctx": N_CTX * (4 if "partitioned" in kind else 1)}
-            engine = start(tiny_model, kind, 0 if alone else RAM_BYTES, priorities=True, prefill_chunk=64, **size)
+            encoder = FakeEncoder(0.0 if alone else 0.003)
+            ram_bytes = 0 if alone else RAM_BYTES
+            engine = start(tiny_model, kind, ram_bytes, encoder, priorities=True, prefill_chunk=64, **size)
             # most bets on short answers are lost
             engine._worker.scheduler.LOOKAHEAD = 16
             return engine
