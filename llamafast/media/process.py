@@ -37,7 +37,7 @@ from llamafast.media.wire import (
 logger = logging.getLogger(__name__)
 
 # Between two starts of a process that dies, doubled each time until one lives for long enough.
-FIRST_PAUSE, LONGEST_PAUSE, LONG_LIFE = 0.1, 10.0, 60.0
+FIRST_PAUSE, LONGEST_PAUSE, LONG_LIFE = 0.1, 1.0, 10.0
 
 
 class EncodeJob:
