@@ -5,6 +5,8 @@ from typing_extensions import Buffer, disjoint_base
 
 from llamafast._core.model import Model
 
+def projector_kinds(path: str) -> list[str]: ...
+
 @disjoint_base
 class Projector:
     model: Model

@@ -25,7 +25,7 @@ from typing import Self
 import xxhash
 
 from llamafast._core.model import Model
-from llamafast._core.mtmd import Chunks, Projector
+from llamafast._core.mtmd import Chunks, Projector, projector_kinds
 from llamafast._core.vocab import Vocab
 from llamafast.engine.media import MediaKind
 from llamafast.errors import InvalidMedia, ModelLoadError
@@ -53,6 +53,8 @@ from llamafast.media.wire import (
 SPARE_BYTES = 4 << 30
 # What laying a medium out may take of the CPU.
 LAY_OUT_SECONDS = 30.0
+# Projectors whose rows depend on their place in the prompt, or on how many pictures are before.
+PLACED = frozenset({"deepseek4v", "hunyuanvl"})
 # How long ffmpeg may run at one go, stopped or not.
 FFMPEG_SECONDS = 300.0
 _PR_SET_PDEATHSIG = 1
@@ -105,6 +107,9 @@ class Child:
         """Raises ModelLoadError."""
         self._wire = wire
         self._begin = begin
+        for kind in projector_kinds(begin.projector):
+            if kind in PLACED:
+                raise ModelLoadError(f"projectors of kind {kind}, whose rows depend on their place, are not served")
         # whole, and not its vocabulary alone: so libmtmd finds out whether the two fit each other
         model = Model(
             begin.model, n_gpu_layers=0, split_mode=_SPLIT_MODE_NONE, main_gpu=_NO_GPU, load_mode=_LOAD_MODE_MMAP,

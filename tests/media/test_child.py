@@ -13,10 +13,12 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from gguf import GGUFWriter
 from PIL import Image
 from support.media_prompts import png, projector, tone, wav
 
 from llamafast._core.model import Model
+from llamafast._core.mtmd import projector_kinds
 from llamafast.config import MtmdConfig
 from llamafast.engine.media import MediaRows, MediaSource
 from llamafast.errors import EngineFailure, EngineUnavailable, InvalidMedia, ModelLoadError
@@ -306,6 +308,20 @@ def test_what_cannot_be_loaded_is_told(tmp_path, model, mmproj, reason):
         asked.projector = str(tiny_mmproj.build(mmproj))
     with pytest.raises(ModelLoadError, match=reason):
         MediaProcess(asked).start()
+
+
+def test_projectors_that_lay_out_by_place_are_refused(tmp_path):
+    path = tmp_path / "placed.gguf"
+    writer = GGUFWriter(path, "clip")
+    writer.add_string("clip.projector_type", "hunyuanvl")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    asked = begin()
+    asked.projector = str(path)
+    with pytest.raises(ModelLoadError, match="of kind hunyuanvl"):
+        MediaProcess(asked).start()
+    assert projector_kinds(str(tiny_mmproj.build(MMPROJ))) == ["qwen3vl_merger", "ultravox"]
 
 
 class Opened:

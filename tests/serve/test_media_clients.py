@@ -19,6 +19,7 @@ from support.media_prompts import png, wav
 from benchmarks.server import Server, serving
 from recipes import tiny_gguf, tiny_mmproj
 from serve.conftest import model_config
+from serve.test_responses_node import installed, run_node
 
 IMAGE, OTHER = png(200, 160, 1), png(200, 160, 2)
 
@@ -132,6 +133,16 @@ def test_a_burst_with_one_picture_encodes_it_once(client: openai.OpenAI, server:
         answers = list(pool.map(lambda _: ask(client, picture, TEXT).choices[0].message.content, range(8)))
     assert len(set(answers)) == 1
     assert encodes() == before + 1
+
+
+def test_the_client_for_node_sends_them_too(server: Server) -> None:
+    script = installed(Path(__file__).with_name("media_client.mjs"))
+    told = run_node(script, f"http://127.0.0.1:{server.port}/v1", url(IMAGE), base64.b64encode(wav(2, 440)).decode())
+    assert told["picture"]["image_tokens"] == 30
+    assert told["sound"]["audio_tokens"] == 30
+    assert told["tool"]["tokens"] > 30
+    place = "messages[0].content[0].image_url.url"
+    assert told["broken"] == {"status": 400, "code": "invalid_media", "param": place}
 
 
 def child_of(server: Server) -> int:

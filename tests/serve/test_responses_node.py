@@ -19,21 +19,27 @@ SCRIPT = Path(__file__).with_name("responses_client.mjs")
 TEXT = "Hello there, this reply is fixed."
 
 
-@pytest.fixture(scope="module")
-def checks(scripted_server) -> dict[str, Any]:
-    """What the script saw, by the name of the check."""
+def installed(script: Path) -> str:
+    """A copy of ``script`` where node finds the packages: it looks for them beside it."""
     if not (CACHE / "node_modules" / "openai").exists():
         npm(
             ["install", "--prefix", str(CACHE), "--no-audit", "--no-fund", "--silent", *PACKAGES],
             check=True,
             timeout=120,
         )
-    # node looks for packages beside the script
-    script = shutil.copy(SCRIPT, CACHE)
-    url = f"http://127.0.0.1:{scripted_server.port}/v1"
-    done: Any = node([str(script), url], True, check=True, timeout=60, capture_output=True, text=True)
+    return shutil.copy(script, CACHE)
+
+
+def run_node(script: str, *arguments: str) -> dict[str, Any]:
+    """What the script saw, by the name of the check."""
+    done: Any = node([script, *arguments], True, check=True, timeout=60, capture_output=True, text=True)
     told = [json.loads(line) for line in done.stdout.splitlines()]
     return {check.pop("check"): check for check in told}
+
+
+@pytest.fixture(scope="module")
+def checks(scripted_server) -> dict[str, Any]:
+    return run_node(installed(SCRIPT), f"http://127.0.0.1:{scripted_server.port}/v1")
 
 
 def test_streams(checks) -> None:

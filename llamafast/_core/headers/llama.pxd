@@ -52,6 +52,7 @@ cdef extern from "gguf.h" nogil:
     gguf_context *gguf_init_from_file(const char *fname, gguf_init_params params)
     void gguf_free(gguf_context *ctx)
     int64_t gguf_find_key(const gguf_context *ctx, const char *key)
+    const char *gguf_get_val_str(const gguf_context *ctx, int64_t key_id)
     int64_t gguf_get_n_tensors(const gguf_context *ctx)
     int64_t gguf_find_tensor(const gguf_context *ctx, const char *name)
     int gguf_get_tensor_type(const gguf_context *ctx, int64_t tensor_id)
