@@ -102,8 +102,8 @@ cdef class Projector:
         return mtmd_get_audio_sample_rate(self.ctx)
 
     def image(self, uint32_t width, uint32_t height, const unsigned char[::1] rgb=None, int n_frames=1):
-        """The Chunks of a picture, or of two frames of a video, of which some projectors make one picture. Without their
-        ``rgb``, (n_frames, height, width, 3), they can be laid out and not encoded.
+        """The Chunks of a picture, or of two frames of a video, of which some projectors make one picture. Without
+        their ``rgb``, (n_frames, height, width, 3), they can be laid out and not encoded.
 
         Raises ValueError where libmtmd does not take it.
         """
