@@ -224,6 +224,13 @@ class EngineFailure(LlamafastError):
     code = "engine_failure"
 
 
+class ProjectorFailure(EngineFailure):
+    """The process that encodes media died of one of this ``kind``, or could not encode it."""
+
+    def __init__(self, kind: str, *, param: str | None = None) -> None:
+        super().__init__(f"the projector failed on this {kind}", param=param)
+
+
 class ConfigError(Exception):
     """A config file that cannot be served. The text starts with the JSON path at fault where there is one."""
 

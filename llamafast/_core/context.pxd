@@ -33,7 +33,7 @@ cdef class Context:
 
     cdef bytes state(self, int32_t seq_id, int32_t n_tokens)
     cdef bint set_state(self, int32_t seq_id, bytes saved)
-    cdef bytes save_part(self, int32_t seq_id, int32_t start, int32_t stop)
+    cdef bytes save_part(self, int32_t seq_id, int32_t start, int32_t stop, int32_t n_tokens)
     cdef bint restore_part(self, int32_t seq_id, bytes saved, int32_t start, int32_t stop)
 
 cdef int32_t context_decode(Context self, const llama_batch *batch) noexcept nogil      # llama_decode's code

@@ -272,11 +272,11 @@ cdef class Context:
                 read = llama_state_seq_set_data(self.ctx, data, size, seq_id)
         return read != 0
 
-    cdef bytes save_part(self, int32_t seq_id, int32_t start, int32_t stop):
-        """The state of a sequence's positions [start, stop), where there is a scratch sequence."""
+    cdef bytes save_part(self, int32_t seq_id, int32_t start, int32_t stop, int32_t n_tokens):
+        """The state of a sequence's positions [start, stop), ``n_tokens`` tokens, where there is a scratch sequence."""
         llama_memory_seq_cp(self.memory, seq_id, self.scratch, start, stop)
         try:
-            return self.state(self.scratch, stop - start)
+            return self.state(self.scratch, n_tokens)
         finally:
             llama_memory_seq_rm(self.memory, self.scratch, -1, -1)
 

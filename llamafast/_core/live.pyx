@@ -27,7 +27,7 @@ from .sequence cimport (
     PHASE_DECODING, PHASE_ENDED, PHASE_FOLLOWING, PHASE_PARKED, PHASE_PREFILLING, PHASE_RESTORING, PHASE_WAITING,
     sequence_enter, sequence_position, sequence_reach, sequence_t, share_t,
 )
-from .spans cimport cut_before
+from .spans cimport cut_before, span_behind, span_t
 
 
 cdef int live_init(
@@ -185,10 +185,20 @@ cdef void live_follow(live_t *self, sequence_t *s) noexcept nogil:
     Just before llama_decode only: between partitions it is llama_decode that copies the data.
     """
     cdef sequence_t *leader = self.by_seq_id[s.share.leader]
-    if leader.tokens.n_past >= s.share.n_shared:
+    # between partitions it waits for rows of media before, and not behind: data are copied by the step that follows
+    if leader.tokens.n_past >= s.share.n_shared and (self.unified or not lacks_rows(s, s.share.n_shared)):
         s.share.leader = -1
         fork_from(self, leader, s)
         settle(s)
+
+
+cdef bint lacks_rows(const sequence_t *s, int32_t n) noexcept nogil:
+    """Whether its token ``n`` is a row of media that is not here."""
+    cdef const span_t *span
+    if s.tokens.n_spans == 0:
+        return False
+    span = span_behind(s.tokens.spans, s.tokens.n_spans, n)
+    return span != NULL and span.row <= n and span.rows == NULL
 
 
 cdef int32_t live_stop(const live_t *self, const sequence_t *s, int32_t take) noexcept nogil:

@@ -7,3 +7,4 @@ cdef class Runner:
     cdef Step step
     cdef live_t *live       # the step's
     cdef int attention      # atomic
+    cdef readonly bint idled    # nobody had a row to compute when the last run ended

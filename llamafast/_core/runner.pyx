@@ -65,6 +65,7 @@ cdef class Runner:
         shared_store(&self.attention, 0)
         if LLAMAFAST_DEBUG and (status == PAUSED or status >= FINISHED):
             self.check()
+        self.idled = status == IDLE
         return PAUSED if status == IDLE else status
 
     @property
@@ -192,6 +193,8 @@ cdef class Runner:
         cdef Py_ssize_t width = self.step.media.width
         if not 0 <= i < s.tokens.n_spans or rows.shape[0] != s.tokens.spans[i].n_rows * width:
             raise ValueError(f"{rows.shape[0]} floats for span {i} of {s.tokens.n_spans}")
+        if not s.tokens.spans[i].causal and s.tokens.spans[i].n_rows > self.step.media.n_ubatch:
+            raise ValueError(f"{s.tokens.spans[i].n_rows} rows at one go, of {self.step.media.n_ubatch}")
         sequence.spans[i][1] = rows
         s.tokens.spans[i].rows = &rows[0]
 
@@ -207,7 +210,8 @@ cdef class Runner:
             raise ValueError(f"a state of {s.tokens.n_past} tokens cannot be cut to {stop}")
         if self.step.context.scratch < 0 or (start == 0 and stop == s.tokens.n_past):
             return self.step.context.state(s.seq_id, s.tokens.n_past)
-        return self.step.context.save_part(s.seq_id, sequence_position(s, start), sequence_position(s, stop))
+        return self.step.context.save_part(
+            s.seq_id, sequence_position(s, start), sequence_position(s, stop), stop - start)
 
     def remove(self, Sequence sequence not None):
         """Stop running a sequence and free its memory. It can be added again: nothing but time is lost."""

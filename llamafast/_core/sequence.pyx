@@ -201,13 +201,13 @@ cdef class Sequence:
         cdef const span_t *span = sequence_span(&self.state)
         return None if span == NULL or span.rows != NULL else span - self.state.tokens.spans
 
-    def drop_rows(self):
-        """Let go of rows that are in memory by now. Engine thread."""
+    def drop_rows(self, bint wanted=False):
+        """Let go of rows that are in memory by now, or of all: nothing is ``wanted`` of it. Engine thread."""
         cdef int32_t i
         cdef span_t *span
         for i in range(self.state.tokens.n_spans):
             span = &self.state.tokens.spans[i]
-            if span.rows != NULL and span.row + span.n_rows <= self.state.tokens.n_past:
+            if span.rows != NULL and (not wanted or span.row + span.n_rows <= self.state.tokens.n_past):
                 span.rows = NULL
                 self.spans[i][1] = None
 

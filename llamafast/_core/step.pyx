@@ -60,6 +60,9 @@ cdef int step_take(Step self) noexcept nogil:
         self.decodes = n_decode > 0
         if self.batch.batch.n_tokens:
             return step_decode(self, n_decode)
+        if s == NULL:
+            # who has just taken a shared prefix may stand before rows of media
+            s = media_next(&self.live)
         if anybody_parked(self):
             self.decodes = True
             masker_wait(self.masker, self.quota.pace.mask_seconds if s == NULL else 0)
@@ -67,7 +70,7 @@ cdef int step_take(Step self) noexcept nogil:
     if s != NULL:
         self.media_turn = False
         return step_media(self, s)
-    return IDLE
+    return SAVE_DUE if anybody_due(self) else IDLE
 
 
 cdef int step_media(Step self, sequence_t *s) noexcept nogil:
@@ -100,7 +103,7 @@ cdef int step_media(Step self, sequence_t *s) noexcept nogil:
     count.prompt_tokens += n
     count.media_rows += n
     count.prompt_seconds += seconds
-    return SAVE_DUE if s.tokens.n_past >= s.tokens.save_at else PAUSED
+    return SAVE_DUE if anybody_due(self) else PAUSED
 
 
 cdef void step_count(Step self, int32_t n_rows, double decode_seconds, double step_seconds) noexcept nogil:
@@ -168,6 +171,16 @@ cdef int step_publish(Step self, double decoded) noexcept nogil:
         code = NO_MEMORY
     self.counters.last_step = now()
     return code
+
+
+cdef bint anybody_due(Step self) noexcept nogil:
+    """Whether somebody is to be saved before it goes on."""
+    cdef int32_t i
+    for i in range(self.live.n):
+        if self.live.states[i].tokens.n_past >= self.live.states[i].tokens.save_at:
+            if self.live.states[i].phase != PHASE_ENDED:
+                return True
+    return False
 
 
 cdef bint anybody_parked(Step self) noexcept nogil:

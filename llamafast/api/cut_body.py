@@ -7,7 +7,6 @@ which another thread may run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from secrets import token_hex
 from typing import Any
 
@@ -40,16 +39,29 @@ class CutBody:
                 at = stop
         self.rest = b"".join([*pieces, self._body[at:]]) if pieces else body
 
+    def put_back_chat(self, request: Any) -> Any:
+        """A chat request, ``rest`` as JSON, with all texts as the client wrote them; those of media in messages'
+        contents as DetachedText. Raises RecursionError."""
+        messages = request.get("messages") if isinstance(request, dict) else None
+        if not self._places or not isinstance(messages, list):
+            return self.put_back(request)
+        others = {key: self.put_back(value) for key, value in request.items() if key != "messages"}
+        return {**others, "messages": [self._message(message) for message in messages]}
+
+    def _message(self, message: Any) -> Any:
+        content = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(content, list):
+            return self.put_back(message)
+        others = {key: self.put_back(value) for key, value in message.items() if key != "content"}
+        return {**others, "content": [self.put_back(part, of_medium=_is_medium(part)) for part in content]}
+
     def put_back(self, value: Any, *, of_medium: bool = False) -> Any:
-        """The JSON value of ``rest`` with all texts as the client wrote them; those of media as DetachedText. Raises
-        RecursionError."""
+        """Any JSON value of ``rest``."""
         if not self._places:
             return value
         if isinstance(value, str):
             return self._whole(value, of_medium=of_medium) if self._secret in value else value
-        if isinstance(value, Mapping):
-            kind = value.get("type")
-            of_medium = of_medium or (isinstance(kind, str) and kind in MEDIA_PARTS)
+        if isinstance(value, dict):
             return {self.put_back(key): self.put_back(item, of_medium=of_medium) for key, item in value.items()}
         if isinstance(value, list):
             return [self.put_back(item, of_medium=of_medium) for item in value]
@@ -60,6 +72,11 @@ class CutBody:
         start, stop = self._places[int(number)]
         base64 = self._body[start:stop]
         return DetachedText(head, base64) if of_medium else head + str(base64, "ascii")
+
+
+def _is_medium(part: Any) -> bool:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return isinstance(kind, str) and kind in MEDIA_PARTS
 
 
 def cut(body: bytes) -> CutBody | None:

@@ -71,7 +71,7 @@ def parse_cut(body: bytes) -> object:
     if (parts := cut(body)) is None:
         return parse(body)
     try:
-        return parts.put_back(parse(parts.rest))
+        return parts.put_back_chat(parse(parts.rest))
     except RecursionError as error:
         raise InvalidRequest("the body is nested too deeply") from error
 

@@ -11,6 +11,7 @@ from llamafast.api.http import Exchange
 from llamafast.api.schema.fragments import CompletionTokensDetails, PromptTokensDetails, Usage
 from llamafast.api.sse import EventStream, Frames
 from llamafast.chat.reply.reader import Reply, ReplyPart
+from llamafast.engine.media import MediaRows, Medium
 from llamafast.engine.types import Event, FinishReason, Generation, TokenLogprob
 from llamafast.errors import LlamafastError
 
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 INLINE_BYTES = 16 * 1024
 # An alternative to a token takes as long to tell as so many bytes take to decode.
 ALTERNATIVE_BYTES = 8
+# So does a row of media.
+ROW_BYTES = 4
 
 
 class Answer(NamedTuple):
@@ -43,6 +46,12 @@ async def run_sized(n_bytes: int, work: Callable[P, T], *args: P.args, **kwargs:
     if n_bytes <= INLINE_BYTES:
         return work(*args, **kwargs)
     return await asyncio.to_thread(work, *args, **kwargs)
+
+
+def rows_size(media: Iterable[Medium]) -> int:
+    """What placing rows of media in a prompt takes, as a number of bytes for ``run_sized``."""
+    chunks = (chunk for medium in media for chunk in medium.chunks)
+    return ROW_BYTES * sum(chunk.n_rows for chunk in chunks if isinstance(chunk, MediaRows))
 
 
 def events_size(events: Iterable[Event], n_top: int) -> int:

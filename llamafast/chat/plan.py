@@ -14,7 +14,7 @@ from llamafast.chat.reply.reader import Reply
 from llamafast.chat.request import ChatTask, CompletionTask, Prompt, Task
 from llamafast.chat.sampling import read_sampling
 from llamafast.chat.tools import Tool
-from llamafast.engine.media import MediaSpan
+from llamafast.engine.media import MediaRows, MediaSpan
 from llamafast.engine.types import ModelInfo, Plan, Tokenizer
 from llamafast.errors import ContextLengthExceeded, DoesNotGenerate, InvalidRequest, Untokenizable
 
@@ -87,6 +87,9 @@ def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: Mode
     named = task.named("messages")
     conversation = Conversation(task, chat, check_size=lambda n_chars: _check_size(n_chars, named, info))
     prompt, tools = conversation.prompt, task.tools.callable
+    n_rows = sum(chunk.n_rows for medium in task.media for chunk in medium.chunks if isinstance(chunk, MediaRows))
+    if n_rows > info.max_seq_len:
+        raise _too_long(named, f"{n_rows} rows of media", info)
     with Untokenizable.named(named):
         spliced = conversation.spliced(tokenizer)
         tokens = _checked_tokens(spliced.tokens, named, info)

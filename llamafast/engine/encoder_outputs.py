@@ -7,7 +7,7 @@ from collections.abc import Callable
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import PHASE_FOLLOWING, PHASE_RESTORING, PHASE_WAITING, Sequence
 from llamafast.engine.media import Encoding, MediaEncoder, MediaSpan, Medium
-from llamafast.errors import InvalidRequest, LlamafastError
+from llamafast.errors import EngineFailure, InvalidRequest, LlamafastError
 
 _RUNNING_ELSEWHERE = (PHASE_RESTORING, PHASE_FOLLOWING)
 
@@ -55,7 +55,7 @@ class EncoderOutputs:
             if sequence.finished or sequence.phase == PHASE_WAITING:
                 self._drop(sequence)
                 continue
-            sequence.drop_rows()
+            sequence.drop_rows(wanted=True)
             spans = self._from(sequence, sequence.n_past)
             if not spans:
                 self._drop(sequence)
@@ -64,6 +64,11 @@ class EncoderOutputs:
                 self._drop(sequence)
         return failed
 
+    def forget(self, sequence: Sequence) -> None:
+        """It is not to be computed any further."""
+        if sequence in self._wanted:
+            self._drop(sequence)
+
     def clear(self) -> None:
         """Nobody runs any more."""
         for sequence in list(self._wanted):
@@ -71,7 +76,7 @@ class EncoderOutputs:
 
     @staticmethod
     def _is_stranded(sequence: Sequence, encodings: dict[bytes, Encoding]) -> bool:
-        i = sequence.awaited
+        i = None if sequence.phase in _RUNNING_ELSEWHERE else sequence.awaited
         return i is not None and sequence.media[i].medium.digest not in encodings
 
     def _asked(self, medium: Medium, salt: bytes) -> Encoding:
@@ -97,7 +102,10 @@ class EncoderOutputs:
                 return _blamed(encoding.error, span.medium)
             rows = encoding.rows(span.chunk)
             if rows is not None:
-                self._runner.give_rows(sequence, i, rows)
+                try:
+                    self._runner.give_rows(sequence, i, rows)
+                except ValueError:  # a projector that makes more of this shape than of those that were tried
+                    return EngineFailure(f"this {span.medium.kind} has more rows than a step of this server takes")
         return None
 
     @staticmethod
@@ -105,10 +113,13 @@ class EncoderOutputs:
         return list(sequence.media[sequence.next_span(n_there) :])
 
     def _drop(self, sequence: Sequence) -> None:
+        sequence.drop_rows()
         for encoding in self._wanted.pop(sequence).values():
             encoding.leave()
 
 
 def _blamed(error: LlamafastError, medium: Medium) -> LlamafastError:
     """Others may wait for the same medium, which has another place in their requests."""
-    return type(error)(error.message, param=medium.path if isinstance(error, InvalidRequest) else None)
+    if not isinstance(error, InvalidRequest):
+        return error
+    return type(error)(error.message, param=medium.path)

@@ -22,9 +22,12 @@ class EncoderTurns:
     def has_work(self) -> bool:
         return self._encoder.busy
 
-    def step(self, seconds: float) -> None:
-        """Let it run for so long, or until it has nothing to do or somebody else has."""
+    def begin(self) -> None:
+        """All news so far are known."""
         self._news.clear()
+
+    def step(self, seconds: float) -> None:
+        """Let it run for so long, or until it has nothing to do or there is news."""
         self._encoder.resume()
         if self._encoder.busy:
             self._news.wait(seconds)

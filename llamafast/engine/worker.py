@@ -108,8 +108,8 @@ class Worker:
             self._woken = True
             self._wake.notify()
             self.runner.interrupt()
-        if self._turns is not None:
-            self._turns.wake()
+            if self._turns is not None:
+                self._turns.wake()
 
     @property
     def n_waiting(self) -> int:
@@ -193,6 +193,8 @@ class Worker:
             arrived, self._arrived = self._arrived, []
             cancelled, self._cancelled = self._cancelled, []
             self._was_woken, self._woken = self._woken, False
+            if self._turns is not None:
+                self._turns.begin()
         if self._busy_since is None:
             self._busy_since = time.monotonic()
         try:
@@ -251,7 +253,7 @@ class Worker:
         elif status == SAVE_DUE:
             pass
         elif status == PAUSED:
-            self._idles = self._is_idle()
+            self._idles = self.runner.idled and self._is_idle()
         elif status == NO_ROOM:
             self._make_room()
         else:
@@ -262,7 +264,7 @@ class Worker:
     def _is_idle(self) -> bool:
         """After a run: whether nobody can go on before bytes of a prefix or rows of media come. A wake may have kept it
         from a step."""
-        if self._was_woken or self.transfer.has_work or self._outputs.has_news:
+        if self._was_woken or self._ended or self.transfer.has_work or self._outputs.has_news:
             return False
         if not (self.transfer.awaits_bytes or self._outputs.awaits):
             return False
@@ -302,6 +304,7 @@ class Worker:
 
     def _fail(self, sequences: list[Sequence], error: LlamafastError) -> None:
         for sequence in sequences:
+            self._outputs.forget(sequence)
             # what a failed step left in memory is not worth keeping
             if self.scheduler.remove(sequence):
                 self.transfer.discard(sequence)

@@ -7,6 +7,7 @@ bounded in memory and CPU time, killed and started again, and nobody else notice
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import queue
 import resource
@@ -18,6 +19,7 @@ import time
 import traceback
 from array import array
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Self
@@ -56,7 +58,7 @@ LAY_OUT_SECONDS = 30.0
 # Projectors whose rows depend on their place in the prompt, or on how many pictures are before.
 PLACED = frozenset({"deepseek4v", "hunyuanvl"})
 # How long ffmpeg may run at one go, stopped or not.
-FFMPEG_SECONDS = 300.0
+FFMPEG_SECONDS, PROBE_SECONDS = 300.0, 30.0
 _PR_SET_PDEATHSIG = 1
 # enum llama_load_mode of llama.h: weights are mapped, and never read
 _LOAD_MODE_MMAP = 1
@@ -71,13 +73,22 @@ class _File:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self.data = mapped(descriptor)
+        self.data = memoryview(b"")
 
     def __enter__(self) -> Self:
+        """Not before its turn: there is room for a few only."""
+        self.data = mapped(self.descriptor)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.data = memoryview(b"")
         os.close(self.descriptor)
+
+    @property
+    def name(self) -> tuple[int, int]:
+        """Its own as long as it is open or mapped anywhere."""
+        status = os.fstat(self.descriptor)
+        return status.st_dev, status.st_ino
 
 
 class CpuLimit:
@@ -126,10 +137,13 @@ class Child:
         )
         self._vocab = Vocab(model)
         self._limit = CpuLimit()
-        self._layouts: queue.SimpleQueue[tuple[LayOut, _File]] = queue.SimpleQueue()
+        # pictures, of which a header is enough, do not wait for sound and video
+        self._layouts: dict[bool, queue.SimpleQueue[tuple[LayOut, _File]]] = {
+            of_image: queue.SimpleQueue() for of_image in (True, False)
+        }
         self._encodes: queue.SimpleQueue[tuple[Encode, _File]] = queue.SimpleQueue()
         # of the last sound: it is laid out before it is encoded
-        self._sound: tuple[tuple[int, int], array[float]] | None = None
+        self._sound: tuple[tuple[int, int], array[float], memoryview] | None = None
 
     def ready(self) -> Ready:
         modalities: list[MediaKind] = []
@@ -148,7 +162,7 @@ class Child:
 
     def serve(self) -> None:
         """Until the server is gone."""
-        for work in (self._lay_out_all, self._encode_all):
+        for work in (self._encode_all, *(partial(self._lay_out_all, layouts) for layouts in self._layouts.values())):
             threading.Thread(target=_or_die, args=(work,), daemon=True).start()
         while (received := self._wire.receive()) is not None:
             message, (descriptor,) = received
@@ -156,7 +170,7 @@ class Child:
             if isinstance(message, Encode):
                 self._encodes.put((message, file))
             elif isinstance(message, LayOut):
-                self._layouts.put((message, file))
+                self._layouts[message.kind == "image"].put((message, file))
 
     def _widest_span(self) -> int:
         """Rows of the widest span that is not causal, of pictures of any shape and of a window of sound."""
@@ -175,10 +189,12 @@ class Child:
                 digest.update(part)
         return digest.hexdigest()
 
-    def _lay_out_all(self) -> None:
+    def _lay_out_all(self, layouts: queue.SimpleQueue[tuple[LayOut, _File]]) -> None:
+        # the clock is the process's: what is encoded meanwhile is not this one's fault
+        seconds = LAY_OUT_SECONDS * (1 + self._begin.n_threads)
         while True:
-            message, file = self._layouts.get()
-            self._limit.begin(message.job, LAY_OUT_SECONDS)
+            message, file = layouts.get()
+            self._limit.begin(message.job, seconds)
             try:
                 with file:
                     told = [chunk for chunks in self._chunks(message, file, whole=False) for chunk in _told(chunks)]
@@ -239,7 +255,7 @@ class Child:
         begin = self._begin
         video = probe_video(
             file.descriptor, max_frames=begin.video_max_frames, max_seconds=begin.video_max_seconds,
-            deadline=FFMPEG_SECONDS,
+            deadline=PROBE_SECONDS,
         )  # fmt: skip
         shown = frames(file.descriptor, video, FFMPEG_SECONDS) if whole else None
         for group in groups(video):
@@ -257,15 +273,15 @@ class Child:
             raise InvalidMedia("the model takes no image of this shape") from None
 
     def _samples(self, file: _File) -> array[float]:
-        key, kept = (len(file.data), xxhash.xxh3_64_intdigest(file.data)), self._sound
+        key, kept = file.name, self._sound
         if kept is None or kept[0] != key:
             self._sound = None  # before there are two of them
             samples = read_sound(file.data, file.descriptor, self._projector, self._begin.audio_max_seconds)
-            kept = self._sound = key, samples
+            kept = self._sound = key, samples, file.data
         return kept[1]
 
     def _fail(self, message: LayOut, error: Exception) -> None:
-        if isinstance(error, MemoryError):
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             error = InvalidMedia(f"the {message.kind} takes more memory than there is for it")
         if isinstance(error, InvalidMedia):
             self._wire.send(Failed(message.job, error.message, True))

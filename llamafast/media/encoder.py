@@ -10,9 +10,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from llamafast.engine.media import MediaKind, MediaRows, Medium
-from llamafast.errors import EngineFailure, LlamafastError
+from llamafast.errors import EngineFailure, LlamafastError, ProjectorFailure
 from llamafast.media.anonymous_file import AnonymousFile
-from llamafast.media.process import EncodeJob, MediaProcess
+from llamafast.media.encode_job import EncodeJob
+from llamafast.media.process import MediaProcess
 from llamafast.media.row_files import RowFiles
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class Encoder:
         self._lock = threading.Lock()
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
         self._used_bytes = 0
-        self._deaths: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
+        self._deaths: OrderedDict[Key, tuple[int, float]] = OrderedDict()
         self._counts: Counter[str] = Counter()
 
     def encode(self, medium: Medium, salt: bytes, on_news: Callable[[], None]) -> Share:
@@ -153,9 +154,9 @@ class Encoder:
 
     def _start(self, key: Key, entry: _Entry, medium: Medium) -> None:
         """With the lock."""
-        n_deaths, since = self._deaths.get(medium.digest, (0, 0.0))
+        n_deaths, since = self._deaths.get(key, (0, 0.0))
         if n_deaths >= _MAX_DEATHS and time.monotonic() - since < _REFUSED_SECONDS:
-            entry.error = EngineFailure(f"the projector failed on this {medium.kind}")
+            entry.error = ProjectorFailure(medium.kind)
             self._forget(key, entry)
             return
         sizes = {i: rows.n_rows for i, rows in enumerate(medium.chunks) if isinstance(rows, MediaRows)}
@@ -165,7 +166,7 @@ class Encoder:
             medium.kind,
             source.low_detail,
             lambda chunk, rows: self._encoded(key, entry, chunk, rows, sizes),
-            lambda error: self._ended(key, entry, medium, error),
+            lambda error: self._ended(key, entry, sizes, error),
         )
         if self._disk is None:
             entry.job = job
@@ -215,21 +216,23 @@ class Encoder:
         for share in shares:
             share.on_news()
 
-    def _ended(self, key: Key, entry: _Entry, medium: Medium, error: LlamafastError | None) -> None:
+    def _ended(self, key: Key, entry: _Entry, sizes: dict[int, int], error: LlamafastError | None) -> None:
+        if error is None and not sizes.keys() <= entry.rows.keys():
+            error = EngineFailure("rows of this medium are missing")
         with self._lock:
             shares, entry.shares = list(entry.shares), set()
             entry.error, entry.job = error, None
             entry.whole = error is None
             if error is not None:
                 self._forget(key, entry)
-                self._note_death(medium.digest, error)
+                self._note_death(key, error)
             self._evict()
         for share in shares:
             share.on_news()
 
-    def _note_death(self, digest: bytes, error: LlamafastError) -> None:
-        if isinstance(error, EngineFailure):
-            self._deaths[digest] = self._deaths.get(digest, (0, 0.0))[0] + 1, time.monotonic()
+    def _note_death(self, key: Key, error: LlamafastError) -> None:
+        if isinstance(error, ProjectorFailure):
+            self._deaths[key] = self._deaths.get(key, (0, 0.0))[0] + 1, time.monotonic()
             if len(self._deaths) > _REMEMBERED:
                 self._deaths.popitem(last=False)
 

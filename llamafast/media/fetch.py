@@ -86,7 +86,7 @@ class MediaFetcher:
     ) -> None:
         await self._pool.aclose()
 
-    async def fetch(self, url: str, limit: ByteLimit) -> bytes:
+    async def fetch(self, url: str, limit: ByteLimit) -> bytes | bytearray:
         """Its bytes, within ``image_timeout_seconds`` in all. Raises InvalidMedia."""
         parts = _split(url)
         if parts.scheme == "file":
@@ -115,7 +115,7 @@ class MediaFetcher:
             raise InvalidMedia(f"media of host {host} are not allowed")
         return host
 
-    async def _follow(self, url: SplitResult, limit: ByteLimit) -> bytes:
+    async def _follow(self, url: SplitResult, limit: ByteLimit) -> bytearray:
         for _ in range(MAX_REDIRECTS + 1):
             host = self._host(url)
             try:
@@ -124,7 +124,7 @@ class MediaFetcher:
                 raise InvalidMedia(f"{host} is not a public host") from None
             except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError):
                 raise InvalidMedia(f"fetching from {host} failed") from None
-            if isinstance(answer, bytes):
+            if isinstance(answer, bytearray):
                 return answer
             target = _split(urljoin(url.geturl(), answer))
             if url.scheme == "https" and target.scheme != "https":
@@ -132,7 +132,7 @@ class MediaFetcher:
             url = target
         raise InvalidMedia(f"fetching from {self._host(url)} failed: more than {MAX_REDIRECTS} redirects")
 
-    async def _ask(self, url: SplitResult, host: str, limit: ByteLimit) -> bytes | str:
+    async def _ask(self, url: SplitResult, host: str, limit: ByteLimit) -> bytearray | str:
         """What a host answers: bytes, or where it says that they are."""
         path = quote((url.path or "/") + (f"?{url.query}" if url.query else ""), _AS_IT_STANDS)
         target = httpcore2.URL(scheme=url.scheme.encode(), host=host.encode(), port=url.port, target=path.encode())
@@ -151,7 +151,7 @@ class MediaFetcher:
             async for part in response.aiter_stream():
                 data += part
                 limit.check(len(data))
-        return bytes(data)
+        return data
 
 
 def _split(url: str) -> SplitResult:

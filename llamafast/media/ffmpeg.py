@@ -151,12 +151,15 @@ class _Ffmpeg:
 
     def __exit__(self, *_: object) -> None:
         """What is not read by then is not wanted."""
+        ended = not self.output.read(1)
         self.output.close()
-        self._process.wait()
+        killed = self._process.wait() < 0
         self._timer.cancel()
         with self._log:
             self._log.seek(0)
             self.told = self._log.read(1 << 16)
+        if ended and killed:  # by the timer, or for its CPU time
+            raise InvalidMedia("reading this takes too long")
 
 
 def _seconds(told: bytes) -> float | None:

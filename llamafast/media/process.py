@@ -17,8 +17,16 @@ from contextlib import suppress
 from itertools import count
 
 from llamafast.engine.media import MediaKind
-from llamafast.errors import EngineFailure, EngineUnavailable, InvalidMedia, LlamafastError, ModelLoadError
+from llamafast.errors import (
+    EngineFailure,
+    EngineUnavailable,
+    InvalidMedia,
+    LlamafastError,
+    ModelLoadError,
+    ProjectorFailure,
+)
 from llamafast.media.anonymous_file import AnonymousFile, mapped
+from llamafast.media.encode_job import EncodeJob
 from llamafast.media.wire import (
     Begin,
     Chunk,
@@ -38,23 +46,6 @@ logger = logging.getLogger(__name__)
 
 # Between two starts of a process that dies, doubled each time until one lives for long enough.
 FIRST_PAUSE, LONGEST_PAUSE, LONG_LIFE = 0.1, 1.0, 10.0
-
-
-class EncodeJob:
-    """One medium to be encoded. ``on_rows`` and ``on_end`` are called in the process's reader's thread."""
-
-    def __init__(
-        self,
-        file: AnonymousFile,
-        kind: MediaKind,
-        low_detail: bool,
-        on_rows: Callable[[int, memoryview], None],
-        on_end: Callable[[LlamafastError | None], None],
-        there: tuple[int, ...] = (),
-    ) -> None:
-        self.file, self.kind, self.low_detail = file, kind, low_detail
-        self.on_rows, self.on_end = on_rows, on_end
-        self.there = there
 
 
 class MediaProcess:
@@ -207,6 +198,9 @@ class MediaProcess:
                     self._take(*received)
                 except Exception:
                     logger.exception("an answer of the process for media was of no use")
+                finally:
+                    for descriptor in received[1]:
+                        os.close(descriptor)
             if not self._after_death():
                 return
             pause = FIRST_PAUSE if time.monotonic() - began > LONG_LIFE else min(2 * pause, LONGEST_PAUSE)
@@ -229,19 +223,25 @@ class MediaProcess:
             case LaidOut(job, chunks):
                 with self._lock:
                     asked = self._layouts.pop(job, None)
-                if asked is not None:
+                if asked is not None and asked[2].set_running_or_notify_cancel():
                     asked[2].set_result(chunks)
             case Rows(job, chunk):
-                rows = mapped(descriptors[0])
-                os.close(descriptors[0])
-                if (encoding := self._encoding) is not None and encoding[0] == job:
-                    encoding[1].on_rows(chunk, rows)
+                self._rows(job, chunk, descriptors)
             case Done(job, seconds):
                 self.counts["media_encodes"] += 1
                 self.counts["media_encode_seconds"] += seconds
                 self._finish(job, None)
             case Failed(job, text, invalid):
                 self._failed(job, text, invalid)
+
+    def _rows(self, job: int, chunk: int, descriptors: list[int]) -> None:
+        if (encoding := self._encoding) is None or encoding[0] != job:
+            return
+        try:
+            encoding[1].on_rows(chunk, mapped(descriptors[0]))
+        except Exception:  # out of descriptors or memory, or other rows than were laid out
+            logger.exception("rows of media could not be taken")
+            self._finish(job, ProjectorFailure(encoding[1].kind))
 
     def _failed(self, job: int, text: str, invalid: bool) -> None:
         if not invalid:
@@ -250,9 +250,9 @@ class MediaProcess:
         with self._lock:
             asked = self._layouts.pop(job, None)
         if asked is not None:
-            asked[2].set_exception(InvalidMedia(text) if invalid else _failure(asked[0].kind))
+            _refuse(asked[2], InvalidMedia(text) if invalid else ProjectorFailure(asked[0].kind))
         elif (encoding := self._encoding) is not None and encoding[0] == job:
-            self._finish(job, InvalidMedia(text) if invalid else _failure(encoding[1].kind))
+            self._finish(job, InvalidMedia(text) if invalid else ProjectorFailure(encoding[1].kind))
 
     def _finish(self, job: int, error: LlamafastError | None) -> None:
         with self._lock:
@@ -275,10 +275,15 @@ class MediaProcess:
         wire.close()
         _signal_all(child, signal.SIGKILL)
         code = child.wait()
-        if encoding is not None:
+        if encoding is not None and not closing and self._layouts and not encoding[1].again:
+            # what was being laid out may be to blame
+            encoding[1].again = True
+            with self._lock:
+                self._waiting.appendleft(encoding[1])
+        elif encoding is not None:
             self.counts["media_failures"] += 1
             encoding[1].on_end(
-                EngineUnavailable("the server is shutting down") if closing else _failure(encoding[1].kind)
+                EngineUnavailable("the server is shutting down") if closing else ProjectorFailure(encoding[1].kind)
             )
         if closing:
             self._end_all(EngineUnavailable("the server is shutting down"))
@@ -288,27 +293,39 @@ class MediaProcess:
         return True
 
     def _resume(self) -> None:
-        """Give a new process what waits. What was being laid out when two of them died is to blame for that."""
+        """Give a new process what waits. What has been the first to be laid out when two of them died is to blame for
+        that: pictures have a thread of their own there, so two may be."""
+        failed = []
         with self._lock:
             asked, self._layouts = self._layouts, {}
-            failed = [done for _, _, done, again in asked.values() if again]
+            begun: set[bool] = set()
             for message, file, done, again in asked.values():
-                if not again:
-                    self._layouts[message.job] = (message, file, done, True)
+                lane = message.kind == "image"
+                first, begun = lane not in begun, begun | {lane}
+                if first and again:
+                    failed.append((message, done))
+                elif not done.cancelled():
+                    self._layouts[message.job] = (message, file, done, again or first)
                     self._send(message, file)
             self._next()
         self.on_busy()
-        for done in failed:
-            done.set_exception(_failure("image"))
+        for message, done in failed:
+            _refuse(done, ProjectorFailure(message.kind))
 
     def _end_all(self, error: LlamafastError) -> None:
         with self._lock:
             asked, self._layouts = self._layouts, {}
             jobs, self._waiting = self._waiting, deque()
         for _, _, done, _ in asked.values():
-            done.set_exception(error)
+            _refuse(done, error)
         for job in jobs:
             job.on_end(error)
+
+
+def _refuse(done: concurrent.futures.Future[list[Chunk]], error: LlamafastError) -> None:
+    """Whoever waited may have left."""
+    if done.set_running_or_notify_cancel():
+        done.set_exception(error)
 
 
 def _signal_all(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
@@ -319,7 +336,3 @@ def _signal_all(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 def _nobody() -> None:
     """Nobody is to be told."""
-
-
-def _failure(kind: MediaKind) -> EngineFailure:
-    return EngineFailure(f"the projector failed on this {kind}")

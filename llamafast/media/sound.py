@@ -21,6 +21,7 @@ FFMPEG_SECONDS = 60.0
 def read_sound(data: memoryview, descriptor: int, projector: Projector, max_seconds: float) -> array[float]:
     """The sound in ``data``, which the open file ``descriptor`` holds: mono, float32. Raises InvalidMedia."""
     samples = array("f")
+    _check_claim(bytes(data[:26]), max_seconds)
     if _is_known(bytes(data[:12])):
         with suppress(ValueError):
             samples = projector.decode_audio(data)
@@ -35,6 +36,16 @@ def read_sound(data: memoryview, descriptor: int, projector: Projector, max_seco
     if seconds > max_seconds:
         raise InvalidMedia(f"the audio has {seconds:.0f} s; at most {max_seconds:g} are taken")
     return samples
+
+
+def _check_claim(head: bytes, max_seconds: float) -> None:
+    """A FLAC's first block says how many samples there are: 20 bits of rate, 8 of others, 36 of that. They are all made
+    room for before any is decoded. Raises InvalidMedia."""
+    if head[:4] == b"fLaC" and len(head) == 26:
+        told = int.from_bytes(head[18:26], "big")
+        rate, n_samples = told >> 44, told & ((1 << 36) - 1)
+        if n_samples > max_seconds * max(rate, 1):
+            raise InvalidMedia(f"the audio says that it has {n_samples} samples; at most {max_seconds:g} s are taken")
 
 
 def _is_known(head: bytes) -> bool:

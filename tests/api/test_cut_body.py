@@ -40,7 +40,8 @@ def test_media_are_left_where_they_are() -> None:
     assert read_data_url(url, LIMIT) == ("image/png", DATA)
     assert text == {"type": "text", "text": "x"}
     audio = {"type": "input_audio", "input_audio": {"data": TEXT, "format": "wav"}}
-    told = parse_cut(body([audio]))[0]["input_audio"]["data"]  # type: ignore[index]
+    asked = body({"messages": [{"role": "user", "content": [audio]}]})
+    told = parse_cut(asked)["messages"][0]["content"][0]["input_audio"]["data"]  # type: ignore[index]
     assert told == ""
     assert read_base64(told, LIMIT) == DATA
 

@@ -62,6 +62,7 @@ class FakeRunner:
     total_cells: int = 1000
     spare: float = 0.0
     in_parts: bool = True
+    idled: bool = True
 
     def add(self, sequence, n_found):
         self.running.append(sequence)

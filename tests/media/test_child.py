@@ -23,10 +23,11 @@ from llamafast.config import MtmdConfig
 from llamafast.engine.media import MediaRows, MediaSource
 from llamafast.errors import EngineFailure, EngineUnavailable, InvalidMedia, ModelLoadError
 from llamafast.media.anonymous_file import AnonymousFile
+from llamafast.media.encode_job import EncodeJob
 from llamafast.media.encoder import Encoder
 from llamafast.media.loader import Loader
 from llamafast.media.opened import NICENESS
-from llamafast.media.process import EncodeJob, MediaProcess
+from llamafast.media.process import MediaProcess
 from llamafast.media.row_files import RowFiles
 from llamafast.media.wire import Begin
 from recipes import tiny_gguf, tiny_mmproj

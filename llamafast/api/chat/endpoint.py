@@ -19,7 +19,7 @@ from llamafast.api.chat.schema import (
     MessageToolCall,
 )
 from llamafast.api.decode import decode_request
-from llamafast.api.delivery import read_replies, run_sized, stream, tokens_size, usage_of
+from llamafast.api.delivery import read_replies, rows_size, run_sized, stream, tokens_size, usage_of
 from llamafast.api.grammars import Grammars
 from llamafast.api.http import JSON_TYPE, Exchange
 from llamafast.api.logprobs import TokenNames, chat_logprobs
@@ -55,7 +55,7 @@ class ChatEndpoint:
         request = await run_sized(len(body), decode_request, _DECODER, body, engine.info, detach=True)
         sources = await run_sized(len(body), self._media_of, request)
         media = await self._media.load(sources, exchange.tenant.salt) if sources and self._media is not None else []
-        plan = await run_sized(len(body), self._plan, request, media, sources)
+        plan = await run_sized(len(body) + rows_size(media), self._plan, request, media, sources)
         await engine.prepare(plan.plan)
         constrained = await self._grammars.constrained(plan.plan, plan.ask)
         generation = exchange.follow(engine.submit(constrained, exchange.tenant))

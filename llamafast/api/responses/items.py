@@ -137,8 +137,8 @@ class _Messages:
                 turn["phase"] = item["phase"]
 
     def _reasoning(self, item: Item, path: str) -> None:
-        text = "".join(self._texts(item.get("content"), f"{path}.content"))
-        text = text or "\n".join(self._texts(item.get("summary"), f"{path}.summary"))
+        text = "".join(self._texts(item.get("content"), f"{path}.content", MediaParts((), str)))
+        text = text or "\n".join(self._texts(item.get("summary"), f"{path}.summary", MediaParts((), str)))
         if text:
             turn = self._open_turn()
             turn = self._turn(new=turn is None or bool(turn["content"]) or "tool_calls" in turn)
@@ -209,7 +209,8 @@ class _Messages:
             return "".join(self._texts(output, path))
         return output if isinstance(output, str) else json_text(output)
 
-    def _texts(self, parts: Any, path: str) -> Iterator[str]:
+    def _texts(self, parts: Any, path: str, media: MediaParts | None = None) -> Iterator[str]:
+        media = media or self._media
         if parts is None:
             return
         if not isinstance(parts, list):
@@ -218,7 +219,7 @@ class _Messages:
             where = f"{path}[{j}]"
             if not isinstance(part, Mapping) or not isinstance(kind := part.get("type"), str):
                 raise InvalidRequest(f"`{where}` must be an object with a string `type`", param=where)
-            if (word := self._media.word(part, where)) is not None:
+            if (word := media.word(part, where)) is not None:
                 yield word
             elif kind in _TEXT_PARTS:
                 yield _string(part, _TEXT_PARTS[kind], where)

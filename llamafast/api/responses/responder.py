@@ -9,7 +9,7 @@ from uuid import uuid4
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from llamafast.api.delivery import internal_error, read_replies, run_sized, usage_of
+from llamafast.api.delivery import internal_error, read_replies, rows_size, run_sized, usage_of
 from llamafast.api.grammars import Grammars
 from llamafast.api.responses import compaction
 from llamafast.api.responses.events import Event
@@ -74,7 +74,7 @@ class Responder:
         said = await run_sized(size, self._planner.said, request, before, given)
         media = await self._media.load(said.sources, tenant.salt) if said.sources and self._media is not None else []
         planned = await run_sized(
-            size * n_tries,
+            (size + rows_size(media)) * n_tries,
             self._planner.plan,
             request,
             before,

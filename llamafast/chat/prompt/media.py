@@ -184,7 +184,8 @@ def check_words(text: str, messages: Sequence[Message], sources: Sequence[MediaS
     if lost is not None:
         raise InvalidMedia("the chat template does not print this medium, or not once", param=sources[lost].path)
     if order != wanted:
-        raise InvalidMedia("the chat template brings media out of their order", param=sources[wanted[0]].path)
+        first = (wanted or order)[0]
+        raise InvalidMedia("the chat template brings media out of their order", param=sources[first].path)
 
 
 def _texts(message: Message) -> list[str]:
