@@ -11,7 +11,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from llamafast.config.fields import Bytes, Positive, Section, Text
+from llamafast.config.fields import Bytes, Positive, Section, Text, ascii_host
 from llamafast.config.model import (
     EmbeddingCacheConfig,
     FromPackage,
@@ -38,6 +38,7 @@ __all__ = [
     "SchedulerConfig",
     "Section",
     "ServerConfig",
+    "ascii_host",
 ]
 
 # Scanning a text of this length keeps every thread from Python for 40 ms, and a data URL of 20 MiB fits.

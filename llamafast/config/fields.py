@@ -29,6 +29,12 @@ Host = Annotated[str, Meta(pattern=rf"^(\*|{_NAME}|{_IPV6})\Z")]
 KvValue: TypeAlias = bool | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | float | str
 
 
+def ascii_host(name: str) -> str:
+    """A host's name as it is asked for: in lower case, of ASCII (IDNA 2003), without a dot behind it. Raises
+    UnicodeError where it is none."""
+    return (name if name.isascii() else name.encode("idna").decode()).lower().rstrip(".")
+
+
 class Section(Struct, frozen=True, kw_only=True):
     """One JSON object of the file."""
 

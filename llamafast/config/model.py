@@ -23,6 +23,7 @@ from llamafast.config.fields import (
     Section,
     Text,
     Threads,
+    ascii_host,
 )
 
 KV_STRING_BYTES = 127  # char[128] in llama.h, with its closing NUL
@@ -124,7 +125,12 @@ class MtmdConfig(Section, frozen=True, kw_only=True):
     image_timeout_seconds: Seconds = 10.0
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        return _source_conflicts(self, "mmproj_")
+        yield from _source_conflicts(self, "mmproj_")
+        for name in self.allowed_media_domains or ():
+            try:
+                ascii_host(name)
+            except UnicodeError:
+                yield "allowed_media_domains", f"{name} is not the name of a host"
 
     @property
     def source(self) -> ModelSource:

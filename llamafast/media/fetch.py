@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 import httpcore2
 
-from llamafast.config import MtmdConfig
+from llamafast.config import MtmdConfig, ascii_host
 from llamafast.errors import InvalidMedia
 from llamafast.media.addresses import is_public
 from llamafast.media.limits import ByteLimit
@@ -69,7 +69,7 @@ class MediaFetcher:
     """Reads what http, https and file URLs name, as ``config`` allows. Used on one event loop."""
 
     def __init__(self, config: MtmdConfig) -> None:
-        self._hosts = frozenset(host.lower().rstrip(".") for host in config.allowed_media_domains or ())
+        self._hosts = frozenset(map(ascii_host, config.allowed_media_domains or ()))
         self._folder = None if config.allowed_local_media_path is None else Path(config.allowed_local_media_path)
         self._seconds = config.image_timeout_seconds
         private = None if config.allow_private_media else self._hosts
@@ -103,8 +103,7 @@ class MediaFetcher:
         if url.scheme not in {"http", "https"}:
             raise InvalidMedia("media come as data:, http:, https: or file: URLs")
         try:
-            host, _ = (url.hostname or "").rstrip("."), url.port
-            host = host.encode("idna").decode() if not host.isascii() else host
+            host, _ = ascii_host(url.hostname or ""), url.port
         except (UnicodeError, ValueError):
             host = ""
         if not host:

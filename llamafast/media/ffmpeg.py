@@ -29,6 +29,7 @@ _MAX_SIDE = 1024
 _SCALE = f"scale=w='if(gte(iw,ih),min(iw,{_MAX_SIDE}),-1)':h='if(gte(iw,ih),-1,min(ih,{_MAX_SIDE}))'"
 _DURATION = re.compile(rb"Duration: (\d+):(\d+):(\d+(?:\.\d+)?)")
 _CPU_SECONDS = 300
+_LOG_BYTES = 1 << 20  # of complaints, of which a hostile file brings forth any number
 
 
 class Video(NamedTuple):
@@ -147,6 +148,7 @@ class _Ffmpeg:
         if sys.platform == "linux":
             with suppress(OSError):  # it may have ended
                 resource.prlimit(self._process.pid, resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
+                resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (_LOG_BYTES, _LOG_BYTES))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -158,7 +160,7 @@ class _Ffmpeg:
         with self._log:
             self._log.seek(0)
             self.told = self._log.read(1 << 16)
-        if ended and killed:  # by the timer, or for its CPU time
+        if ended and killed:  # by the timer, for its CPU time, or for its complaints
             raise InvalidMedia("reading this takes too long")
 
 

@@ -143,6 +143,12 @@ def test_a_step_is_bounded_by_time_or_by_rows() -> None:
     assert faults(tree) == ["scheduler: at most one of prefill_chunk and target_itl_ms may be set"]
 
 
+def test_media_are_fetched_from_hosts_that_can_be_named() -> None:
+    tree = {"model": {"path": "m", "mtmd": {"mmproj_path": "p", "allowed_media_domains": ["bücher.example", "ü" * 70]}}}
+    (fault,) = faults(tree)
+    assert fault == f"model.mtmd.allowed_media_domains: {'ü' * 70} is not the name of a host"
+
+
 def test_tls_takes_a_certificate_and_its_key() -> None:
     pair = {"ssl_certfile": "c", "ssl_keyfile": "k"}
 

@@ -7,6 +7,8 @@ import base64
 import os
 import signal
 import struct
+import sys
+import tempfile
 import threading
 import time
 from io import BytesIO
@@ -25,6 +27,7 @@ from llamafast.errors import EngineFailure, EngineUnavailable, InvalidMedia, Mod
 from llamafast.media.anonymous_file import AnonymousFile
 from llamafast.media.encode_job import EncodeJob
 from llamafast.media.encoder import Encoder
+from llamafast.media.ffmpeg import read_samples
 from llamafast.media.loader import Loader
 from llamafast.media.opened import NICENESS
 from llamafast.media.process import MediaProcess
@@ -222,6 +225,17 @@ def test_what_needs_ffmpeg_says_so(monkeypatch):
         with pytest.raises(InvalidMedia, match=sentence):
             laid_out(process, data, kind)
     process.close()
+
+
+def test_complaints_of_a_reader_are_bounded(monkeypatch, tmp_path):
+    (tmp_path / "ffmpeg").write_text("#!/bin/sh\nexec yes >&2\n")
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    begun = time.monotonic()
+    with tempfile.TemporaryFile() as file, pytest.raises(InvalidMedia, match="takes too long"):
+        read_samples(file.fileno(), 16000, max_seconds=1, deadline=20)
+    if sys.platform == "linux":
+        assert time.monotonic() - begun < 10
 
 
 def test_a_cpu_limit_ends_what_takes_too_long():

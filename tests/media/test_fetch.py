@@ -197,6 +197,20 @@ async def test_one_private_address_among_others_is_enough(monkeypatch: pytest.Mo
     assert not resolver.connected
 
 
+@pytest.mark.parametrize("allowed", ["bücher.example", "BÜCHER.example.", "xn--bcher-kva.example", "bücher。example"])
+@pytest.mark.parametrize("asked", ["bücher.example", "BÜCHER.example", "xn--bcher-kva.EXAMPLE."])
+async def test_a_name_in_any_script_is_one_and_the_same_in_the_config_and_in_a_url(
+    monkeypatch: pytest.MonkeyPatch, allowed: str, asked: str
+) -> None:
+    resolver = Resolver(monkeypatch, "10.0.0.1")
+    settings = config(allow_private_media=False, allowed_media_domains=(allowed,))
+    assert await refused(f"http://{asked}/", settings) == "fetching from xn--bcher-kva.example failed"
+    assert resolver.connected == ["10.0.0.1"]
+    assert (
+        await refused("http://bücher.elsewhere/", settings) == "media of host xn--bcher-kva.elsewhere are not allowed"
+    )
+
+
 async def test_a_redirect_away_from_https_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def ask(self: MediaFetcher, url: Any, host: str, limit: ByteLimit) -> bytes | str:
         return "http://example.com/"
