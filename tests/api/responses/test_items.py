@@ -9,6 +9,7 @@ import pytest
 
 from llamafast.api.responses.items import messages_of
 from llamafast.api.responses.tools import ToolTable
+from llamafast.chat.prompt.media import MediaParts
 from llamafast.chat.tools import ToolChoice
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
@@ -64,6 +65,14 @@ def test_kinds_of_text() -> None:
     refusal = [{"type": "refusal", "refusal": "No."}]
     messages = messages_of([{"role": "user", "content": parts}, {"role": "assistant", "content": refusal}])
     assert [message["content"] for message in messages] == ["ab", "No."]
+
+
+def test_reasoning_takes_no_media() -> None:
+    picture = {"type": "input_image", "image_url": "data:image/png;base64,AA=="}
+    media = MediaParts(("text", "image"), lambda i: f"[{i}]")
+    with pytest.raises(InvalidRequest):
+        messages_of([{"type": "reasoning", "summary": [], "content": [picture]}], media=media)
+    assert messages_of([{"type": "message", "role": "user", "content": [picture]}], media=media)
 
 
 def test_reasoning_without_content_is_its_summary_or_nothing() -> None:
