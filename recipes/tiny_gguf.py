@@ -11,195 +11,21 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
-from numpy.typing import NDArray
 
+from recipes.tiny_gguf_chain import SCRIPTED_CHATML, SCRIPTS, Floats, Ids, chain_output, loops
+from recipes.tiny_gguf_vocabulary import CHATML, Vocabulary
 from recipes.written import written
 
-Floats = NDArray[np.float32]
-Ids = NDArray[np.int64]
-
 # A changed recipe must not find the files of the old one.
-CACHE = Path(__file__).parents[1] / ".cache" / "models" / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
-CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
-MEDIA_TOKENS = [
-    "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|audio_pad|>", "<|audio_bos|>",
-    "<|audio_eos|>", "<start_of_image>", "<end_of_image>", "<fake_token_around_image>", "<global-img>",
-]  # fmt: skip
-USER_TOKENS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
-MERGE_SOURCE = (
-    "a small model answers the user with the words that it was given and the user reads the answer in the stream "
-    "then the next user sends another message and the server sends the stream of that answer while the other answers "
-    "are still on their way so that every reader sees the text as soon as the engine has made it hello world system"
-)
-MAX_MERGES = 200
-
-CHATML = """\
-{%- for message in messages -%}
-    {{- '<|im_start|>' + message.role + '\\n' -}}
-    {%- if message.content is string -%}
-        {{- message.content -}}
-    {%- else -%}
-        {%- for part in message.content or [] -%}
-            {%- if part.type == 'text' -%}{{- part.text -}}
-            {%- elif part.type.startswith('image') -%}{{- '<|image_pad|>' -}}
-            {%- elif part.type.startswith('video') -%}{{- '<|video_pad|>' -}}
-            {%- elif 'audio' in part.type -%}{{- '<|audio_pad|>' -}}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
-    {{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
-"""
-
-# What tiny-scripted answers after each trigger, token by token. A chain sees one token back only, so no piece may
-# occur twice, in whichever script.
-SCRIPTS: dict[str, tuple[str, ...]] = {
-    "<|s_text|>": ("Hello", " there", ",", " this", " reply", " is", " fixed", "."),
-    "<|s_tool|>": (
-        "<tool_call>", '\n{"name": "get_', 'weather", "arg', 'uments": {"city"', ': "Paris"}}\n', "</tool_call>"
-    ),
-    "<|s_think|>": ("<think>", "\nLet me", " reason", " briefly.\n", "</think>", "\n\nThe", " answer is 4."),
-    "<|s_json|>": ('{"a"', ": 1, ", '"b": [', "true", ", null]}"),
-    "<|s_calls|>": (
-        "Two", " calls.\n", "<tool", '_call>{"name":', ' "get_wea', 'ther", "argum', 'ents": {"city": "Ro',
-        'me"}}</tool', "_call>\n<to", 'ol_call>{"name": "get_', "weather", '", "arguments": {"ci', 'ty": "Oslo"',
-        "}}</", "tool_call>",
-    ),
-    "<|s_all|>": (
-        "<thi", "nk>\nI need", " the weather.\n</", "think>\n\n", "On it.", '<tool_call>\n{"name"', ': "get_weather"',
-        ', "arguments"', ': {"city"', ': "Bonn', '"}}\n</tool_call', ">\n",
-    ),
-}  # fmt: skip
-# The first trigger found in the last message ends the prompt. The comment shows how the model reasons.
-SCRIPTED_CHATML = (
-    """\
-{%- if tools -%}
-    {{- '<|im_start|>system\\nCall with <tool_call> one of ' ~ tools | tojson ~ '<|im_end|>\\n' -}}
-{%- endif -%}
-{#- <think> </think> -#}
-"""
-    + CHATML
-    + f"""\
-{{%- if add_generation_prompt -%}}
-    {{%- for trigger in {list(SCRIPTS)} if trigger in messages[-1].content | string -%}}
-        {{%- if loop.first -%}}{{{{- trigger -}}}}{{%- endif -%}}
-    {{%- endfor -%}}
-{{%- endif -%}}
-"""
-)
-
-
-def byte_alphabet() -> dict[int, str]:
-    """GPT-2's reversible byte → printable character table."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    stand_ins = map(chr, count(256))
-    return {byte: chr(byte) if byte in printable else next(stand_ins) for byte in range(256)}
-
-
-ALPHABET = byte_alphabet()
-
-
-def symbols(text: str) -> str:
-    """``text`` as byte-level BPE writes it in a token table."""
-    return "".join(ALPHABET[byte] for byte in text.encode())
-
-
-def merged(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    out: list[str] = []
-    for symbol in word:
-        if out and (out[-1], symbol) == pair:
-            out[-1] += symbol
-        else:
-            out.append(symbol)
-    return tuple(out)
-
-
-def learn_merges(text: str, limit: int) -> list[tuple[str, str]]:
-    """The first ``limit`` byte-pair merges of ``text``; fewer when it runs out of pairs."""
-    words = Counter(tuple(symbols(" " + word)) for word in text.split())
-    merges: list[tuple[str, str]] = []
-    known: set[str] = set()
-    while len(merges) < limit:
-        pairs: Counter[tuple[str, str]] = Counter()
-        for word, times in words.items():
-            for pair in pairwise(word):
-                if "".join(pair) not in known:
-                    pairs[pair] += times
-        if not pairs:
-            break
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merges.append(best)
-        known.add("".join(best))
-        words = Counter({merged(word, best): times for word, times in words.items()})
-    return merges
-
-
-class Vocabulary:
-    """A byte-level BPE vocabulary of exactly ``size`` tokens: 256 bytes, merges, ``pieces`` of text, padding, marks.
-
-    Padding tokens are normal text that no merge makes, so that a sampler really has ``size`` candidates and every
-    one of them has a text. ``control`` adds control tokens to the usual ones.
-    """
-
-    def __init__(self, size: int, *, pieces: Iterable[str] = (), control: Sequence[str] = ()) -> None:
-        marks = [*USER_TOKENS, *MEDIA_TOKENS, *CONTROL_TOKENS, *control]
-        self.merges = [(symbols("\n"), symbols("\n")), *learn_merges(MERGE_SOURCE, MAX_MERGES - 1)]
-        text = [*ALPHABET.values(), *("".join(pair) for pair in self.merges)]
-        known = {*text, *marks}
-        text += [symbols(piece) for piece in pieces if symbols(piece) not in known]
-        text += [symbols(f" w{i:06d}") for i in range(size - len(text) - len(marks))]
-        self.tokens = [*text, *marks]
-        self.types = [NORMAL] * len(text) + [USER_DEFINED] * len(USER_TOKENS)
-        self.types += [CONTROL] * (size - len(self.types))
-        self.ids = {token: i for i, token in enumerate(self.tokens)}
-        if not len(self.tokens) == len(self.ids) == size:
-            raise ValueError(f"{size} tokens are too few, or a token occurs twice")
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def id(self, piece: str) -> int:
-        """The id of a mark, or of a piece of text that is one token."""
-        return self.ids[piece] if piece in self.ids else self.ids[symbols(piece)]
-
-
-def loops(vocab: Vocabulary, period: int = 64) -> Ids:
-    """A successor table made of loops of ``period`` printable tokens, so that greedy text never ends and repeats.
-
-    Every other token leads into a loop.
-    """
-    normal = [i for i in range(len(vocab)) if vocab.types[i] == NORMAL]
-    printable = [i for i in normal if i >= len(ALPHABET) or "!" <= vocab.tokens[i] <= "~"]
-    order = np.random.default_rng(7).permutation(printable)
-    successors = np.empty(len(vocab), np.int64)
-    for start in range(0, len(order), period):
-        loop = order[start : start + period]
-        successors[loop] = np.roll(loop, -1)
-    others = np.setdiff1d(np.arange(len(vocab)), order)
-    successors[others] = order[np.arange(len(others)) % len(order)]
-    return successors
-
-
-def chain_output(embeddings: Floats, successors: Ids) -> Floats:
-    """The output matrix under which token t is followed by ``successors[t]``.
-
-    A row is the sum of the directions of the tokens that lead to it; a row that nothing leads to is zero.
-    """
-    rows = np.zeros_like(embeddings)
-    np.add.at(rows, successors, 3 * embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True))
-    return rows
+_RECIPE = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("tiny_gguf*.py")))
+CACHE = Path(__file__).parents[1] / ".cache" / "models" / hashlib.sha256(_RECIPE).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,9 @@ from llamafast._core.context import Batch, Context
 from llamafast._core.model import Model
 from llamafast._core.vocab import Vocab
 from recipes import tiny_gguf
-from recipes.tiny_gguf import SCRIPTS, Vocabulary, build, chain_output, learn_merges, loops
+from recipes.tiny_gguf import build
+from recipes.tiny_gguf_chain import SCRIPTS, chain_output, loops
+from recipes.tiny_gguf_vocabulary import ALPHABET, NORMAL, Vocabulary, learn_merges
 
 SMALL = sorted(tiny_gguf.MODELS.keys() - {"tiny-llama-v152k"})
 
@@ -81,7 +83,7 @@ def test_kinds_of_memory() -> None:
 
 
 def test_merges_make_distinct_tokens_out_of_earlier_ones() -> None:
-    made = set(tiny_gguf.ALPHABET.values())
+    made = set(ALPHABET.values())
     for left, right in learn_merges("low lower lowest slow slower", 30):
         assert {left, right} <= made
         assert left + right not in made
@@ -100,7 +102,7 @@ def test_a_vocabulary_that_cannot_hold_its_marks_is_refused() -> None:
 def test_loops_visit_their_tokens_in_turn_and_never_leave_text() -> None:
     vocab = Vocabulary(512)
     successors = loops(vocab)
-    assert all(vocab.types[token] == tiny_gguf.NORMAL for token in successors)
+    assert all(vocab.types[token] == NORMAL for token in successors)
     start = token = int(successors[vocab.id("<|im_start|>")])
     seen = []
     while token not in seen:

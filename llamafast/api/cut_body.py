@@ -10,8 +10,8 @@ from __future__ import annotations
 from secrets import token_hex
 from typing import Any
 
-from llamafast.chat.prompt.media import MEDIA_PARTS
 from llamafast.engine.media import DetachedText
+from llamafast.errors import InvalidRequest
 
 # A text is found where it fills two pieces at least.
 _PIECE = 1 << 16
@@ -22,66 +22,68 @@ _ESCAPED = len("uFFFF")
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=-_"
 
 
-class CutBody:
-    """A body without the long base64 in it: ``rest`` is what is left, with words in its place that nobody can know."""
+class CutTexts:
+    """Texts that JSON goes without for a while. At the end of a string each leaves a word that nobody can know."""
+
+    def __init__(self) -> None:
+        self._secret = token_hex(16)
+        self._texts: list[memoryview] = []
+
+    def word(self, text: memoryview) -> bytes:
+        """What stands for ``text``, UTF-8 that JSON has no escapes for."""
+        self._texts.append(text)
+        return f"<{self._secret}:{len(self._texts) - 1}>".encode()
+
+    def detached(self, text: str) -> str:
+        """A medium's text as it was, without its word: DetachedText where it is base64, alone or in a data URL."""
+        if self._secret not in text:
+            return text
+        head, rest = self._parted(text)
+        # whoever reads anything else, as a URL, takes what it is shown for all of it
+        return head + str(rest, "utf-8") if head and head[:5].lower() != "data:" else DetachedText(head, rest)
+
+    def put_back(self, value: Any) -> Any:
+        """Any JSON value, with whole texts in place of all words. Raises RecursionError, or InvalidRequest where two
+        keys of an object are the same then."""
+        if isinstance(value, str):
+            if self._secret not in value:
+                return value
+            head, rest = self._parted(value)
+            return head + str(rest, "utf-8")
+        if isinstance(value, dict):
+            whole = {self.put_back(key): self.put_back(item) for key, item in value.items()}
+            if len(whole) != len(value):
+                raise InvalidRequest("a key occurs twice in one object")
+            return whole
+        if isinstance(value, list):
+            return [self.put_back(item) for item in value]
+        return value
+
+    def _parted(self, text: str) -> tuple[str, memoryview]:
+        head, _, number = text.removesuffix(">").rpartition(f"<{self._secret}:")
+        return head, self._texts[int(number)]
+
+
+class CutBody(CutTexts):
+    """A body without the long base64 in it: ``rest`` is what is left."""
 
     def __init__(self, body: bytes) -> None:
-        self._body = memoryview(body)
-        self._secret = token_hex(16)
-        self._places: list[tuple[int, int]] = []
+        super().__init__()
+        view = memoryview(body)
         pieces: list[bytes | memoryview] = []
         at = 0
         for start, stop in _runs(body):
             # a string ends with it, and the word: outside of strings it makes no JSON of what was none
             if body[stop : stop + 1] == b'"':
-                pieces += [self._body[at:start], f"<{self._secret}:{len(self._places)}>".encode()]
-                self._places.append((start, stop))
+                pieces += [view[at:start], self.word(view[start:stop])]
                 at = stop
-        self.rest = b"".join([*pieces, self._body[at:]]) if pieces else body
-
-    def put_back_chat(self, request: Any) -> Any:
-        """A chat request, ``rest`` as JSON, with all texts as the client wrote them; those of media in messages'
-        contents as DetachedText. Raises RecursionError."""
-        messages = request.get("messages") if isinstance(request, dict) else None
-        if not self._places or not isinstance(messages, list):
-            return self.put_back(request)
-        others = {key: self.put_back(value) for key, value in request.items() if key != "messages"}
-        return {**others, "messages": [self._message(message) for message in messages]}
-
-    def _message(self, message: Any) -> Any:
-        content = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(content, list):
-            return self.put_back(message)
-        others = {key: self.put_back(value) for key, value in message.items() if key != "content"}
-        return {**others, "content": [self.put_back(part, of_medium=_is_medium(part)) for part in content]}
-
-    def put_back(self, value: Any, *, of_medium: bool = False) -> Any:
-        """Any JSON value of ``rest``."""
-        if not self._places:
-            return value
-        if isinstance(value, str):
-            return self._whole(value, of_medium=of_medium) if self._secret in value else value
-        if isinstance(value, dict):
-            return {self.put_back(key): self.put_back(item, of_medium=of_medium) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self.put_back(item, of_medium=of_medium) for item in value]
-        return value
-
-    def _whole(self, text: str, *, of_medium: bool) -> str:
-        head, _, number = text.removesuffix(">").rpartition(f"<{self._secret}:")
-        start, stop = self._places[int(number)]
-        base64 = self._body[start:stop]
-        return DetachedText(head, base64) if of_medium else head + str(base64, "ascii")
-
-
-def _is_medium(part: Any) -> bool:
-    kind = part.get("type") if isinstance(part, dict) else None
-    return isinstance(kind, str) and kind in MEDIA_PARTS
+        self.rest = b"".join([*pieces, view[at:]]) if pieces else body
 
 
 def cut(body: bytes) -> CutBody | None:
     """None for a body that is decoded as it is."""
-    return CutBody(body) if len(body) >= _LEAST else None
+    parts = CutBody(body) if len(body) >= _LEAST else None
+    return None if parts is None or parts.rest is body else parts
 
 
 def _runs(body: bytes) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from llamafast.api.cut_body import cut
+from llamafast.api.media_texts import InRequest
 from llamafast.api.schema.embeddings import PoolingOptions
 from llamafast.api.schema.fragments import INSTEAD, GenerationOptions
 from llamafast.engine.types import ModelInfo
@@ -32,13 +33,13 @@ _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
 
 
 def decode_request(
-    decoder: msgspec.json.Decoder[Request], body: bytes, info: ModelInfo, *, detach: bool = False
+    decoder: msgspec.json.Decoder[Request], body: bytes, info: ModelInfo, *, detach: InRequest | None = None
 ) -> Request:
-    """Decode and check all that needs neither model nor template. With ``detach`` media may be DetachedText.
+    """Decode and check all that needs neither model nor template. Texts that ``detach`` finds may be DetachedText.
 
     Raises InvalidRequest (not JSON, a repeated key, a wrong type or range), UnsupportedParameter or ModelNotFound.
     """
-    tree = parse_cut(body) if detach else parse(body)
+    tree = parse(body) if detach is None else parse_cut(body, detach)
     # first: who sends a field of another endpoint may lack one of this one's
     check_native(tree, decoder.type.foreign)
     request = convert(tree, decoder)
@@ -66,14 +67,15 @@ def parse(body: bytes) -> object:
     return tree
 
 
-def parse_cut(body: bytes) -> object:
-    """The same, the long base64 of media left where it is."""
+def parse_cut(body: bytes, detach: InRequest) -> object:
+    """The same, the long base64 of media that ``detach`` finds left where it is."""
     if (parts := cut(body)) is None:
         return parse(body)
     try:
-        return parts.put_back_chat(parse(parts.rest))
-    except RecursionError as error:
-        raise InvalidRequest("the body is nested too deeply") from error
+        return parts.put_back(detach(parse(parts.rest), parts.detached))
+    except (InvalidRequest, RecursionError):
+        # the whole is refused, if at all, and with its own places and keys
+        return parse(body)
 
 
 def _has_surrogate(body: bytes) -> bool:

@@ -35,9 +35,11 @@ def read_data_url(url: str, limit: ByteLimit) -> DataUrl:
     if parameters and parameters[-1].strip().lower() == "base64":
         data = read_base64(url, limit, comma + 1)
     else:
+        rest = _detached(url)
         # at most three characters a byte
-        limit.check((len(url) - comma - 1) // 3)
-        data = bytearray(unquote_to_bytes(url[comma + 1 :]))
+        limit.check((len(url) - comma - 1 + len(rest)) // 3)
+        # an escape may begin before what is detached
+        data = bytearray(unquote_to_bytes(url[comma + 1 :].encode() + rest))
         limit.check(len(data))
     return DataUrl(media_type.strip().lower(), data)
 
@@ -47,7 +49,7 @@ def read_base64(text: str, limit: ByteLimit, start: int = 0) -> bytearray:
 
     Piece by piece, between which another thread may run.
     """
-    rest = text.base64 if isinstance(text, DetachedText) else memoryview(b"")
+    rest = _detached(text)
     # a line break of at most two characters for every 64, and a few more
     limit.check((len(text) - start + len(rest) - 64) * 3 // 4 * 32 // 33)
     decoder = _DigitDecoder(limit)
@@ -59,6 +61,10 @@ def read_base64(text: str, limit: ByteLimit, start: int = 0) -> bytearray:
     for at in range(0, len(rest), _PIECE):
         decoder.add(bytes(rest[at : at + _PIECE]))
     return decoder.end()
+
+
+def _detached(text: str) -> memoryview:
+    return text.base64 if isinstance(text, DetachedText) else memoryview(b"")
 
 
 class _DigitDecoder:

@@ -12,7 +12,8 @@ import numpy as np
 from gguf import GGUFReader, GGUFWriter
 from numpy.typing import NDArray
 
-from recipes.tiny_gguf import CACHE, Vocabulary, llama
+from recipes.tiny_gguf import CACHE, llama
+from recipes.tiny_gguf_vocabulary import Vocabulary
 from recipes.written import written
 
 Floats = NDArray[np.float32]

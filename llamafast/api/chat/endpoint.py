@@ -23,6 +23,7 @@ from llamafast.api.delivery import read_replies, rows_size, run_sized, stream, t
 from llamafast.api.grammars import Grammars
 from llamafast.api.http import JSON_TYPE, Exchange
 from llamafast.api.logprobs import TokenNames, chat_logprobs
+from llamafast.api.media_texts import in_chat
 from llamafast.api.sse import encode
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import ChatPlan, plan_chat
@@ -52,7 +53,7 @@ class ChatEndpoint:
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
         engine = self._engine
-        request = await run_sized(len(body), decode_request, _DECODER, body, engine.info, detach=True)
+        request = await run_sized(len(body), decode_request, _DECODER, body, engine.info, detach=in_chat)
         sources = await run_sized(len(body), self._media_of, request)
         media = await self._media.load(sources, exchange.tenant.salt) if sources and self._media is not None else []
         plan = await run_sized(len(body) + rows_size(media), self._plan, request, media, sources)

@@ -11,9 +11,10 @@ import msgspec
 from llamafast.api.decode import decode_request
 from llamafast.api.delivery import run_sized
 from llamafast.api.http import JSON_TYPE, Exchange, Headers
+from llamafast.api.media_texts import encode_whole
 from llamafast.api.responses.compaction import sealed
 from llamafast.api.responses.events import Event
-from llamafast.api.responses.items import Item
+from llamafast.api.responses.items import Item, in_request
 from llamafast.api.responses.plan import PlannedResponse
 from llamafast.api.responses.responder import Responder
 from llamafast.api.responses.schema import (
@@ -33,6 +34,8 @@ from llamafast.errors import EngineFailure, InvalidRequest, NotFound
 _DECODER = msgspec.json.Decoder(ResponsesRequest)
 _NAMED_KINDS, _NAMED_CHARS = 16, 64
 _DEFAULT_PAGE, _LONGEST_PAGE = 20, 100
+# Beyond this a page has no more items: what is stored once may be in each of them.
+_PAGE_BYTES = 64 * 2**20
 
 
 class ResponsesEndpoint:
@@ -64,7 +67,7 @@ class ResponsesEndpoint:
 
     async def compact(self, exchange: Exchange, body: bytes) -> None:
         """A conversation in a few words, for clients that go on with them in its place."""
-        request = await run_sized(len(body), decode_request, _DECODER, body, self._info)
+        request = await run_sized(len(body), decode_request, _DECODER, body, self._info, detach=in_request)
         if request.model is None:
             raise InvalidRequest("`model` is required", param="model")
         if request.stream:
@@ -113,7 +116,7 @@ class ResponsesEndpoint:
         await exchange.reply(200, page, JSON_TYPE)
 
     async def _prepare(self, exchange: Exchange, body: bytes) -> tuple[ResponsesRequest, PlannedResponse]:
-        request = await run_sized(len(body), decode_request, _DECODER, body, self._info)
+        request = await run_sized(len(body), decode_request, _DECODER, body, self._info, detach=in_request)
         return request, await self._responder.prepare(request, len(body), exchange.tenant)
 
 
@@ -151,9 +154,16 @@ def _page(items: Sequence[Item], query: dict[str, str]) -> bytes:
         if position is None:
             raise InvalidRequest(f"there is no item {after[:128]!r} in this response", param="after")
         ordered = ordered[position + 1 :]
-    data = ordered[: int(limit)]
+    encoded: list[msgspec.Raw] = []
+    n_bytes = 0
+    for item in ordered[: int(limit)]:
+        if n_bytes > _PAGE_BYTES:
+            break
+        text = encode_whole(item)
+        encoded.append(msgspec.Raw(text))
+        n_bytes += len(text)
+    data = ordered[: len(encoded)]
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    encoded = [msgspec.Raw(encode(item)) for item in data]
     return encode(ItemList(encoded, first, last, has_more=len(ordered) > len(data)))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from llamafast.api.media_texts import Change, in_content, in_field, in_medium
 from llamafast.api.responses.client_tools import CLIENT_TOOLS, arguments_of
 from llamafast.api.responses.compaction import opened
 from llamafast.api.responses.tools import chat_name, custom_arguments
@@ -60,6 +61,12 @@ _OUTPUTS = frozenset(
         "apply_patch_call_output",
     }
 )
+# The field of an item that may hold media, and how they lie in it.
+_MEDIA: dict[str, tuple[str, Callable[[Any, Change], Any]]] = {
+    "message": ("content", in_content),
+    **dict.fromkeys(_OUTPUTS, ("output", in_content)),
+    **{kind: (field, in_medium) for kind, field in _PICTURES.items()},
+}
 
 
 def messages_of(
@@ -78,6 +85,33 @@ def messages_of(
     for i, item in enumerate(items):
         conversation.add(item, f"input[{i - n_before}]")
     return conversation.messages
+
+
+def in_request(request: Any, change: Change) -> Any:
+    """An InRequest for responses."""
+    return in_field(request, "input", lambda items: _in_items(items, change))
+
+
+def in_item(item: Item, change: Change) -> Item:
+    """``item`` with what ``change`` makes of the texts of media that ``messages_of`` collects of it. What is stored is
+    found again by this: it may learn to find more, not less."""
+    kind = item.get("type", "message")
+    if not isinstance(kind, str) or kind not in _MEDIA:
+        return item
+    name, inside = _MEDIA[kind]
+    if name not in item or (kind in _OUTPUTS and not _are_parts(item[name])):
+        return item
+    return {**item, name: inside(item[name], change)}
+
+
+def _in_items(items: Any, change: Change) -> Any:
+    if not isinstance(items, list):
+        return items
+    return [in_item(item, change) if isinstance(item, dict) else item for item in items]
+
+
+def _are_parts(output: Any) -> bool:
+    return isinstance(output, list) and all(isinstance(part, dict) and "type" in part for part in output)
 
 
 class _Messages:
@@ -205,7 +239,7 @@ class _Messages:
 
     def _output_text(self, output: Any, path: str) -> str:
         """A tool's result: text, parts, or whatever else it is as JSON."""
-        if isinstance(output, list) and all(isinstance(part, dict) and "type" in part for part in output):
+        if _are_parts(output):
             return "".join(self._texts(output, path))
         return output if isinstance(output, str) else json_text(output)
 

@@ -19,6 +19,7 @@ from llamafast.api.http import Record, error_body
 from llamafast.api.request_log import RequestLog
 from llamafast.api.responses.events import Event
 from llamafast.api.responses.frames import ErrorFrame, FrameKind, ResponseCreate, Steer, SteerFailed
+from llamafast.api.responses.items import in_request
 from llamafast.api.responses.responder import Responder
 from llamafast.api.responses.store import History
 from llamafast.api.sse import encode
@@ -224,7 +225,7 @@ class Session:
 
     async def _respond(self, frame: Frame) -> None:
         size = len(frame.data)
-        request = await run_sized(size, decode_request, _DECODER, frame.data, self._info)
+        request = await run_sized(size, decode_request, _DECODER, frame.data, self._info, detach=in_request)
         try:
             planned = await self._responder.prepare(
                 request,

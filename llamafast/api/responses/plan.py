@@ -13,7 +13,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from llamafast.api.logprobs import TokenNames
-from llamafast.api.responses.items import Item, messages_of
+from llamafast.api.media_texts import encode_whole, owned
+from llamafast.api.responses.items import Item, in_item, messages_of
 from llamafast.api.responses.schema import ReasoningOptions, Response, ResponsesRequest, TextOptions
 from llamafast.api.responses.store import History
 from llamafast.api.responses.tools import ToolTable
@@ -58,8 +59,8 @@ class PlannedResponse(NamedTuple):
     def history(self) -> History:
         """Everything said, the answer included, once there is one."""
         answer = [msgspec.json.decode(encode(item)) for item in self.response.output]
-        items = [*self.before, *self.input, *answer]
-        return History(items, sum(len(encode(item)) for item in items))
+        items = [*self.before, *(in_item(item, owned) for item in self.input), *answer]
+        return History(items, sum(len(encode_whole(item)) for item in items))
 
 
 class Said(NamedTuple):

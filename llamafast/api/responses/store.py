@@ -16,8 +16,17 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
+from llamafast.api.responses import payloads
 from llamafast.api.responses.items import Item
 from llamafast.api.responses.schema import Response
+from llamafast.api.responses.stored_items import (
+    Payloads,
+    StowedItems,
+    decoded_items,
+    decoded_list,
+    encoded_list,
+    whole_size,
+)
 from llamafast.config import ResponsesConfig
 from llamafast.errors import ConfigError, StoreUnavailable
 
@@ -29,7 +38,9 @@ log = logging.getLogger(__name__)
 # How long a request waits for another process that holds the file.
 BUSY_SECONDS = 0.1
 
-VERSION = 2
+# From 3 on items refer to payloads; of version 2 all else is the same.
+VERSION = 3
+_VERSION_WITH_OWNERS = 2
 
 # Rows are found by owner and id together, so that a request never reads another owner's. What else is asked of a row
 # is before its blobs: SQLite reads all that is before a column to come to it. An item is named by its client, so
@@ -70,6 +81,7 @@ CREATE TRIGGER IF NOT EXISTS response_forgotten AFTER DELETE ON responses BEGIN
     UPDATE total SET count = count - 1, bytes = bytes - old.bytes;
 END
 """,
+    *payloads.SCHEMA,
     f"PRAGMA user_version = {VERSION}",
 )
 # Until version 2 responses were anybody's; version 0 had one item of a name. Its server may have ended before it made
@@ -87,10 +99,6 @@ _TAKE_OVER = (
     "DROP TABLE old_responses",
 )
 _ITEM = msgspec.json.Decoder(Item)
-_ITEMS = msgspec.json.Decoder(list[Item])
-# Between two items of a stored list. No item has a line break: JSON escapes those in strings. Lists of older servers
-# have commas only and are decoded in one piece.
-_BETWEEN = b",\n"
 
 
 class _Output(msgspec.Struct):
@@ -107,15 +115,27 @@ class History(NamedTuple):
     n_bytes: int
 
 
+class _Row(NamedTuple):
+    """Columns, and the payloads that are referred to in them."""
+
+    columns: tuple[bytes, ...]
+    payloads: Payloads
+
+    def n_bytes(self) -> int:
+        return sum(whole_size(column, self.payloads) for column in self.columns)
+
+
 class ResponseStore:
     """An SQLite database in memory, or in the file ``path``, which a later server takes over.
 
     Each response is kept with the whole conversation before it, so that it can be continued whatever became of earlier
     ones, and is its ``owner``'s alone: for everybody else there is no such response, nor does finding that out read it.
+    Long texts of media are kept, and count, once for all of an owner's responses.
     Beyond ``max_count`` or ``max_bytes`` whoever has most of it gives up what it read or continued least recently. So
-    other owners' responses can push an owner down to an equal share of that bound, to within one response; the more
-    owners there are, the smaller the share. They take nothing from an owner that is below it. After ``max_age_seconds``
-    every response is forgotten. To forget one of n takes O(log n), besides what its own pages and items take.
+    other owners' responses can push an owner down to an equal share of that bound, to within one response or medium;
+    the more owners there are, the smaller the share. They take nothing from an owner that is below it. After
+    ``max_age_seconds`` every response is forgotten. To forget one of n takes O(log n), besides what its own pages and
+    items take.
 
     A thread of the store's own reads and writes. Where another process holds the file for longer than BUSY_SECONDS,
     what needs it raises StoreUnavailable.
@@ -156,7 +176,7 @@ class ResponseStore:
     async def response(self, owner: str, response_id: str) -> bytes | None:
         """The Response object as JSON."""
         row = await self._run(self._row, "response", owner, response_id)
-        return None if row is None else row[0]
+        return None if row is None else row.columns[0]
 
     async def input(self, owner: str, response_id: str) -> History | None:
         """The items that the response's own request brought."""
@@ -199,8 +219,8 @@ class ResponseStore:
                     f"responses.path: the file is a newer server's, of version {version}; this one knows {VERSION}"
                 )
             old = self._db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'responses'").fetchone()[0]
-            older = old and version < VERSION
-            for statement in (*_SET_ASIDE, *_SCHEMA, *_TAKE_OVER) if older else _SCHEMA:
+            anybodys = old and version < _VERSION_WITH_OWNERS
+            for statement in (*_SET_ASIDE, *_SCHEMA, *_TAKE_OVER) if anybodys else _SCHEMA:
                 self._db.execute(statement)
         self._db.execute("PRAGMA foreign_keys = ON")
         with self._db:
@@ -209,9 +229,11 @@ class ResponseStore:
         self._db.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_SECONDS)}")
 
     def _put(self, owner: str, response: Response, before: Sequence[Item], given: Sequence[Item]) -> bool:
-        blobs = [msgspec.json.encode(response), _encoded_list(before), _encoded_list(given)]
+        stowed = StowedItems()
+        earlier, told = [stowed.encoded(item) for item in before], [stowed.encoded(item) for item in given]
+        blobs = [msgspec.json.encode(response), encoded_list(earlier), encoded_list(told)]
         now = time.time()
-        items = {item["id"]: msgspec.json.encode(item) for item in given}
+        items = {item["id"]: blob for item, blob in zip(given, told, strict=True)}
         items |= {item.id: msgspec.json.encode(item) for item in response.output}
         n_bytes = sum(map(len, [*blobs, *items.values()]))
         with self._db:
@@ -224,35 +246,44 @@ class ResponseStore:
                 "INSERT INTO items VALUES (?, ?, ?, ?)",
                 [(owner, item_id, response.id, item) for item_id, item in items.items()],
             )
+            payloads.keep(self._db, owner, response.id, stowed.payloads)
             self._forget_some()
             there = self._db.execute("SELECT 1 FROM responses WHERE owner = ? AND id = ?", (owner, response.id))
             return there.fetchone() is not None
 
     def _input(self, owner: str, response_id: str) -> History | None:
         row = self._row("input", owner, response_id)
-        return None if row is None else History(_decoded_list(row[0]), len(row[0]))
+        return None if row is None else History(decoded_list(row.columns[0], row.payloads), row.n_bytes())
 
     def _history(self, owner: str, response_id: str) -> History | None:
         row = self._row("before, input, response", owner, response_id)
         if row is None:
             return None
-        before, given, response = row
+        before, given, response = row.columns
         output = _OUTPUT.decode(response).output
-        items = [*_decoded_list(before), *_decoded_list(given), *map(_ITEM.decode, output)]
-        return History(items, sum(map(len, row)))
+        items = [
+            *decoded_list(before, row.payloads),
+            *decoded_list(given, row.payloads),
+            *map(_ITEM.decode, output),
+        ]
+        return History(items, row.n_bytes())
 
     def _items(self, owner: str, item_ids: Iterable[str]) -> dict[str, Item]:
         oldest = time.time() - self._max_age_seconds
-        found: dict[str, Item] = {}
-        for item_id in item_ids:
-            row = self._db.execute(
-                "SELECT item FROM items JOIN responses ON responses.owner = items.owner AND responses.id = response_id "
-                "WHERE items.owner = ? AND items.id = ? AND stored > ? ORDER BY items.rowid DESC LIMIT 1",
-                (owner, item_id, oldest),
-            ).fetchone()
-            if row is not None:
-                found[item_id] = _ITEM.decode(row[0])
-        return found
+        found: dict[str, bytes] = {}
+        with self._db:
+            self._db.execute("BEGIN")
+            for item_id in item_ids:
+                row = self._db.execute(
+                    "SELECT item FROM items JOIN responses ON responses.owner = items.owner AND "
+                    "responses.id = response_id WHERE items.owner = ? AND items.id = ? AND stored > ? "
+                    "ORDER BY items.rowid DESC LIMIT 1",
+                    (owner, item_id, oldest),
+                ).fetchone()
+                if row is not None:
+                    (found[item_id],) = row
+            texts = payloads.read(self._db, owner, found.values())
+        return {item_id: item for item_id, blob in found.items() for item in decoded_items(blob, texts)}
 
     def _delete(self, owner: str, response_id: str) -> bool:
         if not _is_text(response_id):
@@ -263,14 +294,18 @@ class ResponseStore:
     def _count(self) -> int:
         return int(self._db.execute("SELECT count FROM total").fetchone()[0])
 
-    def _row(self, columns: str, owner: str, response_id: str) -> tuple[bytes, ...] | None:
+    def _row(self, columns: str, owner: str, response_id: str) -> _Row | None:
         if not _is_text(response_id):
             return None
         now = time.time()
-        row: tuple[bytes, ...] | None = self._db.execute(
-            f"SELECT {columns} FROM responses WHERE owner = ? AND id = ? AND stored > ?",
-            (owner, response_id, now - self._max_age_seconds),
-        ).fetchone()
+        with self._db:
+            # of one moment: a server beside this one may forget the response, and its payloads with it
+            self._db.execute("BEGIN")
+            found = self._db.execute(
+                f"SELECT {columns} FROM responses WHERE owner = ? AND id = ? AND stored > ?",
+                (owner, response_id, now - self._max_age_seconds),
+            ).fetchone()
+            row = None if found is None else _Row(found, payloads.read(self._db, owner, found))
         if row is not None:
             # what is read is not refused because somebody else writes
             with suppress(sqlite3.OperationalError):
@@ -301,20 +336,3 @@ def _is_text(response_id: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _encoded_list(items: Sequence[Item]) -> bytes:
-    """One by one, so that no call keeps the GIL for a whole conversation."""
-    return b"[%b]" % _BETWEEN.join([msgspec.json.encode(item) for item in items])
-
-
-def _decoded_list(blob: bytes) -> list[Item]:
-    """What ``_encoded_list`` made, one by one too."""
-    items: list[Item] = []
-    at, last = 1, len(blob) - 1
-    while at < last:
-        end = blob.find(_BETWEEN, at)
-        end = last if end < 0 else end
-        items += _ITEMS.decode(b"[%b]" % blob[at:end])
-        at = end + len(_BETWEEN)
-    return items
