@@ -197,9 +197,12 @@ cdef class Sequence:
 
     @property
     def awaited(self):
-        """Which of its spans it stands before without their rows; None: it can go on, as far as those are concerned."""
-        cdef const span_t *span = sequence_span(&self.state)
-        return None if span == NULL or span.rows != NULL else span - self.state.tokens.spans
+        """Which of its spans it stands before without their rows, or will once it has taken what it follows; None: it
+        can go on, as far as those are concerned."""
+        cdef sequence_t *s = &self.state
+        cdef int32_t n = max(s.tokens.n_past, s.share.n_shared if s.share.leader >= 0 else 0)
+        cdef const span_t *span = span_behind(s.tokens.spans, s.tokens.n_spans, n)
+        return None if span == NULL or span.row > n or span.rows != NULL else span - s.tokens.spans
 
     def drop_rows(self, bint wanted=False):
         """Let go of rows that are in memory by now, or of all: nothing is ``wanted`` of it. Engine thread."""

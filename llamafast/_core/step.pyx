@@ -83,7 +83,10 @@ cdef int step_media(Step self, sequence_t *s) noexcept nogil:
     cdef counters_t *count = &self.counters
     cdef int32_t n, most = pace.min_prefill if self.decodes else pace.first_prefill
     cdef int code
-    cdef double start = now(), seconds = self.spare if self.decodes else pace.prefill_seconds, fixed, per_row
+    cdef double start = now(), seconds = pace.prefill_seconds, fixed, per_row
+    if self.decodes:
+        # others may have had their part of it
+        seconds = self.spare - (start - count.last_step)
     if self.media.cost.rows > 0:
         cost_fit(&self.media.cost, &fixed, &per_row)
         most = max(most, <int32_t> min((seconds - fixed) / per_row, 1e6))

@@ -92,7 +92,9 @@ class EmbeddingCacheConfig(Section, frozen=True, kw_only=True):
 
 
 class MtmdConfig(Section, frozen=True, kw_only=True):
-    """The multimodal projector and what clients may send it. Sizes are for one item, ``max_media`` for a request.
+    """The multimodal projector and what clients may send it. Sizes are for one item, ``max_media`` for a request,
+    ``fetched_max_bytes`` for all that requests in progress had fetched or read from files (null: 1 GiB, or room for two
+    items).
 
     ``cache_ram_bytes``: host memory for rows that were encoded, beside those that requests wait with.
     ``image_max_tokens``: most rows that a projector of pictures of any size makes of one. ``threads`` encode (null: as
@@ -119,6 +121,7 @@ class MtmdConfig(Section, frozen=True, kw_only=True):
     video_max_seconds: Seconds = 600.0
     video_max_frames: Positive = 256
     max_media: Positive = 32
+    fetched_max_bytes: PositiveBytes | None = None
     cache_ram_bytes: Bytes = 256 * 2**20
     encode_max_seconds: Seconds = 600.0
     threads: Threads | None = None
@@ -126,11 +129,21 @@ class MtmdConfig(Section, frozen=True, kw_only=True):
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         yield from _source_conflicts(self, "mmproj_")
+        if self.fetched_most < self._item_max_bytes:
+            yield "fetched_max_bytes", "must be as large as one item may be"
         for name in self.allowed_media_domains or ():
             try:
                 ascii_host(name)
             except UnicodeError:
                 yield "allowed_media_domains", f"{name} is not the name of a host"
+
+    @property
+    def fetched_most(self) -> int:
+        return self.fetched_max_bytes or max(2**30, 2 * self._item_max_bytes)
+
+    @property
+    def _item_max_bytes(self) -> int:
+        return max(self.image_max_bytes, self.audio_max_bytes, self.video_max_bytes)
 
     @property
     def source(self) -> ModelSource:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from llamafast._core.runner import Runner
-from llamafast._core.sequence import PHASE_FOLLOWING, PHASE_RESTORING, PHASE_WAITING, Sequence
+from llamafast._core.sequence import PHASE_RESTORING, PHASE_WAITING, Sequence
 from llamafast.engine.media import Encoding, MediaEncoder, MediaSpan, Medium
 from llamafast.errors import EngineFailure, InvalidRequest, LlamafastError
-
-_RUNNING_ELSEWHERE = (PHASE_RESTORING, PHASE_FOLLOWING)
 
 
 class EncoderOutputs:
@@ -24,6 +22,7 @@ class EncoderOutputs:
         self._encoder = encoder
         self._on_news = on_news
         self._wanted: dict[Sequence, dict[bytes, Encoding]] = {}
+        self._ahead: dict[Sequence, dict[bytes, Encoding]] = {}
         self._news = False
 
     @property
@@ -41,11 +40,18 @@ class EncoderOutputs:
         """Ask for the rows of a sequence that runs, but not for those of its first ``n_there`` tokens."""
         if not sequence.media:
             return
-        encodings = self._wanted.setdefault(sequence, {})
-        for span in self._from(sequence, n_there):
-            if span.medium.digest not in encodings:
-                encodings[span.medium.digest] = self._asked(span.medium, sequence.salt)
+        ahead = self._ahead.pop(sequence, {})
+        self._wanted[sequence] = self._all_asked(sequence, n_there, ahead)
+        _leave(ahead)
         self._news = True  # some may be there already
+
+    def look_ahead(self, waiting: Collection[Sequence], n_there: Callable[[Sequence], int]) -> None:
+        """Ask for the rows of those who are to run next, and of nobody else who waits."""
+        for sequence in waiting:
+            if sequence.media and sequence not in self._ahead:
+                self._ahead[sequence] = self._all_asked(sequence, n_there(sequence), {})
+        for sequence in [sequence for sequence in self._ahead if sequence not in waiting]:
+            _leave(self._ahead.pop(sequence))
 
     def deliver(self) -> list[tuple[Sequence, LlamafastError]]:
         """Give sequences the rows that have come; who will not get them, and why."""
@@ -73,11 +79,20 @@ class EncoderOutputs:
         """Nobody runs any more."""
         for sequence in list(self._wanted):
             self._drop(sequence)
+        self.look_ahead((), lambda sequence: 0)
 
     @staticmethod
     def _is_stranded(sequence: Sequence, encodings: dict[bytes, Encoding]) -> bool:
-        i = None if sequence.phase in _RUNNING_ELSEWHERE else sequence.awaited
+        i = None if sequence.phase == PHASE_RESTORING else sequence.awaited
         return i is not None and sequence.media[i].medium.digest not in encodings
+
+    def _all_asked(self, sequence: Sequence, n_there: int, ahead: dict[bytes, Encoding]) -> dict[bytes, Encoding]:
+        """Those behind ``n_there`` tokens; which have been asked for ``ahead`` are taken out of there."""
+        media = {span.medium.digest: span.medium for span in self._from(sequence, n_there)}
+        return {
+            digest: ahead.pop(digest) if digest in ahead else self._asked(medium, sequence.salt)
+            for digest, medium in media.items()
+        }
 
     def _asked(self, medium: Medium, salt: bytes) -> Encoding:
         assert self._encoder is not None, "plans with media are for models that take some"
@@ -95,7 +110,7 @@ class EncoderOutputs:
         for i, span in enumerate(spans, first):
             encoding = encodings.get(span.medium.digest)
             if encoding is None:
-                if sequence.phase in _RUNNING_ELSEWHERE or sequence.awaited != i:
+                if sequence.phase == PHASE_RESTORING or sequence.awaited != i:
                     continue
                 encoding = encodings[span.medium.digest] = self._asked(span.medium, sequence.salt)
             if encoding.error is not None:
@@ -114,8 +129,12 @@ class EncoderOutputs:
 
     def _drop(self, sequence: Sequence) -> None:
         sequence.drop_rows()
-        for encoding in self._wanted.pop(sequence).values():
-            encoding.leave()
+        _leave(self._wanted.pop(sequence))
+
+
+def _leave(encodings: dict[bytes, Encoding]) -> None:
+    for encoding in encodings.values():
+        encoding.leave()
 
 
 def _blamed(error: LlamafastError, medium: Medium) -> LlamafastError:

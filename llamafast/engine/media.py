@@ -78,8 +78,8 @@ class MediaLoader(Protocol):
 
     async def load(self, sources: Sequence[MediaSource], salt: str = "") -> list[Medium]:
         """Fetch them and find out how they stand in a prompt. What was found out for one salt (``Tenant.salt``) another
-        one is not told of, not even by being faster. Raises InvalidMedia with the path of the one at fault, or
-        EngineUnavailable."""
+        one is not told of, not even by being faster. Raises InvalidMedia with the path of the one at fault, QueueFull
+        or EngineUnavailable."""
 
 
 class Encoding(Protocol):

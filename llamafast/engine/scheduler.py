@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import merge
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from llamafast.engine.types import ANYBODY, Tenant
@@ -134,8 +134,12 @@ class Scheduler(Generic[S]):
     @property
     def waiting(self) -> list[S]:
         """By rank."""
-        queues = [share.waiting for share in self._shares()]
-        return [ticket.sequence for ticket in merge(*queues, key=_rank)]
+        return self.next_waiting(None)
+
+    def next_waiting(self, n: int | None) -> list[S]:
+        """The first ``n`` of those who wait, by rank."""
+        queues = [share.waiting for share in self._shares() if share.waiting]
+        return [ticket.sequence for ticket in islice(merge(*queues, key=_rank), n)]
 
     def enqueue(self, arrival: Arrival[S]) -> None:
         """Let a request's sequences wait. A bound that its tenant has had before gives way to this request's, also for

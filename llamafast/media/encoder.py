@@ -13,6 +13,7 @@ from llamafast.engine.media import MediaKind, MediaRows, Medium
 from llamafast.errors import EngineFailure, LlamafastError, ProjectorFailure
 from llamafast.media.anonymous_file import AnonymousFile
 from llamafast.media.encode_job import EncodeJob
+from llamafast.media.limits import FetchedItem
 from llamafast.media.process import MediaProcess
 from llamafast.media.row_files import RowFiles
 
@@ -27,11 +28,12 @@ Key = tuple[bytes, bytes]
 
 
 class Source:
-    """A medium's bytes, and how they are to be looked at."""
+    """A medium's bytes, how they are to be looked at, and what they count as."""
 
-    def __init__(self, file: AnonymousFile, low_detail: bool) -> None:
+    def __init__(self, file: AnonymousFile, low_detail: bool, item: FetchedItem) -> None:
         self.file = file
         self.low_detail = low_detail
+        self.item = item
 
 
 class _Entry:

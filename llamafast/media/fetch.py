@@ -19,7 +19,7 @@ import httpcore2
 from llamafast.config import MtmdConfig, ascii_host
 from llamafast.errors import InvalidMedia
 from llamafast.media.addresses import is_public
-from llamafast.media.limits import ByteLimit
+from llamafast.media.limits import ByteLimit, FetchedItem
 from llamafast.media.local_file import read_local_file
 
 MAX_REDIRECTS = 3
@@ -86,15 +86,15 @@ class MediaFetcher:
     ) -> None:
         await self._pool.aclose()
 
-    async def fetch(self, url: str, limit: ByteLimit) -> bytes | bytearray:
-        """Its bytes, within ``image_timeout_seconds`` in all. Raises InvalidMedia."""
+    async def fetch(self, url: str, limit: ByteLimit, item: FetchedItem) -> bytes | bytearray:
+        """Its bytes, within ``image_timeout_seconds`` in all. Raises InvalidMedia or QueueFull."""
         parts = _split(url)
         if parts.scheme == "file":
-            return await asyncio.to_thread(read_local_file, parts, self._folder, limit)
+            return await asyncio.to_thread(read_local_file, parts, self._folder, limit, item)
         host = self._host(parts)
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._follow(parts, limit)
+                return await self._follow(parts, limit, item)
         except TimeoutError:
             raise InvalidMedia(f"fetching from {host} took longer than {self._seconds:g} s") from None
 
@@ -114,11 +114,11 @@ class MediaFetcher:
             raise InvalidMedia(f"media of host {host} are not allowed")
         return host
 
-    async def _follow(self, url: SplitResult, limit: ByteLimit) -> bytearray:
+    async def _follow(self, url: SplitResult, limit: ByteLimit, item: FetchedItem) -> bytearray:
         for _ in range(MAX_REDIRECTS + 1):
             host = self._host(url)
             try:
-                answer = await self._ask(url, host, limit)
+                answer = await self._ask(url, host, limit, item)
             except _NotPublic:
                 raise InvalidMedia(f"{host} is not a public host") from None
             except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError):
@@ -131,7 +131,7 @@ class MediaFetcher:
             url = target
         raise InvalidMedia(f"fetching from {self._host(url)} failed: more than {MAX_REDIRECTS} redirects")
 
-    async def _ask(self, url: SplitResult, host: str, limit: ByteLimit) -> bytearray | str:
+    async def _ask(self, url: SplitResult, host: str, limit: ByteLimit, item: FetchedItem) -> bytearray | str:
         """What a host answers: bytes, or where it says that they are."""
         path = quote((url.path or "/") + (f"?{url.query}" if url.query else ""), _AS_IT_STANDS)
         target = httpcore2.URL(scheme=url.scheme.encode(), host=host.encode(), port=url.port, target=path.encode())
@@ -150,6 +150,7 @@ class MediaFetcher:
             async for part in response.aiter_stream():
                 data += part
                 limit.check(len(data))
+                item.grow(len(data))
         return data
 
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
+from typing import TypeAlias
 
 import msgspec
 
@@ -18,17 +19,20 @@ from llamafast.media.anonymous_file import AnonymousFile
 from llamafast.media.data_url import read_base64, read_data_url
 from llamafast.media.encoder import Source
 from llamafast.media.fetch import MediaFetcher
-from llamafast.media.limits import byte_limit
+from llamafast.media.limits import FetchedBytes, FetchedItem, byte_limit
 from llamafast.media.process import MediaProcess
 from llamafast.media.row_files import LAYOUT, RowFiles
 from llamafast.media.wire import Chunk
 
 # Of what a digest is made, in which order: with another number here nothing that was kept is found any more.
 _RECIPE = b"1"
-# Layouts that are remembered, and that are asked for at once: no more than the socket has room for.
-_REMEMBERED = 1024
+# Bytes of layouts that are remembered, beside some hundred that each takes; most have tens, a long video has a million.
+_REMEMBERED_BYTES, _LAYOUT_BYTES = 2**25, 500
+# Layouts that are asked for at once: no more than the socket has room for.
 _LAID_OUT_AT_ONCE = 64
 _LAYOUT = msgspec.msgpack.Decoder(list[Chunk])
+
+Chunks: TypeAlias = "tuple[array[int] | MediaRows, ...]"
 
 
 class Loader:
@@ -41,12 +45,14 @@ class Loader:
         self._files = files
         self._process = process
         self._fetcher = MediaFetcher(config)
+        self._fetched = FetchedBytes(config.fetched_most)
         self._fingerprint = fingerprint.encode()
         self._at_once = asyncio.Semaphore(_LAID_OUT_AT_ONCE)
-        self._layouts: OrderedDict[tuple[bytes, bytes], tuple[array[int] | MediaRows, ...]] = OrderedDict()
+        self._layouts: OrderedDict[tuple[bytes, bytes], Chunks] = OrderedDict()
+        self._layout_bytes = 0
 
     async def load(self, sources: Sequence[MediaSource], salt: str = "") -> list[Medium]:
-        """All at once. Raises InvalidMedia with the path of the first one at fault."""
+        """All at once. Raises InvalidMedia with the path of the first one at fault, or QueueFull."""
         if len(sources) > self._config.max_media:
             raise InvalidMedia(
                 f"a request has at most {self._config.max_media} media (model.mtmd.max_media)",
@@ -69,24 +75,31 @@ class Loader:
 
     async def _load(self, source: MediaSource, salt: bytes) -> Medium:
         limit = byte_limit(source.kind, self._config)
+        item = FetchedItem(self._fetched)  # what comes with a request counts with its body
         data: bytes | bytearray
         if not source.is_url:
             data = await asyncio.to_thread(read_base64, source.text, limit)
         elif source.text[:5].lower() == "data:":
             data = (await asyncio.to_thread(read_data_url, source.text, limit)).data
         else:
-            data = await self._fetcher.fetch(source.text, limit)
+            data = await self._fetcher.fetch(source.text, limit, item)
         if not data:
             raise InvalidMedia(f"the {source.kind} is empty")
         file, digest = await asyncio.to_thread(self._kept, data, source)
         chunks = self._layouts.get((salt, digest))
         if chunks is None:
             chunks = tuple(map(_chunk, await self._laid_out(file, salt, digest, source)))
-            self._layouts[salt, digest] = chunks
-            if len(self._layouts) > _REMEMBERED:
-                self._layouts.popitem(last=False)
-        held = Source(file, source.low_detail)
+            self._remember((salt, digest), chunks)
+        held = Source(file, source.low_detail, item)
         return Medium(kind=source.kind, digest=digest, chunks=chunks, source=held, path=source.path)
+
+    def _remember(self, key: tuple[bytes, bytes], chunks: Chunks) -> None:
+        """The newest ones."""
+        if key not in self._layouts:  # or another request was faster
+            self._layouts[key] = chunks
+            self._layout_bytes += _size(chunks)
+        while self._layout_bytes > _REMEMBERED_BYTES:
+            self._layout_bytes -= _size(self._layouts.popitem(last=False)[1])
 
     async def _laid_out(self, file: AnonymousFile, salt: bytes, digest: bytes, source: MediaSource) -> list[Chunk]:
         """Of a picture's header, which takes nothing; what takes a while is kept on disk too."""
@@ -106,6 +119,11 @@ class Loader:
             digest.update(len(field).to_bytes(8, "little"))
             digest.update(field)
         return AnonymousFile.of(data), digest.digest()
+
+
+def _size(chunks: Chunks) -> int:
+    """In bytes, about."""
+    return _LAYOUT_BYTES + sum(len(c.offsets) if isinstance(c, MediaRows) else c.itemsize * len(c) for c in chunks)
 
 
 def _chunk(chunk: Chunk) -> array[int] | MediaRows:

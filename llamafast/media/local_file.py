@@ -8,14 +8,14 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote
 
 from llamafast.errors import InvalidMedia
-from llamafast.media.limits import ByteLimit
+from llamafast.media.limits import ByteLimit, FetchedItem
 
 _REFUSAL = "the file cannot be read, or is not in model.mtmd.allowed_local_media_path"
 
 
-def read_local_file(url: SplitResult, folder: Path | None, limit: ByteLimit) -> bytes:
+def read_local_file(url: SplitResult, folder: Path | None, limit: ByteLimit, item: FetchedItem) -> bytes:
     """The file of a ``file:`` URL. Blocks. Raises InvalidMedia, with one sentence whether a file is missing, no regular
-    one or somewhere else."""
+    one or somewhere else; or QueueFull."""
     if folder is None:
         raise InvalidMedia("file: URLs need model.mtmd.allowed_local_media_path")
     if url.netloc.lower() not in {"", "localhost"}:
@@ -30,13 +30,15 @@ def read_local_file(url: SplitResult, folder: Path | None, limit: ByteLimit) -> 
         if not stat.S_ISREG(status.st_mode) or not _path_of(fd).is_relative_to(folder.resolve()):
             raise InvalidMedia(_REFUSAL)
         limit.check(status.st_size)
+        item.grow(status.st_size)
         with os.fdopen(fd, "rb", closefd=False) as file:
-            data = file.read(limit.n_bytes + 1)
+            data = file.read(status.st_size + 1)
     except OSError:
         raise InvalidMedia(_REFUSAL) from None
     finally:
         os.close(fd)
-    limit.check(len(data))
+    if len(data) > status.st_size:
+        raise InvalidMedia("the file grows while it is read")
     return data
 
 

@@ -125,8 +125,12 @@ class MediaProcess:
     def encode(self, job: EncodeJob) -> None:
         """Queue a job."""
         with self._lock:
-            self._waiting.append(job)
-            self._next()
+            closing = self._closing
+            if not closing:
+                self._waiting.append(job)
+                self._next()
+        if closing:
+            job.on_end(EngineUnavailable("the server is shutting down"))
         self.on_busy()
 
     def take_back(self, job: EncodeJob) -> bool:
@@ -161,6 +165,9 @@ class MediaProcess:
                 # a signal of the terminal's is for the server, which still drains
                 process_group=0,
             )
+        except BaseException:
+            ours.close()
+            raise
         finally:
             its.close()
         wire = Wire(ours, FromChild)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Sequence
@@ -128,17 +129,18 @@ class Wire:
             self._connection.sendall(payload)
 
     def receive(self) -> tuple[object, list[int]] | None:
-        """A message and its descriptors, which are the caller's; None where the other end is gone."""
+        """A message and its descriptors, which are the caller's; None where the other end is gone, or talks nonsense."""
+        descriptors: list[int] = []
         try:
             head, descriptors, _, _ = socket.recv_fds(self._connection, _LENGTH.size, _MAX_DESCRIPTORS)
             head += self._read(_LENGTH.size - len(head)) if head else b""
-            if len(head) < _LENGTH.size:
-                return None
-            (length,) = _LENGTH.unpack(head)
-            payload = self._read(length)
-        except OSError:
-            return None
-        return (self._decoder.decode(payload), descriptors) if len(payload) == length else None
+            if len(head) == _LENGTH.size:
+                return self._decoder.decode(self._read(*_LENGTH.unpack(head))), descriptors
+        except (OSError, msgspec.DecodeError):
+            pass
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return None
 
     def _read(self, n: int) -> bytes:
         data = bytearray()

@@ -131,6 +131,7 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "audio_max_seconds": (1800.0, [0.1, 60], [0, -1, None, "1"]),
         "video_max_seconds": (600.0, [0.1, 60], [0, -1, None, "1"]),
         "video_max_frames": (256, [1], [0, None, *WRONG_INT]),
+        "fetched_max_bytes": (None, [None, 2**40], [0, 1000, *WRONG_INT]),
         "max_media": (32, [1], [0, None, *WRONG_INT]),
         "cache_ram_bytes": (256 * 1024 * 1024, [0, 2**40], [-1, None, *WRONG_INT]),
         "encode_max_seconds": (600.0, [0.1, 60], [0, -1, None, "1"]),

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import os
-import signal
 import struct
 import sys
 import tempfile
-import threading
 import time
 from io import BytesIO
 
@@ -17,68 +13,15 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 from PIL import Image
+from support.encoding import MMPROJ, MODEL, Job, begin, laid_out
 from support.media_prompts import png, projector, tone, wav
 
 from llamafast._core.model import Model
 from llamafast._core.mtmd import projector_kinds
-from llamafast.config import MtmdConfig
-from llamafast.engine.media import MediaRows, MediaSource
-from llamafast.errors import EngineFailure, EngineUnavailable, InvalidMedia, ModelLoadError
-from llamafast.media.anonymous_file import AnonymousFile
-from llamafast.media.encode_job import EncodeJob
-from llamafast.media.encoder import Encoder
+from llamafast.errors import InvalidMedia, ModelLoadError
 from llamafast.media.ffmpeg import read_samples
-from llamafast.media.loader import Loader
-from llamafast.media.opened import NICENESS
 from llamafast.media.process import MediaProcess
-from llamafast.media.row_files import RowFiles
-from llamafast.media.wire import Begin
 from recipes import tiny_gguf, tiny_mmproj
-
-MODEL, MMPROJ = "tiny-qwen35", "mmproj-qwen3vl-ultravox-64"
-
-
-def begin(model=MODEL, mmproj=MMPROJ, **options):
-    values = {
-        "n_threads": 1, "use_gpu": False, "flash_attn": None, "batch_max_tokens": 1024, "image_max_tokens": 4096,
-        "image_max_pixels": 50_000_000, "audio_max_seconds": 1800.0, "encode_max_seconds": 600.0,
-        "video_max_seconds": 600.0, "video_max_frames": 256, "n_nice": NICENESS,
-    }  # fmt: skip
-    return Begin(model=str(tiny_gguf.build(model)), projector=str(tiny_mmproj.build(mmproj)), **values | options)
-
-
-@pytest.fixture
-def process():
-    process = MediaProcess(begin())
-    process.ready = process.start()
-    yield process
-    process.close()
-
-
-class Job(EncodeJob):
-    """Waits for what comes of it."""
-
-    def __init__(self, data, kind="image", low_detail=False, there=()):
-        self.rows, self.error, self.ended = {}, None, threading.Event()
-        super().__init__(AnonymousFile.of(data), kind, low_detail, self._came, self._ended, there)
-
-    def _came(self, chunk, rows):
-        self.rows[chunk] = np.frombuffer(rows, np.float32)
-
-    def _ended(self, error):
-        self.error = error
-        self.ended.set()
-
-    def result(self, process):
-        process.encode(self)
-        assert self.ended.wait(20)
-        if self.error is not None:
-            raise self.error
-        return self.rows
-
-
-def laid_out(process, data, kind="image", low_detail=False):
-    return process.lay_out(AnonymousFile.of(data), kind, low_detail).result(20)
 
 
 def test_it_says_what_it_takes(process):
@@ -238,79 +181,6 @@ def test_complaints_of_a_reader_are_bounded(monkeypatch, tmp_path):
         assert time.monotonic() - begun < 10
 
 
-def test_a_cpu_limit_ends_what_takes_too_long():
-    process = MediaProcess(begin(encode_max_seconds=0.002))
-    process.start()
-    with pytest.raises(EngineFailure, match="the projector failed on this audio"):
-        Job(wav(120, 440), "audio").result(process)
-    assert laid_out(process, png(96, 80, 1))
-    assert process.counts["media_restarts"] == 1
-    process.close()
-
-
-def kill(process):
-    """Once it has started again after the last time."""
-    assert laid_out(process, png(96, 80, 1))
-    os.kill(process.pid, signal.SIGKILL)
-    return True
-
-
-def test_a_death_fails_what_was_encoded_and_nothing_else(process):
-    """The process is killed again and again, with jobs behind each other."""
-    jobs = [Job(wav(30 + k, 300), "audio") for k in range(8)]
-    for job in jobs:
-        process.encode(job)
-    killed = 0
-    while not all(job.ended.is_set() for job in jobs):
-        if killed < 3:
-            killed += kill(process)
-        time.sleep(0.01)
-    failed = [job for job in jobs if job.error is not None]
-    assert len(failed) <= 3
-    assert all(isinstance(job.error, EngineFailure) for job in failed)
-    assert len(laid_out(process, png(96, 80, 1))) == 3
-
-
-def test_layouts_outlive_a_death(process):
-    os.kill(process.pid, signal.SIGSTOP)
-    waiting = [process.lay_out(AnonymousFile.of(png(96, 80, seed)), "image", False) for seed in range(20)]
-    os.kill(process.pid, signal.SIGKILL)
-    assert all(len(one.result(20)) == 3 for one in waiting)
-
-
-def test_close_tells_whoever_waits(process):
-    os.kill(process.pid, signal.SIGSTOP)
-    job = Job(png(96, 80, 1))
-    process.encode(job)
-    behind = Job(png(96, 80, 2))
-    process.encode(behind)
-    layout = process.lay_out(AnonymousFile.of(png(96, 80, 1)), "image", False)
-    process.close()
-    assert job.ended.wait(5)
-    assert behind.ended.wait(5)
-    for error in (job.error, behind.error, layout.exception(5)):
-        assert isinstance(error, EngineUnavailable)
-
-
-def test_it_ends_with_its_server():
-    """Also while it is stopped."""
-    process = MediaProcess(begin())
-    process.start()
-    pid = process.pid
-    os.kill(pid, signal.SIGSTOP)
-    process._wire.close()
-    process._closing = True
-    process.close()
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.01)
-    pytest.fail("it still runs")
-
-
 @pytest.mark.parametrize(
     ("model", "mmproj", "reason"),
     [("tiny-llama", "mmproj-qwen3vl-576", "mismatch|n_embd"), ("tiny-llama-chain", None, "cannot load")],
@@ -337,173 +207,3 @@ def test_projectors_that_lay_out_by_place_are_refused(tmp_path):
     with pytest.raises(ModelLoadError, match="of kind hunyuanvl"):
         MediaProcess(asked).start()
     assert projector_kinds(str(tiny_mmproj.build(MMPROJ))) == ["qwen3vl_merger", "ultravox"]
-
-
-class Opened:
-    """A process with an encoder and a loader over it."""
-
-    def __init__(self, cache_bytes=2**20, files=None, **mtmd):
-        self.process = MediaProcess(begin())
-        ready = self.process.start()
-        self.encoder = Encoder(
-            self.process, ready.modalities, widest_span=0, width=64, cache_bytes=cache_bytes, files=files
-        )
-        self.loader = Loader(MtmdConfig(mmproj_path="p", **mtmd), self.process, ready.fingerprint, files)
-
-    async def medium(self, data, kind="image", **options):
-        text = f"data:x/y;base64,{base64.b64encode(data).decode()}"
-        (medium,) = await self.loader.load([MediaSource(kind=kind, text=text, path="p", **options)])
-        return medium
-
-    def encoded(self, medium, salt=b""):
-        """Wait for all rows."""
-        news = threading.Semaphore(0)
-        share = self.encoder.encode(medium, salt, news.release)
-        wanted = [i for i, chunk in enumerate(medium.chunks) if isinstance(chunk, MediaRows)]
-        while any(share.rows(i) is None for i in wanted):
-            if share.error is not None:
-                raise share.error
-            assert news.acquire(timeout=20)
-        return share
-
-
-async def until(said):
-    async with asyncio.timeout(20):
-        while not said():
-            await asyncio.sleep(0.005)
-
-
-@pytest.fixture
-def opened():
-    opened = Opened()
-    yield opened
-    opened.encoder.close()
-
-
-async def test_the_same_bytes_are_encoded_once_for_a_salt(opened):
-    first, second = await opened.medium(png(96, 80, 1)), await opened.medium(png(96, 80, 1))
-    assert first.digest == second.digest
-    rows = opened.encoded(first).rows(1)
-    await until(lambda: opened.encoder.counts()["media_encodes"] == 1)
-    assert opened.encoded(second).rows(1) is rows
-    assert bytes(opened.encoded(first, b"another").rows(1)) == bytes(rows)
-    await until(lambda: opened.encoder.counts()["media_encodes"] == 2)
-    assert opened.encoder.counts()["media_hits_ram"] == 1
-
-
-async def test_many_who_wait_wait_for_one(opened):
-    medium = await opened.medium(wav(60, 440), "audio")
-    news = threading.Semaphore(0)
-    shares = [opened.encoder.encode(medium, b"", news.release) for _ in range(8)]
-    for share in shares[1:4]:
-        share.leave()
-    while any(share.rows(chunk) is None for share in shares[4:] for chunk in (0, 1)):
-        assert await asyncio.to_thread(news.acquire, timeout=20)
-    assert opened.encoder.counts()["media_encodes"] <= 1
-    assert opened.encoder.counts()["media_joined"] == 7
-
-
-async def test_nothing_is_encoded_for_nobody(opened):
-    long, short = await opened.medium(wav(300, 440), "audio"), await opened.medium(png(96, 80, 1))
-    first = opened.encoder.encode(long, b"", lambda: None)
-    second = opened.encoder.encode(short, b"", lambda: None)
-    second.leave()
-    opened.encoded(long)
-    first.leave()
-    await until(lambda: opened.encoder.counts()["media_encodes"])
-    await asyncio.sleep(0.05)
-    assert opened.encoder.counts()["media_encodes"] == 1
-    opened.encoded(short)
-
-
-async def test_the_cache_keeps_to_its_bytes():
-    opened = Opened(cache_bytes=20_000)
-    pictures = [await opened.medium(png(160, 160, seed)) for seed in range(12)]
-    for medium in pictures:
-        opened.encoded(medium)
-        # beside those that are still being told
-        assert opened.encoder.counts()["media_cache_bytes"] <= 20_000 + 4 * 64 * medium.chunks[1].n_rows
-    await until(lambda: opened.encoder.counts()["media_encodes"] == len(pictures))
-    assert opened.encoder.counts()["media_cache_bytes"] <= 20_000
-    before = len(pictures)
-    opened.encoded(pictures[-1])
-    assert opened.encoder.counts()["media_encodes"] == before
-    opened.encoded(pictures[0])
-    await until(lambda: opened.encoder.counts()["media_encodes"] == before + 1)
-    opened.encoder.close()
-
-
-async def test_details_and_kinds_are_in_the_digest(opened):
-    one = await opened.medium(png(1600, 800, 1))
-    low = await opened.medium(png(1600, 800, 1), low_detail=True)
-    assert one.digest != low.digest
-    assert one.chunks[1].n_rows > low.chunks[1].n_rows
-
-
-async def test_a_digest_that_kills_twice_is_refused(opened):
-    medium = await opened.medium(wav(600, 440), "audio")
-    for _ in range(2):
-        share = opened.encoder.encode(medium, b"", lambda: None)
-        assert kill(opened.process)
-        await until(lambda share=share: share.error)
-        assert isinstance(share.error, EngineFailure)
-    share = opened.encoder.encode(medium, b"", lambda: None)
-    assert isinstance(share.error, EngineFailure)
-    share.leave()
-    opened.encoded(await opened.medium(png(96, 80, 1)))
-
-
-async def test_a_loader_names_the_one_at_fault(opened):
-    good = f"data:image/png;base64,{base64.b64encode(png(96, 80, 1)).decode()}"
-    sources = [
-        MediaSource(kind="image", text=good, path="a"),
-        MediaSource(kind="image", text="data:image/png;base64,AAAA", path="b"),
-        MediaSource(kind="image", text="", path="c", is_url=False),
-    ]
-    with pytest.raises(InvalidMedia) as caught:
-        await opened.loader.load(sources)
-    assert caught.value.param == "b"
-    with pytest.raises(InvalidMedia, match="empty") as caught:
-        await opened.loader.load(sources[2:])
-    assert caught.value.param == "c"
-    with pytest.raises(InvalidMedia, match="at most 32 media") as caught:
-        await opened.loader.load([*sources[:1] * 32, *sources[1:2]])
-    assert caught.value.param == "b"
-
-
-def disk(folder, max_bytes=10**6):
-    return RowFiles(folder, max_bytes)
-
-
-async def test_rows_outlive_the_server(tmp_path):
-    first = Opened(files=disk(tmp_path / "rows"))
-    medium = await first.medium(wav(40, 440), "audio")
-    rows = [bytes(first.encoded(medium).rows(chunk)) for chunk in (0, 1)]
-    first.encoder.close()
-    assert first.encoder.counts()["media_disk_writes"] == 2
-    second = Opened(files=disk(tmp_path / "rows"))
-    share = second.encoded(await second.medium(wav(40, 440), "audio"))
-    assert [bytes(share.rows(chunk)) for chunk in (0, 1)] == rows
-    counts = second.encoder.counts()
-    assert (counts["media_encodes"], counts["media_hits_disk"]) == (0, 2)
-    second.encoded(medium, b"another tenant")
-    await until(lambda: second.encoder.counts()["media_encodes"] == 1)
-    second.encoder.close()
-
-
-async def test_a_window_that_is_gone_is_encoded_again_and_the_other_is_not(tmp_path):
-    """All windows of a clip and all slices of a picture have rows of their own."""
-    first = Opened(files=disk(tmp_path))
-    medium = await first.medium(wav(40, 440), "audio")
-    share = first.encoded(medium)
-    rows = [bytes(share.rows(chunk)) for chunk in (0, 1)]
-    assert rows[0] != rows[1]
-    first.encoder.close()
-    for path in sorted(tmp_path.iterdir())[:1]:
-        path.unlink()
-    second = Opened(files=disk(tmp_path))
-    share = second.encoded(medium)
-    assert [bytes(share.rows(chunk)) for chunk in (0, 1)] == rows
-    await until(lambda: second.encoder.counts()["media_encodes"] == 1)
-    assert second.encoder.counts()["media_hits_disk"] == 1
-    second.encoder.close()

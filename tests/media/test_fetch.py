@@ -16,10 +16,10 @@ import pytest
 from support.answering import listening
 
 from llamafast.config import MtmdConfig
-from llamafast.errors import InvalidMedia
+from llamafast.errors import InvalidMedia, QueueFull
 from llamafast.media import fetch
 from llamafast.media.fetch import MediaFetcher
-from llamafast.media.limits import ByteLimit
+from llamafast.media.limits import ByteLimit, FetchedBytes, FetchedItem
 
 LIMIT = ByteLimit("image", 1000)
 DATA = bytes(range(256))
@@ -29,6 +29,10 @@ Answer = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
 def config(**settings: Any) -> MtmdConfig:
     settings = {"allow_private_media": True, "image_timeout_seconds": 2.0} | settings
     return MtmdConfig(mmproj_path="unused", **settings)
+
+
+def item(all_held: FetchedBytes | None = None) -> FetchedItem:
+    return FetchedItem(all_held or FetchedBytes(10**6))
 
 
 @asynccontextmanager
@@ -59,7 +63,7 @@ def answers(of_path: dict[str, bytes]) -> Answer:
 async def refused(url: str, settings: MtmdConfig, limit: ByteLimit = LIMIT) -> str:
     async with MediaFetcher(settings) as fetcher:
         with pytest.raises(InvalidMedia) as caught:
-            await fetcher.fetch(url, limit)
+            await fetcher.fetch(url, limit, item())
     assert "127.0.0.1" not in caught.value.message or "127.0.0.1" in url
     return caught.value.message
 
@@ -72,13 +76,13 @@ async def test_bytes_come_whole_and_redirects_are_followed() -> None:
     }  # fmt: skip
     async with host(answers(pages)) as port, MediaFetcher(config()) as fetcher:
         for path, wanted in (("/a", DATA), ("/1", DATA), ("/q?x=%C3%A4&y=z", b"query"), ("/ä", b"path")):
-            assert await fetcher.fetch(f"http://localhost:{port}{path}", LIMIT) == wanted
+            assert await fetcher.fetch(f"http://localhost:{port}{path}", LIMIT, item()) == wanted
 
 
 async def test_a_chunked_answer_is_read() -> None:
     chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n3\r\nyou\r\n0\r\n\r\n"
     async with host(answers({"/": chunked})) as port, MediaFetcher(config()) as fetcher:
-        assert await fetcher.fetch(f"HTTP://LOCALHOST:{port}", LIMIT) == b"helloyou"
+        assert await fetcher.fetch(f"HTTP://LOCALHOST:{port}", LIMIT, item()) == b"helloyou"
 
 
 @pytest.mark.parametrize(
@@ -154,7 +158,7 @@ async def test_hosts_that_the_config_names_may_be_private_and_no_others_are_aske
     settings = config(allow_private_media=False, allowed_media_domains=("LocalHost",))
     async with host(answers(pages)) as port:
         async with MediaFetcher(settings) as fetcher:
-            assert await fetcher.fetch(f"http://LOCALHOST.:{port}/", LIMIT) == DATA
+            assert await fetcher.fetch(f"http://LOCALHOST.:{port}/", LIMIT, item()) == DATA
         assert await refused("http://example.com/a.png", settings) == "media of host example.com are not allowed"
         assert (
             await refused(f"http://localhost:{port}/away", settings)
@@ -212,7 +216,7 @@ async def test_a_name_in_any_script_is_one_and_the_same_in_the_config_and_in_a_u
 
 
 async def test_a_redirect_away_from_https_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def ask(self: MediaFetcher, url: Any, host: str, limit: ByteLimit) -> bytes | str:
+    async def ask(self: MediaFetcher, url: Any, host: str, limit: ByteLimit, item: FetchedItem) -> bytes | str:
         return "http://example.com/"
 
     monkeypatch.setattr(fetch.MediaFetcher, "_ask", ask)
@@ -222,5 +226,24 @@ async def test_a_redirect_away_from_https_is_not_followed(monkeypatch: pytest.Mo
 async def test_files_of_this_machine(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(DATA)
     async with MediaFetcher(config(allowed_local_media_path=str(tmp_path))) as fetcher:
-        assert await fetcher.fetch(f"file://{tmp_path}/a.png", LIMIT) == DATA
+        assert await fetcher.fetch(f"file://{tmp_path}/a.png", LIMIT, item()) == DATA
     assert "need model.mtmd.allowed_local_media_path" in await refused(f"file://{tmp_path}/a.png", config())
+
+
+async def test_all_that_was_fetched_and_is_held_stays_within_a_number_of_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(DATA)
+    settings = config(allowed_local_media_path=str(tmp_path))
+    all_held = FetchedBytes(2 * len(DATA) + 10)
+    async with host(answers({"/": reply(DATA)})) as port, MediaFetcher(settings) as fetcher:
+        first, second, third = (item(all_held) for _ in range(3))
+        url, file = f"http://localhost:{port}/", f"file://{tmp_path}/a.png"
+        await fetcher.fetch(url, LIMIT, first)
+        await fetcher.fetch(file, LIMIT, second)
+        assert all_held.held == 2 * len(DATA)
+        for other in (url, file):
+            with pytest.raises(QueueFull, match="hold 512 bytes already"):
+                await fetcher.fetch(other, LIMIT, third)
+        del first
+        assert await fetcher.fetch(url, LIMIT, third) == DATA
+        del second, third
+        assert all_held.held == 0

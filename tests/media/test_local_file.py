@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from llamafast.errors import InvalidMedia
-from llamafast.media.limits import ByteLimit
+from llamafast.media.limits import ByteLimit, FetchedBytes, FetchedItem
 from llamafast.media.local_file import read_local_file
 
 LIMIT = ByteLimit("audio", 100)
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(url: str, folder: Path | None) -> bytes:
-    return read_local_file(urlsplit(url), folder, LIMIT)
+    return read_local_file(urlsplit(url), folder, LIMIT, FetchedItem(FetchedBytes(LIMIT.n_bytes)))
 
 
 def test_a_file_below_the_folder_is_read(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from media.test_child import Job, Opened, begin, disk, laid_out
+from support.encoding import Job, Opened, begin, disk, laid_out
 from support.media_prompts import wav
 
 from llamafast._core.model import Model
