@@ -65,7 +65,6 @@ def refuse_unsupported(config: Config) -> None:
         "model.draft_model_path": model.draft_model_path is not None,
         "model.draft_model_from_pretrained": model.draft_model_from_pretrained is not None,
         "model.draft_model_from_package": model.draft_model_from_package is not None,
-        "disk_cache": config.disk_cache is not None,
     }
     faults = [f"{path}: not supported yet" for path, wanted in asked.items() if wanted]
     if faults:

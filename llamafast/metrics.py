@@ -39,6 +39,9 @@ class Series(NamedTuple):
 
 FINISHED = "Sequences that ended, by reason"
 MEDIA_HITS = "Media that were not encoded again, by where their rows were"
+DROPPED = "States that were not written, by reason"
+DELETED = "Files deleted, whole namespaces where these are foreign, by reason"
+READ = "Files read, by result"
 EVICTED = "States dropped from RAM, by reason"
 
 ENGINE_SERIES = (
@@ -72,12 +75,6 @@ ENGINE_SERIES = (
     Series("cache_checkpoint_hits", "batch_server:checkpoint_hits_total", "counter", "Prompts continued from one"),
     Series("cache_checkpoint_saves", "batch_server:checkpoint_saves_total", "counter", "Checkpoints saved"),
     Series("evictions_budget", "batch_server:checkpoint_evictions_total", "counter", "States evicted from RAM"),
-    Series("cache_restores", "batch_server:sequence_cache_hits_total", "counter", "Prefixes taken from RAM"),
-    Series("cache_saves", "batch_server:sequence_cache_save_requests_total", "counter", "States saved to RAM"),
-    Series("prefix_hits_ram", "batch_server:sequence_cache_tokens_loaded_total", "counter", "Tokens restored from RAM"),
-    Series("restore_failures", "batch_server:sequence_cache_load_failures_total", "counter", "States not taken back"),
-    Series("lookup_failures", "batch_server:sequence_cache_lookup_failures_total", "counter", "Look-ups that failed"),
-    Series("save_failures", "batch_server:sequence_cache_save_failures_total", "counter", "States that were not saved"),
     Series("prefixes", "batch_server:radix_trie_sequences", "gauge", "Prefixes that can be reused, running or in RAM"),
     Series("used_cells", "batch_server:radix_trie_tokens", "gauge", "KV cells in use"),
     Series("preempted", "llamafast:preemptions_total", "counter", "Sequences sent back to the queue for room"),
@@ -128,6 +125,47 @@ EMBEDDING_SERIES = (
     Series("embedding_tokens", "llamafast:embedding_tokens_total", "counter", "Tokens of them"),
     Series("embedding_steps", "llamafast:embedding_steps_total", "counter", "Batches of them"),
     Series("embedding_seconds", "llamafast:embedding_seconds_total", "counter", "Wall time in these batches"),
+)
+
+# What that server counts of its disk cache: of the disk where there is one, else of the cache in RAM.
+RAM_SEQUENCE_CACHE = (
+    Series("cache_restores", "batch_server:sequence_cache_hits_total", "counter", "Prefixes taken from RAM"),
+    Series("cache_saves", "batch_server:sequence_cache_save_requests_total", "counter", "States saved to RAM"),
+    Series("prefix_hits_ram", "batch_server:sequence_cache_tokens_loaded_total", "counter", "Tokens restored from RAM"),
+    Series("restore_failures", "batch_server:sequence_cache_load_failures_total", "counter", "States not taken back"),
+    Series("lookup_failures", "batch_server:sequence_cache_lookup_failures_total", "counter", "Look-ups that failed"),
+    Series("save_failures", "batch_server:sequence_cache_save_failures_total", "counter", "States that were not saved"),
+)
+
+# Only with a disk_cache.
+DISK_SERIES = (
+    Series("disk_hits", "batch_server:sequence_cache_hits_total", "counter", "Prefixes taken from the disk"),
+    Series("disk_save_requests", "batch_server:sequence_cache_save_requests_total", "counter", "States to be written"),
+    Series("disk_tokens_loaded", "batch_server:sequence_cache_tokens_loaded_total", "counter", "Tokens read from disk"),
+    Series("disk_load_failures", "batch_server:sequence_cache_load_failures_total", "counter", "States not to be had"),
+    Series("lookup_failures", "batch_server:sequence_cache_lookup_failures_total", "counter", "Look-ups that failed"),
+    Series("disk_save_failures", "batch_server:sequence_cache_save_failures_total", "counter", "States not written"),
+    Series("prefix_hits_disk", "llamafast:prefix_cache_hits_disk_total", "counter", "Prompt tokens restored from disk"),
+    Series("disk_bytes", "llamafast:disk_cache_bytes", "gauge", "Bytes of all namespaces"),
+    Series("disk_max_bytes", "llamafast:disk_cache_max_bytes", "gauge", "What these may come to"),
+    Series("disk_entries", "llamafast:disk_cache_entries", "gauge", "Files of this model"),
+    Series("disk_writable", "llamafast:disk_cache_writable", "gauge", "1; 0: another process writes, this one reads"),
+    Series("disk_write_paused", "llamafast:disk_cache_write_paused", "gauge", "1 for a while after a failed write"),
+    Series("disk_queue_bytes", "llamafast:disk_cache_queue_bytes", "gauge", "Bytes on their way to the disk"),
+    Series("disk_read_bytes", "llamafast:disk_cache_read_bytes_total", "counter", "Bytes of states read"),
+    Series("disk_written_bytes", "llamafast:disk_cache_written_bytes_total", "counter", "Bytes of files written"),
+    Series("disk_read_seconds", "llamafast:disk_cache_read_seconds", "histogram", "Reading a file"),
+    Series("disk_write_seconds", "llamafast:disk_cache_write_seconds", "histogram", "Writing a file"),
+    Series("disk_dropped_queue", "llamafast:disk_cache_dropped_total", "counter", DROPPED, ("reason", "queue")),
+    Series("disk_dropped_budget", "llamafast:disk_cache_dropped_total", "counter", DROPPED, ("reason", "budget")),
+    Series("disk_slow", "llamafast:disk_cache_dropped_total", "counter", DROPPED, ("reason", "slow")),
+    Series("disk_evictions", "llamafast:disk_cache_evictions_total", "counter", DELETED, ("reason", "budget")),
+    Series("disk_foreign", "llamafast:disk_cache_evictions_total", "counter", DELETED, ("reason", "foreign")),
+    Series("disk_corrupt", "llamafast:disk_cache_evictions_total", "counter", DELETED, ("reason", "corrupt")),
+    Series("disk_orphans", "llamafast:disk_cache_evictions_total", "counter", DELETED, ("reason", "orphan")),
+    Series("disk_loads", "llamafast:disk_cache_reads_total", "counter", READ, ("result", "hit")),
+    Series("disk_late", "llamafast:disk_cache_reads_total", "counter", READ, ("result", "late")),
+    Series("disk_load_failures", "llamafast:disk_cache_reads_total", "counter", READ, ("result", "failed")),
 )
 
 # Only of models that take media.
@@ -242,7 +280,8 @@ class _EngineCollector(Collector):
         yield _info("llamafast:build_info", "1; what runs is in the labels", about)
         embedding = EMBEDDING_SERIES if EMBEDDING_SERIES[0].key in self._values else ()
         media = MEDIA_SERIES if MEDIA_SERIES[0].key in self._values else ()
-        yield from self._families((*ENGINE_SERIES, *embedding, *media, *DORMANT_SERIES), {})
+        saved = DISK_SERIES if DISK_SERIES[0].key in self._values else RAM_SEQUENCE_CACHE
+        yield from self._families((*ENGINE_SERIES, *saved, *embedding, *media, *DORMANT_SERIES), {})
         lengths = "Verified drafts by accepted tokens; none yet: drafts are not served"
         yield CounterMetricFamily("batch_server:draft_acceptance_length", lengths, labels=["accepted_tokens"])
         for alias in self._aliases:
@@ -297,6 +336,7 @@ def _derived(counters: Mapping[str, float], histograms: Mapping[str, Histogram])
         "kv_usage": min(1.0, ratio("used_cells", "total_cells")),
         "free_cells": max(0.0, counters["total_cells"] - counters["used_cells"]),
         "unfinished": counters["running"] + counters["waiting"],
+        "prefix_hits_ram": max(0, counters["prefix_hits_ram"] - counters.get("prefix_hits_disk", 0)),
         "prefixes": counters["running"] + counters["cache_states"],
         "prompts_total": histograms["request_prompt_tokens"][2],
     }

@@ -63,7 +63,7 @@ OWNERS = {
     "numpy": {"chat/vectors"},
     "PIL": {"media/picture"},
     "httpcore2": {"media/fetch"},
-    "xxhash": {"engine/prefix_key", "media/child", "media/row_files"},
+    "xxhash": {"engine/prefix_key", "media/child", "media/row_files", "engine/disk_entry"},
     "llama_cpp": set(),
 }
 

@@ -1,5 +1,5 @@
 # A llama_context and a batch of rows, for whoever computes with them.
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, uint8_t
 
 from .graph cimport graph_t
 from .headers.llama cimport llama_batch, llama_context, llama_memory_t, llama_pos, llama_seq_id, llama_token
@@ -32,9 +32,9 @@ cdef class Context:
     cdef dict state_sizes               # bytes of a state by its number of tokens
 
     cdef bytes state(self, int32_t seq_id, int32_t n_tokens)
-    cdef bint set_state(self, int32_t seq_id, bytes saved)
+    cdef bint set_state(self, int32_t seq_id, const uint8_t[::1] saved)
     cdef bytes save_part(self, int32_t seq_id, int32_t start, int32_t stop, int32_t n_tokens)
-    cdef bint restore_part(self, int32_t seq_id, bytes saved, int32_t start, int32_t stop)
+    cdef bint restore_part(self, int32_t seq_id, const uint8_t[::1] saved, int32_t start, int32_t stop)
 
 cdef int32_t context_decode(Context self, const llama_batch *batch) noexcept nogil      # llama_decode's code
 cdef int32_t context_encode(Context self, const llama_batch *batch) noexcept nogil      # llama_encode's code

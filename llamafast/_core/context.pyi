@@ -18,6 +18,8 @@ class Batch:
 class Context:
     model: Model
     n_cuttable: int
+    @property
+    def in_parts(self) -> bool: ...
     def __new__(
         cls,
         model: Model,

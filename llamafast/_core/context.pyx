@@ -188,6 +188,11 @@ cdef class Context:
         return llama_n_seq_max(self.ctx) if self.scratch < 0 else self.scratch
 
     @property
+    def in_parts(self):
+        """Whether a sequence's state can be saved and restored in parts."""
+        return self.scratch >= 0
+
+    @property
     def n_threads(self):
         return llama_n_threads(self.ctx)
 
@@ -260,10 +265,10 @@ cdef class Context:
             self.state_sizes[n_tokens] = size
         return saved
 
-    cdef bint set_state(self, int32_t seq_id, bytes saved):
+    cdef bint set_state(self, int32_t seq_id, const uint8_t[::1] saved):
         """Replace all that ``seq_id`` has in memory; False where llama.cpp does not take it."""
-        cdef const uint8_t *data = <const uint8_t *> <const char *> saved
-        cdef size_t size = len(saved)
+        cdef size_t size = <size_t> saved.shape[0]
+        cdef const uint8_t *data = &saved[0] if size else NULL
         cdef size_t read
         if size <= SHORT_COPY:
             read = llama_state_seq_set_data(self.ctx, data, size, seq_id)
@@ -280,7 +285,7 @@ cdef class Context:
         finally:
             llama_memory_seq_rm(self.memory, self.scratch, -1, -1)
 
-    cdef bint restore_part(self, int32_t seq_id, bytes saved, int32_t start, int32_t stop):
+    cdef bint restore_part(self, int32_t seq_id, const uint8_t[::1] saved, int32_t start, int32_t stop):
         """Give a sequence that ends at ``start`` the positions up to ``stop`` of a saved part, as far as it has them;
         False where llama.cpp does not take it."""
         cdef bint done = self.set_state(self.scratch, saved)

@@ -7,7 +7,8 @@ from libc.string cimport memcpy
 from .headers.llama cimport (
     LLAMA_KV_OVERRIDE_TYPE_BOOL, LLAMA_KV_OVERRIDE_TYPE_FLOAT, LLAMA_KV_OVERRIDE_TYPE_INT, LLAMA_KV_OVERRIDE_TYPE_STR,
     LLAMA_SPLIT_MODE_NONE, c_bool, ggml_is_quantized, gguf_context, gguf_find_key, gguf_find_tensor, gguf_free,
-    gguf_get_n_tensors, gguf_get_tensor_type, gguf_init_from_file, gguf_init_params, llama_max_devices,
+    gguf_get_data_offset, gguf_get_n_tensors, gguf_get_tensor_offset, gguf_get_tensor_size, gguf_get_tensor_type,
+    gguf_init_from_file, gguf_init_params, llama_max_devices,
     llama_model_chat_template, llama_model_default_params, llama_model_desc, llama_model_free, llama_model_has_encoder,
     llama_model_is_hybrid, llama_model_is_recurrent, llama_model_kv_override, llama_model_load_from_file,
     llama_model_meta_val_str, llama_model_n_cls_out, llama_model_n_ctx_train, llama_model_n_embd_out,
@@ -183,6 +184,24 @@ def has_tensor(str path, *names):
             if gguf_find_tensor(gguf, raw_name) >= 0:
                 return True
         return False
+    finally:
+        gguf_free(gguf)
+
+
+def tensor_middles(str path):
+    """Where in the GGUF at ``path`` its tensors' data begin, and for each tensor where its middle is. Raises ValueError
+    for a file that is none."""
+    cdef bytes raw_path = path.encode()
+    cdef int64_t i
+    cdef gguf_context *gguf = gguf_open(raw_path)
+    if gguf == NULL:
+        raise ValueError(f"{path} is no GGUF")
+    try:
+        begin = gguf_get_data_offset(gguf)
+        return begin, [
+            begin + gguf_get_tensor_offset(gguf, i) + gguf_get_tensor_size(gguf, i) // 2
+            for i in range(gguf_get_n_tensors(gguf))
+        ]
     finally:
         gguf_free(gguf)
 

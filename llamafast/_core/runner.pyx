@@ -5,7 +5,7 @@
 """
 cimport cython
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memcpy
 
 from .context cimport Context
@@ -160,7 +160,7 @@ cdef class Runner:
             raise ValueError("the sequence does not run")
         live_restore(self.live, &sequence.state, sequence.state.tokens.n_past, False)
 
-    def restore(self, Sequence sequence not None, bytes saved not None, int32_t start, int32_t stop):
+    def restore(self, Sequence sequence not None, const uint8_t[::1] saved not None, int32_t start, int32_t stop):
         """Give a running sequence its tokens [start, stop) out of what ``save`` gave for the same tokens.
 
         ``start`` is where its memory ends; without ``in_parts`` it does not count, for ``saved`` is everything up to

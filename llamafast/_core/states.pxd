@@ -12,13 +12,14 @@ cdef class Node:
 
 cdef class State:
     cdef Node node
-    cdef readonly bytes saved
+    cdef readonly object saved          # bytes or a memoryview
     cdef readonly State base
     cdef readonly int32_t start, stop, spares
     cdef readonly int64_t n_bytes
     cdef public int64_t n_heirs, uses
     cdef public double priority
     cdef public bint waits
+    cdef public object entry            # where it is kept beside host memory, by whoever does that
 
 cdef class PrefixTree:
     cdef dict roots                     # by salt

@@ -1,5 +1,5 @@
 from array import array
-from typing import Self
+from typing import Any, Self
 
 from typing_extensions import disjoint_base
 
@@ -9,7 +9,7 @@ class Node:
 
 @disjoint_base
 class State:
-    saved: bytes
+    saved: bytes | memoryview | None
     base: State | None
     start: int
     stop: int
@@ -19,7 +19,12 @@ class State:
     uses: int
     priority: float
     waits: bool
-    def __new__(cls, saved: bytes, base: State | None, start: int, stop: int, *, spares: int, n_bytes: int) -> Self: ...
+    entry: Any
+    def __new__(
+        cls, saved: bytes | memoryview | None, base: State | None, start: int, stop: int, *, spares: int, n_bytes: int
+    ) -> Self: ...
+    def fill(self, saved: bytes | memoryview) -> None: ...
+    def empty(self) -> int: ...
     @property
     def kept(self) -> bool: ...
     @property
@@ -31,5 +36,7 @@ class PrefixTree:
     @property
     def empty(self) -> bool: ...
     def find(self, tokens: array[int], salt: bytes, length: int, n_cuttable: int) -> tuple[State | None, int]: ...
+    def ending(self, tokens: array[int], salt: bytes) -> State | None: ...
+    def tokens(self, state: State) -> tuple[array[int], bytes]: ...
     def add(self, tokens: array[int], salt: bytes, state: State) -> None: ...
     def drop(self, state: State) -> None: ...

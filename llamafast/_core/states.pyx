@@ -31,13 +31,12 @@ cdef class Node:
 cdef class State:
     """The saved state of a sequence's tokens [start, stop), which continues ``base``; ``n_heirs`` continue this one.
 
-    ``spares`` is how many tokens need not be computed thanks to it, ``n_bytes`` what it takes. ``n_heirs``, ``uses``,
-    ``priority`` and ``waits`` (among those that may be evicted) are kept by whoever decides what stays.
+    ``saved`` is None while its bytes are not in memory. ``spares`` is how many tokens need not be computed thanks to
+    it, ``n_bytes`` what it takes. ``n_heirs``, ``uses``, ``priority``, ``waits`` (among those that may be evicted) and
+    ``entry`` are kept by whoever decides what stays.
     """
 
-    def __cinit__(
-        self, bytes saved not None, State base, int32_t start, int32_t stop, *, int32_t spares, int64_t n_bytes
-    ):
+    def __cinit__(self, object saved, State base, int32_t start, int32_t stop, *, int32_t spares, int64_t n_bytes):
         self.saved = saved
         self.base = base
         self.start = start
@@ -45,6 +44,20 @@ cdef class State:
         self.spares = spares
         self.n_bytes = n_bytes
         self.uses = 1
+
+    def fill(self, object saved not None):
+        """Its bytes are in memory from now on."""
+        if self.saved is not None:
+            raise ValueError("a state whose bytes are there")
+        self.saved = saved
+        self.n_bytes += len(saved)
+
+    def empty(self):
+        """Its bytes are in memory no more; how many that were."""
+        cdef Py_ssize_t n_bytes = len(self.saved)
+        self.saved = None
+        self.n_bytes -= n_bytes
+        return n_bytes
 
     @property
     def kept(self):
@@ -98,6 +111,29 @@ cdef class PrefixTree:
             end = node.start
             node = node.parent
         return None, 0
+
+    def ending(self, array tokens not None, bytes salt not None):
+        """The state that ends with the last of ``tokens``, None where none does."""
+        cdef int32_t end = 0, n_tokens = <int32_t> len(tokens)
+        cdef State state
+        cdef Node node = self.descend(tokens, salt, n_tokens, &end)
+        if node is not None and end == n_tokens:
+            for state in node.states:
+                if state.stop == n_tokens:
+                    return state
+        return None
+
+    def tokens(self, State state not None):
+        """Those that lead to a state that is kept, and the salt."""
+        cdef Node node = state.node
+        cdef array path
+        if node is None:
+            raise ValueError("a state that is not kept")
+        path = node.tokens[: state.stop - node.start]
+        while node.parent is not None:
+            path = node.parent.tokens[: node.start - node.parent.start] + path
+            node = node.parent
+        return path, node.key
 
     def add(self, array tokens not None, bytes salt not None, State state not None):
         """Keep a state that ends with ``tokens``, where none ends yet."""

@@ -17,7 +17,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
-from itertools import count
+from itertools import count, islice
 from typing import NamedTuple
 
 from llamafast._core.context import UNLIMITED
@@ -35,6 +35,8 @@ LONGEST = 2048
 MIN_TOKENS = 8
 # A state that is not saved in parts is restored whole and then cut, at about a thousandth of what computing it takes.
 MAX_WASTE = 64
+# So many parts are asked for before they are needed.
+ASKED_AT_ONCE = 16
 # What a state takes beside its bytes and tokens, about.
 STATE_BYTES = 1000
 
@@ -96,7 +98,7 @@ class PrefixCache:
         The last token does not count: it is always computed, as logits are not kept. To look is free: what is going to
         be restored is to be told to ``use``, and held before anything else is kept.
         """
-        state, stop = self._tree.find(tokens, salt, len(tokens) - 1, self.n_cuttable)
+        state, stop = self._tree.find(tokens, self._root(salt), len(tokens) - 1, self.n_cuttable)
         if state is None or stop < more_than + MIN_TOKENS or stop * MAX_WASTE < state.stop:
             return []
         parts: list[Part] = []
@@ -116,10 +118,35 @@ class PrefixCache:
             part.state.uses += 1
             self._value(part.state)
 
-    def saved(self, state: State) -> bytes | None:
+    def saved(self, state: State) -> bytes | memoryview | None:
         """The bytes of a state that was found; none where it is gone, None as long as they are not here. Never waits:
         to ask is to have them brought, and whoever brings them wakes the engine thread."""
         return state.saved
+
+    def restored(self, state: State, n_tokens: int) -> None:
+        """Somebody has so many tokens of it in KV cells now."""
+
+    def refused(self, state: State) -> None:
+        """llama.cpp did not take it."""
+
+    def settle(self, seconds: float) -> None:
+        """Take note of what was done elsewhere, for about so long."""
+
+    @property
+    def has_news(self) -> bool:
+        """Whether ``settle`` has something to do. Any thread."""
+        return False
+
+    def settle_idle(self) -> None:
+        """Use it that nobody computes."""
+
+    @property
+    def wants_idle(self) -> bool:
+        """Whether ``settle_idle`` has something to do."""
+        return False
+
+    def close(self, seconds: float) -> None:
+        """Keep what outlives the process, for so long at most. Any thread, once there is no engine thread any more."""
 
     def hold(self, state: State) -> None:
         """Keep a state until it is let go of as often as it is held; only ``clear`` forgets it all the same."""
@@ -160,7 +187,8 @@ class PrefixCache:
         it beside what is worth more it is gone already."""
         base, start = self._base(tokens, salt)
         if base is not None and not self.in_parts:
-            if self.cuts_anywhere and base.stop == start and base.is_last and base not in self._held:
+            replaces = self.cuts_anywhere and base.stop == start and base.is_last and base.entry is None
+            if replaces and base not in self._held:
                 # the longer state contains the shorter one
                 self._counts["evictions_replaced"] += 1
                 self._drop(base)
@@ -169,7 +197,7 @@ class PrefixCache:
         spares = len(tokens) - start
         n_bytes = len(saved) + spares * tokens.itemsize + STATE_BYTES
         state = State(saved, base, start if self.in_parts else 0, len(tokens), spares=spares, n_bytes=n_bytes)
-        self._tree.add(tokens, salt, state)
+        self._tree.add(tokens, self._root(salt), state)
         if base is not None:
             base.n_heirs += 1
         self._counts["cache_saves"] += 1
@@ -181,9 +209,7 @@ class PrefixCache:
             # most of them were dropped before their turn came
             self._leaves = [entry for entry in self._leaves if entry[2].kept]
             heapify(self._leaves)
-        while self.used_bytes > self.budget:
-            # what is held was within the budget without the new one
-            self._evict()
+        self._shrink()
         return state
 
     def clear(self) -> int:
@@ -210,7 +236,7 @@ class PrefixCache:
 
     def _base(self, tokens: array[int], salt: bytes) -> tuple[State | None, int]:
         """The state that a new one is to continue, and where: not one that gives only a few tokens."""
-        state, stop = self._tree.find(tokens, salt, len(tokens), self.n_cuttable)
+        state, stop = self._tree.find(tokens, self._root(salt), len(tokens), self.n_cuttable)
         if state is not None and stop - state.start < MIN_TOKENS:
             return state.base, state.start
         return state, stop
@@ -233,9 +259,14 @@ class PrefixCache:
             state.waits = True
             heappush(self._leaves, (state.priority, next(self._pushed), state))
 
+    def _shrink(self) -> None:
+        """Whatever is held was within the budget without what is new."""
+        while self.used_bytes > self.budget and self._leaves:
+            self._evict()
+
     def _evict(self) -> None:
         """Drop the state that is worth least. A place in the heap is by the value at the time, so it may be better."""
-        while True:
+        while self._leaves:
             priority, _, state = heappop(self._leaves)
             state.waits = False
             if state.n_heirs or not state.kept:
@@ -245,15 +276,29 @@ class PrefixCache:
                 continue
             self._age = priority
             self._counts["evictions_budget"] += 1
-            self._drop(state)
+            self._lose(state)
             return
+
+    def _lose(self, state: State) -> None:
+        """There is no room for its bytes."""
+        self._drop(state)
 
     def _drop(self, state: State) -> None:
         self._count(state, -1)
+        has_bytes = state.saved is not None
         self._tree.drop(state)
+        if has_bytes:
+            self._leave_base(state)
+
+    def _leave_base(self, state: State) -> None:
+        """It is not in memory any more, so what it continues need not be for its sake."""
         if state.base is not None:
             state.base.n_heirs -= 1
             self._wait(state.base)
+
+    def _root(self, salt: bytes) -> bytes:
+        """What the tree knows a salt by."""
+        return salt
 
 
 class Parts:
@@ -269,9 +314,14 @@ class Parts:
         return len(self._parts)
 
     @property
-    def saved(self) -> bytes | None:
+    def saved(self) -> bytes | memoryview | None:
         """The bytes of the first one, as ``PrefixCache.saved`` has them."""
         return self._cache.saved(self._parts[0].state)
+
+    def ask(self) -> None:
+        """Have the bytes of the next ones brought."""
+        for part in islice(self._parts, ASKED_AT_ONCE):
+            self._cache.saved(part.state)
 
     def take(self) -> Part:
         """Remove the first one."""

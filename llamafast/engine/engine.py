@@ -21,6 +21,9 @@ from llamafast._core.sequence import FINISH_LENGTH, FINISH_NONE, FINISH_REFUSED,
 from llamafast._core.vocab import Vocab
 from llamafast.config import Config
 from llamafast.engine.cache import PrefixCache
+from llamafast.engine.disk import DiskStore
+from llamafast.engine.disk_folder import DiskFolder
+from llamafast.engine.disk_tier import TieredCache
 from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settled, inputs_of
 from llamafast.engine.generation import Generation, token_logprobs
 from llamafast.engine.kv_transfer import KVTransfer
@@ -69,6 +72,7 @@ class Engine:
         cache_bytes: int,
         embedder: Embedder | None,
         encoder: MediaEncoder | None = None,
+        disk: DiskFolder | None = None,
     ) -> None:
         self.info = info
         self.tokenizer: Tokenizer = vocab
@@ -94,7 +98,14 @@ class Engine:
             n_seq_max=context.n_seq_max, n_cells=context.n_ctx if unified and context.n_seq_max > 1 else None
         )
         self._masking = MaskerThreads(runner.masker)
-        cache = PrefixCache(cache_bytes, n_cuttable=runner.n_cuttable, in_parts=runner.in_parts)
+        n_cuttable, in_parts = runner.n_cuttable, runner.in_parts
+        self._disk: DiskStore | None = None
+        if disk is None or config.disk_cache is None:
+            cache = PrefixCache(cache_bytes, n_cuttable=n_cuttable, in_parts=in_parts)
+        else:
+            self._disk = DiskStore(disk, config.disk_cache.max_bytes, lambda: self._worker.wake())
+            least = config.disk_cache.min_tokens
+            cache = TieredCache(cache_bytes, self._disk, least, n_cuttable=n_cuttable, in_parts=in_parts)
         self._embeddings = None if embedder is None else EmbeddingQueue(embedder, self._settle_from_worker)
         transfer = KVTransfer(runner, cache, pace)
         self._worker = Worker(runner, scheduler, transfer, self._fail_from_worker, pace, self._embeddings, encoder)
@@ -104,6 +115,9 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._wake_read, self._deliver)
         self._worker.start()
+        if self._disk is not None:
+            # in a turn of its own: its threads keep off the CPUs that compute as the event loop does, not as the worker
+            self._loop.call_soon(self._disk.start)
 
     async def close(self, drain_seconds: float = 0.0) -> None:
         """Refuse new work, give running work ``drain_seconds`` to finish, cancel the rest, stop the thread."""
@@ -238,7 +252,8 @@ class Engine:
         for n, requests in self._choices.items():
             counts[bisect_left(CHOICES_BOUNDS, n)] += requests
         choices = (CHOICES_BOUNDS, counts, float(sum(n * requests for n, requests in self._choices.items())))
-        return self._worker.histograms() | {"request_choices": choices}
+        disk = {} if self._disk is None else self._disk.histograms()
+        return self._worker.histograms() | disk | {"request_choices": choices}
 
     def _check_open(self, tenant: Tenant, n_more: int) -> None:
         """Whether a request for ``n_more`` choices may wait. Raises EngineUnavailable or QueueFull."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import Sequence
@@ -24,6 +25,7 @@ class KVTransfer:
         self._runner = runner
         self._cache = cache
         self._restores: dict[Sequence, Parts] = {}
+        self._ahead: dict[Sequence, Parts] = {}
         self._counts = {"lookup_failures": 0, "save_failures": 0, "restore_failures": 0}
 
     def counts(self) -> dict[str, int]:
@@ -36,21 +38,56 @@ class KVTransfer:
         return any(parts.saved is not None for parts in self._restores.values())
 
     @property
+    def has_news(self) -> bool:
+        """Whether bytes have come, or other work of the cache's was done. Any thread."""
+        return self._cache.has_news
+
+    @property
+    def wants_idle(self) -> bool:
+        """Whether there is something to do while nobody computes."""
+        return self._cache.wants_idle
+
+    @property
     def awaits_bytes(self) -> bool:
         """Whether all there is to do here is to wait for the bytes of parts."""
         return bool(self._restores) and not self.has_work
 
+    def settle(self) -> None:
+        """Take note of what threads have brought and written, for a while."""
+        self._cache.settle(self._pace.copy_seconds)
+
+    def settle_idle(self) -> None:
+        """Nobody computes."""
+        self._cache.settle_idle()
+
+    def look_ahead(self, waiting: Collection[Sequence]) -> None:
+        """Have the saved prefixes brought of those who are to run next, and of nobody else who waits."""
+        for sequence in waiting:
+            if sequence not in self._ahead:
+                parts = self._found(sequence)[0]
+                away = any(part.state.saved is None for part in parts)
+                self._ahead[sequence] = Parts(self._cache, parts if away else [])
+                self._ahead[sequence].ask()
+        for sequence in [sequence for sequence in self._ahead if sequence not in waiting]:
+            self._ahead.pop(sequence).clear()
+
+    def n_spared(self, sequence: Sequence) -> int:
+        """How many of its tokens a sequence that waits would not have to compute, were it to run now."""
+        parts, shared = self._found(sequence)
+        return max(parts[-1].stop if parts else 0, shared)
+
     def start(self, sequence: Sequence) -> int:
         """Let a sequence run from the prefix that leaves the least to do: a running sequence's or a saved one. How many
         tokens that probably spares."""
-        shared, ready = self._runner.shareable(sequence)
-        # of what a running sequence is still to compute a saved prefix need only have half
-        parts = self._find(sequence, (shared + ready) // 2)
+        parts, shared = self._found(sequence)
         n_found = parts[-1].stop if parts else 0
         self._runner.add(sequence, n_found)
         if parts:
             self._cache.use(parts)
             self._restores[sequence] = Parts(self._cache, parts)
+            self._restores[sequence].ask()
+        if (ahead := self._ahead.pop(sequence, None)) is not None:
+            ahead.clear()
         self._save_next(sequence, n_found)
         return max(n_found, shared)
 
@@ -67,21 +104,27 @@ class KVTransfer:
         saved = parts.saved if parts else None
         if parts is None or saved is None:
             return False
-        _, start, stop = parts.take()
-        if not self._restored(sequence, saved, start, stop):
+        part = parts.take()
+        if not self._restored(sequence, saved, part):
             self._drop_restores(sequence)
             self._save_next(sequence, sequence.n_past)
         elif not parts:
             del self._restores[sequence]
+        else:
+            parts.ask()
         return True
 
-    def _restored(self, sequence: Sequence, saved: bytes, start: int, stop: int) -> bool:
+    def _restored(self, sequence: Sequence, saved: bytes | memoryview, part: Part) -> bool:
         """Whether a sequence has these tokens now; if not it computes what it has not."""
         if not saved:  # gone
             self._runner.forgo(sequence)
             return False
-        done = self._runner.restore(sequence, saved, start, stop)
-        self._counts["restore_failures"] += not done
+        done = self._runner.restore(sequence, saved, part.start, part.stop)
+        if done:
+            self._cache.restored(part.state, part.stop - part.start)
+        else:
+            self._counts["restore_failures"] += 1
+            self._cache.refused(part.state)
         return done
 
     def save_due(self) -> None:
@@ -111,12 +154,23 @@ class KVTransfer:
         """Empty the memory of all that run."""
         self._runner.clear()
         self._restores.clear()
+        self._ahead.clear()
         self._cache.let_go_of_all()
+
+    def close(self, seconds: float) -> None:
+        """Keep what outlives the process, for so long at most. Any thread, once the engine thread has ended."""
+        self._cache.close(seconds)
 
     def _save_next(self, sequence: Sequence, n_past: int) -> None:
         """Say when a sequence that has ``n_past`` tokens in memory is to be saved next."""
         at = self._cache.next_save(n_past, sequence.n_prompt, sequence.checkpoints)
         sequence.save_at = sequence.cut_behind(at)
+
+    def _found(self, sequence: Sequence) -> tuple[list[Part], int]:
+        """The parts of a saved prefix that are worth more than what a running sequence shares, and how much that is."""
+        shared, ready = self._runner.shareable(sequence)
+        # of what a running sequence is still to compute a saved prefix need only have half
+        return self._find(sequence, (shared + ready) // 2), shared
 
     def _find(self, sequence: Sequence, more_than: int) -> list[Part]:
         try:

@@ -15,7 +15,9 @@ from llamafast._core.model import Model
 from llamafast._core.simd import instruction_set
 from llamafast._core.vocab import Vocab
 from llamafast.config import Config, ModelConfig
+from llamafast.engine.disk_folder import DiskFolder, check_folder
 from llamafast.engine.engine import Engine
+from llamafast.engine.fingerprint import fingerprint
 from llamafast.engine.media import MediaEncoder
 from llamafast.engine.memory import available_bytes, return_large_blocks
 from llamafast.engine.pace import pace_of
@@ -132,6 +134,8 @@ def load_engine(
 ) -> Engine:
     """Everything between a GGUF and an Engine that can be started; with an ``encoder`` it takes media. Raises
     ModelLoadError or ConfigError."""
+    if config.disk_cache is not None:
+        check_folder(Path(config.disk_cache.path))
     model = load_model(config.model, path, on_progress)
     context, embedding_context = create_contexts(config.model, model, 0 if encoder is None else encoder.widest_span)
     pace = pace_of(config.scheduler)
@@ -190,7 +194,23 @@ def load_engine(
         warm_up(context, vocab)
         return_large_blocks()
         logger.info("cache    up to %.2f GB of host memory for finished prompts", cache_bytes / 1e9)
-    return Engine(context, vocab, info, config, pace=pace, cache_bytes=cache_bytes, embedder=embedder, encoder=encoder)
+    disk = open_disk(config, path, model, context) if generates else None
+    return Engine(
+        context, vocab, info, config, pace=pace, cache_bytes=cache_bytes, embedder=embedder, encoder=encoder, disk=disk
+    )
+
+
+def open_disk(config: Config, path: Path, model: Model, context: Context) -> DiskFolder | None:
+    """The folder for prefixes of this model, computed as they are here. Raises ConfigError."""
+    if config.disk_cache is None:
+        return None
+    try:
+        folder = DiskFolder(Path(config.disk_cache.path), fingerprint(config.model, path, model, context))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"disk_cache: the model's file cannot be read again: {error}") from error
+    what = f"up to {config.disk_cache.max_bytes / 1e9:.2f} GB" if folder.locked else "prefixes of another process's"
+    logger.info("disk     %s in %s", what, folder.namespace)
+    return folder
 
 
 def warm_up(context: Context, vocab: Vocab) -> None:

@@ -11,6 +11,8 @@ from struct import pack
 import xxhash
 from msgspec import Struct
 
+_PRIVATE = b"private "
+
 
 class Adapter(Struct, frozen=True):
     """An adapter as it was applied: the SHA-256 of its file and its scale."""
@@ -32,7 +34,8 @@ class PrefixKey(Struct, frozen=True, kw_only=True):
     private: int | None = None
 
     def encoded(self) -> bytes:
-        """Unequal keys have unequal bytes, as each field is preceded by its length; b"" is the key of anybody."""
+        """Unequal keys have unequal bytes, as each field is preceded by its length; b"" is the key of anybody, and
+        those of private ones begin with what no other does."""
         if self == ANYBODYS:
             return b""
         fields = (
@@ -41,7 +44,12 @@ class PrefixKey(Struct, frozen=True, kw_only=True):
             b"".join(_field(adapter.digest + pack("<d", adapter.scale)) for adapter in self.adapters),
             b"" if self.private is None else b"%d" % self.private,
         )
-        return b"".join(map(_field, fields))
+        return (b"" if self.private is None else _PRIVATE) + b"".join(map(_field, fields))
+
+
+def is_private(encoded: bytes) -> bool:
+    """Whether nobody will ever ask for what was computed under this key, but for who did."""
+    return encoded.startswith(_PRIVATE)
 
 
 ANYBODYS = PrefixKey()

@@ -16,6 +16,7 @@ from llamafast.engine.encoder_outputs import EncoderOutputs
 from llamafast.engine.encoder_turns import EncoderTurns
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.media import MediaEncoder
+from llamafast.engine.orders import Orders
 from llamafast.engine.pace import Pace
 from llamafast.engine.scheduler import Arrival, Scheduler
 from llamafast.engine.shares import Shares
@@ -27,6 +28,14 @@ logger = logging.getLogger(__name__)
 
 # An upper bound only: submit, cancel and finished sequences end a run of steps before.
 STEPS_PER_RUN = 1 << 20
+# The encoder does one after the other, so a few give it something to do.
+LOOKED_AHEAD = 4
+# After so long without anybody who runs, what is for such times is done.
+IDLE_SECONDS = 1.0
+# Who waits for bytes of a prefix has it looked at so often whether they are late.
+LATE_SECONDS = 0.05
+# What keeping prefixes may take at the end.
+KEEPING_SECONDS = 5.0
 # Between two tries to start afresh.
 RESET_SECONDS = 0.1
 
@@ -61,15 +70,11 @@ class Worker:
         claimants = [claimant for claimant in (embeddings, self._turns) if claimant is not None]
         self._shares = Shares(claimants, pace)
         self._on_failure = on_failure
-        self._wake = threading.Condition()
-        self._arrived: list[Arrival[Sequence]] = []
-        self._cancelled: list[int] = []
-        self._resets: list[Callable[[int], object]] = []
+        self._orders = Orders(runner.interrupt, self._turns)
         self._ended: deque[tuple[Sequence, str]] = deque()  # still in memory, and what they count as
-        self._closing = False
-        self._woken = self._was_woken = False  # since the last orders were taken, and before
         self._idles = False  # nothing is to be done but to wait for the bytes of prefixes or the rows of media
         self._busy_since: float | None = None
+        self._worked_at = 0.0
         self._counts = {"submitted": 0, "admitted": 0, "completed": 0, "cancelled": 0, "failed": 0, "preempted": 0}
         if encoder is not None and self._turns is not None:
             encoder.on_busy = self.wake
@@ -79,48 +84,38 @@ class Worker:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the current step; returns when the thread has ended."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-        self.runner.interrupt()
+        """Stop after the current step; returns when the thread has ended and what outlives it is kept."""
+        self._orders.close()
         self._thread.join()
+        self.transfer.close(KEEPING_SECONDS)
 
     def enqueue(self, arrival: Arrival[Sequence]) -> None:
         """Any thread, before a ``wake``."""
-        with self._wake:
-            self._arrived.append(arrival)
+        self._orders.arrive(arrival)
 
     def cancel(self, tags: list[int]) -> None:
         """Any thread, before a ``wake``."""
-        with self._wake:
-            self._cancelled.extend(tags)
+        self._orders.cancel(tags)
 
     def reset_prefix_cache(self, done: Callable[[int], object]) -> None:
         """Any thread, before a ``wake``; the engine thread calls ``done`` with the number of bytes that were freed."""
-        with self._wake:
-            self._resets.append(done)
+        self._orders.reset(done)
 
     def wake(self) -> None:
         """Look after the current step at all orders, also those in ``embeddings``, and at bytes of prefixes and rows
         of media that have come. Any thread."""
-        with self._wake:
-            self._woken = True
-            self._wake.notify()
-            self.runner.interrupt()
-            if self._turns is not None:
-                self._turns.wake()
+        self._orders.wake()
 
     @property
     def n_waiting(self) -> int:
         """Sequences that have not run yet or were preempted, and embedding requests. Any thread."""
-        n_arrived = sum(len(arrival.choices) for arrival in self._arrived)
+        n_arrived = sum(len(arrival.choices) for arrival in self._orders.arrived)
         return self.scheduler.n_waiting + n_arrived + self._n_waiting_embeddings
 
     @property
     def n_waiting_requests(self) -> int:
         """Requests that have sequences or inputs waiting. Any thread."""
-        n_arrived = len({arrival.request for arrival in self._arrived})
+        n_arrived = len({arrival.request for arrival in self._orders.arrived})
         return self.scheduler.n_waiting_requests + n_arrived + self._n_waiting_embeddings
 
     @property
@@ -160,17 +155,22 @@ class Worker:
         return self.runner.histograms()
 
     def _loop(self) -> None:
-        while not self._closing:
+        while not self._orders.closing:
             try:
                 self._take_orders()
                 self._shares.round(self)
             except Exception:
                 logger.exception("a round of steps failed")
                 self._recover()
+        try:
+            self._end(self.scheduler.running, "cancelled")
+            self._release(float("inf"))
+        except Exception:
+            logger.exception("what ran last is not kept")
 
     def _recover(self) -> None:
         """Reset until that succeeds: what fails it, out of memory for one, may pass."""
-        while not self._closing:
+        while not self._orders.closing:
             try:
                 self._reset()
             except Exception:
@@ -179,22 +179,10 @@ class Worker:
             else:
                 return
 
-    @property
-    def _ordered(self) -> bool:
-        return bool(self._arrived or self._cancelled or self._resets)
-
     def _take_orders(self) -> None:
         """Wait until there is something to do."""
-        with self._wake:
-            while not (self._ordered or self._closing or self.has_work or self._shares.has_work):
-                if not self.scheduler.has_work:
-                    self._busy_since = None
-                self._wake.wait()
-            arrived, self._arrived = self._arrived, []
-            cancelled, self._cancelled = self._cancelled, []
-            self._was_woken, self._woken = self._woken, False
-            if self._turns is not None:
-                self._turns.begin()
+        self._orders.wait(lambda: self.has_work or self._shares.has_work, self._patience)
+        arrived, cancelled = self._orders.take()
         if self._busy_since is None:
             self._busy_since = time.monotonic()
         try:
@@ -207,16 +195,25 @@ class Worker:
                 self.scheduler.remove_waiting(lambda sequence: sequence.tag in tags)
                 self._on_failure(tags, EngineFailure("the engine failed"))
         if cancelled:
-            self._cancel(set(cancelled))
-        if n_resets := len(self._resets):
+            self._cancel(cancelled)
+        if n_resets := len(self._orders.resets):
             n_bytes = self.transfer.forget_saved()
             for _ in range(n_resets):  # who orders one now wants to have it done again
-                self._resets.pop(0)(n_bytes)
+                self._orders.resets.pop(0)(n_bytes)
+
+    def _patience(self) -> float | None:
+        """For how many seconds to wait for something to do; None: for good."""
+        if self.scheduler.has_work:
+            return LATE_SECONDS if self.transfer.awaits_bytes else None
+        self._busy_since = None
+        return IDLE_SECONDS if self.transfer.wants_idle else None
 
     @property
     def has_work(self) -> bool:
         """Whether a sequence runs or waits; not while all that run wait for what others bring. Engine thread."""
-        idles = self._idles and not (self._woken or self.transfer.has_work or self._outputs.has_news)
+        if self.transfer.has_news:
+            return True
+        idles = self._idles and not (self._orders.woken or self.transfer.has_work or self._outputs.has_news)
         return self.scheduler.has_work and not idles
 
     def generate(self, *, alone: bool) -> float:
@@ -226,23 +223,34 @@ class Worker:
             self._let_send()
         start = time.monotonic()
         deadline = start + self._pace.copy_seconds
+        self.transfer.settle()
         self._release(deadline)
         for sequence in self.scheduler.admit():
             self._outputs.want(sequence, self.transfer.start(sequence))
             self._counts["admitted"] += 1
-        if self._outputs.awaits:
-            for sequence, error in self._outputs.deliver():
-                self._fail([sequence], error)
+        self._look_ahead()
+        for sequence, error in self._outputs.deliver():
+            self._fail([sequence], error)
         self.transfer.restore(deadline)
         if not self.scheduler.n_running:
+            if not self.scheduler.has_work and time.monotonic() - self._worked_at >= IDLE_SECONDS:
+                self.transfer.settle_idle()
             return 0.0
-        copied = time.monotonic()
-        status = self.runner.run(STEPS_PER_RUN if alone and not (self._ended or self.transfer.has_work) else 1)
+        self._worked_at = copied = time.monotonic()
+        decides = self._ended or self.transfer.has_work or self.transfer.awaits_bytes
+        status = self.runner.run(STEPS_PER_RUN if alone and not decides else 1)
         ran = time.monotonic() - copied
         self._settle(status)
         # copies are as much a pause of the streams as what others compute
         self.spare = self.runner.spare - (time.monotonic() - start - ran)
         return ran
+
+    def _look_ahead(self) -> None:
+        """Have what those who run next will need made and brought while they wait."""
+        waiting = self.scheduler.next_waiting(LOOKED_AHEAD)
+        self.transfer.look_ahead(waiting)
+        if self.encoder is not None:
+            self._outputs.look_ahead(waiting, self.transfer.n_spared)
 
     def _settle(self, status: int) -> None:
         """Decide what ``Runner.run`` has left to decide."""
@@ -264,7 +272,7 @@ class Worker:
     def _is_idle(self) -> bool:
         """After a run: whether nobody can go on before bytes of a prefix or rows of media come. A wake may have kept it
         from a step."""
-        if self._was_woken or self._ended or self.transfer.has_work or self._outputs.has_news:
+        if self._orders.was_woken or self._ended or self.transfer.has_work or self._outputs.has_news:
             return False
         if not (self.transfer.awaits_bytes or self._outputs.awaits):
             return False
@@ -274,9 +282,8 @@ class Worker:
         )
 
     def _let_send(self) -> None:
-        with self._wake:
-            if not (self._arrived or self._cancelled or self._closing or self.scheduler.n_waiting):
-                self._wake.wait(self._pace.sending_seconds)
+        if not self.scheduler.n_waiting:
+            self._orders.rest(self._pace.sending_seconds)
 
     def _make_room(self) -> None:
         """The memory is full: the youngest starts over later; alone, a sequence cannot be helped."""
@@ -296,6 +303,7 @@ class Worker:
         for sequence in cancelled:
             self.runner.halt(sequence)
         self._end(cancelled, "cancelled")
+        self._look_ahead()
 
     def _end(self, sequences: list[Sequence], outcome: str) -> None:
         """They take no more steps, and are released once there is time."""

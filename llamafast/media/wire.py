@@ -129,7 +129,7 @@ class Wire:
             self._connection.sendall(payload)
 
     def receive(self) -> tuple[object, list[int]] | None:
-        """A message and its descriptors, which are the caller's; None where the other end is gone, or talks nonsense."""
+        """A message and its descriptors, which are the caller's; None where the other end is gone or talks nonsense."""
         descriptors: list[int] = []
         try:
             head, descriptors, _, _ = socket.recv_fds(self._connection, _LENGTH.size, _MAX_DESCRIPTORS)

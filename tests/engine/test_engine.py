@@ -29,7 +29,9 @@ from llamafast.errors import (
 GREEDY = SamplingParams(temperature=0)
 
 
-def config(path, *, max_queue=512, ram_bytes=0, prefill_chunk=None, priorities=False, **model) -> Config:
+def config(
+    path, *, max_queue=512, ram_bytes=0, prefill_chunk=None, priorities=False, disk_cache=None, **model
+) -> Config:
     # random weights make near-ties, which ggml's flash attention and 16-bit keys and values decide by how steps are cut
     exact = {"flash_attn": False, "type_k": 0, "type_v": 0}
     settings = {"path": str(path), "n_ctx": 512, "n_seq_max": 4, "threads": 1} | exact
@@ -38,6 +40,7 @@ def config(path, *, max_queue=512, ram_bytes=0, prefill_chunk=None, priorities=F
         server=ServerConfig(max_queue=max_queue),
         cache=CacheConfig(ram_bytes=ram_bytes),
         scheduler=SchedulerConfig(prefill_chunk=prefill_chunk, priorities=priorities),
+        disk_cache=disk_cache,
     )
 
 

@@ -1,4 +1,4 @@
-"""The socket to the process for media, and its end: nonsense, a server that closes, a process that cannot be started."""
+"""The socket to the process for media: nonsense, a server that closes, a process that cannot be started."""
 
 from __future__ import annotations
 

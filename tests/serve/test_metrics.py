@@ -13,7 +13,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.server import Server, serving
-from llamafast.metrics import ALIASES, DORMANT_SERIES, EMBEDDING_SERIES, ENGINE_SERIES, MEDIA_SERIES
+from llamafast.metrics import (
+    ALIASES,
+    DISK_SERIES,
+    DORMANT_SERIES,
+    EMBEDDING_SERIES,
+    ENGINE_SERIES,
+    MEDIA_SERIES,
+    RAM_SEQUENCE_CACHE,
+)
 from serve.conftest import model_config
 from serve.test_robustness import abort, exchange, leave_early, request_bytes
 
@@ -209,9 +217,17 @@ async def test_every_series_of_the_documents_exists(server: Server) -> None:
     page = (DOCS / "metrics.md").read_text()
     documented = set(re.findall(r"`((?:llamafast|llamacpp|batch_server|vllm):\w+)`", page))
     exposed = {re.sub("_(bucket|sum|count)$", "", name) for name in names} | names
-    assert documented <= exposed | {series.name for series in (*EMBEDDING_SERIES, *MEDIA_SERIES)}
+    assert documented <= exposed | {series.name for series in (*EMBEDDING_SERIES, *MEDIA_SERIES, *DISK_SERIES)}
     assert {
-        series.name for series in (*ENGINE_SERIES, *EMBEDDING_SERIES, *MEDIA_SERIES, *ALIASES["vllm"])
+        series.name
+        for series in (
+            *ENGINE_SERIES,
+            *RAM_SEQUENCE_CACHE,
+            *EMBEDDING_SERIES,
+            *MEDIA_SERIES,
+            *DISK_SERIES,
+            *ALIASES["vllm"],
+        )
     } <= documented
 
 
@@ -223,4 +239,4 @@ async def test_every_query_of_the_dashboard_finds_series(server: Server) -> None
     for query in queries:
         asked = re.findall(r"\w+:\w+|process_\w+", query)
         assert asked, query
-        assert set(asked) <= names | {series.name for series in MEDIA_SERIES}, query
+        assert set(asked) <= names | {series.name for series in (*MEDIA_SERIES, *DISK_SERIES)}, query

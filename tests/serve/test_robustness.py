@@ -290,7 +290,10 @@ async def test_running_requests_finish_after_sigterm(tiny_model, tmp_path):
     [
         ('{"model": {"path": "/nowhere.gguf"}}', "/nowhere.gguf"),
         ('{"model": {"pth": "x"}}', "model.pth: unknown key"),
-        ('{"model": {"path": "x"}, "disk_cache": {"path": "x", "max_bytes": 1}}', "disk_cache: not supported yet"),
+        (
+            json.dumps({"model": {"path": __file__}, "disk_cache": {"path": "/dev/null/x", "max_bytes": 1}}),
+            "disk_cache.",
+        ),
         ("{", "line 1"),
     ],
 )

@@ -56,6 +56,9 @@ cdef extern from "gguf.h" nogil:
     int64_t gguf_get_n_tensors(const gguf_context *ctx)
     int64_t gguf_find_tensor(const gguf_context *ctx, const char *name)
     int gguf_get_tensor_type(const gguf_context *ctx, int64_t tensor_id)
+    size_t gguf_get_data_offset(const gguf_context *ctx)
+    size_t gguf_get_tensor_offset(const gguf_context *ctx, int64_t tensor_id)
+    size_t gguf_get_tensor_size(const gguf_context *ctx, int64_t tensor_id)
 
 
 cdef extern from "llama.h" nogil:

@@ -1,0 +1,169 @@
+"""What of the prefix cache is on the disk, in which order it goes, and how much room there is."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+
+from llamafast._core.states import State
+from llamafast.engine.cache import STATE_BYTES
+from llamafast.engine.disk_entry import Head
+from llamafast.engine.disk_events import Order
+
+_TOKEN_BYTES = array("i").itemsize
+
+
+class Entry:
+    """Where a state is on the disk. ``head`` is None, and ``saved`` its bytes, until it has been written there.
+    ``base`` is what it was written upon, ``n_heirs`` are entries that were upon it; ``fresh``: it was brought and
+    nobody has taken it yet. It is asked for since ``asked_at``, and has been waited for since ``wanted_at`` where that
+    was put off."""
+
+    __slots__ = (
+        "asked_at", "base", "fresh", "head", "id", "n_bytes", "n_heirs", "priority", "saved", "touched_at", "waits",
+        "wanted_at",
+    )  # fmt: skip
+
+    def __init__(self, id: str, n_bytes: int, head: Head | None, saved: bytes | memoryview | None = None) -> None:
+        self.id = id
+        self.n_bytes = n_bytes
+        self.head = head
+        self.saved = saved
+        self.n_heirs = 0
+        self.base: Entry | None = None
+        self.wanted_at: float | None = None
+        self.priority = 0.0
+        self.waits = False
+        self.fresh = False
+        self.asked_at: float | None = None
+        self.touched_at = 0.0
+
+
+class DiskEntries:
+    """Entries by id, each of one state. What is cheapest to lose goes first, as in RAM: one that none continues, with
+    the least uses x tokens / bytes; what is in RAM alone needs what it continues, wherever that is.
+
+    ``on_leave`` is told of each state that is on the disk no more.
+    """
+
+    def __init__(self, on_leave: Callable[[State, Entry], None]) -> None:
+        self.by_id: dict[str, State] = {}
+        self.n_bytes = 0
+        self.n_evicted = 0
+        self.index_bytes = 0  # that the tokens of all of them take in RAM
+        self._on_leave = on_leave
+        self._leaves: list[tuple[float, int, State, Entry]] = []
+        self._pushed = count()
+        self._age = 0.0
+
+    def enter(self, state: State, entry: Entry) -> None:
+        """It is on the disk, or is going to be."""
+        state.entry = entry
+        self.by_id[entry.id] = state
+        self.n_bytes += entry.n_bytes
+        self.index_bytes += index_bytes(state.spares)
+        if state.base is not None:
+            entry.base = state.base.entry
+            entry.base.n_heirs += 1
+        self.value(state, entry)
+
+    def leave(self, state: State) -> None:
+        """It is in RAM alone, or nowhere, and so is what continues it, if anything."""
+        entry: Entry = state.entry
+        del self.by_id[entry.id]
+        self.n_bytes -= entry.n_bytes
+        self.index_bytes -= index_bytes(state.spares)
+        state.entry = None
+        if state.base is not None and entry.base is not None:
+            # the state below may have another entry by now
+            entry.base.n_heirs -= 1
+            self.wait(state.base)
+        self._on_leave(state, entry)
+
+    def value(self, state: State, entry: Entry) -> None:
+        """It was of use, or is new."""
+        entry.priority = self._worth(state, entry.n_bytes)
+
+    def wait(self, state: State) -> None:
+        """Put it among those that may be evicted, if it may be."""
+        entry: Entry | None = state.entry
+        if entry is not None and not entry.waits and entry.head is not None and _may_go(state, entry):
+            entry.waits = True
+            heappush(self._leaves, (entry.priority, next(self._pushed), state, entry))
+
+    def make_room(self, state: State, n_bytes: int, most: int) -> bool:
+        """Whether there is room for an entry of this state within ``most`` bytes, beside what is worth more. What it
+        continues stays."""
+        if n_bytes > most:
+            return False
+        worth = self._worth(state, n_bytes)
+        continued: Entry | None = None if state.base is None else state.base.entry
+        if continued is not None:
+            continued.n_heirs += 1
+        while self.n_bytes + n_bytes > most and self.evict(worth):
+            pass
+        if state.base is not None and continued is not None:
+            continued.n_heirs -= 1
+            self.wait(state.base)
+        return self.n_bytes + n_bytes <= most
+
+    def shrink(self, most: int, most_index: int) -> None:
+        """Evict what is more than so many bytes, there and here."""
+        while (self.n_bytes > most or self.index_bytes > most_index) and self.evict():
+            pass
+
+    def evict(self, beyond: float = float("inf")) -> bool:
+        """Let the one leave that is worth least, and no more than ``beyond``; whether there was one."""
+        while self._leaves:
+            priority, _, state, entry = heappop(self._leaves)
+            entry.waits = False
+            if state.entry is not entry or not _may_go(state, entry):
+                continue
+            if entry.priority > priority:
+                self.wait(state)
+                continue
+            if priority > beyond:
+                self.wait(state)
+                return False
+            self._age = max(self._age, priority)
+            self.n_evicted += 1
+            self.leave(state)
+            return True
+        return False
+
+    def clear(self) -> None:
+        for state in list(self.by_id.values()):
+            self.leave(state)
+        self._leaves.clear()
+
+    def _worth(self, state: State, n_bytes: int) -> float:
+        return self._age + state.uses * state.spares / n_bytes
+
+
+def index_bytes(n_tokens: int) -> int:
+    """What a state of so many tokens of its own takes in RAM where its bytes are not there, about."""
+    return n_tokens * _TOKEN_BYTES + STATE_BYTES
+
+
+def _may_go(state: State, entry: Entry) -> bool:
+    return not entry.n_heirs and (state.saved is not None or not state.n_heirs)
+
+
+def order_of(state: State, id: str, path: array[int], root: bytes) -> Order:
+    """To write a state that has these tokens and its bytes; what it continues has an entry."""
+    depth, part = 0, state.base
+    while part is not None:
+        depth, part = depth + 1, part.base
+    assert state.saved is not None
+    continued = "" if state.base is None else state.base.entry.id
+    return Order(id, continued, root.hex(), state.start, depth, path[state.start :], state.saved)
+
+
+def continues(state: State, other: State) -> bool:
+    """Whether it is the other one, or goes on from it."""
+    part: State | None = state
+    while part is not None and part is not other:
+        part = part.base
+    return part is other

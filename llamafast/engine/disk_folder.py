@@ -1,0 +1,175 @@
+"""The folder of the disk tier: whether it is fit for what prompts leave behind, and whose namespace is whose."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import blake2b, sha256
+from pathlib import Path
+
+import msgspec
+
+from llamafast.engine.disk_entry import FORMAT, NAME, UNFINISHED, file_name, unfinished_name
+from llamafast.engine.files import Files
+from llamafast.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_NAMESPACE = re.compile(r"[0-9a-f]{16}")
+_ABOUT, _LOCK = "namespace.json", "lock"
+_MAX_ABOUT = 2**20
+
+
+class DiskFolder:
+    """A namespace in ``path``, named after ``fingerprint``: all that the meaning of a state depends on.
+
+    ``locked``: this process writes there, and no other. Raises ConfigError where the folder cannot be made or used.
+    """
+
+    def __init__(self, path: Path, fingerprint: Mapping[str, object], files: Files | None = None) -> None:
+        self.files = files or Files()
+        check_folder(path, self.files)
+        self._path = path
+        about = msgspec.json.encode({"format": FORMAT, **fingerprint}, order="sorted")
+        self.name = sha256(about).hexdigest()[:16]
+        self.namespace = path / self.name
+        self._about = about
+        self._lock: int | None = None
+        try:
+            self._open()
+        except OSError as error:
+            logger.warning("disk     %s cannot be written: %s", self.namespace, error)
+        else:
+            if self._lock is None:
+                logger.warning("disk     another process writes %s; this one only reads", self.namespace)
+        self._secret = self._read_secret() or secrets.token_bytes(32)
+        if self._lock is not None:
+            self._tell_secret()
+
+    @property
+    def locked(self) -> bool:
+        return self._lock is not None
+
+    def _open(self) -> None:
+        self.files.make_folder(self.namespace)
+        _refuse_strangers(self.namespace, self.files)
+        self._lock = self.files.lock(self.namespace / _LOCK)
+
+    def restore(self) -> None:
+        """Make the namespace again where somebody has deleted it. Raises OSError."""
+        try:
+            self.files.status(self.namespace)
+        except FileNotFoundError:
+            self.close()
+            self._open()
+            if self._lock is None:
+                raise
+            self._tell_secret()
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self.files.close(self._lock)
+            self._lock = None
+
+    def path(self, id: str) -> Path:
+        """Of an entry."""
+        return self.namespace / file_name(id)
+
+    def unlink(self, name: str) -> bool:
+        """Whether a file of the namespace is gone."""
+        try:
+            self.files.unlink(self.namespace / name)
+        except OSError as error:
+            logger.warning("disk     cannot delete %s: %s", name, error)
+            return False
+        return True
+
+    def root(self, salt: bytes) -> bytes:
+        """What stands for a salt on the disk; it may be a secret of a client's, so it is not told there."""
+        return blake2b(salt, key=self._secret, digest_size=32).digest() if salt else b""
+
+    def others(self) -> list[Path]:
+        """Folders of other namespaces."""
+        places = []
+        for one in self.files.scan(self._path):
+            if _NAMESPACE.fullmatch(one.name) and one.name != self.name:
+                with suppress(OSError):  # it may go meanwhile
+                    if stat.S_ISDIR(self.files.status(self._path / one.name).st_mode):
+                        places.append(self._path / one.name)
+        return places
+
+    def remove(self, place: Path) -> bool:
+        """Delete another namespace, of which only what has the names of ours goes; False while somebody writes there,
+        or something keeps it."""
+        try:
+            lock = self.files.lock(place / _LOCK)
+            if lock is None:
+                return False
+            try:
+                for one in list(self.files.scan(place)):
+                    if one.name in (_ABOUT, _LOCK) or NAME.fullmatch(one.name) or UNFINISHED.fullmatch(one.name):
+                        self.files.unlink(place / one.name)
+            finally:
+                self.files.close(lock)
+            self.files.remove_folder(place)
+        except OSError as error:
+            logger.warning("disk     cannot delete %s: %s", place, error)
+            return False
+        return True
+
+    def _read_secret(self) -> bytes | None:
+        """That of the entries there are, None where they have none that can be read: those of salts are lost then."""
+        try:
+            fd = self.files.open(self.namespace / _ABOUT)
+            try:
+                told = msgspec.json.decode(self.files.read(fd, _MAX_ABOUT, 0))
+            finally:
+                self.files.close(fd)
+            secret = bytes.fromhex(told.pop("secret"))
+            return secret if msgspec.json.encode(told, order="sorted") == self._about and len(secret) == 32 else None
+        except (OSError, msgspec.DecodeError, AttributeError, KeyError, TypeError, ValueError):
+            return None
+
+    def _tell_secret(self) -> None:
+        """Who cannot is a reader."""
+        told = msgspec.json.decode(self._about) | {"secret": self._secret.hex()}
+        aside = self.namespace / unfinished_name(secrets.token_hex(16))
+        try:
+            fd = self.files.create(aside)
+            try:
+                data, n = memoryview(msgspec.json.encode(told)), 0
+                while n < len(data):
+                    n += self.files.write(fd, data[n:], n)
+                self.files.flush(fd)
+            finally:
+                self.files.close(fd)
+            self.files.rename(aside, self.namespace / _ABOUT)
+        except OSError as error:
+            logger.warning("disk     %s cannot be written: %s", self.namespace, error)
+            self.unlink(aside.name)
+            self.close()
+
+
+def check_folder(path: Path, files: Files | None = None) -> None:
+    """Make it where it is not there. Raises ConfigError."""
+    files = files or Files()
+    try:
+        with suppress(PermissionError):
+            files.make_folder(path)
+        _refuse_strangers(path, files)
+    except OSError as error:
+        raise ConfigError(f"disk_cache.path: {error}") from error
+
+
+def _refuse_strangers(path: Path, files: Files) -> None:
+    """What others can write they could plant: a state of their making in somebody's conversation."""
+    status = files.status(path)
+    if not stat.S_ISDIR(status.st_mode):
+        raise ConfigError(f"disk_cache.path: {path} is not a folder")
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(f"disk_cache.path: {path} is not this user's alone to write")

@@ -1,0 +1,126 @@
+"""What is on its way to the disk and from there, and how long that may take."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections import OrderedDict
+
+from llamafast.engine.disk import DiskStore
+from llamafast.engine.disk_entries import Entry
+from llamafast.engine.disk_events import Order
+from llamafast.engine.prefix_key import digest_of
+
+# States on their way to the disk, which are kept for that beside the budget of RAM; bytes on their way from there,
+# within it.
+QUEUE_BYTES, QUEUE_STATES = 256 * 10**6, 64
+READ_BYTES = 256 * 10**6
+# Nobody waits for longer than some times what reading has been taking, by the bytes; at first it is taken to be a disk.
+PATIENCE, LEAST_PATIENCE, FIRST_RATE = 4.0, 0.05, 1e8
+LONG_AGO = float("-inf")
+TOUCH_SECONDS = 60.0
+# How much the last read counts.
+RATE_WEIGHT = 0.2
+# Of what was lost unwritten, so many are known again.
+GHOSTS = 2**16
+
+
+class DiskTraffic:
+    """Orders to a DiskStore, and what is asked of it: at most ``most_asked`` bytes at once, but always one."""
+
+    def __init__(self, store: DiskStore, most_asked: int) -> None:
+        self._store = store
+        self._most_asked = min(READ_BYTES, most_asked)
+        self._queue: dict[str, int] = {}  # bytes by id
+        self.queued_bytes = 0
+        self.asked_bytes = 0
+        self._rate = FIRST_RATE
+
+    @property
+    def n_queued(self) -> int:
+        return len(self._queue)
+
+    def takes(self, n_bytes: int) -> bool:
+        """Whether a state of so many bytes may be ordered to be written."""
+        return not self._queue or (self.queued_bytes + n_bytes <= QUEUE_BYTES and len(self._queue) < QUEUE_STATES)
+
+    def write(self, order: Order) -> None:
+        self._queue[order.id] = len(order.state)
+        self.queued_bytes += len(order.state)
+        self._store.write(order)
+
+    def written(self, id: str) -> None:
+        """It was, or could not be, or is not to be any more."""
+        self.queued_bytes -= self._queue.pop(id, 0)
+
+    def touch(self, entry: Entry) -> None:
+        """It was of use, which is noted on the disk now and then."""
+        now = time.monotonic()
+        if entry.head is not None and now - entry.touched_at > TOUCH_SECONDS:
+            entry.touched_at = now
+            self._store.touch(entry.id)
+
+    def ask(self, entry: Entry) -> None:
+        """Have an entry brought, unless too many are: it is to be asked for again when one of these has come."""
+        now = time.monotonic()
+        if self.asked_bytes and self.asked_bytes + entry.n_bytes > self._most_asked:
+            entry.wanted_at = now if entry.wanted_at is None else entry.wanted_at
+            return
+        assert entry.head is not None, "who asks has looked for its bytes where they are before they are written"
+        entry.asked_at, entry.wanted_at = now, None
+        self.asked_bytes += entry.n_bytes
+        self._store.read(entry.head)
+
+    def is_late(self, entry: Entry) -> bool:
+        """Whether an entry that was asked for is not worth waiting for any longer."""
+        since = entry.asked_at if entry.wanted_at is None else entry.wanted_at
+        if since is None:
+            return False
+        patience = LEAST_PATIENCE + PATIENCE * max(self.asked_bytes, entry.n_bytes) / self._rate
+        return time.monotonic() - since > patience
+
+    def give_up(self, entry: Entry) -> bool:
+        """Nobody is to wait for it as long as anybody holds it; whether that is new."""
+        new = entry.wanted_at != LONG_AGO
+        entry.wanted_at = LONG_AGO
+        return new
+
+    def withdraw(self, entry: Entry) -> None:
+        """Nobody asks for it any more; what is being read comes all the same."""
+        entry.wanted_at = None
+        if entry.asked_at is not None and self._store.withdraw(entry.id):
+            self.come(entry)
+
+    def come(self, entry: Entry) -> None:
+        """It is not asked for any more."""
+        if entry.asked_at is not None:
+            entry.asked_at = None
+            self.asked_bytes -= entry.n_bytes
+
+    def learn(self, n_bytes: int, seconds: float) -> None:
+        """Reading so many bytes took so long."""
+        self._rate += RATE_WEIGHT * (n_bytes / max(seconds, 1e-4) - self._rate)
+
+
+class Ghosts:
+    """Which prefixes were lost unwritten, by their digests: what is computed again is worth writing at once."""
+
+    def __init__(self) -> None:
+        self._digests: OrderedDict[int, None] = OrderedDict()
+
+    def add(self, tokens: array[int], root: bytes) -> None:
+        self._digests[_digest(tokens, root)] = None
+        if len(self._digests) > GHOSTS:
+            self._digests.popitem(last=False)
+
+    def take(self, tokens: array[int], root: bytes) -> bool:
+        """Whether it was one, which is none from now on."""
+        digest = _digest(tokens, root)
+        if digest not in self._digests:
+            return False
+        del self._digests[digest]
+        return True
+
+
+def _digest(tokens: array[int], root: bytes) -> int:
+    return digest_of(root + tokens.tobytes())

@@ -1,0 +1,202 @@
+"""What a TieredCache finds on its disk, and brings from there in time, late or never."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.test_cache import LONG, tokens
+from engine.test_disk_tier import BYTES, FILE, Clock, happen, kept_first, remember, restarted, tiered, used
+from engine.test_handles import AT_ONCE, FakeSequence, compute, run_through, transfer_of
+from llamafast.engine import disk_tier, disk_traffic
+from llamafast.engine.cache import Parts
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    one = Clock()
+    for module in (disk_tier, disk_traffic):
+        monkeypatch.setattr(module, "time", one)
+    return one
+
+
+@pytest.fixture(autouse=True)
+def little_ram(monkeypatch):
+    monkeypatch.setattr(disk_tier, "LEAST_RAM", 0)
+
+
+def test_after_a_restart_what_was_written_is_found_and_brought():
+    disk = {}
+    cache, store = tiered(disk=disk)
+    remember(cache, 1, letter=b"a")
+    remember(cache, 1, range(100), letter=b"b")
+    remember(cache, 1, range(100), salt=b"salt", letter=b"c")
+    cache.close(1.0)
+    cache, store = tiered(disk=disk)
+    assert cache.counts()["cache_states"] == 0
+    found = cache.find(tokens([1], LONG, range(100), [1]), b"", 0)
+    assert [(part.start, part.stop) for part in found] == [(0, 201), (201, 301)]
+    held = Parts(cache, found)
+    held.ask()
+    assert held.saved is None
+    happen(cache, store)
+    assert [cache.saved(part.state) for part in found] == [b"a" * BYTES, b"b" * BYTES]
+    (part,) = cache.find(tokens([1], LONG, range(100), [1]), b"salt", 0)
+    assert (part.start, part.stop) == (0, 301)
+    assert not cache.find(tokens([1], LONG, range(100), [1]), b"pepper", 0)
+
+
+def test_few_tokens_are_not_brought():
+    disk = {}
+    cache, _ = tiered(disk=disk)
+    remember(cache, 1)
+    cache.close(1.0)
+    cache, _ = tiered(disk=disk, min_tokens=150)
+    assert not cache.find(tokens([1], LONG[:148], [1]), b"", 0)
+    assert cache.find(tokens([1], LONG[:149], [1]), b"", 0)
+
+
+def test_an_entry_without_what_it_continues_is_deleted():
+    _, store = restarted(1, 2)
+    store.lose(next(kept.head.id for kept in store.disk.values() if kept.tokens[0] == 1))
+    cache, store = tiered(disk=store.disk)
+    assert cache.counts()["disk_orphans"] == 1
+    assert kept_first(store) == [2]
+    assert len(store.disk) == 2
+
+
+def test_who_asks_for_what_has_vanished_computes_it():
+    cache, store = restarted(1)
+    runner, transfer = transfer_of(cache)
+    base = next(kept.head.id for kept in store.disk.values() if not kept.head.base)
+    store.lose(base)
+    sequence = FakeSequence([1, *LONG, *range(100), 1])
+    transfer.start(sequence)
+    assert transfer.awaits_bytes
+    happen(cache, store)
+    assert transfer.has_work
+    transfer.restore(AT_ONCE)
+    assert not sequence.restoring
+    assert not cache.n_states
+    happen(cache, store)
+    assert not store.disk
+    compute(sequence)
+    transfer.stop(sequence)
+    assert cache.n_states
+    assert runner.running == []
+
+
+def test_nobody_waits_longer_than_the_bytes_are_worth(clock):
+    cache, _ = restarted(1)
+    _, transfer = transfer_of(cache)
+    sequence = FakeSequence([1, *LONG, 1])
+    transfer.start(sequence)
+    clock.now += disk_traffic.LEAST_PATIENCE / 2
+    assert not transfer.has_work
+    clock.now += 10.0
+    assert transfer.has_work
+    transfer.restore(AT_ONCE)
+    assert not sequence.restoring
+    assert cache.counts()["disk_late"] > 0
+    assert not cache._held
+
+
+def test_nobody_waits_for_ever_behind_reads_that_do_not_come(clock):
+    """A disk that hangs holds all bytes up that may be on their way at once."""
+    firsts = range(1, 9)
+    cache, store = restarted(*firsts, budget=200_000)
+    _, transfer = transfer_of(cache)
+    sequences = [FakeSequence([first, *LONG, 1]) for first in firsts]
+    store.withdraw = lambda id: False  # it has begun to read them
+    for sequence in sequences:
+        transfer.start(sequence)
+    assert store.reads
+    for _ in range(50):
+        clock.now += 10.0
+        transfer.restore(float("inf"))
+    assert [sequence for sequence in sequences if sequence.restoring] == []
+
+
+def test_heirs_leave_the_disk_before_what_they_continue():
+    cache, store = restarted(1, 2, budget=10**6)
+    cache._entries.shrink(2 * FILE, 10**9)
+    happen(cache, store)
+    assert kept_first(store) == [1, 2]
+    assert len(store.disk) == 2
+
+
+def test_what_ram_alone_continues_stays_on_the_disk():
+    cache, store = tiered()
+    remember(cache, 1)
+    cache.close(1.0)
+    cache, store = tiered(disk=store.disk)
+    remember(cache, 1, range(100))
+    (base,) = cache._entries.by_id.values()
+    assert (base.saved, base.n_heirs) == (None, 1)
+    assert not cache._entries.evict()
+    cache._drop(cache.find(tokens([1], LONG, range(100), [1]), b"", 0)[-1].state)
+    assert cache._entries.evict()
+    assert cache.n_states == 0
+
+
+def test_with_room_for_nothing_what_is_there_goes():
+    cache, store = restarted(1, 2, max_bytes=0)
+    assert not store.disk
+    assert cache.n_states == 0
+    cache, store = restarted(1, 2, writable=False)
+    assert len(store.disk) == 4
+    remember(cache, 5)
+    used(cache, 5)
+    cache.settle_idle()
+    cache.close(1.0)
+    assert not store.written
+
+
+def test_tokens_of_entries_take_a_part_of_ram_only(monkeypatch):
+    monkeypatch.setattr(disk_tier, "INDEX_SHARE", 4)
+    cache, store = restarted(*range(10), budget=20_000)
+    assert 0 < cache._entries.index_bytes <= 5000
+    assert len(store.disk) == len(cache._entries.by_id) == cache.n_states
+
+
+def test_a_state_that_is_refused_goes_with_what_continues_it():
+    cache, store = tiered()
+    for first in (1, 2):
+        for rest in ([], range(100)):
+            run_through(transfer_of(cache)[1], [first, *LONG, *rest])
+    cache.close(1.0)
+    cache, store = tiered(disk=store.disk)
+    assert len(store.disk) == 4
+    runner, transfer = transfer_of(cache)
+    sequence = FakeSequence([1, *LONG, *range(100), 1])
+    transfer.start(sequence)
+    happen(cache, store)
+    runner.takes = False
+    transfer.restore(AT_ONCE)
+    happen(cache, store)
+    assert kept_first(store) == [2]
+    assert len(store.disk) == 2
+    assert cache.counts()["disk_load_failures"] == 1
+
+
+def test_to_forget_all_is_to_delete_all():
+    cache, store = restarted(1, 2)
+    _, transfer = transfer_of(cache)
+    run_through(transfer, [5, *LONG])
+    held = FakeSequence([1, *LONG, 1])
+    transfer.start(held)
+    assert transfer.forget_saved() > 0
+    transfer.restore(AT_ONCE)
+    assert not held.restoring
+    happen(cache, store)
+    assert not store.disk
+    assert (cache.n_states, cache.used_bytes) == (0, 0)
+
+
+def test_the_time_of_the_last_use_is_noted_now_and_then(clock):
+    cache, store = restarted(1)
+    for _ in range(3):
+        used(cache, 1)
+    assert len(store.touched) == 1
+    clock.now += disk_traffic.TOUCH_SECONDS + 1
+    used(cache, 1)
+    assert len(store.touched) == 2
