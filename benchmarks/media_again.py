@@ -1,9 +1,9 @@
-"""A picture and a clip again: at once, and behind a restart with ``embedding_cache``.
+"""A picture and a clip again: at once, and behind a restart with ``embedding_cache`` and ``disk_cache``.
 
     python -m benchmarks.media_again [--rounds N] [--model smollm2] [--threads N]
 
-Behind a restart rows come from disk and the model reads them anew. Needs ffmpeg on the PATH. Every figure is a ratio to
-the first time within one round.
+Behind a restart what the model has read of them comes from disk, and no row is needed. Needs ffmpeg on the PATH. Every
+figure is a ratio to the first time within one round.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def caching(model: str, threads: int, projector: Path, folder: Path) -> Callable
         "path": model, "alias": "benchmark", "threads": threads, **SETTINGS,
         "mtmd": {"mmproj_path": str(projector), "embedding_cache": cache},
     }  # fmt: skip
-    return lambda port: {"server": {"port": port}, "model": section}
+    disk = {"path": str(folder.with_name("disk")), "max_bytes": 2**30}
+    return lambda port: {"server": {"port": port}, "model": section, "disk_cache": disk}
 
 
 def seconds(server: Server, ask: Ask) -> float:

@@ -161,7 +161,7 @@ def ended(server: Server, end: signal.Signals) -> None:
 
 
 async def throughput(path: Path, n_streams: int, options: argparse.Namespace) -> list[dict[str, str]]:
-    kept_seconds, worker.IDLE_SECONDS = worker.IDLE_SECONDS, float("inf")
+    kept_seconds, worker.IDLE_SECONDS = worker.IDLE_SECONDS, 1e6
     answer = 64
     with folders() as folder:
         engines = {"on": start(path, folder, n_streams), "off": start(path, None, n_streams)}

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 # What one look at a file takes in: its head and the tokens of a usual part.
 LOOK = HEAD_BYTES + 12 * 1024
 LISTED_AT_ONCE = 64
+# Between two slices, as long as the one before took: on a small virtual machine a disk at its full speed takes CPU time
+# from whoever computes.
+RESTS = 1.0
 # Between two looks for what another process has written.
 LOOK_SECONDS = 30.0
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ESTALE)
@@ -214,11 +217,14 @@ class DiskReader:
             skipped, end, n = head.at - begin, head.file_bytes - begin, 0
             pages = self._pages.take(in_blocks(end))
             while n < end:
+                began = time.monotonic()
                 came = self._files.read_into(fd, pages[n : n + SLICE], begin + n)
                 if not came:
                     return None
                 checksum.add(pages[max(n, skipped) : min(n + came, end)])
                 n += came
+                if n < end:
+                    time.sleep(RESTS * (time.monotonic() - began))
         return pages[skipped:end] if checksum.text == head.state_xxh3_128 else None
 
     @contextmanager

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 # A day may write as much as the folder holds, and at once so much.
 DAY, BURST = 86_400.0, 2**30
+# Nobody waits for a write, so it takes some times as long as it might.
+RESTS = 3.0
 # After a write that failed, doubled each time up to the second.
 PAUSE, LONGEST_PAUSE = 60.0, 600.0
 
@@ -127,8 +129,11 @@ class DiskWriter:
                 checksum = Checksum()
                 state, at = memoryview(order.state), order.at
                 for i in range(0, len(state), SLICE):
+                    began = time.monotonic()
                     checksum.add(state[i : i + SLICE])
                     self._put(fd, state[i : i + SLICE], at + i)
+                    if not self._closing:
+                        time.sleep(RESTS * (time.monotonic() - began))
                 head = order.head(checksum.text)
                 self._put(fd, memoryview(encode_head(head, self._folder.name, order.tokens)), 0)
                 self._files.flush(fd)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 NICENESS = 19
 BLOCK = 4096
 # What is read or written in one call, about: the kernel lets nobody else onto that CPU meanwhile.
-SLICE = 2**18
+SLICE = 2**20
 
 
 def in_blocks(n_bytes: int) -> int:

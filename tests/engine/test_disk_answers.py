@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from array import array
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -220,3 +221,30 @@ async def test_a_waiting_request_has_its_prefix_read_meanwhile(tiny_model, tmp_p
         busy.cancel()
         assert (await waits)[1] == 299
         assert engine.counters()["disk_loads"] == 1
+
+
+async def test_no_moment_sees_more_bytes_than_may_be_there(tiny_model, tmp_path):
+    folder, most = tmp_path / "disk", 1_500_000
+    seen, over = [], threading.Event()
+
+    def look():
+        while not over.wait(0.002):
+            with suppress(FileNotFoundError):
+                seen.append(sum(512 * file.stat().st_blocks for file in folder.rglob("*.*") if file.suffix != ".json"))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        async with disk_engine(tiny_model, "unified", folder, max_bytes=most) as engine:
+            for k in range(40):
+                prompt = [50 + k, *TEXTS[0][:299]]
+                for _ in range(2):
+                    await answer(engine, prompt)
+                await settled(engine)
+            counters = engine.counters()
+    finally:
+        over.set()
+        looking.join()
+    assert counters["disk_written_bytes"] > 2 * most
+    assert counters["disk_evictions"] > 10
+    assert 0 < max(seen) <= most
