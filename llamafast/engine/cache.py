@@ -66,6 +66,8 @@ class PrefixCache:
     go at once.
     """
 
+    brings = False  # whether bytes of what was found may have to be waited for
+
     def __init__(self, budget: int, *, n_cuttable: int = UNLIMITED, in_parts: bool = True) -> None:
         self.budget = budget
         self.n_cuttable = n_cuttable

@@ -113,6 +113,7 @@ class DiskReader:
             if self._folder.locked:
                 self._weigh_others()
             found = [one for one in self._files.scan(self._folder.namespace) if one.is_file]
+            found.sort(key=lambda one: one.used_at)
         except OSError as error:
             logger.warning("disk     cannot list %s: %s", self._folder.namespace, error)
             return

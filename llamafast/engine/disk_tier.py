@@ -41,6 +41,8 @@ class TieredCache(PrefixCache):
     """A PrefixCache over a DiskStore; prefixes of fewer than ``min_tokens`` are not written. Engine thread only, but
     for ``has_news`` and the counts."""
 
+    brings = True
+
     def __init__(
         self, budget: int, store: DiskStore, min_tokens: int, *, n_cuttable: int = UNLIMITED, in_parts: bool = True
     ) -> None:
@@ -341,9 +343,7 @@ class TieredCache(PrefixCache):
     def _lose_all(self, state: State) -> None:
         """Forget a state that is good for nothing, and all that continue it."""
         gone = [one for one in self._states if continues(one, state)]
-        for one in gone:
-            if one.entry is not None:
-                self._entries.leave(one)
-        for one in gone:
-            if one.kept:
-                self._drop(one)
+        for one in (one for one in gone if one.entry is not None):
+            self._entries.leave(one)
+        for one in (one for one in gone if one.kept):
+            self._drop(one)

@@ -62,6 +62,8 @@ class KVTransfer:
 
     def look_ahead(self, waiting: Collection[Sequence]) -> None:
         """Have the saved prefixes brought of those who are to run next, and of nobody else who waits."""
+        if not self._cache.brings:
+            return
         for sequence in waiting:
             if sequence not in self._ahead:
                 parts = self._found(sequence)[0]

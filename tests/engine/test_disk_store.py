@@ -71,6 +71,17 @@ def test_what_comes_first_in_a_list_is_what_others_continue(tmp_path, monkeypatc
     assert [head.depth for head in heads] == sorted(head.depth for head in heads)
 
 
+def test_what_was_used_long_ago_is_listed_before_what_was_used_since(tmp_path):
+    orders = [order_of(k) for k in range(1, 5)]
+    heads = written(tmp_path, *orders)
+    for age, order in enumerate([orders[2], orders[0], orders[3], orders[1]]):
+        (file,) = tmp_path.glob(f"*/{file_name(order.id)}")
+        os.utime(file, (1000 - age, 1000 - age))
+    with driven(tmp_path) as one:
+        told = [entry[0] for event in one.listed() for entry in event.entries]
+    assert told == [heads[orders[k].id] for k in (1, 3, 0, 2)]
+
+
 def test_what_is_deleted_is_gone(tmp_path):
     with driven(tmp_path) as one:
         one.listed()

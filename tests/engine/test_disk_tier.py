@@ -23,6 +23,9 @@ class Clock(SimpleNamespace):
     def monotonic(self):
         return self.now
 
+    def sleep(self, seconds):
+        self.now += seconds
+
 
 @pytest.fixture(autouse=True)
 def little_ram(monkeypatch):
