@@ -50,8 +50,8 @@ class Order(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """Entries that are there, with their own tokens and what their files take; bases come before what continues them, and
-    beside each other those that have not been used for longest. With ``whole`` there are no others."""
+    """Entries that are there, with their own tokens and what their files take; bases come before what continues them,
+    and first those that have not been used for longest. With ``whole`` there are no others."""
 
     entries: list[tuple[Head, array[int], int]]
     whole: bool

@@ -52,6 +52,11 @@ class KVTransfer:
         """Whether all there is to do here is to wait for the bytes of parts."""
         return bool(self._restores) and not self.has_work
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what is saved outlives the process."""
+        return self._cache.brings
+
     def settle(self) -> None:
         """Take note of what threads have brought and written, for a while."""
         self._cache.settle(self._pace.copy_seconds)

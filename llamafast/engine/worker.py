@@ -162,6 +162,11 @@ class Worker:
             except Exception:
                 logger.exception("a round of steps failed")
                 self._recover()
+        if self.transfer.keeps:
+            self._keep_last()
+
+    def _keep_last(self) -> None:
+        """What was running is of use to the next server."""
         try:
             self._end(self.scheduler.running, "cancelled")
             self._release(float("inf"))

@@ -248,3 +248,13 @@ async def test_no_moment_sees_more_bytes_than_may_be_there(tiny_model, tmp_path)
     assert counters["disk_written_bytes"] > 2 * most
     assert counters["disk_evictions"] > 10
     assert 0 < max(seen) <= most
+
+
+async def test_what_runs_when_the_server_ends_is_kept(tiny_model, tmp_path):
+    prompt = TEXTS[0][:300]
+    async with disk_engine(tiny_model, "unified", tmp_path / "disk") as engine:
+        engine.submit(Plan(prompts=(array("i", prompt),), sampling=GREEDY, ignore_eos=True, max_tokens=7000))
+        await until(engine, generated_tokens=20)
+    async with disk_engine(tiny_model, "unified", tmp_path / "disk") as engine:
+        await until(engine, disk_entries=1)
+        assert (await answer(engine, prompt))[1] == 299
