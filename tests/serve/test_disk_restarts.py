@@ -84,6 +84,7 @@ def test_a_prompt_is_found_again_by_the_next_server(tmp_path: Path, tiny_model: 
     assert "Traceback" not in process.log
 
 
+@pytest.mark.heavy
 def test_prompts_after_a_long_warm_up_are_found_as_the_first_ones_were(tmp_path: Path, tiny_model: Any) -> None:
     """More of them than there are sequence ids, ten times over."""
     model = tiny_model("tiny-llama")
