@@ -198,7 +198,7 @@ def test_no_answer_leaves_a_descriptor_open(process, monkeypatch, caplog):
         assert list(Job(b"s", kind).result(process)[0]) == [1.0]
     with pytest.raises(InvalidMedia):
         Asked(process, b"i").result()
-    assert n_open() == before
+    assert n_open() <= before  # who has just been told may not have let go of its own yet
 
 
 @linux_only
@@ -211,7 +211,7 @@ def test_no_death_leaves_a_descriptor_open(process):
         assert job.ended.wait(20)
         Asked(process, b"da").result()
         del job, layout
-    assert n_open() == before
+    assert n_open() <= before  # who has just been told may not have let go of its own yet
 
 
 def medium(letters: bytes) -> Medium:

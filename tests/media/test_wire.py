@@ -33,7 +33,7 @@ def test_what_is_no_message_is_the_end(sent: bytes) -> None:
     del file
     its.close()
     assert wire.receive() is None
-    assert n_descriptors() == before - 1
+    assert n_descriptors() <= before - 1
     wire.close()
 
 
@@ -68,4 +68,4 @@ def test_a_process_that_cannot_be_started_leaves_nothing_open(monkeypatch: pytes
     before = n_descriptors()
     with pytest.raises(OSError, match="no more processes"):
         MediaProcess(begin()).start()
-    assert n_descriptors() == before
+    assert n_descriptors() <= before
