@@ -98,7 +98,10 @@ def test_prompts_after_a_long_warm_up_are_found_as_the_first_ones_were(tmp_path:
     try:
         until(process, "llamafast:disk_cache_entries", 640)
         hits = [cached(ask(process, prompt)) for prompt in prompts]
-        assert hits == [len(prompt) - 1 for prompt in prompts]
+        assert set(hits) <= {0, len(PROMPT) + 1}
+        # nobody waits for a read that a busy machine makes late
+        late = series(process)['llamafast:disk_cache_reads_total{result="late"}']
+        assert hits.count(0) <= late < 0.02 * len(prompts)
     finally:
         process.kill()
         process.wait()
