@@ -152,12 +152,14 @@ DISK_SERIES = (
     Series("disk_writable", "llamafast:disk_cache_writable", "gauge", "1; 0: another process writes, this one reads"),
     Series("disk_write_paused", "llamafast:disk_cache_write_paused", "gauge", "1 for a while after a failed write"),
     Series("disk_queue_bytes", "llamafast:disk_cache_queue_bytes", "gauge", "Bytes on their way to the disk"),
+    Series("disk_oldest_order", "llamafast:disk_cache_oldest_order_seconds", "gauge", "Age of what waits longest"),
     Series("disk_read_bytes", "llamafast:disk_cache_read_bytes_total", "counter", "Bytes of states read"),
     Series("disk_written_bytes", "llamafast:disk_cache_written_bytes_total", "counter", "Bytes of files written"),
     Series("disk_read_seconds", "llamafast:disk_cache_read_seconds", "histogram", "Reading a file"),
     Series("disk_write_seconds", "llamafast:disk_cache_write_seconds", "histogram", "Writing a file"),
     Series("disk_dropped_queue", "llamafast:disk_cache_dropped_total", "counter", DROPPED, ("reason", "queue")),
     Series("disk_dropped_budget", "llamafast:disk_cache_dropped_total", "counter", DROPPED, ("reason", "budget")),
+    Series("disk_dropped_worth", "llamafast:disk_cache_dropped_total", "counter", DROPPED, ("reason", "worth")),
     Series("disk_slow", "llamafast:disk_cache_dropped_total", "counter", DROPPED, ("reason", "slow")),
     Series("disk_evictions", "llamafast:disk_cache_evictions_total", "counter", DELETED, ("reason", "budget")),
     Series("disk_foreign", "llamafast:disk_cache_evictions_total", "counter", DELETED, ("reason", "foreign")),
@@ -165,6 +167,7 @@ DISK_SERIES = (
     Series("disk_orphans", "llamafast:disk_cache_evictions_total", "counter", DELETED, ("reason", "orphan")),
     Series("disk_loads", "llamafast:disk_cache_reads_total", "counter", READ, ("result", "hit")),
     Series("disk_late", "llamafast:disk_cache_reads_total", "counter", READ, ("result", "late")),
+    Series("disk_wasted", "llamafast:disk_cache_reads_total", "counter", READ, ("result", "wasted")),
     Series("disk_load_failures", "llamafast:disk_cache_reads_total", "counter", READ, ("result", "failed")),
 )
 

@@ -9,6 +9,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memcpy
 
 from .context cimport Context
+from .cost cimport cost_fit
 from .headers.atomic cimport shared_load, shared_store
 from .headers.clock cimport now
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_memory_seq_pos_max, llama_memory_seq_rm
@@ -76,6 +77,15 @@ cdef class Runner:
     def spare(self):
         """Seconds that others may compute or copy before the next step."""
         return self.step.spare
+
+    @property
+    def row_seconds(self):
+        """What a row of a step takes, about; 0 before the first one."""
+        cdef double fixed, per_row
+        if self.step.quota.cost.rows == 0:
+            return 0.0
+        cost_fit(&self.step.quota.cost, &fixed, &per_row)
+        return per_row
 
     def since_last_step(self):
         """Seconds since the last step finished. Any thread."""

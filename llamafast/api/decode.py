@@ -91,7 +91,8 @@ def _has_surrogate(body: bytes) -> bool:
 def convert(tree: object, decoder: msgspec.json.Decoder[T]) -> T:
     """What ``parse`` gave, as the type of ``decoder``. Raises InvalidRequest: a wrong type or range."""
     try:
-        return msgspec.convert(tree, decoder.type)
+        converted: T = msgspec.convert(tree, decoder.type)
+        return converted
     except msgspec.ValidationError as error:
         raise _invalid_field(str(error)) from error
 

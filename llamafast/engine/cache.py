@@ -86,13 +86,14 @@ class PrefixCache:
     def cuts_anywhere(self) -> bool:
         return self.n_cuttable == UNLIMITED
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[str, float]:
         """What is kept, and what was done since the start. Any thread."""
-        return {
+        counts: dict[str, float] = {
             "cache_states": self.n_states,
             "cache_checkpoints": self.n_checkpoints,
             "cache_bytes": self.used_bytes,
-        } | self._counts
+        }
+        return counts | self._counts
 
     def find(self, tokens: array[int], salt: bytes, more_than: int) -> list[Part]:
         """The parts that make most of ``tokens``, in order; none where they are not worth more than ``more_than``.

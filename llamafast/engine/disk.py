@@ -16,9 +16,10 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from llamafast.engine.disk_entry import Head
-from llamafast.engine.disk_events import DiskRoom, Event, Order
+from llamafast.engine.disk_events import Event, Order
 from llamafast.engine.disk_folder import DiskFolder
 from llamafast.engine.disk_reader import DiskReader
+from llamafast.engine.disk_room import DiskRoom
 from llamafast.engine.disk_writer import DiskWriter
 from llamafast.engine.types import Histogram
 
@@ -39,7 +40,7 @@ class DiskStore:
         self._on_news = on_news
         self._events: deque[Event] = deque()
         self._counts: Counter[str] = Counter()
-        self._room = DiskRoom(max_bytes)
+        self._room = DiskRoom(folder, max_bytes, self._counts)
         self._reader = DiskReader(folder, self._room, self._tell, self._counts)
         self._writer = DiskWriter(folder, self._room, self._tell, self._counts, self._reader.known)
 
@@ -64,7 +65,7 @@ class DiskStore:
 
     @property
     def elsewhere(self) -> int:
-        """Bytes of other namespaces."""
+        """Bytes of other namespaces that stay."""
         return self._room.elsewhere
 
     @property
@@ -77,12 +78,13 @@ class DiskStore:
         return time.monotonic() < self._writer.paused_until
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[str, float]:
         return {name: self._counts[name] for name in COUNTED} | {
             "disk_bytes": self._room.used_bytes,
             "disk_max_bytes": self.max_bytes,
             "disk_writable": int(self.writable),
             "disk_write_paused": int(self.write_paused),
+            "disk_oldest_order": max(0.0, time.monotonic() - min(self._reader.waits_since, self._writer.waits_since)),
         }
 
     @property
@@ -117,6 +119,11 @@ class DiskStore:
         """An entry was of use; nothing where another process writes."""
         if self.folder.locked:
             self._writer.touch(id)
+
+    def set_aside(self) -> None:
+        """What is there is no use: begin without it. Nothing where another process writes."""
+        if self.folder.locked:
+            self._writer.set_aside()
 
     def _tell(self, event: Event) -> None:
         self._events.append(event)

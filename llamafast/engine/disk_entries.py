@@ -86,6 +86,12 @@ class DiskEntries:
         """It was of use, or is new."""
         entry.priority = self._worth(state, entry.n_bytes)
 
+    def devalue(self, state: State) -> None:
+        """It is worth nothing until it is of use again."""
+        entry: Entry = state.entry
+        entry.priority, entry.waits = self._age, False
+        self.wait(state)
+
     def wait(self, state: State) -> None:
         """Put it among those that may be evicted, if it may be."""
         entry: Entry | None = state.entry
@@ -151,14 +157,14 @@ def _may_go(state: State, entry: Entry) -> bool:
     return not entry.n_heirs and (state.saved is not None or not state.n_heirs)
 
 
-def order_of(state: State, id: str, path: array[int], root: bytes) -> Order:
+def order_of(state: State, id: str, path: array[int], root: bytes, *, again: bool) -> Order:
     """To write a state that has these tokens and its bytes; what it continues has an entry."""
     depth, part = 0, state.base
     while part is not None:
         depth, part = depth + 1, part.base
     assert state.saved is not None
     continued = "" if state.base is None else state.base.entry.id
-    return Order(id, continued, root.hex(), state.start, depth, path[state.start :], state.saved)
+    return Order(id, continued, root.hex(), state.start, depth, path[state.start :], state.saved, again)
 
 
 def continues(state: State, other: State) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from array import array
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +14,7 @@ SECONDS_BOUNDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 class Order(NamedTuple):
-    """A state to be written: see ``Head``."""
+    """A state to be written: see ``Head``. ``again``: the disk was full, and has some room now."""
 
     id: str
     base: str
@@ -24,6 +23,7 @@ class Order(NamedTuple):
     depth: int
     tokens: array[int]
     state: bytes | memoryview
+    again: bool = False
 
     @property
     def at(self) -> int:
@@ -58,7 +58,8 @@ class Listed(NamedTuple):
 
 
 class Written(NamedTuple):
-    """An order was carried out, or not; ``full``: for want of room on the disk."""
+    """An order was carried out, or not; ``full``: for want of room on the disk, and worth another try when there is
+    some."""
 
     id: str
     head: Head | None
@@ -77,42 +78,6 @@ class Brought(NamedTuple):
 
 Event = Listed | Written | Brought
 Tell = Callable[[Event], None]
-
-
-class DiskRoom:
-    """What the files of all namespaces take, at most ``max_bytes``. Thread-safe."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.elsewhere = 0  # in other namespaces
-        self.used_bytes = 0
-        self._sizes: dict[str, int] = {}
-        self._lock = threading.Lock()
-
-    def weigh_others(self, n_bytes: int) -> None:
-        with self._lock:
-            self.used_bytes += n_bytes - self.elsewhere
-            self.elsewhere = n_bytes
-
-    def found(self, id: str, n_bytes: int) -> None:
-        """A file is there."""
-        with self._lock:
-            self.used_bytes += n_bytes - self._sizes.pop(id, 0)
-            self._sizes[id] = n_bytes
-
-    def reserve(self, id: str, n_bytes: int) -> bool:
-        """Whether there is room for a file, which is going to be written."""
-        with self._lock:
-            if self.used_bytes + n_bytes > self.max_bytes:
-                return False
-            self.used_bytes += n_bytes
-            self._sizes[id] = n_bytes
-            return True
-
-    def release(self, id: str) -> None:
-        """A file is there no more."""
-        with self._lock:
-            self.used_bytes -= self._sizes.pop(id, 0)
 
 
 class Seconds:

@@ -20,7 +20,7 @@ from llamafast.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_NAMESPACE = re.compile(r"[0-9a-f]{16}")
+_NAMESPACE = re.compile(r"[0-9a-f]{16}(\.bad)?")
 _ABOUT, _LOCK = "namespace.json", "lock"
 _MAX_ABOUT = 2**20
 
@@ -102,6 +102,26 @@ class DiskFolder:
                     if stat.S_ISDIR(self.files.status(self._path / one.name).st_mode):
                         places.append(self._path / one.name)
         return places
+
+    def is_held(self, place: Path) -> bool:
+        """Whether another process writes there, or nobody can tell."""
+        try:
+            lock = self.files.lock(place / _LOCK)
+        except OSError:
+            return True
+        if lock is not None:
+            self.files.close(lock)
+        return lock is None
+
+    def set_aside(self) -> Path:
+        """Begin an empty namespace; where the one before is now, until there is no room for it. Raises OSError."""
+        place = self._path / f"{self.name}.bad"
+        with suppress(FileNotFoundError):
+            self.files.status(place)
+            self.remove(place)
+        self.files.rename(self.namespace, place)
+        self.restore()
+        return place
 
     def remove(self, place: Path) -> bool:
         """Delete another namespace, of which only what has the names of ours goes; False while somebody writes there,

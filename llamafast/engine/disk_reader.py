@@ -9,7 +9,7 @@ import time
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from llamafast.engine.disk_entry import (
@@ -22,8 +22,9 @@ from llamafast.engine.disk_entry import (
     parse_head,
     tokens_of,
 )
-from llamafast.engine.disk_events import Brought, DiskRoom, Listed, Seconds, Tell
+from llamafast.engine.disk_events import Brought, Listed, Seconds, Tell
 from llamafast.engine.disk_folder import DiskFolder
+from llamafast.engine.disk_room import DiskRoom
 from llamafast.engine.files import BLOCK, SLICE, Found, give_way, in_blocks
 from llamafast.engine.pages import Pages
 
@@ -52,7 +53,8 @@ class DiskReader:
         self._room = room
         self._tell = tell
         self._counts = counts
-        self._wanted: OrderedDict[str, Head] = OrderedDict()
+        self._wanted: OrderedDict[str, tuple[float, Head]] = OrderedDict()
+        self._since: float | None = None  # when what is being read was asked for
         self._wakes = threading.Condition()
         self._pages = Pages()
         self._closing = self._listed = False
@@ -65,12 +67,18 @@ class DiskReader:
 
     def read(self, head: Head) -> None:
         with self._wakes:
-            self._wanted[head.id] = head
+            self._wanted[head.id] = time.monotonic(), head
             self._wakes.notify()
 
     def withdraw(self, id: str) -> bool:
         with self._wakes:
             return self._wanted.pop(id, None) is not None
+
+    @property
+    def waits_since(self) -> float:
+        """When the oldest of what is asked for was; inf where nothing is."""
+        with self._wakes:
+            return self._since or next((asked_at for asked_at, _ in self._wanted.values()), float("inf"))
 
     @property
     def is_listing(self) -> bool:
@@ -95,9 +103,10 @@ class DiskReader:
                     self._wakes.wait(LOOK_SECONDS if self._looks_again else None)
                 if self._closing:
                     return
-                head = self._wanted.popitem(last=False)[1] if self._wanted else None
+                self._since, head = self._wanted.popitem(last=False)[1] if self._wanted else (None, None)
             if head is not None:
                 self._tell(self._brought(head))
+                self._since = None
             if self._looks_again and time.monotonic() - looked_at >= LOOK_SECONDS:
                 self._list()
                 looked_at = time.monotonic()
@@ -110,10 +119,10 @@ class DiskReader:
     def _list(self) -> None:
         """Tell of what is there and was not told of yet."""
         try:
-            if self._folder.locked:
-                self._weigh_others()
             found = [one for one in self._files.scan(self._folder.namespace) if one.is_file]
             found.sort(key=lambda one: one.used_at)
+            if self._folder.locked:
+                self._room.weigh_others(sum(one.n_bytes for one in found if NAME.fullmatch(one.name)))
         except OSError as error:
             logger.warning("disk     cannot list %s: %s", self._folder.namespace, error)
             return
@@ -132,27 +141,6 @@ class DiskReader:
             self._tell(Listed(entries[i : i + LISTED_AT_ONCE], whole=False))
         self._tell(Listed([], whole=True))
         self._listed = True
-
-    def _weigh_others(self) -> None:
-        """What other namespaces take; those that have not been used for longest go where that is too much."""
-        own = sum(one.n_bytes for one in self._files.scan(self._folder.namespace) if NAME.fullmatch(one.name))
-        others = self._others()
-        for _, place, _ in others:
-            if sum(n_bytes for _, _, n_bytes in others) + own <= self._room.max_bytes:
-                break
-            self._counts["disk_foreign"] += self._folder.remove(place)
-            others = self._others()
-        self._room.weigh_others(sum(n_bytes for _, _, n_bytes in others))
-
-    def _others(self) -> list[tuple[float, Path, int]]:
-        """When other namespaces were last used, and their bytes; the oldest first."""
-        others = []
-        for place in self._folder.others():
-            with suppress(OSError):  # gone meanwhile, or not ours to read
-                found = list(self._files.scan(place))
-                used_at = max((one.used_at for one in found), default=0.0)
-                others.append((used_at, place, sum(one.n_bytes for one in found)))
-        return sorted(others)
 
     def _looked_at(self, id: str, found: Found) -> list[tuple[Head, array[int], int]]:
         """An entry, or none where the file is no such; then it goes."""

@@ -9,58 +9,71 @@ traffic without a hit writes next to nothing. On the disk, as in RAM, what is ch
 
 from __future__ import annotations
 
+import logging
 import time
 from array import array
+from collections.abc import Callable
 
 from llamafast._core.context import UNLIMITED
 from llamafast._core.states import State
 from llamafast.engine.cache import Part, PrefixCache
-from llamafast.engine.disk import DiskStore, new_id
-from llamafast.engine.disk_entries import DiskEntries, Entry, continues, index_bytes, order_of
+from llamafast.engine.disk import DiskStore
+from llamafast.engine.disk_admission import DiskAdmission
+from llamafast.engine.disk_entries import DiskEntries, Entry, continues, index_bytes
 from llamafast.engine.disk_entry import Head
 from llamafast.engine.disk_events import Brought, Listed, Written
-from llamafast.engine.disk_traffic import DiskTraffic, Ghosts
+from llamafast.engine.disk_traffic import DiskTraffic
 from llamafast.engine.prefix_key import is_private
+
+logger = logging.getLogger(__name__)
 
 # Of RAM, whatever its budget: states go to the disk and come from there through it.
 LEAST_RAM = 256 * 2**20
-# While nobody computes so many are ordered at a time: whoever comes then does not wait behind more.
-IDLE_BYTES = 32 * 10**6
 # The part of RAM that the tokens of what is on the disk alone may take.
 INDEX_SHARE = 10
+# llama.cpp takes none of so many states in a row that it has written itself: it is another one than the folder says.
+REFUSALS = 3
 # Between two looks whether all that is on the disk is known, at the end.
 CLOSING_SECONDS = 0.002
 
 COUNTED = (
-    "disk_hits", "disk_save_requests", "disk_loads", "disk_load_failures", "disk_save_failures", "disk_tokens_loaded",
-    "prefix_hits_disk", "disk_late", "disk_dropped_queue", "disk_dropped_budget", "disk_orphans",
+    "disk_hits", "disk_loads", "disk_load_failures", "disk_save_failures", "disk_tokens_loaded", "prefix_hits_disk",
+    "disk_late", "disk_wasted", "disk_orphans",
 )  # fmt: skip
 
 
 class TieredCache(PrefixCache):
-    """A PrefixCache over a DiskStore; prefixes of fewer than ``min_tokens`` are not written. Engine thread only, but
-    for ``has_news`` and the counts."""
+    """A PrefixCache over a DiskStore; prefixes of fewer than ``min_tokens`` are not written, nor what is not back much
+    sooner than computed, by ``row_seconds``. Engine thread only, but for ``has_news`` and the counts."""
 
     brings = True
 
     def __init__(
-        self, budget: int, store: DiskStore, min_tokens: int, *, n_cuttable: int = UNLIMITED, in_parts: bool = True
+        self,
+        budget: int,
+        store: DiskStore,
+        min_tokens: int,
+        *,
+        row_seconds: Callable[[], float] = float,
+        n_cuttable: int = UNLIMITED,
+        in_parts: bool = True,
     ) -> None:
         super().__init__(max(budget, LEAST_RAM), n_cuttable=n_cuttable, in_parts=in_parts)
         self._store = store
         self._min_tokens = min_tokens
         self._states: set[State] = set()
         self._entries = DiskEntries(self._left)
-        # in RAM alone, and may be written; whether it is to be while nobody computes
-        self._unwritten: dict[State, bool] = {}
-        self._ghosts = Ghosts()
-        self._listed = False
-        self._traffic = DiskTraffic(store, self.budget // 2)
+        self._traffic = DiskTraffic(store, self.budget // 2, row_seconds)
+        self._admission = DiskAdmission(
+            store, self._tree, self._entries, self._traffic, cuts_anywhere=self.cuts_anywhere
+        )
+        self._candidates = self._admission.candidates
+        self._n_refused = 0  # in a row, of what had just come from the disk
         self._n_bare = 0  # states whose bytes are on the disk alone
         self._tiers = dict.fromkeys(COUNTED, 0)
 
-    def counts(self) -> dict[str, int]:
-        counts = super().counts() | self._tiers | self._store.counts
+    def counts(self) -> dict[str, float]:
+        counts = super().counts() | self._tiers | self._admission.counts | self._store.counts
         counts["cache_states"] -= self._n_bare
         counts["disk_entries"] = len(self._entries.by_id) - self._traffic.n_queued
         counts["disk_evictions"] = self._entries.n_evicted
@@ -78,8 +91,8 @@ class TieredCache(PrefixCache):
         for part in found:
             entry: Entry | None = part.state.entry
             if entry is None:
-                if part.state in self._unwritten:
-                    self._write(part.state)
+                if part.state in self._candidates:
+                    self._admission.write(part.state)
                 continue
             self._entries.value(part.state, entry)
             self._traffic.touch(entry)
@@ -101,10 +114,9 @@ class TieredCache(PrefixCache):
         state = super().put(tokens, salt, saved)
         if state.kept:
             self._states.add(state)
-            if not is_private(salt) and state.stop >= self._min_tokens:
-                self._unwritten[state] = True
-                if self._ghosts.take(tokens, self._root(salt)):
-                    self._write(state)
+            is_candidate = not is_private(salt) and state.stop >= self._min_tokens
+            if is_candidate and self._candidates.add(state, tokens, self._root(salt)):
+                self._admission.write(state)
         return state
 
     def let_go(self, state: State) -> None:
@@ -121,14 +133,23 @@ class TieredCache(PrefixCache):
         entry: Entry | None = state.entry
         if entry is not None and entry.fresh:
             entry.fresh = False
+            self._n_refused = 0
             self._tiers["prefix_hits_disk"] += n_tokens
 
     def refused(self, state: State) -> None:
         """What has just come from the disk would be refused again, and so would what continues it; else it may be that
         there were no cells."""
-        if state.kept and state.entry is not None and state.entry.fresh:
-            self._tiers["disk_load_failures"] += 1
+        if not (state.kept and state.entry is not None and state.entry.fresh):
+            return
+        self._tiers["disk_load_failures"] += 1
+        self._n_refused += 1
+        if self._n_refused < REFUSALS:
             self._lose_all(state)
+            return
+        logger.error("disk     llama.cpp refuses what it has written: it is set aside")
+        self._n_refused = 0
+        self._store.set_aside()
+        self.clear()
 
     def clear(self) -> int:
         n_bytes = self.used_bytes
@@ -137,7 +158,7 @@ class TieredCache(PrefixCache):
         for state in list(self._states):
             self._drop(state)
         self._leaves.clear()
-        self._ghosts = Ghosts()
+        self._candidates.forget()
         return n_bytes
 
     @property
@@ -151,7 +172,7 @@ class TieredCache(PrefixCache):
                 case Listed(entries, whole):
                     for head, tokens, n_bytes in entries:
                         self._adopt(head, tokens, n_bytes)
-                    self._listed = self._listed or whole
+                    self._admission.listed |= whole
                     self._fit_index()
                 case Written(id, head, full):
                     self._written(id, head, full)
@@ -162,28 +183,17 @@ class TieredCache(PrefixCache):
 
     @property
     def wants_idle(self) -> bool:
-        able = self._store.writable and self._listed and not self._store.write_paused and not self._traffic.n_queued
-        return able and any(self._unwritten.values())
+        return self._admission.wants_idle
 
     def settle_idle(self) -> None:
-        """Write what is worth most of what is in RAM alone."""
-        if not self.wants_idle:
-            return
-        for state in sorted(self._unwritten, key=lambda state: -state.priority):
-            if self._unwritten.get(state):
-                self._unwritten[state] = False  # whatever comes of it: one try
-                self._write(state)
-            if self._traffic.queued_bytes >= IDLE_BYTES:
-                return
+        self._admission.write_idle()
 
     def close(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while (self._store.is_listing or self._store.has_news) and time.monotonic() < until:
             self.settle(seconds)
             time.sleep(CLOSING_SECONDS)
-        if self._store.writable and self._listed:
-            for state in sorted(self._unwritten, key=lambda state: -state.priority):
-                self._write(state, limited=False)
+        self._admission.write_rest()
         self._store.close(seconds)
 
     def _adopt(self, head: Head, tokens: array[int], n_bytes: int) -> None:
@@ -208,7 +218,7 @@ class TieredCache(PrefixCache):
         elif state.entry is not None or state.start != head.start or state.base is not base:
             self._store.delete(head.id)
             return
-        self._unwritten.pop(state, None)
+        self._candidates.discard(state)
         self._entries.enter(state, Entry(head.id, n_bytes, head))
         self._entries.wait(state)
 
@@ -223,16 +233,19 @@ class TieredCache(PrefixCache):
             entry.head = head
             self._entries.wait(state)
             self._fit_index()
+            if not self.in_parts:
+                self._admission.supersede(state)
             return
         self._tiers["disk_save_failures"] += 1
         if state.saved is None:
             assert saved is not None, "it was being written"
             self._fill(state, saved)
         self._entries.leave(state)
-        self._unwritten[state] = False
-        self._shrink()
+        self._candidates.add_tried(state)
         if full:
             self._entries.shrink(self._entries.n_bytes * 9 // 10, self.budget)
+            self._admission.write(state, limited=False, again=True)
+        self._shrink()
 
     def _brought(self, event: Brought) -> None:
         state = self._entries.by_id.get(event.id)
@@ -265,21 +278,23 @@ class TieredCache(PrefixCache):
         self._wait(state)
 
     def _lose(self, state: State) -> None:
-        if state.uses > 1 and self._unwritten.get(state):
-            self._write(state)
+        if state.uses > 1 and self._candidates.is_untried(state):
+            self._admission.write(state)
         if state.entry is not None:
+            self._tiers["disk_wasted"] += state.entry.fresh
+            state.entry.fresh = False
             self.used_bytes -= state.empty()
             self._n_bare += 1
             self._leave_base(state)
             self._entries.wait(state)
             return
-        if state in self._unwritten:
-            self._ghosts.add(*self._tree.tokens(state))
+        if state in self._candidates:
+            self._candidates.lose(*self._tree.tokens(state))
         self._drop(state)
 
     def _drop(self, state: State) -> None:
         self._states.discard(state)
-        self._unwritten.pop(state, None)
+        self._candidates.discard(state)
         self._n_bare -= state.saved is None
         super()._drop(state)
 
@@ -292,43 +307,10 @@ class TieredCache(PrefixCache):
     def _root(self, salt: bytes) -> bytes:
         return self._store.folder.root(salt)
 
-    def _write(self, state: State, *, limited: bool = True) -> None:
-        """Have a state written, and before it what it continues."""
-        chain: list[State] = []
-        part: State | None = state
-        while part is not None and part.entry is None:
-            chain.append(part)
-            part = part.base
-        for one in reversed(chain):
-            if not self._write_one(one, limited):
-                return
-
-    def _write_one(self, state: State, limited: bool) -> bool:
-        """Whether it is on its way."""
-        saved = state.saved
-        if saved is None or not (self._store.writable and self._listed):
-            return False
-        if limited and not self._traffic.takes(len(saved)):
-            self._tiers["disk_dropped_queue"] += 1
-            return False
-        order = order_of(state, new_id(), *self._tree.tokens(state))
-        if not self._entries.make_room(state, order.file_bytes, self._most):
-            self._tiers["disk_dropped_budget"] += 1
-            return False
-        self._unwritten.pop(state, None)
-        self._entries.enter(state, Entry(order.id, order.file_bytes, None, saved))
-        self._tiers["disk_save_requests"] += 1
-        self._traffic.write(order)
-        return True
-
     def _fit_index(self) -> None:
         """What was found is too much for RAM, or for the folder."""
-        self._entries.shrink(self._most if self._listed else self._entries.n_bytes, self.budget // INDEX_SHARE)
-
-    @property
-    def _most(self) -> int:
-        """Bytes that other namespaces leave for this one."""
-        return self._store.max_bytes - self._store.elsewhere
+        most = self._admission.most_bytes if self._admission.listed else self._entries.n_bytes
+        self._entries.shrink(most, self.budget // INDEX_SHARE)
 
     def _left(self, state: State, entry: Entry) -> None:
         """Its entry goes."""
@@ -336,7 +318,7 @@ class TieredCache(PrefixCache):
         self._traffic.written(entry.id)
         self._traffic.come(entry)
         if state.saved is not None:
-            self._unwritten[state] = False
+            self._candidates.add_tried(state)
         elif state.kept:
             self._drop(state)
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from array import array
-from collections import OrderedDict
+from collections.abc import Callable
 
 from llamafast.engine.disk import DiskStore
 from llamafast.engine.disk_entries import Entry
 from llamafast.engine.disk_events import Order
-from llamafast.engine.prefix_key import digest_of
 
 # States on their way to the disk, which are kept for that beside the budget of RAM; bytes on their way from there,
 # within it.
@@ -21,20 +19,26 @@ LONG_AGO = float("-inf")
 TOUCH_SECONDS = 60.0
 # How much the last read counts.
 RATE_WEIGHT = 0.2
-# Of what was lost unwritten, so many are known again.
-GHOSTS = 2**16
+# From so many bytes on reading is a matter of how fast the disk is. It is worth it where it takes this share of what
+# computing takes.
+SIZEABLE, WORTH = 2**20, 0.5
 
 
 class DiskTraffic:
-    """Orders to a DiskStore, and what is asked of it: at most ``most_asked`` bytes at once, but always one."""
+    """Orders to a DiskStore, and what is asked of it: at most ``most_asked`` bytes at once, but always one.
 
-    def __init__(self, store: DiskStore, most_asked: int) -> None:
+    ``row_seconds`` is what computing a token takes, 0 where that is not known yet.
+    """
+
+    def __init__(self, store: DiskStore, most_asked: int, row_seconds: Callable[[], float]) -> None:
         self._store = store
+        self._row_seconds = row_seconds
         self._most_asked = min(READ_BYTES, most_asked)
         self._queue: dict[str, int] = {}  # bytes by id
         self.queued_bytes = 0
         self.asked_bytes = 0
         self._rate = FIRST_RATE
+        self._is_known = False  # how fast it is
 
     @property
     def n_queued(self) -> int:
@@ -43,6 +47,13 @@ class DiskTraffic:
     def takes(self, n_bytes: int) -> bool:
         """Whether a state of so many bytes may be ordered to be written."""
         return not self._queue or (self.queued_bytes + n_bytes <= QUEUE_BYTES and len(self._queue) < QUEUE_STATES)
+
+    def pays(self, n_bytes: int, n_tokens: int) -> bool:
+        """Whether a state of so many bytes will be back much sooner than its tokens are computed."""
+        compute_seconds = n_tokens * self._row_seconds()
+        if n_bytes < SIZEABLE or not self._is_known or not compute_seconds:
+            return True
+        return n_bytes / self._rate <= WORTH * compute_seconds
 
     def write(self, order: Order) -> None:
         self._queue[order.id] = len(order.state)
@@ -99,28 +110,7 @@ class DiskTraffic:
 
     def learn(self, n_bytes: int, seconds: float) -> None:
         """Reading so many bytes took so long."""
+        if n_bytes < SIZEABLE:
+            return
+        self._is_known = True
         self._rate += RATE_WEIGHT * (n_bytes / max(seconds, 1e-4) - self._rate)
-
-
-class Ghosts:
-    """Which prefixes were lost unwritten, by their digests: what is computed again is worth writing at once."""
-
-    def __init__(self) -> None:
-        self._digests: OrderedDict[int, None] = OrderedDict()
-
-    def add(self, tokens: array[int], root: bytes) -> None:
-        self._digests[_digest(tokens, root)] = None
-        if len(self._digests) > GHOSTS:
-            self._digests.popitem(last=False)
-
-    def take(self, tokens: array[int], root: bytes) -> bool:
-        """Whether it was one, which is none from now on."""
-        digest = _digest(tokens, root)
-        if digest not in self._digests:
-            return False
-        del self._digests[digest]
-        return True
-
-
-def _digest(tokens: array[int], root: bytes) -> int:
-    return digest_of(root + tokens.tobytes())

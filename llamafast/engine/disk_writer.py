@@ -10,8 +10,9 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from llamafast.engine.disk_entry import Checksum, Head, encode_head, file_name, unfinished_name
-from llamafast.engine.disk_events import DiskRoom, Order, Seconds, Tell, Written
+from llamafast.engine.disk_events import Order, Seconds, Tell, Written
 from llamafast.engine.disk_folder import DiskFolder
+from llamafast.engine.disk_room import DiskRoom
 from llamafast.engine.files import SLICE, give_way
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ PAUSE, LONGEST_PAUSE = 60.0, 600.0
 
 
 class DiskWriter:
-    """``write``, ``delete``, ``touch`` and ``close`` may be called by any thread."""
+    """``write``, ``delete``, ``touch``, ``set_aside`` and ``close`` may be called by any thread."""
 
     def __init__(self, folder: DiskFolder, room: DiskRoom, tell: Tell, counts: Counter[str], known: set[str]) -> None:
         self.seconds = Seconds()
@@ -37,7 +38,8 @@ class DiskWriter:
         self._tell = tell
         self._counts = counts
         self._known = known
-        self._orders: deque[Callable[[], None]] = deque()
+        self._orders: deque[tuple[float, Callable[[], None]]] = deque()
+        self._since: float | None = None  # when what is being carried out was ordered
         self._wakes = threading.Condition()
         self._closing = False
         self._until = float("inf")
@@ -59,6 +61,15 @@ class DiskWriter:
     def touch(self, id: str) -> None:
         self._order(lambda: self._files.touch(self._folder.path(id)))
 
+    def set_aside(self) -> None:
+        self._order(self._set_aside)
+
+    @property
+    def waits_since(self) -> float:
+        """When the oldest of what is ordered was; inf where nothing is."""
+        with self._wakes:
+            return self._since or next((ordered_at for ordered_at, _ in self._orders), float("inf"))
+
     def close(self, seconds: float) -> None:
         """Begin no order after so long; returns when it has ended."""
         with self._wakes:
@@ -70,18 +81,19 @@ class DiskWriter:
 
     def _order(self, carry_out: Callable[[], None]) -> None:
         with self._wakes:
-            self._orders.append(carry_out)
+            self._orders.append((time.monotonic(), carry_out))
             self._wakes.notify()
 
     def _run(self) -> None:
         give_way()
         while True:
             with self._wakes:
+                self._since = None
                 while not self._orders and not self._closing:
                     self._wakes.wait()
                 if not self._orders or time.monotonic() > self._until:
                     return
-                carry_out = self._orders.popleft()
+                self._since, carry_out = self._orders.popleft()
             try:
                 carry_out()
             except FileNotFoundError:
@@ -98,11 +110,14 @@ class DiskWriter:
                 self._pause = PAUSE
                 self.seconds.add(time.monotonic() - began)
         except (OSError, MemoryError) as error:
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            logger.warning("disk     cannot write: %s; the next try is in %.0f s", error, self._pause)
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not order.again
             self._counts["disk_failures"] += 1
-            self.paused_until = time.monotonic() + self._pause
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            if full:
+                logger.warning("disk     cannot write: %s; a tenth of what is there makes room", error)
+            else:
+                logger.warning("disk     cannot write: %s; the next try is in %.0f s", error, self._pause)
+                self.paused_until = time.monotonic() + self._pause
+                self._pause = min(2 * self._pause, LONGEST_PAUSE)
         finally:
             if head is None:
                 self._failed.add(order.id)
@@ -158,3 +173,7 @@ class DiskWriter:
     def _delete(self, id: str) -> None:
         if self._folder.unlink(file_name(id)):
             self._room.release(id)
+
+    def _set_aside(self) -> None:
+        self._failed |= self._known
+        self._room.set_aside(self._folder.set_aside())

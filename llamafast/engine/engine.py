@@ -49,7 +49,8 @@ logger = logging.getLogger(__name__)
 # what the core's ways to finish mean on the wire
 FINISH_REASONS: dict[int, FinishReason | None] = {FINISH_NONE: None, FINISH_STOP: "stop", FINISH_LENGTH: "length"}
 
-
+# Seconds that keeping prefixes may take at the end.
+LEAST_KEEPING, MOST_KEEPING = 1.0, 5.0
 # Choices of a request, the upper bounds of their distribution.
 CHOICES_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
@@ -105,7 +106,14 @@ class Engine:
         else:
             self._disk = DiskStore(disk, config.disk_cache.max_bytes, lambda: self._worker.wake())
             least = config.disk_cache.min_tokens
-            cache = TieredCache(cache_bytes, self._disk, least, n_cuttable=n_cuttable, in_parts=in_parts)
+            cache = TieredCache(
+                cache_bytes,
+                self._disk,
+                least,
+                row_seconds=lambda: runner.row_seconds,
+                n_cuttable=n_cuttable,
+                in_parts=in_parts,
+            )
         self._embeddings = None if embedder is None else EmbeddingQueue(embedder, self._settle_from_worker)
         transfer = KVTransfer(runner, cache, pace)
         self._worker = Worker(runner, scheduler, transfer, self._fail_from_worker, pace, self._embeddings, encoder)
@@ -120,8 +128,10 @@ class Engine:
             self._loop.call_soon(self._disk.start)
 
     async def close(self, drain_seconds: float = 0.0) -> None:
-        """Refuse new work, give running work ``drain_seconds`` to finish, cancel the rest, stop the thread."""
+        """Refuse new work, give running work ``drain_seconds`` to finish, cancel the rest, stop the thread. What was
+        computed has what is left of that time to reach the disk, between LEAST_KEEPING and MOST_KEEPING."""
         self._closing = True
+        until = monotonic() + drain_seconds
         with suppress(TimeoutError):
             await asyncio.wait_for(self._limits.empty.wait(), drain_seconds)
         shutdown = EngineUnavailable("the server is shutting down")
@@ -131,7 +141,7 @@ class Engine:
                 reset.set_exception(shutdown)
         if self._worker.encoder is not None:
             await asyncio.to_thread(self._worker.encoder.close)
-        await asyncio.to_thread(self._worker.close)
+        await asyncio.to_thread(self._worker.close, min(max(until - monotonic(), LEAST_KEEPING), MOST_KEEPING))
         await asyncio.to_thread(self._masking.close)
         self._loop.remove_reader(self._wake_read)
         os.close(self._wake_read)

@@ -28,7 +28,7 @@ class KVTransfer:
         self._ahead: dict[Sequence, Parts] = {}
         self._counts = {"lookup_failures": 0, "save_failures": 0, "restore_failures": 0}
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[str, float]:
         """Any thread."""
         return self._cache.counts() | self._counts
 

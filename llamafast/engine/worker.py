@@ -34,8 +34,6 @@ LOOKED_AHEAD = 4
 IDLE_SECONDS = 1.0
 # Who waits for bytes of a prefix has it looked at so often whether they are late.
 LATE_SECONDS = 0.05
-# What keeping prefixes may take at the end.
-KEEPING_SECONDS = 5.0
 # Between two tries to start afresh.
 RESET_SECONDS = 0.1
 
@@ -83,11 +81,12 @@ class Worker:
     def start(self) -> None:
         self._thread.start()
 
-    def close(self) -> None:
-        """Stop after the current step; returns when the thread has ended and what outlives it is kept."""
+    def close(self, keeping_seconds: float = 0.0) -> None:
+        """Stop after the current step; returns when the thread has ended and what outlives it is kept, which may take
+        so long."""
         self._orders.close()
         self._thread.join()
-        self.transfer.close(KEEPING_SECONDS)
+        self.transfer.close(keeping_seconds)
 
     def enqueue(self, arrival: Arrival[Sequence]) -> None:
         """Any thread, before a ``wake``."""

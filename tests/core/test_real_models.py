@@ -40,10 +40,14 @@ def test_sixteen_together_say_what_each_says_alone(real_model, settings):
     before all have said eight."""
     rig = Rig(real_model, n_ctx=4096, n_seq_max=N, flash_attn_type=1, n_batch=2048, target_itl=100.0, **settings)
     together = tell(rig, *(told_of(rig, prompt, tag) for tag, prompt in enumerate(prompts(rig))), n_top=3)
+    n_compared = 0
     for tag, prompt in enumerate(prompts(rig)):
         rig.context.clear()
-        alone = tell(rig, told_of(rig, prompt, tag, max_tokens=8), n_top=3)[tag]
-        assert alone[2] == together[tag][2][:8]
+        (_, _, alone) = tell(rig, told_of(rig, prompt, tag, max_tokens=8), n_top=3)[tag]
+        # an end that is ignored has no text, and so no log probability: of eight tokens there may be fewer
+        assert alone == together[tag][2][: len(alone)]
+        n_compared += len(alone)
+    assert n_compared > 6 * N
     rig.close()
 
 

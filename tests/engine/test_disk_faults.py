@@ -81,13 +81,43 @@ def test_after_a_write_that_failed_there_is_a_pause(tmp_path, files, monkeypatch
         one.listed()
         (head,) = one.write_all([order_of(0)]).values()
         assert not one.store.write_paused
-        assert failing(one, files, 1, room=0).full
+        assert failing(one, files, 1, failing={"write": errno.EIO}).head is None
         assert one.store.write_paused
         assert one.write(order_of(2)).head is None
         assert one.store.counts["disk_slow"] == 1
         assert one.read(head) == order_of(0).state
         one.store._writer.paused_until = 0.0
         assert one.write(order_of(3)).head is not None
+
+
+def test_where_the_disk_is_full_another_try_comes_before_the_pause(tmp_path, files, monkeypatch):
+    monkeypatch.setattr(disk_writer, "PAUSE", 1000.0)
+    with driven(tmp_path, files=files) as one:
+        one.listed()
+        files.room = 0
+        assert one.write(order_of(1)).full
+        assert not one.store.write_paused
+        event = one.write(order_of(2)._replace(again=True))
+        assert (event.head, event.full) == (None, False)
+        assert one.store.write_paused
+
+
+def test_what_waits_for_a_disk_that_hangs_grows_old(tmp_path, files):
+    with driven(tmp_path, files=files) as one:
+        one.listed()
+        assert one.store.counts["disk_oldest_order"] == 0
+        (head,) = one.write_all([order_of(0)]).values()
+        for name, order in (("create", lambda: one.store.write(order_of(1))), ("open", lambda: one.store.read(head))):
+            with files.gate(name) as gate:
+                order()
+                assert gate.reached.wait(30)
+                age = one.store.counts["disk_oldest_order"]
+                assert 0 < age < one.store.counts["disk_oldest_order"]
+                gate.opened.set()
+                one.event()
+            one.carried_out()
+        while one.store.counts["disk_oldest_order"]:
+            pass
 
 
 def test_what_cannot_be_removed_goes_on_to_count(tmp_path, files):

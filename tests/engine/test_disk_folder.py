@@ -207,17 +207,70 @@ def foreign(path, about, n, used_at):
     return one.namespace
 
 
-def test_what_others_take_counts(tmp_path):
-    place = foreign(tmp_path, "other", 3, 5)
+def test_what_others_take_counts_until_it_has_to_leave(tmp_path):
+    places = {used_at: foreign(tmp_path, f"other {used_at}", 2, used_at) for used_at in (7, 5)}
     with driven(tmp_path, max_bytes=6 * SIZE) as one:
         one.listed()
-        assert one.store.elsewhere >= 3 * SIZE
-        assert one.write(order_of(1)).head is not None
-        assert one.store.used_bytes <= 6 * SIZE
-        assert place.exists()
-        assert one.write(order_of(2)).head is not None
-        assert one.write(order_of(3)).head is None
-        assert one.store.used_bytes <= 6 * SIZE
+        assert one.store.used_bytes >= 4 * SIZE
+        assert one.store.elsewhere == 0
+        for number in range(6):
+            assert one.write(order_of(number)).head is not None
+            assert one.store.used_bytes <= 6 * SIZE
+            assert places[7].exists() or not places[5].exists()
+        assert not places[7].exists()
+        assert one.store.counts["disk_foreign"] == 2
+        assert one.write(order_of(9)).head is None
+
+
+def test_what_of_another_cannot_be_deleted_goes_on_to_count(tmp_path):
+    place = foreign(tmp_path, "other", 2, 5)
+    (place / "notes.txt").write_text("mine" * 1024)
+    with driven(tmp_path, max_bytes=4 * SIZE) as one:
+        one.listed()
+        results = [one.write(order_of(number)).head is not None for number in range(4)]
+        assert results == [True, True, True, False]
+        assert [path.name for path in place.iterdir()] == ["notes.txt"]
+        assert one.store.elsewhere == 4096
+        assert one.store.counts["disk_foreign"] == 0
+
+
+def test_what_is_set_aside_is_the_first_to_leave(tmp_path):
+    other = foreign(tmp_path, "other", 1, 5)
+    with driven(tmp_path, max_bytes=8 * SIZE) as one:
+        one.listed()
+        heads = one.write_all(map(order_of, range(3)))
+        one.store.set_aside()
+        one.carried_out()
+        place = one.namespace.with_name(f"{one.folder.name}.bad")
+        assert len(list(place.glob("*.safetensors"))) == 3
+        assert one.names == set()
+        used = one.store.used_bytes
+        assert used >= 4 * SIZE
+        one.delete(id_of(0))
+        assert one.store.used_bytes == used
+        assert one.read(heads[id_of(1)]) is None
+        assert one.write(order_of(50, base=order_of(2))).head is None
+        one.write_all(map(order_of, range(10, 15)))
+        assert not place.exists()
+        assert other.exists()
+        assert one.store.used_bytes <= 8 * SIZE
+        one.store.set_aside()
+        one.carried_out()
+        one.store.set_aside()
+        one.carried_out()
+        assert one.write(order_of(20)).head is not None
+    with driven(tmp_path, max_bytes=8 * SIZE) as one:
+        assert one.entries().keys() == {id_of(20)}
+
+
+def test_who_only_reads_sets_nothing_aside(tmp_path):
+    with driven(tmp_path) as writer:
+        writer.listed()
+        writer.write_all([order_of(1)])
+        with driven(tmp_path) as reader:
+            reader.store.set_aside()
+            reader.carried_out()
+        assert writer.names == {file_name(id_of(1))}
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path):

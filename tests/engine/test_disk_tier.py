@@ -8,7 +8,8 @@ import pytest
 from support.fake_store import FakeStore
 
 from engine.test_cache import LONG, keep, tokens
-from llamafast.engine import disk_tier
+from llamafast._core.context import UNLIMITED
+from llamafast.engine import disk_admission, disk_tier
 from llamafast.engine.disk_tier import TieredCache
 from llamafast.engine.prefix_key import PrefixKey
 
@@ -32,10 +33,13 @@ def little_ram(monkeypatch):
     monkeypatch.setattr(disk_tier, "LEAST_RAM", 0)
 
 
-def tiered(budget=10**6, max_bytes=10**6, disk=None, min_tokens=16, **options):
+def tiered(
+    budget=10**6, max_bytes=10**6, disk=None, min_tokens=16, *, row_seconds=float, in_parts=True,
+    n_cuttable=UNLIMITED, **options,
+):  # fmt: skip
     """A cache and its store, whose disk is listed."""
     store = FakeStore({} if disk is None else disk, max_bytes, **options)
-    cache = TieredCache(budget, store, min_tokens)
+    cache = TieredCache(budget, store, min_tokens, row_seconds=row_seconds, in_parts=in_parts, n_cuttable=n_cuttable)
     happen(cache, store)
     return cache, store
 
@@ -130,7 +134,7 @@ def test_what_nobody_computes_meanwhile_is_written():
 
 
 def test_while_nobody_computes_a_little_is_written_at_a_time(monkeypatch):
-    monkeypatch.setattr(disk_tier, "IDLE_BYTES", 2 * BYTES)
+    monkeypatch.setattr(disk_admission, "IDLE_BYTES", 2 * BYTES)
     cache, store = tiered()
     for first in range(5):
         remember(cache, first)
@@ -225,6 +229,107 @@ def test_a_prefix_whose_write_failed_stays_in_ram():
     assert cache.used_bytes <= cache.budget
     assert cache.counts()["disk_save_failures"] == 1
     assert not store.disk
+
+
+def test_where_the_disk_is_full_a_tenth_goes_and_the_write_is_tried_again():
+    cache, store = tiered()
+    for first in range(10):
+        remember(cache, first)
+        used(cache, first)
+    happen(cache, store)
+    remember(cache, 10)
+    remember(cache, 10, range(100))
+    used(cache, 10, range(100))
+    store.carry_out(done=False, full=True)
+    cache.settle(1.0)
+    assert cache.counts()["disk_evictions"] == 2  # whole ones: 10 of 12, on their way included
+    happen(cache, store)
+    assert 10 in kept_first(store)
+    assert [order.again for order in store.all_orders] == [False] * 12 + [True]
+    remember(cache, 11)
+    used(cache, 11)
+    store.carry_out(done=False, full=True)
+    cache.settle(1.0)
+    assert [kind for kind, _ in store.orders] == ["delete", "delete", "write"]
+    store.carry_out()
+    store.carry_out()
+    store.carry_out(done=False)
+    happen(cache, store)
+    assert 11 not in kept_first(store)
+    assert cache.counts()["disk_evictions"] == 3
+
+
+def test_what_would_come_back_later_than_it_is_computed_is_not_written():
+    large = b"x" * 2 * 2**20
+    cache, store = tiered(10**8, 10**8, row_seconds=lambda: 0.001)
+    traffic = cache._traffic
+
+    def is_written(first):
+        keep(cache, [first], LONG, saved=large)
+        used(cache, first)
+        happen(cache, store)
+        return first in kept_first(store)
+
+    # 201 tokens, 0.2 s to compute
+    assert is_written(1)
+    traffic.learn(BYTES, 10.0)
+    assert is_written(2)
+    for _ in range(50):
+        traffic.learn(len(large), 0.105)
+    assert not is_written(3)
+    assert cache.counts()["disk_dropped_worth"] == 1
+    cache.close(1.0)
+    assert 3 not in kept_first(store)
+    remember(cache, 4)
+    for _ in range(50):
+        traffic.learn(len(large), 0.095)
+    assert is_written(5)
+
+
+def whole(uncuttable=True, **options):
+    return tiered(in_parts=False, n_cuttable=0 if uncuttable else UNLIMITED, **options)
+
+
+def turns(cache, store, first, n, *, uncuttable=True):
+    """A conversation of so many turns, each of which is saved at two places and begins where the last one ended."""
+    ends = []
+    for turn in range(n):
+        if turn:
+            parts = used(cache, first, range(100 * turn))
+            assert parts[-1].stop == ends[-1] or not uncuttable
+        for end in (100 * turn + 60, 100 * turn + 100):
+            remember(cache, first, range(end))
+            ends.append(201 + end)
+        happen(cache, store)
+        cache.settle_idle()
+        happen(cache, store)
+    return ends
+
+
+@pytest.mark.parametrize("uncuttable", [True, False])
+def test_of_whole_states_the_middle_ones_leave_first(uncuttable):
+    cache, store = whole(uncuttable)
+    remember(cache, 99)
+    used(cache, 99)
+    turns(cache, store, 1, 5, uncuttable=uncuttable)
+    of_it = sorted(kept.head.stop for kept in store.disk.values() if kept.tokens[0] == 1)
+    assert len(of_it) > 4
+    n_middle = len(of_it) - (4 if uncuttable else 2)
+    cache._entries.shrink(cache._entries.n_bytes - n_middle * FILE, 10**9)
+    happen(cache, store)
+    left = sorted(kept.head.stop for kept in store.disk.values() if kept.tokens[0] == 1)
+    assert left == ([of_it[0], *of_it[-3:]] if uncuttable else [of_it[0], of_it[-1]])
+    assert 99 in kept_first(store)
+
+
+def test_what_another_conversation_uses_is_worth_as_much_as_before():
+    cache, store = whole()
+    turns(cache, store, 1, 4)
+    parts = used(cache, 1, range(160), [7])
+    assert parts[-1].stop == 361
+    cache._entries.shrink(5 * FILE, 10**9)
+    happen(cache, store)
+    assert 361 in {kept.head.stop for kept in store.disk.values()}
 
 
 def test_a_disk_that_takes_nothing_is_not_asked_for_ever():

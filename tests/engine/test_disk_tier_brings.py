@@ -178,6 +178,53 @@ def test_a_state_that_is_refused_goes_with_what_continues_it():
     assert cache.counts()["disk_load_failures"] == 1
 
 
+def test_where_all_is_refused_the_namespace_is_set_aside():
+    firsts = range(1, 8)
+    cache, store = tiered()
+    for first in firsts:
+        run_through(transfer_of(cache)[1], [first, *LONG])
+    cache.close(1.0)
+    cache, store = tiered(disk=store.disk)
+    runner, transfer = transfer_of(cache)
+
+    def ask(first, takes):
+        sequence = FakeSequence([first, *LONG, 1])
+        transfer.start(sequence)
+        happen(cache, store)
+        runner.takes = takes
+        transfer.restore(AT_ONCE)
+        assert not sequence.restoring
+        transfer.discard(sequence)
+
+    for first, takes in zip(firsts, [False, False, True, False, False], strict=False):
+        ask(first, takes)
+    assert not store.n_set_aside
+    assert cache.counts()["disk_load_failures"] == 4
+    ask(6, False)
+    assert store.n_set_aside == 1
+    assert cache.counts()["disk_load_failures"] == 5
+    happen(cache, store)
+    assert (cache.n_states, cache.used_bytes, store.disk) == (0, 0, {})
+    run_through(transfer, [9, *LONG])
+    cache.settle_idle()
+    happen(cache, store)
+    assert kept_first(store) == [9]
+
+
+def test_what_comes_and_is_taken_by_nobody_is_counted():
+    cache, store = restarted(1, 2, budget=60_000)
+    _, transfer = transfer_of(cache)
+    sequence = FakeSequence([1, *LONG, 1])
+    transfer.start(sequence)
+    happen(cache, store)
+    transfer.discard(sequence)
+    assert cache.counts()["disk_wasted"] == 0
+    for first in range(3, 30):
+        remember(cache, first)
+    assert cache.counts()["disk_wasted"] == 1
+    assert cache.counts()["disk_loads"] == 1
+
+
 def test_to_forget_all_is_to_delete_all():
     cache, store = restarted(1, 2)
     _, transfer = transfer_of(cache)

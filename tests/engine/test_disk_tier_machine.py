@@ -201,8 +201,8 @@ class Tiers(RuleBasedStateMachine):
                 assert not on_disk[state]
             else:
                 assert state.entry.n_heirs == on_disk[state]
-                assert state not in cache._unwritten
-        assert cache._unwritten.keys() <= states
+                assert state not in cache._candidates
+        assert set(cache._candidates) <= states
 
     @invariant()
     def what_may_go_can_be_found(self):
@@ -222,7 +222,7 @@ class Tiers(RuleBasedStateMachine):
         if not hasattr(self, "cache"):
             return
         assert self.store.used_bytes <= MAX_BYTES
-        if self.cache._listed:
+        if self.cache._admission.listed:
             assert self.cache._entries.n_bytes + self.elsewhere <= MAX_BYTES
         if not self.cache._held:
             assert self.cache.used_bytes <= BUDGET

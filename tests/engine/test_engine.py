@@ -268,6 +268,22 @@ async def test_priorities_are_for_those_who_enable_them(engine, tiny_model):
         engine.submit(plan(40, priority=-1))
 
 
+@pytest.mark.parametrize(
+    ("drain", "running", "least", "most"), [(0, 0, 1, 1), (3, 0, 2.5, 3), (3, 1, 1, 1), (60, 0, 5, 5)]
+)
+async def test_what_is_left_of_the_drain_is_for_what_outlives_it(tiny_model, monkeypatch, drain, running, least, most):
+    engine = load_engine(config(tiny_model("tiny-llama"), n_ctx=8192), tiny_model("tiny-llama"))
+    engine.start()
+    close, seconds = engine._worker.close, []
+    monkeypatch.setattr(engine._worker, "close", lambda keeping: (seconds.append(keeping), close(keeping)))
+    long = [engine.submit(plan(40, max_tokens=None, ignore_eos=True)) for _ in range(running)]
+    await engine.close(drain)
+    assert least <= seconds[0] <= most
+    for one in long:
+        with pytest.raises(EngineUnavailable):
+            await collect(one)
+
+
 async def test_closing_drains_then_fails_what_is_left(tiny_model):
     engine = load_engine(config(tiny_model("tiny-llama"), n_ctx=8192), tiny_model("tiny-llama"))
     engine.start()

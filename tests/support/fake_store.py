@@ -23,7 +23,7 @@ class Kept(NamedTuple):
 
 class FakeStore:
     """``disk`` is what is there by id, and outlives the store. ``orders`` wait to be carried out, in order, as
-    ``reads`` do; ``written`` and ``deleted`` are ids of all that was ever ordered."""
+    ``reads`` do; ``written`` and ``deleted`` are ids of all that was ever ordered, ``all_orders`` those to write."""
 
     def __init__(
         self, disk: dict[str, Kept], max_bytes: int, *, elsewhere: int = 0, writable: bool = True, at_once: int = 3
@@ -35,9 +35,11 @@ class FakeStore:
         self.orders: deque[tuple[str, Order | str]] = deque()
         self.reads: OrderedDict[str, Head] = OrderedDict()
         self.written: list[str] = []
+        self.all_orders: list[Order] = []
         self.deleted: list[str] = []
         self.touched: list[str] = []
         self.closed = False
+        self.n_set_aside = 0
         self._failed: set[str] = set()
         self._lost: set[str] = set()
         self._events: deque[Event] = deque()
@@ -66,6 +68,7 @@ class FakeStore:
         coming = {one.id for kind, one in self.orders if kind == "write"}
         assert order.base == "" or order.base in self.disk.keys() | coming | self._failed | self._lost
         self.written.append(order.id)
+        self.all_orders.append(order)
         self.orders.append(("write", order))
 
     def delete(self, id: str) -> None:
@@ -75,6 +78,10 @@ class FakeStore:
 
     def touch(self, id: str) -> None:
         self.touched.append(id)
+
+    def set_aside(self) -> None:
+        self.n_set_aside += 1
+        self.orders.append(("set aside", ""))
 
     def close(self, seconds: float) -> None:
         while self.orders:
@@ -99,6 +106,10 @@ class FakeStore:
         kind, order = self.orders.popleft()
         if kind == "delete":
             self.disk.pop(order, None)
+            return True
+        if kind == "set aside":
+            self._failed |= self.disk.keys()
+            self.disk.clear()
             return True
         if not done or order.base in self._failed or self.used_bytes + order.file_bytes > self.max_bytes:
             self._failed.add(order.id)

@@ -1,0 +1,109 @@
+"""How much the files of the disk tier take, and what leaves for more: other namespaces first."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from llamafast.engine.disk_folder import DiskFolder
+
+
+class _Other(NamedTuple):
+    """Another namespace: when it was last used, and what it takes."""
+
+    used_at: float
+    place: Path
+    n_bytes: int
+
+
+class DiskRoom:
+    """What the files of all namespaces take, at most ``max_bytes``.
+
+    Other namespaces make room for this one, first what has not been used for longest, but none that a process writes.
+    Thread-safe.
+    """
+
+    def __init__(self, folder: DiskFolder, max_bytes: int, counts: Counter[str]) -> None:
+        self.max_bytes = max_bytes
+        self.elsewhere = 0  # in namespaces that stay
+        self.used_bytes = 0
+        self._folder = folder
+        self._counts = counts
+        self._others: list[_Other] = []  # those that may leave
+        self._sizes: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def weigh_others(self, own_bytes: int) -> None:
+        """Look at the other namespaces, and let go what there is no room for beside so many bytes of this one. Raises
+        OSError."""
+        others, elsewhere = [], 0
+        for place in self._folder.others():
+            used_at, n_bytes = self._weighed(place)
+            if self._folder.is_held(place):
+                elsewhere += n_bytes
+            else:
+                others.append(_Other(used_at, place, n_bytes))
+        with self._lock:
+            self.used_bytes -= self._foreign_bytes
+            self._others, self.elsewhere = sorted(others), elsewhere
+            self.used_bytes += self._foreign_bytes
+        while self._foreign_bytes + own_bytes > self.max_bytes and self._evict():
+            pass
+
+    def found(self, id: str, n_bytes: int) -> None:
+        """A file is there."""
+        with self._lock:
+            self.used_bytes += n_bytes - self._sizes.pop(id, 0)
+            self._sizes[id] = n_bytes
+
+    def reserve(self, id: str, n_bytes: int) -> bool:
+        """Whether there is room for a file, which is going to be written."""
+        while True:
+            with self._lock:
+                if self.used_bytes + n_bytes <= self.max_bytes:
+                    self.used_bytes += n_bytes
+                    self._sizes[id] = n_bytes
+                    return True
+            if not self._evict():
+                return False
+
+    def release(self, id: str) -> None:
+        """A file is there no more."""
+        with self._lock:
+            self.used_bytes -= self._sizes.pop(id, 0)
+
+    def set_aside(self, place: Path) -> None:
+        """All files of this namespace are there now."""
+        with self._lock:
+            self._others.insert(0, _Other(0.0, place, sum(self._sizes.values())))
+            self._sizes.clear()
+
+    @property
+    def _foreign_bytes(self) -> int:
+        return self.elsewhere + sum(other.n_bytes for other in self._others)
+
+    def _evict(self) -> bool:
+        """Delete another namespace; whether that has made room."""
+        while True:
+            with self._lock:
+                if not self._others:
+                    return False
+                other = self._others.pop(0)
+            gone = self._folder.remove(other.place)
+            left = 0 if gone else self._weighed(other.place)[1]
+            with self._lock:
+                self.used_bytes += left - other.n_bytes
+                self.elsewhere += left
+                self._counts["disk_foreign"] += gone
+            if left < other.n_bytes:
+                return True
+
+    def _weighed(self, place: Path) -> tuple[float, int]:
+        """When a namespace was last used, and its bytes; nothing where it is not to be looked at."""
+        try:
+            found = list(self._folder.files.scan(place))
+        except OSError:
+            return 0.0, 0
+        return max((one.used_at for one in found), default=0.0), sum(one.n_bytes for one in found)
