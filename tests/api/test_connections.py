@@ -312,7 +312,8 @@ def test_where_no_descriptors_are_listed_nothing_is_watched(
     n_threads = threading.active_count()
     server.connections.watch()
     assert threading.active_count() == n_threads
-    assert [record.getMessage() for record in caplog.records] == [
+    # those who watch for the tests before say what they miss, too
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "idle and unread connections are not closed: there is no /nowhere"
     ]
     server.connections.begun(client)

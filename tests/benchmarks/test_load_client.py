@@ -88,9 +88,8 @@ async def test_a_server_that_is_gone_is_a_failure() -> None:
         writer.close()
 
     work = msgspec.structs.replace(WORK, streams=1, requests=2)
-    async with answering(reply) as port:
-        pass
-    listening = await asyncio.start_server(lambda _, writer: reply({}, writer), "127.0.0.1", port)
+    listening = await asyncio.start_server(lambda _, writer: reply({}, writer), "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
     async with listening:
         exchanges = await play_all(port, work.asks(1), 5)
     assert "connection lost" in str(exchanges[0].error)

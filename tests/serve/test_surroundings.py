@@ -154,11 +154,11 @@ def test_half_open_connections_leave_descriptors(start: Start) -> None:
 
 
 def test_a_context_that_does_not_fit_says_so(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
-    config = model_config(tiny_model("tiny-llama"), 0, n_ctx=100_000_000)
+    config = model_config(tiny_model("tiny-llama"), 0, n_ctx=20_000_000)
     with Process(tmp_path, config, limits="ulimit -v 8000000") as process:
         process.ended(30)
         assert process.returncode == 1
-        assert "a context of 100000000 tokens does not fit into memory" in process.log
+        assert "a context of 20000000 tokens does not fit into memory" in process.log
         assert re.search(r"\d+\.\d\d GB was refused, \d+\.\d\d GB are available", process.log)
         assert "Lower model.n_ctx" in process.log
         assert "Traceback" not in process.log
