@@ -15,9 +15,9 @@ import openai
 import pytest
 from serve.conftest import model_config
 from serve.test_media_clients import child_of, image, url
-from support.hostile_media import Hostile, hostile_media
 from support.media_prompts import png
 
+from benchmarks.hostile_media import Hostile, hostile_media
 from benchmarks.server import Server, serving
 from recipes import tiny_mmproj
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import wave
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
@@ -11,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from support.media_prompts import png, wav
 
 
 class Hostile(NamedTuple):
@@ -63,13 +63,27 @@ def _noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(1).integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
+def _png(width: int, height: int) -> bytes:
+    return _saved(_noise(width, height), "PNG")
+
+
+def _wav(seconds: float) -> bytes:
+    """A tone."""
+    samples = 10_000 * np.sin(0.2 * np.arange(round(16_000 * seconds)))
+    file = BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setparams((1, 2, 16_000, len(samples), "NONE", ""))
+        out.writeframes(samples.astype("<i2").tobytes())
+    return file.getvalue()
+
+
 def _pictures() -> list[Hostile]:
     image = _noise(120, 90)
     frames = [_noise(30, 30).convert("P")] * 3
     return [
         Hostile("jpeg", "image", _saved(image, "JPEG")),
         Hostile("progressive jpeg", "image", _saved(image, "JPEG", progressive=True)),
-        Hostile("png", "image", png(120, 90, 1)),
+        Hostile("png", "image", _png(120, 90)),
         Hostile("webp", "image", _saved(image, "WEBP")),
         Hostile("gif", "image", _saved(frames[0], "GIF", save_all=True, append_images=frames[1:])),
         Hostile("bmp", "image", _saved(image, "BMP")),
@@ -79,7 +93,7 @@ def _pictures() -> list[Hostile]:
 
 
 def _sounds() -> list[Hostile]:
-    return [Hostile("wav", "audio", wav(1.0, 440)), Hostile("long wav", "audio", wav(3.0, 300))]
+    return [Hostile("wav", "audio", _wav(1.0)), Hostile("long wav", "audio", _wav(3.0))]
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -97,7 +111,7 @@ def _named() -> Iterator[Hostile]:
     image, exif = _noise(64, 48), Image.Exif()
     exif[0x0112] = 6
     pictures: dict[str, bytes] = {
-        "one pixel": png(1, 1, 1), "a line": png(20000, 1, 1), "a column": png(1, 20000, 1),
+        "one pixel": _png(1, 1), "a line": _png(20000, 1), "a column": _png(1, 20000),
         "upright by EXIF": _saved(image, "JPEG", exif=exif), "alpha": _saved(image.convert("RGBA"), "PNG"),
         "palette with alpha": _saved(image.convert("P"), "PNG", transparency=0),
         "16 bits": _saved(Image.fromarray(np.full((40, 40), 40_000, np.uint16)), "PNG"),
@@ -107,14 +121,14 @@ def _named() -> Iterator[Hostile]:
         "empty": b"", "a byte": b"\xff", "zeros": bytes(5000), "text": b"hello", "html": b"<html></html>",
         "svg": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
         "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n", "pdf": b"%PDF-1.7\n",
-        "an icon": _saved(image, "ICO"), "sound": wav(0.2, 440), "zip": b"PK\x03\x04" + bytes(500),
+        "an icon": _saved(image, "ICO"), "sound": _wav(0.2), "zip": b"PK\x03\x04" + bytes(500),
         "brackets": b"[" * 100_000, "a fifo's name": b"/dev/zero",
     }  # fmt: skip
     for name, data in pictures.items():
         yield Hostile(name, "image", data)
     sounds: dict[str, bytes] = {
-        "one sample": wav(1 / 16000, 440), "no sample": wav(0, 440), "too short": wav(0.04, 440), "empty": b"",
-        "a picture": png(20, 20, 1), "a playlist": b"#EXTM3U\nfile:///etc/passwd\n", "riff": b"RIFF",
+        "one sample": _wav(1 / 16000), "no sample": _wav(0), "too short": _wav(0.04), "empty": b"",
+        "a picture": _png(20, 20), "a playlist": b"#EXTM3U\nfile:///etc/passwd\n", "riff": b"RIFF",
         "id3": b"ID3" + bytes(999),
         "flac": b"fLaC" + bytes(999), "mp3 frames": b"\xff\xfb\x90\x00" * 500, "ogg": b"OggS" + bytes(999),
     }  # fmt: skip
