@@ -46,26 +46,32 @@ class Contender(ABC):
         """The version for the report. Raises Unavailable."""
 
     @abstractmethod
-    def command(self, model: str, settings: dict[str, Any], port: int, folder: Path) -> list[str]:
-        """How it is started; ``settings`` are llama_context_params by llama.h's names."""
+    def command(
+        self, model: str, settings: dict[str, Any], port: int, folder: Path, mmproj: Path | None = None
+    ) -> list[str]:
+        """How it is started; ``settings`` are llama_context_params by llama.h's names, ``mmproj`` is a projector."""
 
     def fields(self, model: str) -> dict[str, Any]:
         """What must be added to a request that generates for it to mean the same as to the others."""
         return {}
 
     @contextmanager
-    def serving(self, model: str, settings: dict[str, Any], cores: set[int] | None) -> Iterator[Server]:
+    def serving(
+        self, model: str, settings: dict[str, Any], cores: set[int] | None, mmproj: Path | None = None
+    ) -> Iterator[Server]:
         """The running server. Raises ServerFailure."""
         port = free_port()
         with tempfile.TemporaryDirectory(prefix="llamafast-benchmark-") as folder:
-            command = self.command(model, settings, port, Path(folder))
+            command = self.command(model, settings, port, Path(folder), mmproj)
             with started(command, port, self.health, Path(folder), cores, {}) as server:
                 yield server
 
 
-def seed_config(model: str, settings: dict[str, Any], port: int, folder: Path, **more: Any) -> str:
+def seed_config(model: str, settings: dict[str, Any], port: int, folder: Path, mmproj: Path | None, **more: Any) -> str:
     """A config file in the format that llamafast and the example server share; its path."""
     section = {"path": model, "alias": "benchmark", **settings, **more}
+    if mmproj is not None:
+        section["mtmd"] = {"mmproj_path": str(mmproj)}
     section["threads"] = section.pop("n_threads")
     section["threads_batch"] = section.pop("n_threads_batch")
     path = folder / "cfg.json"
@@ -79,8 +85,10 @@ class Llamafast(Contender):
     def about(self) -> str:
         return version("llamafast")
 
-    def command(self, model: str, settings: dict[str, Any], port: int, folder: Path) -> list[str]:
-        return [sys.executable, "-m", "llamafast", "serve", seed_config(model, settings, port, folder)]
+    def command(
+        self, model: str, settings: dict[str, Any], port: int, folder: Path, mmproj: Path | None = None
+    ) -> list[str]:
+        return [sys.executable, "-m", "llamafast", "serve", seed_config(model, settings, port, folder, mmproj)]
 
 
 class LlamaServer(Contender):
@@ -101,7 +109,9 @@ class LlamaServer(Contender):
             (line for line in (told.stderr + told.stdout).splitlines() if line.startswith("version")), "unknown"
         )
 
-    def command(self, model: str, settings: dict[str, Any], port: int, folder: Path) -> list[str]:
+    def command(
+        self, model: str, settings: dict[str, Any], port: int, folder: Path, mmproj: Path | None = None
+    ) -> list[str]:
         options = {
             "--model": model, "--alias": "benchmark", "--host": "127.0.0.1", "--port": port,
             "--ctx-size": settings["n_ctx"], "--batch-size": settings["n_batch"], "--ubatch-size": settings["n_ubatch"],
@@ -112,6 +122,8 @@ class LlamaServer(Contender):
         embeds = ["--embeddings"] if settings.get("embedding") else []
         # ggml's own layouts of weights, except where they crash
         plain = [] if layouts_work() else ["--no-repack"]
+        if mmproj is not None:
+            options["--mmproj"] = str(mmproj)
         words = [str(word) for pair in options.items() for word in pair]
         return [self.binary(), *words, *embeds, *plain, unified, "--no-ui"]
 
@@ -125,10 +137,12 @@ class Seed(Contender):
         self.script()
         return f"examples/server of {OWN_PACKAGE} {version(OWN_PACKAGE)}"
 
-    def command(self, model: str, settings: dict[str, Any], port: int, folder: Path) -> list[str]:
+    def command(
+        self, model: str, settings: dict[str, Any], port: int, folder: Path, mmproj: Path | None = None
+    ) -> list[str]:
         script = self.script()
         # its own example configs switch this off: it copies the logits of every token otherwise
-        config = seed_config(model, settings, port, folder, store_logits=False)
+        config = seed_config(model, settings, port, folder, mmproj, store_logits=False)
         return [self.python(script), str(script), "-C", config]
 
     def fields(self, model: str) -> dict[str, Any]:

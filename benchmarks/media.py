@@ -1,9 +1,10 @@
 """Pictures beside text: what a second look costs, and what streams notice of a first one.
 
-    python -m benchmarks.media [--pairs N] [--model smollm2] [--threads N] [--size WxH]
+    python -m benchmarks.media [--pairs N] [--model smollm2] [--threads N] [--size WxH] [--servers llama-server,seed]
 
 The projector is as slow as a real one and its weights are made up (recipes/tiny_mmproj.py). llama-server of the same
-llama.cpp source takes part where it was built (``make llama-server``). Every figure is a ratio within one round.
+llama.cpp source takes part where it was built (``make llama-server``), and llama-cpp-python's example server where it
+is asked for: eight streams stand still there for as long as a picture takes. Every figure is a ratio within one round.
 """
 
 from __future__ import annotations
@@ -11,25 +12,26 @@ from __future__ import annotations
 import argparse
 import base64
 import io
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from PIL import Image
 
 from benchmarks.ask import Ask
 from benchmarks.client import load
-from benchmarks.contenders import LlamaServer, Unavailable
-from benchmarks.figures import Exchange, median, percentile
+from benchmarks.contenders import CONTENDERS, Unavailable
+from benchmarks.figures import Exchange, median, percentile, read_chunk
 from benchmarks.report import conditions, print_table, spread
-from benchmarks.server import Server, free_port, serving, started
+from benchmarks.server import Server, serving
 from benchmarks.workload import resolve_model
 from recipes import tiny_mmproj
 
-PROJECTOR = "mmproj-qwen3vl-576-large"
+# Wide enough for SmolLM2, and for the tiny models.
+PROJECTOR, TINY_PROJECTOR = "mmproj-qwen3vl-576-large", "mmproj-qwen3vl-64-large"
 LIMIT_S = 600
 STREAMS, STREAM_TOKENS = 8, 160
 SETTINGS = {"n_ctx": 16384, "n_batch": 1024, "n_ubatch": 512, "n_seq_max": 16, "kv_unified": True}
@@ -68,7 +70,8 @@ def answered(server: Server, *scripts: list[Ask], timed: bool = False) -> list[E
 
 def texts(exchange: Exchange) -> list[float]:
     """When its pieces of text came."""
-    return [at for at, event in exchange.events if b'"content":"' in event and b'"content":""' not in event]
+    chunks = [(at, read_chunk(event)) for at, event in exchange.events if event.startswith(b"data: {")]
+    return [at for at, chunk in chunks if any(choice.said for choice in chunk.choices)]
 
 
 def first_token(exchange: Exchange) -> float:
@@ -80,16 +83,21 @@ def gaps(exchanges: list[Exchange]) -> list[float]:
 
 
 class Round:
-    """One round's figures of one server, in seconds; ``seed`` gives it pictures of its own."""
+    """One round's figures of one server, in seconds; ``seed`` gives it pictures of its own, ``fields`` are added to
+    its requests."""
 
-    def __init__(self, server: Server, size: tuple[int, int], seed: int) -> None:
-        self.server, self.size, self.seed = server, size, 1000 * seed
+    def __init__(self, server: Server, size: tuple[int, int], seed: int, fields: dict[str, Any]) -> None:
+        self.server, self.size, self.seed, self.fields = server, size, 1000 * seed, fields
+
+    def answered(self, *scripts: list[Ask], timed: bool = False) -> list[Exchange]:
+        whole = [[replace(ask, body=ask.body | self.fields) for ask in script] for script in scripts]
+        return answered(self.server, *whole, timed=timed)
 
     def url(self, i: int) -> str:
         return picture(self.size, self.seed + i)
 
     def seconds(self, ask: Ask) -> float:
-        (exchange,) = answered(self.server, [ask])
+        (exchange,) = self.answered([ask])
         return first_token(exchange)
 
     def looks_again(self) -> dict[str, float]:
@@ -99,16 +107,15 @@ class Round:
         return {"first": first, "second": second, "other question": other}
 
     def burst(self) -> dict[str, float]:
-        exchanges = answered(self.server, *([looks(self.url(1), f"Question {i}?")] for i in range(STREAMS)))
+        exchanges = self.answered(*([looks(self.url(1), f"Question {i}?")] for i in range(STREAMS)))
         began = min(exchange.sent for exchange in exchanges)
         return {"eight at once": max(exchange.ended for exchange in exchanges) - began}
 
     def beside(self) -> dict[str, float]:
-        quiet = answered(self.server, *([stream(i)] for i in range(STREAMS)))
-        busy = answered(
-            self.server,
-            *([Ask(**_fields(stream(i), at=0.0))] for i in range(STREAMS)),
-            [Ask(**_fields(looks(self.url(2)), at=0.6))],
+        quiet = self.answered(*([stream(i)] for i in range(STREAMS)))
+        busy = self.answered(
+            *([stream(i)] for i in range(STREAMS)),
+            [looks(self.url(2), at=0.6)],
             timed=True,
         )
         streams = [exchange for exchange in busy if "story" in str(exchange.ask.body["messages"])]
@@ -136,20 +143,6 @@ def _rate(exchanges: list[Exchange]) -> float:
     return len(times) / (max(times) - min(times))
 
 
-def _fields(ask: Ask, **more: Any) -> dict[str, Any]:
-    return {name: getattr(ask, name) for name in Ask.__struct_fields__} | more
-
-
-@contextmanager
-def llama_server(model: str, projector: Path, threads: int) -> Iterator[Server]:
-    settings = SETTINGS | {"n_threads": threads, "n_threads_batch": threads}
-    with ExitStack() as stack:
-        folder, port = Path(stack.enter_context(tempfile.TemporaryDirectory())), free_port()
-        contender = LlamaServer()
-        command = [*contender.command(model, settings, port, folder), "--mmproj", str(projector)]
-        yield stack.enter_context(started(command, port, contender.health, folder, None, {}))
-
-
 def ours(model: str, threads: int, projector: Path | None) -> Callable[[int], dict[str, object]]:
     section = {"path": model, "alias": "benchmark", "threads": threads, **SETTINGS}
     if projector is not None:
@@ -163,10 +156,12 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--size", default="640x480")
+    parser.add_argument("--servers", default="llama-server", help="beside llamafast, with commas")
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
     model, _ = resolve_model(options.model)
-    projector = tiny_mmproj.build(PROJECTOR)
+    projector = tiny_mmproj.build(PROJECTOR if options.model == "smollm2" else TINY_PROJECTOR)
+    settings = SETTINGS | {"n_threads": options.threads, "n_threads_batch": options.threads}
     print(conditions())
     rounds: dict[str, list[dict[str, float]]] = {}
     with ExitStack() as stack:
@@ -174,17 +169,18 @@ def main() -> None:
             "llamafast": stack.enter_context(serving(ours(str(model), options.threads, projector), None)),
             "text only": stack.enter_context(serving(ours(str(model), options.threads, None), None)),
         }
-        try:
-            servers["llama-server"] = stack.enter_context(llama_server(str(model), projector, options.threads))
-        except Unavailable as error:
-            print(error)
+        for name in filter(None, options.servers.split(",")):
+            try:
+                servers[name] = stack.enter_context(CONTENDERS[name].serving(str(model), settings, None, projector))
+            except Unavailable as error:
+                print(error)
         text_only = servers.pop("text only")
         for pair in range(options.pairs):
             # one after the other, before either has seen a picture in this round
             both = [(name, rate(server)) for name, server in (("with", servers["llamafast"]), ("without", text_only))]
             rounds.setdefault("text", []).append(dict(both if pair % 2 else both[::-1]))
             for name, server in servers.items():
-                one = Round(server, (width, height), pair + 1)
+                one = Round(server, (width, height), pair + 1, CONTENDERS[name].fields(str(model)))
                 rounds.setdefault(name, []).append(one.looks_again() | one.burst() | one.beside())
     print_table(list(rows(rounds)))
 
@@ -200,16 +196,13 @@ def rows(rounds: dict[str, list[dict[str, float]]]) -> Iterator[dict[str, str]]:
         "p99 beside ÷ quiet": [one["beside p99"] / one["quiet p99"] for one in mine],
         "text with mtmd ÷ without": [one["with"] / one["without"] for one in rounds["text"]],
     }
-    for theirs in [rounds["llama-server"]] if "llama-server" in rounds else []:
-        pairs = list(zip(mine, theirs, strict=True))
-        ratios |= {
-            "first look ÷ llama-server's": [one["first"] / other["first"] for one, other in pairs],
-            "second look ÷ llama-server's": [one["second"] / other["second"] for one, other in pairs],
-            "other question ÷ llama-server's": [
-                one["other question"] / other["other question"] for one, other in pairs
-            ],
-            "worst gap ÷ llama-server's": [one["beside worst"] / other["beside worst"] for one, other in pairs],
-        }
+    for name in CONTENDERS.keys() & rounds.keys() - {"llamafast"}:
+        pairs = list(zip(mine, rounds[name], strict=True))
+        for what, key in {
+            "first look": "first", "second look": "second", "other question": "other question",
+            "worst gap": "beside worst",
+        }.items():  # fmt: skip
+            ratios[f"{what} ÷ {name}'s"] = [one[key] / other[key] for one, other in pairs]
     for what, values in ratios.items():
         yield {"what": what, "median": f"{median(values):.3f} {spread(values, '.3f')}"}
 

@@ -171,6 +171,8 @@ class ProjectorFile:
                 self._linear("mm.a.fc", width, text)
 
 
+LARGE = Tower(width=768, heads=12, layers=8)
+
 PROJECTORS: dict[str, Projector] = {
     "mmproj-qwen3vl-64": Projector(text=64, vision="qwen3vl_merger"),
     "mmproj-gemma3-64": Projector(text=64, vision="gemma3"),
@@ -180,9 +182,8 @@ PROJECTORS: dict[str, Projector] = {
     "mmproj-qwen3vl-ultravox-64": Projector(text=64, vision="qwen3vl_merger", audio="ultravox"),
     "mmproj-qwen3vl-576": Projector(text=576, vision="qwen3vl_merger"),
     # not tiny: encoding takes as long as a real projector's
-    "mmproj-qwen3vl-576-large": Projector(
-        text=576, vision="qwen3vl_merger", tower=Tower(width=768, heads=12, layers=8), image=512
-    ),
+    "mmproj-qwen3vl-64-large": Projector(text=64, vision="qwen3vl_merger", tower=LARGE, image=512),
+    "mmproj-qwen3vl-576-large": Projector(text=576, vision="qwen3vl_merger", tower=LARGE, image=512),
     "mmproj-gemma3-ultravox-576": Projector(text=576, vision="gemma3", audio="ultravox"),
 }
 
