@@ -22,7 +22,7 @@ async def disk_engine(tiny_model, kind, folder, max_bytes=10**9, min_tokens=16, 
     try:
         yield engine
     finally:
-        await engine.close()
+        await engine.close(10.0)
 
 
 async def until(engine, **counters):
