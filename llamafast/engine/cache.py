@@ -14,10 +14,10 @@ be here, on their way, or gone; until then what is handed out is held, and count
 from __future__ import annotations
 
 from array import array
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
-from itertools import count, islice
+from itertools import count
 from typing import NamedTuple
 
 from llamafast._core.context import UNLIMITED
@@ -35,8 +35,6 @@ LONGEST = 2048
 MIN_TOKENS = 8
 # A state that is not saved in parts is restored whole and then cut, at about a thousandth of what computing it takes.
 MAX_WASTE = 64
-# So many parts are asked for before they are needed.
-ASKED_AT_ONCE = 16
 # What a state takes beside its bytes and tokens, about.
 STATE_BYTES = 1000
 
@@ -122,18 +120,24 @@ class PrefixCache:
             self._value(part.state)
 
     def saved(self, state: State) -> bytes | memoryview | None:
-        """The bytes of a state that was found; none where it is gone, None as long as they are not here. Never waits:
-        to ask is to have them brought, and whoever brings them wakes the engine thread."""
+        """The bytes of a state that was found, for somebody who waits for them; none where it is gone, None as long as
+        they are not here. Never waits: they are asked for, and whoever brings them wakes the engine thread."""
         return state.saved
+
+    def ask(self, state: State) -> None:
+        """Have the bytes of a state brought that somebody will want, where they are not here."""
 
     def restored(self, state: State, n_tokens: int) -> None:
         """Somebody has so many tokens of it in KV cells now."""
 
     def refused(self, state: State) -> None:
-        """llama.cpp did not take it."""
+        """llama.cpp did not take it, though there was room."""
 
     def settle(self, seconds: float) -> None:
         """Take note of what was done elsewhere, for about so long."""
+
+    def give_way(self, beside: bool) -> None:
+        """Whether somebody computes while bytes are brought."""
 
     @property
     def has_news(self) -> bool:
@@ -188,6 +192,12 @@ class PrefixCache:
     def put(self, tokens: array[int], salt: bytes, saved: bytes) -> State:
         """Keep the state of those of ``tokens`` that ``unsaved`` named, their end included. Where there is no room for
         it beside what is worth more it is gone already."""
+        state = self._keep(tokens, salt, saved)
+        self._shrink()
+        return state
+
+    def _keep(self, tokens: array[int], salt: bytes, saved: bytes) -> State:
+        """``put``, within the budget or beyond it."""
         base, start = self._base(tokens, salt)
         if base is not None and not self.in_parts:
             replaces = self.cuts_anywhere and base.stop == start and base.is_last and base.entry is None
@@ -212,7 +222,6 @@ class PrefixCache:
             # most of them were dropped before their turn came
             self._leaves = [entry for entry in self._leaves if entry[2].kept]
             heapify(self._leaves)
-        self._shrink()
         return state
 
     def clear(self) -> int:
@@ -302,39 +311,6 @@ class PrefixCache:
     def _root(self, salt: bytes) -> bytes:
         """What the tree knows a salt by."""
         return salt
-
-
-class Parts:
-    """Parts that somebody is to get, in order. Their states are held until they are taken or the parts are cleared."""
-
-    def __init__(self, cache: PrefixCache, parts: Iterable[Part]) -> None:
-        self._cache = cache
-        self._parts = deque(parts)
-        for part in self._parts:
-            cache.hold(part.state)
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-    @property
-    def saved(self) -> bytes | memoryview | None:
-        """The bytes of the first one, as ``PrefixCache.saved`` has them."""
-        return self._cache.saved(self._parts[0].state)
-
-    def ask(self) -> None:
-        """Have the bytes of the next ones brought."""
-        for part in islice(self._parts, ASKED_AT_ONCE):
-            self._cache.saved(part.state)
-
-    def take(self) -> Part:
-        """Remove the first one."""
-        part = self._parts.popleft()
-        self._cache.let_go(part.state)
-        return part
-
-    def clear(self) -> None:
-        while self._parts:
-            self.take()
 
 
 def _distances(n_prompt: int) -> Iterator[int]:

@@ -36,7 +36,7 @@ class DiskStore:
     def __init__(self, folder: DiskFolder, max_bytes: int, on_news: Callable[[], None]) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
-        self.writable = folder.locked and max_bytes > 0
+        self._owns = False
         self._on_news = on_news
         self._events: deque[Event] = deque()
         self._counts: Counter[str] = Counter()
@@ -51,9 +51,28 @@ class DiskStore:
 
     def close(self, seconds: float) -> None:
         """Carry out what was ordered, for so long at most, and end the threads."""
+        until = time.monotonic() + seconds
         self._writer.close(seconds)
-        self._reader.close(seconds)
+        self._reader.close(max(0.0, until - time.monotonic()))
         self.folder.close()
+
+    @property
+    def owns(self) -> bool:
+        """Whether this process writes the namespace, or did until the lock was lost, and will."""
+        self._owns = self._owns or self.folder.locked
+        return self._owns
+
+    @property
+    def writable(self) -> bool:
+        return self.owns and self.max_bytes > 0
+
+    def give_way(self, beside: bool) -> None:
+        """Whether somebody computes while it reads."""
+        self._reader.gives_way = beside
+
+    def drop(self) -> None:
+        """Count a state that is not written because nothing is for a while."""
+        self._counts["disk_slow"] += 1
 
     @property
     def has_news(self) -> bool:
@@ -112,17 +131,17 @@ class DiskStore:
 
     def delete(self, id: str) -> None:
         """Nothing where another process writes."""
-        if self.folder.locked:
+        if self.owns:
             self._writer.delete(id)
 
     def touch(self, id: str) -> None:
         """An entry was of use; nothing where another process writes."""
-        if self.folder.locked:
+        if self.owns:
             self._writer.touch(id)
 
     def set_aside(self) -> None:
         """What is there is no use: begin without it. Nothing where another process writes."""
-        if self.folder.locked:
+        if self.owns:
             self._writer.set_aside()
 
     def _tell(self, event: Event) -> None:

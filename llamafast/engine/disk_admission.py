@@ -41,8 +41,7 @@ class DiskAdmission:
 
     @property
     def wants_idle(self) -> bool:
-        able = self.is_open and not self._store.write_paused and not self._traffic.n_queued
-        return able and self.candidates.has_untried
+        return self.is_open and not self._traffic.n_queued and self.candidates.has_untried
 
     @property
     def most_bytes(self) -> int:
@@ -51,10 +50,12 @@ class DiskAdmission:
 
     def write_idle(self) -> None:
         """What is worth most, some of it; each once."""
-        if not self.wants_idle:
+        if not self.wants_idle or self._store.write_paused:
             return
         for state in self.candidates.by_worth():
             if self.candidates.is_untried(state):
+                if state.saved is not None and not self._traffic.takes(len(state.saved)):
+                    return
                 self.candidates.add_tried(state)  # whatever comes of it
                 self.write(state)
             if self._traffic.queued_bytes >= IDLE_BYTES:
@@ -97,6 +98,9 @@ class DiskAdmission:
         """Whether it is on its way."""
         saved = state.saved
         if saved is None or not self.is_open:
+            return False
+        if self._store.write_paused:
+            self._store.drop()
             return False
         if limited and not self._traffic.takes(len(saved)):
             self.counts["disk_dropped_queue"] += 1

@@ -18,12 +18,12 @@ _TOKEN_BYTES = array("i").itemsize
 class Entry:
     """Where a state is on the disk. ``head`` is None, and ``saved`` its bytes, until it has been written there.
     ``base`` is what it was written upon, ``n_heirs`` are entries that were upon it; ``fresh``: it was brought and
-    nobody has taken it yet. It is asked for since ``asked_at``, and has been waited for since ``wanted_at`` where that
-    was put off."""
+    nobody has taken it yet; ``given_up``: nobody waits for it, as it did not come in time. It is asked for since
+    ``asked_at``, to be there ``patience`` seconds later, and waited for since ``wanted_at``."""
 
     __slots__ = (
-        "asked_at", "base", "fresh", "head", "id", "n_bytes", "n_heirs", "priority", "saved", "touched_at", "waits",
-        "wanted_at",
+        "asked_at", "base", "fresh", "given_up", "head", "id", "n_bytes", "n_heirs", "patience", "priority", "saved",
+        "touched_at", "waits", "wanted_at",
     )  # fmt: skip
 
     def __init__(self, id: str, n_bytes: int, head: Head | None, saved: bytes | memoryview | None = None) -> None:
@@ -36,8 +36,9 @@ class Entry:
         self.wanted_at: float | None = None
         self.priority = 0.0
         self.waits = False
-        self.fresh = False
+        self.fresh = self.given_up = False
         self.asked_at: float | None = None
+        self.patience = 0.0
         self.touched_at = 0.0
 
 
@@ -89,8 +90,9 @@ class DiskEntries:
     def devalue(self, state: State) -> None:
         """It is worth nothing until it is of use again."""
         entry: Entry = state.entry
-        entry.priority, entry.waits = self._age, False
-        self.wait(state)
+        if not entry.waits or entry.priority > self._age:
+            entry.priority, entry.waits = self._age, False
+            self.wait(state)
 
     def wait(self, state: State) -> None:
         """Put it among those that may be evicted, if it may be."""
@@ -108,8 +110,9 @@ class DiskEntries:
         continued: Entry | None = None if state.base is None else state.base.entry
         if continued is not None:
             continued.n_heirs += 1
-        while self.n_bytes + n_bytes > most and self.evict(worth):
-            pass
+        if self._may_leave(worth) >= self.n_bytes + n_bytes - most:
+            while self.n_bytes + n_bytes > most and self.evict(worth):
+                pass
         if state.base is not None and continued is not None:
             continued.n_heirs -= 1
             self.wait(state.base)
@@ -144,8 +147,13 @@ class DiskEntries:
             self.leave(state)
         self._leaves.clear()
 
+    def _may_leave(self, beyond: float) -> int:
+        """Bytes of what is worth no more than ``beyond``, nobody holding it."""
+        entries: list[Entry] = [state.entry for state in self.by_id.values()]
+        return sum(entry.n_bytes for entry in entries if entry.priority <= beyond and entry.head is not None)
+
     def _worth(self, state: State, n_bytes: int) -> float:
-        return self._age + state.uses * state.spares / n_bytes
+        return self._age + state.uses * state.spares / max(n_bytes, 1)
 
 
 def index_bytes(n_tokens: int) -> int:

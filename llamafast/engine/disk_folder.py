@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -40,36 +41,42 @@ class DiskFolder:
         self.namespace = path / self.name
         self._about = about
         self._lock: int | None = None
+        self._secret = self._read_secret() or secrets.token_bytes(32)
         try:
-            self._open()
+            if not self.take():
+                logger.warning("disk     another process writes %s; this one only reads", self.namespace)
         except OSError as error:
             logger.warning("disk     %s cannot be written: %s", self.namespace, error)
-        else:
-            if self._lock is None:
-                logger.warning("disk     another process writes %s; this one only reads", self.namespace)
-        self._secret = self._read_secret() or secrets.token_bytes(32)
-        if self._lock is not None:
-            self._tell_secret()
 
     @property
     def locked(self) -> bool:
         return self._lock is not None
 
-    def _open(self) -> None:
-        self.files.make_folder(self.namespace)
-        _refuse_strangers(self.namespace, self.files)
-        self._lock = self.files.lock(self.namespace / _LOCK)
-
     def restore(self) -> None:
-        """Make the namespace again where somebody has deleted it. Raises OSError."""
+        """Make the namespace again where it was deleted, and take its lock where that is lost. Raises OSError."""
         try:
             self.files.status(self.namespace)
         except FileNotFoundError:
             self.close()
-            self._open()
-            if self._lock is None:
-                raise
-            self._tell_secret()
+        if not self.take():
+            raise OSError(errno.EAGAIN, "another process writes it")
+
+    def take(self) -> bool:
+        """Whether this process writes there from now on. Raises OSError, or ConfigError where others can."""
+        if self._lock is not None:
+            return True
+        self.files.make_folder(self.namespace)
+        _refuse_strangers(self.namespace, self.files)
+        lock = self.files.lock(self.namespace / _LOCK)
+        if lock is None:
+            return False
+        try:
+            self._agree_on_secret()
+        except BaseException:
+            self.files.close(lock)
+            raise
+        self._lock = lock
+        return True
 
     def close(self) -> None:
         if self._lock is not None:
@@ -114,13 +121,12 @@ class DiskFolder:
         return lock is None
 
     def set_aside(self) -> Path:
-        """Begin an empty namespace; where the one before is now, until there is no room for it. Raises OSError."""
+        """Give the namespace another name, for ``restore`` to begin an empty one; where it is now. Raises OSError."""
         place = self._path / f"{self.name}.bad"
         with suppress(FileNotFoundError):
             self.files.status(place)
             self.remove(place)
         self.files.rename(self.namespace, place)
-        self.restore()
         return place
 
     def remove(self, place: Path) -> bool:
@@ -131,7 +137,9 @@ class DiskFolder:
             if lock is None:
                 return False
             try:
-                for one in list(self.files.scan(place)):
+                found = list(self.files.scan(place))
+                # who comes meanwhile finds the lock held, and the secret of what is there
+                for one in sorted(found, key=lambda one: (one.name == _LOCK, one.name == _ABOUT)):
                     if one.name in (_ABOUT, _LOCK) or NAME.fullmatch(one.name) or UNFINISHED.fullmatch(one.name):
                         self.files.unlink(place / one.name)
             finally:
@@ -155,24 +163,26 @@ class DiskFolder:
         except (OSError, msgspec.DecodeError, AttributeError, KeyError, TypeError, ValueError):
             return None
 
-    def _tell_secret(self) -> None:
-        """Who cannot is a reader."""
-        told = msgspec.json.decode(self._about) | {"secret": self._secret.hex()}
+    def _agree_on_secret(self) -> None:
+        """It is that of the entries that there are, or told to those who will read them. Raises OSError."""
+        if (told := self._read_secret()) is not None:
+            self._secret = told
+            return
+        about = msgspec.json.decode(self._about) | {"secret": self._secret.hex()}
         aside = self.namespace / unfinished_name(secrets.token_hex(16))
         try:
             fd = self.files.create(aside)
             try:
-                data, n = memoryview(msgspec.json.encode(told)), 0
+                data, n = memoryview(msgspec.json.encode(about)), 0
                 while n < len(data):
                     n += self.files.write(fd, data[n:], n)
                 self.files.flush(fd)
             finally:
                 self.files.close(fd)
             self.files.rename(aside, self.namespace / _ABOUT)
-        except OSError as error:
-            logger.warning("disk     %s cannot be written: %s", self.namespace, error)
+        except OSError:
             self.unlink(aside.name)
-            self.close()
+            raise
 
 
 def check_folder(path: Path, files: Files | None = None) -> None:

@@ -25,8 +25,9 @@ from llamafast.engine.disk_entry import (
 from llamafast.engine.disk_events import Brought, Listed, Seconds, Tell
 from llamafast.engine.disk_folder import DiskFolder
 from llamafast.engine.disk_room import DiskRoom
-from llamafast.engine.files import BLOCK, SLICE, Found, give_way, in_blocks
+from llamafast.engine.files import BLOCK, SLICE, Found, give_way, in_blocks, passes
 from llamafast.engine.pages import Pages
+from llamafast.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,6 @@ LISTED_AT_ONCE = 64
 RESTS = 1.0
 # Between two looks for what another process has written.
 LOOK_SECONDS = 30.0
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ESTALE)
 
 
 class DiskReader:
@@ -47,6 +47,7 @@ class DiskReader:
 
     def __init__(self, folder: DiskFolder, room: DiskRoom, tell: Tell, counts: Counter[str]) -> None:
         self.known: set[str] = set()
+        self.gives_way = True  # somebody computes meanwhile
         self.seconds = Seconds()
         self._folder = folder
         self._files = folder.files
@@ -119,6 +120,10 @@ class DiskReader:
     def _list(self) -> None:
         """Tell of what is there and was not told of yet."""
         try:
+            self._folder.take()
+        except (OSError, ConfigError) as error:
+            logger.debug("disk     %s cannot be written: %s", self._folder.namespace, error)
+        try:
             found = [one for one in self._files.scan(self._folder.namespace) if one.is_file]
             found.sort(key=lambda one: one.used_at)
             if self._folder.locked:
@@ -127,6 +132,7 @@ class DiskReader:
             logger.warning("disk     cannot list %s: %s", self._folder.namespace, error)
             return
         entries: list[tuple[Head, array[int], int]] = []
+        unread: set[str] = set()  # and what continues it
         for one in found:
             if self._closing:
                 return
@@ -134,16 +140,30 @@ class DiskReader:
                 if self._folder.locked and UNFINISHED.fullmatch(one.name):
                     self._folder.unlink(one.name)
             elif name["id"] not in self.known:
-                self.known.add(name["id"])
-                entries += self._looked_at(name["id"], one)
+                try:
+                    entries += self._looked_at(name["id"], one)
+                    self.known.add(name["id"])
+                except (OSError, MemoryError) as error:
+                    logger.warning("disk     cannot read %s: %s", one.name, error)
+                    unread.add(name["id"])
         entries.sort(key=lambda entry: entry[0].depth)
         for i in range(0, len(entries), LISTED_AT_ONCE):
-            self._tell(Listed(entries[i : i + LISTED_AT_ONCE], whole=False))
-        self._tell(Listed([], whole=True))
-        self._listed = True
+            batch = [entry for entry in entries[i : i + LISTED_AT_ONCE] if self._has_base(entry[0], unread)]
+            self._tell(Listed(batch, whole=False))
+        if not unread or not self._folder.locked:
+            self._tell(Listed([], whole=True))
+            self._listed = True
+
+    def _has_base(self, head: Head, unread: set[str]) -> bool:
+        """Whether an entry's place can be found; where another process writes, what it continues may come later."""
+        if head.base in unread or not (self._folder.locked or head.base in self.known or not head.base):
+            unread.add(head.id)
+            self.known.discard(head.id)
+            return False
+        return True
 
     def _looked_at(self, id: str, found: Found) -> list[tuple[Head, array[int], int]]:
-        """An entry, or none where the file is no such; then it goes."""
+        """An entry, or none where the file is no such; then it goes. Raises OSError or MemoryError where it may be."""
         head = tokens = None
         try:
             with self._opened(self._folder.path(id)) as fd:
@@ -156,14 +176,14 @@ class DiskReader:
         except FileNotFoundError:
             return []
         except (OSError, MemoryError) as error:
+            if passes(error):
+                self._room.stray(id, found.n_bytes)
+                raise
             logger.warning("disk     cannot read %s: %s", id, error)
-            if _passes(error):
-                self._room.found(id, found.n_bytes)
-                return []
         if head is None or tokens is None:
             self._counts["disk_corrupt"] += 1
             if self._folder.locked and not self._folder.unlink(file_name(id)):
-                self._room.found(id, found.n_bytes)  # nobody's, and still there
+                self._room.stray(id, found.n_bytes)
             return []
         self._room.found(id, found.n_bytes)
         return [(head, tokens, found.n_bytes)]
@@ -181,7 +201,7 @@ class DiskReader:
             return Brought(head.id, None, time.monotonic() - began)
         except (OSError, MemoryError) as error:
             logger.warning("disk     cannot read %s: %s", head.id, error)
-            if _passes(error):
+            if passes(error):
                 return Brought(head.id, None, time.monotonic() - began, lost=False)
         seconds = time.monotonic() - began
         if state is None:
@@ -212,7 +232,7 @@ class DiskReader:
                     return None
                 checksum.add(pages[max(n, skipped) : min(n + came, end)])
                 n += came
-                if n < end:
+                if n < end and self.gives_way:
                     time.sleep(RESTS * (time.monotonic() - began))
         return pages[skipped:end] if checksum.text == head.state_xxh3_128 else None
 
@@ -223,8 +243,3 @@ class DiskReader:
             yield fd
         finally:
             self._files.close(fd)
-
-
-def _passes(error: OSError | MemoryError) -> bool:
-    """Whether it says nothing of the file."""
-    return isinstance(error, MemoryError) or error.errno in _PASSING

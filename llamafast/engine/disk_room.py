@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from llamafast.engine.disk_folder import DiskFolder
+from llamafast.engine.files import passes
+
+# Other processes write their namespaces meanwhile: so often it is looked at what they take.
+WEIGH_SECONDS = 10.0
 
 
 class _Other(NamedTuple):
@@ -27,39 +32,56 @@ class DiskRoom:
 
     def __init__(self, folder: DiskFolder, max_bytes: int, counts: Counter[str]) -> None:
         self.max_bytes = max_bytes
-        self.elsewhere = 0  # in namespaces that stay
         self.used_bytes = 0
+        self._held = 0  # in namespaces that others write
         self._folder = folder
         self._counts = counts
         self._others: list[_Other] = []  # those that may leave
         self._sizes: dict[str, int] = {}
+        self._strays: dict[str, int] = {}
+        self._weighed_at: float | None = None
         self._lock = threading.Lock()
+
+    @property
+    def elsewhere(self) -> int:
+        """What stays, whatever leaves of the entries here."""
+        return self._held + sum(self._strays.values())
 
     def weigh_others(self, own_bytes: int) -> None:
         """Look at the other namespaces, and let go what there is no room for beside so many bytes of this one. Raises
         OSError."""
-        others, elsewhere = [], 0
+        others, held = [], 0
         for place in self._folder.others():
             used_at, n_bytes = self._weighed(place)
             if self._folder.is_held(place):
-                elsewhere += n_bytes
+                held += n_bytes
             else:
                 others.append(_Other(used_at, place, n_bytes))
         with self._lock:
             self.used_bytes -= self._foreign_bytes
-            self._others, self.elsewhere = sorted(others), elsewhere
+            self._others, self._held = sorted(others), held
             self.used_bytes += self._foreign_bytes
+            self._weighed_at = time.monotonic()
         while self._foreign_bytes + own_bytes > self.max_bytes and self._evict():
             pass
 
     def found(self, id: str, n_bytes: int) -> None:
         """A file is there."""
         with self._lock:
-            self.used_bytes += n_bytes - self._sizes.pop(id, 0)
+            self.used_bytes += n_bytes - self._sizes.pop(id, 0) - self._strays.pop(id, 0)
             self._sizes[id] = n_bytes
 
+    def stray(self, id: str, n_bytes: int | None = None) -> None:
+        """A file is there, of so many bytes or as many as are known, that is no entry and does not go."""
+        with self._lock:
+            known = self._sizes.pop(id, 0) + self._strays.pop(id, 0)
+            self._strays[id] = known if n_bytes is None else n_bytes
+            self.used_bytes += self._strays[id] - known
+
     def reserve(self, id: str, n_bytes: int) -> bool:
-        """Whether there is room for a file, which is going to be written."""
+        """Whether there is room for a file, which is going to be written. Raises OSError."""
+        if self._weighed_at is not None and time.monotonic() - self._weighed_at > WEIGH_SECONDS:
+            self.weigh_others(sum(self._sizes.values()))
         while True:
             with self._lock:
                 if self.used_bytes + n_bytes <= self.max_bytes:
@@ -72,17 +94,20 @@ class DiskRoom:
     def release(self, id: str) -> None:
         """A file is there no more."""
         with self._lock:
-            self.used_bytes -= self._sizes.pop(id, 0)
+            self.used_bytes -= self._sizes.pop(id, 0) + self._strays.pop(id, 0)
 
     def set_aside(self, place: Path) -> None:
         """All files of this namespace are there now."""
         with self._lock:
-            self._others.insert(0, _Other(0.0, place, sum(self._sizes.values())))
+            self.used_bytes -= sum(other.n_bytes for other in self._others if other.place == place)
+            self._others = [other for other in self._others if other.place != place]
+            self._others.insert(0, _Other(0.0, place, sum(self._sizes.values()) + sum(self._strays.values())))
             self._sizes.clear()
+            self._strays.clear()
 
     @property
     def _foreign_bytes(self) -> int:
-        return self.elsewhere + sum(other.n_bytes for other in self._others)
+        return self._held + sum(other.n_bytes for other in self._others)
 
     def _evict(self) -> bool:
         """Delete another namespace; whether that has made room."""
@@ -92,18 +117,24 @@ class DiskRoom:
                     return False
                 other = self._others.pop(0)
             gone = self._folder.remove(other.place)
-            left = 0 if gone else self._weighed(other.place)[1]
+            try:
+                left = 0 if gone else self._weighed(other.place)[1]
+            except OSError:
+                left = other.n_bytes
             with self._lock:
                 self.used_bytes += left - other.n_bytes
-                self.elsewhere += left
+                self._held += left
                 self._counts["disk_foreign"] += gone
             if left < other.n_bytes:
                 return True
 
     def _weighed(self, place: Path) -> tuple[float, int]:
-        """When a namespace was last used, and its bytes; nothing where it is not to be looked at."""
+        """When a namespace was last used, and its bytes; nothing where it is not to be looked at. Raises OSError where
+        it may be later."""
         try:
             found = list(self._folder.files.scan(place))
-        except OSError:
+        except OSError as error:
+            if passes(error):
+                raise
             return 0.0, 0
         return max((one.used_at for one in found), default=0.0), sum(one.n_bytes for one in found)

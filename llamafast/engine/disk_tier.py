@@ -1,8 +1,5 @@
 """The prefix cache with a disk below host RAM: what is written, what is brought back, what goes.
 
-One tree finds both. A state may be in RAM, on the disk or in both; what none of them has is not in the tree. What is on
-the disk continues only what is there too, so an entry is whole with those it names.
-
 Written is what was used again, what was computed again after it had been lost, and, while nobody computes, the rest:
 traffic without a hit writes next to nothing. On the disk, as in RAM, what is cheapest to lose goes first.
 """
@@ -13,22 +10,20 @@ import logging
 import time
 from array import array
 from collections.abc import Callable
+from itertools import takewhile
 
 from llamafast._core.context import UNLIMITED
 from llamafast._core.states import State
-from llamafast.engine.cache import Part, PrefixCache
+from llamafast.engine.cache import MIN_TOKENS, Part
 from llamafast.engine.disk import DiskStore
-from llamafast.engine.disk_admission import DiskAdmission
-from llamafast.engine.disk_entries import DiskEntries, Entry, continues, index_bytes
+from llamafast.engine.disk_entries import Entry, index_bytes
 from llamafast.engine.disk_entry import Head
 from llamafast.engine.disk_events import Brought, Listed, Written
-from llamafast.engine.disk_traffic import DiskTraffic
+from llamafast.engine.disk_places import PlacedCache
 from llamafast.engine.prefix_key import is_private
 
 logger = logging.getLogger(__name__)
 
-# Of RAM, whatever its budget: states go to the disk and come from there through it.
-LEAST_RAM = 256 * 2**20
 # The part of RAM that the tokens of what is on the disk alone may take.
 INDEX_SHARE = 10
 # llama.cpp takes none of so many states in a row that it has written itself: it is another one than the folder says.
@@ -36,17 +31,10 @@ REFUSALS = 3
 # Between two looks whether all that is on the disk is known, at the end.
 CLOSING_SECONDS = 0.002
 
-COUNTED = (
-    "disk_hits", "disk_loads", "disk_load_failures", "disk_save_failures", "disk_tokens_loaded", "prefix_hits_disk",
-    "disk_late", "disk_wasted", "disk_orphans",
-)  # fmt: skip
 
-
-class TieredCache(PrefixCache):
+class TieredCache(PlacedCache):
     """A PrefixCache over a DiskStore; prefixes of fewer than ``min_tokens`` are not written, nor what is not back much
     sooner than computed, by ``row_seconds``. Engine thread only, but for ``has_news`` and the counts."""
-
-    brings = True
 
     def __init__(
         self,
@@ -58,36 +46,22 @@ class TieredCache(PrefixCache):
         n_cuttable: int = UNLIMITED,
         in_parts: bool = True,
     ) -> None:
-        super().__init__(max(budget, LEAST_RAM), n_cuttable=n_cuttable, in_parts=in_parts)
-        self._store = store
-        self._min_tokens = min_tokens
-        self._states: set[State] = set()
-        self._entries = DiskEntries(self._left)
-        self._traffic = DiskTraffic(store, self.budget // 2, row_seconds)
-        self._admission = DiskAdmission(
-            store, self._tree, self._entries, self._traffic, cuts_anywhere=self.cuts_anywhere
-        )
-        self._candidates = self._admission.candidates
+        super().__init__(budget, store, min_tokens, row_seconds=row_seconds, n_cuttable=n_cuttable, in_parts=in_parts)
         self._n_refused = 0  # in a row, of what had just come from the disk
-        self._n_bare = 0  # states whose bytes are on the disk alone
-        self._tiers = dict.fromkeys(COUNTED, 0)
-
-    def counts(self) -> dict[str, float]:
-        counts = super().counts() | self._tiers | self._admission.counts | self._store.counts
-        counts["cache_states"] -= self._n_bare
-        counts["disk_entries"] = len(self._entries.by_id) - self._traffic.n_queued
-        counts["disk_evictions"] = self._entries.n_evicted
-        counts["disk_queue_bytes"] = self._traffic.queued_bytes
-        return counts
+        self._forgets = False  # what is still being listed
+        self._cleared: set[str] = set()  # ordered before the last time that the disk was full
 
     def find(self, tokens: array[int], salt: bytes, more_than: int) -> list[Part]:
         found = super().find(tokens, salt, more_than)
         bare = any(part.state.saved is None for part in found)
-        return [] if bare and found[-1].stop < self._min_tokens else found
+        if not bare or found[-1].stop >= self._min_tokens:
+            return found
+        here = list(takewhile(lambda part: part.state.saved is not None, found))
+        return here if here and here[-1].stop >= more_than + MIN_TOKENS else []
 
     def use(self, found: list[Part]) -> None:
         super().use(found)
-        self._tiers["disk_hits"] += any(part.state.saved is None for part in found)
+        self._tiers["disk_hits"] += any(_comes_from_disk(part.state) for part in found)
         for part in found:
             entry: Entry | None = part.state.entry
             if entry is None:
@@ -106,17 +80,35 @@ class TieredCache(PrefixCache):
         if self._traffic.is_late(entry):
             self._tiers["disk_late"] += self._traffic.give_up(entry)
             return b""
-        if entry.asked_at is None:
-            self._traffic.ask(entry)
+        self._traffic.wait(entry)
+        self._ask(state, self.budget)
         return None
 
+    def ask(self, state: State) -> None:
+        # who runs finds room beside what is brought for those who wait to
+        self._ask(state, self.budget // 2)
+
+    def _ask(self, state: State, most: int) -> None:
+        entry: Entry | None = state.entry
+        if state.saved is None and entry is not None and entry.saved is None:
+            held = sum(len(one.saved) for one in self._held if one.saved is not None)
+            self._traffic.ask(entry, most, held)
+
+    def give_way(self, beside: bool) -> None:
+        self._store.give_way(beside)
+
     def put(self, tokens: array[int], salt: bytes, saved: bytes) -> State:
-        state = super().put(tokens, salt, saved)
-        if state.kept:
-            self._states.add(state)
-            is_candidate = not is_private(salt) and state.stop >= self._min_tokens
-            if is_candidate and self._candidates.add(state, tokens, self._root(salt)):
-                self._admission.write(state)
+        known = self._tree.ending(tokens, self._root(salt))
+        if known is not None and known.saved is None and known.entry.saved is None:
+            self._fill(known, saved)
+            self._shrink()
+            return known
+        state = self._keep(tokens, salt, saved)
+        self._states.add(state)
+        is_candidate = not is_private(salt) and state.stop >= self._min_tokens
+        if is_candidate and self._candidates.add(state, tokens, self._root(salt)):
+            self._admission.write(state)
+        self._shrink()
         return state
 
     def let_go(self, state: State) -> None:
@@ -126,6 +118,9 @@ class TieredCache(PrefixCache):
         self._shrink()
 
     def let_go_of_all(self) -> None:
+        for state in self._held:
+            if state.entry is not None:
+                self._traffic.withdraw(state.entry)
         super().let_go_of_all()
         self._shrink()
 
@@ -159,6 +154,7 @@ class TieredCache(PrefixCache):
             self._drop(state)
         self._leaves.clear()
         self._candidates.forget()
+        self._forgets = not self._admission.listed
         return n_bytes
 
     @property
@@ -171,9 +167,14 @@ class TieredCache(PrefixCache):
             match event:
                 case Listed(entries, whole):
                     for head, tokens, n_bytes in entries:
-                        self._adopt(head, tokens, n_bytes)
+                        if self._forgets:
+                            self._store.delete(head.id)
+                        else:
+                            self._adopt(head, tokens, n_bytes)
                     self._admission.listed |= whole
+                    self._forgets = self._forgets and not whole
                     self._fit_index()
+                    self._shrink()
                 case Written(id, head, full):
                     self._written(id, head, full)
                 case Brought():
@@ -194,7 +195,7 @@ class TieredCache(PrefixCache):
             self.settle(seconds)
             time.sleep(CLOSING_SECONDS)
         self._admission.write_rest()
-        self._store.close(seconds)
+        self._store.close(max(0.0, until - time.monotonic()))
 
     def _adopt(self, head: Head, tokens: array[int], n_bytes: int) -> None:
         """Find a place for an entry that was there at start."""
@@ -232,20 +233,36 @@ class TieredCache(PrefixCache):
         if head is not None:
             entry.head = head
             self._entries.wait(state)
-            self._fit_index()
             if not self.in_parts:
                 self._admission.supersede(state)
+            self._fit_index()
             return
+        failed = self._failed(state, entry, saved)
+        if full:
+            if id not in self._cleared:
+                # what was ordered before a tenth went says nothing of the room there is now
+                self._cleared = self._traffic.queued
+                self._entries.shrink(self._entries.n_bytes * 9 // 10, self.budget)
+            for one in failed:
+                self._admission.write(one, limited=False, again=True)
+        self._shrink()
+
+    def _failed(self, state: State, entry: Entry, saved: bytes | memoryview | None) -> list[State]:
+        """It is not on the disk, and will not be; nor will what was to be written upon it. All of these."""
+        heirs = [one for one in self._entries.by_id.values() if one.entry.base is entry] if entry.n_heirs else []
+        failed = [state]
+        for heir in heirs:
+            own: Entry = heir.entry
+            self._traffic.written(own.id)
+            bytes_of_it, own.saved = own.saved, None
+            failed += self._failed(heir, own, bytes_of_it)
         self._tiers["disk_save_failures"] += 1
         if state.saved is None:
             assert saved is not None, "it was being written"
             self._fill(state, saved)
         self._entries.leave(state)
         self._candidates.add_tried(state)
-        if full:
-            self._entries.shrink(self._entries.n_bytes * 9 // 10, self.budget)
-            self._admission.write(state, limited=False, again=True)
-        self._shrink()
+        return failed
 
     def _brought(self, event: Brought) -> None:
         state = self._entries.by_id.get(event.id)
@@ -257,7 +274,7 @@ class TieredCache(PrefixCache):
             self._tiers["disk_load_failures"] += 1
             if event.lost:
                 self._lose_all(state)
-            else:
+            elif state in self._held:
                 self._traffic.give_up(entry)
             return
         self._traffic.learn(entry.n_bytes, event.seconds)
@@ -267,65 +284,11 @@ class TieredCache(PrefixCache):
         self._fill(state, event.state)
         self._shrink()
 
-    def _fill(self, state: State, saved: bytes | memoryview) -> None:
-        """Its bytes are in RAM again."""
-        state.fill(saved)
-        self.used_bytes += len(saved)
-        self._n_bare -= 1
-        if state.base is not None:
-            state.base.n_heirs += 1
-        self._value(state)
-        self._wait(state)
-
-    def _lose(self, state: State) -> None:
-        if state.uses > 1 and self._candidates.is_untried(state):
-            self._admission.write(state)
-        if state.entry is not None:
-            self._tiers["disk_wasted"] += state.entry.fresh
-            state.entry.fresh = False
-            self.used_bytes -= state.empty()
-            self._n_bare += 1
-            self._leave_base(state)
-            self._entries.wait(state)
-            return
-        if state in self._candidates:
-            self._candidates.lose(*self._tree.tokens(state))
-        self._drop(state)
-
-    def _drop(self, state: State) -> None:
-        self._states.discard(state)
-        self._candidates.discard(state)
-        self._n_bare -= state.saved is None
-        super()._drop(state)
-
-    def _wait(self, state: State) -> None:
-        if state.saved is not None:
-            super()._wait(state)
-        if state.entry is not None:
-            self._entries.wait(state)
-
-    def _root(self, salt: bytes) -> bytes:
-        return self._store.folder.root(salt)
-
     def _fit_index(self) -> None:
         """What was found is too much for RAM, or for the folder."""
         most = self._admission.most_bytes if self._admission.listed else self._entries.n_bytes
         self._entries.shrink(most, self.budget // INDEX_SHARE)
 
-    def _left(self, state: State, entry: Entry) -> None:
-        """Its entry goes."""
-        self._store.delete(entry.id)
-        self._traffic.written(entry.id)
-        self._traffic.come(entry)
-        if state.saved is not None:
-            self._candidates.add_tried(state)
-        elif state.kept:
-            self._drop(state)
 
-    def _lose_all(self, state: State) -> None:
-        """Forget a state that is good for nothing, and all that continue it."""
-        gone = [one for one in self._states if continues(one, state)]
-        for one in (one for one in gone if one.entry is not None):
-            self._entries.leave(one)
-        for one in (one for one in gone if one.kept):
-            self._drop(one)
+def _comes_from_disk(state: State) -> bool:
+    return state.saved is None or (state.entry is not None and state.entry.fresh)

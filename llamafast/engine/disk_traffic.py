@@ -17,8 +17,8 @@ READ_BYTES = 256 * 10**6
 PATIENCE, LEAST_PATIENCE, FIRST_RATE = 4.0, 0.05, 1e8
 LONG_AGO = float("-inf")
 TOUCH_SECONDS = 60.0
-# How much the last read counts.
-RATE_WEIGHT = 0.2
+# How much the last read counts; how soon a disk that was too slow is tried again, by each state that is not written.
+RATE_WEIGHT, DRIFT = 0.2, 0.01
 # From so many bytes on reading is a matter of how fast the disk is. It is worth it where it takes this share of what
 # computing takes.
 SIZEABLE, WORTH = 2**20, 0.5
@@ -44,6 +44,11 @@ class DiskTraffic:
     def n_queued(self) -> int:
         return len(self._queue)
 
+    @property
+    def queued(self) -> set[str]:
+        """Ids of what is ordered to be written."""
+        return set(self._queue)
+
     def takes(self, n_bytes: int) -> bool:
         """Whether a state of so many bytes may be ordered to be written."""
         return not self._queue or (self.queued_bytes + n_bytes <= QUEUE_BYTES and len(self._queue) < QUEUE_STATES)
@@ -53,7 +58,10 @@ class DiskTraffic:
         compute_seconds = n_tokens * self._row_seconds()
         if n_bytes < SIZEABLE or not self._is_known or not compute_seconds:
             return True
-        return n_bytes / self._rate <= WORTH * compute_seconds
+        if n_bytes / self._rate <= WORTH * compute_seconds:
+            return True
+        self._rate += DRIFT * (FIRST_RATE - self._rate)
+        return False
 
     def write(self, order: Order) -> None:
         self._queue[order.id] = len(order.state)
@@ -71,29 +79,42 @@ class DiskTraffic:
             entry.touched_at = now
             self._store.touch(entry.id)
 
-    def ask(self, entry: Entry) -> None:
-        """Have an entry brought, unless too many are: it is to be asked for again when one of these has come."""
-        now = time.monotonic()
-        if self.asked_bytes and self.asked_bytes + entry.n_bytes > self._most_asked:
-            entry.wanted_at = now if entry.wanted_at is None else entry.wanted_at
+    def ask(self, entry: Entry, most: int, held: int) -> None:
+        """Have an entry brought, unless too many are, or with the ``held`` bytes that are here for somebody they would
+        be more than ``most``: it is to be asked for again when some of these have gone. One is, whatever it takes."""
+        there = self.asked_bytes + held
+        fits = there + entry.n_bytes <= most and self.asked_bytes + entry.n_bytes <= self._most_asked
+        if entry.asked_at is not None or (there and not fits):
             return
         assert entry.head is not None, "who asks has looked for its bytes where they are before they are written"
-        entry.asked_at, entry.wanted_at = now, None
+        entry.asked_at = time.monotonic()
         self.asked_bytes += entry.n_bytes
+        entry.patience = self._patience(entry)
         self._store.read(entry.head)
 
+    def wait(self, entry: Entry) -> None:
+        """Somebody waits for it."""
+        if entry.wanted_at is None:
+            entry.wanted_at = time.monotonic()
+
     def is_late(self, entry: Entry) -> bool:
-        """Whether an entry that was asked for is not worth waiting for any longer."""
-        since = entry.asked_at if entry.wanted_at is None else entry.wanted_at
-        if since is None:
+        """Whether an entry that somebody waits for is not worth that any longer."""
+        if entry.wanted_at is None:
             return False
-        patience = LEAST_PATIENCE + PATIENCE * max(self.asked_bytes, entry.n_bytes) / self._rate
-        return time.monotonic() - since > patience
+        if entry.wanted_at == LONG_AGO:
+            return True
+        if entry.asked_at is not None:
+            return time.monotonic() - entry.asked_at > entry.patience
+        return time.monotonic() - entry.wanted_at > self._patience(entry)
+
+    def _patience(self, entry: Entry) -> float:
+        """For what is being read and comes before it, and itself."""
+        return LEAST_PATIENCE + PATIENCE * max(self.asked_bytes, entry.n_bytes) / self._rate
 
     def give_up(self, entry: Entry) -> bool:
         """Nobody is to wait for it as long as anybody holds it; whether that is new."""
         new = entry.wanted_at != LONG_AGO
-        entry.wanted_at = LONG_AGO
+        entry.wanted_at, entry.given_up = LONG_AGO, True
         return new
 
     def withdraw(self, entry: Entry) -> None:

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 DAY, BURST = 86_400.0, 2**30
 # Nobody waits for a write, so it takes some times as long as it might.
 RESTS = 3.0
+# What hangs at the end is left to itself after so long.
+HANGS = 1.0
 # After a write that failed, doubled each time up to the second.
 PAUSE, LONGEST_PAUSE = 60.0, 600.0
 
@@ -38,7 +40,7 @@ class DiskWriter:
         self._tell = tell
         self._counts = counts
         self._known = known
-        self._orders: deque[tuple[float, Callable[[], None]]] = deque()
+        self._orders: deque[tuple[float, bool, Callable[[], None]]] = deque()  # since when, and whether it may be left
         self._since: float | None = None  # when what is being carried out was ordered
         self._wakes = threading.Condition()
         self._closing = False
@@ -53,7 +55,7 @@ class DiskWriter:
             self._thread.start()
 
     def write(self, order: Order) -> None:
-        self._order(lambda: self._write(order))
+        self._order(lambda: self._write(order), may_be_left=True)
 
     def delete(self, id: str) -> None:
         self._order(lambda: self._delete(id))
@@ -68,20 +70,20 @@ class DiskWriter:
     def waits_since(self) -> float:
         """When the oldest of what is ordered was; inf where nothing is."""
         with self._wakes:
-            return self._since or next((ordered_at for ordered_at, _ in self._orders), float("inf"))
+            return self._since or next((order[0] for order in self._orders), float("inf"))
 
     def close(self, seconds: float) -> None:
-        """Begin no order after so long; returns when it has ended."""
+        """Begin no write after so long; returns when it has ended, or a little later where the disk hangs."""
         with self._wakes:
             self._closing = True
             self._until = time.monotonic() + seconds
             self._wakes.notify()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(max(seconds, 0.0) + HANGS)
 
-    def _order(self, carry_out: Callable[[], None]) -> None:
+    def _order(self, carry_out: Callable[[], None], *, may_be_left: bool = False) -> None:
         with self._wakes:
-            self._orders.append((time.monotonic(), carry_out))
+            self._orders.append((time.monotonic(), may_be_left, carry_out))
             self._wakes.notify()
 
     def _run(self) -> None:
@@ -91,9 +93,11 @@ class DiskWriter:
                 self._since = None
                 while not self._orders and not self._closing:
                     self._wakes.wait()
-                if not self._orders or time.monotonic() > self._until:
+                if not self._orders:
                     return
-                self._since, carry_out = self._orders.popleft()
+                self._since, may_be_left, carry_out = self._orders.popleft()
+            if may_be_left and time.monotonic() > self._until:
+                continue
             try:
                 carry_out()
             except FileNotFoundError:
@@ -159,6 +163,8 @@ class DiskWriter:
         except BaseException:
             if self._folder.unlink(aside):
                 self._room.release(order.id)
+            else:
+                self._room.stray(order.id)
             raise
         self._allowed -= order.file_bytes
         self._counts["disk_written_bytes"] += order.file_bytes
@@ -173,7 +179,11 @@ class DiskWriter:
     def _delete(self, id: str) -> None:
         if self._folder.unlink(file_name(id)):
             self._room.release(id)
+            self._known.discard(id)
+        else:
+            self._room.stray(id)
 
     def _set_aside(self) -> None:
         self._failed |= self._known
         self._room.set_aside(self._folder.set_aside())
+        self._folder.restore()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sys
@@ -15,6 +16,7 @@ NICENESS = 19
 BLOCK = 4096
 # What is read or written in one call, about: the kernel lets nobody else onto that CPU meanwhile.
 SLICE = 2**20
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ESTALE)
 
 
 def in_blocks(n_bytes: int) -> int:
@@ -25,7 +27,13 @@ def in_blocks(n_bytes: int) -> int:
 def give_way() -> None:
     """Whatever else runs goes before the calling thread."""
     if sys.platform == "linux":  # elsewhere priorities are those of processes
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        with suppress(OSError):  # a sandbox may forbid it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+def passes(error: OSError | MemoryError) -> bool:
+    """Whether it says nothing of the file."""
+    return isinstance(error, MemoryError) or error.errno in _PASSING
 
 
 class Found(NamedTuple):
@@ -106,7 +114,8 @@ class Files:
             for entry in entries:
                 with suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
-                    n_bytes = 512 * status.st_blocks
+                    # some file systems tell no blocks
+                    n_bytes = max(512 * status.st_blocks, in_blocks(status.st_size))
                     yield Found(entry.name, entry.is_file(follow_symlinks=False), n_bytes, status.st_mtime)
 
     def free_bytes(self, path: Path) -> int:

@@ -4,14 +4,54 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections import deque
+from collections.abc import Collection, Iterable
+from itertools import islice
 
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import Sequence
-from llamafast.engine.cache import Part, Parts, PrefixCache
+from llamafast.engine.cache import Part, PrefixCache
 from llamafast.engine.pace import Pace
 
 logger = logging.getLogger(__name__)
+
+# So many parts are asked for before they are needed.
+ASKED_AT_ONCE = 16
+
+
+class Parts:
+    """Parts that somebody is to get, in order. Their states are held until they are taken or the parts are cleared."""
+
+    def __init__(self, cache: PrefixCache, parts: Iterable[Part]) -> None:
+        self._cache = cache
+        self._parts = deque(parts)
+        for part in self._parts:
+            cache.hold(part.state)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @property
+    def saved(self) -> bytes | memoryview | None:
+        """The bytes of the first one, as ``PrefixCache.saved`` has them."""
+        return self._cache.saved(self._parts[0].state)
+
+    def ask(self) -> None:
+        """Have the bytes of the next ones brought."""
+        for part in islice(self._parts, ASKED_AT_ONCE):
+            self._cache.ask(part.state)
+
+    @property
+    def first(self) -> Part:
+        return self._parts[0]
+
+    def take(self) -> None:
+        """Let go of the first one."""
+        self._cache.let_go(self._parts.popleft().state)
+
+    def clear(self) -> None:
+        while self._parts:
+            self.take()
 
 
 class KVTransfer:
@@ -57,6 +97,10 @@ class KVTransfer:
         """Whether what is saved outlives the process."""
         return self._cache.brings
 
+    def give_way(self, beside: bool) -> None:
+        """Whether somebody computes while bytes are brought."""
+        self._cache.give_way(beside)
+
     def settle(self) -> None:
         """Take note of what threads have brought and written, for a while."""
         self._cache.settle(self._pace.copy_seconds)
@@ -74,7 +118,7 @@ class KVTransfer:
                 parts = self._found(sequence)[0]
                 away = any(part.state.saved is None for part in parts)
                 self._ahead[sequence] = Parts(self._cache, parts if away else [])
-                self._ahead[sequence].ask()
+            self._ahead[sequence].ask()
         for sequence in [sequence for sequence in self._ahead if sequence not in waiting]:
             self._ahead.pop(sequence).clear()
 
@@ -111,8 +155,9 @@ class KVTransfer:
         saved = parts.saved if parts else None
         if parts is None or saved is None:
             return False
-        part = parts.take()
-        if not self._restored(sequence, saved, part):
+        restored = self._restored(sequence, saved, parts.first)
+        parts.take()
+        if not restored:
             self._drop_restores(sequence)
             self._save_next(sequence, sequence.n_past)
         elif not parts:
@@ -126,12 +171,15 @@ class KVTransfer:
         if not saved:  # gone
             self._runner.forgo(sequence)
             return False
+        # a part comes whole before it is cut, through cells of its own
+        has_room = self._runner.total_cells - self._runner.n_cells >= part.state.stop - part.state.start
         done = self._runner.restore(sequence, saved, part.start, part.stop)
         if done:
             self._cache.restored(part.state, part.stop - part.start)
         else:
             self._counts["restore_failures"] += 1
-            self._cache.refused(part.state)
+            if has_room:
+                self._cache.refused(part.state)
         return done
 
     def save_due(self) -> None:

@@ -24,7 +24,7 @@ class Pages:
     def __init__(self) -> None:
         self._kept: deque[mmap.mmap] = deque()
         self._kept_bytes = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may come while it is held
 
     def take(self, n_bytes: int) -> memoryview:
         """So many bytes at least, at the beginning of a page; whatever they say. Raises OSError for want of memory."""
@@ -38,7 +38,7 @@ class Pages:
 
     def _found(self, size: int) -> mmap.mmap | None:
         with self._lock:
-            for pages in self._kept:
+            for pages in list(self._kept):
                 if len(pages) == size:
                     self._kept.remove(pages)
                     self._kept_bytes -= size

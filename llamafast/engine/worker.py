@@ -245,6 +245,7 @@ class Worker:
         status = self.runner.run(STEPS_PER_RUN if alone and not decides else 1)
         ran = time.monotonic() - copied
         self._settle(status)
+        self.transfer.give_way(not self._idles)
         # copies are as much a pause of the streams as what others compute
         self.spare = self.runner.spare - (time.monotonic() - start - ran)
         return ran

@@ -29,7 +29,7 @@ def written(path, *orders, **options):
 def when_waited_for(thread, act):
     """Do something once somebody waits for the end of a thread."""
     join = thread.join
-    thread.join = lambda: (act(), join())
+    thread.join = lambda seconds: (act(), join(seconds))
 
 
 def chain(n, first=0):

@@ -9,7 +9,7 @@ from support.fake_store import FakeStore
 
 from engine.test_cache import LONG, keep, tokens
 from llamafast._core.context import UNLIMITED
-from llamafast.engine import disk_admission, disk_tier
+from llamafast.engine import disk_admission, disk_places
 from llamafast.engine.disk_tier import TieredCache
 from llamafast.engine.prefix_key import PrefixKey
 
@@ -30,7 +30,7 @@ class Clock(SimpleNamespace):
 
 @pytest.fixture(autouse=True)
 def little_ram(monkeypatch):
-    monkeypatch.setattr(disk_tier, "LEAST_RAM", 0)
+    monkeypatch.setattr(disk_places, "LEAST_RAM", 0)
 
 
 def tiered(
@@ -155,9 +155,14 @@ def test_what_could_not_be_written_is_tried_once_while_nobody_computes():
     assert not cache.wants_idle
     store.write_paused = True
     remember(cache, 2)
-    assert not cache.wants_idle
+    cache.settle_idle()
+    used(cache, 2)
+    assert len(store.written) == 1
+    assert store.n_dropped == 1
     store.write_paused = False
     assert cache.wants_idle
+    cache.settle_idle()
+    assert len(store.written) == 2
 
 
 def test_the_rest_is_written_at_the_end():
@@ -242,17 +247,17 @@ def test_where_the_disk_is_full_a_tenth_goes_and_the_write_is_tried_again():
     used(cache, 10, range(100))
     store.carry_out(done=False, full=True)
     cache.settle(1.0)
-    assert cache.counts()["disk_evictions"] == 2  # whole ones: 10 of 12, on their way included
+    assert cache.counts()["disk_evictions"] == 1
     happen(cache, store)
-    assert 10 in kept_first(store)
-    assert [order.again for order in store.all_orders] == [False] * 12 + [True]
+    assert len([kept for kept in store.disk.values() if 10 in kept.tokens or kept.head.base]) == 2
+    assert [order.again for order in store.all_orders] == [False] * 12 + [True] * 2
     remember(cache, 11)
     used(cache, 11)
     store.carry_out(done=False, full=True)
     cache.settle(1.0)
-    assert [kind for kind, _ in store.orders] == ["delete", "delete", "write"]
-    store.carry_out()
-    store.carry_out()
+    assert [kind for kind, _ in store.orders] == ["delete", "delete", "delete", "write"]
+    for _ in range(3):
+        store.carry_out()
     store.carry_out(done=False)
     happen(cache, store)
     assert 11 not in kept_first(store)

@@ -7,8 +7,8 @@ import pytest
 from engine.test_cache import LONG, tokens
 from engine.test_disk_tier import BYTES, FILE, Clock, happen, kept_first, remember, restarted, tiered, used
 from engine.test_handles import AT_ONCE, FakeSequence, compute, run_through, transfer_of
-from llamafast.engine import disk_tier, disk_traffic
-from llamafast.engine.cache import Parts
+from llamafast.engine import disk_places, disk_tier, disk_traffic
+from llamafast.engine.kv_transfer import Parts
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def clock(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def little_ram(monkeypatch):
-    monkeypatch.setattr(disk_tier, "LEAST_RAM", 0)
+    monkeypatch.setattr(disk_places, "LEAST_RAM", 0)
 
 
 def test_after_a_restart_what_was_written_is_found_and_brought():

@@ -12,7 +12,7 @@ from support.fake_store import FakeStore
 
 from engine.test_disk_tier import Clock
 from engine.test_handles import AT_ONCE, KINDS, FakeRunner, FakeSequence, compute
-from llamafast.engine import disk_tier, disk_traffic
+from llamafast.engine import disk_places, disk_tier, disk_traffic
 from llamafast.engine.disk_entries import index_bytes
 from llamafast.engine.disk_tier import TieredCache
 from llamafast.engine.kv_transfer import KVTransfer
@@ -253,7 +253,7 @@ class Tiers(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(disk_tier, "LEAST_RAM", 0)
+    monkeypatch.setattr(disk_places, "LEAST_RAM", 0)
     monkeypatch.setattr(disk_tier, "INDEX_SHARE", 2)
     clock = Clock(now=1000.0)
     for module in (disk_tier, disk_traffic):

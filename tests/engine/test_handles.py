@@ -19,8 +19,8 @@ from support.late_bytes import LateCache
 
 from engine.test_cache import LONG, keep, parts, taken, tokens
 from llamafast._core.context import UNLIMITED
-from llamafast.engine.cache import Parts, PrefixCache
-from llamafast.engine.kv_transfer import KVTransfer
+from llamafast.engine.cache import PrefixCache
+from llamafast.engine.kv_transfer import KVTransfer, Parts
 from llamafast.engine.pace import Pace
 
 AT_ONCE = float("-inf")
@@ -66,6 +66,7 @@ class FakeRunner:
         self.in_parts = in_parts
         self.takes = True
         self.running = []
+        self.total_cells, self.n_cells = 10**6, 0
 
     def shareable(self, sequence):
         return 0, 0

@@ -16,8 +16,8 @@ from engine.test_worker import FakeRunner, FakeSequence, arrival
 from llamafast._core.sequence import PHASE_RESTORING
 from llamafast._core.step import PAUSED
 from llamafast.engine import engine as engine_module
-from llamafast.engine.cache import Parts, PrefixCache
-from llamafast.engine.kv_transfer import KVTransfer
+from llamafast.engine.cache import PrefixCache
+from llamafast.engine.kv_transfer import KVTransfer, Parts
 from llamafast.engine.pace import Pace
 from llamafast.engine.scheduler import Scheduler
 from llamafast.engine.worker import Worker

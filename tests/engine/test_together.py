@@ -26,7 +26,7 @@ from llamafast.chat.grammar.asked import asked_of_completion
 from llamafast.chat.grammar.constraints import Constraints
 from llamafast.chat.prompt.media import row_ids
 from llamafast.config import DiskCacheConfig
-from llamafast.engine import disk_tier
+from llamafast.engine import disk_places
 from llamafast.engine.engine import Engine
 from llamafast.engine.media import MediaSpan, Medium
 from llamafast.engine.types import Generation, Matcher, Plan, SamplingParams, Tenant
@@ -323,7 +323,7 @@ def common(one: list[int], other: list[int]) -> int:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_together(tiny_model: Callable[[str], Path], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_tier, "LEAST_RAM", RAM_BYTES)
+    monkeypatch.setattr(disk_places, "LEAST_RAM", RAM_BYTES)
 
     class OfKind(Together):
         truths: ClassVar[dict[Work, list[Said]]] = {}

@@ -39,7 +39,8 @@ class FakeStore:
         self.deleted: list[str] = []
         self.touched: list[str] = []
         self.closed = False
-        self.n_set_aside = 0
+        self.n_set_aside = self.n_dropped = 0
+        self.beside = True
         self._failed: set[str] = set()
         self._lost: set[str] = set()
         self._events: deque[Event] = deque()
@@ -78,6 +79,12 @@ class FakeStore:
 
     def touch(self, id: str) -> None:
         self.touched.append(id)
+
+    def drop(self) -> None:
+        self.n_dropped += 1
+
+    def give_way(self, beside: bool) -> None:
+        self.beside = beside
 
     def set_aside(self) -> None:
         self.n_set_aside += 1
