@@ -1,6 +1,7 @@
 # A llama_context and a batch of rows, for whoever computes with them.
 from libc.stdint cimport int32_t, uint8_t
 
+from .adapters cimport groups_t
 from .graph cimport graph_t
 from .headers.llama cimport llama_batch, llama_context, llama_memory_t, llama_pos, llama_seq_id, llama_token
 from .model cimport Model
@@ -18,6 +19,12 @@ cdef int32_t batch_add(
     llama_batch *batch, llama_token token, llama_pos pos, llama_seq_id seq_id, bint output
 ) noexcept nogil
 
+# What context_decode and context_encode give beside llama.cpp's codes.
+cdef enum:
+    NO_ROOM_FOR_ADAPTERS = -1000
+    GROUPS_APART = -1001        # a batch of groups that cannot be computed at one go
+    ROWS_ASTRAY = -1002         # rows were given the adapters of others
+
 cdef class Context:
     cdef readonly Model model
     cdef llama_context *ctx
@@ -29,8 +36,11 @@ cdef class Context:
     cdef int32_t scratch            # a sequence id beyond n_seq_max through which parts are moved, -1: none
     cdef graph_t graph
     cdef team_t team
+    cdef groups_t *groups               # NULL: nobody has an adapter
+    cdef dict members                   # the adapters of each group, which it holds
     cdef dict state_sizes               # bytes of a state by its number of tokens
 
+    cdef void set_group(self, int32_t seq_id, int32_t group) noexcept nogil
     cdef bytes state(self, int32_t seq_id, int32_t n_tokens)
     cdef bint set_state(self, int32_t seq_id, const uint8_t[::1] saved)
     cdef bytes save_part(self, int32_t seq_id, int32_t start, int32_t stop, int32_t n_tokens)

@@ -1,8 +1,11 @@
 """A llama_context, its memory and its batches."""
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t
+from libc.stdlib cimport calloc, free
 
-from .graph cimport graph_decode, graph_encode, graph_free, graph_init
+from .adapters cimport MAX_GROUPS, Adapter, group_t, groups_begin, groups_t
+from .graph cimport graph_decode, graph_encode, graph_failed, graph_free, graph_init, graph_t, graph_take_adapters
+from .headers.adapters cimport MAX_ADAPTERS
 from .headers.clock cimport now
 from .headers.llama cimport (
     LLAMA_MAX_SEQ, llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params,
@@ -102,6 +105,7 @@ cdef class Context:
         cdef llama_context_params params = llama_context_default_params()
         self.model = model
         self.state_sizes = {}
+        self.members = {}
         if n_ctx is not None: params.n_ctx = n_ctx
         if n_batch is not None: params.n_batch = n_batch
         if n_ubatch is not None: params.n_ubatch = n_ubatch
@@ -164,6 +168,10 @@ cdef class Context:
             llama_free(self.ctx)
             died(CONTEXT)
         graph_free(&self.graph)
+        if self.groups != NULL:
+            free(self.groups.scaled)
+            free(self.groups.outputs)
+        free(self.groups)
 
     @property
     def n_ctx(self):
@@ -213,6 +221,42 @@ cdef class Context:
     def on_cpu(self):
         """Whether CPUs compute all of it, and hold all of its memory."""
         return self.model.on_cpu
+
+    @property
+    def mixes(self):
+        """Whether a batch may have rows of several groups of adapters, up to n_ubatch rows."""
+        in_order = self.unified and not self.model.is_hybrid and self.n_ubatch >= self.n_seq_max
+        return self.graph.products != NULL and in_order
+
+    def define_group(self, int32_t group, list members):
+        """What ``group`` (1 to MAX_GROUPS - 1) stands for: pairs of an Adapter and its scale. Nobody may have it.
+
+        Raises ValueError for another model's, for more than MAX_ADAPTERS and for one that is there twice."""
+        cdef group_t *defined
+        cdef Adapter adapter
+        cdef int32_t i
+        if not 0 < group < MAX_GROUPS or len(members) > MAX_ADAPTERS:
+            raise ValueError(f"group {group} of {len(members)} adapters")
+        if len({adapter for adapter, _ in members}) < len(members):
+            raise ValueError("an adapter that is there twice")
+        if any((<Adapter?> adapter).model is not self.model for adapter, _ in members):
+            raise ValueError("an adapter of another model")
+        if self.groups == NULL:
+            init_groups(self)
+        defined = &self.groups.groups[group]
+        defined.n = 0
+        for i in range(<int32_t> len(members)):
+            adapter, scale = members[i]
+            defined.adapters[i] = adapter.adapter
+            defined.alphas[i] = adapter.alpha
+            defined.scales[i] = scale
+        defined.n = <int32_t> len(members)
+        self.members[group] = members
+
+    cdef void set_group(self, int32_t seq_id, int32_t group) noexcept nogil:
+        """What a sequence id computes has these adapters from now on."""
+        if self.groups != NULL:
+            self.groups.group_of[seq_id] = group
 
     def warm_up(self, llama_token token):
         """Compute one token and forget it: the weights are read, and memory of the cache that nothing was written to is
@@ -297,20 +341,44 @@ cdef class Context:
 
 cdef int32_t context_decode(Context self, const llama_batch *batch) noexcept nogil:
     """llama_decode's code."""
-    cdef int32_t size = set_threads(self, batch)
-    cdef double start = now()
-    cdef int32_t code = graph_decode(&self.graph, batch)
-    observe_threads(self, batch, size, start, code)
-    return code
+    return compute(self, batch, graph_decode)
 
 
 cdef int32_t context_encode(Context self, const llama_batch *batch) noexcept nogil:
     """llama_encode's code."""
-    cdef int32_t size = set_threads(self, batch)
+    return compute(self, batch, graph_encode)
+
+
+cdef int32_t compute(
+    Context self, const llama_batch *batch, int32_t (*run)(graph_t *, const llama_batch *) noexcept nogil
+) noexcept nogil:
+    cdef int32_t code, size = set_threads(self, batch)
     cdef double start = now()
-    cdef int32_t code = graph_encode(&self.graph, batch)
+    if self.groups != NULL:
+        code = groups_begin(self.groups, batch)
+        if code < 0:
+            return NO_ROOM_FOR_ADAPTERS if code == -1 else GROUPS_APART
+    code = run(&self.graph, batch)
+    if code == 0 and graph_failed(&self.graph):
+        return ROWS_ASTRAY
     observe_threads(self, batch, size, start, code)
     return code
+
+
+cdef int init_groups(Context self) except -1:
+    """From now on rows may have adapters."""
+    cdef int taken
+    self.groups = <groups_t *> calloc(1, sizeof(groups_t))
+    if self.groups == NULL:
+        raise MemoryError
+    self.groups.ctx = self.ctx
+    self.groups.graph = &self.graph
+    self.groups.all_outputs = self.embeddings
+    taken = graph_take_adapters(&self.graph)
+    if taken < 0:
+        raise MemoryError
+    self.groups.differ = taken
+    return 0
 
 
 cdef int32_t set_threads(Context self, const llama_batch *batch) noexcept nogil:

@@ -2,7 +2,8 @@
 
 Its scheduler shows each node of a graph to a callback before any of them is computed, and there
 
-- attention becomes an operation of ours (c/attention.h), and so do products with quantised weights (c/products.h);
+- attention becomes an operation of ours (c/attention.h), and so do products with quantised weights (c/products.h) and
+  the branches of adapters (c/adapters.h);
 - logits are computed where they are read. llama_decode copies them from the graph to its output buffer: 10 MB for 16
   rows of a large vocabulary, a seventh of a small model's step. Here the node of the logits gets the output buffer for
   its own memory, and llama_decode copies that onto itself, for which glibc's memcpy does nothing;
@@ -10,6 +11,9 @@ Its scheduler shows each node of a graph to a callback before any of them is com
 """
 from libc.string cimport strcmp
 
+from .headers.adapters cimport (
+    adapters_activate, adapters_begin, adapters_failed, adapters_free, adapters_new, adapters_take, adapters_use,
+)
 from .headers.attention cimport attention_take, attention_use
 from .headers.llama cimport (
     GGML_OP_FLASH_ATTN_EXT, GGML_TYPE_F32, c_bool, ggml_backend_buffer, ggml_backend_buffer_get_base,
@@ -21,6 +25,7 @@ from .headers.products cimport products_begin, products_free, products_new, prod
 from .headers.zero_pages cimport zero_pages_release
 from .simd cimport simd_limit
 
+adapters_use(simd_limit())
 attention_use(simd_limit())
 products_use(simd_limit())
 
@@ -40,6 +45,30 @@ cdef int graph_init(graph_t *self, int32_t n_vocab, llama_context_params *params
 
 cdef void graph_free(graph_t *self) noexcept nogil:
     products_free(self.products)
+    adapters_free(self.adapters)
+
+
+cdef int graph_take_adapters(graph_t *self) noexcept nogil:
+    if self.products == NULL:
+        return 0
+    if self.adapters == NULL:
+        self.adapters = adapters_new()
+    return 1 if self.adapters != NULL else -1
+
+
+cdef void graph_activate(graph_t *self, int n, const float *alphas, float *scales) noexcept nogil:
+    adapters_activate(self.adapters, n, alphas, scales)
+
+
+cdef void graph_begin(
+    graph_t *self, int32_t n_rows, const int32_t *tokens, const float *scaled, int32_t n_outputs,
+    const int32_t *outputs, bint uniform
+) noexcept nogil:
+    adapters_begin(self.adapters, n_rows, tokens, scaled, n_outputs, outputs, uniform)
+
+
+cdef bint graph_failed(const graph_t *self) noexcept nogil:
+    return self.adapters != NULL and adapters_failed(self.adapters)
 
 
 cdef int32_t graph_decode(graph_t *self, const llama_batch *batch) noexcept nogil:
@@ -71,6 +100,8 @@ cdef c_bool change(ggml_tensor *node, c_bool ask, void *data) noexcept nogil:
         if self.warms:
             release(self, node.src[1])
         self.n_attention += attention_take(node)
+        return False
+    if self.adapters != NULL and adapters_take(self.adapters, node):
         return False
     self.n_products += products_take(self.products, node)
     if self.n_outputs and strcmp(node.name, "result_output") == 0 and holds_all(self, node):

@@ -22,6 +22,7 @@ cpdef enum Kind:
     INPUT
     EMBEDDER
     BREAKERS
+    ADAPTER
     N_KINDS
 
 cdef void count(int kind, int n) noexcept nogil

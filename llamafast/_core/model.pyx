@@ -1,18 +1,17 @@
 """A loaded GGUF."""
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from .gguf cimport Gguf
 from .headers.llama cimport (
     LLAMA_KV_OVERRIDE_TYPE_BOOL, LLAMA_KV_OVERRIDE_TYPE_FLOAT, LLAMA_KV_OVERRIDE_TYPE_INT, LLAMA_KV_OVERRIDE_TYPE_STR,
-    LLAMA_SPLIT_MODE_NONE, c_bool, ggml_is_quantized, gguf_context, gguf_find_key, gguf_find_tensor, gguf_free,
-    gguf_get_data_offset, gguf_get_n_tensors, gguf_get_tensor_offset, gguf_get_tensor_size, gguf_get_tensor_type,
-    gguf_init_from_file, gguf_init_params, llama_max_devices,
-    llama_model_chat_template, llama_model_default_params, llama_model_desc, llama_model_free, llama_model_has_encoder,
-    llama_model_is_hybrid, llama_model_is_recurrent, llama_model_kv_override, llama_model_load_from_file,
-    llama_model_meta_val_str, llama_model_n_cls_out, llama_model_n_ctx_train, llama_model_n_embd_out,
-    llama_model_n_swa, llama_model_params, llama_model_size, llama_supports_gpu_offload,
+    LLAMA_SPLIT_MODE_NONE, c_bool, llama_max_devices, llama_model_chat_template, llama_model_default_params,
+    llama_model_desc, llama_model_free, llama_model_has_encoder, llama_model_is_hybrid, llama_model_is_recurrent,
+    llama_model_kv_override, llama_model_load_from_file, llama_model_meta_val_str, llama_model_n_cls_out,
+    llama_model_n_ctx_train, llama_model_n_embd_out, llama_model_n_swa, llama_model_params, llama_model_size,
+    llama_supports_gpu_offload,
 )
 from .headers.simd cimport SIMD_AVX2, simd_level
 from .headers.weight_layouts cimport LAYOUTS_CRASH, LAYOUTS_TILES, weight_layouts
@@ -56,7 +55,7 @@ cdef class Model:
             params.split_mode == LLAMA_SPLIT_MODE_NONE and params.main_gpu < 0
         )
         if use_extra_bufts is None:
-            use_extra_bufts = vocab_only or gains_by_layouts(self.on_cpu, may_be_quantised(c_path))
+            use_extra_bufts = vocab_only or gains_by_layouts(self.on_cpu, may_be_quantised(path))
         params.use_extra_bufts = self.use_extra_bufts = use_extra_bufts
         if on_progress is not None:
             params.progress_callback = report_progress
@@ -171,60 +170,14 @@ cdef bint gains_by_layouts(bint on_cpu, bint quantised) noexcept:
     return not quantised or weight_layouts() != LAYOUTS_CRASH
 
 
-def has_tensor(str path, *names):
-    """Whether the GGUF at ``path`` holds a tensor of one of these names; False for a file that is none."""
-    cdef bytes raw_path = path.encode()
-    cdef bytes raw_name
-    cdef gguf_context *gguf = gguf_open(raw_path)
-    if gguf == NULL:
-        return False
-    try:
-        for name in names:
-            raw_name = name.encode()
-            if gguf_find_tensor(gguf, raw_name) >= 0:
-                return True
-        return False
-    finally:
-        gguf_free(gguf)
-
-
-def tensor_middles(str path):
-    """Where in the GGUF at ``path`` its tensors' data begin, and for each tensor where its middle is. Raises ValueError
-    for a file that is none."""
-    cdef bytes raw_path = path.encode()
-    cdef int64_t i
-    cdef gguf_context *gguf = gguf_open(raw_path)
-    if gguf == NULL:
-        raise ValueError(f"{path} is no GGUF")
-    try:
-        begin = gguf_get_data_offset(gguf)
-        return begin, [
-            begin + gguf_get_tensor_offset(gguf, i) + gguf_get_tensor_size(gguf, i) // 2
-            for i in range(gguf_get_n_tensors(gguf))
-        ]
-    finally:
-        gguf_free(gguf)
-
-
-cdef bint may_be_quantised(const char *path) noexcept:
+cdef bint may_be_quantised(str path):
     """Whether the GGUF holds a quantised tensor, or is a part of a model whose other parts may."""
-    cdef int64_t i
-    cdef gguf_context *gguf = gguf_open(path)
-    if gguf == NULL:
+    cdef Gguf head
+    try:
+        head = Gguf(path)
+    except ValueError:
         return True
-    cdef bint found = gguf_find_key(gguf, b"split.count") >= 0
-    for i in range(gguf_get_n_tensors(gguf)):
-        found = found or ggml_is_quantized(gguf_get_tensor_type(gguf, i))
-    gguf_free(gguf)
-    return found
-
-
-cdef gguf_context *gguf_open(const char *path) noexcept:
-    """What the file says of itself without its tensors' data; NULL where it is no GGUF."""
-    cdef gguf_init_params params
-    params.no_alloc = True
-    params.ctx = NULL
-    return gguf_init_from_file(path, params)
+    return head.has_key("split.count") or head.is_quantised()
 
 
 cdef c_bool report_progress(float fraction, void *user_data) noexcept with gil:

@@ -1,13 +1,11 @@
 """libmtmd: a projector, the rows that it makes of pictures and sound, and where these lie in a prompt."""
 from cpython.array cimport array, clone
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from .headers.llama cimport (
-    gguf_context, gguf_find_key, gguf_free, gguf_get_val_str, gguf_init_from_file, gguf_init_params,
-    llama_model_n_embd_inp, llama_token,
-)
+from .gguf cimport Gguf
+from .headers.llama cimport llama_model_n_embd_inp, llama_token
 from .headers.mtmd cimport (
     MTMD_INPUT_CHUNK_TYPE_TEXT, llama_flash_attn_type, mtmd_bitmap, mtmd_bitmap_free, mtmd_bitmap_get_data,
     mtmd_bitmap_get_n_bytes, mtmd_bitmap_init, mtmd_bitmap_init_from_audio, mtmd_bitmap_is_audio,
@@ -23,6 +21,8 @@ from .headers.mtmd cimport (
 from .llama_log cimport check_ptr, forget_log, log_callback
 from .model cimport Model
 
+from llamafast.errors import ModelLoadError
+
 cdef enum:
     # mtmd.h knows these as RGB
     CHANNELS = 3
@@ -32,24 +32,13 @@ mtmd_helper_log_set(log_callback(), NULL)
 
 def projector_kinds(str path not None):
     """By libmtmd's names, those that the GGUF at ``path`` says it has. Raises ModelLoadError for what is none."""
-    cdef gguf_init_params params
-    cdef gguf_context *ctx
-    cdef bytes raw_path = path.encode()
-    cdef int64_t key
-    cdef list kinds = []
-    params.no_alloc = True
-    params.ctx = NULL
-    forget_log()
-    ctx = gguf_init_from_file(raw_path, params)
-    check_ptr(ctx, f"cannot load {path}")
+    cdef Gguf head
     try:
-        for name in (b"clip.projector_type", b"clip.vision.projector_type", b"clip.audio.projector_type"):
-            key = gguf_find_key(ctx, name)
-            if key >= 0:
-                kinds.append((<bytes> gguf_get_val_str(ctx, key)).decode())
-    finally:
-        gguf_free(ctx)
-    return kinds
+        head = Gguf(path)
+    except ValueError as error:
+        raise ModelLoadError(f"cannot load {path}") from error
+    kinds = map(head.text, ("clip.projector_type", "clip.vision.projector_type", "clip.audio.projector_type"))
+    return [kind for kind in kinds if kind is not None]
 
 
 cdef class Projector:

@@ -11,10 +11,12 @@ from .sequence cimport sequence_t
 cdef struct quota_t:
     pace_t pace
     int32_t n_batch
+    int32_t n_mixed             # rows of a step of several groups of adapters, 0: there is none
+    int32_t turn                # the group that had the last step, where they take turns
     int32_t n_scored_max        # rows of a step that score prompts
     step_cost_t cost
 
-cdef void quota_init(quota_t *self, int32_t n_batch, int32_t n_vocab, pace_t pace) noexcept nogil
+cdef void quota_init(quota_t *self, int32_t n_batch, int32_t n_mixed, int32_t n_vocab, pace_t pace) noexcept nogil
 cdef int32_t rows_fill(quota_t *self, live_t *live, llama_batch *batch, double prompts) noexcept nogil
 cdef double quota_spare(const quota_t *self, double seconds, int32_t n_rows, int32_t n_decode) noexcept nogil
 cdef void rows_none(sequence_t *s) noexcept nogil

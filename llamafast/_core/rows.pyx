@@ -1,5 +1,5 @@
 """Which rows a step computes: decode rows first, then as much of the prompts as the time allows."""
-from libc.stdint cimport int32_t
+from libc.stdint cimport INT32_MAX, int32_t
 
 from .context cimport batch_add
 from .cost cimport cost_fit, cost_init
@@ -14,9 +14,14 @@ from .sequence cimport (
 from .spans cimport span_behind, span_t
 
 
-cdef void quota_init(quota_t *self, int32_t n_batch, int32_t n_vocab, pace_t pace) noexcept nogil:
+cdef enum:
+    ALL_GROUPS = -1
+
+
+cdef void quota_init(quota_t *self, int32_t n_batch, int32_t n_mixed, int32_t n_vocab, pace_t pace) noexcept nogil:
     self.pace = pace
     self.n_batch = n_batch
+    self.n_mixed = n_mixed
     self.n_scored_max = max(2 * pace.min_prefill, <int32_t> (pace.scored_bytes // (4 * n_vocab)))
     cost_init(&self.cost, pace.cost_decay)
 
@@ -24,9 +29,11 @@ cdef void quota_init(quota_t *self, int32_t n_batch, int32_t n_vocab, pace_t pac
 cdef int32_t rows_fill(quota_t *self, live_t *live, llama_batch *batch, double prompts) noexcept nogil:
     """Fill the batch: every sequence that goes on generating, then prompts in this share of the time for them.
 
-    Returns how many rows continue a generation. n_batch >= n_seq_max, so every sequence finds at least one row.
+    Returns how many rows continue a generation. n_batch >= n_seq_max, so every sequence finds at least one row. Where
+    groups of adapters cannot have a step together they take turns.
     """
-    cdef int32_t i, spare, n_decode = 0, n_generating = 0
+    cdef int32_t i, spare, turn = ALL_GROUPS, most = self.n_batch, n_decode = 0, n_generating = 0
+    cdef bint several = False
     cdef sequence_t *s
     batch.n_tokens = 0
     for i in range(live.n):
@@ -36,19 +43,43 @@ cdef int32_t rows_fill(quota_t *self, live_t *live, llama_batch *batch, double p
             live_follow(live, s)
         if s.phase == PHASE_PREFILLING and is_urgent(s):
             sequence_enter(s, PHASE_DECODING)
-        if s.phase == PHASE_DECODING:
-            n_decode += s.tokens.n_tokens - s.tokens.n_past
-    spare = self.n_batch - live.n
+        several = several or s.group != live.states[0].group
+    if several and self.n_mixed:
+        most = self.n_mixed
+    elif several:
+        turn = self.turn = next_turn(live, self.turn)
     for i in range(live.n):
         s = live.states[i]
-        if s.phase == PHASE_DECODING:
+        if s.phase == PHASE_DECODING and has_turn(s, turn):
+            n_decode += s.tokens.n_tokens - s.tokens.n_past
+    spare = most - live.n
+    for i in range(live.n):
+        s = live.states[i]
+        if s.phase == PHASE_DECODING and has_turn(s, turn):
             spare -= take_rows(batch, s, live_stop(live, s, 1 + spare)) - 1
             n_generating += s.rows.n if s.tokens.n_past >= s.tokens.n_prompt else 0
         elif s.phase == PHASE_PARKED and s.tokens.n_past == s.tokens.n_tokens:
             # it has no row to compute
             spare += 1
-    fill_prompts(self, live, batch, min(prefill_budget(self, n_decode, prompts), self.n_batch - batch.n_tokens))
+    fill_prompts(self, live, batch, min(prefill_budget(self, n_decode, prompts), most - batch.n_tokens), turn)
     return n_generating
+
+
+cdef bint has_turn(const sequence_t *s, int32_t turn) noexcept nogil:
+    return turn == ALL_GROUPS or s.group == turn
+
+
+cdef int32_t next_turn(const live_t *live, int32_t last) noexcept nogil:
+    """The group that comes after the last one, of those that somebody who has rows is of."""
+    cdef int32_t i, after = INT32_MAX, least = INT32_MAX
+    cdef const sequence_t *s
+    for i in range(live.n):
+        s = live.states[i]
+        if s.phase == PHASE_DECODING or (s.phase == PHASE_PREFILLING and sequence_span(s) == NULL):
+            least = min(least, s.group)
+            if s.group > last:
+                after = min(after, s.group)
+    return after if after != INT32_MAX else least
 
 
 cdef void rows_none(sequence_t *s) noexcept nogil:
@@ -67,7 +98,7 @@ cdef void rows_of_media(live_t *live, sequence_t *s, int32_t n) noexcept nogil:
     s.rows.n = n
 
 
-cdef void fill_prompts(quota_t *self, live_t *live, llama_batch *batch, int32_t budget) noexcept nogil:
+cdef void fill_prompts(quota_t *self, live_t *live, llama_batch *batch, int32_t budget, int32_t turn) noexcept nogil:
     """Divide ``budget`` rows among prompts: half of them to the one that was admitted first, the others to whoever
     needs the fewest until it, or somebody who waits for its prefix, can go on. So short prompts do not wait for a long
     one, nor the long one for all the short ones that come. So are the logits of prompts that are scored.
@@ -79,7 +110,7 @@ cdef void fill_prompts(quota_t *self, live_t *live, llama_batch *batch, int32_t 
     live_goals(live)
     for i in range(live.n):
         s = live.states[i]
-        if s.phase == PHASE_PREFILLING and sequence_span(s) == NULL:
+        if s.phase == PHASE_PREFILLING and sequence_span(s) == NULL and has_turn(s, turn):
             if first == NULL:
                 first = s
             else:

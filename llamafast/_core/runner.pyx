@@ -163,6 +163,7 @@ cdef class Runner:
         rows_none(s)
         Py_INCREF(sequence)
         live_add(self.live, s, n_found)
+        self.step.context.set_group(s.seq_id, s.group)
 
     def forgo(self, Sequence sequence not None):
         """What is still to be restored of a running sequence is not to be had: it computes that itself."""

@@ -11,8 +11,8 @@
 # - What a sequence is at the moment is its phase, which sequence_enter alone sets.
 # - Each struct in it is made by sequence.pyx and from then on written by one module: tokens and clock by sequence, rows
 #   by rows, share by live, out by output.
-# - Only sequences of one salt share what they computed; what else must keep them apart goes into the salt. What may not
-#   be in one step with others (a group of adapters would not) goes into rows, which fills the steps.
+# - Only sequences of one salt share what they computed; what else must keep them apart, as a group of adapters does,
+#   goes into the salt. Which groups may be in one step is for rows to decide, which fills the steps.
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
@@ -105,6 +105,7 @@ cdef struct clock_t:
 cdef struct sequence_t:
     PyObject *owner         # its Sequence; a Runner holds it while it runs
     int64_t tag             # names it in the Outbox
+    int32_t group           # of adapters, see adapters.pxd; 0: none
     int32_t seq_id          # its llama_seq_id while it runs, else -1; live's to give
     int phase
     bint astray             # it has broken a law; Runner.check tells

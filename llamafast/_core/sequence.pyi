@@ -44,6 +44,7 @@ class Sequence:
         constraint: Constraint | None = None,
         spans: tuple[Span, ...] = (),
         media: tuple[object, ...] = (),
+        group: int = 0,
         **output_options: int,
     ) -> Self: ...
     salt: bytes
@@ -52,6 +53,8 @@ class Sequence:
     save_at: int
     @property
     def tag(self) -> int: ...
+    @property
+    def group(self) -> int: ...
     @property
     def n_prompt(self) -> int: ...
     @property

@@ -45,8 +45,8 @@ cdef class Sequence:
         self, Vocab vocab not None, const int32_t[::1] prompt not None, Sampler sampler not None, *, int64_t tag,
         int32_t max_tokens, tuple stops=(), tuple stop_tokens=(), int32_t top_logprobs=-1, bint score_prompt=False,
         bint show_control=False, const int32_t[::1] preserved=None, bytes salt not None=b"", uint64_t seed=0,
-        tuple checkpoints=(), Constraint constraint=None, tuple spans=(),
-        tuple media=(), **output_options,
+        tuple checkpoints=(), Constraint constraint=None, tuple spans=(), tuple media=(), int32_t group=0,
+        **output_options,
     ):
         cdef sequence_t *s = &self.state
         cdef dict options = s.out.options   # all at 0 so far
@@ -67,6 +67,7 @@ cdef class Sequence:
             raise ValueError("a prompt with media is not scored")
         s.owner = <PyObject *> self
         s.tag = tag
+        s.group = group
         s.seq_id = -1
         s.share.leader = -1
         s.tokens.save_at = UNLIMITED
@@ -150,6 +151,11 @@ cdef class Sequence:
     @property
     def tag(self):
         return self.state.tag
+
+    @property
+    def group(self):
+        """Of adapters; 0: none."""
+        return self.state.group
 
     @property
     def n_prompt(self):

@@ -35,7 +35,8 @@ cdef class Step:
         self.media = MediaBatch(context, pace.cost_decay)
         self.masker = Masker(pace)
         self.output = Output(context, vocab, outbox, self.masker)
-        quota_init(&self.quota, context.n_batch, vocab.pieces.n_tokens, pace)
+        n_mixed = context.n_ubatch if context.mixes else 0
+        quota_init(&self.quota, context.n_batch, n_mixed, vocab.pieces.n_tokens, pace)
         # without a memory nobody can run
         n_seq_max = min(context.n_seq_max, LLAMA_MAX_SEQ) if context.memory != NULL else 0
         if live_init(&self.live, context.memory, context.unified, context.n_cuttable, n_seq_max) < 0:

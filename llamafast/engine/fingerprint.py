@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from llamafast._core.context import Context
-from llamafast._core.model import Model, tensor_middles
+from llamafast._core.gguf import Gguf
+from llamafast._core.model import Model
 from llamafast._core.simd import instruction_set
 from llamafast.config import ModelConfig
 from llamafast.engine.placement import computes_bare
@@ -55,10 +56,11 @@ def _shards(path: Path) -> list[Path]:
 
 def _weights(path: Path) -> str:
     digest = sha256()
-    begin, middles = tensor_middles(str(path))
+    head = Gguf(str(path))
+    middles = [tensor.begin + tensor.size // 2 for tensor in head.tensors().values()]
     with path.open("rb", buffering=0) as file:
         digest.update(os.fstat(file.fileno()).st_size.to_bytes(8, "little"))
-        digest.update(os.pread(file.fileno(), begin, 0))
+        digest.update(os.pread(file.fileno(), head.begin, 0))
         for middle in sorted(middles):
             digest.update(os.pread(file.fileno(), _SAMPLE, middle))
     return digest.hexdigest()

@@ -9,7 +9,8 @@ from msgspec.structs import asdict
 
 from llamafast._core.context import Context
 from llamafast._core.embedder import Embedder
-from llamafast._core.model import Model, has_tensor
+from llamafast._core.gguf import Gguf
+from llamafast._core.model import Model
 from llamafast.config import ModelConfig
 from llamafast.engine.pace import Pace
 from llamafast.engine.types import EmbeddingInfo, Pooling
@@ -83,7 +84,8 @@ def create_embedder(config: ModelConfig, path: Path, context: Context, pace: Pac
     model = context.model
     pooling = POOLINGS[context.pooling_type]
     in_parts = int(model.metadata("split.count") or 1) > 1
-    if pooling == "rank" and not in_parts and not has_tensor(str(path), "cls.weight", "cls.output.weight"):
+    heads = {"cls.weight", "cls.output.weight"}
+    if pooling == "rank" and not in_parts and heads.isdisjoint(Gguf(str(path)).tensors()):
         raise ModelLoadError(f"{path}: pooling_type 4 (rank) needs a classification head, and this model has none")
     try:
         embedder = Embedder(context, pace=asdict(pace), whole=looks_both_ways(config, model))

@@ -45,6 +45,13 @@ def n_products(Context context not None):
     return context.graph.n_products
 
 
+def n_adapter_changes(Context context not None):
+    """How often llama.cpp was given other adapters, and how many it has."""
+    if context.groups == NULL:
+        return 0, 0
+    return context.groups.n_changes, context.groups.active.n
+
+
 def last_position(Context context not None, int32_t seq_id):
     """The largest one that a sequence has in memory, -1 where it has none."""
     return llama_memory_seq_pos_max(context.memory, seq_id)
@@ -79,7 +86,7 @@ def spare_seconds(pace, double seconds, int32_t n_decode, int32_t n_prefill=0, d
     """How long others may compute after a step of ``seconds``, where one row costs ``per_row`` (0: that is not known
     yet)."""
     cdef quota_t quota
-    quota_init(&quota, 1, 1, pace)
+    quota_init(&quota, 1, 0, 1, pace)
     if per_row:
         cost_add(&quota.cost, 1, per_row)
     return quota_spare(&quota, seconds, n_decode + n_prefill, n_decode)

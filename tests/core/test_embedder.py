@@ -14,7 +14,7 @@ from support.tiny_encoders import HEADS, WIDTH, WORDS
 from core.inside import computes_whole
 from llamafast._core.context import Context
 from llamafast._core.embedder import Embedder, Input
-from llamafast._core.model import Model, has_tensor
+from llamafast._core.model import Model
 from llamafast._core.vocab import Vocab
 from llamafast.engine.pace import Pace
 
@@ -214,10 +214,3 @@ def test_removing_and_clearing_leave_the_rest_right(tiny_model):
     assert embedder.clear() == [inputs[4]]
     (vector,) = run(embedder, [inputs[5]])
     assert cosine(vector, expected[5]) > 0.9999
-
-
-def test_which_tensors_a_file_has(tiny_encoder, tmp_path):
-    assert has_tensor(str(tiny_encoder("tiny-ranker")), "nothing", "cls.weight")
-    assert not has_tensor(str(tiny_encoder("tiny-bert")), "cls.weight", "cls.output.weight")
-    (tmp_path / "no.gguf").write_text("no")
-    assert not has_tensor(str(tmp_path / "no.gguf"), "cls.weight")

@@ -29,7 +29,12 @@ cdef extern from "ggml.h" nogil:
         ggml_tensor *view_src
         void *data
         char name[64]
+    cdef struct ggml_context:
+        pass
     c_bool ggml_is_quantized(int type)
+    const char *ggml_type_name(int type)
+    ggml_tensor *ggml_get_tensor(ggml_context *ctx, const char *name)
+    void ggml_free(ggml_context *ctx)
     c_bool ggml_is_contiguous(const ggml_tensor *tensor)
     int64_t ggml_nrows(const ggml_tensor *tensor)
 
@@ -44,17 +49,21 @@ cdef extern from "ggml-backend.h" nogil:
 
 
 cdef extern from "gguf.h" nogil:
+    enum: GGUF_TYPE_FLOAT32
+    enum: GGUF_TYPE_STRING
     cdef struct gguf_context:
         pass
     cdef struct gguf_init_params:
         bint no_alloc
-        void *ctx
+        ggml_context **ctx
     gguf_context *gguf_init_from_file(const char *fname, gguf_init_params params)
     void gguf_free(gguf_context *ctx)
     int64_t gguf_find_key(const gguf_context *ctx, const char *key)
+    int gguf_get_kv_type(const gguf_context *ctx, int64_t key_id)
     const char *gguf_get_val_str(const gguf_context *ctx, int64_t key_id)
+    float gguf_get_val_f32(const gguf_context *ctx, int64_t key_id)
     int64_t gguf_get_n_tensors(const gguf_context *ctx)
-    int64_t gguf_find_tensor(const gguf_context *ctx, const char *name)
+    const char *gguf_get_tensor_name(const gguf_context *ctx, int64_t tensor_id)
     int gguf_get_tensor_type(const gguf_context *ctx, int64_t tensor_id)
     size_t gguf_get_data_offset(const gguf_context *ctx)
     size_t gguf_get_tensor_offset(const gguf_context *ctx, int64_t tensor_id)
@@ -67,6 +76,8 @@ cdef extern from "llama.h" nogil:
     cdef struct llama_model:
         pass
     cdef struct llama_context:
+        pass
+    cdef struct llama_adapter_lora:
         pass
     ctypedef void *llama_memory_t
     ctypedef int32_t llama_pos
@@ -187,6 +198,11 @@ cdef extern from "llama.h" nogil:
     size_t llama_state_seq_get_size(llama_context *ctx, llama_seq_id seq_id)
     size_t llama_state_seq_get_data(llama_context *ctx, uint8_t *dst, size_t size, llama_seq_id seq_id)
     size_t llama_state_seq_set_data(llama_context *ctx, const uint8_t *src, size_t size, llama_seq_id dest_seq_id)
+
+    llama_adapter_lora *llama_adapter_lora_init(llama_model *model, const char *path_lora)
+    void llama_adapter_lora_free(llama_adapter_lora *adapter)
+    int32_t llama_set_adapters_lora(
+        llama_context *ctx, llama_adapter_lora **adapters, size_t n_adapters, float *scales)
 
     llama_batch llama_batch_init(int32_t n_tokens, int32_t embd, int32_t n_seq_max)
     void llama_batch_free(llama_batch batch)

@@ -1,0 +1,13 @@
+from typing import Self
+
+from typing_extensions import disjoint_base
+
+from llamafast._core.model import Model
+
+MAX_GROUPS: int
+
+@disjoint_base
+class Adapter:
+    model: Model
+    alpha: float
+    def __new__(cls, model: Model, path: str, alpha: float) -> Self: ...

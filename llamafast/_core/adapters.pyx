@@ -1,0 +1,171 @@
+"""Low-rank adapters: which of them each row of a batch has.
+
+A group is the adapters of a sequence, each with its scale. Where CPUs compute, a batch has rows of any groups, and
+llama.cpp is told of an adapter when the first row comes that has it (see c/adapters.h); elsewhere a batch is of one.
+"""
+from libc.stdint cimport int32_t
+from libc.stdlib cimport realloc
+from libc.string cimport memset
+
+from .graph cimport graph_activate, graph_begin
+from .headers.adapters cimport MAX_ADAPTERS
+from .headers.llama cimport (
+    llama_adapter_lora, llama_adapter_lora_free, llama_adapter_lora_init, llama_batch, llama_set_adapters_lora,
+)
+from .leaks cimport ADAPTER, born, died
+from .llama_log cimport check_ptr, forget_log
+from .model cimport Model
+
+cdef enum:
+    # An adapter that nobody has costs each batch a little, and to forget it a plan of the graph: after so many batches.
+    LET_GO = 32
+
+
+cdef class Adapter:
+    """A GGUF of type adapter, loaded beside a Model; ``alpha`` is what it says of itself, 0 where it says nothing.
+
+    The caller has seen that the file is as it should be: llama.cpp aborts over some that are not. Raises ModelLoadError
+    with llama.cpp's reason.
+    """
+
+    def __cinit__(self, Model model not None, str path not None, float alpha):
+        cdef bytes raw_path = path.encode()
+        cdef const char *c_path = raw_path
+        self.model = model
+        self.alpha = alpha
+        forget_log()
+        with nogil:
+            self.adapter = llama_adapter_lora_init(model.model, c_path)
+        check_ptr(self.adapter, f"cannot load the adapter {path}")
+        born(ADAPTER)
+
+    def __dealloc__(self):
+        if self.adapter != NULL:
+            llama_adapter_lora_free(self.adapter)
+            died(ADAPTER)
+
+
+cdef int groups_begin(groups_t *self, const llama_batch *batch) noexcept nogil:
+    """A batch is going to be computed: 0, -1 when out of memory, -2 where its groups cannot be computed at one go.
+    ``group_of`` says whose its rows are."""
+    cdef int32_t i, k, row, n_outputs = 0
+    cdef bint uniform = True
+    cdef const group_t *group
+    cdef const group_t *first = &self.groups[self.group_of[batch.seq_id[0][0]]]
+    for row in range(1, batch.n_tokens):
+        uniform = uniform and self.group_of[batch.seq_id[row][0]] == self.group_of[batch.seq_id[0][0]]
+    if not self.differ:
+        if not uniform:
+            return -2
+        if not is_active(self, first):
+            activate(self, first)
+        return 0
+    if not make_active(self, batch):
+        return -2
+    if self.active.n == 0:
+        graph_begin(self.graph, 0, NULL, NULL, 0, NULL, True)
+        return 0
+    if self.capacity < batch.n_tokens and grow(self, batch.n_tokens) < 0:
+        return -1
+    memset(self.scaled, 0, <size_t> (self.active.n * batch.n_tokens) * sizeof(float))
+    for row in range(batch.n_tokens):
+        group = &self.groups[self.group_of[batch.seq_id[row][0]]]
+        for i in range(group.n):
+            k = place(self, group.adapters[i])
+            self.scaled[k * batch.n_tokens + row] = group.scales[i]
+        if self.all_outputs or batch.logits[row]:
+            self.outputs[n_outputs] = row
+            n_outputs += 1
+    graph_begin(self.graph, batch.n_tokens, batch.token, self.scaled, n_outputs, self.outputs, uniform)
+    return 0
+
+
+cdef int grow(groups_t *self, int32_t n_rows) noexcept nogil:
+    cdef float *scaled = <float *> realloc(self.scaled, <size_t> (MAX_ADAPTERS * n_rows) * sizeof(float))
+    cdef int32_t *outputs
+    if scaled == NULL:
+        return -1
+    self.scaled = scaled
+    outputs = <int32_t *> realloc(self.outputs, <size_t> n_rows * sizeof(int32_t))
+    if outputs == NULL:
+        return -1
+    self.outputs = outputs
+    self.capacity = n_rows
+    return 0
+
+
+cdef int32_t place(const groups_t *self, const llama_adapter_lora *adapter) noexcept nogil:
+    """Where it is among the active ones, -1: it is none."""
+    cdef int32_t k
+    for k in range(self.active.n):
+        if self.active.adapters[k] == adapter:
+            return k
+    return -1
+
+
+cdef bint make_active(groups_t *self, const llama_batch *batch) noexcept nogil:
+    """Give llama.cpp the adapters of all rows; False where these are too many. Others stay for a while."""
+    cdef int32_t i, k, row, seq_id, last = -1
+    cdef bint changes = False
+    cdef const group_t *group
+    cdef group_t wanted
+    wanted.n = 0
+    for k in range(self.active.n):
+        self.unused[k] += 1
+    for row in range(batch.n_tokens):
+        seq_id = batch.seq_id[row][0]
+        if seq_id == last:
+            continue
+        last = seq_id
+        group = &self.groups[self.group_of[seq_id]]
+        for i in range(group.n):
+            k = place(self, group.adapters[i])
+            if k >= 0:
+                self.unused[k] = 0
+            elif not add(&wanted, group.adapters[i], group.alphas[i]):
+                return False
+    for k in range(self.active.n):
+        changes = changes or self.unused[k] > LET_GO
+    if not (wanted.n or changes):
+        return True
+    for k in range(self.active.n):
+        # whoever is wanted comes first; what nobody had lately leaves on the occasion
+        if self.unused[k] == 0 and not add(&wanted, self.active.adapters[k], self.active.alphas[k]):
+            return False
+    activate(self, &wanted)
+    return True
+
+
+cdef bint add(group_t *group, llama_adapter_lora *adapter, float alpha) noexcept nogil:
+    """False where there is no room."""
+    cdef int32_t i
+    for i in range(group.n):
+        if group.adapters[i] == adapter:
+            return True
+    if group.n == MAX_ADAPTERS:
+        return False
+    group.adapters[group.n] = adapter
+    group.alphas[group.n] = alpha
+    group.scales[group.n] = 1
+    group.n += 1
+    return True
+
+
+cdef bint is_active(const groups_t *self, const group_t *group) noexcept nogil:
+    cdef int32_t i
+    if group.n != self.active.n:
+        return False
+    for i in range(group.n):
+        if group.adapters[i] != self.active.adapters[i] or group.scales[i] != self.active.scales[i]:
+            return False
+    return True
+
+
+cdef void activate(groups_t *self, const group_t *group) noexcept nogil:
+    """Give llama.cpp these adapters and no others."""
+    self.active = group[0]
+    memset(self.unused, 0, sizeof(self.unused))
+    if self.differ:
+        graph_activate(self.graph, self.active.n, self.active.alphas, self.active.scales)
+    llama_set_adapters_lora(self.ctx, self.active.adapters, <size_t> self.active.n, self.active.scales)
+    self.n_changes += 1

@@ -1,0 +1,81 @@
+"""What a GGUF says of itself, without its weights."""
+from libc.stdint cimport int64_t
+
+from .headers.llama cimport (
+    GGUF_TYPE_FLOAT32, GGUF_TYPE_STRING, ggml_free, ggml_get_tensor, ggml_is_quantized, ggml_tensor, ggml_type_name,
+    gguf_find_key, gguf_free, gguf_get_data_offset, gguf_get_kv_type, gguf_get_n_tensors, gguf_get_tensor_name,
+    gguf_get_tensor_offset, gguf_get_tensor_size, gguf_get_tensor_type, gguf_get_val_f32, gguf_get_val_str,
+    gguf_init_from_file, gguf_init_params,
+)
+
+from collections import namedtuple
+
+# ``shape`` has the length of a row first, ``begin`` and ``size`` are bytes of the file.
+Tensor = namedtuple("Tensor", "type shape begin size")
+
+
+cdef class Gguf:
+    """The head of the file at ``path``. Raises ValueError for one that is no GGUF, or whose head is not whole."""
+
+    def __cinit__(self, str path not None):
+        cdef bytes raw_path = path.encode()
+        cdef gguf_init_params params
+        params.no_alloc = True
+        params.ctx = &self.tensors_of
+        self.gguf = gguf_init_from_file(raw_path, params)
+        if self.gguf == NULL:
+            raise ValueError(f"{path} is no GGUF")
+
+    def __dealloc__(self):
+        gguf_free(self.gguf)
+        ggml_free(self.tensors_of)
+
+    @property
+    def begin(self):
+        """Where the tensors' data begin."""
+        return gguf_get_data_offset(self.gguf)
+
+    def has_key(self, str key):
+        cdef bytes raw = key.encode()
+        return gguf_find_key(self.gguf, raw) >= 0
+
+    def text(self, str key):
+        """The value of a key that is a string, None where it is none."""
+        cdef bytes raw = key.encode()
+        cdef int64_t i = gguf_find_key(self.gguf, raw)
+        if i < 0 or gguf_get_kv_type(self.gguf, i) != GGUF_TYPE_STRING:
+            return None
+        return gguf_get_val_str(self.gguf, i).decode("utf-8", "replace")
+
+    def number(self, str key):
+        """The value of a key that is a float of 32 bits, None where it is none."""
+        cdef bytes raw = key.encode()
+        cdef int64_t i = gguf_find_key(self.gguf, raw)
+        if i < 0 or gguf_get_kv_type(self.gguf, i) != GGUF_TYPE_FLOAT32:
+            return None
+        return gguf_get_val_f32(self.gguf, i)
+
+    def tensors(self):
+        """All of them by name, in the file's order."""
+        cdef dict found = {}
+        cdef int64_t i
+        cdef const char *name
+        cdef ggml_tensor *tensor
+        for i in range(gguf_get_n_tensors(self.gguf)):
+            name = gguf_get_tensor_name(self.gguf, i)
+            tensor = ggml_get_tensor(self.tensors_of, name)
+            found[name.decode("utf-8", "replace")] = Tensor(
+                ggml_type_name(gguf_get_tensor_type(self.gguf, i)).decode(),
+                (tensor.ne[0], tensor.ne[1], tensor.ne[2], tensor.ne[3]),
+                gguf_get_data_offset(self.gguf) + gguf_get_tensor_offset(self.gguf, i),
+                gguf_get_tensor_size(self.gguf, i),
+            )
+        return found
+
+    def is_quantised(self):
+        """Whether one of its tensors is."""
+        cdef int64_t i
+        for i in range(gguf_get_n_tensors(self.gguf)):
+            if ggml_is_quantized(gguf_get_tensor_type(self.gguf, i)):
+                return True
+        return False
