@@ -59,7 +59,6 @@ def refuse_unsupported(config: Config) -> None:
     """Raises ConfigError when the config asks for what the server cannot do yet."""
     model = config.model
     asked = {
-        "model.loras": bool(model.loras),
         "model.vocab_only": model.vocab_only is True,
         "model.draft_model": model.draft_model is not None,
         "model.draft_model_path": model.draft_model_path is not None,

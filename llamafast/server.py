@@ -127,10 +127,12 @@ def _load(
     """In a thread. Raises ConfigError or ModelLoadError."""
     layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}"
     path = resolve_model(config.model.source)
+    loras = [resolve_model(lora.source) for lora in config.model.loras]
     media = _open_media(config.model, path, cpus)
     with on_cpus(cpus):
         with tqdm(total=100, desc="loading", unit="%", bar_format=layout, disable=not sys.stderr.isatty()) as bar:
-            engine = load_engine(config, path, lambda fraction: _advance(bar, fraction), media and media.encoder)
+            told = partial(_advance, bar)
+            engine = load_engine(config, path, told, media and media.encoder, loras)
         origins = Origins(config.server, listener.hosts)
         app = App(engine, config, keys=keys, origins=origins, waits=waits, media=media and media.loader)
     if engine.info.generates:

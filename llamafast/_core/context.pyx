@@ -229,9 +229,8 @@ cdef class Context:
         return self.graph.products != NULL and in_order
 
     def define_group(self, int32_t group, list members):
-        """What ``group`` (1 to MAX_GROUPS - 1) stands for: pairs of an Adapter and its scale. Nobody may have it.
-
-        Raises ValueError for another model's, for more than MAX_ADAPTERS and for one that is there twice."""
+        """What ``group`` (1 to MAX_GROUPS - 1) stands for: pairs of an Adapter and its scale. Nobody may have it. Raises
+        ValueError for another model's, for more than MAX_ADAPTERS and for one that is there twice."""
         cdef group_t *defined
         cdef Adapter adapter
         cdef int32_t i
@@ -252,6 +251,12 @@ cdef class Context:
             defined.scales[i] = scale
         defined.n = <int32_t> len(members)
         self.members[group] = members
+
+    def give_all(self, int32_t group):
+        """Whatever sequence ids compute has the adapters of a defined group, until somebody else sets theirs."""
+        cdef int32_t i
+        for i in range(LLAMA_MAX_SEQ):
+            self.set_group(i, group)
 
     cdef void set_group(self, int32_t seq_id, int32_t group) noexcept nogil:
         """What a sequence id computes has these adapters from now on."""

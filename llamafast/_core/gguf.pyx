@@ -1,5 +1,6 @@
 """What a GGUF says of itself, without its weights."""
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint8_t
+from libc.string cimport memcpy
 
 from .headers.llama cimport (
     GGUF_TYPE_FLOAT32, GGUF_TYPE_STRING, ggml_free, ggml_get_tensor, ggml_is_quantized, ggml_tensor, ggml_type_name,
@@ -79,3 +80,23 @@ cdef class Gguf:
             if ggml_is_quantized(gguf_get_tensor_type(self.gguf, i)):
                 return True
         return False
+
+
+# Whose bits are all set in what is infinite or no number, by type.
+cdef dict EXPONENTS = {"f32": 0x7F800000, "f16": 0x7C00, "bf16": 0x7F80}
+
+
+def all_finite(str type not None, const uint8_t[::1] data not None):
+    """Whether numbers of a type (f32, f16 or bf16) are all finite. Raises KeyError for another type."""
+    cdef uint32_t exponent = EXPONENTS[type], whole
+    cdef uint16_t half
+    cdef Py_ssize_t i, size = 4 if type == "f32" else 2
+    for i in range(0, data.shape[0] - size + 1, size):
+        if size == 4:
+            memcpy(&whole, &data[i], 4)
+        else:
+            memcpy(&half, &data[i], 2)
+            whole = half
+        if whole & exponent == exponent:
+            return False
+    return True

@@ -124,6 +124,7 @@ cdef class Sequence:
     cdef readonly bytes salt
     cdef readonly tuple checkpoints
     cdef readonly tuple media
+    cdef readonly object adapters   # whoever holds its group
 
     cdef int take_spans(self, tuple spans) except -1
 

@@ -45,11 +45,13 @@ class Sequence:
         spans: tuple[Span, ...] = (),
         media: tuple[object, ...] = (),
         group: int = 0,
+        adapters: object = None,
         **output_options: int,
     ) -> Self: ...
     salt: bytes
     checkpoints: tuple[int, ...]
     media: tuple[Any, ...]
+    adapters: Any
     save_at: int
     @property
     def tag(self) -> int: ...

@@ -46,7 +46,7 @@ cdef class Sequence:
         int32_t max_tokens, tuple stops=(), tuple stop_tokens=(), int32_t top_logprobs=-1, bint score_prompt=False,
         bint show_control=False, const int32_t[::1] preserved=None, bytes salt not None=b"", uint64_t seed=0,
         tuple checkpoints=(), Constraint constraint=None, tuple spans=(), tuple media=(), int32_t group=0,
-        **output_options,
+        object adapters=None, **output_options,
     ):
         cdef sequence_t *s = &self.state
         cdef dict options = s.out.options   # all at 0 so far
@@ -106,6 +106,7 @@ cdef class Sequence:
         self.sampler = sampler
         self.checkpoints = checkpoints
         self.media = media
+        self.adapters = adapters
         s.out.sampler = &sampler.state
         s.clock.submitted = now()
         self.constraint = constraint

@@ -38,7 +38,10 @@ class CompletionsEndpoint:
         generation = exchange.follow(self._engine.submit(plan, exchange.tenant))
         try:
             reply = Completion(
-                id=f"cmpl-{uuid4().hex}", created=int(time.time()), model=self._engine.info.id, choices=[]
+                id=f"cmpl-{uuid4().hex}",
+                created=int(time.time()),
+                model=request.model or self._engine.info.id,
+                choices=[],
             )
             writer = (
                 None if request.logprobs is None else CompletionLogprobs(request, plan, echoes, self._engine.tokenizer)

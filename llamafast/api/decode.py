@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -43,7 +43,7 @@ def decode_request(
     # first: who sends a field of another endpoint may lack one of this one's
     check_native(tree, decoder.type.foreign)
     request = convert(tree, decoder)
-    check_model(request.model, info)
+    check_model(request.model, info, info.adapters if isinstance(request, GenerationOptions) else ())
     check_served(request)
     return request
 
@@ -97,9 +97,9 @@ def convert(tree: object, decoder: msgspec.json.Decoder[T]) -> T:
         raise _invalid_field(str(error)) from error
 
 
-def check_model(model: str | None, info: ModelInfo) -> None:
-    """Raises ModelNotFound for a name that is not the served model's; no name means that one."""
-    if model and model != info.id:
+def check_model(model: str | None, info: ModelInfo, adapters: Container[str] = ()) -> None:
+    """Raises ModelNotFound for a name that is neither the served model's nor one of these; no name means that one."""
+    if model and model != info.id and model not in adapters:
         raise ModelNotFound(f"the model {model[:128]!r} does not exist; this server has {info.id!r}", param="model")
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from msgspec import UNSET, UnsetType
+
 from llamafast import metrics
 from llamafast.api.http import Exchange
 from llamafast.api.schema.models import Model, ModelList
@@ -28,16 +32,16 @@ class SystemEndpoints:
     def __init__(self, engine: EnginePort, config: ServerConfig) -> None:
         self._engine = engine
         self._config = config
-        self._model = _model(engine.info)
+        self._models = {model.id: model for model in _models(engine.info)}
         self.draining = False
 
     async def models(self, exchange: Exchange) -> None:
-        await exchange.reply_json(ModelList(data=[self._model]))
+        await exchange.reply_json(ModelList(data=list(self._models.values())))
 
     async def model(self, exchange: Exchange, model_id: str) -> None:
-        if model_id != self._model.id:
+        if (model := self._models.get(model_id)) is None:
             raise ModelNotFound(f"the model {model_id[:128]!r} does not exist", param="model")
-        await exchange.reply_json(self._model)
+        await exchange.reply_json(model)
 
     async def ready(self, exchange: Exchange) -> None:
         """200 while new requests are welcome."""
@@ -70,11 +74,15 @@ class SystemEndpoints:
         await exchange.until_disconnect(reset())
 
 
-def _model(info: ModelInfo) -> Model:
-    return Model(
-        id=info.id,
-        created=info.created,
-        max_model_len=info.max_seq_len,
-        modalities=["text", *info.modalities],
-        meta={"n_ctx_train": info.n_ctx_train, "n_vocab": info.n_vocab},
-    )
+def _models(info: ModelInfo) -> Iterator[Model]:
+    """The model itself, then its adapters."""
+    parents: list[str | UnsetType | None] = [UNSET, *([info.id] * len(info.adapters))]
+    for id, parent in zip((info.id, *info.adapters), parents, strict=True):
+        yield Model(
+            id=id,
+            parent=parent,
+            created=info.created,
+            max_model_len=info.max_seq_len,
+            modalities=["text", *info.modalities],
+            meta={"n_ctx_train": info.n_ctx_train, "n_vocab": info.n_vocab},
+        )

@@ -154,6 +154,8 @@ def _plan(
         prompt_logprobs=prompt_logprobs,
         priority=task.priority,
         cache_salt=task.cache_salt,
+        model=task.model,
+        lora=task.lora,
         checkpoints=checkpoints,
         media=media,
     )

@@ -24,8 +24,8 @@ class Task(OutputOptions, frozen=True, kw_only=True):
 
     ``sampling`` is what was said of the fields of SamplingParams, by their names; ``constraints`` what was said of the
     answer's form, by the names of OpenAI, llama-server and vLLM (``chat.grammar.requested``). ``top_logprobs``: how
-    many alternatives come with each token's log probability; None: nobody asked for those. ``priority`` and
-    ``cache_salt`` are the Plan's.
+    many alternatives come with each token's log probability; None: nobody asked for those. ``priority``,
+    ``cache_salt``, ``model`` and ``lora`` are the Plan's.
 
     ``names`` are the client's own, by the names in chat completions, for fields that it calls otherwise: errors say
     these.
@@ -41,6 +41,8 @@ class Task(OutputOptions, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     priority: int = 0
     cache_salt: str = ""
+    model: str = ""
+    lora: tuple[tuple[int, float], ...] = ()
     names: Mapping[str, str] = {}
 
     def named(self, path: str) -> str:

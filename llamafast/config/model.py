@@ -53,6 +53,9 @@ class FromPackage(Section, frozen=True, kw_only=True):
     filename: Text
 
 
+# What the core has room for beside one another.
+MAX_LORAS = 16
+
 ModelSource: TypeAlias = str | FromPretrained | FromPackage
 
 
@@ -67,15 +70,20 @@ def _source_conflicts(section: Section, prefix: str) -> Iterator[tuple[str, str]
 
 
 class LoraConfig(Section, frozen=True, kw_only=True):
-    """One adapter, applied to every request with the weight ``scale``."""
+    """One adapter. Without a ``name`` every request has it, with the weight ``scale``; with one those that ask for it,
+    by that name as their model, and with ``default`` all others too."""
 
     path: Text | None = None
     from_pretrained: FromPretrained | None = None
     from_package: FromPackage | None = None
     scale: Real = 1.0
+    name: Text | None = None
+    default: bool = False
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        return _source_conflicts(self, "")
+        yield from _source_conflicts(self, "")
+        if self.default and self.name is None:
+            yield "default", "an adapter without a name is every request's already"
 
     @property
     def source(self) -> ModelSource:
@@ -201,7 +209,8 @@ class ModelConfig(ContextConfig, frozen=True, kw_only=True):
     dialect: Text | None = None  # how the model writes tool calls and reasoning; null: its template tells
     response_schema: dict[str, Any] | None = None
     response_template: dict[str, Any] | None = None
-    loras: tuple[LoraConfig, ...] = ()
+    loras: tuple[LoraConfig, ...] = ()  # at most MAX_LORAS
+    max_loras: Annotated[int, Meta(ge=1, le=MAX_LORAS)] = 4  # sets of adapters that run at once; others wait
     mtmd: MtmdConfig | None = None
 
     split_mode: Literal[0, 1, 2, 3] | None = None
@@ -241,6 +250,11 @@ class ModelConfig(ContextConfig, frozen=True, kw_only=True):
         yield from _source_conflicts(self, "")
         if self.response_schema is not None and self.response_template is not None:
             yield "", "at most one of response_schema and response_template may be set"
+        if len(self.loras) > MAX_LORAS:
+            yield "loras", f"at most {MAX_LORAS} adapters are served"
+        names = [lora.name for lora in self.loras if lora.name is not None]
+        for name in {name for name in names if names.count(name) > 1 or name == self.alias}:
+            yield "loras", f"{name} is the name of something else too"
         drafts = _sources(self, "draft_model_")
         if len(drafts) > 1:
             yield "", f"at most one of {' and '.join(drafts)} may be set"

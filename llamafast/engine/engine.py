@@ -7,6 +7,7 @@ import logging
 import os
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
 from time import monotonic
@@ -20,6 +21,7 @@ from llamafast._core.runner import Runner
 from llamafast._core.sequence import FINISH_LENGTH, FINISH_NONE, FINISH_REFUSED, FINISH_STOP, Sequence
 from llamafast._core.vocab import Vocab
 from llamafast.config import Config
+from llamafast.engine.adapters import Adapters, LoadedAdapter
 from llamafast.engine.cache import PrefixCache
 from llamafast.engine.disk import DiskStore
 from llamafast.engine.disk_folder import DiskFolder
@@ -74,11 +76,12 @@ class Engine:
         embedder: Embedder | None,
         encoder: MediaEncoder | None = None,
         disk: DiskFolder | None = None,
+        adapters: Iterable[LoadedAdapter] = (),
     ) -> None:
         self.info = info
         self.tokenizer: Tokenizer = vocab
         self._vocab = vocab
-        self._sequences = SequencePlanner(vocab, info)
+        self._sequences = SequencePlanner(vocab, info, Adapters(adapters, context.define_group))
         self._pace = pace
         self._priorities = config.scheduler.priorities
         self._live: dict[int, tuple[Generation, int]] = {}
@@ -96,7 +99,9 @@ class Engine:
         runner = Runner(context, vocab, self._outbox, pace=asdict(pace))
         unified = context.n_ctx_seq == context.n_ctx
         scheduler: Scheduler[Sequence] = Scheduler(
-            n_seq_max=context.n_seq_max, n_cells=context.n_ctx if unified and context.n_seq_max > 1 else None
+            n_seq_max=context.n_seq_max,
+            n_cells=context.n_ctx if unified and context.n_seq_max > 1 else None,
+            max_groups=config.model.max_loras,
         )
         self._masking = MaskerThreads(runner.masker)
         n_cuttable, in_parts = runner.n_cuttable, runner.in_parts

@@ -31,7 +31,7 @@ def fingerprint(config: ModelConfig, path: Path, model: Model, context: Context)
     by the keys of what they computed. Raises OSError or ValueError for a GGUF that cannot be read (any more)."""
     params = {name: value for name, value in config.llama_context_params.items() if name not in _OF_SPEED}
     return {
-        "weights": [_weights(shard) for shard in _shards(path)],
+        "weights": [_weights(shard) for shard in shards(path)],
         "kv_overrides": config.kv_overrides or {},
         "context": {name: value for name, value in params.items() if value is not None},
         "flash_attn": config.flash_attn,
@@ -45,7 +45,7 @@ def fingerprint(config: ModelConfig, path: Path, model: Model, context: Context)
     }
 
 
-def _shards(path: Path) -> list[Path]:
+def shards(path: Path) -> list[Path]:
     """All files of a model, by the name of one."""
     named = _SHARD.search(path.name)
     if named is None:

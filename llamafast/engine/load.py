@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from llamafast._core.model import Model
 from llamafast._core.simd import instruction_set
 from llamafast._core.vocab import Vocab
 from llamafast.config import Config, ModelConfig
+from llamafast.engine.adapters import Adapters, load_adapters
 from llamafast.engine.disk_folder import DiskFolder, check_folder
 from llamafast.engine.engine import Engine
-from llamafast.engine.fingerprint import fingerprint
+from llamafast.engine.fingerprint import fingerprint, shards
 from llamafast.engine.media import MediaEncoder
 from llamafast.engine.memory import available_bytes, return_large_blocks
 from llamafast.engine.pace import pace_of
@@ -131,13 +132,18 @@ def load_engine(
     path: Path,
     on_progress: Callable[[float], None] | None = None,
     encoder: MediaEncoder | None = None,
+    loras: Sequence[Path] = (),
 ) -> Engine:
-    """Everything between a GGUF and an Engine that can be started; with an ``encoder`` it takes media. Raises
-    ModelLoadError or ConfigError."""
+    """Everything between a GGUF and an Engine that can be started; with an ``encoder`` it takes media. ``loras`` are
+    files of the config's adapters. Raises ModelLoadError or ConfigError."""
     if config.disk_cache is not None:
         check_folder(Path(config.disk_cache.path))
     model = load_model(config.model, path, on_progress)
     context, embedding_context = create_contexts(config.model, model, 0 if encoder is None else encoder.widest_span)
+    adapters = load_adapters(config.model.loras, loras, model, shards(path))
+    if adapters and embedding_context is not None:
+        # whoever embeds does not choose
+        embedding_context.give_all(Adapters(adapters, embedding_context.define_group).group().number)
     pace = pace_of(config.scheduler)
     embedder, embedding = None, None
     if embedding_context is not None:
@@ -163,6 +169,7 @@ def load_engine(
         embedding=embedding,
         cuts_anywhere=context.n_cuttable >= context.n_ctx_seq,
         modalities=() if encoder is None else encoder.modalities,
+        adapters=tuple(one.name for one in adapters if one.name is not None),
     )
     logger.info("model    %s: %s, %.2f GB", info.id, info.description, model.size / 1e9)
     logger.info("kernels  %s", "llama.cpp's own" if computes_bare(model) else instruction_set())
@@ -196,7 +203,16 @@ def load_engine(
         logger.info("cache    up to %.2f GB of host memory for finished prompts", cache_bytes / 1e9)
     disk = open_disk(config, path, model, context) if generates else None
     return Engine(
-        context, vocab, info, config, pace=pace, cache_bytes=cache_bytes, embedder=embedder, encoder=encoder, disk=disk
+        context,
+        vocab,
+        info,
+        config,
+        pace=pace,
+        cache_bytes=cache_bytes,
+        embedder=embedder,
+        encoder=encoder,
+        disk=disk,
+        adapters=adapters,
     )
 
 

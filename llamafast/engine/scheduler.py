@@ -26,6 +26,11 @@ class Schedulable(Protocol):
         """What n_tokens can reach."""
         ...
 
+    @property
+    def group(self) -> int:
+        """Of adapters."""
+        ...
+
 
 S = TypeVar("S", bound=Schedulable)
 
@@ -92,12 +97,15 @@ class Scheduler(Generic[S]):
 
     Sequences of a tenant that runs as many as it may wait as if they were not there: they keep their rank, pass nobody,
     are passed by nobody and hold nobody up.
+
+    Of ``max_groups`` groups of adapters sequences run at once: others have no room.
     """
 
     LOOKAHEAD = 256
     MAX_PASSED = 16
 
-    def __init__(self, *, n_seq_max: int, n_cells: int | None) -> None:
+    def __init__(self, *, n_seq_max: int, n_cells: int | None, max_groups: int = 1) -> None:
+        self._max_groups = max_groups
         self.n_seq_max = n_seq_max
         self.n_cells = n_cells
         self._running: list[Ticket[S]] = []
@@ -153,12 +161,15 @@ class Scheduler(Generic[S]):
         admitted: list[Ticket[S]] = []
         blocked: list[Ticket[S]] = []
         reserved = self.n_reserved
+        groups = {ticket.sequence.group for ticket in self._running}
         may_pass = True
         for ticket in self._ready():
             if not may_pass or len(self._running) == self.n_seq_max:
                 break
             need = self._reservation(ticket)
-            if self.n_cells is None or not self._running or reserved + need <= self.n_cells:
+            has_cells = self.n_cells is None or not self._running or reserved + need <= self.n_cells
+            if has_cells and len(groups | {ticket.sequence.group}) <= self._max_groups:
+                groups.add(ticket.sequence.group)
                 reserved += need
                 self._running.append(ticket)
                 ticket.share.n_running += 1

@@ -17,6 +17,7 @@ from llamafast._core.sampler import Sampler
 from llamafast._core.sequence import Sequence
 from llamafast._core.spans import Span
 from llamafast._core.vocab import Vocab
+from llamafast.engine.adapters import AdapterGroup, Adapters
 from llamafast.engine.media import MediaSpan
 from llamafast.engine.prefix_key import PrefixKey, digest_of
 from llamafast.engine.types import ANYBODY, ModelInfo, Plan, SamplingParams, Tenant
@@ -49,8 +50,9 @@ class Choices:
 class SequencePlanner:
     """Makes Sequences for one model; their tags are unique."""
 
-    def __init__(self, vocab: Vocab, info: ModelInfo) -> None:
+    def __init__(self, vocab: Vocab, info: ModelInfo, adapters: Adapters) -> None:
         self._vocab = vocab
+        self._adapters = adapters
         self._info = info
         self._tags = count(1)
         self._breakers: dict[tuple[str, ...], Breakers] = {}
@@ -73,11 +75,12 @@ class SequencePlanner:
         """A Sequence for every choice, by index; None where there is nothing to generate.
 
         The plan is checked here, each Sequence is made when it is asked for: thousands take a while. Raises
-        ContextLengthExceeded or InvalidRequest.
+        ContextLengthExceeded, InvalidRequest or QueueFull.
         """
         limits = [self._max_tokens(plan, prompt) for prompt in plan.prompts]
-        key = PrefixKey(tenant=tenant.salt, cache_salt=plan.cache_salt)
-        return self._each(plan, limits, self._sampler(plan.sampling), key)
+        group = self._adapters.group(plan.model, plan.lora)
+        key = PrefixKey(tenant=tenant.salt, cache_salt=plan.cache_salt, adapters=group.key)
+        return self._each(plan, limits, self._sampler(plan.sampling), key, group)
 
     def _max_tokens(self, plan: Plan, prompt: array[int]) -> int:
         room = self._info.max_seq_len - len(prompt)
@@ -91,7 +94,9 @@ class SequencePlanner:
         limits = (plan.max_tokens, self._info.max_output_tokens, room)
         return min(limit for limit in limits if limit is not None)
 
-    def _each(self, plan: Plan, limits: list[int], sampler: Sampler, key: PrefixKey) -> Iterator[Sequence | None]:
+    def _each(
+        self, plan: Plan, limits: list[int], sampler: Sampler, key: PrefixKey, group: AdapterGroup
+    ) -> Iterator[Sequence | None]:
         stops = tuple(stop.encode() for stop in plan.stop)
         preserved = array("i", plan.preserved_tokens)
         shared = key.encoded()
@@ -104,7 +109,7 @@ class SequencePlanner:
                 tag = next(self._tags)
                 # every row of a scored prompt has to be computed
                 salt = replace(key, private=tag).encoded() if plan.prompt_logprobs else shared
-                yield self._sequence(plan, prompt, own, tag, max_tokens, stops, preserved, salt)
+                yield self._sequence(plan, prompt, own, tag, max_tokens, stops, preserved, salt, group)
 
     def _sequence(
         self,
@@ -116,6 +121,7 @@ class SequencePlanner:
         stops: tuple[bytes, ...],
         preserved: array[int],
         salt: bytes,
+        group: AdapterGroup,
     ) -> Sequence:
         logprobs = plan.top_logprobs is not None
         try:
@@ -137,6 +143,8 @@ class SequencePlanner:
                 checkpoints=plan.checkpoints,
                 spans=tuple(_span(span) for span in plan.media),
                 media=plan.media,
+                group=group.number,
+                adapters=group,
                 constraint=None
                 if plan.matcher is None
                 else Constraint(plan.matcher, self._info.n_vocab, fast_forward=not logprobs),

@@ -83,9 +83,9 @@ class Plan(OutputOptions, frozen=True, kw_only=True):
     of its tokens, and so many alternatives; with ``prompt_logprobs`` those of the prompt come too, which is computed
     whole for it. ``matcher`` is a grammar that the text of every choice follows. Of a tenant's requests those with a
     lower ``priority`` run first and give way last. Only requests of one ``cache_salt``, of tenants of one salt, share
-    what they computed. ``checkpoints`` are lengths at which later prompts may part from this one (the end of the system
-    prompt, the start of the last user turn): there a state that cannot be cut is kept. ``media`` are the spans of rows
-    in the one prompt there is then, whose ids are below -1 there (``chat.prompt.media``).
+    what they computed. ``model`` may name an adapter, ``lora`` has more of them, by id and scale. ``checkpoints`` are
+    lengths at which later prompts may part from this one (the end of the system prompt, the start of the last user
+    turn): there a state that cannot be cut is kept. ``media`` are the spans of rows in the one prompt there is then.
     """
 
     prompts: tuple[array[int], ...]
@@ -101,6 +101,8 @@ class Plan(OutputOptions, frozen=True, kw_only=True):
     matcher: Matcher | None = None
     priority: int = 0
     cache_salt: str = ""
+    model: str = ""
+    lora: tuple[tuple[int, float], ...] = ()
     checkpoints: tuple[int, ...] = ()
     media: tuple[MediaSpan, ...] = ()
 
@@ -194,12 +196,12 @@ class EmbeddingInfo(Struct, frozen=True, kw_only=True):
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
-    """What the layers above may know of the loaded model. Lengths are in tokens, ``longest_piece`` is
-    the most bytes of text that one token can stand for, ``control_tokens`` the texts of control tokens.
-    ``chat_template`` and ``tool_use_template``, the one for conversations with tools, are the GGUF's own.
-    ``sampling`` is what a request gets that asks for nothing else.
-    ``embedding`` is None for a model that does not embed. Where memory ``cuts_anywhere``, what prompts share is reused
-    wherever they part, else only up to a checkpoint. ``modalities`` are what it takes beside text."""
+    """What the layers above may know of the loaded model. Lengths are in tokens, ``longest_piece`` is the most bytes of
+    text that one token can stand for, ``control_tokens`` the texts of control tokens. ``chat_template`` and
+    ``tool_use_template``, the one for conversations with tools, are the GGUF's own. ``sampling`` is what a request gets
+    that asks for nothing else. ``embedding`` is None for a model that does not embed. Where memory ``cuts_anywhere``,
+    what prompts share is reused wherever they part, else only up to a checkpoint. ``modalities`` are what it takes
+    beside text, ``adapters`` are named ones."""
 
     id: str
     created: int
@@ -219,6 +221,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     control_tokens: tuple[str, ...] = ()
     cuts_anywhere: bool = True
     modalities: tuple[MediaKind, ...] = ()
+    adapters: tuple[str, ...] = ()
 
     @property
     def ranks(self) -> bool:
@@ -326,8 +329,7 @@ class EnginePort(Protocol):
     async def embed(self, plan: EmbeddingPlan, tenant: Tenant = ANYBODY) -> list[bytes]:
         """The vectors of each input, float32 one after another: one vector, or with the pooling none one a token.
 
-        Raises what ``submit`` raises, or the LlamafastError that ended the request; cancelling the caller's task
-        ends the work.
+        Raises what ``submit`` raises, or what ended the request; cancelling the caller's task ends the work.
         """
 
     def retry_after(self) -> float:

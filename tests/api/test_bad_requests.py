@@ -193,7 +193,6 @@ EVERYWHERE = {
     "audio": {"voice": "alloy"},
     "web_search_options": {},
     "moderation": {"model": "omni-moderation-latest"},
-    "lora": [{"id": 0, "scale": 0.5}],
 }
 NOT_IN_COMPLETIONS = {**EVERYWHERE, "echo": True, "best_of": 2}
 

@@ -113,6 +113,8 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "from_pretrained": (None, *PRETRAINED_OR_NULL),
         "from_package": (None, *PRETRAINED_OR_NULL),
         "scale": (1.0, [0, -1, 2.5], [None, "1", True, 1e300]),
+        "name": (None, *NULL_TEXT),
+        "default": (False, [False], [None, 1, "yes", True]),
     },
     "model.mtmd": {
         "mmproj_path": ("mmproj.gguf", *TEXT),
@@ -151,7 +153,8 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "chat_template": (None, [None, "", "t", [], ["a", "b"]], [1, {}, [1], ["a", None]]),
         "response_schema": (None, [None, {}, {"type": "object", "x": [1, None]}], [1, [], "x"]),
         "response_template": (None, [None, {}, {"fields": {"content": {}}}], [1, [], "x"]),
-        "loras": ((), [[], [{"path": "a"}]], [None, {}, [1], [{}], [None]]),
+        "loras": ((), [[], [{"path": "a"}]], [None, {}, [1], [{}], [None], [{"path": "a"}] * 17]),
+        "max_loras": (4, [1, 16], [0, 17, None, *WRONG_INT]),
         "mtmd": (None, [None, {"mmproj_path": "p"}], [{}, [], 1]),
         "n_gpu_layers": (None, *NULL_INT),
         "split_mode": (None, [None, 0, 1, 2, 3], [-1, 4, True, "layer"]),

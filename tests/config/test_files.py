@@ -210,7 +210,6 @@ def test_configs_of_the_seed_shape_load_unchanged(name: str) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("model.loras", [{"path": "a"}]),
         ("model.vocab_only", True),
         ("model.draft_model", "prompt-lookup-decoding"),
         ("model.draft_model_path", "d.gguf"),
@@ -229,7 +228,7 @@ def test_refuses_what_does_not_exist_yet(path: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"loras": []}, {"vocab_only": False, "embedding": False, "store_logits": False}]
+    "fields", [{}, {"loras": [{"path": "a"}]}, {"vocab_only": False, "embedding": False, "store_logits": False}]
 )
 def test_accepts_the_unsupported_switched_off(fields: dict[str, Any]) -> None:
     refuse_unsupported(parse({"model": {"path": "m", **fields}, "disk_cache": None}))

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.test_engine import GREEDY, collect, config, settled
+from llamafast.config import LoraConfig
 from llamafast.engine.load import load_engine
 from llamafast.engine.types import Plan
+from recipes import tiny_lora
 
 # name: the model, its settings, and how much of a second turn must be reused at least
 KINDS = {
@@ -25,14 +27,18 @@ KINDS = {
     "hybrid, partitioned": ("tiny-qwen35", {"kv_unified": False}),
     "recurrent": ("tiny-mamba", {}),
 }
+LORAS = {"tiny-llama": "lora-tiny-llama", "tiny-gemma3-swa": "lora-tiny-gemma3", "tiny-qwen35": "lora-tiny-qwen35"}
 TEXTS = [[33 + (k * 7 + i * (k + 3)) % 250 for i in range(400)] for k in range(3)]
 
 
 def start(tiny_model, kind, ram_bytes, encoder=None, **settings):
+    """With an adapter that nobody has who does not ask for it, where the model has one."""
     name, options = KINDS[kind]
     path = tiny_model(name)
-    asked = config(path, **{"n_ctx": 8192, "ram_bytes": ram_bytes} | options | settings)
-    engine = load_engine(asked, path, encoder=encoder)
+    loras = [tiny_lora.build(LORAS[name])] if name in LORAS else []
+    named = tuple(LoraConfig(path=str(one), name="lora") for one in loras)
+    asked = config(path, **{"n_ctx": 8192, "ram_bytes": ram_bytes, "loras": named} | options | settings)
+    engine = load_engine(asked, path, encoder=encoder, loras=loras)
     engine.start()
     return engine
 

@@ -16,6 +16,7 @@ from llamafast.engine.types import ANYBODY
 class Job:
     n_tokens: int
     n_max: int
+    group: int = 0
 
     @property
     def left(self) -> int:

@@ -45,6 +45,8 @@ SAMPLINGS = (
 # of one digest each, whichever positions their rows have
 PICTURES = [fake_medium(seed, grid=None, n_rows=24) for seed in (1, 2)]
 GRIDS = [fake_medium(seed, grid=(6, 4)) for seed in (1, 2)]
+# by id, with scales: of so many sets of adapters is a request
+LORAS: tuple[tuple[tuple[int, float], ...], ...] = ((), ((0, 1.0),), ((0, -0.5),))
 MAX_LIVE = 8
 # cells for a few requests, so that some wait and some give way
 N_CTX = 640
@@ -65,6 +67,7 @@ class Work(NamedTuple):
     logprobs: int | None
     scored: bool
     shown: int
+    lora: int
 
     @property
     def prompt(self) -> list[int]:
@@ -109,6 +112,7 @@ WORKS = st.builds(
     logprobs=st.sampled_from([None, None, 0, 2]),
     scored=st.sampled_from([False, False, False, True]),
     shown=st.sampled_from([0, 0, 1, 1, 2]),
+    lora=st.sampled_from([0, 0, 0, 1, 2]),
 )
 WHOSES = st.builds(
     Whose,
@@ -129,9 +133,12 @@ class Heard:
         self.refused = False
         self.task = asyncio.get_running_loop().create_task(self._listen())
 
+    @property
+    def _key(self) -> tuple[str, str, int]:
+        return TENANTS[self.whose.tenant].salt, self.whose.cache_salt, self.work.lora
+
     def may_share_with(self, other: Heard) -> bool:
-        mine, its = self.whose, other.whose
-        return (TENANTS[mine.tenant].salt, mine.cache_salt) == (TENANTS[its.tenant].salt, its.cache_salt)
+        return self._key == other._key
 
     async def _listen(self) -> None:
         try:
@@ -244,6 +251,7 @@ class Together(RuleBasedStateMachine):
         return type(self).launch(alone, disk)
 
     async def _submit(self, work: Work, whose: Whose) -> Heard:
+        work = work if self._engine.info.adapters else work._replace(lora=0)
         heard = Heard(work, whose, self._engine.submit(self._plan(work, whose), TENANTS[whose.tenant]))
         self._asked.append(heard)
         return heard
@@ -296,6 +304,7 @@ class Together(RuleBasedStateMachine):
             top_logprobs=0 if work.scored and work.logprobs is None else work.logprobs,
             prompt_logprobs=work.scored,
             cache_salt=cache_salt,
+            lora=LORAS[work.lora],
             priority=priority,
             checkpoints=(work.parts[0][1],),
             media=(MediaSpan(work.span, self.pictures[work.shown - 1], 1),) if work.is_shown else (),

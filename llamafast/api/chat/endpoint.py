@@ -65,7 +65,7 @@ class ChatEndpoint:
         try:
             reply_id, created = f"chatcmpl-{uuid4().hex}", int(time.time())
             if request.stream:
-                chunk = ChatChunk(id=reply_id, created=created, model=self._engine.info.id, choices=[])
+                chunk = ChatChunk(id=reply_id, created=created, model=request.model or engine.info.id, choices=[])
                 frames = ChatFrames(chunk, replies, request, names)
                 await stream(exchange, generation, frames, self._ping_seconds, request.top_logprobs or 0)
                 return
@@ -73,7 +73,7 @@ class ChatEndpoint:
             reply = ChatCompletion(
                 id=reply_id,
                 created=created,
-                model=self._engine.info.id,
+                model=request.model or engine.info.id,
                 choices=[],
                 usage=usage_of(generation, replies),
             )

@@ -177,7 +177,7 @@ class ResponsePlanner:
             instructions=request.instructions,
             max_output_tokens=request.max_output_tokens,
             max_tool_calls=request.max_tool_calls,
-            model=self._engine.info.id,
+            model=request.model or self._engine.info.id,
             output=[],
             parallel_tool_calls=request.parallel_tool_calls is not False,
             presence_penalty=sampling.presence_penalty,

@@ -13,6 +13,7 @@ MAX_STOP_STRINGS = 16
 MAX_BIASED_TOKENS = 1024
 MAX_STOP_TOKENS = 128
 MAX_BREAKERS = 16
+MAX_LORAS = 16
 MAX_TOP_LOGPROBS = 20
 SYSTEM_FINGERPRINT = "fp_llamafast"
 # What to send in place of fields that are refused.
@@ -126,6 +127,13 @@ class SamplingOptions(Struct, kw_only=True):
         return renamed | said
 
 
+class LoraScale(Struct, kw_only=True):
+    """One adapter of the server's, by its place in the config, and how much of it."""
+
+    id: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    scale: Annotated[float, Meta(ge=-1000, le=1000)]
+
+
 class GenerationOptions(SamplingOptions, kw_only=True):
     """The request fields that completions and chat have in common; null means the default everywhere.
 
@@ -145,7 +153,6 @@ class GenerationOptions(SamplingOptions, kw_only=True):
         "audio": (),
         "web_search_options": (),
         "moderation": ({},),
-        "lora": ([],),
     }
     foreign: ClassVar[dict[str, str]] = {}
 
@@ -184,7 +191,7 @@ class GenerationOptions(SamplingOptions, kw_only=True):
     audio: dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None
     moderation: dict[str, Any] | None = None
-    lora: list[dict[str, Any]] | None = None
+    lora: Annotated[list[LoraScale], Meta(max_length=MAX_LORAS)] | None = None
 
     @property
     def wants_usage(self) -> bool:
@@ -205,6 +212,8 @@ class GenerationOptions(SamplingOptions, kw_only=True):
             "skip_special_tokens": self.skip_special_tokens is not False,
             "priority": self.priority or 0,
             "cache_salt": self.cache_salt or "",
+            "model": self.model or "",
+            "lora": tuple((chosen.id, chosen.scale) for chosen in self.lora or ()),
         }
 
 

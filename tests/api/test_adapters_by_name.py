@@ -1,0 +1,93 @@
+"""Adapters on the wire: listed with their parent, asked for as models or by id, and echoed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from support.apps import make_app
+from support.asgi_client import AsgiClient
+from support.fake_engine import INFO, FakeEngine
+
+PATHS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/responses": {"input": "hi"},
+}
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine(info=replace(INFO, adapters=("sql", "poems/2")))
+
+
+@pytest.fixture
+def client(engine: FakeEngine) -> AsgiClient:
+    return AsgiClient(make_app(engine))
+
+
+async def test_they_are_listed_behind_the_model(client: AsgiClient) -> None:
+    models = (await client.get("/v1/models")).json["data"]
+    assert [model["id"] for model in models] == ["org/fake-model", "sql", "poems/2"]
+    assert "parent" not in models[0]
+    assert {model["parent"] for model in models[1:]} == {"org/fake-model"}
+    assert (await client.get("/v1/models/poems/2")).json == models[2]
+    assert (await client.get("/v1/models/poems")).status == 404
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", [None, "", "org/fake-model", "sql", "poems/2"])
+async def test_a_request_names_one_as_its_model(client: AsgiClient, engine: FakeEngine, path: str, name: str) -> None:
+    answer = await client.post(path, PATHS[path] | {"model": name})
+    assert answer.status == 200
+    assert engine.plan.model == (name or "")
+    assert answer.json["model"] == (name or "org/fake-model")
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_streams_name_it_too(client: AsgiClient, path: str) -> None:
+    answer = await client.post(path, PATHS[path] | {"model": "sql", "stream": True})
+    assert b'"model":"sql"' in answer.body
+    assert b"org/fake-model" not in answer.body
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_request_chooses_by_id(client: AsgiClient, engine: FakeEngine, path: str) -> None:
+    chosen = [{"id": 1, "scale": 0.5}, {"id": 0, "scale": -2}]
+    assert (await client.post(path, PATHS[path] | {"lora": chosen})).status == 200
+    assert engine.plan.lora == ((1, 0.5), (0, -2.0))
+    for nothing in ([], None):
+        assert (await client.post(path, PATHS[path] | {"lora": nothing})).status == 200
+    assert [generation.plan.lora for generation in engine.generations[1:]] == [(), ()]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "lora",
+    [
+        "sql",
+        {"id": 0, "scale": 1},
+        [0],
+        [{"id": 0}],
+        [{"scale": 1}],
+        [{"id": -1, "scale": 1}],
+        [{"id": 2**31, "scale": 1}],
+        [{"id": 0.5, "scale": 1}],
+        [{"id": 0, "scale": 1001}],
+        [{"id": 0, "scale": None}],
+        [{"id": 0, "scale": "1"}],
+        [{"id": 0, "scale": 1}] * 17,
+    ],
+)
+async def test_what_is_no_choice_is_refused(client: AsgiClient, path: str, lora: Any) -> None:
+    answer = await client.post(path, PATHS[path] | {"lora": lora})
+    assert answer.status == 400
+    assert answer.json["error"]["param"].startswith("lora")
+
+
+async def test_another_name_is_nobodys(client: AsgiClient) -> None:
+    for path, body in PATHS.items():
+        answer = await client.post(path, body | {"model": "sq"})
+        assert answer.status == 404
+        assert answer.json["error"]["code"] == "model_not_found"
