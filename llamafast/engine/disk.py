@@ -36,7 +36,7 @@ class DiskStore:
     def __init__(self, folder: DiskFolder, max_bytes: int, on_news: Callable[[], None]) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
-        self._owns = False
+        self._owns = folder.locked
         self._on_news = on_news
         self._events: deque[Event] = deque()
         self._counts: Counter[str] = Counter()

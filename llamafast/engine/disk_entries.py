@@ -148,9 +148,15 @@ class DiskEntries:
         self._leaves.clear()
 
     def _may_leave(self, beyond: float) -> int:
-        """Bytes of what is worth no more than ``beyond``, nobody holding it."""
+        """Bytes of what is worth no more than ``beyond`` and is continued by nothing that stays, nobody holding it."""
         entries: list[Entry] = [state.entry for state in self.by_id.values()]
-        return sum(entry.n_bytes for entry in entries if entry.priority <= beyond and entry.head is not None)
+        stay: set[Entry] = set()
+        for entry in entries:
+            one: Entry | None = entry if entry.priority > beyond or entry.head is None else None
+            while one is not None and one not in stay:
+                stay.add(one)
+                one = one.base
+        return sum(entry.n_bytes for entry in entries if entry not in stay)
 
     def _worth(self, state: State, n_bytes: int) -> float:
         return self._age + state.uses * state.spares / max(n_bytes, 1)

@@ -41,6 +41,7 @@ class DiskFolder:
         self.namespace = path / self.name
         self._about = about
         self._lock: int | None = None
+        self._closed = False
         self._secret = self._read_secret() or secrets.token_bytes(32)
         try:
             if not self.take():
@@ -57,14 +58,14 @@ class DiskFolder:
         try:
             self.files.status(self.namespace)
         except FileNotFoundError:
-            self.close()
+            self._unlock()
         if not self.take():
             raise OSError(errno.EAGAIN, "another process writes it")
 
     def take(self) -> bool:
         """Whether this process writes there from now on. Raises OSError, or ConfigError where others can."""
-        if self._lock is not None:
-            return True
+        if self._lock is not None or self._closed:
+            return self._lock is not None
         self.files.make_folder(self.namespace)
         _refuse_strangers(self.namespace, self.files)
         lock = self.files.lock(self.namespace / _LOCK)
@@ -76,12 +77,19 @@ class DiskFolder:
             self.files.close(lock)
             raise
         self._lock = lock
-        return True
+        if self._closed:  # meanwhile
+            self._unlock()
+        return self._lock is not None
 
     def close(self) -> None:
-        if self._lock is not None:
-            self.files.close(self._lock)
-            self._lock = None
+        """Let others write there."""
+        self._closed = True
+        self._unlock()
+
+    def _unlock(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            self.files.close(lock)
 
     def path(self, id: str) -> Path:
         """Of an entry."""

@@ -37,6 +37,8 @@ LISTED_AT_ONCE = 64
 # Between two slices, as long as the one before took: on a small virtual machine a disk at its full speed takes CPU time
 # from whoever computes.
 RESTS = 1.0
+# What cannot be looked at so often holds up nothing any more.
+MOST_LOOKS = 4
 # Between two looks for what another process has written.
 LOOK_SECONDS = 30.0
 
@@ -59,6 +61,7 @@ class DiskReader:
         self._wakes = threading.Condition()
         self._pages = Pages()
         self._closing = self._listed = False
+        self._n_looks = 0
         self._thread = threading.Thread(target=self._run, name="llamafast-disk-read", daemon=True)
 
     def start(self) -> None:
@@ -150,7 +153,8 @@ class DiskReader:
         for i in range(0, len(entries), LISTED_AT_ONCE):
             batch = [entry for entry in entries[i : i + LISTED_AT_ONCE] if self._has_base(entry[0], unread)]
             self._tell(Listed(batch, whole=False))
-        if not unread or not self._folder.locked:
+        self._n_looks += 1
+        if not unread or not self._folder.locked or self._n_looks == MOST_LOOKS:
             self._tell(Listed([], whole=True))
             self._listed = True
 

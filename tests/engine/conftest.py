@@ -1,4 +1,4 @@
-"""What the address sanitizer's run of these tests needs."""
+"""What tests of the engine need on a busy machine, and in the address sanitizer's run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 from llamafast.chat.grammar import trial
+from llamafast.engine import files
+
+
+@pytest.fixture(autouse=True)
+def threads_of_the_disk_run(monkeypatch):
+    """Those that give way to all others may not run for many seconds, and tests wait for them."""
+    monkeypatch.setattr(files, "NICENESS", 0)
 
 
 @pytest.fixture(autouse=True, scope="session")
