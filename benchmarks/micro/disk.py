@@ -101,9 +101,11 @@ async def restore(path: Path, options: argparse.Namespace) -> list[dict[str, str
         await ask(engine, prompt("warm", 512), 1)
         ratios, kept, computed = [], [], []
         for k, tokens in enumerate(prompts):
+            await settled(engine)
             seconds, _, n = await ask(engine, array("i", [*tokens, 40]), 1)
             assert n == 512, "it was to be found"
             kept.append(seconds)
+            await settled(engine)
             computed.append((await ask(engine, prompt(("new", k), 513), 1))[0])
             ratios.append(kept[-1] / computed[-1])
         await engine.close()

@@ -7,6 +7,7 @@ import mmap
 import threading
 import weakref
 from collections import deque
+from contextlib import suppress
 
 # Sizes are multiples of this, so that those of parts of as many tokens are the same.
 GRAIN = 2**18
@@ -29,7 +30,7 @@ class Pages:
     def take(self, n_bytes: int) -> memoryview:
         """So many bytes at least, at the beginning of a page; whatever they say. Raises OSError for want of memory."""
         size = -(-n_bytes // GRAIN) * GRAIN if n_bytes >= LEAST_BYTES else n_bytes
-        pages = self._found(size) or mmap.mmap(-1, size)
+        pages = self._found(size) or _fresh(size)
         held = (ctypes.c_ubyte * size).from_buffer(pages)
         if size >= LEAST_BYTES:
             # once no view of them is held by anybody
@@ -53,3 +54,11 @@ class Pages:
             while self._kept_bytes > KEPT_BYTES:
                 dropped.append(self._kept.popleft())
                 self._kept_bytes -= len(dropped[-1])
+
+
+def _fresh(size: int) -> mmap.mmap:
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # where the kernel has none
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
