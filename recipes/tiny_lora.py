@@ -60,7 +60,8 @@ def weights(lora: Lora) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(lora.seed)
 
     def half(*shape: int, size: float) -> np.ndarray:
-        return (rng.standard_normal(shape) * size / shape[-1] ** 0.5).astype(lora.dtype)
+        made: np.ndarray = rng.standard_normal(shape) * size / shape[-1] ** 0.5
+        return made.astype(lora.dtype)
 
     pairs = {}
     for name, (n_in, n_out, *experts) in lora.targets.items():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
 
+from llamafast.api.adapters import AdapterEndpoints
 from llamafast.api.body_size import BodyLimits
 from llamafast.api.chat.endpoint import ChatEndpoint
 from llamafast.api.client_wait import ClientWaits
@@ -98,6 +99,7 @@ class App:
             *self._embedding(engine, config.model),
             *self._reading(TokenEndpoints(engine, chat)),
             *_describing(self._system, config.server),
+            *self._adapting(AdapterEndpoints(engine)),
         ])  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,7 +162,7 @@ class App:
             return
         key = self._keys.authenticate(exchange.headers)
         exchange.tenant = self._keys.tenant(key)
-        if access == "admin":
+        if access == "admin" or (route is not None and exchange.method in route.changes):
             self._keys.require_admin(key)
 
     async def _converse(self, socket: WebSocket) -> None:
@@ -202,6 +204,10 @@ class App:
         for path in _RERANK:
             yield self._post(path, RerankEndpoint(engine, config))
         yield self._post("/v1/score", ScoreEndpoint(engine, config))
+
+    def _adapting(self, adapters: AdapterEndpoints) -> Iterator[Route]:
+        methods = {**get(adapters.listed), "POST": self._with_body(adapters.apply)}
+        yield Route("/lora-adapters", methods, changes=frozenset({"POST"}))
 
     def _reading(self, tokens: TokenEndpoints) -> Iterator[Route]:
         yield self._post("/apply-template", tokens.apply_template)

@@ -15,12 +15,13 @@ Access = Literal["open", "key", "admin"]
 
 class Route(NamedTuple):
     """``path`` is also the route's name in metrics and log. Where it has an ``{id}`` the methods get what stands in its
-    place, which matches the regular expression ``id_pattern``, as their second argument. Probes may call the server by
-    any name."""
+    place, which matches the regular expression ``id_pattern``, as their second argument. ``changes`` are methods that
+    are an administrator's. Probes may call the server by any name."""
 
     path: str
     methods: Mapping[str, Handler]
     access: Access = "key"
+    changes: frozenset[str] = frozenset()
     id_pattern: str = "[^/]*"
     is_probe: bool = False
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import isfinite
@@ -18,6 +18,7 @@ from llamafast._core.adapters import MAX_GROUPS, Adapter
 from llamafast._core.gguf import Gguf, Tensor, all_finite
 from llamafast._core.model import Model
 from llamafast.config import LoraConfig
+from llamafast.engine.adapter_info import AdapterInfo
 from llamafast.engine.prefix_key import Adapter as KeyAdapter
 from llamafast.errors import ConfigError, InvalidRequest, ModelLoadError, QueueFull
 
@@ -70,6 +71,14 @@ class Adapters:
         self._groups: weakref.WeakValueDictionary[Members, AdapterGroup] = weakref.WeakValueDictionary()
         self._none = AdapterGroup(0, ())
 
+    def listed(self) -> list[AdapterInfo]:
+        return [AdapterInfo(one.id, one.name, str(one.path), one.applied) for one in self.loaded]
+
+    def apply(self, scales: Mapping[int, float]) -> None:
+        self._check(scales)
+        for one in self.loaded:
+            one.applied = scales.get(one.id, 0.0)
+
     def group(self, model: str = "", chosen: Iterable[tuple[int, float]] = ()) -> AdapterGroup:
         """Of a request that names ``model`` and has ``chosen`` adapters by their ids, each with its scale.
 
@@ -78,10 +87,9 @@ class Adapters:
         scales = {one.id: one.applied for one in self.loaded}
         if (named := self._by_name.get(model)) is not None:
             scales[named.id] = named.scale
-        for id, scale in chosen:
-            if id not in scales:
-                raise InvalidRequest(f"`lora`: there is no adapter {id}", param="lora")
-            scales[id] = scale
+        asked = dict(chosen)
+        self._check(asked)
+        scales |= asked
         members = tuple((id, round(scale * STEPS) / STEPS) for id, scale in scales.items() if round(scale * STEPS))
         if not members:
             return self._none
@@ -89,6 +97,11 @@ class Adapters:
         if group is None:
             group = self._groups[members] = self._new(members)
         return group
+
+    def _check(self, ids: Iterable[int]) -> None:
+        for id in ids:
+            if not 0 <= id < len(self.loaded):
+                raise InvalidRequest(f"`lora`: there is no adapter {id}", param="lora")
 
     def _new(self, members: Members) -> AdapterGroup:
         if not self._free:

@@ -21,6 +21,7 @@ from llamafast._core.runner import Runner
 from llamafast._core.sequence import FINISH_LENGTH, FINISH_NONE, FINISH_REFUSED, FINISH_STOP, Sequence
 from llamafast._core.vocab import Vocab
 from llamafast.config import Config
+from llamafast.engine.adapter_info import AdaptersPort
 from llamafast.engine.adapters import Adapters, LoadedAdapter
 from llamafast.engine.cache import PrefixCache
 from llamafast.engine.disk import DiskStore
@@ -81,7 +82,9 @@ class Engine:
         self.info = info
         self.tokenizer: Tokenizer = vocab
         self._vocab = vocab
-        self._sequences = SequencePlanner(vocab, info, Adapters(adapters, context.define_group))
+        known = Adapters(adapters, context.define_group)
+        self.adapters: AdaptersPort = known
+        self._sequences = SequencePlanner(vocab, info, known)
         self._pace = pace
         self._priorities = config.scheduler.priorities
         self._live: dict[int, tuple[Generation, int]] = {}

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
+from llamafast.engine.adapter_info import AdaptersPort
 from llamafast.engine.media import MediaKind, MediaSpan
 
 FinishReason = Literal["stop", "length"]
@@ -314,6 +315,7 @@ class EnginePort(Protocol):
 
     info: ModelInfo
     tokenizer: Tokenizer
+    adapters: AdaptersPort
 
     async def prepare(self, plan: Plan) -> None:
         """Do in a thread what ``submit`` would hold up the event loop for. Raises InvalidRequest."""
@@ -327,14 +329,12 @@ class EnginePort(Protocol):
         """
 
     async def embed(self, plan: EmbeddingPlan, tenant: Tenant = ANYBODY) -> list[bytes]:
-        """The vectors of each input, float32 one after another: one vector, or with the pooling none one a token.
-
-        Raises what ``submit`` raises, or what ended the request; cancelling the caller's task ends the work.
-        """
+        """The vectors of each input, float32 one after another: one, or with the pooling none one a token. Raises
+        what ``submit`` raises, or what ended the request; cancelling the caller's task ends the work."""
 
     def retry_after(self) -> float:
-        """After how many seconds, 1 to 60, somebody who found the queue full should try again: by then half of the
-        requests that wait now will have begun, if requests leave as fast as the last ones did."""
+        """After how many seconds, 1 to 60, who found the queue full should try again: by then half of the requests that
+        wait now will have begun, if requests leave as fast as the last ones did."""
 
     async def reset_prefix_cache(self) -> int:
         """Forget what finished requests computed; how many bytes of host memory that freed. Who runs goes on, and what

@@ -53,6 +53,9 @@ TABLE: dict[tuple[str, str], tuple[int, ...]] = {
     ("GET", "/metrics"): KEY,
     ("HEAD", "/metrics"): KEY,
     ("POST", "/reset_prefix_cache"): ADMIN,
+    ("GET", "/lora-adapters"): KEY,
+    ("HEAD", "/lora-adapters"): KEY,
+    ("POST", "/lora-adapters"): ADMIN,
 }
 NOWHERE = [("GET", "/"), ("GET", "/v1"), ("POST", "/admin"), ("PUT", "/v1/models"), ("GET", f"{URL}/a/b/c")]
 SERVED = {200, 400, 404, 426}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.json import encode
 from msgspec.structs import replace
 from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.fake_engine import INFO, FakeEngine
+
+from llamafast.api.keys import Keys
 
 PATHS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
@@ -91,3 +95,28 @@ async def test_another_name_is_nobodys(client: AsgiClient) -> None:
         answer = await client.post(path, body | {"model": "sq"})
         assert answer.status == 404
         assert answer.json["error"]["code"] == "model_not_found"
+
+
+async def test_what_everybody_has_is_told_and_changed(client: AsgiClient) -> None:
+    assert (await client.get("/lora-adapters")).json == [
+        {"id": 0, "path": "0.gguf", "scale": 0.0, "name": "sql"},
+        {"id": 1, "path": "1.gguf", "scale": 0.0, "name": "poems/2"},
+    ]
+
+
+@pytest.mark.parametrize("body", [{}, [{"id": 0}], [{"id": 5, "scale": 1}], "x", [{"id": 0, "scale": 1}] * 17])
+async def test_an_administrator_changes_it(tmp_path: Path, engine: FakeEngine, body: Any) -> None:
+    path = tmp_path / "keys"
+    path.write_text("secret name=a\nsecret-root name=root admin\n")
+    client = AsgiClient(make_app(engine, keys=Keys(path)))
+    refused = await client.post("/lora-adapters", encode([{"id": 0, "scale": 1}]), x_api_key="secret")
+    assert refused.status == 403
+    half = await client.post("/lora-adapters", encode([{"id": 1, "scale": 0.5}]), x_api_key="secret-root")
+    assert half.json == {"success": True}
+    assert (await client.post("/lora-adapters", encode(body), x_api_key="secret-root")).status == 400
+    listed = await client.get("/lora-adapters", x_api_key="secret")
+    assert [one["scale"] for one in listed.json] == [0.0, 0.5]
+
+
+async def test_without_a_key_file_nobody_changes_it(client: AsgiClient) -> None:
+    assert (await client.post("/lora-adapters", b"[]")).status == 403

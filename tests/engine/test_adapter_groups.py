@@ -73,6 +73,20 @@ def test_who_has_none_is_of_no_group():
         one.group(chosen=[(1, 0.5)])
 
 
+def test_what_everybody_has_may_change():
+    defined = Defined()
+    one = Adapters(loaded((None, 0.5, 0.5), ("a", 1.0, 0)), defined)
+    before = one.group()
+    one.apply({1: 0.25})
+    assert [(info.id, info.name, info.scale) for info in one.listed()] == [(0, None, 0.0), (1, "a", 0.25)]
+    assert (defined[before.number], defined[one.group().number]) == ([(0, 0.5)], [(1, 0.25)])
+    assert defined[one.group("a").number] == [(1, 1.0)]
+    with pytest.raises(InvalidRequest):
+        one.apply({2: 1.0})
+    one.apply({})
+    assert one.group().number == 0
+
+
 def test_a_group_is_the_same_as_long_as_somebody_has_it():
     defined = Defined()
     one = Adapters(loaded(("a", 1.0, 0)), defined)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec.structs import replace
 
+from llamafast.engine.adapter_info import AdapterInfo, AdaptersPort
 from llamafast.engine.types import (
     ANYBODY,
     EmbeddingPlan,
@@ -19,7 +20,7 @@ from llamafast.engine.types import (
     Plan,
     Tenant,
 )
-from llamafast.errors import LlamafastError
+from llamafast.errors import InvalidRequest, LlamafastError
 
 BOS = 256
 EOS = 257
@@ -155,6 +156,23 @@ def play(*steps: Step) -> Script:
     return lambda plan: steps
 
 
+class FakeAdapters:
+    """Scales that were applied, by id."""
+
+    def __init__(self, infos: list[AdapterInfo]) -> None:
+        self._infos = infos
+        self.applied: list[dict[int, float]] = []
+
+    def listed(self) -> list[AdapterInfo]:
+        scales = self.applied[-1] if self.applied else {}
+        return [replace(info, scale=scales.get(info.id, 0.0)) for info in self._infos]
+
+    def apply(self, scales: Mapping[int, float]) -> None:
+        if any(id >= len(self._infos) for id in scales):
+            raise InvalidRequest("`lora`: there is no such adapter", param="lora")
+        self.applied.append(dict(scales))
+
+
 class FakeEngine:
     """Answers each Plan by ``script`` and remembers its Generations; ``refusal``, when set, is raised in its place.
 
@@ -169,6 +187,8 @@ class FakeEngine:
         self.generations: list[ScriptedGeneration] = []
         self.prepared: list[Plan] = []
         self.embedding_plans: list[EmbeddingPlan] = []
+        infos = [AdapterInfo(i, name, f"{i}.gguf", 0.0) for i, name in enumerate(info.adapters)]
+        self.adapters: AdaptersPort = FakeAdapters(infos)
         self.embedding_tenants: list[Tenant] = []
         self.submitted = asyncio.Event()
         self.cached_tokens = 0
