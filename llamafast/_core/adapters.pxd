@@ -36,3 +36,10 @@ cdef struct groups_t:
     int64_t n_changes                       # how often llama.cpp was given others
 
 cdef int groups_begin(groups_t *self, const llama_batch *batch) noexcept nogil   # -1: no memory, -2: not at one go
+
+cdef class AdapterGroups:
+    cdef groups_t state
+    cdef Model model
+    cdef dict members                       # the adapters of each group, which it holds
+
+cdef AdapterGroups groups_new(Model model, llama_context *ctx, graph_t *graph, bint all_outputs)

@@ -3,14 +3,16 @@
 A group is the adapters of a sequence, each with its scale. Where CPUs compute, a batch has rows of any groups, and
 llama.cpp is told of an adapter when the first row comes that has it (see c/adapters.h); elsewhere a batch is of one.
 """
+cimport cython
 from libc.stdint cimport int32_t
-from libc.stdlib cimport realloc
+from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
-from .graph cimport graph_activate, graph_begin
+from .graph cimport graph_activate, graph_begin, graph_t, graph_take_adapters
 from .headers.adapters cimport MAX_ADAPTERS
 from .headers.llama cimport (
-    llama_adapter_lora, llama_adapter_lora_free, llama_adapter_lora_init, llama_batch, llama_set_adapters_lora,
+    LLAMA_MAX_SEQ, llama_adapter_lora, llama_adapter_lora_free, llama_adapter_lora_init, llama_batch, llama_context,
+    llama_set_adapters_lora,
 )
 from .leaks cimport ADAPTER, born, died
 from .llama_log cimport check_ptr, forget_log
@@ -21,6 +23,8 @@ cdef enum:
     LET_GO = 32
 
 
+# no_gc_clear: to free it takes its model
+@cython.no_gc_clear
 cdef class Adapter:
     """A GGUF of type adapter, loaded beside a Model; ``alpha`` is what it says of itself, 0 where it says nothing.
 
@@ -43,6 +47,61 @@ cdef class Adapter:
         if self.adapter != NULL:
             llama_adapter_lora_free(self.adapter)
             died(ADAPTER)
+
+
+cdef class AdapterGroups:
+    """What the groups of one context stand for."""
+
+    def __cinit__(self):
+        self.members = {}
+
+    def __dealloc__(self):
+        free(self.state.scaled)
+        free(self.state.outputs)
+
+    def define(self, int32_t group, list members not None):
+        """What ``group`` (1 to MAX_GROUPS - 1) stands for: pairs of an Adapter and its scale. Nobody may have it.
+        Raises ValueError for another model's, for more than MAX_ADAPTERS and for one that is there twice."""
+        cdef group_t *defined
+        cdef Adapter adapter
+        cdef int32_t i
+        if not 0 < group < MAX_GROUPS or len(members) > MAX_ADAPTERS:
+            raise ValueError(f"group {group} of {len(members)} adapters")
+        if len({adapter for adapter, _ in members}) < len(members):
+            raise ValueError("an adapter that is there twice")
+        if any((<Adapter?> adapter).model is not self.model for adapter, _ in members):
+            raise ValueError("an adapter of another model")
+        defined = &self.state.groups[group]
+        defined.n = 0
+        for i in range(<int32_t> len(members)):
+            adapter, scale = members[i]
+            defined.adapters[i] = adapter.adapter
+            defined.alphas[i] = adapter.alpha
+            defined.scales[i] = scale
+        defined.n = <int32_t> len(members)
+        self.members[group] = members
+
+    def give_all(self, int32_t group):
+        """Whatever sequence ids compute has the adapters of a defined group, until somebody else sets theirs."""
+        cdef int32_t i
+        if group not in self.members:
+            raise ValueError(f"group {group} is not defined")
+        for i in range(LLAMA_MAX_SEQ):
+            self.state.group_of[i] = group
+
+
+cdef AdapterGroups groups_new(Model model, llama_context *ctx, graph_t *graph, bint all_outputs):
+    """Those of a context that have none yet; it gives outputs for all rows, whatever a batch says, or not."""
+    cdef AdapterGroups self = AdapterGroups()
+    cdef int differ = graph_take_adapters(graph)
+    if differ < 0:
+        raise MemoryError
+    self.model = model
+    self.state.ctx = ctx
+    self.state.graph = graph
+    self.state.all_outputs = all_outputs
+    self.state.differ = differ
+    return self
 
 
 cdef int groups_begin(groups_t *self, const llama_batch *batch) noexcept nogil:

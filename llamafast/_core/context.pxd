@@ -1,7 +1,7 @@
 # A llama_context and a batch of rows, for whoever computes with them.
 from libc.stdint cimport int32_t, uint8_t
 
-from .adapters cimport groups_t
+from .adapters cimport AdapterGroups, groups_t
 from .graph cimport graph_t
 from .headers.llama cimport llama_batch, llama_context, llama_memory_t, llama_pos, llama_seq_id, llama_token
 from .model cimport Model
@@ -37,7 +37,7 @@ cdef class Context:
     cdef graph_t graph
     cdef team_t team
     cdef groups_t *groups               # NULL: nobody has an adapter
-    cdef dict members                   # the adapters of each group, which it holds
+    cdef AdapterGroups holder           # of these
     cdef dict state_sizes               # bytes of a state by its number of tokens
 
     cdef void set_group(self, int32_t seq_id, int32_t group) noexcept nogil

@@ -1,11 +1,9 @@
 """A llama_context, its memory and its batches."""
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t
-from libc.stdlib cimport calloc, free
 
-from .adapters cimport MAX_GROUPS, Adapter, group_t, groups_begin, groups_t
-from .graph cimport graph_decode, graph_encode, graph_failed, graph_free, graph_init, graph_t, graph_take_adapters
-from .headers.adapters cimport MAX_ADAPTERS
+from .adapters cimport groups_begin, groups_new
+from .graph cimport graph_decode, graph_encode, graph_failed, graph_free, graph_init, graph_t
 from .headers.clock cimport now
 from .headers.llama cimport (
     LLAMA_MAX_SEQ, llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params,
@@ -82,17 +80,13 @@ cdef class Context:
     default. Not thread-safe: one thread at a time.
 
     With ``bare`` llama.cpp computes its graphs all by itself; without it some of their nodes are ours (see graph.pyx),
-    which only CPUs can compute. None is ``bare`` where others do.
-
-    With ``choose_threads`` a batch is computed by as many threads, up to ``n_threads``, as have been the fastest for
-    batches of about its size (see team.pyx).
-
-    Where sequences share cells, llama.cpp is given one sequence id more than ``n_seq_max`` (at most 255 then): parts of
-    a sequence are saved and restored through it.
+    which only CPUs can compute. None is ``bare`` where others do. With ``choose_threads`` a batch is computed by as
+    many threads, up to ``n_threads``, as have been the fastest for batches of about its size (see team.pyx). Where
+    sequences share cells, llama.cpp is given one sequence id more than ``n_seq_max`` (at most 255 then): parts of a
+    sequence are saved and restored through it.
 
     Raises ModelLoadError with llama.cpp's reason, ValueError for more sequences than rows in a batch or nodes of ours
-    where others than CPUs compute.
-    """
+    where others than CPUs compute."""
 
     def __cinit__(
         self, Model model not None, *, n_ctx=None, n_batch=None, n_ubatch=None, n_seq_max=None,
@@ -105,7 +99,6 @@ cdef class Context:
         cdef llama_context_params params = llama_context_default_params()
         self.model = model
         self.state_sizes = {}
-        self.members = {}
         if n_ctx is not None: params.n_ctx = n_ctx
         if n_batch is not None: params.n_batch = n_batch
         if n_ubatch is not None: params.n_ubatch = n_ubatch
@@ -168,10 +161,6 @@ cdef class Context:
             llama_free(self.ctx)
             died(CONTEXT)
         graph_free(&self.graph)
-        if self.groups != NULL:
-            free(self.groups.scaled)
-            free(self.groups.outputs)
-        free(self.groups)
 
     @property
     def n_ctx(self):
@@ -228,35 +217,13 @@ cdef class Context:
         in_order = self.unified and not self.model.is_hybrid and self.n_ubatch >= self.n_seq_max
         return self.graph.products != NULL and in_order
 
-    def define_group(self, int32_t group, list members):
-        """What ``group`` (1 to MAX_GROUPS - 1) stands for: pairs of an Adapter and its scale. Nobody may have it. Raises
-        ValueError for another model's, for more than MAX_ADAPTERS and for one that is there twice."""
-        cdef group_t *defined
-        cdef Adapter adapter
-        cdef int32_t i
-        if not 0 < group < MAX_GROUPS or len(members) > MAX_ADAPTERS:
-            raise ValueError(f"group {group} of {len(members)} adapters")
-        if len({adapter for adapter, _ in members}) < len(members):
-            raise ValueError("an adapter that is there twice")
-        if any((<Adapter?> adapter).model is not self.model for adapter, _ in members):
-            raise ValueError("an adapter of another model")
-        if self.groups == NULL:
-            init_groups(self)
-        defined = &self.groups.groups[group]
-        defined.n = 0
-        for i in range(<int32_t> len(members)):
-            adapter, scale = members[i]
-            defined.adapters[i] = adapter.adapter
-            defined.alphas[i] = adapter.alpha
-            defined.scales[i] = scale
-        defined.n = <int32_t> len(members)
-        self.members[group] = members
-
-    def give_all(self, int32_t group):
-        """Whatever sequence ids compute has the adapters of a defined group, until somebody else sets theirs."""
-        cdef int32_t i
-        for i in range(LLAMA_MAX_SEQ):
-            self.set_group(i, group)
+    @property
+    def adapters(self):
+        """The groups that its rows may be of, once somebody has asked for them."""
+        if self.holder is None:
+            self.holder = groups_new(self.model, self.ctx, &self.graph, self.embeddings)
+            self.groups = &self.holder.state
+        return self.holder
 
     cdef void set_group(self, int32_t seq_id, int32_t group) noexcept nogil:
         """What a sequence id computes has these adapters from now on."""
@@ -264,9 +231,8 @@ cdef class Context:
             self.groups.group_of[seq_id] = group
 
     def warm_up(self, llama_token token):
-        """Compute one token and forget it: the weights are read, and memory of the cache that nothing was written to is
-        given back until it is used. Nothing may run. Returns how many bytes were; raises RuntimeError with
-        llama_decode's code where it is not 0."""
+        """Compute one token and forget it: weights are read, and memory of the cache that nothing was written to is
+        given back, so many bytes. Nothing may run. RuntimeError: llama_decode's code was not 0."""
         cdef Batch batch = Batch(1)
         cdef int32_t code
         batch_add(&batch.batch, token, 0, 0, True)
@@ -292,11 +258,8 @@ cdef class Context:
         llama_memory_clear(self.memory, False)
 
     cdef bytes state(self, int32_t seq_id, int32_t n_tokens):
-        """The state of all that ``seq_id`` has in memory: ``n_tokens`` tokens.
-
-        Asking for its size costs about as much as a small state itself; where a sequence can be cut anywhere, the size
-        follows from the number of tokens.
-        """
+        """The state of all that ``seq_id`` has in memory: ``n_tokens`` tokens, from which its size follows where it can
+        be cut anywhere. To ask for that costs about as much as a small state itself."""
         cdef object known = self.state_sizes.get(n_tokens)
         cdef size_t size = llama_state_seq_get_size(self.ctx, seq_id) if known is None else known
         cdef bytes saved = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> size)
@@ -359,31 +322,13 @@ cdef int32_t compute(
 ) noexcept nogil:
     cdef int32_t code, size = set_threads(self, batch)
     cdef double start = now()
-    if self.groups != NULL:
-        code = groups_begin(self.groups, batch)
-        if code < 0:
-            return NO_ROOM_FOR_ADAPTERS if code == -1 else GROUPS_APART
+    if self.groups != NULL and (code := groups_begin(self.groups, batch)) < 0:
+        return NO_ROOM_FOR_ADAPTERS if code == -1 else GROUPS_APART
     code = run(&self.graph, batch)
     if code == 0 and graph_failed(&self.graph):
         return ROWS_ASTRAY
     observe_threads(self, batch, size, start, code)
     return code
-
-
-cdef int init_groups(Context self) except -1:
-    """From now on rows may have adapters."""
-    cdef int taken
-    self.groups = <groups_t *> calloc(1, sizeof(groups_t))
-    if self.groups == NULL:
-        raise MemoryError
-    self.groups.ctx = self.ctx
-    self.groups.graph = &self.graph
-    self.groups.all_outputs = self.embeddings
-    taken = graph_take_adapters(&self.graph)
-    if taken < 0:
-        raise MemoryError
-    self.groups.differ = taken
-    return 0
 
 
 cdef int32_t set_threads(Context self, const llama_batch *batch) noexcept nogil:

@@ -82,7 +82,7 @@ class Engine:
         self.info = info
         self.tokenizer: Tokenizer = vocab
         self._vocab = vocab
-        known = Adapters(adapters, context.define_group)
+        known = Adapters(adapters, lambda number, members: context.adapters.define(number, members))
         self.adapters: AdaptersPort = known
         self._sequences = SequencePlanner(vocab, info, known)
         self._pace = pace

@@ -15,7 +15,7 @@ from llamafast._core.model import Model
 from llamafast._core.simd import instruction_set
 from llamafast._core.vocab import Vocab
 from llamafast.config import Config, ModelConfig
-from llamafast.engine.adapters import Adapters, load_adapters
+from llamafast.engine.adapters import load_adapters
 from llamafast.engine.disk_folder import DiskFolder, check_folder
 from llamafast.engine.engine import Engine
 from llamafast.engine.fingerprint import fingerprint, shards
@@ -143,7 +143,8 @@ def load_engine(
     adapters = load_adapters(config.model.loras, loras, model, shards(path))
     if adapters and embedding_context is not None:
         # whoever embeds does not choose
-        embedding_context.give_all(Adapters(adapters, embedding_context.define_group).group().number)
+        embedding_context.adapters.define(1, [(one.adapter, one.applied) for one in adapters if one.applied])
+        embedding_context.adapters.give_all(1)
     pace = pace_of(config.scheduler)
     embedder, embedding = None, None
     if embedding_context is not None:

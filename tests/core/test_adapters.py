@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from core.test_logprobs import tell
 from core.test_runner import Rig
 from llamafast._core.adapters import MAX_GROUPS, Adapter
 from llamafast._core.gguf import Gguf
+from llamafast._core.model import Model
 from llamafast._core.step import FINISHED, PAUSED
 from llamafast.errors import ModelLoadError
 from recipes import tiny_lora
@@ -61,7 +63,7 @@ def test_it_is_as_if_the_weights_were_merged(tiny_model, tmp_path, name, scale, 
     whole = Rig(merged(model, name, scale, tmp_path / "merged.gguf"), flash_attn_type=1, bare=bare)
     rig = Rig(model, flash_attn_type=1, bare=bare)
     without = said(rig)
-    rig.context.define_group(1, [(adapter_of(rig, name), scale)])
+    rig.context.adapters.define(1, [(adapter_of(rig, name), scale)])
     # where ggml multiplies it rounds activations to halves
     assert apart(said(rig, group=1), said(whole)) < (2e-2 if bare else 1e-3)
     assert said(rig) == without
@@ -73,7 +75,7 @@ def test_it_is_as_if_the_weights_were_merged(tiny_model, tmp_path, name, scale, 
 def test_of_every_kind_of_model(tiny_model, tmp_path, model):
     whole = Rig(merged(tiny_model(model), OF[model], 1.0, tmp_path / "merged.gguf"), n_seq_max=4, flash_attn_type=1)
     rig = Rig(tiny_model(model), n_seq_max=4, flash_attn_type=1)
-    rig.context.define_group(1, [(adapter_of(rig, OF[model]), 1.0)])
+    rig.context.adapters.define(1, [(adapter_of(rig, OF[model]), 1.0)])
     told = said(rig, group=1)
     assert apart(told, said(whole)) < 1e-3
     assert told != said(rig)
@@ -87,7 +89,7 @@ def test_two_at_once_add_up(tiny_model, tmp_path):
     whole = Rig(merged(once, "lora-tiny-llama-2", 0.25, tmp_path / "twice.gguf"), flash_attn_type=1)
     rig = Rig(model, flash_attn_type=1)
     pair = [(adapter_of(rig, "lora-tiny-llama"), 0.5), (adapter_of(rig, "lora-tiny-llama-2"), 0.25)]
-    rig.context.define_group(5, pair)
+    rig.context.adapters.define(5, pair)
     assert apart(said(rig, group=5), said(whole)) < 1e-3
     whole.close()
     rig.close()
@@ -97,8 +99,8 @@ def groups_of(rig, names):
     """Groups 1 to 4: each adapter, and two together; 0 has none."""
     adapters = [adapter_of(rig, name) for name in names]
     for group, adapter in enumerate(adapters, 1):
-        rig.context.define_group(group, [(adapter, 1.0)])
-    rig.context.define_group(4, [(adapters[0], 0.5), (adapters[1], -0.25)])
+        rig.context.adapters.define(group, [(adapter, 1.0)])
+    rig.context.adapters.define(4, [(adapters[0], 0.5), (adapters[1], -0.25)])
 
 
 LLAMAS = ["lora-tiny-llama", "lora-tiny-llama-2", "lora-tiny-llama-3"]
@@ -144,7 +146,7 @@ def test_where_they_cannot_share_a_batch_they_take_turns(tiny_model, kind):
     rig = Rig(tiny_model(model), n_seq_max=6, flash_attn_type=1, **settings)
     names = [OF[model]] * 2 if model == "tiny-qwen35" else LLAMAS[:2]
     for group, name in enumerate(names, 1):
-        rig.context.define_group(group, [(adapter_of(rig, name), 1.0 / group)])
+        rig.context.adapters.define(group, [(adapter_of(rig, name), 1.0 / group)])
     assert not rig.context.mixes
     sequences = [sequence(rig, tag, PROMPT[: 20 + tag], tag % 3, max_tokens=20) for tag in range(6)]
     for one in sequences:
@@ -184,17 +186,27 @@ def test_what_nobody_has_any_more_is_let_go(tiny_model):
     rig.close()
 
 
+def test_garbage_is_freed_in_whichever_order_it_is_found(tiny_model):
+    """To free an adapter takes its model, and the collector may let go of that first."""
+    for _ in range(20):
+        adapter = Adapter(Model(str(tiny_model("tiny-llama"))), str(tiny_lora.build(LLAMAS[0])), 8.0)
+        cycle = [adapter]
+        cycle.append(cycle)
+        del adapter, cycle
+        gc.collect()
+
+
 def test_what_is_no_group(tiny_model):
     rig, other = Rig(tiny_model("tiny-llama")), Rig(tiny_model("tiny-llama"))
     adapter = adapter_of(rig, "lora-tiny-llama")
     many = [(adapter_of(rig, "lora-tiny-llama"), 1.0) for _ in range(17)]
     for group, members in ((0, []), (MAX_GROUPS, []), (-1, []), (1, many), (1, [(adapter, 1.0), (adapter, 0.5)])):
         with pytest.raises(ValueError, match=r"group|twice"):
-            rig.context.define_group(group, members)
+            rig.context.adapters.define(group, members)
     with pytest.raises(ValueError, match="another model"):
-        other.context.define_group(1, [(adapter, 1.0)])
-    rig.context.define_group(1, many[:16])
-    rig.context.define_group(MAX_GROUPS - 1, [])
+        other.context.adapters.define(1, [(adapter, 1.0)])
+    rig.context.adapters.define(1, many[:16])
+    rig.context.adapters.define(MAX_GROUPS - 1, [])
     said(rig, group=1)
     rig.close()
     other.close()

@@ -28,6 +28,7 @@ AT_ONCE = float("-inf")
 
 class FakeSequence:
     checkpoints = ()
+    group = 0
     save_at = 0
 
     def __init__(self, prompt, salt=b""):

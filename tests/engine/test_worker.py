@@ -28,6 +28,7 @@ class FakeSequence:
     n_max: int = 20
     n_past: int = 0
     n_prompt: int = 10
+    group: int = 0
     salt: bytes = b""
     checkpoints: tuple = ()
     save_at: int = 0
