@@ -82,7 +82,8 @@ def changes(lora: Lora, scale: float) -> dict[str, np.ndarray]:
     return found
 
 
-def _write(path: Path, lora: Lora) -> None:
+def write(path: Path, lora: Lora, *, mixed: bool = False) -> None:
+    """With ``mixed`` the second halves are of another type."""
     writer = GGUFWriter(path, lora.arch)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
@@ -90,7 +91,7 @@ def _write(path: Path, lora: Lora) -> None:
         writer.add_float32("adapter.lora.alpha", lora.alpha)
     for name, (a, b) in weights(lora).items():
         writer.add_tensor(f"{name}.lora_a", a)
-        writer.add_tensor(f"{name}.lora_b", b)
+        writer.add_tensor(f"{name}.lora_b", b.astype(np.float16) if mixed else b)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -100,7 +101,7 @@ def _write(path: Path, lora: Lora) -> None:
 def build(name: str, folder: Path = CACHE) -> Path:
     """The file of adapter ``name`` in ``folder``, written first when it is not there. Raises KeyError."""
     lora = LORAS[name]
-    return written(folder / f"{name}.gguf", lambda path: _write(path, lora))
+    return written(folder / f"{name}.gguf", lambda path: write(path, lora))
 
 
 def main(arguments: list[str]) -> None:

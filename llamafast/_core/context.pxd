@@ -20,7 +20,7 @@ cdef int32_t batch_add(
 ) noexcept nogil
 
 # What context_decode and context_encode give beside llama.cpp's codes.
-cdef enum:
+cpdef enum:
     NO_ROOM_FOR_ADAPTERS = -1000
     GROUPS_APART = -1001        # a batch of groups that cannot be computed at one go
     ROWS_ASTRAY = -1002         # rows were given the adapters of others

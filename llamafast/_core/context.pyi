@@ -6,6 +6,9 @@ from llamafast._core.adapters import AdapterGroups
 from llamafast._core.model import Model
 
 UNLIMITED: int
+NO_ROOM_FOR_ADAPTERS: int
+GROUPS_APART: int
+ROWS_ASTRAY: int
 
 @disjoint_base
 class Batch:

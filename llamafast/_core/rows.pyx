@@ -48,10 +48,13 @@ cdef int32_t rows_fill(quota_t *self, live_t *live, llama_batch *batch, double p
         most = self.n_mixed
     elif several:
         turn = self.turn = next_turn(live, self.turn)
+    self.n_elsewhere = 0
     for i in range(live.n):
         s = live.states[i]
         if s.phase == PHASE_DECODING and has_turn(s, turn):
             n_decode += s.tokens.n_tokens - s.tokens.n_past
+        elif s.phase == PHASE_DECODING:
+            self.n_elsewhere += 1
     spare = most - live.n
     for i in range(live.n):
         s = live.states[i]
@@ -61,6 +64,8 @@ cdef int32_t rows_fill(quota_t *self, live_t *live, llama_batch *batch, double p
         elif s.phase == PHASE_PARKED and s.tokens.n_past == s.tokens.n_tokens:
             # it has no row to compute
             spare += 1
+    # prompts of one group are a pause of those of another, too
+    n_decode += self.n_elsewhere
     fill_prompts(self, live, batch, min(prefill_budget(self, n_decode, prompts), most - batch.n_tokens), turn)
     return n_generating
 

@@ -58,7 +58,7 @@ cdef int step_take(Step self) noexcept nogil:
     if s == NULL or not self.media_turn:
         self.media_turn = True
         n_decode = rows_fill(&self.quota, &self.live, &self.batch.batch, 1.0 if s == NULL else 0.5)
-        self.decodes = n_decode > 0
+        self.decodes = n_decode > 0 or self.quota.n_elsewhere > 0
         if self.batch.batch.n_tokens:
             return step_decode(self, n_decode)
         if s == NULL:
@@ -152,7 +152,7 @@ cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
     await_masks(self, decoded - start)
     code = step_publish(self, decoded)
     sampled = count.last_step
-    self.spare = quota_spare(&self.quota, sampled - start, n_rows, n_decode)
+    self.spare = quota_spare(&self.quota, sampled - start, n_rows, n_decode or min(1, self.quota.n_elsewhere))
     if n_rows > n_decode:
         cost_add_prompts(
             &self.quota.cost, n_rows, decoded - start, self.quota.pace.excess_weight, self.quota.pace.excess_most

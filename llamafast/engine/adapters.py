@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 # Scales are multiples of this: 64 clients with 64 scales are not to need as many groups.
 STEPS = 64
-MAX_SCALE = 1000.0
 _TYPES = ("f32", "f16", "bf16")
 _HALVES = (".lora_a", ".lora_b")
 _NO_HALF = "_norm.weight"  # llama.cpp leaves them out
@@ -84,13 +83,14 @@ class Adapters:
 
         Raises InvalidRequest for an id that there is not, QueueFull where too many groups are in use.
         """
-        scales = {one.id: one.applied for one in self.loaded}
-        if (named := self._by_name.get(model)) is not None:
-            scales[named.id] = named.scale
         asked = dict(chosen)
         self._check(asked)
+        # whoever lists some has no others, as llama-server has it
+        scales = {} if asked else {one.id: one.applied for one in self.loaded}
+        if (named := self._by_name.get(model)) is not None:
+            scales[named.id] = named.scale
         scales |= asked
-        members = tuple((id, round(scale * STEPS) / STEPS) for id, scale in scales.items() if round(scale * STEPS))
+        members = tuple((id, rounded(scale)) for id, scale in sorted(scales.items()) if rounded(scale))
         if not members:
             return self._none
         group = self._groups.get(members)
@@ -116,6 +116,10 @@ class Adapters:
         group = AdapterGroup(number, tuple(KeyAdapter(one.digest, scale) for one, scale in chosen))
         weakref.finalize(group, self._free.append, number).atexit = False
         return group
+
+
+def rounded(scale: float) -> float:
+    return round(scale * STEPS) / STEPS
 
 
 def load_adapters(
@@ -182,7 +186,13 @@ def _fault_of(name: str, tensor: Tensor, tensors: dict[str, Tensor], weights: di
     a, b = (tensors.get(whole + other) for other in _HALVES)
     if a is None or b is None:
         return "has no other half"
+    if a.type != b.type:
+        return "is of another type than its other half"
+    if weight.type == "nvfp4":
+        return "belongs to an NVFP4 weight, which llama.cpp adds nothing to"
     n_in, n_out, *more = weight.shape
+    if whole == "token_embd.weight" and "output.weight" not in weights:
+        return "changes embeddings that the model's output shares, which llama.cpp cannot"
     if whole == "token_embd.weight":
         expected = {".lora_a": (a.shape[0], n_out, *more), ".lora_b": (a.shape[0], n_in, *more)}
     else:

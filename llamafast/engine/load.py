@@ -15,7 +15,7 @@ from llamafast._core.model import Model
 from llamafast._core.simd import instruction_set
 from llamafast._core.vocab import Vocab
 from llamafast.config import Config, ModelConfig
-from llamafast.engine.adapters import load_adapters
+from llamafast.engine.adapters import load_adapters, rounded
 from llamafast.engine.disk_folder import DiskFolder, check_folder
 from llamafast.engine.engine import Engine
 from llamafast.engine.fingerprint import fingerprint, shards
@@ -143,7 +143,9 @@ def load_engine(
     adapters = load_adapters(config.model.loras, loras, model, shards(path))
     if adapters and embedding_context is not None:
         # whoever embeds does not choose
-        embedding_context.adapters.define(1, [(one.adapter, one.applied) for one in adapters if one.applied])
+        embedding_context.adapters.define(
+            1, [(one.adapter, rounded(one.applied)) for one in adapters if rounded(one.applied)]
+        )
         embedding_context.adapters.give_all(1)
     pace = pace_of(config.scheduler)
     embedder, embedding = None, None
@@ -172,6 +174,8 @@ def load_engine(
         modalities=() if encoder is None else encoder.modalities,
         adapters=tuple(one.name for one in adapters if one.name is not None),
     )
+    if info.id in info.adapters:
+        raise ConfigError(f"model.loras: {info.id} is the model's own name")
     logger.info("model    %s: %s, %.2f GB", info.id, info.description, model.size / 1e9)
     logger.info("kernels  %s", "llama.cpp's own" if computes_bare(model) else instruction_set())
     logger.info(

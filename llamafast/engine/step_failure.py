@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from llamafast._core.context import GROUPS_APART, NO_ROOM_FOR_ADAPTERS, ROWS_ASTRAY
 from llamafast._core.llama_log import drain_log
 from llamafast._core.step import NO_MEMORY, NO_OUTPUT
 from llamafast.errors import EngineFailure
@@ -13,6 +14,9 @@ logger = logging.getLogger(__name__)
 _OWN = {
     NO_MEMORY: "the server ran out of memory",
     NO_OUTPUT: "llama.cpp computed a row and gave nothing of it",
+    NO_ROOM_FOR_ADAPTERS: "the server ran out of memory",
+    GROUPS_APART: "a step was of adapters that cannot be computed together",
+    ROWS_ASTRAY: "llama.cpp computed rows in another order than adapters were for",
 }
 
 

@@ -49,10 +49,11 @@ class Defined(dict):
         ("the model", (), [(0, 0.5), (3, 2.0)]),
         ("a", (), [(0, 0.5), (1, 1.0), (3, 2.0)]),
         ("b", (), [(0, 0.5), (2, -0.25), (3, 2.0)]),
-        ("a", [(1, 0.0)], [(0, 0.5), (3, 2.0)]),
-        ("", [(2, 1.0), (0, 0.0)], [(2, 1.0), (3, 2.0)]),
-        ("", [(2, 0.1301), (0, 1 / 129), (3, 0)], [(2, 8 / 64)]),
-        ("", [(2, 1.0), (2, 3.0), (0, 0), (3, 0)], [(2, 3.0)]),
+        ("a", [(0, 0.5), (1, 0.0)], [(0, 0.5)]),
+        ("a", [(3, 1.0)], [(1, 1.0), (3, 1.0)]),
+        ("", [(2, 1.0), (0, 0.0)], [(2, 1.0)]),
+        ("", [(3, 0.1301), (2, 1 / 129), (0, -1)], [(0, -1.0), (3, 8 / 64)]),
+        ("", [(2, 1.0), (2, 3.0)], [(2, 3.0)]),
         ("c", (), [(0, 0.5), (3, 2.0)]),
     ],
 )
@@ -176,7 +177,7 @@ async def test_with_a_name_it_is_theirs_who_ask(tiny_model, tmp_path):
     assert await text(engine) == await merged_text(tiny_model, tmp_path, NAMES[1], 1.0)
     alone = await text(engine, model="a", lora=((1, 0.0),))
     assert alone == await merged_text(tiny_model, tmp_path, NAMES[0], 1.0)
-    assert await text(engine, lora=((0, 1.0), (1, 0.0))) == alone
+    assert await text(engine, lora=((0, 1.0),)) == alone
     with pytest.raises(InvalidRequest):
         engine.submit(plan(*PROMPT, lora=((2, 1.0),)))
     await engine.close()
@@ -212,6 +213,32 @@ async def test_no_group_is_given_what_another_has_computed(tiny_model, tmp_path,
         assert counters["prefix_hits"] > 100
         await engine.close(10)
     assert not below or counters["prefix_hits_disk"] > 0
+
+
+def test_no_adapter_has_the_models_own_name(tiny_model):
+    with pytest.raises(ConfigError, match="the model's own name"):
+        engine_with(tiny_model, (NAMES[0], {"name": tiny_model("tiny-llama").name}))
+
+
+def test_of_tied_embeddings_none_is_taken(tiny_model, tmp_path):
+    """llama.cpp would end the process at the first request."""
+    tied = {name: tensor for name, tensor in weights_of(tiny_model).items() if name != "output.weight"}
+    path = tiny_lora.build("lora-tiny-llama-3")
+    assert check_adapter(path, weights_of(tiny_model), "llama") == 16.0
+    with pytest.raises(ConfigError, match=r"token_embd\.weight\.lora_[ab] changes embeddings|output\.weight"):
+        check_adapter(path, tied, "llama")
+    only = tmp_path / "only.gguf"
+    lora = tiny_lora.Lora("llama", {"token_embd.weight": (64, 512)}, 3)
+    tiny_lora.write(only, lora)
+    with pytest.raises(ConfigError, match="changes embeddings that the model's output shares"):
+        check_adapter(only, tied, "llama")
+
+
+def test_halves_are_of_one_type(tiny_model, tmp_path):
+    path = tmp_path / "mixed.gguf"
+    tiny_lora.write(path, tiny_lora.Lora("llama", {"blk.0.attn_q.weight": (64, 64)}, 3), mixed=True)
+    with pytest.raises(ConfigError, match="of another type than its other half"):
+        check_adapter(path, weights_of(tiny_model), "llama")
 
 
 def weights_of(tiny_model):

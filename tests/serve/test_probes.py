@@ -121,7 +121,8 @@ async def test_a_socket_is_closed_while_the_model_loads(start: Start) -> None:
 @pytest.mark.parametrize("request_held", [b"", b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"])
 def test_a_model_that_does_not_load_is_the_exit_code(start: Start, tmp_path: Path, request_held: bytes) -> None:
     with start() as process, process.connect(request_held):
-        (tmp_path / "go").write_text("no such tensor")
+        (tmp_path / "written").write_text("no such tensor")
+        (tmp_path / "written").rename(tmp_path / "go")  # an empty one would be taken for leave to load
         assert process.ended(10) < 5
         assert process.returncode == 1
         assert "no such tensor" in process.log

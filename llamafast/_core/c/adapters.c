@@ -183,9 +183,9 @@ static bool take_end(struct adapters *self, struct ggml_tensor *node)
     }
     if (is_ours(self, product, UP)) {
         take(self, product, UP, &mark);
-        if (is_ours(self, product->src[1], DOWN)) {
-            take(self, product->src[1], DOWN, &mark);
-        }
+    }
+    if (is_ours(self, product->src[1], DOWN)) {
+        take(self, product->src[1], DOWN, &mark);
     }
     take(self, node, SCALE, &mark);
     return true;
@@ -255,12 +255,10 @@ static void compute_down(struct ggml_tensor *node, int ith, int nth, void *data)
     const struct mark mark = mark_of(node);
     const int64_t n_rows = ggml_nrows(node), stop = share(a->ne[1], ith + 1, nth);
     for (int64_t row = 0; row < n_rows; row++) {
-        if (scale_of(self, &mark, row, n_rows) == 0) {
-            continue;
-        }
+        const bool has_it = scale_of(self, &mark, row, n_rows) != 0;
         for (int64_t i = share(a->ne[1], ith, nth); i < stop; i++) {
-            ((float *) node->data)[row * a->ne[1] + i] =
-                dot(a->type, (const char *) a->data + i * (int64_t) a->nb[1], row_of(x, row), a->ne[0]);
+            ((float *) node->data)[row * a->ne[1] + i] = !has_it ? 0
+                : dot(a->type, (const char *) a->data + i * (int64_t) a->nb[1], row_of(x, row), a->ne[0]);
         }
     }
 }

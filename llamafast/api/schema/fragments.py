@@ -128,10 +128,10 @@ class SamplingOptions(Struct, kw_only=True):
 
 
 class LoraScale(Struct, kw_only=True):
-    """One adapter of the server's, by its place in the config, and how much of it."""
+    """One adapter of the server's, by its place in the config, and how much of it: not so much that halves overflow."""
 
     id: Annotated[int, Meta(ge=0, le=2**31 - 1)]
-    scale: Annotated[float, Meta(ge=-1000, le=1000)]
+    scale: Annotated[float, Meta(ge=-8, le=8)]
 
 
 class GenerationOptions(SamplingOptions, kw_only=True):
