@@ -10,7 +10,34 @@ from types import SimpleNamespace
 import pytest
 
 from llamafast.chat.grammar import trial
-from llamafast.engine import files
+from llamafast.engine import disk_places, disk_tier, disk_traffic, files
+
+
+class Clock(SimpleNamespace):
+    """Goes on only when somebody sleeps."""
+
+    now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """What the disk tier reads, and a test may put on."""
+    one = Clock()
+    for module in (disk_tier, disk_traffic):
+        monkeypatch.setattr(module, "time", one)
+    return one
+
+
+@pytest.fixture
+def little_ram(monkeypatch):
+    """A budget of RAM is what the test says, however little."""
+    monkeypatch.setattr(disk_places, "LEAST_RAM", 0)
 
 
 @pytest.fixture(autouse=True)

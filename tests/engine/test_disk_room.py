@@ -13,7 +13,7 @@ from support.faulty_files import FaultyFiles
 
 from engine.test_disk_store import chain, when_waited_for, written
 from engine.test_disk_tier import FILE, remember, used
-from llamafast.engine import disk_places, disk_reader, disk_room, disk_writer
+from llamafast.engine import disk_reader, disk_room, disk_writer
 from llamafast.engine.disk import DiskStore
 from llamafast.engine.disk_entry import file_name
 from llamafast.engine.disk_events import Written
@@ -23,10 +23,7 @@ from llamafast.engine.files import Files, in_blocks
 
 SIZE = order_of(0).file_bytes
 
-
-@pytest.fixture(autouse=True)
-def little_ram(monkeypatch):
-    monkeypatch.setattr(disk_places, "LEAST_RAM", 0)
+pytestmark = pytest.mark.usefixtures("little_ram")
 
 
 @pytest.fixture

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 from support.fake_store import FakeStore
 
 from engine.test_cache import LONG, keep, tokens
 from llamafast._core.context import UNLIMITED
-from llamafast.engine import disk_admission, disk_places
+from llamafast.engine import disk_admission
 from llamafast.engine.disk_tier import TieredCache
 from llamafast.engine.prefix_key import PrefixKey
 
@@ -17,20 +15,7 @@ PRIVATE = PrefixKey(private=1).encoded()
 BYTES = 8000  # of each state here
 FILE = 4 * 4096  # and of its file
 
-
-class Clock(SimpleNamespace):
-    now = 1000.0
-
-    def monotonic(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.now += seconds
-
-
-@pytest.fixture(autouse=True)
-def little_ram(monkeypatch):
-    monkeypatch.setattr(disk_places, "LEAST_RAM", 0)
+pytestmark = pytest.mark.usefixtures("little_ram")
 
 
 def tiered(

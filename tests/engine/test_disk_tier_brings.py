@@ -5,23 +5,12 @@ from __future__ import annotations
 import pytest
 
 from engine.test_cache import LONG, tokens
-from engine.test_disk_tier import BYTES, FILE, Clock, happen, kept_first, remember, restarted, tiered, used
+from engine.test_disk_tier import BYTES, FILE, happen, kept_first, remember, restarted, tiered, used
 from engine.test_handles import AT_ONCE, FakeSequence, compute, run_through, transfer_of
-from llamafast.engine import disk_places, disk_tier, disk_traffic
+from llamafast.engine import disk_tier, disk_traffic
 from llamafast.engine.kv_transfer import Parts
 
-
-@pytest.fixture
-def clock(monkeypatch):
-    one = Clock()
-    for module in (disk_tier, disk_traffic):
-        monkeypatch.setattr(module, "time", one)
-    return one
-
-
-@pytest.fixture(autouse=True)
-def little_ram(monkeypatch):
-    monkeypatch.setattr(disk_places, "LEAST_RAM", 0)
+pytestmark = pytest.mark.usefixtures("little_ram")
 
 
 def test_after_a_restart_what_was_written_is_found_and_brought():

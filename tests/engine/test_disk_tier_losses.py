@@ -8,9 +8,9 @@ import pytest
 from support.fake_store import FakeStore
 
 from engine.test_cache import LONG, keep, tokens
-from engine.test_disk_tier import BYTES, FILE, Clock, happen, kept_first, remember, restarted, tiered, used
+from engine.test_disk_tier import BYTES, FILE, happen, kept_first, remember, restarted, tiered, used
 from engine.test_handles import AT_ONCE, FakeRunner, FakeSequence, compute, run_through, transfer_of
-from llamafast.engine import disk_places, disk_tier, disk_traffic
+from llamafast.engine import disk_tier, disk_traffic
 from llamafast.engine.disk_tier import TieredCache
 from llamafast.engine.kv_transfer import KVTransfer, Parts
 from llamafast.engine.pace import Pace
@@ -18,18 +18,7 @@ from llamafast.engine.pages import LEAST_BYTES, Pages
 
 PART_FILE = 2 * 4096  # of a part of 100 tokens that a FakeRunner has saved
 
-
-@pytest.fixture
-def clock(monkeypatch):
-    one = Clock()
-    for module in (disk_tier, disk_traffic):
-        monkeypatch.setattr(module, "time", one)
-    return one
-
-
-@pytest.fixture(autouse=True)
-def little_ram(monkeypatch):
-    monkeypatch.setattr(disk_places, "LEAST_RAM", 0)
+pytestmark = pytest.mark.usefixtures("little_ram")
 
 
 class LargeStates(FakeRunner):

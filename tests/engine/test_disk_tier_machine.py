@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from support.fake_store import FakeStore
 
-from engine.test_disk_tier import Clock
 from engine.test_handles import AT_ONCE, KINDS, FakeRunner, FakeSequence, compute
-from llamafast.engine import disk_places, disk_tier, disk_traffic
+from llamafast.engine import disk_tier
 from llamafast.engine.disk_entries import index_bytes
 from llamafast.engine.disk_tier import TieredCache
 from llamafast.engine.kv_transfer import KVTransfer
@@ -252,12 +251,8 @@ class Tiers(RuleBasedStateMachine):
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr(disk_places, "LEAST_RAM", 0)
+def small(monkeypatch, little_ram, clock):
     monkeypatch.setattr(disk_tier, "INDEX_SHARE", 2)
-    clock = Clock(now=1000.0)
-    for module in (disk_tier, disk_traffic):
-        monkeypatch.setattr(module, "time", clock)
 
 
 def test_every_hit_is_true_and_every_number_right():
