@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -97,10 +97,11 @@ def convert(tree: object, decoder: msgspec.json.Decoder[T]) -> T:
         raise _invalid_field(str(error)) from error
 
 
-def check_model(model: str | None, info: ModelInfo, adapters: Container[str] = ()) -> None:
+def check_model(model: str | None, info: ModelInfo, adapters: Sequence[str] = ()) -> None:
     """Raises ModelNotFound for a name that is neither the served model's nor one of these; no name means that one."""
     if model and model != info.id and model not in adapters:
-        raise ModelNotFound(f"the model {model[:128]!r} does not exist; this server has {info.id!r}", param="model")
+        names = ", ".join(map(repr, (info.id, *adapters)))
+        raise ModelNotFound(f"the model {model[:128]!r} does not exist; this server has {names}", param="model")
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -53,7 +53,7 @@ async def test_all_are_asked_at_once(client: Any) -> None:
 
 
 async def test_what_there_is_not_is_refused(client: Any) -> None:
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError, match="this server has 'tiny', 'one', 'two', 'three'"):
         await said(client, "four")
     with pytest.raises(openai.BadRequestError, match="no adapter 3"):
         await said(client, "tiny", lora=[{"id": 3, "scale": 1}])
