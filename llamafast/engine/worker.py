@@ -177,7 +177,8 @@ class Worker:
         """Reset until that succeeds: what fails it, out of memory for one, may pass."""
         while not self._orders.closing:
             try:
-                return self._reset()
+                self._reset()
+                return
             except Exception:
                 logger.exception("cannot start afresh, trying again")
                 time.sleep(RESET_SECONDS)
@@ -225,8 +226,8 @@ class Worker:
     def generate(self, *, alone: bool) -> float:
         """``shares.Streams.generate``. Engine thread."""
         self._idles = False
-        if self._ended and len(self._ended) == self.scheduler.n_running:
-            self._let_send()
+        if self._ended and len(self._ended) == self.scheduler.n_running and not self.scheduler.n_waiting:
+            self._orders.rest(self._pace.sending_seconds)
         start = time.monotonic()
         deadline = start + self._pace.copy_seconds
         self.transfer.settle()
@@ -287,10 +288,6 @@ class Worker:
             sequence.phase in (PHASE_RESTORING, PHASE_FOLLOWING) or sequence.awaited is not None
             for sequence in self.scheduler.running
         )
-
-    def _let_send(self) -> None:
-        if not self.scheduler.n_waiting:
-            self._orders.rest(self._pace.sending_seconds)
 
     def _make_room(self) -> None:
         """The memory is full: the youngest starts over later; alone, a sequence cannot be helped."""
