@@ -10,6 +10,7 @@ from llamafast import metrics
 from llamafast.api.http import Exchange
 from llamafast.api.schema.models import Model, ModelList
 from llamafast.config import ServerConfig
+from llamafast.config.names import answers_to
 from llamafast.engine.types import EnginePort, ModelInfo
 from llamafast.errors import EngineUnavailable, ModelNotFound
 
@@ -39,7 +40,10 @@ class SystemEndpoints:
         await exchange.reply_json(ModelList(data=list(self._models.values())))
 
     async def model(self, exchange: Exchange, model_id: str) -> None:
-        if (model := self._models.get(model_id)) is None:
+        model = self._models.get(model_id)
+        if model is None and answers_to(model_id, self._engine.info.aliases):
+            model = self._models[self._engine.info.id]
+        if model is None:
             raise ModelNotFound(f"the model {model_id[:128]!r} does not exist", param="model")
         await exchange.reply_json(model)
 
@@ -83,6 +87,7 @@ def _models(info: ModelInfo) -> Iterator[Model]:
             parent=parent,
             created=info.created,
             max_model_len=info.max_seq_len,
+            aliases=list(info.aliases) if info.aliases and parent is UNSET else UNSET,
             modalities=["text", *info.modalities],
             meta={"n_ctx_train": info.n_ctx_train, "n_vocab": info.n_vocab},
         )

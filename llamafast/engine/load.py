@@ -173,6 +173,7 @@ def load_engine(
         cuts_anywhere=context.n_cuttable >= context.n_ctx_seq,
         modalities=() if encoder is None else encoder.modalities,
         adapters=tuple(one.name for one in adapters if one.name is not None),
+        aliases=config.model.aliases,
     )
     if info.id in info.adapters:
         raise ConfigError(f"model.loras: {info.id} is the model's own name")
