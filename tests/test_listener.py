@@ -13,7 +13,7 @@ from llamafast.api.keys import Keys
 from llamafast.config import ServerConfig
 from llamafast.errors import ConfigError
 from llamafast.listener import Address, Listener
-from llamafast.server import warn_of_strangers
+from llamafast.front import warn_of_strangers
 
 
 @pytest.fixture
