@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 
 from llamafast import __version__
-from llamafast.config import Config, FromPretrained
+from llamafast.config import Config, FromPretrained, ModelConfig, PoolConfig
 from llamafast.config_file import load_config, refuse_unsupported, warn_of_retired
 from llamafast.console import FORMAT, LogWriter, open_standard_streams
 from llamafast.errors import ConfigError, ModelAbsent, ModelLoadError
@@ -66,39 +67,54 @@ def _run(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _check(config: Config) -> None:
-    """Print the whole config with its defaults; for a model that is on this machine also what llama.cpp is told.
+def _check(config: Config | PoolConfig) -> None:
+    """Print the whole config with its defaults; for models that are on this machine also what llama.cpp is told.
 
     Asks no hub. That a model is not on this machine is told and no fault: its settings may be meant for another one.
     What is wrong with a model that is here is a ModelLoadError, after the settings: they are right by themselves.
     """
+    models = config.models if isinstance(config, PoolConfig) else (config.model,)
+    found = [_resolved(model) for model in models]
+    shown = msgspec.to_builtins(config)
+    if config.server.ssl_keyfile_password is not None:
+        shown["server"]["ssl_keyfile_password"] = HIDDEN
+    resolved: Any = [one.settings for one in found]
+    settings = {"config": shown, "resolved": resolved if isinstance(config, PoolConfig) else resolved[0]}
+    with suppress(BrokenPipeError):
+        print(msgspec.json.format(msgspec.json.encode(settings), indent=2).decode())
+    for one in found:
+        if one.fault is not None:
+            raise one.fault
+        if one.absent:
+            print(f"llamafast: {one.absent}", file=sys.stderr)
+
+
+class _Resolved(NamedTuple):
+    """What becomes of a model's settings, what is wrong with the model, or why nobody can say."""
+
+    settings: dict[str, Any] | None = None
+    fault: Exception | None = None
+    absent: str = ""
+
+
+def _resolved(model: ModelConfig) -> _Resolved:
     from llamafast.hub import find_model
 
-    resolved, fault, absent = None, None, ""
-    source = config.model.source
+    source = model.source
     try:
         path = find_model(source)
         if path is not None:
             from llamafast.engine.load import resolved_settings
 
-            resolved = resolved_settings(config.model, path)
-        elif isinstance(source, FromPretrained):
+            return _Resolved(resolved_settings(model, path))
+        if isinstance(source, FromPretrained):
             absent = f"{source.repo_id}: {source.filename} is not on this machine, or not all of it; "
-            absent += "`llamafast serve` downloads it"
+            return _Resolved(absent=absent + "`llamafast serve` downloads it")
     except ModelAbsent as error:
-        absent = f"the model is not on this machine: {error}"
+        return _Resolved(absent=f"the model is not on this machine: {error}")
     except (ConfigError, ModelLoadError) as error:
-        fault = error
-    shown = msgspec.to_builtins(config)
-    if config.server.ssl_keyfile_password is not None:
-        shown["server"]["ssl_keyfile_password"] = HIDDEN
-    settings = {"config": shown, "resolved": resolved}
-    with suppress(BrokenPipeError):
-        print(msgspec.json.format(msgspec.json.encode(settings), indent=2).decode())
-    if fault is not None:
-        raise fault
-    if absent:
-        print(f"llamafast: {absent}", file=sys.stderr)
+        return _Resolved(fault=error)
+    return _Resolved()
 
 
 def _check_grammars() -> int:
@@ -118,19 +134,33 @@ def _flush_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _serve(config: Config, verbose: bool) -> int:
+def _serve(config: Config | PoolConfig, verbose: bool) -> int:
     """Nothing that is told from here on waits for its reader, and all of it keeps its order."""
     lines = LogWriter()
     lines.tell_of_exceptions()
     lines.setFormatter(logging.Formatter(FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[lines])
     warn_of_retired(config)
-    # loads llama.cpp, which `check --help` and a broken config need not wait for
-    from llamafast.server import serve
-
     try:
-        serve(config, verbose)
+        if isinstance(config, Config) and not config.model.comes_and_goes:
+            # loads llama.cpp, which `check --help` and a broken config need not wait for
+            from llamafast.server import serve
+
+            serve(config, verbose)
+        else:
+            _serve_pool(config, verbose)
     except (ConfigError, ModelLoadError) as error:
         lines.tell(f"llamafast: {error}")
         return 1
     return 0
+
+
+def _serve_pool(config: Config | PoolConfig, verbose: bool) -> None:
+    """Loads no llama.cpp: that is for the children. Raises ConfigError."""
+    try:
+        from llamafast.pool.parent import serve_pool
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"models in processes of their own need {error.name}: pip install 'llamafast[pool]'"
+        ) from error
+    serve_pool(config, verbose)

@@ -97,13 +97,21 @@ class Front:
                 _leave(self._listener, 1)
             raise
 
-    async def serve(self, app: Served, finish: Callable[[float], Awaitable[None]]) -> None:
+    async def serve(
+        self,
+        app: Served,
+        finish: Callable[[float], Awaitable[None]],
+        on_serving: Callable[[], None] | None = None,
+    ) -> None:
         """Until a signal, and then until requests have ended or their time is over: ``finish`` waits for them, for so
-        many seconds. Raises ConfigError where Granian ends by itself."""
+        many seconds. ``on_serving`` is called once requests are answered. Raises ConfigError where Granian ends by
+        itself."""
         self._stop_on_signals()
         self._gate.open(app)
         waiting = asyncio.get_running_loop().create_task(self._stopping.wait())
         logger.info("serving  %s", self._listener.url)
+        if on_serving is not None:
+            on_serving()
         await asyncio.wait((self._serving, waiting), return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         await self._drain(app, finish)

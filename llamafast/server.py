@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from llamafast.api.app import App
 from llamafast.api.client_wait import ClientWaits
-from llamafast.api.keys import Keys, keys_of
+from llamafast.api.keys import KeyRing, Keys, keys_of
 from llamafast.api.origins import Origins
 from llamafast.config import Config, ModelConfig
 from llamafast.cpus import allowed_cpus, leave_to_compute, on_cpus
@@ -31,30 +32,39 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def serve(config: Config, verbose: bool = False) -> None:
-    """Load the model and serve until SIGINT or SIGTERM. Raises ConfigError or ModelLoadError."""
+def serve(
+    config: Config,
+    verbose: bool = False,
+    *,
+    keys: KeyRing | None = None,
+    on_serving: Callable[[], None] | None = None,
+) -> None:
+    """Load the model and serve until SIGINT or SIGTERM. ``keys`` are the config's where nobody else knows whose a
+    request is; ``on_serving`` is told when requests are answered. Raises ConfigError or ModelLoadError."""
     listener = Listener(config.server)
-    keys = keys_of(config.server)
-    warn_of_strangers(listener.public_ip, keys)
+    ring = keys_of(config.server) if keys is None else keys
+    if isinstance(ring, Keys):
+        warn_of_strangers(listener.public_ip, ring)
     set_echo(verbose)
-    run(_serve(config, listener, keys))
+    run(_serve(config, listener, ring, on_serving))
 
 
-async def _serve(config: Config, listener: Listener, keys: Keys) -> None:
+async def _serve(config: Config, listener: Listener, keys: KeyRing, on_serving: Callable[[], None] | None) -> None:
     cpus = allowed_cpus()
     leave_to_compute(placement_of(config.model).n_computing)
     front = Front(listener, config.server)
-    read_keys_on_signal(keys)
+    if isinstance(keys, Keys):
+        read_keys_on_signal(keys)
     engine, app = await front.loaded(in_thread(partial(_load, config, listener, keys, front.waits, cpus)))
     with on_cpus(cpus):
         engine.start()
     # What is here now stays: no collection has to look at it again while requests wait.
     gc.freeze()
-    await front.serve(app, engine.close)
+    await front.serve(app, engine.close, on_serving)
 
 
 def _load(
-    config: Config, listener: Listener, keys: Keys, waits: ClientWaits, cpus: set[int] | None
+    config: Config, listener: Listener, keys: KeyRing, waits: ClientWaits, cpus: set[int] | None
 ) -> tuple[Engine, App]:
     """In a thread. Raises ConfigError or ModelLoadError."""
     layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}"

@@ -7,23 +7,26 @@ from functools import partial
 from typing import Any
 
 from llamafast.api.adapters import AdapterEndpoints
-from llamafast.api.body_size import BodyLimits
+from llamafast.api.body_size import BODIES_AT_ONCE, BodyLimits
 from llamafast.api.chat.endpoint import ChatEndpoint
 from llamafast.api.client_wait import ClientWaits
 from llamafast.api.completions import CompletionsEndpoint
 from llamafast.api.embeddings import EmbeddingsEndpoint, RerankEndpoint, ScoreEndpoint
 from llamafast.api.grammars import Grammars
-from llamafast.api.http import Exchange, Headers, Receive, Scope, Send
+from llamafast.api.http import Exchange, Receive, Scope, Send
 from llamafast.api.keys import KeyRing
 from llamafast.api.origins import Origins
 from llamafast.api.reception import Reception
 from llamafast.api.request_log import RequestLog
 from llamafast.api.responses.endpoint import ResponsesEndpoint
+from llamafast.api.responses.lanes import Session
 from llamafast.api.responses.plan import ResponsePlanner
 from llamafast.api.responses.responder import Responder
-from llamafast.api.responses.socket import ResponseSockets
+from llamafast.api.responses.socket import ResponseSockets, Whose, upgrade_required
 from llamafast.api.responses.store import ResponseStore
-from llamafast.api.routes import Handler, Route, Routes, get
+from llamafast.api.responses.stored import PATH as RESPONSES
+from llamafast.api.responses.stored import StoredResponses
+from llamafast.api.routes import RERANK, Handler, Route, Routes, get
 from llamafast.api.sse import PING_SECONDS
 from llamafast.api.system import SystemEndpoints, reply_live
 from llamafast.api.tokens import TokenEndpoints
@@ -33,15 +36,8 @@ from llamafast.chat.grammar.constraints import Constraints
 from llamafast.config import Config, ModelConfig, ServerConfig
 from llamafast.engine.media import MediaLoader
 from llamafast.engine.types import EnginePort
-from llamafast.errors import UpgradeRequired
 
 BodyHandler = Callable[[Exchange, bytes], Coroutine[Any, Any, None]]
-
-_RESPONSES = "/v1/responses"
-_RERANK = ("/v1/rerank", "/v2/rerank", "/rerank")  # Jina's clients, Cohere's, vLLM's
-_UPGRADE: Headers = ((b"upgrade", b"websocket"),)
-# Bodies of the largest size that may be here at once.
-BODIES_AT_ONCE = 8
 
 
 class App:
@@ -52,7 +48,7 @@ class App:
     model's chat template does not compile or the store of responses does not open.
     """
 
-    socket_paths = (_RESPONSES,)
+    socket_paths = (RESPONSES,)
 
     def __init__(
         self,
@@ -76,11 +72,18 @@ class App:
         grammars = Grammars(Constraints(engine.tokenizer) if engine.info.generates else None)
         store = ResponseStore(config.responses)
         responder = Responder(engine, ResponsePlanner(engine, chat), grammars, store, media)
-        self._sockets = ResponseSockets(responder, engine.info, request_log, self._limits, config.server)
+
+        def new_session(socket: WebSocket, whose: Whose) -> Session:
+            return Session(
+                socket, whose, responder, engine.info, request_log, limits=self._limits, config=config.server
+            )
+
+        self._sockets = ResponseSockets(new_session, request_log, config.server)
         self._system = SystemEndpoints(engine, config.server)
         self.routes = Routes([
             *self._generating(engine, chat, grammars, ping_seconds, media),
-            *self._responding(ResponsesEndpoint(engine.info, responder, store, ping_seconds)),
+            *self._responding(ResponsesEndpoint(engine.info, responder, ping_seconds)),
+            *StoredResponses(store).routes(),
             *self._embedding(engine, config.model),
             *self._reading(TokenEndpoints(engine, chat)),
             *_describing(self._system, config.server),
@@ -128,17 +131,14 @@ class App:
         yield self._post("/v1/chat/completions", ChatEndpoint(engine, chat, grammars, ping_seconds, media))
 
     def _responding(self, responses: ResponsesEndpoint) -> Iterator[Route]:
-        create = {"POST": self._with_body(responses.create), "GET": _upgrade_required}
-        yield Route(_RESPONSES, create)
-        yield self._post(f"{_RESPONSES}/input_tokens", responses.input_tokens)
-        yield self._post(f"{_RESPONSES}/compact", responses.compact)
-        yield Route(f"{_RESPONSES}/{{id}}", {**get(responses.retrieve), "DELETE": responses.delete})
-        yield Route(f"{_RESPONSES}/{{id}}/input_items", get(responses.input_items))
-        yield Route(f"{_RESPONSES}/{{id}}/cancel", {"POST": responses.cancel})
+        create = {"POST": self._with_body(responses.create), "GET": upgrade_required}
+        yield Route(RESPONSES, create)
+        yield self._post(f"{RESPONSES}/input_tokens", responses.input_tokens)
+        yield self._post(f"{RESPONSES}/compact", responses.compact)
 
     def _embedding(self, engine: EnginePort, config: ModelConfig) -> Iterator[Route]:
         yield self._post("/v1/embeddings", EmbeddingsEndpoint(engine))
-        for path in _RERANK:
+        for path in RERANK:
             yield self._post(path, RerankEndpoint(engine, config))
         yield self._post("/v1/score", ScoreEndpoint(engine, config))
 
@@ -175,8 +175,3 @@ def _describing(system: SystemEndpoints, config: ServerConfig) -> Iterator[Route
         yield Route(path, get(probe), "open", is_probe=True)
     yield Route("/metrics", get(system.metrics), "open" if config.metrics_public else "key")
     yield Route("/reset_prefix_cache", {"POST": system.reset_prefix_cache}, "admin")
-
-
-async def _upgrade_required(exchange: Exchange) -> None:
-    """A GET that reaches HTTP: an upgrade where WebSockets are off, or none at all."""
-    await exchange.reply_error(UpgradeRequired("send POST, or open a WebSocket where they are on"), _UPGRADE)

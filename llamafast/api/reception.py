@@ -70,7 +70,8 @@ class Reception:
             exchange.release()
             if exchange.abandoned:
                 exchange.status = _CLIENT_GONE_STATUS
-            self._request_log.add(exchange, name)
+            if not exchange.passed_on:
+                self._request_log.add(exchange, name)
 
     async def admit_socket(self, socket: WebSocket, paths: Collection[str]) -> tuple[bool, Key | None]:
         """Whether a WebSocket to one of ``paths`` may be opened, and whose it is; it is rejected otherwise."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
@@ -19,11 +18,8 @@ from llamafast.errors import InvalidKey, PermissionDenied
 HEADER = b"x-llamafast-tenant"
 
 
-class _Told(msgspec.Struct, array_like=True):
-    name: str
-    max_running: int | None
-    priority: int
-    salt: str
+class _Told(msgspec.Struct):
+    tenant: Tenant
     admin: bool
 
 
@@ -32,8 +28,7 @@ _DECODER = msgspec.json.Decoder(_Told)
 
 def told(tenant: Tenant, admin: bool, secret: str) -> bytes:
     """The header's value."""
-    what = _Told(tenant.name, tenant.max_running, tenant.priority, tenant.salt, admin)
-    return secret.encode() + b" " + msgspec.json.encode(what)
+    return secret.encode() + b" " + msgspec.json.encode(_Told(tenant, admin))
 
 
 class ToldKeys:
@@ -47,9 +42,8 @@ class ToldKeys:
         secret, _, what = headers.get(HEADER, b"").partition(b" ")
         if not hmac.compare_digest(secret, self._secret):
             raise InvalidKey("this socket is the server's own")
-        told: Any = _DECODER.decode(what)
-        tenant = Tenant(name=told.name, max_running=told.max_running, priority=told.priority, salt=told.salt)
-        return Key(b"", tenant, told.admin)
+        told = _DECODER.decode(what)
+        return Key(b"", told.tenant, told.admin)
 
     def tenant(self, key: Key | None) -> Tenant:
         assert key is not None

@@ -18,8 +18,8 @@ from support.server_process import Process
 
 from benchmarks.server import free_port, wait_until_healthy
 from llamafast.config import ServerConfig
-from llamafast.listener import Listener
 from llamafast.front import leave_after
+from llamafast.listener import Listener
 from serve.conftest import model_config
 
 Start = Callable[..., AbstractContextManager[Process]]

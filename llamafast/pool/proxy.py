@@ -1,0 +1,82 @@
+"""Requests that a model answers: found, brought where it is not loaded, and passed on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+
+from llamafast.api.body_size import BodyLimits
+from llamafast.api.delivery import run_sized
+from llamafast.api.http import Exchange
+from llamafast.api.sse import EventStream
+from llamafast.errors import LlamafastError
+from llamafast.pool.asked import Asked, asked_in
+from llamafast.pool.catalogue import Catalogue
+from llamafast.pool.children import Door
+from llamafast.pool.fleet import Fleet
+from llamafast.pool.member import Member
+from llamafast.pool.passing import pass_on
+
+
+class Proxy:
+    """Streams are told that they live every ``ping_seconds`` while they wait for their model. Paths that are not
+    ``prompted`` may change a model's names."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        catalogue: Catalogue,
+        limits: BodyLimits,
+        ping_seconds: float,
+        prompted: Collection[str],
+    ) -> None:
+        self._fleet = fleet
+        self._catalogue = catalogue
+        self._limits = limits
+        self._ping_seconds = ping_seconds
+        self._prompted = prompted
+
+    async def with_body(self, exchange: Exchange) -> None:
+        """The body names the model, or where it is a list ``?model=`` does, as llama-server has it."""
+        body = await exchange.read_json(self._limits)
+        asked = await run_sized(len(body), asked_in, body)
+        await exchange.until_disconnect(self._answer(exchange, body, asked))
+
+    async def without_body(self, exchange: Exchange) -> None:
+        await exchange.until_disconnect(self._answer(exchange, b"", Asked()))
+
+    async def _answer(self, exchange: Exchange, body: bytes, asked: Asked) -> None:
+        ttl_seconds = asked.ttl_seconds
+        member = await self._catalogue.find(asked.model or exchange.query.get("model"))
+        async with self._entered(member, ttl_seconds) as entering:
+            if asked.stream and not entering.done():
+                # what goes wrong soon is told by the status
+                await asyncio.wait((entering,), timeout=self._ping_seconds)
+            if asked.stream and not entering.done():
+                await self._stream_later(exchange, body, entering)
+            else:
+                status = await pass_on(exchange, await entering, body)
+                if status < 300 and exchange.method == "POST" and exchange.path not in self._prompted:
+                    await self._catalogue.refresh()
+
+    async def _stream_later(self, exchange: Exchange, body: bytes, entering: asyncio.Future[Door]) -> None:
+        async with EventStream(exchange, self._ping_seconds) as stream:
+            try:
+                await pass_on(exchange, await entering, body, stream)
+            except LlamafastError as error:
+                await stream.fail(error)
+
+    @asynccontextmanager
+    async def _entered(self, member: Member, ttl_seconds: float | None) -> AsyncIterator[asyncio.Future[Door]]:
+        """The model, which stays inside; the future is done as soon as it is there."""
+        entering = asyncio.ensure_future(self._fleet.enter(member))
+        try:
+            # who finds it loaded waits for one turn of the event loop
+            await asyncio.sleep(0)
+            yield entering
+        finally:
+            entering.cancel()
+            await asyncio.wait((entering,))
+            if not entering.cancelled() and entering.exception() is None:
+                self._fleet.leave(member, ttl_seconds)
