@@ -176,16 +176,22 @@ class Fleet:
         """Everything that can be done now."""
         now = self._now()
         for member in self.members.values():
-            member.closing = False
             if member.state is State.LOADED and not member.busy and not member.waiting and member.expires_at <= now:
                 log.info("models   %s is not used any more", member.name)
                 self._lives.let_go(member)
             if member.state is State.WEIGHED and member.wanted_at is None and not member.bringing:
                 self._lives.let_go(member)
+        # first: what has just come does not go before those have it that it came for
+        self._serve_all()
+        for member in self.members.values():
+            member.closing = False
         for member in sorted(self.members.values(), key=lambda one: one.wanted_at or 0.0):
             # whoever is behind one that has to wait for room waits too
             if member.wanted_at is not None and not self._bring_if_there_is_room(member, now):
                 break
+        self._serve_all()
+
+    def _serve_all(self) -> None:
         for member in self.members.values():
             if member.state is State.LOADED and not member.closing:
                 member.serve()
