@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -18,9 +17,11 @@ import httpcore2
 from msgspec import DecodeError, Raw
 
 from llamafast.api.keys import VARIABLE
+from llamafast.cpus import on_cpus
 from llamafast.errors import ModelLoadError
 from llamafast.front import CLOSE_SECONDS, in_thread
 from llamafast.pool.resident import peak_bytes
+from llamafast.pool.streams import UnixBackend
 from llamafast.pool.wire import Begin, FromChild, Go, Needs, Ready, Refused, from_child, line
 
 COMMAND = (sys.executable, "-m", "llamafast.pool.child")
@@ -42,6 +43,17 @@ class Door(NamedTuple):
     path: Path
     secret: str
     http: httpcore2.AsyncConnectionPool
+
+
+def client(path: Path) -> httpcore2.AsyncConnectionPool:
+    """Of the server on a socket: as many connections as there are requests."""
+    return httpcore2.AsyncConnectionPool(
+        uds=str(path),
+        max_connections=None,
+        max_keepalive_connections=64,
+        keepalive_expiry=IDLE_SECONDS,
+        network_backend=UnixBackend(),
+    )
 
 
 class ChildPort(Protocol):
@@ -70,11 +82,18 @@ class ChildPort(Protocol):
 
 
 class Child:
-    """One process, once. ``config`` is a cfg.json whose ``server.uds`` is ``path``. On an event loop of the main
-    thread: the kernel ends a child with the thread that has started it."""
+    """One process, once. ``config`` is a cfg.json whose ``server.uds`` is ``path``; it may run on ``cpus``. On an
+    event loop of the main thread: the kernel ends a child with the thread that has started it."""
 
-    def __init__(self, config: bytes, path: Path, *, verbose: bool = False, command: Sequence[str] = COMMAND) -> None:
-        self._command = command
+    def __init__(
+        self,
+        config: bytes,
+        path: Path,
+        *,
+        verbose: bool = False,
+        cpus: set[int] | None = None,
+    ) -> None:
+        self._cpus = cpus
         self._secret = secrets.token_hex(32)
         self._begin = Begin(config=Raw(config), secret=self._secret, verbose=verbose)
         self._path = path
@@ -82,18 +101,15 @@ class Child:
         self._writer: asyncio.StreamWriter | None = None
         self._peak: int | None = None
         self.gone: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        http = httpcore2.AsyncConnectionPool(
-            uds=str(path), max_connections=None, max_keepalive_connections=64, keepalive_expiry=IDLE_SECONDS
-        )
-        self.door = Door(path, self._secret, http)
+        self.door = Door(path, self._secret, client(path))
 
     async def begin(self) -> int:
         ours, its = socket.socketpair()
-        with its:
+        with its, on_cpus(self._cpus):
             try:
                 # some milliseconds; a thread would take the child along when it ends
                 self._process = subprocess.Popen(  # noqa: ASYNC220
-                    [*self._command, str(its.fileno())],
+                    [*COMMAND, str(its.fileno())],
                     pass_fds=[its.fileno()],
                     stdin=subprocess.DEVNULL,
                     env={name: value for name, value in os.environ.items() if name != VARIABLE},

@@ -66,15 +66,22 @@ class Fleet:
         """Whether every model that is to be there from the start is, or would be if it were asked for."""
         return all(member.ready for member in self.members.values())
 
-    async def enter(self, member: Member) -> Door:
-        """Where the model answers, once it does; it stays until ``leave``. Raises QueueFull, QueueTimeout,
-        EngineUnavailable or one of its kinds."""
+    def enter_now(self, member: Member) -> Door | None:
+        """Where the model answers, which stays until ``leave``; None where it is not to be had at once. Raises
+        EngineUnavailable."""
         if self._closing:
             raise EngineUnavailable("the server is shutting down")
-        if member.state is State.LOADED and not member.closing:
-            member.use()
-            assert member.child is not None
-            return member.child.door
+        if member.state is not State.LOADED or member.closing:
+            return None
+        assert member.child is not None
+        member.use()
+        return member.child.door
+
+    async def enter(self, member: Member) -> Door:
+        """The same, once the model is there. Raises QueueFull, QueueTimeout, ModelTooLarge, ModelFailed,
+        ModelNotLoaded or EngineUnavailable."""
+        if (door := self.enter_now(member)) is not None:
+            return door
         if member.failed and not member.asked:
             raise member.has_failed()
         if self.n_waiting >= self._max_queue:

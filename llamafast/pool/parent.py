@@ -15,7 +15,9 @@ from llamafast.api.origins import Origins
 from llamafast.api.responses.store import ResponseStore
 from llamafast.api.sse import PING_SECONDS
 from llamafast.config import Config, PoolConfig
+from llamafast.cpus import allowed_cpus, leave_to_compute
 from llamafast.engine.memory import available_bytes, total_bytes
+from llamafast.engine.threads import physical_cores
 from llamafast.front import Front, in_thread, read_keys_on_signal, run, warn_of_strangers
 from llamafast.listener import Listener
 from llamafast.pool.app import PoolApp
@@ -50,6 +52,9 @@ def serve_pool(config: Config | PoolConfig, verbose: bool = False) -> None:
 
 
 async def _serve(config: PoolConfig, listener: Listener, keys: Keys, folder: PrivateFolder, verbose: bool) -> None:
+    cpus = allowed_cpus()
+    # as if all compute on CPUs, and on the same ones: whether a GPU does is for children to find out
+    leave_to_compute(max(model.threads or physical_cores() for model in config.models))
     front = Front(listener, config.server)
     read_keys_on_signal(keys)
     database = folder.path / _DATABASE if config.responses.path is None else Path(config.responses.path)
@@ -60,7 +65,8 @@ async def _serve(config: PoolConfig, listener: Listener, keys: Keys, folder: Pri
 
     def spawn(member: Member) -> Child:
         socket = folder.socket()
-        return Child(child_config(config, member.config, socket, database, ram_bytes), socket, verbose=verbose)
+        own = child_config(config, member.config, socket, database, ram_bytes)
+        return Child(own, socket, verbose=verbose, cpus=cpus)
 
     now = asyncio.get_running_loop().time
     members = [Member(model.alias or "", model, now) for model in config.models]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Collection
 
 from llamafast.api.body_size import BodyLimits
 from llamafast.api.delivery import run_sized
@@ -13,7 +12,6 @@ from llamafast.api.sse import EventStream
 from llamafast.errors import LlamafastError
 from llamafast.pool.asked import Asked, asked_in
 from llamafast.pool.catalogue import Catalogue
-from llamafast.pool.children import Door
 from llamafast.pool.fleet import Fleet
 from llamafast.pool.member import Member
 from llamafast.pool.passing import pass_on
@@ -49,32 +47,31 @@ class Proxy:
     async def _answer(self, exchange: Exchange, body: bytes, asked: Asked) -> None:
         ttl_seconds = asked.ttl_seconds
         member = await self._catalogue.find(asked.model or exchange.query.get("model"))
-        async with self._entered(member, ttl_seconds) as entering:
-            if asked.stream and not entering.done():
-                # what goes wrong soon is told by the status
-                await asyncio.wait((entering,), timeout=self._ping_seconds)
-            if asked.stream and not entering.done():
-                await self._stream_later(exchange, body, entering)
-            else:
-                status = await pass_on(exchange, await entering, body)
-                if status < 300 and exchange.method == "POST" and exchange.path not in self._prompted:
-                    await self._catalogue.refresh()
+        if (door := self._fleet.enter_now(member)) is None:
+            if asked.stream:
+                await self._stream_later(exchange, body, member, ttl_seconds)
+                return
+            door = await self._fleet.enter(member)
+        try:
+            status = await pass_on(exchange, door, body)
+        finally:
+            self._fleet.leave(member, ttl_seconds)
+        if status < 300 and exchange.method == "POST" and exchange.path not in self._prompted:
+            await self._catalogue.refresh()
 
-    async def _stream_later(self, exchange: Exchange, body: bytes, entering: asyncio.Future[Door]) -> None:
-        async with EventStream(exchange, self._ping_seconds) as stream:
-            try:
-                await pass_on(exchange, await entering, body, stream)
-            except LlamafastError as error:
-                await stream.fail(error)
-
-    @asynccontextmanager
-    async def _entered(self, member: Member, ttl_seconds: float | None) -> AsyncIterator[asyncio.Future[Door]]:
-        """The model, which stays inside; the future is done as soon as it is there."""
+    async def _stream_later(self, exchange: Exchange, body: bytes, member: Member, ttl_seconds: float | None) -> None:
+        """The same for a model that is not there yet. What goes wrong soon is told by the status."""
         entering = asyncio.ensure_future(self._fleet.enter(member))
         try:
-            # who finds it loaded waits for one turn of the event loop
-            await asyncio.sleep(0)
-            yield entering
+            await asyncio.wait((entering,), timeout=self._ping_seconds)
+            if entering.done():
+                await pass_on(exchange, entering.result(), body)
+                return
+            async with EventStream(exchange, self._ping_seconds) as stream:
+                try:
+                    await pass_on(exchange, await entering, body, stream)
+                except LlamafastError as error:
+                    await stream.fail(error)
         finally:
             entering.cancel()
             await asyncio.wait((entering,))

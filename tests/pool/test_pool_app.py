@@ -68,7 +68,7 @@ async def test_nobodys_name_is_not_found_and_none_is_asked_for(folder: Path) -> 
         assert answer.status == 400
         assert (await client.get("/v1/nothing")).status == 404
         assert (await client.get("/v1/chat/completions")).status == 405
-        assert not pool.children["a"] and not pool.children["b"]
+        assert pool.children == {"a": [], "b": []}
 
 
 @pytest.mark.parametrize("body", [CHAT, CHAT | {"stream": True}, CHAT | {"n": 2}, {}, CHAT | {"temperature": -1}])
@@ -168,7 +168,9 @@ async def test_whose_a_request_is_the_parent_says_and_nobody_else(folder: Path, 
         # and on the child's own socket nobody is anybody without its secret
         http = pool.children["chat"][0].door.http
         for header in (b"", b"wrong {}", b'wrong {"tenant":{"name":"alice"},"admin":true}'):
-            response = await http.request("GET", "http://localhost/v1/models", headers=[(b"x-llamafast-tenant", header)])
+            response = await http.request(
+                "GET", "http://localhost/v1/models", headers=[(b"x-llamafast-tenant", header)]
+            )
             assert response.status == 401
 
 

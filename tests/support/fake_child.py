@@ -104,9 +104,7 @@ class Pool:
         }
         members = [Member(name, config, self.clock) for name, config in configs.items()]
         limits = PoolLimits(queue_seconds=queue_seconds, unload_seconds=1.0)
-        self.fleet = Fleet(
-            members, self._spawn, limits, self, max_bytes=max_bytes, max_queue=max_queue, now=self.clock
-        )
+        self.fleet = Fleet(members, self._spawn, limits, self, max_bytes=max_bytes, max_queue=max_queue, now=self.clock)
         self.fleet.start()
 
     def _spawn(self, member: Member) -> FakeChild:

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpcore2
 import msgspec
 from granian.constants import Interfaces
 from granian.log import LogLevels
@@ -27,7 +26,7 @@ from llamafast.config import PoolConfig
 from llamafast.config_file import parse_config
 from llamafast.pool.app import PoolApp
 from llamafast.pool.catalogue import Catalogue
-from llamafast.pool.children import Door
+from llamafast.pool.children import Door, client
 from llamafast.pool.division import child_config
 from llamafast.pool.events import Events
 from llamafast.pool.fleet import Fleet
@@ -43,7 +42,7 @@ class ServedChild(FakeChild):
         self.config = parse_config(config)
         self.engine = engine
         self.secret = f"secret-of-{place.name}"
-        self.door = Door(place, self.secret, httpcore2.AsyncConnectionPool(uds=str(place), max_connections=None))
+        self.door = Door(place, self.secret, client(place))
         self._serving: asyncio.Task[None] | None = None
 
     async def load(self) -> None:
