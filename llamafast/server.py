@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from llamafast.api.keys import KeyRing, Keys, keys_of
 from llamafast.api.origins import Origins
 from llamafast.config import Config, ModelConfig
 from llamafast.cpus import allowed_cpus, leave_to_compute, on_cpus
+from llamafast.engine.disk import DiskStore
 from llamafast.engine.engine import Engine
 from llamafast.engine.load import load_engine, set_echo
 from llamafast.engine.placement import placement_of
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from llamafast.media.opened import OpenedMedia
 
 logger = logging.getLogger(__name__)
+
+LISTING_SECONDS = 2.0
 
 
 def serve(
@@ -58,9 +63,21 @@ async def _serve(config: Config, listener: Listener, keys: KeyRing, on_serving: 
     engine, app = await front.loaded(in_thread(partial(_load, config, listener, keys, front.waits, cpus)))
     with on_cpus(cpus):
         engine.start()
+    if on_serving is not None and engine.disk is not None:
+        # whoever has a model brought is there at once, and may find its prompt on the disk
+        await _listed(engine.disk)
     # What is here now stays: no collection has to look at it again while requests wait.
     gc.freeze()
     await front.serve(app, engine.close, on_serving)
+
+
+async def _listed(disk: DiskStore) -> None:
+    """Until it is known what the folder has, but for no longer than LISTING_SECONDS."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LISTING_SECONDS):
+            await asyncio.sleep(0)  # it is about to begin
+            while disk.is_listing or disk.has_news:  # noqa: ASYNC110 - threads that wake nobody
+                await asyncio.sleep(0.005)
 
 
 def _load(

@@ -152,7 +152,7 @@ def test_a_dependency_has_one_owner(path):
 
 def test_the_parent_of_several_models_loads_no_llama():
     """Its memory is to stay that of a thin process, whatever models there are."""
-    code = "import sys, llamafast.pool.parent; print([name for name in sys.modules if '._core' in name])"
+    code = "import sys, llamafast.pool.parent; print([one for one in sys.modules if 'llamafast._core' in one])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -10,7 +10,7 @@ from llamafast.config import ModelConfig
 from llamafast.engine.fingerprint import shards
 from llamafast.errors import ModelLoadError
 
-# Beside the weights and the KV cache: graphs, tables of the vocabulary, the program itself.
+# Beside the weights and the KV cache: graphs, tables of the vocabulary.
 SPARE = 1.1
 # Bytes of one value, by the ggml types that a KV cache may have.
 _VALUE_BYTES = {0: 4.0, 1: 2.0, 2: 18 / 32, 3: 20 / 32, 6: 22 / 32, 7: 24 / 32, 8: 34 / 32, 20: 18 / 32, 30: 2.0}

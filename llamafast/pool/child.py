@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -54,7 +55,7 @@ def main(descriptor: int) -> int:
         log.setFormatter(logging.Formatter(f"{FORMAT.removesuffix('%(message)s')}[{config.model.alias}] %(message)s"))
         logging.basicConfig(level=logging.INFO, handlers=[log])
         path, *beside = map(resolve_model, _sources(config.model))
-        tell(Needs(memory_need(config.model, path, beside)))
+        tell(Needs(_own_bytes() + memory_need(config.model, path, beside)))
         if not isinstance(_next(lines), Go):
             return 1
         threading.Thread(target=_die_with_parent, args=(lines,), name="llamafast-parent", daemon=True).start()
@@ -72,6 +73,12 @@ def _sources(model: ModelConfig) -> Iterator[ModelSource]:
         yield lora.source
     if model.mtmd is not None:
         yield model.mtmd.source
+
+
+def _own_bytes() -> int:
+    """What the process has before it has a model."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _next(lines: BinaryIO) -> Begin | Go | None:

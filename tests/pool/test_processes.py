@@ -25,9 +25,8 @@ def test_answers_that_a_death_cuts_say_so(folder: Path) -> None:
         answer = ask("/v1/completions", json={**PROMPT, "model": "a", "max_tokens": 1000})
         assert (answer.status_code, answer.json()["error"]["code"]) == (502, "model_died")
         # some of it has: a stream's last event is the error, without the mark of a good end
-        answer = ask(
-            "/v1/completions", json={**PROMPT, "model": "a", "stream": True, "prompt": "die", "max_tokens": 10}
-        )
+        dying = {"model": "a", "prompt": "die", "max_tokens": 10}
+        answer = ask("/v1/completions", json={**dying, "stream": True})
         assert answer.status_code == 200
         assert answer.text.count("[DONE]") == 0
         assert answer.text.endswith("}\n\n")
@@ -37,7 +36,7 @@ def test_answers_that_a_death_cuts_say_so(folder: Path) -> None:
         # and anything else breaks off
         server.load("a")
         with pytest.raises(httpx.RemoteProtocolError):
-            ask("/v1/completions", json={**PROMPT, "model": "a", "prompt": "die"})
+            ask("/v1/completions", json=dying)
         assert server.process.log.count("ended by signal 9") >= 3
         assert "Traceback" not in server.process.log
 
