@@ -113,7 +113,7 @@ class Config(ServedConfig, frozen=True, kw_only=True):
 class PoolConfig(ServedConfig, frozen=True, kw_only=True):
     """The whole file, of several models, each in a process of its own."""
 
-    models: Annotated[tuple[ModelConfig, ...], Meta(min_length=1)]
+    models: tuple[ModelConfig, ...]
     pool: PoolLimits = PoolLimits()
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
