@@ -42,6 +42,7 @@ class Catalogue:
         self._patterns = sorted(patterns, key=lambda one: -strictness(one[0]))
         self._told: dict[str, list[Entry]] = {}
         self._learned: dict[str, Member] = {}
+        self._asking: asyncio.Future[list[None]] | None = None
 
     async def find(self, name: str | None) -> Member:
         """Whose name it is; none is that of the only model. Raises InvalidRequest or ModelNotFound."""
@@ -58,8 +59,11 @@ class Catalogue:
         return member
 
     async def refresh(self) -> None:
-        """Ask every model that answers for its names."""
-        await asyncio.gather(*(self._ask_again(one) for one in self._members if one.state is State.LOADED))
+        """Ask every model that answers for its names, once for all who want to know at the same time."""
+        if self._asking is None or self._asking.done():
+            loaded = [member for member in self._members if member.state is State.LOADED]
+            self._asking = asyncio.gather(*map(self._ask_again, loaded))
+        await asyncio.shield(self._asking)
 
     async def learn(self, member: Member) -> None:
         """Ask it. Raises what the connection raises, or TimeoutError."""

@@ -13,6 +13,7 @@ from llamafast.api.decode import convert, parse
 from llamafast.api.http import Exchange
 from llamafast.api.system import reply_not_ready
 from llamafast.config import PoolConfig
+from llamafast.errors import AnswerTimeout
 from llamafast.pool.catalogue import Catalogue
 from llamafast.pool.division import disk_folder
 from llamafast.pool.exposition import merged
@@ -79,7 +80,7 @@ class PoolEndpoints:
         stalled = 0.0
         for status, body in (await self._each("GET", "/healthz")).values():
             if status != 200:
-                stalled = max(stalled, msgspec.json.decode(body, type=_Stalled).seconds)
+                stalled = max(stalled, msgspec.json.decode(body, type=_Stalled).seconds or _SECONDS)
         if stalled:
             await reply_not_ready(exchange, "stalled", seconds=stalled)
         else:
@@ -113,14 +114,16 @@ class PoolEndpoints:
         return await self._catalogue.find(named.model)
 
     async def _each(self, method: str, path: str, *, admin: bool = False) -> dict[str, tuple[int, bytes]]:
-        """What every model answers that is loaded, but for those that do not answer."""
+        """What every model answers that is loaded; one that has no time for that has a status of its own."""
 
         async def one(member: Member) -> tuple[int, bytes] | None:
             assert member.child is not None
             try:
                 async with asyncio.timeout(_SECONDS):
                     return await ask(member.child.door, method, path, admin=admin)
-            except (*LOST, TimeoutError):
+            except TimeoutError:
+                return AnswerTimeout.status, b"{}"
+            except LOST:  # it is on its way out
                 return None
 
         loaded = [member for member in self._fleet.members.values() if member.state is State.LOADED]

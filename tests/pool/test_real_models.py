@@ -132,6 +132,21 @@ def test_kills_of_a_real_child_cost_its_own_requests_and_nobody_elses(
                 *_, last = [line for line in lines if line]
             assert "model_died" in last or last == "data: [DONE]"  # tiny models are fast
             server.until(lambda: server.states()["other"] != "loaded")
+        # over a WebSocket it is an error too, and the socket stays open for what comes next
+        server.load("other")
+        server.until_state("other", "loaded")
+        (victim,) = set(server.children()) - {bystander}
+        url = f"ws://127.0.0.1:{server.process.port}/v1/responses"
+        with connect(url, additional_headers={"authorization": "Bearer secret-a"}) as socket:
+            os.kill(victim, signal.SIGSTOP)
+            socket.send(json.dumps({"type": "response.create", "model": "other", "input": "x", "stream_id": "s"}))
+            assert answered(socket, model="chat", input="x", max_output_tokens=4)["model"] == "chat"
+            os.kill(victim, signal.SIGKILL)
+            event = json.loads(socket.recv(timeout=20))
+            assert (event["type"], event["status"], event["stream_id"]) == ("error", 502, "s")
+            assert event["error"]["code"] == "model_died"
+            server.load("other")
+            assert answered(socket, model="other", input="x", max_output_tokens=4)["model"] == "other"
         done.set()
         listener.join()
         assert wrong == []
