@@ -13,6 +13,7 @@ from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.asgi_websocket import websocket
 from support.fake_engine import FakeEngine, say
+from support.fuzzing import Fuzzer, fault
 from support.pooled_apps import pooled
 
 from llamafast import metrics
@@ -87,6 +88,18 @@ async def test_answers_are_those_of_the_model_alone(
     assert through.status == alone.status
     assert through.body == alone.body
     assert through.headers == alone.headers
+
+
+async def test_bodies_that_are_almost_right_get_what_the_model_alone_says(folder: Path) -> None:
+    alone = AsgiClient(make_app(FakeEngine(), max_body_bytes=1 << 20))
+    alias = {"alias": "org-fake-model", "aliases": ["org/fake-model"]}
+    async with pooled(folder, alias, server={"max_body_bytes": 1 << 20}) as pool:
+        through = AsgiClient(pool.app)
+        for seed in range(250):
+            path, body = Fuzzer(seed).request()
+            ours, direct = await through.post(path, body), await alone.post(path, body)
+            assert fault(ours.status, ours.body) is None, (seed, path, body)
+            assert ours.status == direct.status, (seed, path, body, ours.body, direct.body)
 
 
 async def test_streams_come_piece_by_piece(folder: Path) -> None:
