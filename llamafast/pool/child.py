@@ -52,7 +52,8 @@ def main(descriptor: int) -> int:
     try:
         config = parse_config(bytes(begin.config))
         assert isinstance(config, Config)
-        log.setFormatter(logging.Formatter(f"{FORMAT.removesuffix('%(message)s')}[{config.model.alias}] %(message)s"))
+        name = str(config.model.alias).replace("%", "%%")
+        log.setFormatter(logging.Formatter(f"{FORMAT.removesuffix('%(message)s')}[{name}] %(message)s"))
         logging.basicConfig(level=logging.INFO, handlers=[log])
         path, *beside = map(resolve_model, _sources(config.model))
         tell(Needs(_own_bytes() + memory_need(config.model, path, beside)))

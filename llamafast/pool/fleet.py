@@ -224,7 +224,10 @@ class Fleet:
                 self._lives.bring(member)
                 return True
             case Never():
-                told = f"it takes {member.need} bytes of memory, and all models together may take {self.max_bytes}"
+                told = (
+                    f"it takes {member.need} bytes of memory, and all models together may take {self.max_bytes} "
+                    "(`memory_bytes` of the model and `pool.max_bytes` say so where they are set)"
+                )
                 self._drop(member, told)
                 member.refuse(ModelTooLarge(f"the model {member.name!r} cannot be loaded: {told}"))
                 return True

@@ -1,4 +1,4 @@
-"""Any order of requests, ends, deaths and administrators: what holds at every moment, and that everybody is answered."""
+"""Any order of requests, ends, deaths and administrators: what always holds, and that everybody is answered."""
 
 from __future__ import annotations
 
