@@ -54,6 +54,7 @@ MODULES: dict[str, list[str]] = {
     "output": [],
     "step": [],
     "runner": [],
+    "inputs": [],
     "embedder": [],
     "mtmd": [],
 }

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from llamafast import __version__
-from llamafast.config import Config, FromPretrained, ModelConfig, PoolConfig
+from llamafast.config import Config, FromPretrained, ModelConfig, ModelSource, PoolConfig
 from llamafast.config_file import load_config, refuse_unsupported, warn_of_retired
 from llamafast.console import FORMAT, LogWriter, open_standard_streams
 from llamafast.errors import ConfigError, ModelAbsent, ModelLoadError
@@ -85,36 +85,49 @@ def _check(config: Config | PoolConfig) -> None:
     for one in found:
         if one.fault is not None:
             raise one.fault
-        if one.absent:
-            print(f"llamafast: {one.absent}", file=sys.stderr)
+        for told in one.absent:
+            print(f"llamafast: {told}", file=sys.stderr)
 
 
 class _Resolved(NamedTuple):
-    """What becomes of a model's settings, what is wrong with the model, or why nobody can say."""
+    """What becomes of a model's settings, what is wrong with it, and which of its files nobody can look at here."""
 
-    settings: dict[str, Any] | None = None
-    fault: Exception | None = None
-    absent: str = ""
+    settings: dict[str, Any] | None
+    fault: Exception | None
+    absent: list[str]
 
 
 def _resolved(model: ModelConfig) -> _Resolved:
+    settings: dict[str, Any] | None = None
+    absent: list[str] = []
+    try:
+        path = _find(model.source, "the model", absent)
+        loras = [_find(lora.source, "an adapter", absent) for lora in model.loras]
+        if path is not None:
+            from llamafast.engine.load import check_adapters, resolved_settings
+
+            settings = resolved_settings(model, path)
+            settings["loras"] = check_adapters(model.loras, loras, path)
+    except (ConfigError, ModelLoadError) as error:
+        return _Resolved(settings, error, absent)
+    return _Resolved(settings, None, absent)
+
+
+def _find(source: ModelSource, what: str, absent: list[str]) -> Path | None:
+    """Where it is on this machine; None where it is not, and ``absent`` says why. Raises ModelLoadError."""
     from llamafast.hub import find_model
 
-    source = model.source
     try:
         path = find_model(source)
-        if path is not None:
-            from llamafast.engine.load import resolved_settings
-
-            return _Resolved(resolved_settings(model, path))
-        if isinstance(source, FromPretrained):
-            absent = f"{source.repo_id}: {source.filename} is not on this machine, or not all of it; "
-            return _Resolved(absent=absent + "`llamafast serve` downloads it")
     except ModelAbsent as error:
-        return _Resolved(absent=f"the model is not on this machine: {error}")
-    except (ConfigError, ModelLoadError) as error:
-        return _Resolved(fault=error)
-    return _Resolved()
+        absent.append(f"{what} is not on this machine: {error}")
+        return None
+    if path is None and isinstance(source, FromPretrained):
+        absent.append(
+            f"{source.repo_id}: {source.filename} is not on this machine, or not all of it; "
+            "`llamafast serve` downloads it"
+        )
+    return path
 
 
 def _check_grammars() -> int:

@@ -79,7 +79,7 @@ class App:
             )
 
         self._sockets = ResponseSockets(new_session, request_log, config.server)
-        self._system = SystemEndpoints(engine, config.server)
+        self._system = SystemEndpoints(engine, config)
         self.routes = Routes([
             *self._generating(engine, chat, grammars, ping_seconds, media),
             *self._responding(ResponsesEndpoint(engine.info, responder, ping_seconds)),
@@ -87,7 +87,7 @@ class App:
             *self._embedding(engine, config.model),
             *self._reading(TokenEndpoints(engine, chat)),
             *_describing(self._system, config.server),
-            *self._adapting(AdapterEndpoints(engine)),
+            *self._adapting(AdapterEndpoints(engine, config.server.lora_dir)),
         ])  # fmt: skip
         self._reception = Reception(self.routes, keys, origins, request_log, engine.retry_after)
 
@@ -145,6 +145,8 @@ class App:
     def _adapting(self, adapters: AdapterEndpoints) -> Iterator[Route]:
         methods = {**get(adapters.listed), "POST": self._with_body(adapters.apply)}
         yield Route("/lora-adapters", methods, changes=frozenset({"POST"}))
+        yield Route("/v1/load_lora_adapter", {"POST": self._with_body(adapters.load)}, "admin")
+        yield Route("/v1/unload_lora_adapter", {"POST": self._with_body(adapters.unload)}, "admin")
 
     def _reading(self, tokens: TokenEndpoints) -> Iterator[Route]:
         yield self._post("/apply-template", tokens.apply_template)

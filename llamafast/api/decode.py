@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
@@ -44,7 +44,7 @@ def decode_request(
     # first: who sends a field of another endpoint may lack one of this one's
     check_native(tree, decoder.type.foreign)
     request = convert(tree, decoder)
-    check_model(request.model, info, info.adapters if isinstance(request, GenerationOptions) else ())
+    check_model(request.model, info)
     check_served(request)
     return request
 
@@ -98,10 +98,10 @@ def convert(tree: object, decoder: msgspec.json.Decoder[T]) -> T:
         raise _invalid_field(str(error)) from error
 
 
-def check_model(model: str | None, info: ModelInfo, adapters: Sequence[str] = ()) -> None:
-    """Raises ModelNotFound for a name that is none of the served model's nor one of these; no name means that one."""
-    if model and model != info.id and model not in adapters and not answers_to(model, info.aliases):
-        names = ", ".join(map(repr, (info.id, *info.aliases, *adapters)))
+def check_model(model: str | None, info: ModelInfo) -> None:
+    """Raises ModelNotFound for a name that is none of the served model's and no adapter's; no name means that one."""
+    if model and model != info.id and model not in info.adapters and not answers_to(model, info.aliases):
+        names = ", ".join(map(repr, (info.id, *info.aliases, *info.adapters)))
         raise ModelNotFound(f"the model {model[:128]!r} does not exist; this server has {names}", param="model")
 
 

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from llamafast.config.fields import Bytes, Positive, Section, Text, ascii_host
 from llamafast.config.model import (
+    MAX_LORAS,
     EmbeddingCacheConfig,
     FromPackage,
     FromPretrained,
@@ -25,6 +26,7 @@ from llamafast.config.pool import PoolLimits
 from llamafast.config.server import ResponsesConfig, ServerConfig
 
 __all__ = [
+    "MAX_LORAS",
     "CacheConfig",
     "Config",
     "DiskCacheConfig",

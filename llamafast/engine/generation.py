@@ -38,6 +38,7 @@ class Generation:
         self.completion_tokens = 0
         self.top_logprobs = 0
         self.finish_reasons: set[FinishReason] = set()
+        self.adapter_ids: tuple[int, ...] = ()
         self.media_tokens: dict[MediaKind, int] = {}
         self._submitted = time.monotonic()
         self._first_token: float | None = None

@@ -19,8 +19,8 @@ _F16 = 1
 
 
 def memory_need(config: ModelConfig, path: Path, beside: Iterable[Path] = ()) -> int:
-    """Bytes: the model's files and those ``beside`` (adapters, a projector), its KV cache without what windows save, and
-    a tenth; of layers that a GPU has nothing. Raises ModelLoadError for a file that is no GGUF."""
+    """Bytes: the model's files and those ``beside`` (adapters, a projector), its KV cache as if there were no windows,
+    and a tenth; of layers that a GPU has nothing. Raises ModelLoadError for a file that is no GGUF."""
     try:
         head = Gguf(str(path))
         weights = sum(file.stat().st_size for file in shards(path)) + _kv_bytes(config, head)

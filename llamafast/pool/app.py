@@ -24,7 +24,7 @@ from llamafast.config import PoolConfig
 from llamafast.pool.catalogue import Catalogue
 from llamafast.pool.events import Events
 from llamafast.pool.fleet import Fleet
-from llamafast.pool.proxy import Proxy
+from llamafast.pool.proxy import ADAPTERS, Proxy
 from llamafast.pool.sockets import PooledSession
 from llamafast.pool.system import PoolEndpoints
 
@@ -106,6 +106,8 @@ class PoolApp:
             yield Route(path, {"POST": self._proxy.with_body, **more})
         methods = {**get(self._proxy.without_body), "POST": self._proxy.with_body}
         yield Route("/lora-adapters", methods, changes=frozenset({"POST"}))
+        for path in ADAPTERS:
+            yield Route(path, {"POST": self._proxy.with_body}, "admin")
 
     def _describing(self, config: PoolConfig) -> Iterator[Route]:
         system = self._system

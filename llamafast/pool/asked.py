@@ -15,12 +15,14 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Asked(msgspec.Struct):
-    """``keep_alive`` is Ollama's, seconds or a text as 5m; ``ttl`` LM Studio's, seconds."""
+    """``keep_alive`` is Ollama's, seconds or a text as 5m; ``ttl`` LM Studio's, seconds. ``lora_name`` is of an adapter
+    to be loaded or unloaded."""
 
     model: str | None = None
     stream: bool | None = None
     keep_alive: float | str | None = None
     ttl: float | None = None
+    lora_name: str | None = None
 
     @property
     def ttl_seconds(self) -> float | None:

@@ -58,6 +58,17 @@ class Catalogue:
             raise ModelNotFound(f"the model {name[:128]!r} does not exist; this server has {names}", param="model")
         return member
 
+    async def find_by_adapter(self, name: str) -> Member | None:
+        """The model that has an adapter of that name now; None: none has one."""
+        await self.refresh()
+        return self._learned.get(name)
+
+    def check_free(self, name: str, member: Member) -> None:
+        """Raises InvalidRequest for a name that another model has already."""
+        owner = self._exact.get(name) or self._learned.get(name)
+        if owner is not None and owner is not member:
+            raise InvalidRequest(f"{name[:128]!r} is a name of the model {owner.name!r} already", param="lora_name")
+
     async def refresh(self) -> None:
         """Ask every model that answers for its names, once for all who want to know at the same time."""
         if self._asking is None or self._asking.done():

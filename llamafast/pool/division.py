@@ -108,6 +108,7 @@ def _child_server(config: PoolConfig, socket: Path) -> ServerConfig:
         drain_seconds=config.pool.unload_seconds,
         request_log=server.request_log,
         metrics_aliases=server.metrics_aliases,
+        lora_dir=server.lora_dir,
         max_websockets=server.max_websockets,
         websocket_seconds=_LONG_SECONDS,
         websocket_idle_seconds=_LONG_SECONDS,

@@ -16,6 +16,9 @@ from llamafast.pool.fleet import Fleet
 from llamafast.pool.member import Member
 from llamafast.pool.passing import pass_on
 
+# vLLM's, whose bodies name an adapter
+ADAPTERS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+
 
 class Proxy:
     """Streams are told that they live every ``ping_seconds`` while they wait for their model. Paths that are not
@@ -46,7 +49,7 @@ class Proxy:
 
     async def _answer(self, exchange: Exchange, body: bytes, asked: Asked) -> None:
         ttl_seconds = asked.ttl_seconds
-        member = await self._catalogue.find(asked.model or exchange.query.get("model"))
+        member = await self._member(exchange, asked)
         if (door := self._fleet.enter_now(member)) is None:
             if asked.stream:
                 await self._stream_later(exchange, body, member, ttl_seconds)
@@ -58,6 +61,17 @@ class Proxy:
             self._fleet.leave(member, ttl_seconds)
         if status < 300 and exchange.method == "POST" and exchange.path not in self._prompted:
             await self._catalogue.refresh()
+
+    async def _member(self, exchange: Exchange, asked: Asked) -> Member:
+        """Raises InvalidRequest or ModelNotFound."""
+        name = asked.model or exchange.query.get("model")
+        adapter = asked.lora_name if exchange.path in ADAPTERS else None
+        if adapter and not name and (owner := await self._catalogue.find_by_adapter(adapter)) is not None:
+            return owner
+        member = await self._catalogue.find(name)
+        if adapter:
+            self._catalogue.check_free(adapter, member)
+        return member
 
     async def _stream_later(self, exchange: Exchange, body: bytes, member: Member, ttl_seconds: float | None) -> None:
         """The same for a model that is not there yet. What goes wrong soon is told by the status."""

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 from support.apps import make_app
-from support.asgi_client import AsgiClient
+from support.asgi_client import AsgiClient, Response
 from support.asgi_websocket import websocket
 from support.fake_engine import FakeEngine, say
 from support.fuzzing import Fuzzer, fault
@@ -225,18 +224,43 @@ async def test_the_list_tells_states(folder: Path) -> None:
         assert (await client.get("/v1/models/no")).status == 404
 
 
-async def test_names_that_came_later_are_found(folder: Path) -> None:
-    """An adapter that was loaded at run time, on a model that answers already."""
-    async with pooled(folder, {"alias": "a"}, {"alias": "b"}) as pool:
-        client = AsgiClient(pool.app)
-        assert (await client.post("/v1/completions", {"prompt": "hi", "model": "new"})).status == 404
-        assert (await client.post("/v1/completions", {"prompt": "hi", "model": "b"})).status == 200
-        told = pool.children["b"][0].app._system._models
-        told["new"] = replace(told["b"], id="new", parent="b")
-        answer = await client.post("/v1/completions", {"prompt": "hi", "model": "new"})
-        assert "'b'" in answer.error["message"]  # the parent has passed it on, and the child was not told of it
-        assert "'a'" not in answer.error["message"]
-        assert "new" in {one["id"] for one in (await client.get("/v1/models")).json["data"]}
+async def test_adapters_of_run_time_are_found_by_their_names(folder: Path, keys: Keys) -> None:
+    for name in ("new", "newer"):
+        (folder / f"{name}.gguf").write_bytes(b"")
+    models = ({"alias": "a", "aliases": ["n*"]}, {"alias": "b", "load": "on_demand"})
+    async with pooled(folder, *models, keys=keys, server={"lora_dir": str(folder)}) as pool:
+        client, root = AsgiClient(pool.app), bearer("root")
+
+        async def post(path: str, **body: Any) -> Response:
+            return await client.post(path, body, **root)
+
+        load = {"lora_name": "new", "lora_path": "new.gguf"}
+        assert (await client.post("/v1/load_lora_adapter", load, **bearer("a"))).status == 403
+        assert (await post("/v1/load_lora_adapter", **load)).error["param"] == "model"
+        assert (await post("/v1/completions", prompt="hi", model="new")).status == 200  # by the pattern
+        assert len(pool.engines["a"].generations) == 1
+        assert (await post("/v1/load_lora_adapter", **load, model="b")).status == 200
+        assert (await post("/v1/completions", prompt="hi", model="new")).status == 200
+        assert [len(pool.engines[name].generations) for name in ("a", "b")] == [1, 1]
+        # one name space: another model has it already
+        taken = await post("/v1/load_lora_adapter", **load, model="a")
+        assert (taken.status, taken.error["param"]) == (400, "lora_name")
+        for name, other in ("ab", "ba"):
+            taken = await post("/v1/load_lora_adapter", lora_name=name, lora_path="new.gguf", model=other)
+            assert (taken.status, taken.error["param"]) == (400, "lora_name")
+        listed = {one["id"]: one for one in (await client.get("/v1/models", **root)).json["data"]}
+        assert listed["new"]["parent"] == "b"
+        # whoever unloads one need not know whose it is
+        assert (await post("/v1/unload_lora_adapter", lora_name="new")).json["success"] is True
+        assert (await post("/v1/completions", prompt="hi", model="new")).status == 200
+        assert [len(pool.engines[name].generations) for name in ("a", "b")] == [2, 1]
+        # and they go with the process
+        assert (await post("/v1/load_lora_adapter", lora_name="x", lora_path="newer.gguf", model="b")).status == 200
+        assert (await post("/v1/completions", prompt="hi", model="x")).status == 200
+        pool.fleet.unload(pool.fleet.members["b"])
+        while pool.fleet.members["b"].child is not None:
+            await asyncio.sleep(0.005)
+        assert (await post("/v1/completions", prompt="hi", model="x")).status == 404
 
 
 async def test_an_administrator_loads_unloads_and_watches(folder: Path, keys: Keys) -> None:
