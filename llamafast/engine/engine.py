@@ -93,7 +93,7 @@ class Engine:
         home = None
         if adapter_files is not None:
             home = AdapterContexts(contexts, adapter_files, self._between_steps, self._forget_adapter)
-        self._adapters = Adapters(adapters, home, info.id, lambda: self._limits.there)
+        self._adapters = Adapters(adapters, home, (info.id, *info.aliases), lambda: self._limits.there)
         self.adapters: AdaptersPort = self._adapters
         self.info = replace(info, adapters=self._adapters.names)
         self._sequences = SequencePlanner(vocab, info)

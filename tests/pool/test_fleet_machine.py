@@ -122,7 +122,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(STEPS)
 def test_whatever_happens(steps: list[tuple[Any, ...]]) -> None:
     async def play() -> None:

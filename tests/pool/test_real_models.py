@@ -51,8 +51,8 @@ def test_chat_and_embeddings_of_two_models(folder: Path, chat: dict[str, Any], m
                 client.chat.completions.create(model="claude", **ASK)
             with pytest.raises(openai.BadRequestError, match="does not generate"):
                 client.chat.completions.create(model="embed", **ASK)
-            with pytest.raises(openai.AuthenticationError):
-                client_of(server, "wrong").models.list()
+            with pytest.raises(openai.AuthenticationError), client_of(server, "wrong") as stranger:
+                stranger.models.list()
         metrics = server.client.get("/metrics").text
         assert 'llamafast:build_info{llama_cpp_python="0.3.36",model="embed"' in metrics
         assert 'llamafast:embedding_inputs_total{model="embed"} 2.0' in metrics
