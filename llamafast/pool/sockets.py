@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections import deque
 from contextlib import suppress
-from typing import NamedTuple
 
-from msgspec import UNSET, Struct, UnsetType, json
+from msgspec import UNSET, Struct, json
 from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import WebSocketException
 
 from llamafast.api.body_size import BodyLimits, BodySize
-from llamafast.api.http import Record, error_body
+from llamafast.api.delivery import internal_error
+from llamafast.api.http import PIECE_BYTES, Record, error_body
 from llamafast.api.request_log import RequestLog
 from llamafast.api.responses.frames import ErrorFrame, decode_frame
 from llamafast.api.responses.socket import ROUTE, Whose
@@ -28,6 +29,9 @@ from llamafast.pool.fleet import Fleet
 from llamafast.pool.member import Member
 from llamafast.pool.tenants import HEADER, told
 
+log = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 1.0
 # Frames of a socket that wait for one model.
 MAX_WAITING = 64
 # What ends the answer to a frame, as our children write it.
@@ -44,21 +48,24 @@ class _Peek(Struct):
 _PEEK = json.Decoder(_Peek)
 
 
-class _Frame(NamedTuple):
-    data: bytes
-    size: BodySize
-    stream_id: str | UnsetType
-    record: Record
+class _Frame:
+    """One from the client, until its last answer."""
+
+    def __init__(self, data: bytes, size: BodySize, stream_id: str | None, record: Record) -> None:
+        self.data = data
+        self.size = size
+        self.stream_id = stream_id
+        self.record = record
 
 
 class _Line:
-    """To one model: frames that wait for it, and those that it has not answered yet, by their ``stream_id``. While
-    there are such the model stays; otherwise it may go, and the next frame brings it back."""
+    """To one model: frames that wait for it, and those that it has not answered yet. While there are such the model
+    stays; otherwise it may go, and the next frame brings it back."""
 
     def __init__(self, member: Member, session: PooledSession) -> None:
         self.member = member
         self.waiting: deque[_Frame] = deque()
-        self.unanswered: deque[str | UnsetType] = deque()
+        self.unanswered: list[_Frame] = []
         self._session = session
         self._door: Door | None = None
         self._connection: ClientConnection | None = None
@@ -84,10 +91,11 @@ class _Line:
         await asyncio.gather(*tasks, return_exceptions=True)
         for frame in self.waiting:
             frame.size.release()
-        self._answered(len(self.unanswered))
+        for frame in list(self.unanswered):
+            self._answered(frame)
         if self._connection is not None:
             with suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(CLOSE_SECONDS):
                     await self._connection.close()
 
     async def _send(self) -> None:
@@ -97,25 +105,30 @@ class _Line:
                 await self._pass_on(frame)
             except LlamafastError as error:
                 await self._session.refuse(error, frame.stream_id, frame.record)
-            except (OSError, WebSocketException):
-                await self._session.refuse(_died(), frame.stream_id, frame.record)
+            except Exception:
+                log.exception("request %s failed", frame.record.identity.request_id.decode())
+                await self._session.refuse(internal_error(), frame.stream_id, frame.record)
             finally:
                 frame.size.release()
+                frame.data = b""
         self._sending = None
-        self._session.has_sent()
+        self._session.news.set()
 
     async def _pass_on(self, frame: _Frame) -> None:
+        """Raises ModelDied, or why the model is not to be had."""
         door = await self._session.fleet.enter(self.member)
-        self.unanswered.append(frame.stream_id)
-        if len(self.unanswered) > 1:  # it is held for those before
-            self._session.fleet.leave(self.member)
+        # before it is sent: the answer may be here sooner than the end of sending
+        self.unanswered.append(frame)
         try:
             if door is not self._door or self._listening is None or self._listening.done():
                 await self._connect(door, frame)
             assert self._connection is not None
             await self._connection.send(frame.data, text=True)
+        except (OSError, WebSocketException) as error:
+            if self._answered(frame):  # else the client has been told already
+                raise _died() from error
         except BaseException:
-            self._answered(1)
+            self._answered(frame)
             raise
 
     async def _connect(self, door: Door, frame: _Frame) -> None:
@@ -136,25 +149,26 @@ class _Line:
         self._listening = asyncio.create_task(self._listen(self._connection))
 
     async def _listen(self, connection: ClientConnection) -> None:
-        try:
+        with suppress(WebSocketException):  # whoever waits is told below
             async for message in connection:
                 data = message.encode() if isinstance(message, str) else message
-                if _LAST.match(data):
-                    self._answered(1)
+                if _LAST.match(data) and self.unanswered:
+                    of_lane = (one for one in self.unanswered if one.stream_id == _PEEK.decode(data).stream_id)
+                    self._answered(next(of_lane, self.unanswered[0]))
                 await self._session.pass_back(data)
-        except WebSocketException:
-            pass  # whoever waits is told below
         if connection is self._connection:
-            lost = list(self.unanswered)
-            self._answered(len(lost))
-            for stream_id in lost:
-                await self._session.tell(_died(), stream_id)
+            for frame in list(self.unanswered):
+                self._answered(frame)
+                await self._session.refuse(_died(), frame.stream_id, frame.record)
 
-    def _answered(self, n: int) -> None:
-        for _ in range(min(n, len(self.unanswered))):
-            self.unanswered.popleft()
-            if not self.unanswered:
-                self._session.has_answered(self.member)
+    def _answered(self, frame: _Frame) -> bool:
+        """Whether it was not before."""
+        if frame not in self.unanswered:
+            return False
+        self.unanswered.remove(frame)
+        self._session.fleet.leave(self.member)
+        self._session.news.set()
+        return True
 
 
 class PooledSession:
@@ -181,7 +195,7 @@ class PooledSession:
         self._lines: dict[str, _Line] = {}
         self._bound: Member | None = None
         self._last = time.monotonic()
-        self._answered = asyncio.Event()
+        self.news = asyncio.Event()  # that something is done
 
     def idle_seconds_left(self) -> float:
         answering = any(line.busy for line in self._lines.values())
@@ -192,12 +206,14 @@ class PooledSession:
             data = await self._socket.receive()
             self._last = time.monotonic()
             size, record = BodySize(self._limits), self._socket.record()
-            stream_id: str | UnsetType = UNSET
+            stream_id: str | None = None
             try:
                 record.tenant = self._whose()
-                size.add(data)
+                for start in range(0, len(data), PIECE_BYTES):
+                    size.add(data[start : start + PIECE_BYTES])
+                    await asyncio.sleep(0)
                 peek = decode_frame(_PEEK, data)
-                stream_id = UNSET if peek.stream_id is None else peek.stream_id
+                stream_id = peek.stream_id
                 member = await self._member(peek.model)
                 line = self._lines.setdefault(member.name, _Line(member, self))
                 line.put(_Frame(data, size, stream_id, record))
@@ -213,28 +229,21 @@ class PooledSession:
 
     async def finish(self) -> None:
         while any(line.busy for line in self._lines.values()):
-            self._answered.clear()
-            await self._answered.wait()
+            self.news.clear()
+            await self.news.wait()
 
     async def cancel(self) -> None:
         await asyncio.gather(*(line.close() for line in self._lines.values()))
 
-    async def tell(self, error: LlamafastError, stream_id: str | UnsetType = UNSET) -> None:
-        frame = ErrorFrame(status=error.status, error=error_body(error).error, stream_id=stream_id)
+    async def tell(self, error: LlamafastError, stream_id: str | None = None) -> None:
+        lane = UNSET if stream_id is None else stream_id
+        frame = ErrorFrame(status=error.status, error=error_body(error).error, stream_id=lane)
         await self._socket.send(encode(frame))
 
-    async def refuse(self, error: LlamafastError, stream_id: str | UnsetType, record: Record) -> None:
+    async def refuse(self, error: LlamafastError, stream_id: str | None, record: Record) -> None:
         record.status = error.status
         self._request_log.add(record, ROUTE)
         await self.tell(error, stream_id)
-
-    def has_sent(self) -> None:
-        self._answered.set()
-
-    def has_answered(self, member: Member) -> None:
-        """Nothing that it was asked on this socket is open any more."""
-        self.fleet.leave(member)
-        self._answered.set()
 
     async def pass_back(self, data: bytes) -> None:
         self._last = time.monotonic()

@@ -399,3 +399,54 @@ async def test_two_models_two_keys_stored_responses_and_one_socket(folder: Path,
         over_http = {"model": "a", "input": "x", "previous_response_id": second["id"]}
         assert (await client.post("/v1/responses", over_http, **bearer("b"))).status == 400
         assert (await client.post("/v1/responses", over_http, **bearer("a"))).status == 200
+
+
+async def test_lanes_of_a_socket_hold_their_models_until_each_is_answered(folder: Path) -> None:
+    async with pooled(folder, {"alias": "a", "load": "on_demand"}, {"alias": "b"}) as pool:
+        slow = asyncio.Event()
+        pool.engines["a"].script = lambda plan: [slow, *say("late")(plan)]
+        async with websocket(pool.app) as socket:
+            socket.create(model="a", input="hi", stream_id="slow")
+            while not pool.engines["a"].generations:
+                await asyncio.sleep(0.005)
+            pool.engines["a"].script = say("soon")
+            socket.create(model="a", input="hi", stream_id="fast")
+            assert (await socket.until("response.completed"))[-1]["stream_id"] == "fast"
+            assert (await socket.answer(model="b", input="hi", stream_id="other"))["model"] == "b"
+            assert pool.fleet.members["a"].busy == 1
+            socket.create(model="a", input="hi", stream_id="fast", temperature=-1)
+            assert (await socket.until("error"))[-1]["stream_id"] == "fast"
+            assert pool.fleet.members["a"].busy == 1
+            slow.set()
+            assert (await socket.until("response.completed"))[-1]["stream_id"] == "slow"
+            assert pool.fleet.members["a"].busy == 0
+        assert pool.fleet.members["b"].busy == 0
+
+
+async def test_a_client_that_leaves_its_socket_leaves_its_models(folder: Path) -> None:
+    async with pooled(folder, {"alias": "a"}) as pool:
+        pool.engines["a"].script = lambda plan: [asyncio.Event()]
+        async with websocket(pool.app) as socket:
+            for lane in ("x", "y"):
+                socket.create(model="a", input="hi", stream_id=lane)
+            while len(pool.engines["a"].generations) < 2:
+                await asyncio.sleep(0.005)
+            assert pool.fleet.members["a"].busy == 2
+        while pool.fleet.members["a"].busy or not all(one.cancelled for one in pool.engines["a"].generations):
+            await asyncio.sleep(0.005)
+
+
+async def test_a_socket_whose_key_is_taken_away_is_closed(folder: Path, keys: Keys, tmp_path: Path) -> None:
+    async with pooled(folder, {"alias": "a"}, keys=keys) as pool:
+        async with websocket(pool.app, headers=[(b"authorization", b"Bearer secret-a")]) as socket:
+            assert (await socket.answer(model="a", input="hi"))["status"] == "completed"
+            (tmp_path / "keys").write_text("secret-b name=bob\n")
+            keys.load()
+            socket.create(model="a", input="hi")
+            assert (await socket.until("error"))[-1]["status"] == 401
+            while socket.closed is None:
+                await asyncio.sleep(0.005)
+            assert socket.closed == 1008
+        async with websocket(pool.app) as socket:
+            await asyncio.wait_for(socket.task, 5)
+            assert not socket.accepted
