@@ -116,7 +116,7 @@ class PoolApp:
         yield Route("/v1/models/{id}", get(system.model), id_pattern=".*")
         yield Route("/models/load", {"POST": system.load}, "admin")
         yield Route("/models/unload", {"POST": system.unload}, "admin")
-        yield Route("/models/sse", get(self._events.watch), "admin")
+        yield Route("/models/sse", {"GET": self._events.watch}, "admin")
         for path, probe in (
             ("/live", reply_live),
             ("/ready", system.ready),

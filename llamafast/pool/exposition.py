@@ -46,8 +46,9 @@ class _Merged(Collector):
     def _pool(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("llamafast:model_state", "1 for the state that it is in", labels=["model", "state"])
         for member in self._members:
-            for one in dict.fromkeys(state.word for state in State):
-                state.add_metric([member.name, one], float(member.state.word == one))
+            for word in dict.fromkeys(one.word for one in State):
+                state.add_metric([member.name, word], float(member.state.word == word))
+            state.add_metric([member.name, "failed"], float(member.failed))
         yield state
         taken = GaugeMetricFamily("llamafast:model_bytes", "Host memory that it counts as", labels=["model"])
         waiting = GaugeMetricFamily("llamafast:model_requests_waiting", "Requests that wait for it", labels=["model"])
