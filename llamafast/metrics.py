@@ -76,7 +76,12 @@ def render(
     registry = CollectorRegistry()
     registry.register(_EngineCollector(counters, histograms, model, aliases))
     registry.register(_AdapterCollector(adapters, max_loras, "vllm" in aliases))
-    return generate_latest(registry) + generate_latest(_process), CONTENT_TYPE_PLAIN_0_0_4
+    return generate_latest(registry) + render_process(), CONTENT_TYPE_PLAIN_0_0_4
+
+
+def render_process() -> bytes:
+    """What this process has of its own, in the same format."""
+    return generate_latest(_process)
 
 
 class _EngineCollector(Collector):

@@ -47,9 +47,20 @@ def test_every_config_in_the_tree_is_checked(path, tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert cli.main(["check", str(path)]) == 0
-    printed = json.loads(capsys.readouterr().out)["config"]["model"]
-    assert printed["alias"]
+    printed = json.loads(capsys.readouterr().out)["config"]
+    assert all(model["alias"] for model in printed.get("models") or [printed["model"]])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_models_are_resolved_one_by_one(tmp_path, tiny_model, capsys):
+    path = str(tiny_model("tiny-llama"))
+    models = [{"alias": "here", "path": path, "n_ctx": 64}, {"alias": "gone", "path": str(tmp_path / "gone.gguf")}]
+    (tmp_path / "cfg.json").write_text(json.dumps({"models": models}))
+    assert cli.main(["check", str(tmp_path / "cfg.json")]) == 0
+    output = capsys.readouterr()
+    here, gone = json.loads(output.out)["resolved"]
+    assert (here["path"], here["n_ctx"], gone) == (path, 64, None)
+    assert output.err.startswith("llamafast: the model is not on this machine: ")
 
 
 @pytest.mark.parametrize("filename", ["m.gguf", "*.gguf", "m-00002-of-00003.gguf"])

@@ -16,6 +16,8 @@ from llamafast.config import (
     FromPackage,
     FromPretrained,
     ModelConfig,
+    PoolConfig,
+    PoolLimits,
     ResponsesConfig,
     SchedulerConfig,
     ServerConfig,
@@ -27,7 +29,18 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.parametrize(
     "section",
-    [Config, CacheConfig, ServerConfig, SchedulerConfig, ResponsesConfig, ModelConfig, FromPretrained, FromPackage],
+    [
+        Config,
+        CacheConfig,
+        ServerConfig,
+        SchedulerConfig,
+        ResponsesConfig,
+        ModelConfig,
+        PoolConfig,
+        PoolLimits,
+        FromPretrained,
+        FromPackage,
+    ],
 )
 def test_every_config_key_is_documented(section):
     text = (ROOT / "docs" / "config.md").read_text()

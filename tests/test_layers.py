@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -33,37 +35,69 @@ ALLOWED = {
     "cpus": [],
     "granian_limits": ["llamafast.config"],
     "listener": ["llamafast.tls", "llamafast.config", "llamafast.errors"],
+    "front": [
+        "llamafast.api.client_wait",
+        "llamafast.api.connections",
+        "llamafast.api.http",
+        "llamafast.api.keys",
+        "llamafast.api.loading",
+        "llamafast.granian_limits",
+        "llamafast.listener",
+        *FREE,
+    ],
+    "pool": [
+        "llamafast.pool",
+        "llamafast.api",
+        "llamafast.config_file",
+        "llamafast.console",
+        "llamafast.cpus",
+        "llamafast.engine.memory",
+        "llamafast.engine.need",
+        "llamafast.engine.threads",
+        "llamafast.engine.types",
+        "llamafast.front",
+        "llamafast.hub",
+        "llamafast.listener",
+        "llamafast.server",
+        *FREE,
+    ],
     "server": [
         "llamafast.api.app",
         "llamafast.api.client_wait",
-        "llamafast.api.connections",
-        "llamafast.api.loading",
         "llamafast.api.keys",
         "llamafast.api.origins",
         "llamafast.cpus",
         "llamafast.engine",
-        "llamafast.granian_limits",
+        "llamafast.front",
         "llamafast.hub",
         "llamafast.listener",
         "llamafast.media.opened",
         *FREE,
     ],
-    "cli": ["llamafast.server", "llamafast.engine.load", "llamafast.hub", "llamafast.chat.grammar.constraints", *CLI],
+    "cli": [
+        "llamafast.pool.parent",
+        "llamafast.server",
+        "llamafast.engine.load",
+        "llamafast.hub",
+        "llamafast.chat.grammar.constraints",
+        *CLI,
+    ],
     "__main__": ["llamafast.cli"],
     "__init__": [],
 }
 OWNERS = {
-    "granian": {"server", "tls", "granian_limits"},
-    "uvloop": {"server"},
+    "granian": {"front", "tls", "granian_limits"},
+    "uvloop": {"front"},
     "tqdm": {"server"},
     "huggingface_hub": {"hub"},
     "jinja2": {"chat/prompt/template"},
     "llguidance": {"chat/grammar/asked", "chat/grammar/compiler", "chat/grammar/requested", "chat/grammar/trial"},
     "regex": {f"chat/reply/declared/{name}" for name in ("contents", "regions", "response_template")},
-    "prometheus_client": {"metrics"},
+    "prometheus_client": {"metrics", "pool/exposition"},
     "numpy": {"chat/vectors"},
     "PIL": {"media/picture"},
-    "httpcore2": {"media/fetch"},
+    "httpcore2": {"media/fetch", "pool/children", "pool/passing", "pool/streams"},
+    "websockets": {"pool/sockets"},
     "xxhash": {"engine/prefix_key", "media/child", "media/row_files", "engine/disk_entry"},
     "llama_cpp": set(),
 }
@@ -115,6 +149,12 @@ def test_a_dependency_has_one_owner(path):
     for name in imports(path):
         owners = OWNERS.get(name.split(".")[0])
         assert owners is None or module in owners, name
+
+
+def test_the_parent_of_several_models_loads_no_llama():
+    """Its memory is to stay that of a thin process, whatever models there are."""
+    code = "import sys, llamafast.pool.parent; print([one for one in sys.modules if 'llamafast._core' in one])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_the_core_cimports_only_itself_and_c():

@@ -12,8 +12,8 @@ import pytest
 from llamafast.api.keys import Keys
 from llamafast.config import ServerConfig
 from llamafast.errors import ConfigError
+from llamafast.front import warn_of_strangers
 from llamafast.listener import Address, Listener
-from llamafast.server import warn_of_strangers
 
 
 @pytest.fixture

@@ -1,12 +1,13 @@
 """What a GGUF says of itself, without its weights."""
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint8_t
 from libc.string cimport memcpy
 
 from .headers.llama cimport (
-    GGUF_TYPE_FLOAT32, GGUF_TYPE_STRING, ggml_free, ggml_get_tensor, ggml_is_quantized, ggml_tensor, ggml_type_name,
-    gguf_find_key, gguf_free, gguf_get_data_offset, gguf_get_kv_type, gguf_get_n_tensors, gguf_get_tensor_name,
-    gguf_get_tensor_offset, gguf_get_tensor_size, gguf_get_tensor_type, gguf_get_val_f32, gguf_get_val_str,
-    gguf_init_from_file, gguf_init_params,
+    GGUF_TYPE_ARRAY, GGUF_TYPE_FLOAT32, GGUF_TYPE_INT32, GGUF_TYPE_STRING, GGUF_TYPE_UINT32, ggml_free,
+    ggml_get_tensor, ggml_is_quantized, ggml_tensor, ggml_type_name, gguf_find_key, gguf_free, gguf_get_arr_data,
+    gguf_get_arr_n, gguf_get_arr_type, gguf_get_data_offset, gguf_get_kv_type, gguf_get_n_tensors,
+    gguf_get_tensor_name, gguf_get_tensor_offset, gguf_get_tensor_size, gguf_get_tensor_type, gguf_get_val_f32,
+    gguf_get_val_i32, gguf_get_val_str, gguf_get_val_u32, gguf_init_from_file, gguf_init_params,
 )
 
 from collections import namedtuple
@@ -55,6 +56,27 @@ cdef class Gguf:
         if i < 0 or gguf_get_kv_type(self.gguf, i) != GGUF_TYPE_FLOAT32:
             return None
         return gguf_get_val_f32(self.gguf, i)
+
+    def integers(self, str key):
+        """The values of a key that is an integer of 32 bits or a list of such, None where it is neither."""
+        cdef bytes raw = key.encode()
+        cdef int64_t i = gguf_find_key(self.gguf, raw)
+        cdef int kind = -1 if i < 0 else gguf_get_kv_type(self.gguf, i)
+        cdef const void *data
+        cdef list found = []
+        cdef size_t k
+        if kind == GGUF_TYPE_UINT32:
+            return [gguf_get_val_u32(self.gguf, i)]
+        if kind == GGUF_TYPE_INT32:
+            return [gguf_get_val_i32(self.gguf, i)]
+        if kind == GGUF_TYPE_ARRAY:
+            kind = gguf_get_arr_type(self.gguf, i)
+            if kind in (GGUF_TYPE_UINT32, GGUF_TYPE_INT32):
+                data = gguf_get_arr_data(self.gguf, i)
+                for k in range(gguf_get_arr_n(self.gguf, i)):
+                    found.append((<const int32_t *>data)[k] if kind == GGUF_TYPE_INT32 else (<const uint32_t *>data)[k])
+                return found
+        return None
 
     def tensors(self):
         """All of them by name, in the file's order."""

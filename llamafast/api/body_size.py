@@ -19,6 +19,8 @@ ESCAPE_WORK = 4
 # A token id with its comma. Where a prompt may have more of them than MAX_WORK allows, that prompt is the limit.
 ID_WORK = 24
 
+# Bodies of the largest size that may be here at once.
+BODIES_AT_ONCE = 8
 # What each body may hold beside the budget, so that short requests pass whatever long ones there are.
 FREE_BYTES = 16 * 1024
 

@@ -14,6 +14,7 @@ from llamafast.api.cut_body import cut
 from llamafast.api.media_texts import InRequest
 from llamafast.api.schema.embeddings import PoolingOptions
 from llamafast.api.schema.fragments import INSTEAD, GenerationOptions
+from llamafast.config.names import answers_to
 from llamafast.engine.types import ModelInfo
 from llamafast.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
 
@@ -98,9 +99,9 @@ def convert(tree: object, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def check_model(model: str | None, info: ModelInfo) -> None:
-    """Raises ModelNotFound for a name that is neither the served model's nor an adapter's; no name means that one."""
-    if model and model != info.id and model not in info.adapters:
-        names = ", ".join(map(repr, (info.id, *info.adapters)))
+    """Raises ModelNotFound for a name that is none of the served model's and no adapter's; no name means that one."""
+    if model and model != info.id and model not in info.adapters and not answers_to(model, info.aliases):
+        names = ", ".join(map(repr, (info.id, *info.aliases, *info.adapters)))
         raise ModelNotFound(f"the model {model[:128]!r} does not exist; this server has {names}", param="model")
 
 

@@ -95,7 +95,8 @@ class Exchange(Record):
     The reply repeats the request's identity, so that a proxy can tell whose trace an answer belongs to, and has the
     ``origin_headers``, which tell a browser what the page behind the request may do. Where it ``closes``, its
     connection takes no other request. ``wait`` bounds how long the client may take to send the body, and to take in
-    each piece of the reply.
+    each piece of the reply. ``is_admin``: whoever asks may change the server.
+    ``passed_on``: another process answers, and tells of it.
     """
 
     __slots__ = (
@@ -107,7 +108,9 @@ class Exchange(Record):
         "_wait",
         "closes",
         "headers",
+        "is_admin",
         "origin_headers",
+        "passed_on",
         "path",
         "query",
     )
@@ -122,6 +125,8 @@ class Exchange(Record):
         self._more = True  # of the body is to come
         self.origin_headers: Headers = ()
         self.closes = False
+        self.is_admin = False
+        self.passed_on = False
         self._multiplexed = scope.get("http_version") == "2"
         self.path: str = scope["path"]
         self.query = _parameters(scope.get("query_string", b""))

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
@@ -41,6 +41,19 @@ class Key(NamedTuple):
     digest: bytes
     tenant: Tenant
     admin: bool = False
+
+
+class KeyRing(Protocol):
+    """Whose a request is, and what they may do."""
+
+    def authenticate(self, headers: Mapping[bytes, bytes]) -> Key | None:
+        """Whose request it is by its headers; None where nobody needs a key. Raises InvalidKey."""
+
+    def tenant(self, key: Key | None) -> Tenant:
+        """Whose ``key`` is by now. Raises InvalidKey."""
+
+    def require_admin(self, key: Key | None) -> None:
+        """Raises PermissionDenied."""
 
 
 class Keys:

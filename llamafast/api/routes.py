@@ -12,6 +12,8 @@ Handler = Callable[..., Awaitable[None]]
 # Whose request is answered: anybody's, that of whoever has a key, or an administrator's.
 Access = Literal["open", "key", "admin"]
 
+RERANK = ("/v1/rerank", "/v2/rerank", "/rerank")  # Jina's clients, Cohere's, vLLM's
+
 
 class Route(NamedTuple):
     """``path`` is also the route's name in metrics and log. Where it has an ``{id}`` the methods get what stands in its

@@ -11,6 +11,7 @@ from llamafast import metrics
 from llamafast.api.http import Exchange
 from llamafast.api.schema.models import Model, ModelList
 from llamafast.config import Config
+from llamafast.config.names import answers_to
 from llamafast.engine.types import EnginePort, ModelInfo
 from llamafast.errors import EngineUnavailable, ModelNotFound
 
@@ -40,7 +41,7 @@ class SystemEndpoints:
 
     async def model(self, exchange: Exchange, model_id: str) -> None:
         for model in _models(self._engine.info):
-            if model.id == model_id:
+            if model.id == model_id or (model.aliases and answers_to(model_id, model.aliases)):
                 return await exchange.reply_json(model)
         raise ModelNotFound(f"the model {model_id[:128]!r} does not exist", param="model")
 
@@ -89,6 +90,7 @@ def _models(info: ModelInfo) -> Iterator[Model]:
             parent=parent,
             created=info.created,
             max_model_len=info.max_seq_len,
+            aliases=list(info.aliases) if info.aliases and parent is UNSET else UNSET,
             modalities=["text", *info.modalities],
             meta={"n_ctx_train": info.n_ctx_train, "n_vocab": info.n_vocab},
         )

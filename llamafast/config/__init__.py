@@ -22,6 +22,7 @@ from llamafast.config.model import (
     ModelSource,
     MtmdConfig,
 )
+from llamafast.config.pool import PoolLimits
 from llamafast.config.server import ResponsesConfig, ServerConfig
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "ModelConfig",
     "ModelSource",
     "MtmdConfig",
+    "PoolConfig",
+    "PoolLimits",
     "ResponsesConfig",
     "SchedulerConfig",
     "Section",
@@ -79,22 +82,61 @@ class DiskCacheConfig(Section, frozen=True, kw_only=True):
     min_tokens: Positive = 128
 
 
-class Config(Section, frozen=True, kw_only=True):
-    """The whole file."""
+class ServedConfig(Section, frozen=True, kw_only=True):
+    """What a file says beside its models."""
 
-    model: ModelConfig
     server: ServerConfig = ServerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     cache: CacheConfig = CacheConfig()
     responses: ResponsesConfig = ResponsesConfig()
     disk_cache: DiskCacheConfig | None = None
 
+
+class Config(ServedConfig, frozen=True, kw_only=True):
+    """The whole file, of one model. ``pool`` is for one that comes and goes."""
+
+    model: ModelConfig
+    pool: PoolLimits | None = None
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if not self.model.comes_and_goes:
+            if self.pool is not None:
+                yield "pool", "is for several models, or one with model.ttl_seconds or that is loaded on demand"
+            if self.model.memory_bytes is not None:
+                yield "model.memory_bytes", "is for several models, or one with ttl_seconds or that is loaded on demand"
+
     @property
     def max_body_bytes(self) -> int:
         """The most bytes of a request's body: what the config says, or room for the longest prompts, and for the
         largest media in base64 where clients may send any."""
-        if self.server.max_body_bytes is not None:
-            return self.server.max_body_bytes
-        mtmd = self.model.mtmd
-        largest = 0 if mtmd is None else max(mtmd.image_max_bytes, mtmd.audio_max_bytes, mtmd.video_max_bytes)
-        return max(MAX_BODY_BYTES, -(-largest * 4 // 3))
+        return largest_body(self.server, self.model)
+
+
+class PoolConfig(ServedConfig, frozen=True, kw_only=True):
+    """The whole file, of several models, each in a process of its own."""
+
+    models: tuple[ModelConfig, ...]
+    pool: PoolLimits = PoolLimits()
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if not self.models:
+            yield "models", "at least one is needed"
+        taken: dict[str, str] = {}
+        for i, model in enumerate(self.models):
+            loras = [lora.name for lora in model.loras]
+            for name in {name for name in (model.alias, *model.aliases, *loras) if name is not None}:
+                if (first := taken.setdefault(name, f"models[{i}]")) != f"models[{i}]":
+                    yield f"models[{i}]", f"{name} is a name of {first} already"
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The most bytes of a body for any of the models."""
+        return max(largest_body(self.server, model) for model in self.models)
+
+
+def largest_body(server: ServerConfig, model: ModelConfig) -> int:
+    if server.max_body_bytes is not None:
+        return server.max_body_bytes
+    mtmd = model.mtmd
+    largest = 0 if mtmd is None else max(mtmd.image_max_bytes, mtmd.audio_max_bytes, mtmd.video_max_bytes)
+    return max(MAX_BODY_BYTES, -(-largest * 4 // 3))

@@ -205,6 +205,10 @@ class ModelConfig(ContextConfig, frozen=True, kw_only=True):
     from_pretrained: FromPretrained | None = None
     from_package: FromPackage | None = None
     alias: Text | None = None
+    aliases: tuple[Text, ...] = ()  # more names of it for clients; * stands for any characters
+    load: Literal["startup", "on_demand"] = "startup"
+    ttl_seconds: Seconds | None = None  # without a request, until its memory is given back
+    memory_bytes: PositiveBytes | None = None  # what a pool counts it as; null: what it took the last time
     chat_template: str | tuple[str, ...] | None = None
     dialect: Text | None = None  # how the model writes tool calls and reasoning; null: its template tells
     response_schema: dict[str, Any] | None = None
@@ -253,8 +257,10 @@ class ModelConfig(ContextConfig, frozen=True, kw_only=True):
         if len(self.loras) > MAX_LORAS:
             yield "loras", f"at most {MAX_LORAS} adapters are served"
         names = [lora.name for lora in self.loras if lora.name is not None]
-        for name in {name for name in names if names.count(name) > 1 or name == self.alias}:
+        for name in sorted({name for name in names if names.count(name) > 1 or name in (self.alias, *self.aliases)}):
             yield "loras", f"{name} is the name of something else too"
+        for name in sorted({name for name in self.aliases if self.aliases.count(name) > 1 or name == self.alias}):
+            yield "aliases", f"{name} is there twice"
         drafts = _sources(self, "draft_model_")
         if len(drafts) > 1:
             yield "", f"at most one of {' and '.join(drafts)} may be set"
@@ -267,6 +273,11 @@ class ModelConfig(ContextConfig, frozen=True, kw_only=True):
                 yield "kv_overrides", f"a key must have 1 to {KV_STRING_BYTES} bytes and no NUL"
             elif isinstance(value, str) and (len(value.encode()) > KV_STRING_BYTES or "\0" in value):
                 yield "kv_overrides", f"the value of {key} must have at most {KV_STRING_BYTES} bytes and no NUL"
+
+    @property
+    def comes_and_goes(self) -> bool:
+        """Whether it is in memory only while somebody uses it: then it has a process of its own."""
+        return self.ttl_seconds is not None or self.load == "on_demand"
 
     @property
     def source(self) -> ModelSource:

@@ -10,13 +10,14 @@ import asyncio
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, KeysView, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, KeysView, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from llamafast._core.adapters import MAX_GROUPS, Adapter
 from llamafast.config import MAX_LORAS, LoraConfig
+from llamafast.config.names import answers_to
 from llamafast.engine.adapter_info import AdapterInfo, AdapterUse
 from llamafast.engine.prefix_key import Adapter as KeyAdapter
 from llamafast.engine.queue_limits import Stay
@@ -72,14 +73,14 @@ class Adapters:
     """All that are loaded, by ids that are places in the config or come after them, none of them twice, and the groups
     that sequences have. Event loop.
 
-    ``reserved`` is the model's own name, ``there`` gives the requests that have not ended.
+    ``reserved`` are the model's own names and patterns of them, ``there`` gives the requests that have not ended.
     """
 
     def __init__(
         self,
         loaded: Iterable[LoadedAdapter],
         home: AdapterHome | None,
-        reserved: str = "",
+        reserved: Collection[str] = (),
         there: Callable[[], Iterable[Stay]] = tuple,
     ) -> None:
         self._loaded = dict(enumerate(loaded))
@@ -108,7 +109,7 @@ class Adapters:
     async def load(self, name: str, path: Path, scale: float = 1.0) -> None:
         if self._home is None:
             raise InvalidRequest("`server.lora_dir` is not set: no adapters are loaded while the server runs")
-        if name == self._reserved or name in self._ids or name in self._loading:
+        if name in self._reserved or name in self._ids or name in self._loading:
             raise InvalidRequest(f"the name {name!r} is taken", param="lora_name")
         if len(self._loaded) + len(self._loading) >= MAX_LORAS:
             raise InvalidRequest(f"{MAX_LORAS} adapters are loaded, and no more are served")
@@ -155,7 +156,7 @@ class Adapters:
         Raises InvalidRequest for an id that there is not, ModelNotFound for a name that there is not any more,
         QueueFull where too many groups are in use.
         """
-        if model and model != self._reserved and model not in self._ids:
+        if model and model not in self._ids and not answers_to(model, self._reserved):
             raise ModelNotFound(f"the model {model[:128]!r} does not exist", param="model")
         asked = dict(chosen)
         self._check(asked)

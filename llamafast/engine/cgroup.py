@@ -33,6 +33,12 @@ def memory_left(proc: Path = PROC) -> int | None:
     return min(left, default=None)
 
 
+def memory_limit(proc: Path = PROC) -> int | None:
+    """The narrowest of this process's limits in bytes; None without any."""
+    limits = [_number(folder / _MEMORY[version].limit) for folder, version in _groups("memory", proc)]
+    return min((limit for limit in limits if limit is not None and limit < NO_LIMIT), default=None)
+
+
 def cpu_quota(proc: Path = PROC) -> float | None:
     """CPUs that this process may use by the narrowest of its quotas; None without any."""
     quotas = []

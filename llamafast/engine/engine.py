@@ -93,7 +93,7 @@ class Engine:
         home = None
         if adapter_files is not None:
             home = AdapterContexts(contexts, adapter_files, self._between_steps, self._forget_adapter)
-        self._adapters = Adapters(adapters, home, info.id, lambda: self._limits.there)
+        self._adapters = Adapters(adapters, home, (info.id, *info.aliases), lambda: self._limits.there)
         self.adapters: AdaptersPort = self._adapters
         self.info = replace(info, adapters=self._adapters.names)
         self._sequences = SequencePlanner(vocab, info)
@@ -116,15 +116,15 @@ class Engine:
         )
         self._masking = MaskerThreads(runner.masker)
         n_cuttable, in_parts = runner.n_cuttable, runner.in_parts
-        self._disk: DiskStore | None = None
+        self.disk: DiskStore | None = None
         if disk is None or config.disk_cache is None:
             cache = PrefixCache(cache_bytes, n_cuttable=n_cuttable, in_parts=in_parts)
         else:
-            self._disk = DiskStore(disk, config.disk_cache.max_bytes, lambda: self._worker.wake())
+            self.disk = DiskStore(disk, config.disk_cache.max_bytes, lambda: self._worker.wake())
             least = config.disk_cache.min_tokens
             cache = TieredCache(
                 cache_bytes,
-                self._disk,
+                self.disk,
                 least,
                 row_seconds=lambda: runner.row_seconds,
                 n_cuttable=n_cuttable,
@@ -142,9 +142,9 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._wake_read, self._deliver)
         self._worker.start()
-        if self._disk is not None:
+        if self.disk is not None:
             # in a turn of its own: its threads keep off the CPUs that compute as the event loop does, not as the worker
-            self._loop.call_soon(self._disk.start)
+            self._loop.call_soon(self.disk.start)
 
     async def close(self, drain_seconds: float = 0.0) -> None:
         """Refuse new work, give running work ``drain_seconds`` to finish, cancel the rest, stop the thread. What was
@@ -280,7 +280,7 @@ class Engine:
         for n, requests in self._choices.items():
             counts[bisect_left(CHOICES_BOUNDS, n)] += requests
         choices = (CHOICES_BOUNDS, counts, float(sum(n * requests for n, requests in self._choices.items())))
-        disk = {} if self._disk is None else self._disk.histograms()
+        disk = {} if self.disk is None else self.disk.histograms()
         return self._worker.histograms() | disk | {"request_choices": choices}
 
     def _check_open(self, tenant: Tenant, n_more: int) -> None:

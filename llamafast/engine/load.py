@@ -169,6 +169,7 @@ def load_engine(
         embedding=embedding,
         cuts_anywhere=context.n_cuttable >= context.n_ctx_seq,
         modalities=() if encoder is None else encoder.modalities,
+        aliases=config.model.aliases,
     )
     if any(one.name == info.id for one in adapters):
         raise ConfigError(f"model.loras: {info.id} is the model's own name")

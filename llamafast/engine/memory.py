@@ -6,7 +6,7 @@ import ctypes
 import os
 from pathlib import Path
 
-from llamafast.engine.cgroup import PROC, memory_left
+from llamafast.engine.cgroup import PROC, memory_left, memory_limit
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 LARGE_BLOCK = 128 * 1024
@@ -21,6 +21,12 @@ def available_bytes(meminfo: Path = MEMINFO, proc: Path = PROC) -> int:
     """
     machine, left = _machine(meminfo), memory_left(proc)
     return machine if left is None else min(machine, left)
+
+
+def total_bytes(proc: Path = PROC) -> int:
+    """What the machine has, or the control groups around this process allow, if less."""
+    machine, limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), memory_limit(proc)
+    return machine if limit is None else min(machine, limit)
 
 
 def return_large_blocks() -> None:

@@ -198,10 +198,10 @@ class EmbeddingInfo(Struct, frozen=True, kw_only=True):
 class ModelInfo(Struct, frozen=True, kw_only=True):
     """What the layers above may know of the loaded model. Lengths are in tokens, ``longest_piece`` is the most bytes of
     text that one token can stand for, ``control_tokens`` the texts of control tokens. ``chat_template`` and
-    ``tool_use_template``, the one for conversations with tools, are the GGUF's own. ``sampling`` is what a request gets
-    that asks for nothing else. ``embedding`` is None for a model that does not embed. Where memory ``cuts_anywhere``,
-    what prompts share is reused wherever they part, else only up to a checkpoint. ``modalities`` are what it takes
-    beside text, ``adapters`` the names of those that there are now."""
+    ``tool_use_template``, for conversations with tools, are the GGUF's own. ``sampling`` is what a request gets that
+    asks for nothing else. ``embedding`` is None for a model that does not embed. Where memory ``cuts_anywhere``, what
+    prompts share is reused wherever they part, else only up to a checkpoint. ``modalities`` are what it takes beside
+    text, ``adapters`` the names of those that there are now, ``aliases`` further names and patterns of them."""
 
     id: str
     created: int
@@ -222,10 +222,10 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     cuts_anywhere: bool = True
     modalities: tuple[MediaKind, ...] = ()
     adapters: Collection[str] = ()
+    aliases: tuple[str, ...] = ()
 
     @property
-    def ranks(self) -> bool:
-        """Whether vectors of this model are scores."""
+    def ranks(self) -> bool:  # whether vectors of this model are scores
         return self.embedding is not None and self.embedding.pooling == "rank"
 
 

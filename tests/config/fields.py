@@ -34,6 +34,7 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "cache": (shapes.CacheConfig(), [{}], [None, [], 1]),
         "responses": (shapes.ResponsesConfig(), [{}], [None, [], 1]),
         "disk_cache": (None, [None], [{}, [], 1]),
+        "pool": (None, [None], [{}, [], 1]),
     },
     "server": {
         "host": ("127.0.0.1", *TEXT),
@@ -150,6 +151,10 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "from_pretrained": (None, *PRETRAINED_OR_NULL),
         "from_package": (None, *PRETRAINED_OR_NULL),
         "alias": (None, *NULL_TEXT),
+        "aliases": ((), [[], ["x", "gpt-*"]], [None, "x", [""], [1], ["x", "x"]]),
+        "load": ("startup", ["startup", "on_demand"], [None, "", 1, "later"]),
+        "ttl_seconds": (None, [None, 0.1, 5], [0, -1, "60", True]),
+        "memory_bytes": (None, *ONLY_NULL),
         "dialect": (None, [None, "hermes"], [1, ""]),
         "chat_template": (None, [None, "", "t", [], ["a", "b"]], [1, {}, [1], ["a", None]]),
         "response_schema": (None, [None, {}, {"type": "object", "x": [1, None]}], [1, [], "x"]),

@@ -259,7 +259,7 @@ def test_any_json_loads_or_is_a_config_error(tree: Any) -> None:
         config = parse(tree)
     except ConfigError:
         return
-    assert config.model.source
+    assert [model.source for model in getattr(config, "models", None) or (config.model,)]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -36,6 +36,25 @@ def test_quantised_tensors_are_told(tiny_model, smollm2):
     assert Gguf(str(tiny_model("tiny-llama-v152k"))).is_quantised()
 
 
+def test_integers_alone_and_in_lists(tmp_path):
+    path = tmp_path / "numbers.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_uint32("one", 2**32 - 1)
+    writer.add_int32("signed", -5)
+    writer.add_array("several", [0, 4, 8])
+    writer.add_array("texts", ["a"])
+    writer.add_uint64("long", 1)
+    writer.add_float32("real", 1.0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    head = Gguf(str(path))
+    assert head.integers("one") == [2**32 - 1]
+    assert head.integers("signed") == [-5]
+    assert head.integers("several") == [0, 4, 8]
+    assert [head.integers(key) for key in ("texts", "long", "real", "general.architecture", "none")] == [None] * 5
+
+
 @pytest.mark.parametrize("data", [b"", b"GGUF", b"GGUF" + b"\xff" * 100, b"no"])
 def test_what_is_no_gguf(tmp_path, data):
     path = tmp_path / "no.gguf"

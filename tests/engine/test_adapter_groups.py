@@ -58,11 +58,13 @@ class Defined(dict):
         ("", [(3, 0.1301), (2, 1 / 129), (0, -1)], [(0, -1.0), (3, 8 / 64)]),
         ("", [(2, 1.0), (2, 3.0)], [(2, 3.0)]),
         ("c", (), [(0, 0.5), (3, 2.0)]),
+        ("gpt-4o", (), [(0, 0.5), (3, 2.0)]),
     ],
 )
 def test_who_has_which(model, chosen, members):
     defined = Defined()
-    one = Adapters(loaded((None, 0.5, 0.5), ("a", 1.0, 0), ("b", -0.25, 0), ("c", 2.0, 2.0)), defined, "the model")
+    adapters = loaded((None, 0.5, 0.5), ("a", 1.0, 0), ("b", -0.25, 0), ("c", 2.0, 2.0))
+    one = Adapters(adapters, defined, ("the model", "gpt-*"))
     group = one.group(model, chosen)
     assert defined[group.number] == members
     assert [(key.digest, key.scale) for key in group.key] == [(bytes([id]), scale) for id, scale in members]

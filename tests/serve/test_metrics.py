@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.server import Server, serving
+from llamafast.pool.exposition import merged
 from llamafast.series import (
     ALIASES,
     DISK_SERIES,
@@ -223,9 +224,12 @@ async def test_every_series_of_the_documents_exists(server: Server) -> None:
     page = (DOCS / "metrics.md").read_text()
     documented = set(re.findall(r"`((?:llamafast|llamacpp|batch_server|vllm):\w+)`", page))
     exposed = {re.sub("_(bucket|sum|count)$", "", name) for name in names} | names
-    assert documented <= exposed | OF_SOME | {
+    of_several_models = set(re.findall(r"^# TYPE (\S+)", merged({}, b"", ())[0].decode(), re.MULTILINE))
+    assert len(of_several_models) == 6
+    assert documented <= exposed | OF_SOME | of_several_models | {
         series.name for series in (*EMBEDDING_SERIES, *MEDIA_SERIES, *DISK_SERIES)
     }
+    assert of_several_models <= documented
     assert {
         series.name
         for series in (

@@ -26,12 +26,12 @@ Start = Callable[..., AbstractContextManager[Process]]
 HELD = """
 import sys, time
 from pathlib import Path
-import llamafast.server
+import llamafast.front, llamafast.server
 from llamafast.cli import main
 from llamafast.errors import ModelLoadError
 
 load = llamafast.server.load_engine
-llamafast.server.CLOSE_SECONDS = 0.5
+llamafast.front.CLOSE_SECONDS = 0.5
 
 def held(*arguments):
     gate = Path(sys.argv[1]).with_name("go")

@@ -18,8 +18,8 @@ from support.server_process import Process
 
 from benchmarks.server import free_port, wait_until_healthy
 from llamafast.config import ServerConfig
+from llamafast.front import leave_after
 from llamafast.listener import Listener
-from llamafast.server import leave_after
 from serve.conftest import model_config
 
 Start = Callable[..., AbstractContextManager[Process]]
@@ -151,8 +151,8 @@ def test_an_interrupt_while_it_loads_leaves_no_traceback() -> None:
     code = (
         # of a shell's background job it would be ignored
         "import hashlib, signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from llamafast.server import _interruptible\n"
-        "with _interruptible(): print('loading', flush=True); hashlib.pbkdf2_hmac('sha1', b'', b'', 10**9)"
+        "from llamafast.front import interruptible\n"
+        "with interruptible(): print('loading', flush=True); hashlib.pbkdf2_hmac('sha1', b'', b'', 10**9)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -51,8 +51,11 @@ cdef extern from "ggml-backend.h" nogil:
 
 
 cdef extern from "gguf.h" nogil:
+    enum: GGUF_TYPE_UINT32
+    enum: GGUF_TYPE_INT32
     enum: GGUF_TYPE_FLOAT32
     enum: GGUF_TYPE_STRING
+    enum: GGUF_TYPE_ARRAY
     cdef struct gguf_context:
         pass
     cdef struct gguf_init_params:
@@ -62,8 +65,13 @@ cdef extern from "gguf.h" nogil:
     void gguf_free(gguf_context *ctx)
     int64_t gguf_find_key(const gguf_context *ctx, const char *key)
     int gguf_get_kv_type(const gguf_context *ctx, int64_t key_id)
+    int gguf_get_arr_type(const gguf_context *ctx, int64_t key_id)
+    uint32_t gguf_get_val_u32(const gguf_context *ctx, int64_t key_id)
+    int32_t gguf_get_val_i32(const gguf_context *ctx, int64_t key_id)
     const char *gguf_get_val_str(const gguf_context *ctx, int64_t key_id)
     float gguf_get_val_f32(const gguf_context *ctx, int64_t key_id)
+    size_t gguf_get_arr_n(const gguf_context *ctx, int64_t key_id)
+    const void *gguf_get_arr_data(const gguf_context *ctx, int64_t key_id)
     int64_t gguf_get_n_tensors(const gguf_context *ctx)
     const char *gguf_get_tensor_name(const gguf_context *ctx, int64_t tensor_id)
     int gguf_get_tensor_type(const gguf_context *ctx, int64_t tensor_id)

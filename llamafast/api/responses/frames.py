@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from llamafast.api.responses.schema import ResponsesRequest
 from llamafast.api.schema.fragments import ErrorObject
+from llamafast.errors import InvalidRequest
+
+FrameT = TypeVar("FrameT")
 
 
 class ResponseCreate(ResponsesRequest, kw_only=True):
@@ -46,3 +49,13 @@ class ErrorFrame(Struct, kw_only=True):
     status: int
     error: ErrorObject
     stream_id: str | UnsetType = UNSET
+
+
+def decode_frame(decoder: msgspec.json.Decoder[FrameT], frame: bytes) -> FrameT:
+    """Raises InvalidRequest when ``frame`` is not JSON or not of that shape."""
+    try:
+        return decoder.decode(frame)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"the frame: {error}", code="invalid_request_error") from error
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the frame is not valid JSON: {error}", code="invalid_json") from error

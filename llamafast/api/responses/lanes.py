@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -18,23 +18,18 @@ from llamafast.api.delivery import internal_error, run_sized
 from llamafast.api.http import Record, error_body
 from llamafast.api.request_log import RequestLog
 from llamafast.api.responses.events import Event
-from llamafast.api.responses.frames import ErrorFrame, FrameKind, ResponseCreate, Steer, SteerFailed
+from llamafast.api.responses.frames import ErrorFrame, FrameKind, ResponseCreate, Steer, SteerFailed, decode_frame
 from llamafast.api.responses.items import in_request
 from llamafast.api.responses.responder import Responder
+from llamafast.api.responses.socket import ROUTE, Whose
 from llamafast.api.responses.store import History
 from llamafast.api.sse import encode
 from llamafast.api.websocket import POLICY_VIOLATION, Refused, WebSocket
 from llamafast.config import ServerConfig
-from llamafast.engine.types import ModelInfo, Tenant
+from llamafast.engine.types import ModelInfo
 from llamafast.errors import InvalidKey, InvalidRequest, LlamafastError, QueueFull
 
-FrameT = TypeVar("FrameT")
-# Whose socket it is by now; raises InvalidKey.
-Whose = Callable[[], Tenant]
-
 log = logging.getLogger(__name__)
-
-ROUTE = "ws:/v1/responses"
 
 # As OpenAI's own limits: lanes of a socket, responses that run on it at once.
 MAX_LANES = 32
@@ -100,7 +95,8 @@ class LaneMemory:
 
 
 class Session:
-    """Reads frames, answers them in their lanes and tells ``request_log`` of each."""
+    """Reads frames, answers them in their lanes and tells ``request_log`` of each. Frames have ``limits`` as bodies do,
+    and what waits on a socket, or is remembered there, those of one body."""
 
     def __init__(
         self,
@@ -126,7 +122,6 @@ class Session:
         self._last = time.monotonic()  # that a frame came or an answer ended
 
     def idle_seconds_left(self) -> float:
-        """For how long from now nothing may come and nothing be answered."""
         answering = any(not task.done() for task in self._tasks())
         return self._config.websocket_idle_seconds - (0.0 if answering else time.monotonic() - self._last)
 
@@ -141,9 +136,9 @@ class Session:
                 for start in range(0, len(data), PIECE_BYTES):
                     frame.size.add(data[start : start + PIECE_BYTES])
                     await asyncio.sleep(0)
-                frame = frame._replace(kind=_decode(_KIND, data))
+                frame = frame._replace(kind=decode_frame(_KIND, data))
                 if frame.kind.type == "response.steer":
-                    await self._refuse_steer(_decode(_STEER, data), frame)
+                    await self._refuse_steer(decode_frame(_STEER, data), frame)
                     frame.size.release()
                 else:
                     _check_kind(frame.kind)
@@ -255,16 +250,6 @@ class Session:
 
 def _encoded(events: Sequence[Event]) -> list[bytes]:
     return [encode(event) for event in events]
-
-
-def _decode(decoder: msgspec.json.Decoder[FrameT], frame: bytes) -> FrameT:
-    """Raises InvalidRequest when ``frame`` is not JSON or not of that shape."""
-    try:
-        return decoder.decode(frame)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"the frame: {error}", code="invalid_request_error") from error
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the frame is not valid JSON: {error}", code="invalid_json") from error
 
 
 def _check_kind(kind: FrameKind) -> None:

@@ -4,35 +4,55 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
-from llamafast.api.body_size import BodyLimits
-from llamafast.api.http import ClientGone
+from llamafast.api.http import ClientGone, Exchange, Headers
 from llamafast.api.request_log import RequestLog
-from llamafast.api.responses.lanes import ROUTE, Session, Whose
-from llamafast.api.responses.responder import Responder
 from llamafast.api.websocket import GOING_AWAY, TRY_AGAIN_LATER, Refused, WebSocket
 from llamafast.config import ServerConfig
-from llamafast.engine.types import ModelInfo
-from llamafast.errors import EngineUnavailable, InvalidRequest
+from llamafast.engine.types import Tenant
+from llamafast.errors import EngineUnavailable, InvalidRequest, LlamafastError, UpgradeRequired
+
+ROUTE = "ws:/v1/responses"
+_UPGRADE: Headers = ((b"upgrade", b"websocket"),)
+
+# Whose socket it is by now; raises InvalidKey.
+Whose = Callable[[], Tenant]
+
+
+class SessionPort(Protocol):
+    """What answers the frames of one socket."""
+
+    async def read(self) -> None:
+        """Take frames for as long as they come. Raises ClientGone or Refused."""
+
+    async def finish(self) -> None:
+        """Wait until what was taken is answered."""
+
+    async def cancel(self) -> None:
+        """End whatever is not."""
+
+    async def tell(self, error: LlamafastError) -> None:
+        """Send an error that is no answer to anything."""
+
+    def idle_seconds_left(self) -> float:
+        """For how long from now nothing may come and nothing be answered."""
 
 
 class ResponseSockets:
-    """Serves sockets: as many at once, and each for as long, as the config says. Frames have ``limits`` as bodies do,
-    and what waits on a socket, or is remembered there, those of one body."""
+    """Serves sockets: as many at once, and each for as long, as the config says; what comes over one is for the session
+    that ``new_session`` makes for it."""
 
     def __init__(
         self,
-        responder: Responder,
-        info: ModelInfo,
+        new_session: Callable[[WebSocket, Whose], SessionPort],
         request_log: RequestLog,
-        limits: BodyLimits,
         config: ServerConfig,
     ) -> None:
-        self._responder = responder
-        self._info = info
+        self._new_session = new_session
         self._request_log = request_log
-        self._limits = limits
         self._config = config
         self._n_open = 0
         self._draining = asyncio.Event()
@@ -76,9 +96,7 @@ class ResponseSockets:
         self._request_log.add(record, ROUTE)
 
     async def _converse(self, socket: WebSocket, whose: Whose) -> None:
-        session = Session(
-            socket, whose, self._responder, self._info, self._request_log, limits=self._limits, config=self._config
-        )
+        session = self._new_session(socket, whose)
         reader = asyncio.create_task(session.read())
         draining = asyncio.create_task(self._draining.wait())
         try:
@@ -102,7 +120,7 @@ class ResponseSockets:
             draining.cancel()
             await session.cancel()
 
-    async def _until_over(self, session: Session, *ends: asyncio.Task[object]) -> bool:
+    async def _until_over(self, session: SessionPort, *ends: asyncio.Task[object]) -> bool:
         """Wait for one of ``ends``, or for the end of the time there is. Whether that was spent idly."""
         until = time.monotonic() + self._config.websocket_seconds
         while True:
@@ -122,3 +140,8 @@ class LifetimeReached(InvalidRequest):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"a connection lasts at most {seconds:g} seconds; open a new one")
+
+
+async def upgrade_required(exchange: Exchange) -> None:
+    """Answer a GET that reaches HTTP: an upgrade where WebSockets are off, or none at all."""
+    await exchange.reply_error(UpgradeRequired("send POST, or open a WebSocket where they are on"), _UPGRADE)

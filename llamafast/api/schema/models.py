@@ -9,7 +9,8 @@ from msgspec import UNSET, Struct, UnsetType
 
 class Model(Struct, kw_only=True):
     """``max_model_len`` (tokens of one sequence) and ``meta`` are extensions that vLLM and llama-server share,
-    ``modalities`` one of ours: what its prompts are made of. ``parent`` is what vLLM calls the model of an adapter."""
+    ``aliases`` one of llama-server's, ``modalities`` one of ours: what its prompts are made of. ``parent`` is what vLLM
+    calls the model of an adapter."""
 
     id: str
     object: Literal["model"] = "model"
@@ -17,6 +18,7 @@ class Model(Struct, kw_only=True):
     owned_by: Literal["llamafast"] = "llamafast"
     max_model_len: int
     parent: str | UnsetType | None = UNSET
+    aliases: list[str] | UnsetType = UNSET
     modalities: list[str]
     meta: dict[str, int]
 

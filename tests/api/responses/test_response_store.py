@@ -134,7 +134,7 @@ async def test_items_are_decoded_and_encoded_beside_the_loop(
     client: AsgiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llamafast.api.delivery.INLINE_BYTES", 0)
-    names = "responses.store.decoded_list", "responses.stored_items.StowedItems.encoded", "responses.endpoint._page"
+    names = "responses.store.decoded_list", "responses.stored_items.StowedItems.encoded", "responses.stored._page"
     told = beside_the_loop(monkeypatch, *(f"llamafast.api.{name}" for name in names))
     created = (await client.post(URL, {"input": "One"})).json
     page = await client.get(f"{URL}/{created['id']}/input_items")

@@ -16,7 +16,7 @@ from support.fake_encoder import fake_medium
 from support.fake_engine import INFO, FakeEngine, say
 
 from llamafast.api.app import App
-from llamafast.api.responses import endpoint
+from llamafast.api.responses import stored
 from llamafast.engine.media import DetachedText, MediaSource, Medium
 from llamafast.errors import InvalidMedia
 
@@ -158,7 +158,7 @@ async def test_a_page_holds_no_clip_many_times(
 ) -> None:
     await client.post(URL, {"input": shown(PICTURE)})
     created = (await client.post(URL, {"input": [{"type": "item_reference", "id": "msg_1"}] * 4})).json
-    monkeypatch.setattr(endpoint, "_PAGE_BYTES", 2_000_000)
+    monkeypatch.setattr(stored, "_PAGE_BYTES", 2_000_000)
     page = (await client.get(f"{URL}/{created['id']}/input_items")).json
     assert (len(page["data"]), page["has_more"]) == (2, True)
     monkeypatch.undo()

@@ -1,0 +1,128 @@
+"""The ASGI application in front of several models: what it answers itself, and what it passes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from llamafast.api.body_size import BODIES_AT_ONCE, BodyLimits
+from llamafast.api.client_wait import ClientWaits
+from llamafast.api.http import Exchange, Receive, Scope, Send
+from llamafast.api.keys import KeyRing
+from llamafast.api.origins import Origins
+from llamafast.api.reception import Reception
+from llamafast.api.request_log import RequestLog
+from llamafast.api.responses.socket import ResponseSockets, Whose, upgrade_required
+from llamafast.api.responses.store import ResponseStore
+from llamafast.api.responses.stored import PATH as RESPONSES
+from llamafast.api.responses.stored import StoredResponses
+from llamafast.api.routes import RERANK, Route, Routes, get
+from llamafast.api.sse import PING_SECONDS
+from llamafast.api.system import reply_live
+from llamafast.api.websocket import WebSocket
+from llamafast.config import PoolConfig
+from llamafast.pool.catalogue import Catalogue
+from llamafast.pool.events import Events
+from llamafast.pool.fleet import Fleet
+from llamafast.pool.proxy import ADAPTERS, Proxy
+from llamafast.pool.sockets import PooledSession
+from llamafast.pool.system import PoolEndpoints
+
+# What a model answers to whoever names it in the body.
+_PROMPTED = (
+    RESPONSES,
+    "/v1/completions",
+    "/v1/chat/completions",
+    f"{RESPONSES}/input_tokens",
+    f"{RESPONSES}/compact",
+    "/v1/embeddings",
+    *RERANK,
+    "/v1/score",
+    "/apply-template",
+    "/tokenize",
+    "/detokenize",
+)
+_ANY_PROMPT = 2**31  # how long a prompt may be is for the model to say
+_RETRY_SECONDS = 1.0
+
+
+class PoolApp:
+    """``store`` is the database of responses that all models write."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        catalogue: Catalogue,
+        events: Events,
+        store: ResponseStore,
+        config: PoolConfig,
+        *,
+        keys: KeyRing,
+        origins: Origins,
+        waits: ClientWaits,
+        ping_seconds: float = PING_SECONDS,
+    ) -> None:
+        self._keys = keys
+        self._waits = waits
+        self._events = events
+        max_bytes = config.max_body_bytes
+        self._limits = limits = BodyLimits(max_bytes, BODIES_AT_ONCE * max_bytes, _ANY_PROMPT)
+        request_log = RequestLog(config.server)
+        self._system = PoolEndpoints(fleet, catalogue, config, limits)
+        self._proxy = Proxy(fleet, catalogue, limits, ping_seconds, frozenset(_PROMPTED))
+
+        def new_session(socket: WebSocket, whose: Whose) -> PooledSession:
+            return PooledSession(socket, whose, fleet, catalogue, request_log, limits=limits, config=config.server)
+
+        self._sockets = ResponseSockets(new_session, request_log, config.server)
+        self.routes = Routes([*self._passing(), *StoredResponses(store).routes(), *self._describing(config)])
+        self._reception = Reception(self.routes, keys, origins, request_log, lambda: _RETRY_SECONDS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._waits.of(scope) as wait:
+            if scope["type"] == "http":
+                exchange = Exchange(scope, receive, send, wait)
+                exchange.closes = self._system.draining
+                await self._reception.serve(exchange)
+            else:
+                socket = WebSocket(scope, receive, send, wait, self._limits.max_bytes)
+                admitted, key = await self._reception.admit_socket(socket, (RESPONSES,))
+                if admitted:
+                    await self._sockets.serve(socket, partial(self._keys.tenant, key))
+
+    def announce_drain(self) -> None:
+        self._system.draining = True
+
+    def drain(self) -> None:
+        self._sockets.drain()
+        self._events.close()
+
+    async def closed(self) -> None:
+        await self._sockets.closed()
+
+    def _passing(self) -> Iterator[Route]:
+        for path in _PROMPTED:
+            more = {"GET": upgrade_required} if path == RESPONSES else {}
+            yield Route(path, {"POST": self._proxy.with_body, **more})
+        methods = {**get(self._proxy.without_body), "POST": self._proxy.with_body}
+        yield Route("/lora-adapters", methods, changes=frozenset({"POST"}))
+        for path in ADAPTERS:
+            yield Route(path, {"POST": self._proxy.with_body}, "admin")
+
+    def _describing(self, config: PoolConfig) -> Iterator[Route]:
+        system = self._system
+        for path in ("/v1/models", "/models"):
+            yield Route(path, get(system.models))
+        yield Route("/v1/models/{id}", get(system.model), id_pattern=".*")
+        yield Route("/models/load", {"POST": system.load}, "admin")
+        yield Route("/models/unload", {"POST": system.unload}, "admin")
+        yield Route("/models/sse", {"GET": self._events.watch}, "admin")
+        for path, probe in (
+            ("/live", reply_live),
+            ("/ready", system.ready),
+            ("/health", system.ready),
+            ("/healthz", system.health),
+        ):
+            yield Route(path, get(probe), "open", is_probe=True)
+        yield Route("/metrics", get(system.metrics), "open" if config.server.metrics_public else "key")
+        yield Route("/reset_prefix_cache", {"POST": system.reset_prefix_cache}, "admin")

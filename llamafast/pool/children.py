@@ -1,0 +1,176 @@
+"""The parent's end of a child: starts the process, talks to it, ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import httpcore2
+from msgspec import DecodeError, Raw
+
+from llamafast.api.keys import VARIABLE
+from llamafast.cpus import on_cpus
+from llamafast.errors import ModelLoadError
+from llamafast.front import CLOSE_SECONDS, in_thread
+from llamafast.pool.resident import peak_bytes
+from llamafast.pool.streams import UnixBackend
+from llamafast.pool.wire import Begin, FromChild, Go, Needs, Ready, Refused, from_child, line
+
+COMMAND = (sys.executable, "-m", "llamafast.pool.child")
+# A child closes a connection after `server.keep_alive_seconds` and never sooner than its parent.
+IDLE_SECONDS = 15.0
+
+
+class Died(Exception):
+    """The child has ended, with ``code``."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"it was ended by signal {-code}" if code < 0 else f"it ended with {code}")
+        self.code = code
+
+
+class Door(NamedTuple):
+    """Where a child answers, and what it wants to see."""
+
+    path: Path
+    secret: str
+    http: httpcore2.AsyncConnectionPool
+
+
+def client(path: Path) -> httpcore2.AsyncConnectionPool:
+    """Of the server on a socket: as many connections as there are requests."""
+    return httpcore2.AsyncConnectionPool(
+        uds=str(path),
+        max_connections=None,
+        max_keepalive_connections=64,
+        keepalive_expiry=IDLE_SECONDS,
+        network_backend=UnixBackend(),
+    )
+
+
+class ChildPort(Protocol):
+    """A child as the fleet sees it; tests have another one."""
+
+    @property
+    def door(self) -> Door: ...
+
+    @property
+    def gone(self) -> asyncio.Future[int]:
+        """The exit code, once the process has ended and its memory is the system's again."""
+
+    async def begin(self) -> int:
+        """Start it; how many bytes it will take. Raises ModelLoadError where it refuses, or Died."""
+
+    async def load(self) -> None:
+        """Let it load its model, and return when it answers. Raises as ``begin``."""
+
+    def peak_bytes(self) -> int | None:
+        """Host memory that it has had at most, as far as that is known."""
+
+    async def end(self, seconds: float) -> None:
+        """Let it finish what runs, for so long; return when it has ended."""
+
+    def kill(self) -> None: ...
+
+
+class Child:
+    """One process, once. ``config`` is a cfg.json whose ``server.uds`` is ``path``; it may run on ``cpus``. On an
+    event loop of the main thread: the kernel ends a child with the thread that has started it."""
+
+    def __init__(
+        self,
+        config: bytes,
+        path: Path,
+        *,
+        verbose: bool = False,
+        cpus: set[int] | None = None,
+    ) -> None:
+        self._cpus = cpus
+        self._secret = secrets.token_hex(32)
+        self._begin = Begin(config=Raw(config), secret=self._secret, verbose=verbose)
+        self._path = path
+        self._process: subprocess.Popen[bytes] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._peak: int | None = None
+        self.gone: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.door = Door(path, self._secret, client(path))
+
+    async def begin(self) -> int:
+        ours, its = socket.socketpair()
+        with its, on_cpus(self._cpus):
+            try:
+                # some milliseconds; a thread would take the child along when it ends
+                self._process = subprocess.Popen(  # noqa: ASYNC220
+                    [*COMMAND, str(its.fileno())],
+                    pass_fds=[its.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    env={name: value for name, value in os.environ.items() if name != VARIABLE},
+                    # a signal of the terminal's is for the parent, which still drains
+                    process_group=0,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        ended = in_thread(self._process.wait, "llamafast-child")
+        ended.add_done_callback(self._note_end)
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        needs = await self._ask(self._begin)
+        assert isinstance(needs, Needs)
+        return needs.n_bytes
+
+    async def load(self) -> None:
+        ready = await self._ask(Go())
+        assert isinstance(ready, Ready)
+
+    def peak_bytes(self) -> int | None:
+        if self._process is not None and not self.gone.done():
+            self._peak = peak_bytes(self._process.pid) or self._peak
+        return self._peak
+
+    async def end(self, seconds: float) -> None:
+        if self._process is None:
+            return
+        self._signal(signal.SIGTERM)
+        # it ends by itself that long after what runs had its time
+        await asyncio.wait((self.gone,), timeout=seconds + 2 * CLOSE_SECONDS)
+        self.kill()
+        await asyncio.shield(self.gone)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    async def _ask(self, message: Begin | Go) -> Needs | Ready:
+        """What the child answers. Raises ModelLoadError or Died."""
+        assert self._writer is not None
+        answer: FromChild | None = None
+        with suppress(OSError, DecodeError):
+            self._writer.write(line(message))
+            answer = from_child.decode(await self._reader.readline())
+        if answer is None:
+            # it ends, or what is left of it is of no use
+            await asyncio.wait((self.gone,), timeout=CLOSE_SECONDS)
+            self.kill()
+            raise Died(await asyncio.shield(self.gone))
+        if isinstance(answer, Refused):
+            await asyncio.shield(self.gone)
+            raise ModelLoadError(answer.reason)
+        return answer
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and not self.gone.done():
+            self._process.send_signal(number)
+
+    def _note_end(self, ended: asyncio.Future[int]) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._path.unlink(missing_ok=True)
+        if not self.gone.done():
+            self.gone.set_result(ended.result())

@@ -1,0 +1,107 @@
+"""Requests and answers on their way between a client and a child, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from urllib.parse import urlencode
+
+import httpcore2
+
+from llamafast.api.http import Exchange, error_body
+from llamafast.api.sse import EventStream, frame
+from llamafast.engine.types import ANYBODY, Tenant
+from llamafast.errors import ModelDied
+from llamafast.pool.children import Door
+from llamafast.pool.tenants import HEADER, told
+
+# Of one connection, or of the parent's alone: the key and where a page comes from have been looked at here, and the
+# child repeats the identity that it is given.
+_KEPT_HERE = frozenset(
+    {
+        b"authorization", b"x-api-key", b"origin", b"cookie", b"host", b"connection", b"keep-alive", b"upgrade", b"te",
+        b"trailer", b"transfer-encoding", b"proxy-authorization", b"proxy-connection", b"content-length", b"expect",
+        b"accept-encoding", b"x-request-id", b"traceparent", HEADER,
+    }
+)  # fmt: skip
+_NOT_PASSED_BACK = frozenset(
+    {b"connection", b"keep-alive", b"transfer-encoding", b"date", b"server", b"x-request-id", b"traceparent"}
+)
+_EVENTS = b"text/event-stream"
+LOST = (httpcore2.NetworkError, httpcore2.ProtocolError)
+
+
+async def ask(door: Door, method: str, path: str, tenant: Tenant = ANYBODY, admin: bool = False) -> tuple[int, bytes]:
+    """A request of the parent's own: status and body. Raises what LOST says."""
+    headers = [(b"host", b"localhost"), (b"content-length", b"0"), (HEADER, told(tenant, admin, door.secret))]
+    response = await door.http.request(method, _url(path), headers=headers)
+    return response.status, response.content
+
+
+async def pass_on(exchange: Exchange, door: Door, body: bytes, stream: EventStream | None = None) -> int:
+    """Let the child answer, into ``stream`` where that has begun; the child's status. Raises ModelDied while nothing of
+    the answer is known; later a stream of events ends with that as its last one, and anything else breaks off."""
+    path = exchange.path + (f"?{urlencode(exchange.query)}" if exchange.query else "")
+    headers = [*_request_headers(exchange, door), (b"content-length", b"%d" % len(body))]
+    is_stream = stream is not None
+    last = b""
+    try:
+        async with door.http.stream(exchange.method, _url(path), headers=headers, content=body) as response:
+            exchange.passed_on = True
+            kind = dict(_lower(response.headers)).get(b"content-type", b"")
+            if stream is not None:
+                await _pass_into(stream, response, kind)
+                return response.status
+            is_stream = kind.startswith(_EVENTS)
+            await exchange.start(response.status, tuple(_reply_headers(response.headers)))
+            async for piece in response.aiter_stream():
+                last = piece
+                await exchange.write(piece)
+            await exchange.write(b"", more=False)
+            return response.status
+    except LOST:
+        exchange.passed_on = False
+        error = ModelDied("the process of this model ended while it answered")
+        if not exchange.status:
+            raise error from None
+        if is_stream:
+            # what has come of an event that is cut is nobody's
+            ending = b"" if last.endswith(b"\n\n") or not last else b"\n\n"
+            await exchange.write(ending + frame(error_body(error)), more=False)
+        exchange.status = error.status
+        return error.status
+
+
+async def _pass_into(stream: EventStream, response: httpcore2.Response, kind: bytes) -> None:
+    """Pings have gone out already, and with them the status."""
+    if response.status == 200 and kind.startswith(_EVENTS):
+        async for piece in response.aiter_stream():
+            await stream.write(piece)
+        await stream.write(b"", more=False)
+    else:
+        await stream.write(b"data: %b\n\n" % (await response.aread()).replace(b"\n", b" "), more=False)
+
+
+def _request_headers(exchange: Exchange, door: Door) -> Iterable[tuple[bytes, bytes]]:
+    yield b"host", b"localhost"
+    yield HEADER, told(exchange.tenant, exchange.is_admin, door.secret)
+    yield b"x-request-id", exchange.identity.request_id
+    if exchange.identity.traceparent:
+        yield b"traceparent", exchange.identity.traceparent
+    for name, value in exchange.headers.items():
+        if name not in _KEPT_HERE:
+            yield name, value
+
+
+def _reply_headers(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
+    for name, value in _lower(headers):
+        if name not in _NOT_PASSED_BACK:
+            yield name, value
+
+
+def _lower(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
+    for name, value in headers:
+        yield name.lower(), value
+
+
+def _url(path: str) -> httpcore2.URL:
+    return httpcore2.URL(scheme=b"http", host=b"localhost", port=None, target=path.encode())

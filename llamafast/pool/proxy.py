@@ -1,0 +1,93 @@
+"""Requests that a model answers: found, brought where it is not loaded, and passed on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+
+from llamafast.api.body_size import BodyLimits
+from llamafast.api.delivery import run_sized
+from llamafast.api.http import Exchange
+from llamafast.api.sse import EventStream
+from llamafast.errors import LlamafastError
+from llamafast.pool.asked import Asked, asked_in
+from llamafast.pool.catalogue import Catalogue
+from llamafast.pool.fleet import Fleet
+from llamafast.pool.member import Member
+from llamafast.pool.passing import pass_on
+
+# vLLM's, whose bodies name an adapter
+ADAPTERS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+
+
+class Proxy:
+    """Streams are told that they live every ``ping_seconds`` while they wait for their model. Paths that are not
+    ``prompted`` may change a model's names."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        catalogue: Catalogue,
+        limits: BodyLimits,
+        ping_seconds: float,
+        prompted: Collection[str],
+    ) -> None:
+        self._fleet = fleet
+        self._catalogue = catalogue
+        self._limits = limits
+        self._ping_seconds = ping_seconds
+        self._prompted = prompted
+
+    async def with_body(self, exchange: Exchange) -> None:
+        """The body names the model, or where it is a list ``?model=`` does, as llama-server has it."""
+        body = await exchange.read_json(self._limits)
+        asked = await run_sized(len(body), asked_in, body)
+        await exchange.until_disconnect(self._answer(exchange, body, asked))
+
+    async def without_body(self, exchange: Exchange) -> None:
+        await exchange.until_disconnect(self._answer(exchange, b"", Asked()))
+
+    async def _answer(self, exchange: Exchange, body: bytes, asked: Asked) -> None:
+        ttl_seconds = asked.ttl_seconds
+        member = await self._member(exchange, asked)
+        if (door := self._fleet.enter_now(member)) is None:
+            if asked.stream:
+                await self._stream_later(exchange, body, member, ttl_seconds)
+                return
+            door = await self._fleet.enter(member)
+        try:
+            status = await pass_on(exchange, door, body)
+        finally:
+            self._fleet.leave(member, ttl_seconds)
+        if status < 300 and exchange.method == "POST" and exchange.path not in self._prompted:
+            await self._catalogue.refresh()
+
+    async def _member(self, exchange: Exchange, asked: Asked) -> Member:
+        """Raises InvalidRequest or ModelNotFound."""
+        name = asked.model or exchange.query.get("model")
+        adapter = asked.lora_name if exchange.path in ADAPTERS else None
+        if adapter and not name and (owner := await self._catalogue.find_by_adapter(adapter)) is not None:
+            return owner
+        member = await self._catalogue.find(name)
+        if adapter:
+            self._catalogue.check_free(adapter, member)
+        return member
+
+    async def _stream_later(self, exchange: Exchange, body: bytes, member: Member, ttl_seconds: float | None) -> None:
+        """The same for a model that is not there yet. What goes wrong soon is told by the status."""
+        entering = asyncio.ensure_future(self._fleet.enter(member))
+        try:
+            await asyncio.wait((entering,), timeout=self._ping_seconds)
+            if entering.done():
+                await pass_on(exchange, entering.result(), body)
+                return
+            async with EventStream(exchange, self._ping_seconds) as stream:
+                try:
+                    await pass_on(exchange, await entering, body, stream)
+                except LlamafastError as error:
+                    await stream.fail(error)
+        finally:
+            entering.cancel()
+            await asyncio.wait((entering,))
+            if not entering.cancelled() and entering.exception() is None:
+                self._fleet.leave(member, ttl_seconds)

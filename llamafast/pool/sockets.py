@@ -1,0 +1,260 @@
+"""One client's WebSocket, and behind it one to each model that its frames are for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections import deque
+from contextlib import suppress
+
+from msgspec import UNSET, Struct, json
+from websockets.asyncio.client import ClientConnection, unix_connect
+from websockets.exceptions import WebSocketException
+
+from llamafast.api.body_size import BodyLimits, BodySize
+from llamafast.api.delivery import internal_error
+from llamafast.api.http import PIECE_BYTES, Record, error_body
+from llamafast.api.request_log import RequestLog
+from llamafast.api.responses.frames import ErrorFrame, decode_frame
+from llamafast.api.responses.socket import ROUTE, Whose
+from llamafast.api.sse import encode
+from llamafast.api.websocket import POLICY_VIOLATION, Refused, WebSocket
+from llamafast.config import ServerConfig
+from llamafast.errors import InvalidKey, LlamafastError, ModelDied, QueueFull
+from llamafast.pool.catalogue import Catalogue
+from llamafast.pool.children import Door
+from llamafast.pool.fleet import Fleet
+from llamafast.pool.member import Member
+from llamafast.pool.tenants import HEADER, told
+
+log = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 1.0
+# Frames of a socket that wait for one model.
+MAX_WAITING = 64
+# What ends the answer to a frame, as our children write it.
+_LAST = re.compile(rb'\{"type":"(?:response\.(?:completed|failed|incomplete|steer\.failed)|error)"')
+
+
+class _Peek(Struct):
+    """Whatever else a frame holds is for the model to judge."""
+
+    model: str | None = None
+    stream_id: str | None = None
+
+
+_PEEK = json.Decoder(_Peek)
+
+
+class _Frame:
+    """One from the client, until its last answer."""
+
+    def __init__(self, data: bytes, size: BodySize, stream_id: str | None, record: Record) -> None:
+        self.data = data
+        self.size = size
+        self.stream_id = stream_id
+        self.record = record
+
+
+class _Line:
+    """To one model: frames that wait for it, and those that it has not answered yet. While there are such the model
+    stays; otherwise it may go, and the next frame brings it back."""
+
+    def __init__(self, member: Member, session: PooledSession) -> None:
+        self.member = member
+        self.waiting: deque[_Frame] = deque()
+        self.unanswered: list[_Frame] = []
+        self._session = session
+        self._door: Door | None = None
+        self._connection: ClientConnection | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._sending: asyncio.Task[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.unanswered or self._sending)
+
+    def put(self, frame: _Frame) -> None:
+        """Raises QueueFull."""
+        if len(self.waiting) >= MAX_WAITING:
+            raise QueueFull(f"{MAX_WAITING} requests wait on this connection already")
+        self.waiting.append(frame)
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send())
+
+    async def close(self) -> None:
+        tasks = [task for task in (self._sending, self._listening) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for frame in self.waiting:
+            frame.size.release()
+        for frame in list(self.unanswered):
+            self._answered(frame)
+        if self._connection is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await self._connection.close()
+
+    async def _send(self) -> None:
+        while self.waiting:
+            frame = self.waiting.popleft()
+            try:
+                await self._pass_on(frame)
+            except LlamafastError as error:
+                await self._session.refuse(error, frame.stream_id, frame.record)
+            except Exception:
+                log.exception("request %s failed", frame.record.identity.request_id.decode())
+                await self._session.refuse(internal_error(), frame.stream_id, frame.record)
+            finally:
+                frame.size.release()
+                frame.data = b""
+        self._sending = None
+        self._session.news.set()
+
+    async def _pass_on(self, frame: _Frame) -> None:
+        """Raises ModelDied, or why the model is not to be had."""
+        door = await self._session.fleet.enter(self.member)
+        # before it is sent: the answer may be here sooner than the end of sending
+        self.unanswered.append(frame)
+        try:
+            if door is not self._door or self._listening is None or self._listening.done():
+                await self._connect(door, frame)
+            assert self._connection is not None
+            await self._connection.send(frame.data, text=True)
+        except (OSError, WebSocketException) as error:
+            if self._answered(frame):  # else the client has been told already
+                raise _died() from error
+        except BaseException:
+            self._answered(frame)
+            raise
+
+    async def _connect(self, door: Door, frame: _Frame) -> None:
+        """Raises OSError or WebSocketException."""
+        self._connection = await unix_connect(
+            str(door.path),
+            "ws://localhost/v1/responses",
+            additional_headers={
+                HEADER.decode(): told(frame.record.tenant, False, door.secret).decode(),
+                "x-request-id": frame.record.identity.request_id.decode(),
+            },
+            max_size=None,
+            compression=None,
+            ping_interval=None,
+            proxy=None,
+        )
+        self._door = door
+        self._listening = asyncio.create_task(self._listen(self._connection))
+
+    async def _listen(self, connection: ClientConnection) -> None:
+        with suppress(WebSocketException):  # whoever waits is told below
+            async for message in connection:
+                data = message.encode() if isinstance(message, str) else message
+                if _LAST.match(data) and self.unanswered:
+                    of_lane = (one for one in self.unanswered if one.stream_id == _PEEK.decode(data).stream_id)
+                    self._answered(next(of_lane, self.unanswered[0]))
+                await self._session.pass_back(data)
+        if connection is self._connection:
+            for frame in list(self.unanswered):
+                self._answered(frame)
+                await self._session.refuse(_died(), frame.stream_id, frame.record)
+
+    def _answered(self, frame: _Frame) -> bool:
+        """Whether it was not before."""
+        if frame not in self.unanswered:
+            return False
+        self.unanswered.remove(frame)
+        self._session.fleet.leave(self.member)
+        self._session.news.set()
+        return True
+
+
+class PooledSession:
+    """Gives frames to models; what these answer goes back as it is."""
+
+    def __init__(
+        self,
+        socket: WebSocket,
+        whose: Whose,
+        fleet: Fleet,
+        catalogue: Catalogue,
+        request_log: RequestLog,
+        *,
+        limits: BodyLimits,
+        config: ServerConfig,
+    ) -> None:
+        self.fleet = fleet
+        self._socket = socket
+        self._whose = whose
+        self._catalogue = catalogue
+        self._request_log = request_log
+        self._limits = limits
+        self._config = config
+        self._lines: dict[str, _Line] = {}
+        self._bound: Member | None = None
+        self._last = time.monotonic()
+        self.news = asyncio.Event()  # that something is done
+
+    def idle_seconds_left(self) -> float:
+        answering = any(line.busy for line in self._lines.values())
+        return self._config.websocket_idle_seconds - (0.0 if answering else time.monotonic() - self._last)
+
+    async def read(self) -> None:
+        while True:
+            data = await self._socket.receive()
+            self._last = time.monotonic()
+            size, record = BodySize(self._limits), self._socket.record()
+            stream_id: str | None = None
+            try:
+                record.tenant = self._whose()
+                for start in range(0, len(data), PIECE_BYTES):
+                    size.add(data[start : start + PIECE_BYTES])
+                    await asyncio.sleep(0)
+                peek = decode_frame(_PEEK, data)
+                stream_id = peek.stream_id
+                member = await self._member(peek.model)
+                line = self._lines.setdefault(member.name, _Line(member, self))
+                line.put(_Frame(data, size, stream_id, record))
+            except LlamafastError as error:
+                size.release()
+                await self.refuse(error, stream_id, record)
+                if isinstance(error, InvalidKey):
+                    raise Refused(POLICY_VIOLATION, error.message) from error
+            except BaseException:
+                size.release()
+                raise
+            del data, size
+
+    async def finish(self) -> None:
+        while any(line.busy for line in self._lines.values()):
+            self.news.clear()
+            await self.news.wait()
+
+    async def cancel(self) -> None:
+        await asyncio.gather(*(line.close() for line in self._lines.values()))
+
+    async def tell(self, error: LlamafastError, stream_id: str | None = None) -> None:
+        lane = UNSET if stream_id is None else stream_id
+        frame = ErrorFrame(status=error.status, error=error_body(error).error, stream_id=lane)
+        await self._socket.send(encode(frame))
+
+    async def refuse(self, error: LlamafastError, stream_id: str | None, record: Record) -> None:
+        record.status = error.status
+        self._request_log.add(record, ROUTE)
+        await self.tell(error, stream_id)
+
+    async def pass_back(self, data: bytes) -> None:
+        self._last = time.monotonic()
+        await self._socket.send(data)
+
+    async def _member(self, model: str | None) -> Member:
+        """The model that a frame names, or the last one that one did. Raises InvalidRequest or ModelNotFound."""
+        if model or self._bound is None:
+            self._bound = await self._catalogue.find(model)
+        return self._bound
+
+
+def _died() -> ModelDied:
+    return ModelDied("the process of this model ended while it answered")

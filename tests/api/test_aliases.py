@@ -1,0 +1,64 @@
+"""Further names of a model on the wire: exact ones and patterns, for clients that insist on a name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from support.apps import make_app
+from support.asgi_client import AsgiClient
+from support.fake_engine import INFO, FakeEngine
+
+from llamafast.config.names import answers_to, strictness
+
+PATHS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/responses": {"input": "hi"},
+}
+
+
+@pytest.fixture
+def client() -> AsgiClient:
+    return AsgiClient(make_app(FakeEngine(info=replace(INFO, aliases=("text-davinci-003", "gpt-*")))))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", ["text-davinci-003", "gpt-", "gpt-4o-mini"])
+async def test_a_request_may_use_any_of_them_and_reads_it_again(client: AsgiClient, path: str, name: str) -> None:
+    answer = await client.post(path, PATHS[path] | {"model": name})
+    assert answer.status == 200
+    assert answer.json["model"] == name
+
+
+@pytest.mark.parametrize("name", ["gpt", "xgpt-4", "text-davinci-00", "Gpt-4"])
+async def test_others_are_not_found(client: AsgiClient, name: str) -> None:
+    answer = await client.post("/v1/completions", {"prompt": "hi", "model": name})
+    assert answer.status == 404
+    assert answer.error["code"] == "model_not_found"
+    assert "'gpt-*'" in answer.error["message"]
+
+
+async def test_they_are_listed_with_the_model(client: AsgiClient) -> None:
+    (model,) = (await client.get("/v1/models")).json["data"]
+    assert model["aliases"] == ["text-davinci-003", "gpt-*"]
+    assert (await client.get("/v1/models/gpt-4o")).json == model
+    assert (await client.get("/v1/models/claude")).status == 404
+
+
+def test_a_pattern_is_as_strict_as_it_has_characters() -> None:
+    assert strictness("gpt-4*") > strictness("gpt-*") > strictness("*")
+
+
+TEXT = st.text("ab*.[\n", max_size=6)
+
+
+@given(st.lists(TEXT, min_size=1, max_size=4), st.lists(TEXT, min_size=3, max_size=3))
+def test_stars_stand_for_any_text_and_nothing_else_does(parts: list[str], fill: list[str]) -> None:
+    plain = [part.replace("*", "") for part in parts]
+    name = plain[0] + "".join(b + a for a, b in zip(plain[1:], fill, strict=False))
+    assert answers_to(name, ["*".join(plain)])
+    assert not answers_to("x" + "".join(plain), ["".join(plain) or "y"])

@@ -1,0 +1,178 @@
+"""Children that die, are killed, come and go, in numbers: stubs without a model, under a real parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from pool.processes import Server, alive, said, started
+
+TWO = {"models": [{"alias": name, "path": "m", "load": "on_demand"} for name in ("a", "b")]}
+PROMPT = {"prompt": "hi", "max_tokens": 3}
+
+
+def test_answers_that_a_death_cuts_say_so(folder: Path) -> None:
+    with started(folder, TWO, stubs=True) as server:
+        ask = server.client.post
+        # nothing has come of it yet
+        stuck = threading.Thread(target=lambda: kill_soon(server), daemon=True)
+        stuck.start()
+        answer = ask("/v1/completions", json={**PROMPT, "model": "a", "max_tokens": 1000})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "model_died")
+        # some of it has: a stream's last event is the error, without the mark of a good end
+        dying = {"model": "a", "prompt": "die", "max_tokens": 10}
+        answer = ask("/v1/completions", json={**dying, "stream": True})
+        assert answer.status_code == 200
+        assert answer.text.count("[DONE]") == 0
+        assert answer.text.endswith("}\n\n")
+        *_, last = answer.text.rstrip().split("\n\n")
+        assert '"code":"model_died"' in last
+        assert len(answer.text.split("data: {")) >= 5
+        # and anything else breaks off
+        server.load("a")
+        with pytest.raises(httpx.RemoteProtocolError):
+            ask("/v1/completions", json=dying)
+        server.until(lambda: server.process.log.count("ended by signal 9") >= 3)
+        assert "Traceback" not in server.process.log
+
+
+def kill_soon(server: Server) -> None:
+    server.until(server.children)
+    time.sleep(0.3)
+    for pid in server.children():
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_parent_that_is_killed_leaves_no_process_and_the_next_one_no_file(folder: Path) -> None:
+    config = {"models": [{"alias": "a", "path": "m"}, {"alias": "b", "path": "m"}]}
+    with started(folder, config, stubs=True) as server:
+        children = server.children()
+        assert len(children) == 2
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait(10)
+    left = list((folder / "tmp").iterdir())
+    assert [one.name.startswith("llamafast-pool-") for one in left] == [True]
+    with started(folder, config, stubs=True) as server:
+        assert [one for one in (folder / "tmp").iterdir() if one in left] == []
+        server.process.terminate()
+        assert server.process.wait(20) == 0
+    assert list((folder / "tmp").iterdir()) == []
+
+
+@pytest.mark.scale
+def test_twenty_first_requests_start_one_process(folder: Path) -> None:
+    with started(folder, TWO, stubs=True) as server:
+        answers: list[int] = []
+
+        def ask() -> None:
+            answer = httpx.post(
+                f"{server.base_url}/v1/completions", json={**PROMPT, "model": "a"}, headers={"x-api-key": "secret-b"}
+            )
+            answers.append(answer.json()["pid"])
+
+        threads = [threading.Thread(target=ask) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(answers) == 20
+        assert set(answers) == set(server.children())
+        assert server.process.log.count("a is loaded") == 1
+
+
+@pytest.mark.scale
+def test_a_signal_lets_streams_end_and_takes_the_children_along(folder: Path) -> None:
+    with started(folder, TWO, stubs=True) as server:
+        body = {**PROMPT, "model": "a", "stream": True, "max_tokens": 100}
+        with server.client.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            children = server.children()
+            server.process.terminate()
+            rest = list(lines)
+        assert rest[-2:] == ["data: [DONE]", ""]
+        assert server.process.wait(20) == 0
+        assert not any(map(alive, children))
+
+
+@pytest.mark.scale
+def test_a_hundred_kills_lose_only_the_requests_of_the_killed(folder: Path) -> None:
+    """With a stream of each model open all the time: those of the one that nobody kills never notice."""
+    config = {"models": [{"alias": "victim", "path": "m"}, {"alias": "other", "path": "m"}]}
+    ends: list[str] = []
+    faults: list[str] = []
+    done = threading.Event()
+    with started(folder, config, stubs=True) as server:
+
+        def listen(model: str, number: int) -> None:
+            with httpx.Client(base_url=server.base_url, headers={"x-api-key": "secret-a"}, timeout=60) as client:
+                while not done.is_set():
+                    body = {**PROMPT, "model": model, "stream": True, "max_tokens": 40}
+                    text = client.post("/v1/completions", json=body).text
+                    if model == "other":
+                        told = [event["choices"][0]["text"] for event in said(text)]
+                        if told != [f"{i} " for i in range(40)] or not text.endswith("[DONE]\n\n"):
+                            faults.append(text)
+                    else:
+                        ends.append("whole" if text.endswith("[DONE]\n\n") else "lost" if "model_" in text else text)
+
+        listeners = [
+            threading.Thread(target=listen, args=(model, i)) for model in ("victim", "other") for i in range(3)
+        ]
+        for thread in listeners:
+            thread.start()
+        (other,) = {pid for pid in server.children() if _serves(server, pid, "other")}
+        descriptors = server.n_descriptors()
+        for _ in range(100):
+            server.until(lambda: server.states()["victim"] == "loaded")
+            for pid in server.children():
+                if pid != other:
+                    os.kill(pid, signal.SIGKILL)
+            server.until(lambda: server.states()["victim"] != "loaded")
+            server.load("victim")  # an administrator does not wait
+        done.set()
+        for thread in listeners:
+            thread.join()
+        assert faults == []
+        assert set(ends) <= {"whole", "lost"}
+        assert ends.count("lost") >= 20
+        assert other in server.children()
+        assert server.n_descriptors() <= descriptors + 8
+        assert "Traceback" not in server.process.log
+
+
+def _serves(server: Server, pid: int, name: str) -> bool:
+    return server.client.post("/v1/completions", json={**PROMPT, "model": name}).json()["pid"] == pid
+
+
+@pytest.mark.scale
+def test_fifty_loads_and_unloads_leave_nothing_behind(folder: Path) -> None:
+    with started(folder, TWO, stubs=True) as server:
+        sockets = folder / "tmp"
+
+        def once() -> None:
+            assert server.client.post("/v1/completions", json={**PROMPT, "model": "a"}).json()["model"] == "a"
+            server.unload("a")
+            server.until_state("a", "unloaded")
+
+        def kept() -> tuple[int, int, list[str]]:
+            files = sorted(one.name for one in sockets.rglob("*"))[1:]
+            return server.n_descriptors(), server.n_threads(), files
+
+        for _ in range(10):
+            once()
+        server.until(lambda: not server.children())
+        resident, before = server.resident_kb(), kept()
+        for _ in range(50):
+            once()
+        server.until(lambda: not server.children())
+        assert server.resident_kb() - resident < 512
+        after = kept()
+        assert after[0] <= before[0] + 1
+        assert after[1] <= before[1]
+        assert after[2] == before[2]

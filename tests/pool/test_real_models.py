@@ -1,0 +1,223 @@
+"""Real models in processes of their own, by the clients that people use."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from pool.processes import Server, alive, started
+from websockets.sync.client import connect
+
+pytestmark = pytest.mark.scale
+
+SMALL = {"n_ctx": 1024, "n_seq_max": 8, "n_batch": 256, "n_ubatch": 256, "threads": 1}
+ASK = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "temperature": 0}
+
+
+@pytest.fixture
+def chat(tiny_model: Callable[[str], Path]) -> dict[str, Any]:
+    return {"alias": "chat", "path": str(tiny_model("tiny-scripted")), **SMALL}
+
+
+@pytest.fixture
+def other(tiny_model: Callable[[str], Path]) -> dict[str, Any]:
+    return {"alias": "other", "path": str(tiny_model("tiny-llama")), "load": "on_demand", **SMALL}
+
+
+def client_of(server: Server, key: str = "secret-a") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.base_url}/v1", api_key=key, max_retries=0)
+
+
+def test_chat_and_embeddings_of_two_models(folder: Path, chat: dict[str, Any], minilm: Path) -> None:
+    embed = {"alias": "embed", "path": str(minilm), "aliases": ["text-embedding-*"], "load": "on_demand", "threads": 1}
+    with started(folder, {"models": [chat | {"aliases": ["gpt-*"]}, embed]}) as server:
+        with client_of(server) as client:
+            assert [model.id for model in client.models.list()] == ["chat", "embed"]
+            whole = client.chat.completions.create(model="gpt-4o", **ASK)
+            pieces = client.chat.completions.create(model="chat", stream=True, **ASK)
+            text = "".join(one.choices[0].delta.content or "" for one in pieces)
+            assert text == whole.choices[0].message.content
+            vectors = client.embeddings.create(model="text-embedding-3-small", input=["one", "two"])
+            assert [len(one.embedding) for one in vectors.data] == [384, 384]
+            with pytest.raises(openai.NotFoundError, match="'gpt-\\*'"):
+                client.chat.completions.create(model="claude", **ASK)
+            with pytest.raises(openai.BadRequestError, match="does not generate"):
+                client.chat.completions.create(model="embed", **ASK)
+            with pytest.raises(openai.AuthenticationError), client_of(server, "wrong") as stranger:
+                stranger.models.list()
+        metrics = server.client.get("/metrics").text
+        assert 'llamafast:build_info{llama_cpp_python="0.3.36",model="embed"' in metrics
+        assert 'llamafast:embedding_inputs_total{model="embed"} 2.0' in metrics
+        assert server.process.log.count("route=/v1/embeddings") == 1  # once, and by whom it answered
+        assert "[embed] request" in server.process.log
+        assert "Traceback" not in server.process.log
+
+
+def test_memory_is_measured_and_makes_room_by_it(folder: Path, chat: dict[str, Any], other: dict[str, Any]) -> None:
+    """Each needs some 70 MB: two of them do not fit into 100."""
+    config = {"models": [chat, other], "pool": {"max_bytes": 100_000_000}}
+    with started(folder, config) as server, client_of(server) as client:
+        (first,) = server.children()
+        client.chat.completions.create(model="other", **ASK)
+        assert server.states() == {"chat": "unloaded", "other": "loaded"}
+        assert not alive(first)
+        metrics = server.client.get("/metrics").text
+        assert 'llamafast:model_evictions_total{model="chat"} 1.0' in metrics
+        (taken,) = [line for line in metrics.splitlines() if line.startswith('llamafast:model_bytes{model="other"}')]
+        assert 30e6 < float(taken.split()[1]) < 100e6
+        assert server.client.get("/health").status_code == 200
+
+
+def test_a_model_that_sleeps_is_woken_by_the_next_request(folder: Path, chat: dict[str, Any]) -> None:
+    """One model with a time to live is a pool of one."""
+    config = {"model": chat | {"ttl_seconds": 1.0}, "disk_cache": {"path": str(folder / "disk"), "max_bytes": 10**8}}
+    with started(folder, config) as server, client_of(server) as client:
+        said = client.chat.completions.create(model="chat", **ASK).choices[0].message.content
+        server.until_state("chat", "unloaded")
+        assert server.children() == []
+        assert server.client.get("/health").status_code == 200  # which does not wake it
+        assert server.client.get("/metrics").status_code == 200
+        assert server.states() == {"chat": "unloaded"}
+        answer = server.client.post("/v1/chat/completions", json=ASK)  # the only model needs no name
+        assert answer.json()["choices"][0]["message"]["content"] == said
+
+
+def test_a_model_that_is_not_there_is_told(folder: Path, chat: dict[str, Any]) -> None:
+    config = {"models": [chat, {"alias": "none", "path": str(folder / "none.gguf"), "load": "on_demand"}]}
+    with started(folder, config) as server:
+        for _ in range(3):
+            answer = server.client.post("/v1/chat/completions", json={**ASK, "model": "none"})
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] in ("model_load_failed", "model_failed")
+            assert "no such file" in answer.json()["error"]["message"]
+        (_, none) = server.client.get("/v1/models").json()["data"]
+        assert none["status"]["failed"] is True
+        assert server.client.post("/v1/chat/completions", json={**ASK, "model": "chat"}).status_code == 200
+
+
+def test_kills_of_a_real_child_cost_its_own_requests_and_nobody_elses(
+    folder: Path, chat: dict[str, Any], other: dict[str, Any]
+) -> None:
+    wrong: list[object] = []
+    done = threading.Event()
+    with started(folder, {"models": [chat, other]}) as server:
+        (bystander,) = server.children()
+
+        def listen() -> None:
+            with client_of(server) as client:
+                while not done.is_set():
+                    answer = client.chat.completions.create(model="chat", **ASK)
+                    if not answer.choices[0].message.content:
+                        wrong.append(answer)
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        for _ in range(6):
+            server.load("other")
+            server.until_state("other", "loaded")
+            (victim,) = set(server.children()) - {bystander}
+            body = {"model": "other", "prompt": "x", "max_tokens": 900, "stream": True, "ignore_eos": True}
+            with server.client.stream("POST", "/v1/completions", json=body) as answer:
+                lines = answer.iter_lines()
+                next(lines)
+                os.kill(victim, signal.SIGKILL)
+                *_, last = [line for line in lines if line]
+            assert "model_died" in last or last == "data: [DONE]"  # tiny models are fast
+            server.until(lambda: server.states()["other"] != "loaded")
+        # over a WebSocket it is an error too, and the socket stays open for what comes next
+        server.load("other")
+        server.until_state("other", "loaded")
+        (victim,) = set(server.children()) - {bystander}
+        url = f"ws://127.0.0.1:{server.process.port}/v1/responses"
+        with connect(url, additional_headers={"authorization": "Bearer secret-a"}) as socket:
+            os.kill(victim, signal.SIGSTOP)
+            socket.send(json.dumps({"type": "response.create", "model": "other", "input": "x", "stream_id": "s"}))
+            assert answered(socket, model="chat", input="x", max_output_tokens=4)["model"] == "chat"
+            os.kill(victim, signal.SIGKILL)
+            event = json.loads(socket.recv(timeout=20))
+            assert (event["type"], event["status"], event["stream_id"]) == ("error", 502, "s")
+            assert event["error"]["code"] == "model_died"
+            server.load("other")
+            assert answered(socket, model="other", input="x", max_output_tokens=4)["model"] == "other"
+        done.set()
+        listener.join()
+        assert wrong == []
+        assert bystander in server.children()
+        assert "Traceback" not in server.process.log
+
+
+def test_two_models_two_keys_one_folder_stored_responses_and_a_socket(
+    folder: Path, chat: dict[str, Any], other: dict[str, Any]
+) -> None:
+    disk = folder / "disk"
+    config = {"models": [chat, other], "disk_cache": {"path": str(disk), "max_bytes": 10**8, "min_tokens": 16}}
+    with started(folder, config) as server:
+        url = f"ws://127.0.0.1:{server.process.port}/v1/responses"
+        ids: dict[tuple[str, str], str] = {}
+        for key in ("a", "b"):
+            with connect(url, additional_headers={"authorization": f"Bearer secret-{key}"}) as socket:
+                for model in ("chat", "other"):
+                    first = answered(socket, model=model, input="word " * 100, max_output_tokens=8)
+                    ids[key, model] = first["id"]
+                    assert first["usage"]["input_tokens_details"]["cached_tokens"] == 0  # whatever the other key said
+                    again = answered(socket, model=model, input="word " * 100, max_output_tokens=8)
+                    assert again["usage"]["input_tokens_details"]["cached_tokens"] > 64
+                    more = answered(socket, model=model, input="on", previous_response_id=first["id"])
+                    assert more["previous_response_id"] == first["id"]
+        for (key, model), response_id in ids.items():
+            for reader in ("a", "b"):
+                answer = server.client.get(f"/v1/responses/{response_id}", headers={"x-api-key": f"secret-{reader}"})
+                assert answer.status_code == (200 if reader == key else 404)
+            other_model = "other" if model == "chat" else "chat"
+            body = {"model": other_model, "input": "on", "previous_response_id": response_id, "max_output_tokens": 4}
+            answer = server.client.post("/v1/responses", json=body, headers={"x-api-key": f"secret-{key}"})
+            assert answer.json()["model"] == other_model
+        for name in ("chat", "other"):
+            server.unload(name)
+            server.until_state(name, "unloaded")
+        assert len(list(disk.iterdir())) == 2  # a folder for each
+        assert all(list(one.rglob("*.safetensors")) for one in disk.iterdir())
+        # what was said outlives the process that said it
+        response_id = ids["a", "chat"]
+        assert server.client.get(f"/v1/responses/{response_id}").json()["id"] == response_id
+        assert server.client.delete(f"/v1/responses/{response_id}").json()["deleted"] is True
+        assert server.children() == []
+        body = {"model": "chat", "input": "word " * 100, "max_output_tokens": 4}
+        cached = server.client.post("/v1/responses", json=body).json()["usage"]["input_tokens_details"]["cached_tokens"]
+        assert cached > 64  # read from the disk by another process
+        assert server.client.post("/reset_prefix_cache", headers=server.root).status_code == 200
+        # of the one that is loaded, and of the one that is not
+        server.until(lambda: not list(disk.rglob("*.safetensors")))
+        assert "Traceback" not in server.process.log
+
+
+def answered(socket: Any, **fields: Any) -> dict[str, Any]:
+    socket.send(json.dumps({"type": "response.create", **fields}))
+    while True:
+        event = json.loads(socket.recv(timeout=30))
+        assert event["type"] not in ("error", "response.failed"), event
+        if event["type"] in ("response.completed", "response.incomplete"):
+            return event["response"]
+
+
+def test_nobody_but_the_parent_reaches_a_child(folder: Path, chat: dict[str, Any]) -> None:
+    with started(folder, {"models": [chat]}) as server:
+        (private,) = (folder / "tmp").glob("llamafast-pool-*")
+        assert private.stat().st_mode & 0o077 == 0
+        (place,) = [one for one in private.iterdir() if one.is_socket()]
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(place)), base_url="http://localhost") as client:
+            for headers in ({}, {"x-api-key": "secret-root"}, {"x-llamafast-tenant": 'x {"tenant":{},"admin":true}'}):
+                assert client.get("/v1/models", headers=headers).status_code == 401
+                assert client.post("/v1/completions", json={"prompt": "x"}, headers=headers).status_code == 401
+        server.process.send_signal(signal.SIGHUP)
+        assert server.client.get("/v1/models").status_code == 200
+        environment = Path(f"/proc/{server.children()[0]}/environ").read_bytes()
+        assert b"LLAMAFAST_API_KEY" not in environment
