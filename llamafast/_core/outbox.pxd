@@ -16,6 +16,7 @@ cdef struct record_t:
     int32_t n_tokens
     int32_t n_cached
     int32_t finish
+    int32_t matched_stop    # as out_t has it
     int32_t n_entries   # log probabilities
     bint of_prompt      # they are those of its prompt
 

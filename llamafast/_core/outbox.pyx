@@ -91,8 +91,9 @@ cdef class Outbox:
         free(self.draining.bytes)
 
     def drain(self):
-        """Every published record, oldest first: (tag, text, n_tokens, n_cached, finish, logprobs), finish 0 while
-        running; ``logprobs`` is None or whether they are the prompt's, and pairs of int32 and float32."""
+        """Every published record, oldest first: (tag, text, n_tokens, n_cached, finish, logprobs, matched_stop),
+        finish 0 while running; ``logprobs`` is None or whether they are the prompt's, and pairs of int32 and float32;
+        ``matched_stop`` counts the stop strings, then the stop tokens, -1 where none of them ended it."""
         cdef record_t record
         cdef size_t size
         cdef size_t at = 0
@@ -111,7 +112,7 @@ cdef class Outbox:
                         self.draining.bytes + at + record.length, <Py_ssize_t> size)
                 rows.append((
                     record.tag, PyUnicode_DecodeUTF8(self.draining.bytes + at, record.length, "replace"),
-                    record.n_tokens, record.n_cached, record.finish, logprobs,
+                    record.n_tokens, record.n_cached, record.finish, logprobs, record.matched_stop,
                 ))
                 at += <size_t> record.length + size
         finally:

@@ -79,11 +79,13 @@ cdef struct options_t:
     int32_t min_tokens      # the tokens that end it cannot come before
     bint keep_stop          # a stop string is shown
     bint ignore_eos         # an end-of-generation token does not end it
+    bint announce           # that its first rows are computed is told, also where there is no text yet
 
 # How its tokens are chosen, become text, and end.
 cdef struct out_t:
     options_t options
     int32_t finish
+    int32_t matched_stop    # which of its stop strings, then of its stop tokens, ended it; -1: none of them
     int32_t n_unreported    # tokens generated since the last record in the Outbox
     int32_t *stop_tokens    # (n_stop_tokens,) that end it beside the end-of-generation tokens
     int32_t n_stop_tokens

@@ -99,6 +99,7 @@ cdef class Sequence:
         if spans:
             self.take_spans(spans)
         text_init(&s.out.text, stops)
+        s.out.matched_stop = -1
         self.salt = salt
         s.share.salt = salt
         s.share.n_salt = len(salt)

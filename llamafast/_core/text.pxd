@@ -13,6 +13,7 @@ cdef struct text_t:
     char *pending       # (capacity,) what was fed and not yet taken
     int32_t n_pending
     int32_t capacity
+    int32_t stopped_by  # which stop was completed last
 
 cdef int text_init(text_t *self, tuple stops) except -1
 cdef void text_free(text_t *self) noexcept nogil

@@ -57,7 +57,8 @@ cdef void text_free(text_t *self) noexcept nogil:
 
 cdef int text_feed(text_t *self, const char *piece, int32_t length) noexcept nogil:
     """Append bytes. Where they complete a stop string pending ends before it, the stop itself lies behind that, and its
-    length is returned; else 0, or -1 when out of memory. Of stops completed by the same byte the longest wins."""
+    length is returned; else 0, or -1 when out of memory. Of stops completed by the same byte the longest wins, and
+    stopped_by says which that is."""
     cdef int32_t i, k, longest
     cdef stop_t *stop
     cdef char *grown
@@ -79,7 +80,9 @@ cdef int text_feed(text_t *self, const char *piece, int32_t length) noexcept nog
             if stop.text[stop.matched] == piece[i]:
                 stop.matched += 1
             if stop.matched == stop.length:
-                longest = max(longest, stop.length)
+                if stop.length > longest:
+                    longest = stop.length
+                    self.stopped_by = k
                 stop.matched = stop.fail[stop.length - 1]
         if longest:
             self.n_pending -= longest

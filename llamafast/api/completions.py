@@ -88,6 +88,7 @@ def _collected(
                     index,
                     answers[at].finish_reason,
                     None if writer is None else writer.whole(at, answers[at]),
+                    answers[at].matched_stop,
                 )
             )
         )
@@ -119,7 +120,8 @@ class CompletionFrames:
         text = self._with_logprobs(self._writer, event) if self._writer else self._plain(event)
         if event.finish_reason is None:
             return text
-        return text + frame(self._chunk(CompletionChoice("", event.index, event.finish_reason)))
+        choice = CompletionChoice("", event.index, event.finish_reason, stop_reason=event.matched_stop)
+        return text + frame(self._chunk(choice))
 
     def _plain(self, event: Event) -> bytes:
         return self._text(event.index, event.text) if event.text else b""

@@ -35,6 +35,7 @@ class Answer(NamedTuple):
     finish_reason: FinishReason
     logprobs: list[TokenLogprob]
     prompt_logprobs: list[TokenLogprob]
+    matched_stop: str | int | None = None
 
     @property
     def mean_logprob(self) -> float:
@@ -103,6 +104,7 @@ async def collect(generation: Generation, n_choices: int) -> list[Answer]:
     logprobs: list[list[TokenLogprob]] = [[] for _ in range(n_choices)]
     prompt_logprobs: list[list[TokenLogprob]] = [[] for _ in range(n_choices)]
     reasons: dict[int, FinishReason] = {}
+    stops: dict[int, str | int | None] = {}
     async for batch in generation:
         for event in batch:
             texts[event.index].append(event.text)
@@ -110,8 +112,9 @@ async def collect(generation: Generation, n_choices: int) -> list[Answer]:
             prompt_logprobs[event.index] += event.prompt_logprobs or ()
             if event.finish_reason is not None:
                 reasons[event.index] = event.finish_reason
+                stops[event.index] = event.matched_stop
     return [
-        Answer("".join(texts[index]), reasons[index], logprobs[index], prompt_logprobs[index])
+        Answer("".join(texts[index]), reasons[index], logprobs[index], prompt_logprobs[index], stops[index])
         for index in range(n_choices)
     ]
 

@@ -176,6 +176,7 @@ class Engine:
         n_tokens = sum(len(prompt) for prompt in plan.prompts)
         generation = Generation(n_choices, n_tokens, self._cancel, self._limits.end, plan.n, tenant)
         generation.top_logprobs = plan.top_logprobs or 0
+        generation.stops = (*plan.stop, *plan.stop_token_ids)
         generation.media_tokens = plan.media_tokens()
         sequences = enumerate(self._sequences.of(plan, tenant))
         self._choices[plan.n] += 1
@@ -304,7 +305,7 @@ class Engine:
     def _deliver(self) -> None:
         """The pipe's reader: hand out what the steps since the last wake-up produced."""
         os.read(self._wake_read, 4096)
-        for tag, text, n_tokens, n_cached, finish, logprobs in self._outbox.drain():
+        for tag, text, n_tokens, n_cached, finish, logprobs, matched_stop in self._outbox.drain():
             if finish == FINISH_REFUSED:
                 self._fail([tag], InvalidRequest("the grammar became too complex to be followed"))
                 continue
@@ -312,20 +313,13 @@ class Engine:
             if live is None:
                 continue  # cancelled while the step was running
             generation, index = live
+            told = index, text, n_tokens, FINISH_REASONS[finish], n_cached
             if logprobs is None:
-                generation.push(index, text, n_tokens, FINISH_REASONS[finish], n_cached)
+                generation.push(*told, matched_stop=matched_stop)
                 continue
             of_prompt, entries = logprobs
             tokens = token_logprobs(entries, generation.top_logprobs)
-            generation.push(
-                index,
-                text,
-                n_tokens,
-                FINISH_REASONS[finish],
-                n_cached,
-                None if of_prompt else tokens,
-                tokens if of_prompt else None,
-            )
+            generation.push(*told, None if of_prompt else tokens, tokens if of_prompt else None, matched_stop)
 
     def _settle_from_worker(self, settled: Settled) -> None:
         self._loop.call_soon_threadsafe(_settle, settled)

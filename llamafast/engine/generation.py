@@ -37,6 +37,7 @@ class Generation:
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
         self.top_logprobs = 0
+        self.stops: tuple[str | int, ...] = ()
         self.finish_reasons: set[FinishReason] = set()
         self.media_tokens: dict[MediaKind, int] = {}
         self._submitted = time.monotonic()
@@ -129,8 +130,9 @@ class Generation:
         n_cached: int = 0,
         logprobs: list[TokenLogprob] | None = None,
         prompt_logprobs: list[TokenLogprob] | None = None,
+        matched_stop: int = -1,
     ) -> None:
-        """Engine side: something became known of choice ``index``."""
+        """Engine side: something became known of choice ``index``; ``matched_stop`` counts ``stops``."""
         if not self.completion_tokens and n_tokens:
             self._first_token = time.monotonic()
         self.completion_tokens += n_tokens
@@ -148,6 +150,8 @@ class Generation:
             if prompt_logprobs:
                 event.prompt_logprobs = (event.prompt_logprobs or []) + prompt_logprobs
         if finish_reason is not None:
+            if matched_stop >= 0:
+                self._pending[index].matched_stop = self.stops[matched_stop]
             self._unfinished -= 1
             self.finish_reasons.add(finish_reason)
             if not self._unfinished:

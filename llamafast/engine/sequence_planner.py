@@ -132,6 +132,7 @@ class SequencePlanner:
                 tag=tag,
                 max_tokens=max_tokens,
                 **plan.output_options(),
+                announce=plan.announce,
                 stop_tokens=plan.stop_token_ids,
                 stops=stops,
                 show_control=not plan.skip_special_tokens,

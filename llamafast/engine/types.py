@@ -87,6 +87,7 @@ class Plan(OutputOptions, frozen=True, kw_only=True):
     what they computed. ``model`` may name an adapter, ``lora`` has more of them, by id and scale. ``checkpoints`` are
     lengths at which later prompts may part from this one (the end of the system prompt, the start of the last user
     turn): there a state that cannot be cut is kept. ``media`` are the spans of rows in the one prompt there is then.
+    With ``announce`` an Event without text tells that a long prompt has begun, and how much of it was cached.
     """
 
     prompts: tuple[array[int], ...]
@@ -106,6 +107,7 @@ class Plan(OutputOptions, frozen=True, kw_only=True):
     lora: tuple[tuple[int, float], ...] = ()
     checkpoints: tuple[int, ...] = ()
     media: tuple[MediaSpan, ...] = ()
+    announce: bool = False
 
     def media_tokens(self) -> dict[MediaKind, int]:
         """Rows of the prompt by their kind of media."""
@@ -158,7 +160,8 @@ class Event(Struct, gc=False):
     ``text`` is what became certain (never half a character, never part of a stop string), ``n_tokens`` how many
     tokens were generated since the previous Event of this choice, the end-of-generation token included. ``logprobs``
     are those of the tokens that ``text`` consists of (tokens without text have none), ``prompt_logprobs`` those of the
-    prompt from its second token on; None where nobody asked.
+    prompt from its second token on; None where nobody asked. ``matched_stop`` is the stop string or the stop token's id
+    that ended it, None where the model ended by itself.
     """
 
     index: int
@@ -167,15 +170,13 @@ class Event(Struct, gc=False):
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
+    matched_stop: str | int | None = None
 
 
 class EmbeddingPlan(Struct, frozen=True, kw_only=True):
-    """What one request wants embedded.
-
-    ``inputs`` are arrays of int32 token ids, at least one id each. ``dimensions`` (0: all) cuts the vectors before they
-    are normalised; ``normalize`` is llama-server's embd_normalize: -1 not at all, 0 the largest absolute value to
-    32760, p > 0 the p-norm to 1.
-    """
+    """What one request wants embedded. ``inputs`` are arrays of int32 token ids, at least one id each. ``dimensions``
+    (0: all) cuts the vectors before they are normalised; ``normalize`` is llama-server's embd_normalize: -1 not at all,
+    0 the largest absolute value to 32760, p > 0 the p-norm to 1."""
 
     inputs: tuple[array[int], ...]
     dimensions: int = 0
@@ -241,7 +242,7 @@ class Vocabulary(Protocol):
         """The addresses of the llama_vocab and of what stands for llama_tokenize, where there are any."""
 
     def piece(self, token: int, /) -> bytes:
-        """The bytes a token stands for, those of control tokens included."""
+        """The bytes a token stands for, those of control tokens included. Raises IndexError."""
 
     def is_control(self, token: int, /) -> bool: ...
 
@@ -264,9 +265,6 @@ class Tokenizer(Vocabulary, Protocol):
 
     def text(self, token: int) -> str:
         """The token as the vocabulary spells it, "" for an id that does not exist."""
-
-    def piece(self, token: int) -> bytes:
-        """The bytes a token stands for, those of control tokens included. Raises IndexError."""
 
 
 # Upper bounds of buckets, how many values fell into each (one more: beyond the last bound), and their sum.
@@ -323,9 +321,9 @@ class EnginePort(Protocol):
     def submit(self, plan: Plan, tenant: Tenant = ANYBODY) -> Generation:
         """Queue a Plan, better after ``prepare``. Call on the event loop.
 
-        Raises QueueFull, EngineUnavailable, ContextLengthExceeded (a prompt longer than ``info.max_seq_len``)
-        or InvalidRequest (an empty prompt, a token id out of range). The Generation raises QueueTimeout or
-        AnswerTimeout where the config bounds how long requests may wait or take.
+        Raises QueueFull, EngineUnavailable, ContextLengthExceeded (a prompt longer than ``info.max_seq_len``) or
+        InvalidRequest (an empty prompt, a token id out of range). The Generation raises QueueTimeout or AnswerTimeout
+        where the config bounds how long requests may wait or take.
         """
 
     async def embed(self, plan: EmbeddingPlan, tenant: Tenant = ANYBODY) -> list[bytes]:

@@ -27,7 +27,7 @@ def tell(rig, *sequences, n_top):
     while rig.runner.n_running:
         assert rig.runner.run(1) in (FINISHED, PAUSED)
         rig.tidy()
-        for tag, text, _, _, _, logprobs in rig.outbox.drain():
+        for tag, text, _, _, _, logprobs, _ in rig.outbox.drain():
             told[tag][0] += text
             if logprobs is not None:
                 of_prompt, entries = logprobs

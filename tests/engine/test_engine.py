@@ -349,6 +349,40 @@ async def test_tokens_that_end_a_choice(engine):
     assert generation.completion_tokens == 4
 
 
+async def test_which_stop_was_met_is_told(engine):
+    async def last(**options):
+        events = [event async for batch in engine.submit(plan(40, 41, **options)) for event in batch]
+        assert [event.matched_stop for event in events[:-1]] == [None] * (len(events) - 1)
+        return events[-1].finish_reason, events[-1].matched_stop
+
+    ((text, _),) = await collect(engine.submit(plan(40, 41, ignore_eos=True)))
+    shorter, longer = text[3:5], text[2:5]
+    assert text.index(longer) == 2
+    always = SamplingParams(temperature=0, logit_bias=((97, 1000.0),))
+    for keep_stop in (False, True):
+        assert await last(stop=("absent", shorter, longer), keep_stop=keep_stop) == ("stop", longer)
+    assert await last(stop=("absent",), stop_token_ids=(96, 97), sampling=always) == ("stop", 97)
+    assert await last(stop=("absent",), stop_token_ids=(96,), ignore_eos=True) == ("length", None)
+    ending = SamplingParams(temperature=0, logit_bias=((engine.tokenizer.eog_tokens()[0], 1000.0),))
+    assert await last(stop=("absent",), sampling=ending) == ("stop", None)
+
+
+async def test_a_long_prompt_is_announced_with_what_was_cached(tiny_model):
+    engine = load_engine(config(tiny_model("tiny-llama"), ram_bytes=1 << 26, n_batch=32), tiny_model("tiny-llama"))
+    engine.start()
+    prompt = [40 + i % 60 for i in range(200)]
+    cold = engine.submit(plan(*prompt, announce=True))
+    first, *others = [(event.text, event.n_tokens) for event in await anext(cold)], await collect(cold)
+    assert (first, cold.cached_tokens) == ([("", 0)], 0)
+    assert others == [await collect(engine.submit(plan(*prompt)))]
+    warm = engine.submit(plan(*prompt[:150], *range(100, 200), announce=True))
+    ((event,), cached) = await anext(warm), warm.cached_tokens
+    assert (event.n_tokens, cached > 100) == (0, True)
+    await collect(warm)
+    assert warm.cached_tokens == cached
+    await engine.close()
+
+
 async def test_a_stop_string_may_stay(engine):
     ((text, _),) = await collect(engine.submit(plan(40, 41, ignore_eos=True)))
     stop = text[2:4]

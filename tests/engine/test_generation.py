@@ -43,6 +43,16 @@ async def test_it_ends_when_every_choice_has_finished(generation, finished):
     assert generation.finished
 
 
+async def test_which_stop_was_met_is_told_as_the_plan_has_it(generation):
+    generation.stops = ("END", 7)
+    generation.push(0, "a", 1, None)
+    generation.push(0, "", 1, "stop", matched_stop=0)
+    generation.push(1, "", 1, "stop", matched_stop=1)
+    assert await anext(generation) == [
+        Event(0, "a", 2, "stop", matched_stop="END"), Event(1, "", 1, "stop", matched_stop=7),
+    ]  # fmt: skip
+
+
 async def test_a_waiting_consumer_is_woken(generation):
     waiting = asyncio.create_task(anext(generation))
     await asyncio.sleep(0)

@@ -102,6 +102,7 @@ class CollectedChoice(Struct):
     deltas: list[Delta] = []
     logprobs: list[TokenLogprob] = []
     finish_reason: ReplyFinish | None = None
+    matched_stop: str | int | None = None
 
 
 async def _said(generation: Generation, replies: list[Reply]) -> list[CollectedChoice]:
@@ -112,6 +113,7 @@ async def _said(generation: Generation, replies: list[Reply]) -> list[CollectedC
             choice.deltas += part.deltas
             choice.logprobs += part.logprobs
             choice.finish_reason = part.finish_reason or choice.finish_reason
+            choice.matched_stop = part.matched_stop
     return said
 
 
@@ -127,6 +129,7 @@ def _collected(reply: ChatCompletion, said: list[CollectedChoice], request: Chat
                 _message(assemble(choice.deltas), legacy),
                 finish_on_wire(choice.finish_reason, legacy),
                 chat_logprobs(choice.logprobs, names) if request.logprobs else None,
+                choice.matched_stop,
             )
         )
     reply.choices = [msgspec.Raw(encode(choice)) for choice in choices]

@@ -48,14 +48,15 @@ class ChatFrames:
         yield b"".join(self._frame(index, role) for index in range(len(self._replies)))
 
     def event(self, event: Event) -> bytes:
-        index, deltas, finish_reason, token_logprobs = self._replies[event.index].read(event)
+        index, deltas, finish_reason, token_logprobs, matched_stop = self._replies[event.index].read(event)
         frames = [self._delta(index, delta) for delta in deltas]
         if token_logprobs:
             # they come before the text they belong to, which may be held back still
             logprobs = chat_logprobs(token_logprobs, self._names)
             frames.insert(0, frame(self._chunk(ChatChunkChoice(index, ChatDelta(), logprobs=logprobs))))
         if finish_reason is not None:
-            frames.append(self._frame(index, ChatDelta(), finish_on_wire(finish_reason, self._legacy)))
+            finish = finish_on_wire(finish_reason, self._legacy)
+            frames.append(frame(self._chunk(ChatChunkChoice(index, ChatDelta(), finish, stop_reason=matched_stop))))
         return b"".join(frames)
 
     def closing(self, generation: Generation) -> bytes:
@@ -83,8 +84,8 @@ class ChatFrames:
                 return self._frame(index, ChatDelta(tool_calls=[ToolCallDelta(call, id, "function", function)]))
         return b""
 
-    def _frame(self, index: int, delta: ChatDelta, finish_reason: ChatFinish | None = None) -> bytes:
-        return frame(self._chunk(ChatChunkChoice(index, delta, finish_reason)))
+    def _frame(self, index: int, delta: ChatDelta) -> bytes:
+        return frame(self._chunk(ChatChunkChoice(index, delta)))
 
     def _pieces(self, delta: ChatDelta) -> list[bytes]:
         return frame_pieces(self._chunk(ChatChunkChoice(HOLE, delta)))

@@ -11,6 +11,7 @@ from llamafast.api.schema.fragments import (
     MAX_TOP_LOGPROBS,
     SYSTEM_FINGERPRINT,
     PlatformOptions,
+    StopReason,
     StreamedIndex,
     StreamedText,
     Usage,
@@ -146,6 +147,7 @@ class ChatChoice(Struct):
     message: ChatMessage
     finish_reason: ChatFinish | None
     logprobs: ChoiceLogprobs | None = None
+    stop_reason: StopReason | None = None
 
 
 class ChatCompletion(Struct, kw_only=True):
@@ -191,6 +193,7 @@ class ChatChunkChoice(Struct):
     delta: ChatDelta
     finish_reason: ChatFinish | None = None
     logprobs: ChoiceLogprobs | None = None
+    stop_reason: StopReason | UnsetType | None = UNSET
 
 
 class ChatChunk(Struct, kw_only=True):

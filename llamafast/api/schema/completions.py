@@ -10,6 +10,7 @@ from llamafast.api.schema.fragments import (
     MAX_TOP_LOGPROBS,
     SYSTEM_FINGERPRINT,
     GenerationOptions,
+    StopReason,
     StreamedIndex,
     StreamedText,
     Usage,
@@ -74,6 +75,7 @@ class CompletionChoice(Struct):
     index: StreamedIndex
     finish_reason: FinishReason | None = None
     logprobs: Logprobs | None = None
+    stop_reason: StopReason | UnsetType | None = UNSET
 
 
 class Completion(Struct, kw_only=True):

@@ -71,6 +71,8 @@ CONSTRAINTS = (
 # In a streamed chunk, text and index may be holes that ``api.sse.frame_pieces`` cuts out of the encoded chunk.
 StreamedText = str | Raw
 StreamedIndex = int | Raw
+# vLLM's: the stop string or the stop token's id that ended a choice, null where none did; absent before its end.
+StopReason = str | int
 
 
 class StreamOptions(Struct):

@@ -20,12 +20,14 @@ ReplyFinish = Literal["stop", "length", "tool_calls"]
 
 
 class ReplyPart(NamedTuple):
-    """What one Event adds to a ``choice``, in order; ``finish_reason`` comes with the last part."""
+    """What one Event adds to a ``choice``, in order; ``finish_reason`` comes with the last part, and with it the stop
+    string or the stop token's id that was met."""
 
     choice: int
     deltas: list[Delta]
     finish_reason: ReplyFinish | None
     logprobs: Sequence[TokenLogprob] = ()
+    matched_stop: str | int | None = None
 
 
 class Reply:
@@ -53,7 +55,8 @@ class Reply:
         if not self._parallel:
             deltas = self._first_call_only(deltas)
         called = self._called and event.finish_reason == "stop"
-        return ReplyPart(event.index, deltas, "tool_calls" if called else event.finish_reason, event.logprobs or ())
+        finish_reason: ReplyFinish | None = "tool_calls" if called else event.finish_reason
+        return ReplyPart(event.index, deltas, finish_reason, event.logprobs or (), event.matched_stop)
 
     def _count(self, event: Event, deltas: list[Delta]) -> None:
         self._uncounted += event.n_tokens
