@@ -1,4 +1,4 @@
-"""The ASGI application: route, run, and turn every error into OpenAI's."""
+"""The ASGI application: route, run, and turn every error into what the client's API has for it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from llamafast.api.embeddings import EmbeddingsEndpoint, RerankEndpoint, ScoreEn
 from llamafast.api.grammars import Grammars
 from llamafast.api.http import ClientGone, Exchange, Headers, Receive, Scope, Send
 from llamafast.api.keys import Keys
+from llamafast.api.messages.endpoint import MessagesEndpoint
+from llamafast.api.messages.errors import form_of
+from llamafast.api.messages.plan import MessagePlanner
 from llamafast.api.origins import Origins
 from llamafast.api.request_log import RequestLog
 from llamafast.api.responses.endpoint import ResponsesEndpoint
@@ -125,6 +128,7 @@ class App:
         name = _NO_ROUTE
         try:
             exchange.closes = self._system.draining
+            exchange.form = form_of(exchange.path, exchange.headers)
             found = self.routes.find(exchange.path)
             if found is not None:
                 name = found[0].path
@@ -189,6 +193,9 @@ class App:
     ) -> Iterator[Route]:
         yield self._post("/v1/completions", CompletionsEndpoint(engine, grammars, ping_seconds))
         yield self._post("/v1/chat/completions", ChatEndpoint(engine, chat, grammars, ping_seconds, media))
+        messages = MessagesEndpoint(engine, MessagePlanner(engine, chat, media), grammars, ping_seconds)
+        yield self._post("/v1/messages", messages.create)
+        yield self._post("/v1/messages/count_tokens", messages.count_tokens)
 
     def _responding(self, responses: ResponsesEndpoint) -> Iterator[Route]:
         create = {"POST": self._with_body(responses.create), "GET": _upgrade_required}

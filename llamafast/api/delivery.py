@@ -120,12 +120,15 @@ async def collect(generation: Generation, n_choices: int) -> list[Answer]:
 
 
 async def read_replies(generation: Generation, replies: Sequence[Reply]) -> AsyncIterator[list[ReplyPart]]:
-    """``generation`` as Deltas: for each batch of Events one part per choice that has news.
+    """``generation`` as Deltas: for each batch of Events one part per choice that has news. It is not read any further
+    once all ``replies`` have ended before it.
 
     Raises the LlamafastError that ended the generation.
     """
     async for batch in generation:
         yield [replies[event.index].read(event) for event in batch]
+        if all(reply.ended for reply in replies):
+            return
 
 
 def usage_of(generation: Generation, replies: Sequence[Reply] = ()) -> Usage:

@@ -8,11 +8,15 @@ from msgspec import UNSET, UnsetType
 
 from llamafast import metrics
 from llamafast.api.http import Exchange
+from llamafast.api.messages.errors import VERSION
+from llamafast.api.messages.models import model_page, model_told
 from llamafast.api.schema.models import Model, ModelList
 from llamafast.config import ServerConfig
 from llamafast.engine.types import EnginePort, ModelInfo
 from llamafast.errors import EngineUnavailable, ModelNotFound
 
+# Anthropic's clients get their own form of the models.
+_BY_API = ((b"vary", VERSION),)
 # Of a probe that is red; whoever reads it asks again by its own clock.
 _RETRY_AFTER = ((b"retry-after", b"%d" % EngineUnavailable.retry_after),)
 
@@ -36,12 +40,14 @@ class SystemEndpoints:
         self.draining = False
 
     async def models(self, exchange: Exchange) -> None:
-        await exchange.reply_json(ModelList(data=list(self._models.values())))
+        models = list(self._models.values())
+        listed = model_page(models, exchange.query) if VERSION in exchange.headers else ModelList(data=models)
+        await exchange.reply_json(listed, headers=_BY_API)
 
     async def model(self, exchange: Exchange, model_id: str) -> None:
         if (model := self._models.get(model_id)) is None:
             raise ModelNotFound(f"the model {model_id[:128]!r} does not exist", param="model")
-        await exchange.reply_json(model)
+        await exchange.reply_json(model_told(model) if VERSION in exchange.headers else model, headers=_BY_API)
 
     async def ready(self, exchange: Exchange) -> None:
         """200 while new requests are welcome."""

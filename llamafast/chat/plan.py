@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.grammar.asked import Ask, asked_of_chat, asked_of_completion
 from llamafast.chat.prompt.conversation import Conversation
@@ -24,17 +26,18 @@ MAX_STOP_BYTES = 1024
 
 class ChatPlan(NamedTuple):
     """A Plan, what is asked of the reply (compiled apart, to be the Plan's matcher), and how to read what comes of it.
-    Without ``parallel`` a reply ends with its first tool call."""
+    Without ``parallel`` a reply ends with its first tool call; ``content_stops`` end it where its content has them."""
 
     plan: Plan
     new_parser: NewParser
     tools: tuple[Tool, ...]
     parallel: bool
     ask: Ask | None = None
+    content_stops: tuple[str, ...] = ()
 
     def replies(self) -> list[Reply]:
         """A fresh reader for each choice, by index."""
-        return [Reply(self.new_parser(), parallel=self.parallel) for _ in range(self.plan.n)]
+        return [Reply(self.new_parser(), parallel=self.parallel, stops=self.content_stops) for _ in range(self.plan.n)]
 
 
 def plan_completion(task: CompletionTask, tokenizer: Tokenizer, info: ModelInfo) -> tuple[Plan, Ask | None]:
@@ -89,12 +92,13 @@ def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: Mode
     prompt, tools = conversation.prompt, task.tools.callable
     n_rows = sum(chunk.n_rows for medium in task.media for chunk in medium.chunks if isinstance(chunk, MediaRows))
     if n_rows > info.max_seq_len:
-        raise _too_long(named, f"{n_rows} rows of media", info)
+        raise _too_long(named, f"{n_rows} rows of media", info, n_rows)
     with Untokenizable.named(named):
         spliced = conversation.spliced(tokenizer)
         tokens = _checked_tokens(spliced.tokens, named, info)
     if task.room and len(tokens) + task.room > info.max_seq_len:
-        raise _too_long(named, f"{len(tokens)} tokens, behind which {task.room} have to fit", info)
+        size = f"{len(tokens)} tokens, behind which {task.room} have to fit"
+        raise _too_long(named, size, info, len(tokens) + task.room)
     ask = asked_of_chat(task, chat.letters, chat.begun_reasoning(prompt))
     new_parser: NewParser = PlainReply
     if ask is None or tools or chat.dialect.reasons:  # else a text that follows a grammar is all content
@@ -114,7 +118,10 @@ def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: Mode
         checkpoints=() if info.cuts_anywhere else conversation.checkpoints(spliced, tokenizer),
         media=spliced.spans,
     )
-    return ChatPlan(plan, new_parser, tools, task.parallel is not False, ask)
+    content_stops: tuple[str, ...] = ()
+    if task.stops_content_only and parsed:
+        content_stops, plan = plan.stop, replace(plan, stop=())
+    return ChatPlan(plan, new_parser, tools, task.parallel is not False, ask, content_stops)
 
 
 def _check_generates(info: ModelInfo) -> None:
@@ -146,7 +153,7 @@ def _plan(
         n=n,
         # No output outgrows the context, so a larger number means the same and a huge one never leaves this room.
         max_tokens=None if task.max_tokens is None else min(task.max_tokens, info.max_seq_len),
-        stop=_stop_strings(task.stop),
+        stop=_stop_strings(task),
         skip_special_tokens=task.skip_special_tokens and hides_control,
         preserved_tokens=preserved_tokens,
         stop_token_ids=_stop_tokens(task.stop_token_ids, info),
@@ -178,11 +185,12 @@ def _min_tokens(task: Task, *, constrained: bool) -> int:
     return min(task.min_tokens, 2**31 - 1)
 
 
-def _stop_strings(strings: Sequence[str]) -> tuple[str, ...]:
-    for string in strings:
+def _stop_strings(task: Task) -> tuple[str, ...]:
+    for string in task.stop:
         if not 1 <= len(string.encode()) <= MAX_STOP_BYTES:
-            raise InvalidRequest(f"a `stop` string has 1 to {MAX_STOP_BYTES} bytes of UTF-8", param="stop")
-    return tuple(dict.fromkeys(strings))
+            name = task.named("stop")
+            raise InvalidRequest(f"a string of `{name}` has 1 to {MAX_STOP_BYTES} bytes of UTF-8", param=name)
+    return tuple(dict.fromkeys(task.stop))
 
 
 def split_prompts(prompt: Prompt, field: str) -> list[str | list[int]]:
@@ -206,7 +214,7 @@ def _prompt_tokens(prompt: str | list[int], path: str, tokenizer: Tokenizer, inf
         with Untokenizable.named(path):
             return _checked_tokens(tokenizer.tokenize(prompt, add_special=True, parse_special=True), path, info)
     if len(prompt) > info.max_seq_len:
-        raise _too_long(path, f"{len(prompt)} tokens", info)
+        raise _too_long(path, f"{len(prompt)} tokens", info, len(prompt))
     return checked_ids(prompt, path, info)
 
 
@@ -220,16 +228,17 @@ def checked_ids(ids: list[int], path: str, info: ModelInfo) -> array[int]:
 def _check_size(n_chars: int, path: str, info: ModelInfo) -> None:
     """Refuse what cannot fit, before seconds of tokenising would only say by how much."""
     if n_chars > info.max_seq_len * info.longest_piece:
-        raise _too_long(path, f"more than {n_chars // info.longest_piece} tokens", info)
+        n_tokens = n_chars // info.longest_piece
+        raise _too_long(path, f"more than {n_tokens} tokens", info, n_tokens)
 
 
 def _checked_tokens(tokens: array[int], path: str, info: ModelInfo) -> array[int]:
     if not tokens:
         raise InvalidRequest(f"`{path}` gives no tokens", param=path)
     if len(tokens) > info.max_seq_len:
-        raise _too_long(path, f"{len(tokens)} tokens", info)
+        raise _too_long(path, f"{len(tokens)} tokens", info, len(tokens))
     return tokens
 
 
-def _too_long(path: str, size: str, info: ModelInfo) -> ContextLengthExceeded:
-    return ContextLengthExceeded(info.max_seq_len, size, param=path)
+def _too_long(path: str, size: str, info: ModelInfo, n_tokens: int) -> ContextLengthExceeded:
+    return ContextLengthExceeded(info.max_seq_len, size, param=path, n_tokens=n_tokens)

@@ -66,8 +66,9 @@ class ChatTask(Task, frozen=True, kw_only=True):
     Of ``tools`` the model is shown some and may call some. Without ``parallel`` tool calls a reply ends with the first,
     None allows several where calls are not forced. ``add_generation_prompt`` (default true) and
     ``continue_final_message`` are those of ``transformers``, ``variables`` more that the template may read.
-    ``split_reasoning`` tells reasoning apart from content. Behind the prompt ``room`` tokens have to fit. ``media`` are
-    those whose words are in ``messages``, in order, and ``sources`` what the client sent of them.
+    ``split_reasoning`` tells reasoning apart from content, and with ``stops_content_only`` no ``stop`` string is looked
+    for outside of that. Behind the prompt ``room`` tokens have to fit. ``media`` are those whose words are in
+    ``messages``, in order, and ``sources`` what the client sent of them.
     """
 
     messages: list[Message]
@@ -83,4 +84,5 @@ class ChatTask(Task, frozen=True, kw_only=True):
     verbosity: str | None = None
     variables: Mapping[str, Any] = {}
     split_reasoning: bool = True
+    stops_content_only: bool = False
     room: int = 0

@@ -14,6 +14,7 @@ from llamafast.chat.reply.deltas import (
     ToolCallBegin,
     ToolCallEnd,
 )
+from llamafast.chat.reply.stops import ContentStops
 from llamafast.engine.types import Event, TokenLogprob
 
 ReplyFinish = Literal["stop", "length", "tool_calls"]
@@ -35,28 +36,57 @@ class Reply:
 
     Without ``parallel`` calls nothing that follows the first complete call is passed on. ``reasoning_tokens`` counts
     the tokens spent on reasoning, its opening mark included; where tokens of both kinds come in one Event they are
-    divided by their characters.
+    divided by their characters. One of ``stops`` in its content ends it before its Events do: once it has ``ended``,
+    whatever more comes says nothing.
     """
 
-    def __init__(self, parser: ReplyParser, *, parallel: bool = True) -> None:
+    def __init__(self, parser: ReplyParser, *, parallel: bool = True, stops: Sequence[str] = ()) -> None:
         self.reasoning_tokens = 0
+        self.ended = False
         self._parser = parser
         self._parallel = parallel
+        self._stops = ContentStops(stops) if stops else None
         self._closed = False
         self._called = False
         self._reasons = False
         self._uncounted = 0
 
     def read(self, event: Event) -> ReplyPart:
+        if self.ended:
+            return ReplyPart(event.index, [], None)
         deltas = self._parser.feed(event.text)
         if event.finish_reason is not None:
             deltas += self._parser.finish()
         self._count(event, deltas)
         if not self._parallel:
             deltas = self._first_call_only(deltas)
-        called = self._called and event.finish_reason == "stop"
-        finish_reason: ReplyFinish | None = "tool_calls" if called else event.finish_reason
-        return ReplyPart(event.index, deltas, finish_reason, event.logprobs or (), event.matched_stop)
+        finish_reason: ReplyFinish | None = event.finish_reason
+        matched_stop = event.matched_stop
+        if self._stops is not None:
+            deltas, met = self._until_stop(self._stops, deltas, last=finish_reason is not None)
+            if met is not None:
+                finish_reason, matched_stop = "stop", met
+                self.ended = True
+        self._called = self._called or any(isinstance(delta, ToolCallBegin) for delta in deltas)
+        if self._called and finish_reason == "stop":
+            finish_reason = "tool_calls"
+        return ReplyPart(event.index, deltas, finish_reason, event.logprobs or (), matched_stop)
+
+    @staticmethod
+    def _until_stop(stops: ContentStops, deltas: list[Delta], *, last: bool) -> tuple[list[Delta], str | None]:
+        """``deltas`` before a stop string, and which it is."""
+        shown: list[Delta] = []
+        for delta in deltas:
+            text, met = stops.read(delta.text) if isinstance(delta, ContentDelta) else (stops.rest(), None)
+            if text:
+                shown.append(ContentDelta(text))
+            if met is not None:
+                return shown, met
+            if not isinstance(delta, ContentDelta):
+                shown.append(delta)
+        if last and (text := stops.rest()):
+            shown.append(ContentDelta(text))
+        return shown, None
 
     def _count(self, event: Event, deltas: list[Delta]) -> None:
         self._uncounted += event.n_tokens
@@ -69,7 +99,6 @@ class Reply:
                 others += len(delta.text)
             elif isinstance(delta, ToolCallBegin):
                 others += len(delta.name)
-                self._called = True
         if event.finish_reason is not None and self._reasons and not deltas:
             reasoning = 1
         if reasoning or others:
