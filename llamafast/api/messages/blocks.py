@@ -158,7 +158,8 @@ class _Messages:
     def _result(self, block: Json, path: str) -> None:
         call_id = _string(block, "tool_use_id", path)
         if call_id not in self._called:
-            raise InvalidRequest(f"{path}: no call has the id {call_id[:64]!r}", param=f"{path}.tool_use_id")
+            where = f"{path}.tool_use_id"
+            raise InvalidRequest(f"`{where}`: no call has the id {call_id[:64]!r}", param=where)
         blocks = _blocks(block.get("content"), f"{path}.content")
         pieces = (piece for inner, where in blocks for piece in self._pieces(inner, where, in_result=True))
         self.messages.append({"role": "tool", "tool_call_id": call_id, "content": _joined(pieces)})
@@ -222,8 +223,8 @@ class _Messages:
             return Piece(_NO_IMAGES)
         source = block.get("source")
         if isinstance(source, dict) and source.get("type") == "file":
-            told = f"{path}: files are not kept here; send the image itself"
-            raise UnsupportedParameter(told, param=f"{path}.source.type")
+            where = f"{path}.source.type"
+            raise UnsupportedParameter(f"`{where}`: files are not kept here; send the image itself", param=where)
         return Piece(self._media.word(block, path) or "", is_text=False)
 
     def _document(self, block: Json, path: str, *, in_result: bool) -> str:
@@ -237,8 +238,8 @@ class _Messages:
         elif in_result:
             return _NO_DOCUMENTS
         else:
-            told = f"{path}: of documents only text is read here: a `source` of type text or content"
-            raise UnsupportedParameter(told, param=f"{path}.source.type")
+            where = f"{path}.source.type"
+            raise UnsupportedParameter(f"`{where}`: of documents only text and content are read here", param=where)
         names = ("title", "context")
         about = [f"{name.capitalize()}: {block[name]}" for name in names if isinstance(block.get(name), str)]
         return "\n".join(["<document>", *about, *([""] if about else []), text, "</document>"])
