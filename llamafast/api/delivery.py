@@ -132,8 +132,10 @@ async def read_replies(generation: Generation, replies: Sequence[Reply]) -> Asyn
 
 
 def usage_of(generation: Generation, replies: Sequence[Reply] = ()) -> Usage:
-    """The counts so far; ``replies`` know which of the tokens were reasoning."""
+    """The counts so far; ``replies`` know which of the tokens were reasoning, and which came too late."""
     prompt, completion = generation.prompt_tokens, generation.completion_tokens
+    if any(reply.ended for reply in replies):
+        completion = sum(reply.n_tokens for reply in replies)
     media = {f"{kind}_tokens": n for kind, n in generation.media_tokens.items()}
     return Usage(
         prompt,

@@ -128,8 +128,9 @@ class Usage(Struct, kw_only=True):
 
 
 class TextBlock(Struct, tag="text"):
+    """Without ``citations``: there are none, and clients do not take null for them."""
+
     text: str
-    citations: None = None
 
 
 class ThinkingBlock(Struct, tag="thinking"):

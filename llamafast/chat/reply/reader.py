@@ -34,14 +34,14 @@ class ReplyPart(NamedTuple):
 class Reply:
     """One choice on its way to the client: its parser, and what it needs to know of everything said so far.
 
-    Without ``parallel`` calls nothing that follows the first complete call is passed on. ``reasoning_tokens`` counts
-    the tokens spent on reasoning, its opening mark included; where tokens of both kinds come in one Event they are
-    divided by their characters. One of ``stops`` in its content ends it before its Events do: once it has ``ended``,
-    whatever more comes says nothing.
+    Without ``parallel`` calls nothing that follows the first complete call is passed on. ``n_tokens`` counts its tokens
+    and ``reasoning_tokens`` those spent on reasoning, its opening mark included; where tokens of several kinds come in
+    one Event they are divided by their characters. One of ``stops`` in its content ends it before its Events do: once
+    it has ``ended``, whatever more comes says nothing and does not count.
     """
 
     def __init__(self, parser: ReplyParser, *, parallel: bool = True, stops: Sequence[str] = ()) -> None:
-        self.reasoning_tokens = 0
+        self.n_tokens = self.reasoning_tokens = 0
         self.ended = False
         self._parser = parser
         self._parallel = parallel
@@ -54,6 +54,7 @@ class Reply:
     def read(self, event: Event) -> ReplyPart:
         if self.ended:
             return ReplyPart(event.index, [], None)
+        self.n_tokens += event.n_tokens
         deltas = self._parser.feed(event.text)
         if event.finish_reason is not None:
             deltas += self._parser.finish()
@@ -63,30 +64,31 @@ class Reply:
         finish_reason: ReplyFinish | None = event.finish_reason
         matched_stop = event.matched_stop
         if self._stops is not None:
-            deltas, met = self._until_stop(self._stops, deltas, last=finish_reason is not None)
+            deltas, met, n_behind = self._until_stop(self._stops, deltas, last=finish_reason is not None)
             if met is not None:
                 finish_reason, matched_stop = "stop", met
                 self.ended = True
+                self.n_tokens -= min(event.n_tokens - 1, round(event.n_tokens * n_behind / max(1, len(event.text))))
         self._called = self._called or any(isinstance(delta, ToolCallBegin) for delta in deltas)
         if self._called and finish_reason == "stop":
             finish_reason = "tool_calls"
         return ReplyPart(event.index, deltas, finish_reason, event.logprobs or (), matched_stop)
 
     @staticmethod
-    def _until_stop(stops: ContentStops, deltas: list[Delta], *, last: bool) -> tuple[list[Delta], str | None]:
-        """``deltas`` before a stop string, and which it is."""
+    def _until_stop(stops: ContentStops, deltas: list[Delta], *, last: bool) -> tuple[list[Delta], str | None, int]:
+        """``deltas`` before a stop string, which it is, and how many characters stand behind it."""
         shown: list[Delta] = []
-        for delta in deltas:
+        for i, delta in enumerate(deltas):
             text, met = stops.read(delta.text) if isinstance(delta, ContentDelta) else (stops.rest(), None)
             if text:
                 shown.append(ContentDelta(text))
             if met is not None:
-                return shown, met
+                return shown, met, stops.n_behind + sum(len(getattr(other, "text", "")) for other in deltas[i + 1 :])
             if not isinstance(delta, ContentDelta):
                 shown.append(delta)
         if last and (text := stops.rest()):
             shown.append(ContentDelta(text))
-        return shown, None
+        return shown, None, 0
 
     def _count(self, event: Event, deltas: list[Delta]) -> None:
         self._uncounted += event.n_tokens

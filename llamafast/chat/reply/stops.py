@@ -15,13 +15,14 @@ class ContentStops:
         self._stops = [(stop, _failures(stop)) for stop in stops]
         self._matched = [0] * len(stops)
         self._held = ""
+        self.n_behind = 0  # characters that came behind the stop string
 
     def read(self, text: str) -> tuple[str, str | None]:
         """What is certain after more ``text``, and the stop string that has ended it, after which there is no more."""
         held = self._held + text
         for at, letter in enumerate(text, len(self._held) + 1):
             if (found := self._step(letter)) is not None:
-                self._held = ""
+                self._held, self.n_behind = "", len(held) - at
                 return held[: at - len(found)], found
         n_held = max(self._matched, default=0)
         self._held = held[len(held) - n_held :]

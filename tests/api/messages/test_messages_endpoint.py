@@ -37,7 +37,7 @@ async def test_a_message_field_by_field(api: Messages) -> None:
         "type": "message",
         "role": "assistant",
         "model": MODEL,
-        "content": [{"type": "text", "text": "Hello world", "citations": None}],
+        "content": [{"type": "text", "text": "Hello world"}],
         "stop_reason": "end_turn",
         "stop_sequence": None,
         "stop_details": None,
@@ -52,7 +52,7 @@ async def test_a_stream_event_by_event(api: Messages) -> None:
     assert (message["content"], message["stop_reason"], message["usage"]["output_tokens"]) == ([], None, 1)
     assert start == {"type": "message_start"}
     assert middle == [
-        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "", "citations": None}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
         {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hello"}},
         {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": " world"}},
         {"type": "content_block_stop", "index": 0},
@@ -73,7 +73,7 @@ async def test_blocks_in_the_order_written_one_open_at_a_time(api: Messages) -> 
     assert len(set(ids)) == 2
     assert message["content"] == [
         {"type": "thinking", "thinking": "I look.", "signature": "llamafast"},
-        {"type": "text", "text": "Let me see.", "citations": None},
+        {"type": "text", "text": "Let me see."},
         {"type": "tool_use", "name": "get_weather", "input": {"city": "Paris"}},
         {"type": "tool_use", "name": "now", "input": {}},
     ]

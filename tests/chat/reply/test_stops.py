@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from llamafast.chat.reply.deltas import (
     ContentDelta,
     Delta,
+    PlainReply,
     ReasoningDelta,
     ToolCallArguments,
     ToolCallBegin,
@@ -87,6 +88,15 @@ def test_a_stop_string_ends_the_reply_before_its_events_do() -> None:
     assert reply.read(Event(0, "x", 1)) == (0, [], "stop", (), "END")
     assert reply.ended
     assert reply.read(Event(0, "x", 1, "length")) == (0, [], None, (), None)
+
+
+def test_tokens_behind_a_stop_string_do_not_count() -> None:
+    reply = Reply(PlainReply(), stops=["END"])
+    reply.read(Event(0, "ab", 2))
+    reply.read(Event(0, "c END def ", 5))
+    assert (reply.n_tokens, reply.ended) == (2 + 5 - round(5 * 5 / 10), True)
+    reply.read(Event(0, "gh", 2))
+    assert reply.n_tokens == 5
 
 
 @pytest.mark.parametrize("reason", ["stop", "length"])
