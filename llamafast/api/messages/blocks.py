@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from llamafast.api.media_texts import Change, in_field, in_medium
 from llamafast.api.messages.tools import ToolTable
+from llamafast.api.sealed import opened
 from llamafast.chat.json_text import json_text
 from llamafast.chat.prompt.folding import BETWEEN_MESSAGES
 from llamafast.chat.prompt.media import MediaParts
@@ -172,7 +173,7 @@ class _Messages:
         for block, where in _blocks(content, path):
             kind = block["type"]
             if kind == "thinking":
-                if thought := _string(block, "thinking", where):
+                if thought := _string(block, "thinking", where) or opened(block.get("signature")):
                     turn["reasoning_content"] = turn.get("reasoning_content", "") + thought
             elif kind == "tool_use":
                 turn.setdefault("tool_calls", []).append(self._call(block, where))

@@ -10,7 +10,7 @@ from llamafast.api.schema.fragments import MAX_STOP_STRINGS, GenerationOptions
 from llamafast.api.schema.fragments import Usage as ChatUsage
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
-# What proves at Anthropic that reasoning is the model's own. Here nobody asks for proof, and clients want one.
+# What proves at Anthropic that reasoning is the model's own. Here nobody asks for proof, but clients want one.
 SIGNATURE = "llamafast"
 
 

@@ -30,6 +30,7 @@ from llamafast.api.messages.schema import (
     ToolUseBlock,
     Usage,
 )
+from llamafast.api.sealed import sealed
 from llamafast.chat.reply.deltas import (
     ContentDelta,
     Delta,
@@ -45,7 +46,8 @@ class MessageWriter:
 
     One block is open at a time: it ends when another begins, a call when it is complete. ``message`` is final after
     ``closing``: streamed or not, an answer is what its events say. With ``omits_thinking`` a block says only that the
-    model has thought.
+    model has thought; what, is in its signature, with which clients bring it back: the next prompt then extends what is
+    in the cache.
     """
 
     def __init__(self, message: Message, *, omits_thinking: bool = False) -> None:
@@ -54,6 +56,7 @@ class MessageWriter:
         self._events: list[Event] = []
         self._open: Block | None = None
         self._pieces: list[str] = []
+        self._omitted: list[str] = []
 
     def opening(self, usage: Usage) -> list[Event]:
         # told as it is now
@@ -67,7 +70,9 @@ class MessageWriter:
                     self._tell(TextDelta(text), text)
                 case ReasoningDelta(text):
                     self._enter(ThinkingBlock, ThinkingBlock("", ""))
-                    if not self._omits_thinking:
+                    if self._omits_thinking:
+                        self._omitted.append(text)
+                    else:
                         self._tell(ThinkingDelta(text), text)
                 case ToolCallBegin(_, id, name):
                     self._begin(ToolUseBlock(f"toolu_{id.removeprefix('call_')}", name, {}))
@@ -105,8 +110,10 @@ class MessageWriter:
             case TextBlock():
                 block: Block = TextBlock(said)
             case ThinkingBlock():
-                block = ThinkingBlock(said, SIGNATURE)
-                self._events.append(BlockDelta(index, SignatureDelta(SIGNATURE)))
+                signature = sealed("".join(self._omitted)) if self._omits_thinking else SIGNATURE
+                block = ThinkingBlock(said, signature)
+                self._events.append(BlockDelta(index, SignatureDelta(signature)))
+                self._omitted.clear()
             case ToolUseBlock(id, name):
                 block = ToolUseBlock(id, name, _value(said))
         self._events.append(BlockStop(index))

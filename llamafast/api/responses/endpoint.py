@@ -12,7 +12,6 @@ from llamafast.api.delivery import run_sized
 from llamafast.api.hidden_tools import ignored
 from llamafast.api.http import JSON_TYPE, Exchange
 from llamafast.api.media_texts import encode_whole
-from llamafast.api.responses.compaction import sealed
 from llamafast.api.responses.events import Event
 from llamafast.api.responses.items import Item, in_request
 from llamafast.api.responses.plan import PlannedResponse
@@ -27,6 +26,7 @@ from llamafast.api.responses.schema import (
     ResponsesRequest,
 )
 from llamafast.api.responses.store import ResponseStore
+from llamafast.api.sealed import sealed
 from llamafast.api.sse import EventStream, encode
 from llamafast.engine.types import ModelInfo
 from llamafast.errors import EngineFailure, InvalidRequest, NotFound
