@@ -3,6 +3,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
+from .budget cimport budget_read, budget_token
 from .context cimport Context
 from .draw cimport draw_mask, scratch_free, scratch_init
 from .headers.llama cimport llama_get_logits_ith
@@ -78,8 +79,17 @@ cdef int output_next(Output self, sequence_t *s, float *logits) noexcept nogil:
         return next_allowed(self, s, c, logits)
     if s.tokens.n_certain - s.tokens.n_prompt < s.out.options.min_tokens:
         rule_out_ends(self, s, logits)
-    token = sampler_pick(s.out.sampler, &self.scratch, logits, s.tokens.ids, s.tokens.n_certain)
+    token = pick(self, s, logits)
     return -1 if token < 0 else accept(self, s, token, at_limit(s))
+
+
+cdef int32_t pick(Output self, sequence_t *s, float *logits) noexcept nogil:
+    """A token by the logits, or the one that ends thoughts which have become too long; -1 when out of memory. What a
+    grammar rules out is not written."""
+    cdef int32_t token = budget_token(&s.out.budget)
+    if token >= 0 and logits[token] > -INFINITY:
+        return token
+    return sampler_pick(s.out.sampler, &self.scratch, logits, s.tokens.ids, s.tokens.n_certain)
 
 
 cdef int park(Output self, sequence_t *s, constraint_t *c, const float *logits) noexcept nogil:
@@ -98,7 +108,7 @@ cdef int next_allowed(Output self, sequence_t *s, constraint_t *c, float *logits
         return end(self, s, FINISH_REFUSED)
     if not c.n_forced and not c.complete:
         draw_mask(logits, self.scratch.n_vocab, c.mask)
-        token = sampler_pick(s.out.sampler, &self.scratch, logits, s.tokens.ids, s.tokens.n_certain)
+        token = pick(self, s, logits)
         if token < 0 or accept(self, s, token, FINISH_NONE) < 0:
             return -1
         if s.phase == PHASE_ENDED:
@@ -155,6 +165,8 @@ cdef int accept(Output self, sequence_t *s, int32_t token, int32_t how) noexcept
     if sequence_append(s, token) < 0:
         return -1
     s.out.n_unreported += 1
+    if s.out.budget.n_marks:
+        budget_read(&s.out.budget, self.vocab.pieces.text + begin, length)
     if flags & TOKEN_EOG:
         stopped = not s.out.options.ignore_eos or s.out.constraint != NULL
     elif (which := stop_token(s, token)) >= 0:

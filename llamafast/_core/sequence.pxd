@@ -16,6 +16,7 @@
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
+from .budget cimport budget_t
 from .draw cimport sampler_t
 from .logprobs cimport logprobs_t
 from .masks cimport Constraint, constraint_t
@@ -95,6 +96,7 @@ cdef struct out_t:
     sampler_t *sampler      # the Sequence holds its owner
     constraint_t *constraint  # the same; NULL: none
     text_t text
+    budget_t budget
     logprobs_t logprobs
 
 # Monotonic seconds; 0: not yet.

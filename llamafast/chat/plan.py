@@ -87,6 +87,8 @@ def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: Mode
     Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
     """
     _check_generates(info)
+    if task.reasoning_budget == 0 and task.enable_thinking is None:
+        task = replace(task, enable_thinking=False)
     named = task.named("messages")
     conversation = Conversation(task, chat, check_size=lambda n_chars: _check_size(n_chars, named, info))
     prompt, tools = conversation.prompt, task.tools.callable
@@ -118,6 +120,8 @@ def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: Mode
         checkpoints=() if info.cuts_anywhere else conversation.checkpoints(spliced, tokenizer),
         media=spliced.spans,
     )
+    if task.reasoning_budget is not None:
+        plan = replace(plan, budget=chat.thoughts.budget(task.reasoning_budget, chat.begun_reasoning(prompt)))
     content_stops: tuple[str, ...] = ()
     if task.stops_content_only and parsed:
         content_stops, plan = plan.stop, replace(plan, stop=())

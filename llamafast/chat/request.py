@@ -66,6 +66,7 @@ class ChatTask(Task, frozen=True, kw_only=True):
     Of ``tools`` the model is shown some and may call some. Without ``parallel`` tool calls a reply ends with the first,
     None allows several where calls are not forced. ``add_generation_prompt`` (default true) and
     ``continue_final_message`` are those of ``transformers``, ``variables`` more that the template may read.
+    Reasoning has at most ``reasoning_budget`` tokens, with 0 there is none.
     ``split_reasoning`` tells reasoning apart from content, and with ``stops_content_only`` no ``stop`` string is looked
     for outside of that. Behind the prompt ``room`` tokens have to fit. ``media`` are those whose words are in
     ``messages``, in order, and ``sources`` what the client sent of them.
@@ -81,6 +82,7 @@ class ChatTask(Task, frozen=True, kw_only=True):
     continue_final_message: bool | str = False
     reasoning_effort: str | None = None
     enable_thinking: bool | None = None
+    reasoning_budget: int | None = None
     verbosity: str | None = None
     variables: Mapping[str, Any] = {}
     split_reasoning: bool = True

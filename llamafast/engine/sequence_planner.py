@@ -133,6 +133,7 @@ class SequencePlanner:
                 max_tokens=max_tokens,
                 **plan.output_options(),
                 announce=plan.announce,
+                budget=None if plan.budget is None else tuple(plan.budget),
                 stop_tokens=plan.stop_token_ids,
                 stops=stops,
                 show_control=not plan.skip_special_tokens,

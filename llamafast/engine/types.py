@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from llamafast.engine.adapter_info import AdaptersPort
 from llamafast.engine.media import MediaKind, MediaSpan
+from llamafast.engine.reasoning import ReasoningBudget
 
 FinishReason = Literal["stop", "length"]
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
@@ -87,7 +88,7 @@ class Plan(OutputOptions, frozen=True, kw_only=True):
     what they computed. ``model`` may name an adapter, ``lora`` has more of them, by id and scale. ``checkpoints`` are
     lengths at which later prompts may part from this one (the end of the system prompt, the start of the last user
     turn): there a state that cannot be cut is kept. ``media`` are the spans of rows in the one prompt there is then.
-    With ``announce`` an Event without text tells that a long prompt has begun, and how much of it was cached.
+    With ``announce`` an Event without text tells how much of a long prompt was cached. ``budget`` bounds thoughts.
     """
 
     prompts: tuple[array[int], ...]
@@ -108,6 +109,7 @@ class Plan(OutputOptions, frozen=True, kw_only=True):
     checkpoints: tuple[int, ...] = ()
     media: tuple[MediaSpan, ...] = ()
     announce: bool = False
+    budget: ReasoningBudget | None = None
 
     def media_tokens(self) -> dict[MediaKind, int]:
         """Rows of the prompt by their kind of media."""

@@ -126,7 +126,7 @@ def _collected(reply: ChatCompletion, said: list[CollectedChoice], request: Chat
         choices.append(
             ChatChoice(
                 index,
-                _message(assemble(choice.deltas), legacy),
+                _message(assemble(choice.deltas), request),
                 finish_on_wire(choice.finish_reason, legacy),
                 chat_logprobs(choice.logprobs, names) if request.logprobs else None,
                 choice.matched_stop,
@@ -136,12 +136,12 @@ def _collected(reply: ChatCompletion, said: list[CollectedChoice], request: Chat
     return encode(reply)
 
 
-def _message(said: AssistantMessage, legacy: bool) -> ChatMessage:
+def _message(said: AssistantMessage, request: ChatRequest) -> ChatMessage:
     message = ChatMessage(said.content if said.content or not said.tool_calls else None)
-    if said.reasoning:
+    if said.reasoning and request.tells_reasoning:
         message.reasoning_content = said.reasoning
     calls = [MessageToolCall(call.id, FunctionCall(call.name, call.arguments)) for call in said.tool_calls]
-    if calls and legacy:
+    if calls and request.functions:
         message.function_call = calls[0].function
     elif calls:
         message.tool_calls = calls

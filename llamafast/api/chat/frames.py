@@ -36,6 +36,7 @@ class ChatFrames:
         self._replies = replies
         self._names = names
         self._legacy = bool(request.functions)
+        self._tells_reasoning = request.tells_reasoning
         self._may_call = bool(request.tools or request.functions)
         self._content = self._pieces(ChatDelta(content=HOLE))
         self._reasoning = self._pieces(ChatDelta(reasoning_content=HOLE))
@@ -69,7 +70,7 @@ class ChatFrames:
             case ContentDelta(text):
                 before, between, after = self._content
                 return b"%b%d%b%b%b" % (before, index, between, encode(text), after)
-            case ReasoningDelta(text):
+            case ReasoningDelta(text) if self._tells_reasoning:
                 before, between, after = self._reasoning
                 return b"%b%d%b%b%b" % (before, index, between, encode(text), after)
             case ToolCallArguments(call, text):

@@ -11,6 +11,7 @@ from llamafast.api.schema.fragments import (
     MAX_TOP_LOGPROBS,
     SYSTEM_FINGERPRINT,
     PlatformOptions,
+    ReasoningTokens,
     StopReason,
     StreamedIndex,
     StreamedText,
@@ -21,11 +22,23 @@ from llamafast.chat.tools import ToolChoice, choose_tools, function_named, read_
 from llamafast.engine.media import MediaSource, Medium
 from llamafast.errors import InvalidRequest
 
+_BUDGETS = ("thinking_token_budget", "reasoning_budget", "reasoning_budget_tokens", "thinking_budget_tokens")
+
 ChatFinish = Literal["stop", "length", "tool_calls", "function_call"]
 
 
+class ReasoningControls(Struct):
+    """OpenRouter's: what else is said in `reasoning_effort`, `enable_thinking`, a budget and `include_reasoning`."""
+
+    effort: str | None = None
+    max_tokens: ReasoningTokens | None = None
+    enabled: bool | None = None
+    exclude: bool | None = None
+
+
 class ChatRequest(PlatformOptions, kw_only=True):
-    """Messages stay plain objects: the template may read fields that OpenAI does not name.
+    """Messages stay plain objects: the template may read fields that OpenAI does not name. A budget of reasoning has
+    vLLM's name, or one of llama-server's.
 
     The fields from ``store`` on are checked for their type and have no effect here.
     """
@@ -36,7 +49,6 @@ class ChatRequest(PlatformOptions, kw_only=True):
         **dict.fromkeys(("truncation", "context_management"), "`messages` that fit"),
         "max_output_tokens": "`max_completion_tokens`",
         "text": "`response_format` and `verbosity`",
-        "reasoning": "`reasoning_effort`",
         "include": "`logprobs`",
     }
 
@@ -50,6 +62,12 @@ class ChatRequest(PlatformOptions, kw_only=True):
     enable_thinking: bool | None = None
     reasoning_effort: str | None = None
     reasoning_format: Literal["none", "auto", "deepseek"] | None = None
+    reasoning: ReasoningControls | None = None
+    include_reasoning: bool | None = None
+    thinking_token_budget: ReasoningTokens | None = None
+    reasoning_budget: ReasoningTokens | None = None
+    reasoning_budget_tokens: ReasoningTokens | None = None
+    thinking_budget_tokens: ReasoningTokens | None = None
     verbosity: str | None = None
     tools: list[Any] | None = None
     functions: list[Any] | None = None
@@ -70,6 +88,7 @@ class ChatRequest(PlatformOptions, kw_only=True):
         Raises InvalidRequest or UnsupportedParameter for tools that are none.
         """
         names = {"tools": "functions"} if self.functions else {}
+        controls = self.reasoning or ReasoningControls()
         max_tokens = self.max_tokens
         if self.max_completion_tokens is not None:
             max_tokens, names["max_tokens"] = self.max_completion_tokens, "max_completion_tokens"
@@ -86,12 +105,22 @@ class ChatRequest(PlatformOptions, kw_only=True):
             documents=self.documents,
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=self.continue_final_message or False,
-            reasoning_effort=self.reasoning_effort,
-            enable_thinking=self.enable_thinking,
+            reasoning_effort=self.reasoning_effort or controls.effort,
+            enable_thinking=controls.enabled if self.enable_thinking is None else self.enable_thinking,
+            reasoning_budget=self._reasoning_budget(controls),
             verbosity=self.verbosity,
             variables=self.chat_template_kwargs or {},
             split_reasoning=self.reasoning_format != "none",
         )
+
+    @property
+    def tells_reasoning(self) -> bool:
+        return self.include_reasoning is not False and not (self.reasoning and self.reasoning.exclude)
+
+    def _reasoning_budget(self, controls: ReasoningControls) -> int | None:
+        """The smallest of those that are said."""
+        said = [getattr(self, name) for name in _BUDGETS] + [controls.max_tokens]
+        return min((n for n in said if n is not None and n >= 0), default=None)
 
     def _tool_choice(self) -> ToolChoice:
         if self.functions and self.tools:

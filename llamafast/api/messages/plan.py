@@ -109,6 +109,7 @@ class MessagePlanner:
             continue_final_message=continued,
             reasoning_effort=_EFFORTS.get(effort, effort) if effort else None,
             enable_thinking=None if request.thinking is None else request.thinking.type != "disabled",
+            reasoning_budget=None if request.thinking is None else request.thinking.budget_tokens,
             variables=request.chat_template_kwargs or {},
             stops_content_only=True,
         )

@@ -146,6 +146,7 @@ class ResponsePlanner:
             parallel=request.parallel_tool_calls,
             add_generation_prompt=not prefill,
             reasoning_effort=request.reasoning.effort if request.reasoning else None,
+            reasoning_budget=_reasoning_budget(request),
             verbosity=text.verbosity,
             variables=request.chat_template_kwargs or {},
             room=room,
@@ -206,6 +207,11 @@ def _echoed(tool: dict[str, Any]) -> dict[str, Any]:
 
 def _with_strict(tool: dict[str, Any]) -> dict[str, Any]:
     return {**tool, "strict": tool.get("strict") is True} if tool["type"] == "function" else tool
+
+
+def _reasoning_budget(request: ResponsesRequest) -> int | None:
+    n_tokens = request.reasoning and request.reasoning.max_tokens
+    return n_tokens if isinstance(n_tokens, int) and n_tokens >= 0 else None
 
 
 def _response_format(form: dict[str, Any]) -> dict[str, Any]:

@@ -75,6 +75,10 @@ StreamedIndex = int | Raw
 StopReason = str | int
 
 
+# How many tokens of reasoning there may be; -1: any number.
+ReasoningTokens = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+
+
 class StreamOptions(Struct):
     """``stream_options``. Obfuscation pads OpenAI's frames; asking for it is allowed, nothing is padded here."""
 

@@ -291,6 +291,17 @@ async def test_thinking_is_a_switch_of_the_template(api: Messages) -> None:
         assert (await api.prompted(thinking=on)).endswith("<assistant>")
 
 
+async def test_thinking_has_a_budget(api: Messages) -> None:
+    await api.message(thinking={"type": "enabled", "budget_tokens": 10})
+    budget = api.engine.plan.budget
+    assert budget is not None
+    assert (budget.n_tokens, budget.begun) == (10, -1)
+    begun = Messages(hermes("{% for m in messages %}{{ m.content }}{% endfor %}<think>\n"))
+    await begun.message(thinking={"type": "enabled", "budget_tokens": 0})
+    assert begun.engine.plan.budget == budget._replace(n_tokens=0, begun=0)
+    assert (await api.error(thinking={"type": "enabled", "budget_tokens": -1}))[0] == 400
+
+
 async def test_effort_and_further_variables_reach_the_template() -> None:
     template = "{% for m in messages %}{{ m.content }}{% endfor %}|{{ reasoning_effort }}|{{ style }}"
     for effort, shown in (("low", "low"), ("high", "high"), ("xhigh", "high"), ("max", "high")):
