@@ -55,6 +55,7 @@ MODULES: dict[str, list[str]] = {
     "output": [],
     "step": [],
     "runner": [],
+    "inputs": [],
     "embedder": [],
     "mtmd": [],
 }

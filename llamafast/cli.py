@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from llamafast import __version__
-from llamafast.config import Config, FromPretrained
+from llamafast.config import Config, FromPretrained, ModelSource
 from llamafast.config_file import load_config, refuse_unsupported, warn_of_retired
 from llamafast.console import FORMAT, LogWriter, open_standard_streams
 from llamafast.errors import ConfigError, ModelAbsent, ModelLoadError
@@ -72,21 +73,17 @@ def _check(config: Config) -> None:
     Asks no hub. That a model is not on this machine is told and no fault: its settings may be meant for another one.
     What is wrong with a model that is here is a ModelLoadError, after the settings: they are right by themselves.
     """
-    from llamafast.hub import find_model
-
-    resolved, fault, absent = None, None, ""
-    source = config.model.source
+    resolved: dict[str, Any] | None = None
+    fault: Exception | None = None
+    absent: list[str] = []
     try:
-        path = find_model(source)
+        path = _find(config.model.source, "the model", absent)
+        loras = [_find(lora.source, "an adapter", absent) for lora in config.model.loras]
         if path is not None:
-            from llamafast.engine.load import resolved_settings
+            from llamafast.engine.load import check_adapters, resolved_settings
 
             resolved = resolved_settings(config.model, path)
-        elif isinstance(source, FromPretrained):
-            absent = f"{source.repo_id}: {source.filename} is not on this machine, or not all of it; "
-            absent += "`llamafast serve` downloads it"
-    except ModelAbsent as error:
-        absent = f"the model is not on this machine: {error}"
+            resolved["loras"] = check_adapters(config.model.loras, loras, path)
     except (ConfigError, ModelLoadError) as error:
         fault = error
     shown = msgspec.to_builtins(config)
@@ -97,8 +94,25 @@ def _check(config: Config) -> None:
         print(msgspec.json.format(msgspec.json.encode(settings), indent=2).decode())
     if fault is not None:
         raise fault
-    if absent:
-        print(f"llamafast: {absent}", file=sys.stderr)
+    for told in absent:
+        print(f"llamafast: {told}", file=sys.stderr)
+
+
+def _find(source: ModelSource, what: str, absent: list[str]) -> Path | None:
+    """Where it is on this machine; None where it is not, and ``absent`` says why. Raises ModelLoadError."""
+    from llamafast.hub import find_model
+
+    try:
+        path = find_model(source)
+    except ModelAbsent as error:
+        absent.append(f"{what} is not on this machine: {error}")
+        return None
+    if path is None and isinstance(source, FromPretrained):
+        absent.append(
+            f"{source.repo_id}: {source.filename} is not on this machine, or not all of it; "
+            "`llamafast serve` downloads it"
+        )
+    return path
 
 
 def _check_grammars() -> int:

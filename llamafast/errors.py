@@ -96,6 +96,26 @@ class ModelNotFound(InvalidRequest):
     code = "model_not_found"
 
 
+class AdapterNotFound(InvalidRequest):
+    """No adapter of that name is loaded."""
+
+    status = 404
+    code = "adapter_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no adapter {name[:128]!r}", param="lora_name")
+
+
+class AdapterInUse(InvalidRequest):
+    """Requests have the adapter that is to be unloaded."""
+
+    status = 409
+    code = "adapter_in_use"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"requests in progress have the adapter {name[:128]!r}", param="lora_name")
+
+
 class DoesNotGenerate(InvalidRequest):
     """The model only embeds, or with ``ranks`` only ranks."""
 

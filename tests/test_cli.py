@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from llamafast import cli
+from recipes import tiny_lora
 
 ROOT = Path(__file__).parent.parent
 
@@ -95,6 +96,18 @@ def test_a_model_that_is_not_here_is_told_and_passes(check, source, reason):
     code, printed, told = check(source)
     assert (code, printed["resolved"]) == (0, None)
     assert reason in told
+
+
+def test_adapters_are_looked_at(check, tmp_path, tiny_model):
+    model, adapter = tiny_model("tiny-llama"), tiny_lora.build("lora-tiny-llama")
+    loras = [{"path": str(adapter), "name": "a", "scale": 0.5}, {"path": "gone.gguf"}]
+    code, printed, told = check({"path": str(model), "loras": loras})
+    assert code == 0
+    assert printed["resolved"]["loras"] == [{"id": 0, "path": str(adapter), "name": "a", "scale": 0.5, "alpha": 8.0}]
+    assert "an adapter is not on this machine: gone.gguf: no such file" in told
+    code, printed, told = check({"path": str(model), "loras": [*loras[:1], {"path": str(model)}]})
+    assert (code, printed["resolved"]["path"]) == (1, str(model))
+    assert f"model.loras[1]: the adapter {model}: general.type is None" in told
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from libc.string cimport memset
 from .graph cimport graph_activate, graph_begin, graph_t, graph_take_adapters
 from .headers.adapters cimport MAX_ADAPTERS
 from .headers.llama cimport (
-    LLAMA_MAX_SEQ, llama_adapter_lora, llama_adapter_lora_free, llama_adapter_lora_init, llama_batch, llama_context,
+    llama_adapter_lora, llama_adapter_lora_free, llama_adapter_lora_init, llama_batch, llama_context,
     llama_set_adapters_lora,
 )
+from .headers.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from .leaks cimport ADAPTER, born, died
 from .llama_log cimport check_ptr, forget_log
 from .model cimport Model
@@ -26,7 +27,8 @@ cdef enum:
 # no_gc_clear: to free it takes its model
 @cython.no_gc_clear
 cdef class Adapter:
-    """A GGUF of type adapter, loaded beside a Model; ``alpha`` is what it says of itself, 0 where it says nothing.
+    """A GGUF of type adapter, loaded beside a Model; ``alpha`` is what it says of itself, 0 where it says nothing. Any
+    thread: only a step whose graphs have to be planned waits meanwhile.
 
     The caller has seen that the file is as it should be: llama.cpp aborts over some that are not. Raises ModelLoadError
     with llama.cpp's reason.
@@ -39,13 +41,18 @@ cdef class Adapter:
         self.alpha = alpha
         forget_log()
         with nogil:
+            pthread_mutex_lock(&model.adapters)
             self.adapter = llama_adapter_lora_init(model.model, c_path)
+            pthread_mutex_unlock(&model.adapters)
         check_ptr(self.adapter, f"cannot load the adapter {path}")
         born(ADAPTER)
 
     def __dealloc__(self):
         if self.adapter != NULL:
-            llama_adapter_lora_free(self.adapter)
+            with nogil:
+                pthread_mutex_lock(&self.model.adapters)
+                llama_adapter_lora_free(self.adapter)
+                pthread_mutex_unlock(&self.model.adapters)
             died(ADAPTER)
 
 
@@ -81,13 +88,24 @@ cdef class AdapterGroups:
         defined.n = <int32_t> len(members)
         self.members[group] = members
 
-    def give_all(self, int32_t group):
-        """Whatever sequence ids compute has the adapters of a defined group, until somebody else sets theirs."""
+    def forget(self, Adapter adapter not None):
+        """Hold an adapter no more, and have llama.cpp hold it no more. Between two batches; nobody may have a group
+        that it is in."""
+        cdef group_t others
         cdef int32_t i
-        if group not in self.members:
-            raise ValueError(f"group {group} is not defined")
-        for i in range(LLAMA_MAX_SEQ):
-            self.state.group_of[i] = group
+        others.n = 0
+        for i in range(self.state.active.n):
+            if self.state.active.adapters[i] != adapter.adapter:
+                others.adapters[others.n] = self.state.active.adapters[i]
+                others.alphas[others.n] = self.state.active.alphas[i]
+                others.scales[others.n] = self.state.active.scales[i]
+                others.n += 1
+        if others.n < self.state.active.n:
+            activate(&self.state, &others)
+        for group, members in list(self.members.items()):
+            if any(one is adapter for one, _ in members):
+                del self.members[group]
+                self.state.groups[group].n = 0
 
 
 cdef AdapterGroups groups_new(Model model, llama_context *ctx, graph_t *graph, bint all_outputs):
@@ -227,4 +245,5 @@ cdef void activate(groups_t *self, const group_t *group) noexcept nogil:
     if self.differ:
         graph_activate(self.graph, self.active.n, self.active.alphas, self.active.scales)
     llama_set_adapters_lora(self.ctx, self.active.adapters, <size_t> self.active.n, self.active.scales)
+    self.graph.plans = True
     self.n_changes += 1

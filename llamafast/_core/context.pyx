@@ -126,8 +126,7 @@ cdef class Context:
         if kv_unified is not None: params.kv_unified = kv_unified
         if min(params.n_batch, params.n_ctx or params.n_batch) < params.n_seq_max:
             # llama.cpp aborts the process
-            raise ValueError(f"n_batch {params.n_batch} and n_ctx {params.n_ctx} must be at least n_seq_max "
-                             f"{params.n_seq_max}")
+            raise ValueError(f"n_batch {params.n_batch} or n_ctx {params.n_ctx} below n_seq_max {params.n_seq_max}")
         self.unified = params.kv_unified and not model.is_recurrent
         self.scratch = -1
         if self.unified and not params.embeddings:
@@ -145,6 +144,7 @@ cdef class Context:
             self.ctx = llama_init_from_model(model.model, params)
         check_ptr(self.ctx, "cannot create a context")
         self.graph.ctx = self.ctx
+        self.graph.planning = &model.adapters
         born(CONTEXT)
         if choose_threads:
             team_init(&self.team, params.n_threads)

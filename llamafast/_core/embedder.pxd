@@ -1,31 +1,14 @@
-# What runs as embeddings: inputs and the Embedder they run in.
+# What runs as embeddings: the Embedder that inputs run in.
 from libc.stdint cimport int32_t, int64_t
 
 from .context cimport Batch, Context
 from .cost cimport step_cost_t
 from .headers.llama cimport LLAMA_MAX_SEQ
+from .inputs cimport input_t
 from .pace cimport pace_t
 
-cdef struct input_t:
-    int32_t *tokens
-    int32_t n_tokens
-    int32_t n_past          # tokens that have been computed
-    int32_t n_rows          # rows in the current step
-    int32_t first_row
-    int32_t seq_id          # -1 while it does not run
-    int32_t dimensions      # numbers of a vector that are wanted, 0: all
-    int32_t normalize       # llama-server's embd_normalize
-    int32_t width           # numbers of a vector
-    int32_t n_vectors
-    float *values           # (n_vectors, width)
-    bint finite
-    bint alone              # computed with nobody else
-
-cdef class Input:
-    cdef input_t state
-
 cdef class Embedder:
-    cdef Context context
+    cdef readonly Context context
     cdef Batch batch
     cdef list running               # Inputs in order of admission
     cdef input_t *states[LLAMA_MAX_SEQ]

@@ -1,22 +1,14 @@
-from array import array
 from collections.abc import Mapping
 from typing import Self
 
 from typing_extensions import disjoint_base
 
 from llamafast._core.context import Context
-from llamafast._core.vocab import Vocab
-
-@disjoint_base
-class Input:
-    def __new__(cls, vocab: Vocab, tokens: array[int], *, dimensions: int = 0, normalize: int = 2) -> Self: ...
-    @property
-    def n_tokens(self) -> int: ...
-    @property
-    def vectors(self) -> bytes | None: ...
+from llamafast._core.inputs import Input
 
 @disjoint_base
 class Embedder:
+    context: Context
     width: int
     max_tokens: int
     def __new__(cls, context: Context, *, pace: Mapping[str, float], whole: bool = False) -> Self: ...

@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, int64_t
 from .headers.adapters cimport adapters
 from .headers.llama cimport ggml_backend_buffer, ggml_tensor, llama_batch, llama_context, llama_context_params
 from .headers.products cimport products
+from .headers.pthread cimport pthread_mutex_t
 
 cdef enum:
     MAX_WARMED = 8          # buffers of one context's caches
@@ -25,6 +26,8 @@ cdef struct graph_t:
     adapters *adapters      # NULL: none are told of
     products *products
     int64_t n_products      # products that were computed or are about to be, of all graphs
+    bint plans              # llama.cpp is about to plan graphs anew
+    pthread_mutex_t *planning   # held while it does: it looks at all the model's adapters
 
 cdef int graph_init(graph_t *self, int32_t n_vocab, llama_context_params *params) noexcept nogil  # -1: no memory
 cdef void graph_free(graph_t *self) noexcept nogil

@@ -21,6 +21,7 @@ from .headers.llama cimport (
     ggml_backend_cpu_buffer_type, ggml_is_contiguous, ggml_nrows, ggml_tensor, llama_decode, llama_encode,
     llama_get_logits,
 )
+from .headers.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from .headers.products cimport products_begin, products_free, products_new, products_take, products_use
 from .headers.zero_pages cimport zero_pages_release
 from .simd cimport simd_limit
@@ -77,7 +78,7 @@ cdef int32_t graph_decode(graph_t *self, const llama_batch *batch) noexcept nogi
         self.n_outputs += self.all_outputs or batch.logits[i] != 0
     if self.products != NULL:
         products_begin(self.products)
-    code = llama_decode(self.ctx, batch[0])
+    code = run(self, batch, llama_decode)
     self.n_outputs = 0
     if self.logits != NULL:
         # The graph may be used again, when the output buffer is another. It still exists: a micro-batch without outputs
@@ -90,7 +91,21 @@ cdef int32_t graph_decode(graph_t *self, const llama_batch *batch) noexcept nogi
 cdef int32_t graph_encode(graph_t *self, const llama_batch *batch) noexcept nogil:
     if self.products != NULL:
         products_begin(self.products)
-    return llama_encode(self.ctx, batch[0])
+    return run(self, batch, llama_encode)
+
+
+cdef int32_t run(
+    graph_t *self, const llama_batch *batch, int32_t (*compute)(llama_context *, llama_batch) noexcept nogil
+) noexcept nogil:
+    """Have a batch computed; by ``plans`` llama.cpp makes room first for graphs with all the model's adapters."""
+    cdef int32_t code
+    if not self.plans:
+        return compute(self.ctx, batch[0])
+    pthread_mutex_lock(self.planning)
+    code = compute(self.ctx, batch[0])
+    pthread_mutex_unlock(self.planning)
+    self.plans = code != 0
+    return code
 
 
 cdef c_bool change(ggml_tensor *node, c_bool ask, void *data) noexcept nogil:

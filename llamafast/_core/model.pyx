@@ -13,6 +13,7 @@ from .headers.llama cimport (
     llama_model_n_ctx_train, llama_model_n_embd_out, llama_model_n_swa, llama_model_params, llama_model_size,
     llama_supports_gpu_offload,
 )
+from .headers.pthread cimport pthread_mutex_destroy, pthread_mutex_init
 from .headers.simd cimport SIMD_AVX2, simd_level
 from .headers.weight_layouts cimport LAYOUTS_CRASH, LAYOUTS_TILES, weight_layouts
 from .leaks cimport MODEL, born, died
@@ -76,11 +77,13 @@ cdef class Model:
         if progress[1] is not None:
             raise progress[1]
         check_ptr(self.model, f"cannot load {path}")
+        pthread_mutex_init(&self.adapters, NULL)
         born(MODEL)
 
     def __dealloc__(self):
         if self.model != NULL:
             llama_model_free(self.model)
+            pthread_mutex_destroy(&self.adapters)
             died(MODEL)
 
     @property

@@ -135,6 +135,20 @@ cdef class PrefixTree:
             node = node.parent
         return path, node.key
 
+    def salts(self):
+        """Those that a state is kept of."""
+        return list(self.roots)
+
+    def below(self, bytes salt not None):
+        """All states of a salt that are kept."""
+        cdef Node node
+        cdef list nodes = [self.roots[salt]] if salt in self.roots else [], found = []
+        while nodes:
+            node = <Node> nodes.pop()
+            found += node.states
+            nodes += node.children.values()
+        return found
+
     def add(self, array tokens not None, bytes salt not None, State state not None):
         """Keep a state that ends with ``tokens``, where none ends yet."""
         cdef int32_t end = 0, n_tokens = <int32_t> len(tokens)

@@ -1,7 +1,10 @@
-"""GET and POST /lora-adapters, as llama-server has them: which adapters there are, and what everybody has of them."""
+"""Adapters on the wire: GET and POST /lora-adapters, as llama-server has them, and vLLM's /v1/load_lora_adapter and
+/v1/unload_lora_adapter."""
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -9,10 +12,12 @@ from msgspec import Meta, Struct
 
 from llamafast.api.decode import convert, parse
 from llamafast.api.http import Exchange
-from llamafast.api.schema.fragments import MAX_LORAS, LoraScale
+from llamafast.api.schema.fragments import LoraScale, LoraScales, Scale
 from llamafast.engine.types import EnginePort
+from llamafast.errors import InvalidRequest, PermissionDenied
 
-_DECODER = msgspec.json.Decoder(Annotated[list[LoraScale], Meta(max_length=MAX_LORAS)])
+Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
+_DECODER = msgspec.json.Decoder(LoraScales)
 
 
 class LoraAdapter(Struct, kw_only=True, omit_defaults=True):
@@ -24,9 +29,29 @@ class LoraAdapter(Struct, kw_only=True, omit_defaults=True):
     name: str | None = None
 
 
+class LoadRequest(Struct, kw_only=True):
+    """``lora_path`` is of a GGUF in ``server.lora_dir``, relative to it or absolute. ``scale`` is ours."""
+
+    lora_name: Name
+    lora_path: Annotated[str, Meta(min_length=1, max_length=4096)]
+    scale: Scale = 1.0
+    load_inplace: bool = False
+
+
+class UnloadRequest(Struct, kw_only=True):
+    lora_name: Name
+
+
+_LOAD = msgspec.json.Decoder(LoadRequest)
+_UNLOAD = msgspec.json.Decoder(UnloadRequest)
+
+
 class AdapterEndpoints:
-    def __init__(self, engine: EnginePort) -> None:
+    """Files come from ``folder``, if from anywhere."""
+
+    def __init__(self, engine: EnginePort, folder: str | None) -> None:
         self._engine = engine
+        self._folder = None if folder is None else Path(folder)
 
     async def listed(self, exchange: Exchange) -> None:
         found = self._engine.adapters.listed()
@@ -34,6 +59,31 @@ class AdapterEndpoints:
 
     async def apply(self, exchange: Exchange, body: bytes) -> None:
         """From now on who does not choose has these, and no others; requests that wait keep what they came for."""
-        chosen = convert(parse(body), _DECODER)
+        chosen: list[LoraScale] = convert(parse(body), _DECODER)
         self._engine.adapters.apply({one.id: one.scale for one in chosen})
         await exchange.reply_json({"success": True})
+
+    async def load(self, exchange: Exchange, body: bytes) -> None:
+        request = convert(parse(body), _LOAD)
+        if request.load_inplace:
+            raise InvalidRequest("`load_inplace` is not supported: unload the adapter first", param="load_inplace")
+        path = await asyncio.to_thread(self._path_of, request.lora_path)
+        await self._engine.adapters.load(request.lora_name, path, request.scale)
+        await exchange.reply_json({"success": True, "lora_name": request.lora_name})
+
+    async def unload(self, exchange: Exchange, body: bytes) -> None:
+        request = convert(parse(body), _UNLOAD)
+        await self._engine.adapters.unload(request.lora_name)
+        await exchange.reply_json({"success": True, "lora_name": request.lora_name})
+
+    def _path_of(self, asked: str) -> Path:
+        """Raises PermissionDenied, with one sentence for a file that is missing and one that is elsewhere."""
+        if self._folder is None:
+            raise PermissionDenied("adapters are loaded from `server.lora_dir`, and the config has none")
+        try:
+            path = (self._folder / asked).resolve(strict=True)
+            if path.is_file() and path.is_relative_to(self._folder.resolve()):
+                return path
+        except (OSError, ValueError, RuntimeError):
+            pass
+        raise PermissionDenied("`lora_path` is no file in `server.lora_dir`", param="lora_path")

@@ -95,14 +95,14 @@ class App:
         store = ResponseStore(config.responses)
         responder = Responder(engine, ResponsePlanner(engine, chat), grammars, store, media)
         self._sockets = ResponseSockets(responder, engine.info, self._request_log, self._limits, config.server)
-        self._system = SystemEndpoints(engine, config.server)
+        self._system = SystemEndpoints(engine, config)
         self.routes = Routes([
             *self._generating(engine, chat, grammars, ping_seconds, media),
             *self._responding(ResponsesEndpoint(engine.info, responder, store, ping_seconds)),
             *self._embedding(engine, config.model),
             *self._reading(TokenEndpoints(engine, chat)),
             *_describing(self._system, config.server),
-            *self._adapting(AdapterEndpoints(engine)),
+            *self._adapting(AdapterEndpoints(engine, config.server.lora_dir)),
         ])  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -215,6 +215,8 @@ class App:
     def _adapting(self, adapters: AdapterEndpoints) -> Iterator[Route]:
         methods = {**get(adapters.listed), "POST": self._with_body(adapters.apply)}
         yield Route("/lora-adapters", methods, changes=frozenset({"POST"}))
+        yield Route("/v1/load_lora_adapter", {"POST": self._with_body(adapters.load)}, "admin")
+        yield Route("/v1/unload_lora_adapter", {"POST": self._with_body(adapters.unload)}, "admin")
 
     def _reading(self, tokens: TokenEndpoints) -> Iterator[Route]:
         yield self._post("/apply-template", tokens.apply_template)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
@@ -43,7 +43,7 @@ def decode_request(
     # first: who sends a field of another endpoint may lack one of this one's
     check_native(tree, decoder.type.foreign)
     request = convert(tree, decoder)
-    check_model(request.model, info, info.adapters if isinstance(request, GenerationOptions) else ())
+    check_model(request.model, info)
     check_served(request)
     return request
 
@@ -97,10 +97,10 @@ def convert(tree: object, decoder: msgspec.json.Decoder[T]) -> T:
         raise _invalid_field(str(error)) from error
 
 
-def check_model(model: str | None, info: ModelInfo, adapters: Sequence[str] = ()) -> None:
-    """Raises ModelNotFound for a name that is neither the served model's nor one of these; no name means that one."""
-    if model and model != info.id and model not in adapters:
-        names = ", ".join(map(repr, (info.id, *adapters)))
+def check_model(model: str | None, info: ModelInfo) -> None:
+    """Raises ModelNotFound for a name that is neither the served model's nor an adapter's; no name means that one."""
+    if model and model != info.id and model not in info.adapters:
+        names = ", ".join(map(repr, (info.id, *info.adapters)))
         raise ModelNotFound(f"the model {model[:128]!r} does not exist; this server has {names}", param="model")
 
 

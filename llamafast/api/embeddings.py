@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from llamafast.api.decode import decode_request
 from llamafast.api.delivery import run_sized
@@ -20,6 +21,7 @@ from llamafast.api.schema.embeddings import (
     EmbeddingList,
     EmbeddingsRequest,
     EmbeddingUsage,
+    PoolingOptions,
     RankedDocument,
     Ranking,
     RerankRequest,
@@ -27,6 +29,7 @@ from llamafast.api.schema.embeddings import (
     ScoreList,
     ScoreRequest,
 )
+from llamafast.api.schema.fragments import pairs_of
 from llamafast.chat.embedding import PairScoring, plan_embeddings, plan_pairs
 from llamafast.config import ModelConfig
 from llamafast.engine.types import EmbeddingPlan, EnginePort
@@ -63,13 +66,14 @@ class EmbeddingsEndpoint:
         info = self._engine.info
         request = decode_request(_EMBEDDINGS, body, info)
         tokenizer = self._engine.tokenizer
-        return request, plan_embeddings(request.input, request.dimensions, request.embd_normalize, tokenizer, info)
+        plan = plan_embeddings(request.input, request.dimensions, request.embd_normalize, tokenizer, info)
+        return request, _adapted(plan, request)
 
     def _encode(self, request: EmbeddingsRequest, plan: EmbeddingPlan, vectors: list[bytes]) -> list[bytes]:
         """The reply in parts. Vectors are encoded one by one: other threads wait for the GIL no longer than for one."""
         info = self._engine.info
         assert info.embedding is not None
-        reply = EmbeddingList(data=[], model=info.id, usage=_usage(plan))
+        reply = EmbeddingList(data=[], model=plan.model or info.id, usage=_usage(plan))
         per_token = info.embedding.pooling == "none"
         width = request.dimensions or info.embedding.width
         return _parts(_pieces(reply, vectors, width, request.encoding_format == "base64", per_token=per_token))
@@ -91,7 +95,8 @@ class RerankEndpoint:
         request = decode_request(_RERANK, body, info)
         pairs = [(request.query, _text(document)) for document in request.documents]
         raw = bool(request.raw_scores)
-        return request, plan_pairs(pairs, ("query", "documents"), raw, self._engine.tokenizer, info, self._config)
+        scoring = plan_pairs(pairs, ("query", "documents"), raw, self._engine.tokenizer, info, self._config)
+        return request, scoring._replace(plan=_adapted(scoring.plan, request))
 
     def _encode(self, request: RerankRequest, scoring: PairScoring, vectors: list[bytes]) -> bytes:
         scores = scoring.scores(vectors)
@@ -103,7 +108,7 @@ class RerankEndpoint:
         return msgspec.json.encode(
             Ranking(
                 id=f"rerank-{uuid4().hex}",
-                model=self._engine.info.id,
+                model=scoring.plan.model or self._engine.info.id,
                 results=results,
                 usage=_usage(scoring.plan),
             )
@@ -123,7 +128,7 @@ class ScoreEndpoint:
             ScoreList(
                 id=f"score-{uuid4().hex}",
                 created=int(time.time()),
-                model=self._engine.info.id,
+                model=scoring.plan.model or self._engine.info.id,
                 data=[Score(index, score) for index, score in enumerate(scores)],
                 usage=_usage(scoring.plan),
             )
@@ -139,7 +144,12 @@ class ScoreEndpoint:
             raise InvalidRequest("`text_1` must have one item or as many as `text_2`", param="text_1")
         pairs = list(zip(first, second, strict=True))
         raw = bool(request.raw_scores)
-        return plan_pairs(pairs, ("text_1", "text_2"), raw, self._engine.tokenizer, info, self._config)
+        scoring = plan_pairs(pairs, ("text_1", "text_2"), raw, self._engine.tokenizer, info, self._config)
+        return scoring._replace(plan=_adapted(scoring.plan, request))
+
+
+def _adapted(plan: EmbeddingPlan, request: PoolingOptions) -> EmbeddingPlan:
+    return replace(plan, model=request.model or "", lora=pairs_of(request.lora))
 
 
 def _text(document: str | DocumentText) -> str:

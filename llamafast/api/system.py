@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from msgspec import UNSET, UnsetType
+from msgspec.structs import astuple
 
 from llamafast import metrics
 from llamafast.api.http import Exchange
 from llamafast.api.messages.errors import VERSION
 from llamafast.api.messages.models import model_page, model_told
 from llamafast.api.schema.models import Model, ModelList
-from llamafast.config import ServerConfig
+from llamafast.config import Config
 from llamafast.engine.types import EnginePort, ModelInfo
 from llamafast.errors import EngineUnavailable, ModelNotFound
 
@@ -33,21 +34,22 @@ async def reply_not_ready(exchange: Exchange, status: str, **more: float) -> Non
 class SystemEndpoints:
     """``draining``: whether new requests should go elsewhere."""
 
-    def __init__(self, engine: EnginePort, config: ServerConfig) -> None:
+    def __init__(self, engine: EnginePort, config: Config) -> None:
         self._engine = engine
         self._config = config
-        self._models = {model.id: model for model in _models(engine.info)}
         self.draining = False
 
     async def models(self, exchange: Exchange) -> None:
-        models = list(self._models.values())
+        models = list(_models(self._engine.info))
         listed = model_page(models, exchange.query) if VERSION in exchange.headers else ModelList(data=models)
         await exchange.reply_json(listed, headers=_BY_API)
 
     async def model(self, exchange: Exchange, model_id: str) -> None:
-        if (model := self._models.get(model_id)) is None:
-            raise ModelNotFound(f"the model {model_id[:128]!r} does not exist", param="model")
-        await exchange.reply_json(model_told(model) if VERSION in exchange.headers else model, headers=_BY_API)
+        for model in _models(self._engine.info):
+            if model.id == model_id:
+                told = model_told(model) if VERSION in exchange.headers else model
+                return await exchange.reply_json(told, headers=_BY_API)
+        raise ModelNotFound(f"the model {model_id[:128]!r} does not exist", param="model")
 
     async def ready(self, exchange: Exchange) -> None:
         """200 while new requests are welcome."""
@@ -59,7 +61,7 @@ class SystemEndpoints:
     async def health(self, exchange: Exchange) -> None:
         """200 while the engine steps or has nothing to do, 503 once it has stood still over work for too long."""
         seconds = self._engine.stalled()
-        if seconds > self._config.stall_seconds:
+        if seconds > self._config.server.stall_seconds:
             await reply_not_ready(exchange, "stalled", seconds=round(seconds, 3))
         else:
             await exchange.reply_json({"status": "ok"})
@@ -67,7 +69,12 @@ class SystemEndpoints:
     async def metrics(self, exchange: Exchange) -> None:
         engine = self._engine
         body, content_type = metrics.render(
-            engine.counters(), engine.histograms(), model=engine.info.id, aliases=self._config.metrics_aliases
+            engine.counters(),
+            engine.histograms(),
+            model=engine.info.id,
+            aliases=self._config.server.metrics_aliases,
+            adapters=[metrics.AdapterSeries(*astuple(use)) for use in engine.adapters.uses()],
+            max_loras=self._config.model.max_loras,
         )
         await exchange.reply(200, body, content_type.encode())
 

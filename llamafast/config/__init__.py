@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from llamafast.config.fields import Bytes, Positive, Section, Text, ascii_host
 from llamafast.config.model import (
+    MAX_LORAS,
     EmbeddingCacheConfig,
     FromPackage,
     FromPretrained,
@@ -24,6 +25,7 @@ from llamafast.config.model import (
 from llamafast.config.server import ResponsesConfig, ServerConfig
 
 __all__ = [
+    "MAX_LORAS",
     "CacheConfig",
     "Config",
     "DiskCacheConfig",

@@ -35,7 +35,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     ``api_key_file``: who may use the server (``llamafast.api.keys.Keys``). ``salt_by_key``: whether the prefix cache is
     kept apart by key. ``metrics_public``: whether /metrics needs no key. ``cors_origins``: whose web pages may use the
     server, ``*`` for all. ``allowed_hosts``: the names it answers to, a leading dot for all below one; null: those of
-    this machine on loopback addresses, else any.
+    this machine on loopback addresses, else any. ``lora_dir``: the folder that administrators may load adapters from.
     """
 
     host: Text = "127.0.0.1"
@@ -71,6 +71,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     metrics_public: bool = False
     cors_origins: tuple[Origin, ...] = ()
     allowed_hosts: tuple[Host, ...] | None = None
+    lora_dir: Text | None = None
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.ssl_certfile is not None and self.ssl_keyfile is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from msgspec import Struct
@@ -17,8 +18,21 @@ class AdapterInfo(Struct, frozen=True):
     scale: float
 
 
+class AdapterUse(Struct, frozen=True):
+    """How many requests have asked for an adapter or been given it, and how many of them run or wait now."""
+
+    name: str
+    n_requests: int
+    running: int
+    waiting: int
+
+
 class AdaptersPort(Protocol):
     """Event loop."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """Those that a request may ask for, now and later."""
 
     def listed(self) -> list[AdapterInfo]:
         """All, by id."""
@@ -26,3 +40,14 @@ class AdaptersPort(Protocol):
     def apply(self, scales: Mapping[int, float]) -> None:
         """From now on a request that does not choose has these, by id, and no others. Raises InvalidRequest for an id
         that there is not."""
+
+    async def load(self, name: str, path: Path, scale: float = 1.0) -> None:
+        """Let requests ask for one more. Raises InvalidRequest for a file that is none of this model's, a name that is
+        taken, or where there are too many."""
+
+    async def unload(self, name: str) -> None:
+        """Let nobody ask for one any more, and forget what was computed with it. Raises AdapterNotFound, AdapterInUse
+        or EngineUnavailable."""
+
+    def uses(self) -> list[AdapterUse]:
+        """Of all, by id."""

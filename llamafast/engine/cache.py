@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import NamedTuple
@@ -235,6 +235,14 @@ class PrefixCache:
             if state.kept and not state.n_heirs:
                 self._drop(state)
         return n_bytes
+
+    def forget(self, unwanted: Callable[[bytes], bool]) -> None:
+        """Forget the states below ``unwanted`` salts, but those that somebody holds. On a disk they stay, where only
+        digests of salts are known: nobody finds them, and whoever makes room takes them for old ones."""
+        for salt in filter(unwanted, self._tree.salts()):
+            for state in sorted(self._tree.below(salt), key=lambda state: -state.stop):
+                if not state.n_heirs:
+                    self._drop(state)
 
     def next_save(self, n_past: int, n_prompt: int, checkpoints: tuple[int, ...]) -> int:
         """At which length a sequence of ``n_past`` tokens is to be saved next, before it ends."""

@@ -6,20 +6,32 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Callable
 
-from llamafast._core.embedder import Embedder, Input
+from llamafast._core.embedder import Embedder
+from llamafast._core.inputs import Input
 from llamafast._core.vocab import Vocab
+from llamafast.engine.adapters import AdapterGroup
 from llamafast.engine.step_failure import step_failure
 from llamafast.engine.types import ANYBODY, EmbeddingPlan, Tenant
 from llamafast.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, LlamafastError
 
 
-def inputs_of(plan: EmbeddingPlan, vocab: Vocab, max_tokens: int) -> list[Input]:
+def inputs_of(plan: EmbeddingPlan, vocab: Vocab, max_tokens: int, group: AdapterGroup) -> list[Input]:
     """Raises ContextLengthExceeded or InvalidRequest for an input that the Embedder would not take."""
     longest = max(map(len, plan.inputs))
     if longest > max_tokens:
         raise ContextLengthExceeded(max_tokens, f"{longest} tokens", param="input")
     try:
-        return [Input(vocab, tokens, dimensions=plan.dimensions, normalize=plan.normalize) for tokens in plan.inputs]
+        return [
+            Input(
+                vocab,
+                tokens,
+                dimensions=plan.dimensions,
+                normalize=plan.normalize,
+                group=group.number,
+                adapters=group,
+            )
+            for tokens in plan.inputs
+        ]
     except ValueError as error:
         raise InvalidRequest(str(error), param="input") from error
 
@@ -30,11 +42,19 @@ class EmbeddingRequest:
     ``closed`` tells the engine thread that nobody wants the rest any more.
     """
 
-    def __init__(self, inputs: list[Input], done: asyncio.Future[None], tenant: Tenant = ANYBODY) -> None:
+    def __init__(
+        self,
+        inputs: list[Input],
+        done: asyncio.Future[None],
+        tenant: Tenant = ANYBODY,
+        adapter_ids: tuple[int, ...] = (),
+    ) -> None:
         self.inputs = inputs
         self.done = done
         self.tenant = tenant
+        self.adapter_ids = adapter_ids
         self.closed = False
+        self.passed = False  # others went on while there was no room for its group
         self.n_started = 0
         self.n_finished = 0
 
@@ -61,16 +81,26 @@ class EmbeddingRequest:
 Settled = list[tuple[EmbeddingRequest, LlamafastError | None]]
 
 
+def settle(settled: Settled) -> None:
+    """Event loop."""
+    for request, error in settled:
+        request.settle(error)
+
+
 class EmbeddingQueue:
     """All waiting requests, each of which gives one input in turn, and the Embedder that computes them.
 
     A request with thousands of inputs so delays one with a single input by little. While as many inputs of a tenant as
-    it may run at once are in the Embedder its requests keep their turn, and others go on. Engine thread only, but for
-    ``enqueue``, ``n_waiting`` and ``counts``; ``on_settled`` gets everything a step has ended, in one call.
+    it may run at once are in the Embedder its requests keep their turn, and others go on. Inputs of at most
+    ``max_groups`` groups of adapters run at once; a request that waits for that is passed once.
+
+    Engine thread only, but for ``enqueue``, ``n_waiting`` and ``counts``; ``on_settled`` gets everything a step has
+    ended, in one call.
     """
 
-    def __init__(self, embedder: Embedder, on_settled: Callable[[Settled], None]) -> None:
+    def __init__(self, embedder: Embedder, on_settled: Callable[[Settled], None], max_groups: int = 1) -> None:
         self.embedder = embedder
+        self._max_groups = max_groups
         self._on_settled = on_settled
         self._waiting: deque[EmbeddingRequest] = deque()
         self._running: dict[Input, EmbeddingRequest] = {}
@@ -125,6 +155,7 @@ class EmbeddingQueue:
 
     def _admit(self) -> None:
         n_running = Counter(request.tenant.name for request in self._running.values())
+        groups = {input.group for input in self._running}
         held: list[EmbeddingRequest] = []
         try:
             while self._waiting:
@@ -140,6 +171,14 @@ class EmbeddingQueue:
                 input = request.inputs[request.n_started]
                 if not self.embedder.fits(input):
                     return
+                if len(groups | {input.group}) > self._max_groups:
+                    if request.passed:
+                        return
+                    request.passed = True
+                    held.append(self._waiting.popleft())
+                    continue
+                groups.add(input.group)
+                request.passed = False
                 self._waiting.popleft()
                 self.embedder.add(input)
                 self._running[input] = request

@@ -7,12 +7,12 @@ import logging
 import os
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import count
 from time import monotonic
 
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from llamafast._core.context import Context
 from llamafast._core.embedder import Embedder
@@ -21,13 +21,16 @@ from llamafast._core.runner import Runner
 from llamafast._core.sequence import FINISH_LENGTH, FINISH_NONE, FINISH_REFUSED, FINISH_STOP, Sequence
 from llamafast._core.vocab import Vocab
 from llamafast.config import Config
+from llamafast.engine.adapter_contexts import AdapterContexts
+from llamafast.engine.adapter_files import AdapterFiles
 from llamafast.engine.adapter_info import AdaptersPort
 from llamafast.engine.adapters import Adapters, LoadedAdapter
+from llamafast.engine.between_steps import BetweenSteps
 from llamafast.engine.cache import PrefixCache
 from llamafast.engine.disk import DiskStore
 from llamafast.engine.disk_folder import DiskFolder
 from llamafast.engine.disk_tier import TieredCache
-from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settled, inputs_of
+from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settled, inputs_of, settle
 from llamafast.engine.generation import Generation, token_logprobs
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.masking import MaskerThreads
@@ -78,21 +81,26 @@ class Engine:
         encoder: MediaEncoder | None = None,
         disk: DiskFolder | None = None,
         adapters: Iterable[LoadedAdapter] = (),
+        adapter_files: AdapterFiles | None = None,
     ) -> None:
-        self.info = info
         self.tokenizer: Tokenizer = vocab
         self._vocab = vocab
-        known = Adapters(adapters, lambda number, members: context.adapters.define(number, members))
-        self.adapters: AdaptersPort = known
-        self._sequences = SequencePlanner(vocab, info, known)
         self._pace = pace
         self._priorities = config.scheduler.priorities
         self._live: dict[int, tuple[Generation, int]] = {}
+        self._between_steps = BetweenSteps(self._order)
+        contexts = {context} if embedder is None else {context, embedder.context}
+        home = None
+        if adapter_files is not None:
+            home = AdapterContexts(contexts, adapter_files, self._between_steps, self._forget_adapter)
+        self._adapters = Adapters(adapters, home, info.id, lambda: self._limits.there)
+        self.adapters: AdaptersPort = self._adapters
+        self.info = replace(info, adapters=self._adapters.names)
+        self._sequences = SequencePlanner(vocab, info)
         self._choices: Counter[int] = Counter()
         self._making: dict[Generation, Choices] = {}
         self._requests = count()
         self._limits = QueueLimits(config.server)
-        self._resets: set[asyncio.Future[int]] = set()
         self._closing = False
         self._waking = False
         self._wake_read, self._wake_write = os.pipe()
@@ -122,8 +130,11 @@ class Engine:
                 n_cuttable=n_cuttable,
                 in_parts=in_parts,
             )
-        self._embeddings = None if embedder is None else EmbeddingQueue(embedder, self._settle_from_worker)
-        transfer = KVTransfer(runner, cache, pace)
+        self._embeddings = None
+        if embedder is not None:
+            n_groups = config.model.max_loras if embedder.context.mixes else 1
+            self._embeddings = EmbeddingQueue(embedder, self._settle_from_worker, n_groups)
+        self._transfer = transfer = KVTransfer(runner, cache, pace)
         self._worker = Worker(runner, scheduler, transfer, self._fail_from_worker, pace, self._embeddings, encoder)
 
     def start(self) -> None:
@@ -144,9 +155,7 @@ class Engine:
             await asyncio.wait_for(self._limits.empty.wait(), drain_seconds)
         shutdown = EngineUnavailable("the server is shutting down")
         self._limits.abort_all(shutdown)
-        for reset in self._resets:
-            if not reset.done():
-                reset.set_exception(shutdown)
+        self._between_steps.close(shutdown)
         if self._worker.encoder is not None:
             await asyncio.to_thread(self._worker.encoder.close)
         await asyncio.to_thread(self._worker.close, min(max(until - monotonic(), LEAST_KEEPING), MOST_KEEPING))
@@ -178,7 +187,9 @@ class Engine:
         generation.top_logprobs = plan.top_logprobs or 0
         generation.stops = (*plan.stop, *plan.stop_token_ids)
         generation.media_tokens = plan.media_tokens()
-        sequences = enumerate(self._sequences.of(plan, tenant))
+        group = self._adapters.group(plan.model, plan.lora)
+        generation.adapter_ids = group.ids
+        sequences = enumerate(self._sequences.of(plan, tenant, group))
         self._choices[plan.n] += 1
         priority = tenant.priority, plan.priority
         self._limits.begin(generation, generation.abort)
@@ -225,8 +236,9 @@ class Engine:
         if info is None or self._embeddings is None:
             raise DoesNotEmbed
         self._check_open(tenant, 1)
-        inputs = inputs_of(plan, self._vocab, info.max_tokens)
-        request = EmbeddingRequest(inputs, self._loop.create_future(), tenant)
+        group = self._adapters.group(plan.model, plan.lora)
+        inputs = inputs_of(plan, self._vocab, info.max_tokens, group)
+        request = EmbeddingRequest(inputs, self._loop.create_future(), tenant, group.ids)
         self._limits.begin(request, request.settle)
         self._embeddings.enqueue(request)
         self._wake_worker()
@@ -242,20 +254,15 @@ class Engine:
         return self._limits.retry_after(self._worker.n_waiting_requests)
 
     async def reset_prefix_cache(self) -> int:
-        """Forget what finished requests computed, between two steps; how many bytes that freed.
+        """Forget what finished requests computed; how many bytes that freed. Raises EngineUnavailable."""
+        return await self._between_steps.do(self._transfer.forget_saved)
 
-        Raises EngineUnavailable.
-        """
-        if self._closing:
-            raise EngineUnavailable("the server is shutting down")
-        reset: asyncio.Future[int] = self._loop.create_future()
-        self._resets.add(reset)
-        self._worker.reset_prefix_cache(lambda n_bytes: self._loop.call_soon_threadsafe(_resolve, reset, n_bytes))
+    def _forget_adapter(self, digest: bytes) -> None:
+        self._transfer.forget_adapter(digest)
+
+    def _order(self, call: Callable[[], object]) -> None:
+        self._worker.do(call)
         self._wake_worker()
-        try:
-            return await reset
-        finally:
-            self._resets.remove(reset)
 
     def stalled(self) -> float:
         """Seconds since the last step while work was waiting; 0 when idle."""
@@ -322,7 +329,7 @@ class Engine:
             generation.push(*told, None if of_prompt else tokens, tokens if of_prompt else None, matched_stop)
 
     def _settle_from_worker(self, settled: Settled) -> None:
-        self._loop.call_soon_threadsafe(_settle, settled)
+        self._loop.call_soon_threadsafe(settle, settled)
 
     def _fail_from_worker(self, tags: list[int], error: LlamafastError) -> None:
         self._loop.call_soon_threadsafe(self._fail, tags, error)
@@ -331,13 +338,3 @@ class Engine:
         """End the requests these choices belong to; the other choices of the same requests are cancelled."""
         for generation in {self._live[tag][0] for tag in tags if tag in self._live}:
             generation.abort(error)
-
-
-def _settle(settled: Settled) -> None:
-    for request, error in settled:
-        request.settle(error)
-
-
-def _resolve(reset: asyncio.Future[int], n_bytes: int) -> None:
-    if not reset.done():
-        reset.set_result(n_bytes)

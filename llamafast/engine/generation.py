@@ -39,6 +39,7 @@ class Generation:
         self.top_logprobs = 0
         self.stops: tuple[str | int, ...] = ()
         self.finish_reasons: set[FinishReason] = set()
+        self.adapter_ids: tuple[int, ...] = ()
         self.media_tokens: dict[MediaKind, int] = {}
         self._submitted = time.monotonic()
         self._first_token: float | None = None

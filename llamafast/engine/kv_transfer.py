@@ -205,6 +205,10 @@ class KVTransfer:
         """Forget the prefixes in host RAM; how many bytes that freed. Whoever is getting one computes the rest."""
         return self._cache.clear()
 
+    def forget_adapter(self, digest: bytes) -> None:
+        """Forget the prefixes in host RAM that were computed with it, and that nobody is getting."""
+        self._cache.forget(lambda salt: digest in salt)
+
     def clear(self) -> None:
         """Empty the memory of all that run."""
         self._runner.clear()

@@ -14,8 +14,8 @@ from llamafast._core.llama_log import set_echo
 from llamafast._core.model import Model
 from llamafast._core.simd import instruction_set
 from llamafast._core.vocab import Vocab
-from llamafast.config import Config, ModelConfig
-from llamafast.engine.adapters import load_adapters, rounded
+from llamafast.config import Config, LoraConfig, ModelConfig
+from llamafast.engine.adapter_files import AdapterFiles, in_config, load_adapters
 from llamafast.engine.disk_folder import DiskFolder, check_folder
 from llamafast.engine.engine import Engine
 from llamafast.engine.fingerprint import fingerprint, shards
@@ -140,13 +140,8 @@ def load_engine(
         check_folder(Path(config.disk_cache.path))
     model = load_model(config.model, path, on_progress)
     context, embedding_context = create_contexts(config.model, model, 0 if encoder is None else encoder.widest_span)
-    adapters = load_adapters(config.model.loras, loras, model, shards(path))
-    if adapters and embedding_context is not None:
-        # whoever embeds does not choose
-        embedding_context.adapters.define(
-            1, [(one.adapter, rounded(one.applied)) for one in adapters if rounded(one.applied)]
-        )
-        embedding_context.adapters.give_all(1)
+    adapter_files = AdapterFiles(model.metadata("general.architecture") or "", shards(path))
+    adapters = load_adapters(config.model.loras, loras, model, adapter_files)
     pace = pace_of(config.scheduler)
     embedder, embedding = None, None
     if embedding_context is not None:
@@ -172,9 +167,8 @@ def load_engine(
         embedding=embedding,
         cuts_anywhere=context.n_cuttable >= context.n_ctx_seq,
         modalities=() if encoder is None else encoder.modalities,
-        adapters=tuple(one.name for one in adapters if one.name is not None),
     )
-    if info.id in info.adapters:
+    if any(one.name == info.id for one in adapters):
         raise ConfigError(f"model.loras: {info.id} is the model's own name")
     logger.info("model    %s: %s, %.2f GB", info.id, info.description, model.size / 1e9)
     logger.info("kernels  %s", "llama.cpp's own" if computes_bare(model) else instruction_set())
@@ -218,6 +212,7 @@ def load_engine(
         encoder=encoder,
         disk=disk,
         adapters=adapters,
+        adapter_files=adapter_files if adapters or config.server.lora_dir is not None else None,
     )
 
 
@@ -252,6 +247,18 @@ def resolved_settings(config: ModelConfig, path: Path) -> dict[str, Any]:
     if embeds(config, model):
         params = embedding_params(config, model, params, beside=not made_to_embed(config, model))
     return {"path": str(path), **params}
+
+
+def check_adapters(configs: Sequence[LoraConfig], paths: Sequence[Path | None], model: Path) -> list[dict[str, Any]]:
+    """What the files of adapters are, of those that are here. Raises ConfigError, ModelLoadError."""
+    files = AdapterFiles(Model(str(model), vocab_only=True).metadata("general.architecture") or "", shards(model))
+    found = []
+    for id, (config, path) in enumerate(zip(configs, paths, strict=True)):
+        if path is not None:
+            with in_config(id):
+                alpha = files.check(path)
+            found.append({"id": id, "path": str(path), "name": config.name, "scale": config.scale, "alpha": alpha})
+    return found
 
 
 def max_seq_len(config: ModelConfig, context: Context) -> int:

@@ -11,13 +11,13 @@ from llamafast.engine.scheduler import Arrival
 
 
 class Orders:
-    """``arrive``, ``cancel``, ``reset``, ``wake``, ``close`` and ``any`` are for any thread, the others for the
+    """``arrive``, ``cancel``, ``do``, ``wake``, ``close`` and ``any`` are for any thread, the others for the
     engine's. ``interrupt`` makes its steps end; a turn of the encoder ends too."""
 
     def __init__(self, interrupt: Callable[[], None], turns: EncoderTurns | None = None) -> None:
         self.arrived: list[Arrival[Sequence]] = []
         self.cancelled: list[int] = []
-        self.resets: list[Callable[[int], object]] = []
+        self.calls: list[Callable[[], object]] = []
         self.closing = False
         # since the last orders were taken, and before
         self.woken = self.was_woken = False
@@ -27,7 +27,7 @@ class Orders:
 
     @property
     def any(self) -> bool:
-        return bool(self.arrived or self.cancelled or self.resets)
+        return bool(self.arrived or self.cancelled or self.calls)
 
     def arrive(self, arrival: Arrival[Sequence]) -> None:
         """Before a ``wake``."""
@@ -39,10 +39,10 @@ class Orders:
         with self._condition:
             self.cancelled.extend(tags)
 
-    def reset(self, done: Callable[[int], object]) -> None:
+    def do(self, call: Callable[[], object]) -> None:
         """Before a ``wake``."""
         with self._condition:
-            self.resets.append(done)
+            self.calls.append(call)
 
     def wake(self) -> None:
         with self._condition:

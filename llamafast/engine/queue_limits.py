@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from time import monotonic
 from typing import Protocol
 
@@ -25,6 +25,7 @@ class Stay(Protocol):
     """A request as it is seen here."""
 
     tenant: Tenant
+    adapter_ids: tuple[int, ...]
 
     @property
     def has_begun(self) -> bool:
@@ -75,6 +76,11 @@ class QueueLimits:
         if not self._there:
             self._idle_since = monotonic()
             self.empty.set()
+
+    @property
+    def there(self) -> Collection[Stay]:
+        """The requests that have not ended."""
+        return self._there.keys()
 
     def abort_all(self, error: LlamafastError) -> None:
         for abort, _ in list(self._there.values()):

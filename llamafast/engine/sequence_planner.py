@@ -17,7 +17,7 @@ from llamafast._core.sampler import Sampler
 from llamafast._core.sequence import Sequence
 from llamafast._core.spans import Span
 from llamafast._core.vocab import Vocab
-from llamafast.engine.adapters import AdapterGroup, Adapters
+from llamafast.engine.adapters import NO_ADAPTERS, AdapterGroup
 from llamafast.engine.media import MediaSpan
 from llamafast.engine.prefix_key import PrefixKey, digest_of
 from llamafast.engine.types import ANYBODY, ModelInfo, Plan, SamplingParams, Tenant
@@ -50,9 +50,8 @@ class Choices:
 class SequencePlanner:
     """Makes Sequences for one model; their tags are unique."""
 
-    def __init__(self, vocab: Vocab, info: ModelInfo, adapters: Adapters) -> None:
+    def __init__(self, vocab: Vocab, info: ModelInfo) -> None:
         self._vocab = vocab
-        self._adapters = adapters
         self._info = info
         self._tags = count(1)
         self._breakers: dict[tuple[str, ...], Breakers] = {}
@@ -71,14 +70,13 @@ class SequencePlanner:
         self._breakers = dict([*kept, (texts, found)])
         return found
 
-    def of(self, plan: Plan, tenant: Tenant = ANYBODY) -> Iterator[Sequence | None]:
+    def of(self, plan: Plan, tenant: Tenant = ANYBODY, group: AdapterGroup = NO_ADAPTERS) -> Iterator[Sequence | None]:
         """A Sequence for every choice, by index; None where there is nothing to generate.
 
         The plan is checked here, each Sequence is made when it is asked for: thousands take a while. Raises
-        ContextLengthExceeded, InvalidRequest or QueueFull.
+        ContextLengthExceeded or InvalidRequest.
         """
         limits = [self._max_tokens(plan, prompt) for prompt in plan.prompts]
-        group = self._adapters.group(plan.model, plan.lora)
         key = PrefixKey(tenant=tenant.salt, cache_salt=plan.cache_salt, adapters=group.key)
         return self._each(plan, limits, self._sampler(plan.sampling), key, group)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from struct import iter_unpack
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -176,13 +176,15 @@ class Event(Struct, gc=False):
 
 
 class EmbeddingPlan(Struct, frozen=True, kw_only=True):
-    """What one request wants embedded. ``inputs`` are arrays of int32 token ids, at least one id each. ``dimensions``
+    """What one request wants embedded: ``inputs`` are arrays of int32 token ids, at least one id each. ``dimensions``
     (0: all) cuts the vectors before they are normalised; ``normalize`` is llama-server's embd_normalize: -1 not at all,
-    0 the largest absolute value to 32760, p > 0 the p-norm to 1."""
+    0 the largest absolute value to 32760, p > 0 the p-norm to 1. ``model`` and ``lora`` are a Plan's."""
 
     inputs: tuple[array[int], ...]
     dimensions: int = 0
     normalize: int = 2
+    model: str = ""
+    lora: tuple[tuple[int, float], ...] = ()
 
 
 class EmbeddingInfo(Struct, frozen=True, kw_only=True):
@@ -205,7 +207,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     ``tool_use_template``, the one for conversations with tools, are the GGUF's own. ``sampling`` is what a request gets
     that asks for nothing else. ``embedding`` is None for a model that does not embed. Where memory ``cuts_anywhere``,
     what prompts share is reused wherever they part, else only up to a checkpoint. ``modalities`` are what it takes
-    beside text, ``adapters`` are named ones."""
+    beside text, ``adapters`` the names of those that there are now."""
 
     id: str
     created: int
@@ -225,7 +227,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     control_tokens: tuple[str, ...] = ()
     cuts_anywhere: bool = True
     modalities: tuple[MediaKind, ...] = ()
-    adapters: tuple[str, ...] = ()
+    adapters: Collection[str] = ()
 
     @property
     def ranks(self) -> bool:

@@ -96,9 +96,9 @@ class Worker:
         """Any thread, before a ``wake``."""
         self._orders.cancel(tags)
 
-    def reset_prefix_cache(self, done: Callable[[int], object]) -> None:
-        """Any thread, before a ``wake``; the engine thread calls ``done`` with the number of bytes that were freed."""
-        self._orders.reset(done)
+    def do(self, call: Callable[[], object]) -> None:
+        """Any thread, before a ``wake``: the engine thread calls it between two steps."""
+        self._orders.do(call)
 
     def wake(self) -> None:
         """Look after the current step at all orders, also those in ``embeddings``, and at bytes of prefixes and rows
@@ -200,10 +200,8 @@ class Worker:
                 self._on_failure(tags, EngineFailure("the engine failed"))
         if cancelled:
             self._cancel(cancelled)
-        if n_resets := len(self._orders.resets):
-            n_bytes = self.transfer.forget_saved()
-            for _ in range(n_resets):  # who orders one now wants to have it done again
-                self._orders.resets.pop(0)(n_bytes)
+        while self._orders.calls:
+            self._orders.calls.pop(0)()
 
     def _patience(self) -> float | None:
         """For how many seconds to wait for something to do; None: for good."""

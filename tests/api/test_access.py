@@ -58,6 +58,8 @@ TABLE: dict[tuple[str, str], tuple[int, ...]] = {
     ("GET", "/lora-adapters"): KEY,
     ("HEAD", "/lora-adapters"): KEY,
     ("POST", "/lora-adapters"): ADMIN,
+    ("POST", "/v1/load_lora_adapter"): ADMIN,
+    ("POST", "/v1/unload_lora_adapter"): ADMIN,
 }
 NOWHERE = [("GET", "/"), ("GET", "/v1"), ("POST", "/admin"), ("PUT", "/v1/models"), ("GET", f"{URL}/a/b/c")]
 SERVED = {200, 400, 404, 426}

@@ -120,3 +120,101 @@ async def test_an_administrator_changes_it(tmp_path: Path, engine: FakeEngine, b
 
 async def test_without_a_key_file_nobody_changes_it(client: AsgiClient) -> None:
     assert (await client.post("/lora-adapters", b"[]")).status == 403
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Of adapters, and beside it what is none of them."""
+    folder = tmp_path / "loras"
+    (folder / "deep").mkdir(parents=True)
+    for path in (folder / "sql.gguf", folder / "deep" / "poems.gguf", tmp_path / "secret.gguf"):
+        path.write_bytes(b"x")
+    (folder / "link.gguf").symlink_to(tmp_path / "secret.gguf")
+    (folder / "inside.gguf").symlink_to(folder / "sql.gguf")
+    return folder
+
+
+@pytest.fixture
+def keyed(tmp_path: Path, engine: FakeEngine, folder: Path) -> AsgiClient:
+    path = tmp_path / "keys"
+    path.write_text("secret name=a\nsecret-root name=root admin\n")
+    return AsgiClient(make_app(engine, keys=Keys(path), lora_dir=str(folder)))
+
+
+async def ask(client: AsgiClient, path: str, body: Any, key: str = "secret-root") -> Any:
+    return await client.post(path, encode(body), x_api_key=key)
+
+
+async def names(client: AsgiClient) -> list[str]:
+    return [model["id"] for model in (await client.get("/v1/models", x_api_key="secret")).json["data"]]
+
+
+async def test_an_administrator_loads_and_unloads(keyed: AsgiClient, folder: Path) -> None:
+    for name, path in (
+        ("one", "sql.gguf"),
+        ("two", "deep/poems.gguf"),
+        ("three", str(folder / "sql.gguf")),
+        ("four", "inside.gguf"),
+    ):
+        answer = await ask(keyed, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path, "scale": 0.5})
+        assert (answer.status, answer.json) == (200, {"success": True, "lora_name": name})
+    assert await names(keyed) == ["org/fake-model", "sql", "poems/2", "one", "two", "three", "four"]
+    told = await keyed.post("/v1/completions", encode({"model": "two", "prompt": "hi"}), x_api_key="secret")
+    assert told.json["model"] == "two"
+    assert (await ask(keyed, "/v1/unload_lora_adapter", {"lora_name": "two"})).status == 200
+    assert "two" not in await names(keyed)
+    again = await ask(keyed, "/v1/unload_lora_adapter", {"lora_name": "two"})
+    assert (again.status, again.json["error"]["code"]) == (404, "adapter_not_found")
+    gone = await keyed.post("/v1/completions", encode({"model": "two", "prompt": "hi"}), x_api_key="secret")
+    assert gone.status == 404
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "../secret.gguf",
+        "link.gguf",
+        "deep",
+        "",
+        "gone.gguf",
+        "/etc/passwd",
+        "deep/../../secret.gguf",
+        "a\0b",
+        "x" * 4096,
+    ],
+)
+async def test_only_files_of_the_folder_are_loaded(keyed: AsgiClient, folder: Path, asked: str) -> None:
+    answer = await ask(keyed, "/v1/load_lora_adapter", {"lora_name": "one", "lora_path": asked})
+    assert answer.status == (403 if asked else 400)
+    assert answer.json["error"]["param"] == "lora_path"
+    assert str(folder) not in answer.json["error"]["message"]
+    assert "one" not in await names(keyed)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        [],
+        {"lora_name": "x"},
+        {"lora_path": "sql.gguf"},
+        {"lora_name": "", "lora_path": "sql.gguf"},
+        {"lora_name": "a\nb", "lora_path": "sql.gguf"},
+        {"lora_name": "x" * 257, "lora_path": "sql.gguf"},
+        {"lora_name": "x", "lora_path": "sql.gguf", "scale": 9},
+        {"lora_name": "x", "lora_path": "sql.gguf", "load_inplace": True},
+        {"lora_name": "sql", "lora_path": "sql.gguf"},
+    ],
+)
+async def test_what_is_no_adapter_to_load_is_refused(keyed: AsgiClient, body: Any) -> None:
+    assert (await ask(keyed, "/v1/load_lora_adapter", body)).status == 400
+
+
+async def test_nobody_else_loads(keyed: AsgiClient, client: AsgiClient, engine: FakeEngine, tmp_path: Path) -> None:
+    body = {"lora_name": "one", "lora_path": "sql.gguf"}
+    bare = AsgiClient(make_app(engine, keys=Keys(tmp_path / "keys")))
+    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+        assert (await ask(keyed, path, body, key="secret")).status == 403
+        assert (await client.post(path, encode(body))).status == 403  # without a file of keys
+    refused = await ask(bare, "/v1/load_lora_adapter", body)
+    assert (refused.status, "lora_dir" in refused.json["error"]["message"]) == (403, True)

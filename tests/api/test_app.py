@@ -52,7 +52,10 @@ async def test_metrics_are_those_of_the_engine(
     monkeypatch.setattr(metrics, "render", lambda *args, **kwargs: (repr((args, kwargs)).encode(), "text/x-test; v=1"))
     engine.series, engine.distributions = {"steps": 3.0}, {"step_rows": ((1.0,), [2, 1], 4.0)}
     response = await client.get("/metrics")
-    told = ((engine.series, engine.distributions), {"model": engine.info.id, "aliases": ()})
+    told = (
+        (engine.series, engine.distributions),
+        {"model": engine.info.id, "aliases": (), "adapters": [], "max_loras": 4},
+    )
     assert (response.status, response.body) == (200, repr(told).encode())
     assert response.headers["content-type"] == "text/x-test; v=1"
 

@@ -57,6 +57,7 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "max_websockets": (1024, [0, 1], [-1, None, *WRONG_INT]),
         "websocket_seconds": (3600.0, [0.1, 5], [0, -1, None, "60", True]),
         "api_key_file": (None, *NULL_TEXT),
+        "lora_dir": (None, *NULL_TEXT),
         "salt_by_key": (True, *BOOL),
         "metrics_public": (False, *BOOL),
         "cors_origins": (

@@ -13,7 +13,8 @@ from support.tiny_encoders import HEADS, WIDTH, WORDS
 
 from core.inside import computes_whole
 from llamafast._core.context import Context
-from llamafast._core.embedder import Embedder, Input
+from llamafast._core.embedder import Embedder
+from llamafast._core.inputs import Input
 from llamafast._core.model import Model
 from llamafast._core.vocab import Vocab
 from llamafast.engine.pace import Pace

@@ -18,7 +18,8 @@ from engine.test_engine import GREEDY, collect, config, plan, settled
 from engine.test_scheduler import Job, enqueue
 from llamafast._core.adapters import MAX_GROUPS
 from llamafast.config import DiskCacheConfig, LoraConfig
-from llamafast.engine.adapters import Adapters, LoadedAdapter, check_adapter, load_adapters
+from llamafast.engine.adapter_files import AdapterFiles, check_adapter, load_adapters
+from llamafast.engine.adapters import Adapters, LoadedAdapter
 from llamafast.engine.load import load_engine
 from llamafast.engine.scheduler import Scheduler
 from llamafast.engine.types import Plan
@@ -31,13 +32,15 @@ NAMES = ("lora-tiny-llama", "lora-tiny-llama-2", "lora-tiny-llama-3")
 def loaded(*settings):
     """Adapters by (name, scale, applied)."""
     return [
-        LoadedAdapter(id, name, Path(f"{id}.gguf"), scale, applied, bytes([id]), SimpleNamespace(id=id))
+        LoadedAdapter(name, Path(f"{id}.gguf"), scale, applied, bytes([id]), SimpleNamespace(id=id))
         for id, (name, scale, applied) in enumerate(settings)
     ]
 
 
 class Defined(dict):
-    def __call__(self, number, members):
+    """A home of adapters: what groups stand for."""
+
+    def define(self, number, members):
         assert 0 < number < MAX_GROUPS
         self[number] = [(adapter.id, scale) for adapter, scale in members]
 
@@ -59,7 +62,7 @@ class Defined(dict):
 )
 def test_who_has_which(model, chosen, members):
     defined = Defined()
-    one = Adapters(loaded((None, 0.5, 0.5), ("a", 1.0, 0), ("b", -0.25, 0), ("c", 2.0, 2.0)), defined)
+    one = Adapters(loaded((None, 0.5, 0.5), ("a", 1.0, 0), ("b", -0.25, 0), ("c", 2.0, 2.0)), defined, "the model")
     group = one.group(model, chosen)
     assert defined[group.number] == members
     assert [(key.digest, key.scale) for key in group.key] == [(bytes([id]), scale) for id, scale in members]
@@ -163,7 +166,7 @@ async def merged_text(tiny_model, tmp_path, name, scale):
 
 async def test_without_a_name_it_is_everybodys(tiny_model, tmp_path):
     engine = engine_with(tiny_model, (NAMES[0], {"scale": 0.5}))
-    assert engine.info.adapters == ()
+    assert not engine.info.adapters
     assert await text(engine) == await merged_text(tiny_model, tmp_path, NAMES[0], 0.5)
     plain = engine_with(tiny_model)
     assert await text(engine, lora=((0, 0.0),)) == await text(plain) != await text(engine)
@@ -173,7 +176,7 @@ async def test_without_a_name_it_is_everybodys(tiny_model, tmp_path):
 
 async def test_with_a_name_it_is_theirs_who_ask(tiny_model, tmp_path):
     engine = engine_with(tiny_model, (NAMES[0], {"name": "a"}), (NAMES[1], {"name": "b", "default": True}))
-    assert engine.info.adapters == ("a", "b")
+    assert [*engine.info.adapters] == ["a", "b"]
     assert await text(engine) == await merged_text(tiny_model, tmp_path, NAMES[1], 1.0)
     alone = await text(engine, model="a", lora=((1, 0.0),))
     assert alone == await merged_text(tiny_model, tmp_path, NAMES[0], 1.0)
@@ -289,6 +292,7 @@ def mutate(folder, model):
     chance, data = random.Random(1), bytearray(tiny_lora.build("lora-tiny-llama-2").read_bytes())
     head = data.index(b"lora_b") + 4000
     one, n_taken, n_named = Model(str(model)), 0, 0
+    files = AdapterFiles("llama", [Path(model)])
     for _ in range(MUTATIONS):
         broken = bytearray(data)
         for _ in range(chance.randrange(1, 4)):
@@ -299,7 +303,7 @@ def mutate(folder, model):
         path = Path(folder) / "broken.gguf"
         path.write_bytes(broken)
         try:
-            n_taken += len(load_adapters([LoraConfig(path=str(path))], [path], one, [Path(model)]))
+            n_taken += len(load_adapters([LoraConfig(path=str(path))], [path], one, files))
         except ConfigError as error:
             n_named += str(path) in str(error)
     print(n_taken, n_named)

@@ -11,15 +11,10 @@ from hypothesis import strategies as st
 
 from engine.test_cache import keep, parts
 from engine.test_engine import collect, config, plan, settled
-from engine.test_worker import FakeRunner
 from llamafast._core.context import UNLIMITED
 from llamafast._core.states import State
 from llamafast.engine.cache import PrefixCache
-from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.load import load_engine
-from llamafast.engine.pace import Pace
-from llamafast.engine.scheduler import Scheduler
-from llamafast.engine.worker import Worker
 from llamafast.errors import EngineUnavailable
 
 PROMPT = tuple(range(100, 300))
@@ -119,36 +114,22 @@ async def test_resets_of_many_are_all_answered(engine):
     assert await engine.reset_prefix_cache() == 0
 
 
-def test_who_orders_a_reset_once_one_is_done_gets_another(monkeypatch):
-    """Also where the first try fails."""
-    runner = FakeRunner()
-    transfer = KVTransfer(runner, PrefixCache(0), Pace())
-    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: None, Pace())
-    freed = iter([MemoryError(), 5, 3])
+async def test_a_reset_that_fails_is_told_to_who_ordered_it(engine, monkeypatch):
+    freed = iter([MemoryError(), 5, MemoryError(), 3])
 
     def forget():
         if isinstance(n_bytes := next(freed), Exception):
             raise n_bytes
         return n_bytes
 
-    monkeypatch.setattr(transfer, "forget_saved", forget)
-    told = []
-
-    def order_another(n_bytes):
-        told.append(n_bytes)
-        worker.reset_prefix_cache(told.append)
-
-    worker.reset_prefix_cache(order_another)
-    with pytest.raises(MemoryError):
-        worker._take_orders()
-    worker._take_orders()
-    assert told == [5]
-    worker._take_orders()
-    assert told == [5, 3]
+    monkeypatch.setattr(engine._transfer, "forget_saved", forget)
+    told = await asyncio.gather(*(engine.reset_prefix_cache() for _ in range(4)), return_exceptions=True)
+    assert [type(one) for one in told] == [MemoryError, int, MemoryError, int]
+    await answer(engine)
 
 
 async def test_a_server_that_shuts_down_resets_nothing(engine, monkeypatch):
-    monkeypatch.setattr(engine._worker, "reset_prefix_cache", lambda done: None)
+    monkeypatch.setattr(engine._worker, "do", lambda call: None)
     waiting = asyncio.create_task(engine.reset_prefix_cache())
     await asyncio.sleep(0)
     await engine.close()

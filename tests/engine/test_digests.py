@@ -13,7 +13,6 @@ from msgspec.structs import replace
 from support.fake_engine import INFO
 
 from llamafast.engine import sequence_planner
-from llamafast.engine.adapters import Adapters
 from llamafast.engine.prefix_key import Adapter, PrefixKey
 from llamafast.engine.types import Plan, Tenant
 
@@ -55,7 +54,7 @@ def test_a_chain_begins_with_the_digest_of_both_salts(monkeypatch, tenant, cache
     made = []
     monkeypatch.setattr(sequence_planner, "Sequence", lambda *_, **fields: made.append(fields))
     vocab = SimpleNamespace(check=lambda prompt: None)
-    planner = sequence_planner.SequencePlanner(vocab, replace(INFO, max_seq_len=64), Adapters((), None))
+    planner = sequence_planner.SequencePlanner(vocab, replace(INFO, max_seq_len=64))
     plan = Plan(prompts=(array("i", [1, 2, 3]),), max_tokens=4, cache_salt=cache)
     asks = Tenant("whoever", salt=tenant)
     list(planner.of(plan, asks))

@@ -32,6 +32,7 @@ class FakeInput:
     name: str
     n_tokens: int = 1
     vectors: bytes | None = b"vector"
+    group: int = 0
 
 
 @dataclass
@@ -142,6 +143,31 @@ def test_a_vector_that_is_not_finite_fails_its_request_only():
         queue.step(1.0)
     assert isinstance(bad.done.result, EngineFailure)
     assert good.done.result == "done"
+
+
+def test_groups_of_adapters_run_beside_so_many_others_and_are_passed_once():
+    def asked(name, n_inputs, group):
+        request = request_of(name, n_inputs)
+        for input in request.inputs:
+            input.group = group
+        return request
+
+    queue = EmbeddingQueue(FakeEmbedder(room=3), lambda settled: None, max_groups=1)
+    for request in [asked("a", 4, 0), asked("b", 2, 1), asked("c", 1, 0)]:
+        queue.enqueue(request)
+    while queue.has_work:
+        queue.step(1.0)
+    assert queue.embedder.steps == [["a0", "c0", "a1"], ["b0", "b1"], ["a2", "a3"]]
+    # what runs on for many steps does not let its own group go on for ever
+    queue = EmbeddingQueue(FakeEmbedder(room=9), lambda settled: None, max_groups=2)
+    stays = asked("stays", 1, 0)
+    queue.embedder.take_finished = list
+    for request in [stays, asked("x", 1, 1), asked("waits", 1, 2), asked("y", 1, 1)]:
+        queue.enqueue(request)
+    queue.step(1.0)
+    queue.enqueue(asked("z", 1, 0))
+    queue.step(1.0)
+    assert queue.embedder.steps == [["stays0", "x0", "y0"]] * 2
 
 
 TENANTS = [ANYBODY, Tenant("alice", max_running=1), Tenant("bob", max_running=3)]

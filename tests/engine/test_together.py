@@ -30,7 +30,7 @@ from llamafast.engine import disk_places
 from llamafast.engine.engine import Engine
 from llamafast.engine.media import MediaSpan, Medium
 from llamafast.engine.types import Generation, Matcher, Plan, SamplingParams, Tenant
-from llamafast.errors import EngineUnavailable
+from llamafast.errors import AdapterInUse, EngineUnavailable
 
 T = TypeVar("T")
 
@@ -46,7 +46,8 @@ SAMPLINGS = (
 PICTURES = [fake_medium(seed, grid=None, n_rows=24) for seed in (1, 2)]
 GRIDS = [fake_medium(seed, grid=(6, 4)) for seed in (1, 2)]
 # by id, with scales: of so many sets of adapters is a request
-LORAS: tuple[tuple[tuple[int, float], ...], ...] = ((), ((0, 1.0),), ((0, -0.5),))
+LORAS: tuple[tuple[tuple[int, float], ...], ...] = ((), ((0, 1.0),), ((0, -0.5),), ((1, -0.25),))
+LOADED = 3  # the one that comes and goes
 MAX_LIVE = 8
 # cells for a few requests, so that some wait and some give way
 N_CTX = 640
@@ -112,7 +113,7 @@ WORKS = st.builds(
     logprobs=st.sampled_from([None, None, 0, 2]),
     scored=st.sampled_from([False, False, False, True]),
     shown=st.sampled_from([0, 0, 1, 1, 2]),
-    lora=st.sampled_from([0, 0, 0, 1, 2]),
+    lora=st.sampled_from([0, 0, 0, 1, 2, LOADED]),
 )
 WHOSES = st.builds(
     Whose,
@@ -220,6 +221,18 @@ class Together(RuleBasedStateMachine):
     def forget(self) -> None:
         self._run(self._engine.reset_prefix_cache())
 
+    @precondition(lambda self: self._engine.info.adapters)
+    @rule()
+    def load_or_unload(self) -> None:
+        """Only who runs keeps an adapter from being unloaded."""
+        if "again" not in self._engine.info.adapters:
+            self._run(load_again(self._engine))
+            return
+        try:
+            self._run(self._engine.adapters.unload("again"))
+        except AdapterInUse:
+            assert any(heard.work.lora == LOADED and not heard.task.done() for heard in self._live)
+
     @precondition(lambda self: len(self._live) >= MAX_LIVE)
     @rule()
     def finish(self) -> None:
@@ -251,7 +264,10 @@ class Together(RuleBasedStateMachine):
         return type(self).launch(alone, disk)
 
     async def _submit(self, work: Work, whose: Whose) -> Heard:
-        work = work if self._engine.info.adapters else work._replace(lora=0)
+        if not self._engine.info.adapters:
+            work = work._replace(lora=0)
+        elif work.lora == LOADED and "again" not in self._engine.info.adapters:
+            work = work._replace(lora=1)
         heard = Heard(work, whose, self._engine.submit(self._plan(work, whose), TENANTS[whose.tenant]))
         self._asked.append(heard)
         return heard
@@ -320,9 +336,17 @@ class Together(RuleBasedStateMachine):
         return self.truths[work]
 
     async def _said_alone(self, work: Work) -> list[Said]:
+        if work.lora == LOADED and "again" not in self._alone.info.adapters:
+            await load_again(self._alone)
         heard = Heard(work, Whose(0, "", 0), self._alone.submit(self._plan(work)))
         await heard.task
         return heard.said
+
+
+async def load_again(engine: Engine) -> None:
+    """A second time the adapter that it has, which others may not be given what was computed with, for all that."""
+    (first,) = engine.adapters.listed()
+    await engine.adapters.load("again", Path(first.path))
 
 
 def common(one: list[int], other: list[int]) -> int:

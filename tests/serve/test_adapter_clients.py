@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -58,8 +59,20 @@ async def test_what_there_is_not_is_refused(client: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="no adapter 3"):
         await said(client, "tiny", lora=[{"id": 3, "scale": 1}])
     with pytest.raises(openai.NotFoundError):
-        await client.embeddings.create(model="one", input="x")
-    assert len((await client.embeddings.create(model="tiny", input="x")).data) == 1
+        await client.embeddings.create(model="four", input="x")
+
+
+async def test_vectors_are_of_whom_they_are_asked(client: Any) -> None:
+    vectors = {}
+    for model in ("tiny", "one", "two"):
+        answer = await client.embeddings.create(model=model, input="x y z", encoding_format="float")
+        assert answer.model == model
+        vectors[model] = tuple(answer.data[0].embedding)
+    assert len(set(vectors.values())) == 3
+    by_id = await client.embeddings.create(
+        model="tiny", input="x y z", encoding_format="float", extra_body={"lora": [{"id": 1, "scale": 1}]}
+    )
+    assert tuple(by_id.data[0].embedding) == vectors["two"]
 
 
 async def test_chats_and_responses_name_them_too(client: Any) -> None:
@@ -71,3 +84,75 @@ async def test_chats_and_responses_name_them_too(client: Any) -> None:
         assert (chat.model, response.model) == (model, model)
         again = await client.responses.retrieve(response.id)
         assert again.model == model
+
+
+@pytest.fixture
+def changed(tiny_model: Callable[[str], Path], tmp_path: Path) -> Iterator[Server]:
+    """One whose administrator may load adapters."""
+    keys, folder = tmp_path / "keys", tmp_path / "loras"
+    keys.write_text("user name=a\nroot name=root admin\n")
+    keys.chmod(0o600)
+    folder.mkdir()
+    for name in ("lora-tiny-llama", "lora-tiny-llama-2"):
+        (folder / f"{name}.gguf").write_bytes(tiny_lora.build(name).read_bytes())
+    (folder / "broken.gguf").write_bytes(tiny_lora.build("lora-tiny-llama").read_bytes()[:-50])
+    settings = {"api_key_file": str(keys), "lora_dir": str(folder), "metrics_aliases": ["vllm"]}
+
+    def config(port: int) -> dict[str, Any]:
+        whole: dict[str, Any] = model_config(tiny_model("tiny-llama"), port, alias="tiny")
+        whole["server"] |= settings
+        return whole
+
+    with serving(config, None) as server:
+        yield server
+
+
+async def test_an_administrator_loads_and_unloads_them(changed: Server) -> None:
+    base_url = f"http://127.0.0.1:{changed.port}/v1"
+
+    def client(key: str) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=60)
+
+    async with client("user") as user, client("root") as root:
+
+        async def load(name: str, path: str, by: openai.AsyncOpenAI = root) -> Any:
+            body = {"lora_name": name, "lora_path": path}
+            return await by.post("/load_lora_adapter", body=body, cast_to=httpx.Response)
+
+        async def unload(name: str) -> Any:
+            return await root.post("/unload_lora_adapter", body={"lora_name": name}, cast_to=httpx.Response)
+
+        plain = await said(user, "tiny")
+        with pytest.raises(openai.PermissionDeniedError):
+            await load("one", "lora-tiny-llama.gguf", user)
+        with pytest.raises(openai.BadRequestError, match="behind the end of the file"):
+            await load("one", "broken.gguf")
+        await load("one", "lora-tiny-llama.gguf")
+        await load("two", "lora-tiny-llama-2.gguf")
+        assert [model.id async for model in user.models.list()] == ["tiny", "one", "two"]
+        texts = await asyncio.gather(*(said(user, name) for name in ("tiny", "one", "two")))
+        assert len(set(texts)) == 3
+        assert texts[0] == plain
+        stream = await user.completions.create(
+            model="one", prompt="x", max_tokens=2000, stream=True, extra_body={"ignore_eos": True}
+        )
+        await anext(aiter(stream))
+        with pytest.raises(openai.ConflictError):
+            await unload("one")
+        metrics = (await user.get(f"{base_url[:-3]}/metrics", cast_to=httpx.Response)).text
+        assert 'llamafast:adapter_requests_total{adapter="one"} 2.0' in metrics
+        assert 'llamafast:adapter_requests_in_progress{adapter="one",state="running"} 1.0' in metrics
+        (info,) = [line for line in metrics.splitlines() if line.startswith("vllm:lora_requests_info{")]
+        assert 'max_lora="4",running_lora_adapters="one",waiting_lora_adapters=""' in info
+        assert float(info.split()[-1]) > 1.7e9
+        await stream.close()
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    await unload("one")
+                    break
+                except openai.ConflictError:
+                    await asyncio.sleep(0.01)
+        with pytest.raises(openai.NotFoundError):
+            await said(user, "one")
+        assert await said(user, "two") == texts[2]

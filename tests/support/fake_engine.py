@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from msgspec.structs import replace
 
-from llamafast.engine.adapter_info import AdapterInfo, AdaptersPort
+from llamafast.engine.adapter_info import AdapterInfo, AdaptersPort, AdapterUse
 from llamafast.engine.types import (
     ANYBODY,
     EmbeddingPlan,
@@ -20,7 +21,7 @@ from llamafast.engine.types import (
     Plan,
     Tenant,
 )
-from llamafast.errors import InvalidRequest, LlamafastError
+from llamafast.errors import AdapterNotFound, InvalidRequest, LlamafastError
 
 BOS = 256
 EOS = 257
@@ -161,6 +162,7 @@ class FakeAdapters:
 
     def __init__(self, infos: list[AdapterInfo]) -> None:
         self._infos = infos
+        self.names = [info.name for info in infos if info.name is not None]
         self.applied: list[dict[int, float]] = []
 
     def listed(self) -> list[AdapterInfo]:
@@ -172,6 +174,21 @@ class FakeAdapters:
             raise InvalidRequest("`lora`: there is no such adapter", param="lora")
         self.applied.append(dict(scales))
 
+    async def load(self, name: str, path: Path, scale: float = 1.0) -> None:
+        if name in self.names:
+            raise InvalidRequest(f"the name {name!r} is taken", param="lora_name")
+        self._infos.append(AdapterInfo(len(self._infos), name, str(path), 0.0))
+        self.names.append(name)
+
+    async def unload(self, name: str) -> None:
+        if name not in self.names:
+            raise AdapterNotFound(name)
+        self.names.remove(name)
+        self._infos = [info for info in self._infos if info.name != name]
+
+    def uses(self) -> list[AdapterUse]:
+        return [AdapterUse(info.name or str(info.id), 3, 2, 1) for info in self._infos]
+
 
 class FakeEngine:
     """Answers each Plan by ``script`` and remembers its Generations; ``refusal``, when set, is raised in its place.
@@ -180,7 +197,6 @@ class FakeEngine:
     """
 
     def __init__(self, script: Script | None = None, *, info: ModelInfo = INFO) -> None:
-        self.info = info
         self.tokenizer = ByteTokenizer()
         self.script = script or say("Hello", " world")
         self.refusal: LlamafastError | None = None
@@ -189,6 +205,7 @@ class FakeEngine:
         self.embedding_plans: list[EmbeddingPlan] = []
         infos = [AdapterInfo(i, name, f"{i}.gguf", 0.0) for i, name in enumerate(info.adapters)]
         self.adapters: AdaptersPort = FakeAdapters(infos)
+        self.info = replace(info, adapters=self.adapters.names)
         self.embedding_tenants: list[Tenant] = []
         self.submitted = asyncio.Event()
         self.cached_tokens = 0

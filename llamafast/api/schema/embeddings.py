@@ -6,6 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from llamafast.api.schema.fragments import LoraScales
+
 
 class PoolingOptions(Struct, kw_only=True):
     """The request fields that all three endpoints have in common; ``unserved`` and ``foreign`` are as in
@@ -18,6 +20,7 @@ class PoolingOptions(Struct, kw_only=True):
     foreign: ClassVar[dict[str, str]] = {}
 
     model: str | None = None
+    lora: LoraScales | None = None
     user: str | None = None
     truncate_prompt_tokens: Any = None
     priority: Any = None

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from llamafast.config import MAX_LORAS
 from llamafast.engine.types import OutputOptions
 
 MAX_CHOICES = 128
@@ -13,7 +14,6 @@ MAX_STOP_STRINGS = 16
 MAX_BIASED_TOKENS = 1024
 MAX_STOP_TOKENS = 128
 MAX_BREAKERS = 16
-MAX_LORAS = 16
 MAX_TOP_LOGPROBS = 20
 SYSTEM_FINGERPRINT = "fp_llamafast"
 # What to send in place of fields that are refused.
@@ -29,6 +29,7 @@ Temperature = Annotated[float, Meta(ge=0, le=2)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
+Scale = Annotated[float, Meta(ge=-8, le=8)]
 # Any positive number in OpenAI-like servers; beyond these bounds a penalised logit would leave float32.
 # Nor do these have bounds of their own elsewhere.
 Amount = Annotated[float, Meta(ge=-1e6, le=1e6)]
@@ -137,7 +138,15 @@ class LoraScale(Struct, kw_only=True):
     """One adapter of the server's, by its place in the config, and how much of it: not so much that halves overflow."""
 
     id: Annotated[int, Meta(ge=0, le=2**31 - 1)]
-    scale: Annotated[float, Meta(ge=-8, le=8)]
+    scale: Scale
+
+
+LoraScales = Annotated[list[LoraScale], Meta(max_length=MAX_LORAS)]
+
+
+def pairs_of(scales: list[LoraScale] | None) -> tuple[tuple[int, float], ...]:
+    """As a plan has them."""
+    return tuple((one.id, one.scale) for one in scales or ())
 
 
 class GenerationOptions(SamplingOptions, kw_only=True):
@@ -197,7 +206,7 @@ class GenerationOptions(SamplingOptions, kw_only=True):
     audio: dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None
     moderation: dict[str, Any] | None = None
-    lora: Annotated[list[LoraScale], Meta(max_length=MAX_LORAS)] | None = None
+    lora: LoraScales | None = None
 
     @property
     def wants_usage(self) -> bool:
@@ -219,7 +228,7 @@ class GenerationOptions(SamplingOptions, kw_only=True):
             "priority": self.priority or 0,
             "cache_salt": self.cache_salt or "",
             "model": self.model or "",
-            "lora": tuple((chosen.id, chosen.scale) for chosen in self.lora or ()),
+            "lora": pairs_of(self.lora),
         }
 
 

@@ -1,0 +1,143 @@
+"""Files of adapters, which are looked at before llama.cpp sees them: it ends the process over some."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from hashlib import file_digest
+from math import isfinite
+from pathlib import Path
+
+from llamafast._core.adapters import Adapter
+from llamafast._core.gguf import Gguf, Tensor, all_finite
+from llamafast._core.model import Model
+from llamafast.config import LoraConfig
+from llamafast.engine.adapters import LoadedAdapter
+from llamafast.errors import ConfigError, ModelLoadError
+
+logger = logging.getLogger(__name__)
+
+_TYPES = ("f32", "f16", "bf16")
+_HALVES = (".lora_a", ".lora_b")
+_NO_HALF = "_norm.weight"  # llama.cpp leaves them out
+
+
+class AdapterFiles:
+    """Those that a model of these ``shards``, the files of its weights, may be given."""
+
+    def __init__(self, architecture: str, shards: Sequence[Path]) -> None:
+        self._architecture = architecture
+        self._shards = shards
+
+    @cached_property
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor for shard in self._shards for name, tensor in Gguf(str(shard)).tensors().items()}
+
+    def load(self, model: Model, config: LoraConfig, path: Path) -> LoadedAdapter:
+        """The adapter at ``path``. Any thread. Raises ConfigError."""
+        alpha = self.check(path)
+        try:
+            with path.open("rb") as file:
+                digest = file_digest(file, "sha256").digest()
+            adapter = Adapter(model, str(path), alpha)
+        except (OSError, ModelLoadError) as error:
+            raise ConfigError(f"the adapter {path}: {error}") from error
+        applied = config.scale if config.name is None or config.default else 0.0
+        return LoadedAdapter(config.name, path, config.scale, applied, digest, adapter)
+
+    def check(self, path: Path) -> float:
+        """What the file says of its alpha, 0 where it says nothing, once it is seen to be an adapter for the model.
+        Raises ConfigError."""
+        return check_adapter(path, self._weights, self._architecture)
+
+
+@contextmanager
+def in_config(id: int) -> Iterator[None]:
+    """A ConfigError inside says which adapter of the config's it is about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"model.loras[{id}]: {error}") from error
+
+
+def load_adapters(
+    configs: Sequence[LoraConfig], paths: Sequence[Path], model: Model, files: AdapterFiles
+) -> list[LoadedAdapter]:
+    """Those of the config, whose files are at ``paths``. Raises ConfigError."""
+    loaded = []
+    for id, (config, path) in enumerate(zip(configs, paths, strict=True)):
+        with in_config(id):
+            one = files.load(model, config, path)
+        loaded.append(one)
+        who = "every request" if one.applied else f"requests for {config.name}"
+        logger.info("adapter  %d: %s, scale %g, for %s", id, path.name, config.scale, who)
+    return loaded
+
+
+def check_adapter(path: Path, weights: dict[str, Tensor], architecture: str) -> float:
+    """What the file says of its alpha, 0 where it says nothing, once it is seen to be an adapter for a model of these
+    ``weights``: llama.cpp ends the process over some that are not. Raises ConfigError."""
+    try:
+        head = Gguf(str(path))
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the adapter {path}: {error}") from error
+    for key, wanted in {
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "general.architecture": architecture,
+    }.items():
+        if head.text(key) != wanted:
+            raise ConfigError(f"the adapter {path}: {key} is {head.text(key)!r}, not {wanted!r}")
+    alpha = head.number("adapter.lora.alpha") if head.has_key("adapter.lora.alpha") else 0.0
+    if alpha is None or not isfinite(alpha):
+        raise ConfigError(f"the adapter {path}: adapter.lora.alpha is no number")
+    if head.has_key("adapter.alora.invocation_tokens"):
+        raise ConfigError(f"the adapter {path}: activated adapters (aLoRA) are not supported yet")
+    tensors = {name: tensor for name, tensor in head.tensors().items() if not name.endswith(_NO_HALF)}
+    if not tensors:
+        raise ConfigError(f"the adapter {path} has no tensors")
+    for name, tensor in tensors.items():
+        fault = _fault_of(name, tensor, tensors, weights) or _data_fault(path, tensor, size)
+        if fault is not None:
+            raise ConfigError(f"the adapter {path}: {name} {fault}")
+    return alpha
+
+
+def _fault_of(name: str, tensor: Tensor, tensors: dict[str, Tensor], weights: dict[str, Tensor]) -> str | None:
+    """What is wrong with a tensor's name, type or shape."""
+    whole, half = name[:-7], name[-7:]
+    if half not in _HALVES:
+        return "is no half of an adapter's pair"
+    if (weight := weights.get(whole)) is None:
+        return "belongs to no weight of the model"
+    if tensor.type not in _TYPES:
+        return f"is of type {tensor.type}, not f32, f16 or bf16"
+    a, b = (tensors.get(whole + other) for other in _HALVES)
+    if a is None or b is None:
+        return "has no other half"
+    if a.type != b.type:
+        return "is of another type than its other half"
+    if weight.type == "nvfp4":
+        return "belongs to an NVFP4 weight, which llama.cpp adds nothing to"
+    n_in, n_out, *more = weight.shape
+    if whole == "token_embd.weight" and "output.weight" not in weights:
+        return "changes embeddings that the model's output shares, which llama.cpp cannot"
+    if whole == "token_embd.weight":
+        expected = {".lora_a": (a.shape[0], n_out, *more), ".lora_b": (a.shape[0], n_in, *more)}
+    else:
+        expected = {".lora_a": (n_in, a.shape[1], *more), ".lora_b": (a.shape[1], n_out, *more)}
+    if tensor.shape != expected[half] or min(tensor.shape) < 1:
+        return f"has the shape {tensor.shape}, not {expected[half]}"
+    return None
+
+
+def _data_fault(path: Path, tensor: Tensor, size: int) -> str | None:
+    """What is wrong with a tensor's numbers."""
+    if tensor.begin + tensor.size > size:
+        return "ends behind the end of the file"
+    with path.open("rb") as file:
+        file.seek(tensor.begin)
+        return None if all_finite(tensor.type, file.read(tensor.size)) else "has numbers that are none"
