@@ -15,7 +15,7 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 # what each room may import of ours; a prefix names everything below it
 CLI = ["llamafast.__version__", "llamafast.config", "llamafast.config_file", "llamafast.console", "llamafast.errors"]
 FREE = ["llamafast.errors", "llamafast.config", "llamafast.metrics"]
-DOOR = [f"llamafast.engine.{name}" for name in ("adapter_info", "media", "reasoning", "types")]
+DOOR = [f"llamafast.engine.{name}" for name in ("adapter_info", "embedding_info", "media", "reasoning", "types")]
 ALLOWED = {
     "_core": ["llamafast.errors"],
     "engine": ["llamafast._core", "llamafast.engine", *FREE],

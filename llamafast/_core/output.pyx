@@ -230,6 +230,7 @@ cdef int stage_record(
 ) noexcept nogil:
     """Put the first bytes of its text and the first log probabilities into the Outbox: 0, or -1 when out of memory."""
     cdef record_t record
+    cdef int32_t *ids
     record.tag = s.tag
     record.length = length
     record.n_tokens = s.out.n_unreported
@@ -238,7 +239,9 @@ cdef int stage_record(
     record.matched_stop = s.out.matched_stop
     record.n_entries = n_logprobs * (1 + s.out.logprobs.n_top)
     record.of_prompt = of_prompt
-    if outbox_stage(self.outbox, &record, s.out.text.pending, s.out.logprobs.entries) < 0:
+    record.n_ids = s.out.n_unreported if s.out.options.tell_tokens else 0
+    ids = s.tokens.ids + s.tokens.n_certain - record.n_ids
+    if outbox_stage(self.outbox, &record, s.out.text.pending, s.out.logprobs.entries, ids) < 0:
         return -1
     if s.out.logprobs.n_top >= 0:
         logprobs_drop(&s.out.logprobs, n_logprobs, length)

@@ -80,6 +80,7 @@ cdef struct options_t:
     int32_t min_tokens      # the tokens that end it cannot come before
     bint keep_stop          # a stop string is shown
     bint ignore_eos         # an end-of-generation token does not end it
+    bint tell_tokens        # the ids of its tokens are told beside its text
     bint announce           # that its first rows are computed is told, also where there is no text yet
 
 # How its tokens are chosen, become text, and end.

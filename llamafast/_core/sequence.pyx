@@ -21,8 +21,9 @@ from array import array
 cdef class Sequence:
     """The engine's end of one choice.
 
-    ``prompt`` is int32 token ids, at least one; ``max_tokens`` (at least 1) bounds the output. It ends at a stop
-    string, a stop token or an end-of-generation token, as ``output_options`` allow: these are the fields of options_t.
+    ``prompt`` is int32 token ids, at least one; ``max_tokens`` bounds the output (0: only the prompt is computed). It
+    ends at a stop string, a stop token or an end-of-generation token, as ``output_options`` allow: these are the fields
+    of options_t.
     ``tag`` names the sequence in the Outbox. Sequences of different ``salt`` never share what they computed; ``seed``
     is the salt's digest, with which the digests of its blocks begin.
     ``checkpoints`` are lengths of the prompt at which its state is likely to be wanted again, for whoever sets
@@ -31,8 +32,7 @@ cdef class Sequence:
     Control tokens leave text only with ``show_control``, or when they are among the ids ``preserved`` (int32).
 
     ``top_logprobs`` (-1: none) asks for the log probabilities of the generated tokens and of so many of the most likely
-    ones beside each; with ``score_prompt`` for those of the prompt too, of which nothing must be taken from others, and
-    ``max_tokens`` may be 0.
+    ones beside each; with ``score_prompt`` for those of the prompt too, of which nothing must be taken from others.
 
     ``budget`` bounds its thoughts: how many tokens of them there may be, which of the marks the prompt has opened (-1:
     none), the marks and the closers, as budget_init has them.
@@ -62,7 +62,7 @@ cdef class Sequence:
             raise ValueError(f"a prompt of {prompt.shape[0]} tokens")
         if top_logprobs < -1 or (score_prompt and top_logprobs < 0):
             raise ValueError(f"top_logprobs is {top_logprobs}")
-        if max_tokens < 1 - score_prompt:
+        if max_tokens < 0:
             raise ValueError(f"max_tokens is {max_tokens}")
         for i in range(prompt.shape[0]):
             if not 0 <= prompt[i] < vocab.pieces.n_tokens and not (spans and is_media(prompt[i])):

@@ -36,6 +36,7 @@ class Answer(NamedTuple):
     logprobs: list[TokenLogprob]
     prompt_logprobs: list[TokenLogprob]
     matched_stop: str | int | None = None
+    token_ids: list[int] | None = None
 
     @property
     def mean_logprob(self) -> float:
@@ -105,16 +106,25 @@ async def collect(generation: Generation, n_choices: int) -> list[Answer]:
     prompt_logprobs: list[list[TokenLogprob]] = [[] for _ in range(n_choices)]
     reasons: dict[int, FinishReason] = {}
     stops: dict[int, str | int | None] = {}
+    token_ids: list[list[int]] = [[] for _ in range(n_choices)]
     async for batch in generation:
         for event in batch:
             texts[event.index].append(event.text)
             logprobs[event.index] += event.logprobs or ()
             prompt_logprobs[event.index] += event.prompt_logprobs or ()
+            token_ids[event.index] += event.token_ids or ()
             if event.finish_reason is not None:
                 reasons[event.index] = event.finish_reason
                 stops[event.index] = event.matched_stop
     return [
-        Answer("".join(texts[index]), reasons[index], logprobs[index], prompt_logprobs[index], stops[index])
+        Answer(
+            "".join(texts[index]),
+            reasons[index],
+            logprobs[index],
+            prompt_logprobs[index],
+            stops[index],
+            token_ids[index],
+        )
         for index in range(n_choices)
     ]
 

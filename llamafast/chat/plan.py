@@ -46,8 +46,6 @@ def plan_completion(task: CompletionTask, tokenizer: Tokenizer, info: ModelInfo)
     Raises InvalidRequest or ContextLengthExceeded.
     """
     _check_generates(info)
-    if task.max_tokens == 0 and not task.echo:
-        raise InvalidRequest("`max_tokens` of 0 needs `echo`", param="max_tokens")
     prompts = split_prompts(task.prompt, "prompt")
     n = task.best_of or task.n
     if n < task.n:
@@ -57,7 +55,9 @@ def plan_completion(task: CompletionTask, tokenizer: Tokenizer, info: ModelInfo)
             f"the number of prompts times `n` must be at most {MAX_TOTAL_CHOICES}", param="n" if n > 1 else "prompt"
         )
     paths = ["prompt"] if len(prompts) == 1 else [f"prompt[{i}]" for i in range(len(prompts))]
-    tokens = tuple(_prompt_tokens(prompt, path, tokenizer, info) for prompt, path in zip(prompts, paths, strict=True))
+    tokens = tuple(
+        _prompt_tokens(prompt, path, tokenizer, info, task) for prompt, path in zip(prompts, paths, strict=True)
+    )
     ask = asked_of_completion(task)
     ranked = n > task.n
     plan = _plan(
@@ -97,7 +97,10 @@ def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: Mode
         raise _too_long(named, f"{n_rows} rows of media", info, n_rows)
     with Untokenizable.named(named):
         spliced = conversation.spliced(tokenizer)
-        tokens = _checked_tokens(spliced.tokens, named, info)
+        for name, asked in (("truncate_prompt_tokens", task.truncated), ("return_token_ids", task.tell_tokens or None)):
+            if task.media and asked is not None:
+                raise InvalidRequest(f"`{name}` does not go with media", param=name)
+        tokens = _checked_tokens(_truncated(spliced.tokens, task, info), named, info)
     if task.room and len(tokens) + task.room > info.max_seq_len:
         size = f"{len(tokens)} tokens, behind which {task.room} have to fit"
         raise _too_long(named, size, info, len(tokens) + task.room)
@@ -117,7 +120,7 @@ def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: Mode
         top_logprobs=task.top_logprobs,
         hides_control=not parsed or chat.declared is None,
         preserved_tokens=chat.preserved_tokens if parsed else (),
-        checkpoints=() if info.cuts_anywhere else conversation.checkpoints(spliced, tokenizer),
+        checkpoints=() if info.cuts_anywhere or task.truncated else conversation.checkpoints(spliced, tokenizer),
         media=spliced.spans,
     )
     if task.reasoning_budget is not None:
@@ -210,16 +213,30 @@ def split_prompts(prompt: Prompt, field: str) -> list[str | list[int]]:
     raise InvalidRequest(f"`{field}` {problem}", param=field)
 
 
-def _prompt_tokens(prompt: str | list[int], path: str, tokenizer: Tokenizer, info: ModelInfo) -> array[int]:
+def _prompt_tokens(
+    prompt: str | list[int], path: str, tokenizer: Tokenizer, info: ModelInfo, task: CompletionTask
+) -> array[int]:
     if not prompt:
         raise InvalidRequest(f"`{path}` must not be empty", param=path)
     if isinstance(prompt, str):
         _check_size(len(prompt), path, info)
         with Untokenizable.named(path):
-            return _checked_tokens(tokenizer.tokenize(prompt, add_special=True, parse_special=True), path, info)
-    if len(prompt) > info.max_seq_len:
-        raise _too_long(path, f"{len(prompt)} tokens", info, len(prompt))
-    return checked_ids(prompt, path, info)
+            tokens = tokenizer.tokenize(prompt, add_special=True, parse_special=True)
+    else:
+        if len(prompt) > info.max_seq_len and task.truncated is None:
+            raise _too_long(path, f"{len(prompt)} tokens", info, len(prompt))
+        tokens = checked_ids(prompt, path, info)
+    return _checked_tokens(_truncated(tokens, task, info), path, info)
+
+
+def _truncated(tokens: array[int], task: Task, info: ModelInfo) -> array[int]:
+    """As many of the last ``tokens`` as the task says."""
+    if task.truncated is None:
+        return tokens
+    n = task.truncated
+    if n < 0:
+        n = max(1, info.max_seq_len - min(task.max_tokens or 0, info.max_seq_len))
+    return tokens[-n:] if n else array("i")
 
 
 def checked_ids(ids: list[int], path: str, info: ModelInfo) -> array[int]:

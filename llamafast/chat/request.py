@@ -23,9 +23,10 @@ class Task(OutputOptions, frozen=True, kw_only=True):
     """What any request for text may ask for.
 
     ``sampling`` is what was said of the fields of SamplingParams, by their names; ``constraints`` what was said of the
-    answer's form, by the names of OpenAI, llama-server and vLLM (``chat.grammar.requested``). ``top_logprobs``: how
-    many alternatives come with each token's log probability; None: nobody asked for those. ``priority``,
-    ``cache_salt``, ``model`` and ``lora`` are the Plan's.
+    answer's form, by the names of OpenAI, llama-server and vLLM (``chat.grammar.requested``). With ``max_tokens`` 0 the
+    prompt is computed and nothing generated. Of a prompt the last ``truncated`` tokens count (None: all; -1: as many as
+    fit with the output behind them). ``top_logprobs``: how many alternatives come with each token's log probability;
+    None: nobody asked for those. ``priority``, ``cache_salt``, ``model`` and ``lora`` are the Plan's.
 
     ``names`` are the client's own, by the names in chat completions, for fields that it calls otherwise: errors say
     these.
@@ -38,6 +39,7 @@ class Task(OutputOptions, frozen=True, kw_only=True):
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     skip_special_tokens: bool = True
+    truncated: int | None = None
     top_logprobs: int | None = None
     priority: int = 0
     cache_salt: str = ""

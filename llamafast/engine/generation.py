@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from array import array
 from collections.abc import Callable
 from struct import Struct
 
@@ -132,8 +133,10 @@ class Generation:
         logprobs: list[TokenLogprob] | None = None,
         prompt_logprobs: list[TokenLogprob] | None = None,
         matched_stop: int = -1,
+        ids: bytes = b"",
     ) -> None:
-        """Engine side: something became known of choice ``index``; ``matched_stop`` counts ``stops``."""
+        """Engine side: something became known of choice ``index``; ``matched_stop`` counts ``stops``, ``ids`` are the
+        int32 of its tokens."""
         if not self.completion_tokens and n_tokens:
             self._first_token = time.monotonic()
         self.completion_tokens += n_tokens
@@ -150,6 +153,9 @@ class Generation:
                 event.logprobs = (event.logprobs or []) + logprobs
             if prompt_logprobs:
                 event.prompt_logprobs = (event.prompt_logprobs or []) + prompt_logprobs
+        if ids:
+            event = self._pending[index]
+            event.token_ids = (event.token_ids or []) + array("i", ids).tolist()
         if finish_reason is not None:
             if matched_stop >= 0:
                 self._pending[index].matched_stop = self.stops[matched_stop]

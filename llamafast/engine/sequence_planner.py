@@ -100,7 +100,7 @@ class SequencePlanner:
         shared = key.encoded()
         for prompt_index, (prompt, max_tokens) in enumerate(zip(plan.prompts, limits, strict=True)):
             for k in range(plan.n):
-                if max_tokens == 0 and not plan.prompt_logprobs:
+                if max_tokens == 0 and not (plan.prompt_logprobs or plan.max_tokens == 0):
                     yield None
                     continue
                 own = sampler.reseeded(_seed(plan.sampling, prompt_index * plan.n + k))

@@ -96,6 +96,33 @@ async def test_a_stream_byte_by_byte(client: AsgiClient, engine: FakeEngine) -> 
     assert response.body.decode() == "".join(f"{frame}\n\n" for frame in expected)
 
 
+async def test_a_prompt_that_is_not_cached_has_a_salt_of_its_own(client: AsgiClient, engine: FakeEngine) -> None:
+    for cached in (True, False, False, None):
+        await client.post(PATH, {"prompt": "x", "cache_prompt": cached})
+    salts = [generation.plan.cache_salt for generation in engine.generations]
+    assert salts[0] == salts[3] == ""
+    assert len(set(salts)) == 3
+
+
+async def test_token_ids(client: AsgiClient, engine: FakeEngine) -> None:
+    engine.script = lambda plan: [
+        [Event(i, "ab", 2, token_ids=[97, 98]), Event(1 - i, "", 1, "stop", token_ids=[257])] for i in range(2)
+    ]
+    fields = {"prompt": ["x", "yz"], "return_token_ids": True}
+    choices = (await client.post(PATH, fields)).json["choices"]
+    assert [choice["prompt_token_ids"] for choice in choices] == [[256, 120], [256, 121, 122]]
+    assert [choice["token_ids"] for choice in choices] == [[97, 98, 257], [257, 97, 98]]
+    told: dict[int, list[int]] = {0: [], 1: []}
+    prompts: dict[int, list[list[int]]] = {0: [], 1: []}
+    for event in (await client.post(PATH, {**fields, "stream": True})).events:
+        (choice,) = event["choices"]
+        told[choice["index"]] += choice.get("token_ids", [])
+        prompts[choice["index"]] += [choice["prompt_token_ids"]] if "prompt_token_ids" in choice else []
+    assert told == {0: [97, 98, 257], 1: [257, 97, 98]}
+    assert prompts == {0: [[256, 120]], 1: [[256, 121, 122]]}
+    assert "token_ids" not in (await client.post(PATH, {"prompt": ["x", "y"]})).json["choices"][0]
+
+
 @pytest.mark.parametrize("stop", ["END", 7])
 async def test_which_stop_was_met(client: AsgiClient, engine: FakeEngine, stop: str | int) -> None:
     engine.script = play([Event(0, "a", 1)], [Event(0, "", 1, "stop", matched_stop=stop)])

@@ -13,8 +13,8 @@ from core.test_adapters import merged
 from engine.test_adapter_groups import NAMES, PROMPT, engine_with, merged_text, text
 from engine.test_engine import collect, config, plan, settled
 from llamafast.config import MAX_LORAS
+from llamafast.engine.embedding_info import EmbeddingPlan
 from llamafast.engine.load import load_engine
-from llamafast.engine.types import EmbeddingPlan
 from llamafast.errors import AdapterInUse, AdapterNotFound, EngineUnavailable, InvalidRequest, ModelNotFound
 from recipes import tiny_lora
 

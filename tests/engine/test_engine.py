@@ -367,6 +367,45 @@ async def test_which_stop_was_met_is_told(engine):
     assert await last(stop=("absent",), sampling=ending) == ("stop", None)
 
 
+async def test_the_ids_of_all_tokens_are_told_where_they_are_wanted(engine):
+    async def ids(*prompt, **options):
+        generation = engine.submit(plan(*prompt, tell_tokens=True, **options))
+        told = [
+            id for event in [event async for batch in generation for event in batch] for id in event.token_ids or ()
+        ]
+        assert len(told) == generation.completion_tokens
+        return told
+
+    ((text, _),) = await collect(engine.submit(plan(40, 41, skip_special_tokens=False)))
+    told = await ids(40, 41)
+    assert engine.tokenizer.detokenize(array("i", told)) == text
+    stopped = await ids(40, 41, stop=(text[1:3],))
+    assert 0 < len(stopped) < len(told)
+    assert stopped == told[: len(stopped)]
+    eos = engine.tokenizer.eog_tokens()[0]
+    ending = SamplingParams(temperature=0, logit_bias=((eos, 1000.0),))
+    assert await ids(40, 41, sampling=ending) == [eos]
+    # beside log probabilities
+    scored = engine.submit(plan(40, 41, tell_tokens=True, top_logprobs=1))
+    events = [event async for batch in scored for event in batch]
+    assert [id for event in events for id in event.token_ids or ()] == told
+    plain = [event async for batch in engine.submit(plan(40, 41)) for event in batch]
+    assert all(event.token_ids is None for event in plain)
+
+
+async def test_no_tokens_are_the_prompt_only_which_is_kept(tiny_model):
+    engine = load_engine(config(tiny_model("tiny-llama"), ram_bytes=1 << 26), tiny_model("tiny-llama"))
+    engine.start()
+    prompt = [40 + i % 60 for i in range(200)]
+    prefill = engine.submit(plan(*prompt, max_tokens=0))
+    assert (await collect(prefill), prefill.completion_tokens) == ([("", "length")], 0)
+    await settled(engine)
+    after = engine.submit(plan(*prompt, 50, 51))
+    await collect(after)
+    assert after.cached_tokens >= 190
+    await engine.close()
+
+
 async def test_a_long_prompt_is_announced_with_what_was_cached(tiny_model):
     engine = load_engine(config(tiny_model("tiny-llama"), ram_bytes=1 << 26, n_batch=32), tiny_model("tiny-llama"))
     engine.start()

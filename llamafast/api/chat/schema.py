@@ -10,11 +10,13 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from llamafast.api.schema.fragments import (
     MAX_TOP_LOGPROBS,
     SYSTEM_FINGERPRINT,
+    OutputTokens,
     PlatformOptions,
     ReasoningTokens,
     StopReason,
     StreamedIndex,
     StreamedText,
+    TruncatedTokens,
     Usage,
 )
 from llamafast.chat.request import ChatTask
@@ -53,7 +55,9 @@ class ChatRequest(PlatformOptions, kw_only=True):
     }
 
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: OutputTokens | None = None
+    n_predict: OutputTokens | None = None
+    truncate_prompt_tokens: TruncatedTokens | None = None
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
@@ -90,15 +94,17 @@ class ChatRequest(PlatformOptions, kw_only=True):
         names = {"tools": "functions"} if self.functions else {}
         controls = self.reasoning or ReasoningControls()
         max_tokens = self.max_tokens
-        if self.max_completion_tokens is not None:
-            max_tokens, names["max_tokens"] = self.max_completion_tokens, "max_completion_tokens"
+        for name in ("n_predict", "max_completion_tokens"):
+            if (given := getattr(self, name)) is not None:
+                max_tokens, names["max_tokens"] = given, name
         return ChatTask(
             **self.task_fields(),
             names=names,
             messages=self.messages,
             media=media,
             sources=sources,
-            max_tokens=max_tokens,
+            max_tokens=None if max_tokens is None or max_tokens < 0 else max_tokens,
+            truncated=self.truncate_prompt_tokens,
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             tools=self._tool_choice(),
             parallel=False if self.functions else self.parallel_tool_calls,
@@ -177,6 +183,7 @@ class ChatChoice(Struct):
     finish_reason: ChatFinish | None
     logprobs: ChoiceLogprobs | None = None
     stop_reason: StopReason | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletion(Struct, kw_only=True):
@@ -188,6 +195,7 @@ class ChatCompletion(Struct, kw_only=True):
     system_fingerprint: str = SYSTEM_FINGERPRINT
     choices: list[ChatChoice] | list[Raw]
     usage: Usage
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class FunctionDelta(Struct):
@@ -223,6 +231,7 @@ class ChatChunkChoice(Struct):
     finish_reason: ChatFinish | None = None
     logprobs: ChoiceLogprobs | None = None
     stop_reason: StopReason | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatChunk(Struct, kw_only=True):
@@ -236,3 +245,4 @@ class ChatChunk(Struct, kw_only=True):
     system_fingerprint: str = SYSTEM_FINGERPRINT
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET

@@ -55,9 +55,6 @@ class MessagesEndpoint:
         planned = await self._planner.planned(request, len(body), exchange.tenant, engine.info)
         await engine.prepare(planned.plan.plan)
         plan = await self._grammars.constrained(planned.plan.plan, planned.plan.ask)
-        if request.max_tokens == 0:
-            # the engine computes prompts for the sake of a token, of which nobody is told
-            plan = replace(plan, max_tokens=1, matcher=None)
         plan = replace(plan, announce=bool(request.stream) and not plan.media)
         generation = exchange.follow(engine.submit(plan, exchange.tenant))
         telling = Telling(request, generation, planned.plan.replies(), engine.info)
@@ -122,23 +119,17 @@ class Telling:
         async for parts in read_replies(self.generation, self._replies):
             told = writer.opening(self._usage()) if told is None else []
             for part in parts:
-                if self._request.max_tokens:
-                    self.n_bytes += sum(len(text) for delta in part.deltas if (text := getattr(delta, "text", "")))
-                    told += writer.add(part.deltas)
+                self.n_bytes += sum(len(text) for delta in part.deltas if (text := getattr(delta, "text", "")))
+                told += writer.add(part.deltas)
                 if part.finish_reason is not None:
                     told += writer.closing(*self._ending(part.finish_reason, part.matched_stop), self._usage())
             if told:
                 yield told
 
     def _usage(self) -> Usage:
-        usage = usage_of(self.generation, self._replies)
-        if self._request.max_tokens == 0:
-            usage.completion_tokens = usage.completion_tokens_details.reasoning_tokens = 0
-        return Usage.of(usage)
+        return Usage.of(usage_of(self.generation, self._replies))
 
     def _ending(self, finish: ReplyFinish, matched_stop: str | int | None) -> tuple[StopReason, str | None]:
-        if self._request.max_tokens == 0:
-            return "max_tokens", None
         if finish == "tool_calls":
             return "tool_use", None
         if finish == "length":

@@ -39,6 +39,7 @@ class CountTokensRequest(GenerationOptions, kw_only=True):
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
         **GenerationOptions.unserved,
+        "return_token_ids": (False,),
         "n": (1,),
         "include_stop_str_in_output": (False,),
         "mcp_servers": ([],),

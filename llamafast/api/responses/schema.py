@@ -36,6 +36,7 @@ class ResponsesRequest(PlatformOptions, kw_only=True):
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
         **PlatformOptions.unserved,
+        "return_token_ids": (False,),
         "n": (1,),
         "background": (False,),
         "background_options": (),

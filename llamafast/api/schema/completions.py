@@ -10,9 +10,11 @@ from llamafast.api.schema.fragments import (
     MAX_TOP_LOGPROBS,
     SYSTEM_FINGERPRINT,
     GenerationOptions,
+    OutputTokens,
     StopReason,
     StreamedIndex,
     StreamedText,
+    TruncatedTokens,
     Usage,
 )
 from llamafast.chat.request import CompletionTask
@@ -23,7 +25,8 @@ _TO_CHAT = "the request to /v1/chat/completions"
 
 
 class CompletionRequest(GenerationOptions, kw_only=True):
-    """A prompt is a string, token ids, a list of strings or a list of lists of token ids."""
+    """A prompt is a string, token ids, a list of strings or a list of lists of token ids. ``n_predict`` is
+    llama-server's name for ``max_tokens``."""
 
     foreign: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("messages", "tools", "functions", "reasoning", "reasoning_effort", "verbosity"), _TO_CHAT),
@@ -37,16 +40,23 @@ class CompletionRequest(GenerationOptions, kw_only=True):
     }
 
     prompt: str | list[str | int | list[int]]
-    max_tokens: Annotated[int, Meta(ge=0)] | None = DEFAULT_MAX_TOKENS
+    max_tokens: OutputTokens | None = DEFAULT_MAX_TOKENS
+    n_predict: OutputTokens | None = None
+    truncate_prompt_tokens: TruncatedTokens | None = None
     echo: bool | None = None
     best_of: Annotated[int, Meta(ge=1)] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     def task(self) -> CompletionTask:
+        max_tokens, names = self.max_tokens, {}
+        if self.n_predict is not None:
+            max_tokens, names["max_tokens"] = self.n_predict, "n_predict"
         return CompletionTask(
             **self.task_fields(),
+            names=names,
             prompt=self.prompt,
-            max_tokens=self.max_tokens,
+            max_tokens=None if max_tokens is None or max_tokens < 0 else max_tokens,
+            truncated=self.truncate_prompt_tokens,
             best_of=self.best_of,
             echo=bool(self.echo),
             top_logprobs=self.logprobs,
@@ -76,6 +86,8 @@ class CompletionChoice(Struct):
     finish_reason: FinishReason | None = None
     logprobs: Logprobs | None = None
     stop_reason: StopReason | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class Completion(Struct, kw_only=True):

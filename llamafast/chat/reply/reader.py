@@ -29,6 +29,7 @@ class ReplyPart(NamedTuple):
     finish_reason: ReplyFinish | None
     logprobs: Sequence[TokenLogprob] = ()
     matched_stop: str | int | None = None
+    token_ids: Sequence[int] = ()
 
 
 class Reply:
@@ -72,7 +73,7 @@ class Reply:
         self._called = self._called or any(isinstance(delta, ToolCallBegin) for delta in deltas)
         if self._called and finish_reason == "stop":
             finish_reason = "tool_calls"
-        return ReplyPart(event.index, deltas, finish_reason, event.logprobs or (), matched_stop)
+        return ReplyPart(event.index, deltas, finish_reason, event.logprobs or (), matched_stop, event.token_ids or ())
 
     @staticmethod
     def _until_stop(stops: ContentStops, deltas: list[Delta], *, last: bool) -> tuple[list[Delta], str | None, int]:

@@ -68,6 +68,22 @@ async def test_a_stream_byte_by_byte(client: AsgiClient, engine: FakeEngine) -> 
     assert response.body.decode() == "".join(f"{frame}\n\n" for frame in expected)
 
 
+async def test_token_ids(client: AsgiClient, engine: FakeEngine) -> None:
+    engine.script = play([Event(0, "ab", 2, token_ids=[97, 98])], [Event(0, "", 1, "stop", token_ids=[257])])
+    body = (await client.post(PATH, {"messages": MESSAGES, "return_token_ids": True})).json
+    assert body["choices"][0]["token_ids"] == [97, 98, 257]
+    assert body["prompt_token_ids"] == engine.plan.prompts[0].tolist()
+    first, *rest = (await client.post(PATH, {"messages": MESSAGES, "return_token_ids": True, "stream": True})).events
+    assert first["prompt_token_ids"] == body["prompt_token_ids"]
+    assert [event["choices"][0]["token_ids"] for event in rest if "token_ids" in event["choices"][0]] == [
+        [97, 98],
+        [257],
+    ]
+    plain = (await client.post(PATH, {"messages": MESSAGES})).json
+    assert "prompt_token_ids" not in plain
+    assert "token_ids" not in plain["choices"][0]
+
+
 @pytest.mark.parametrize("stop", ["END", 7])
 async def test_which_stop_was_met(client: AsgiClient, engine: FakeEngine, stop: str | int) -> None:
     engine.script = play([Event(0, "a", 1)], [Event(0, "", 1, "stop", matched_stop=stop)])
