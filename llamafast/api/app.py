@@ -20,6 +20,7 @@ from llamafast.api.keys import Keys
 from llamafast.api.messages.endpoint import MessagesEndpoint
 from llamafast.api.messages.errors import form_of
 from llamafast.api.messages.plan import MessagePlanner
+from llamafast.api.native.endpoint import NativeEndpoint
 from llamafast.api.origins import Origins
 from llamafast.api.request_log import RequestLog
 from llamafast.api.responses.endpoint import ResponsesEndpoint
@@ -196,6 +197,10 @@ class App:
         messages = MessagesEndpoint(engine, MessagePlanner(engine, chat, media), grammars, ping_seconds)
         yield self._post("/v1/messages", messages.create)
         yield self._post("/v1/messages/count_tokens", messages.count_tokens)
+        native = NativeEndpoint(engine, grammars, ping_seconds)
+        for path in ("/completion", "/completions"):
+            yield self._post(path, native.completion)
+        yield self._post("/infill", native.infill)
 
     def _responding(self, responses: ResponsesEndpoint) -> Iterator[Route]:
         create = {"POST": self._with_body(responses.create), "GET": _upgrade_required}
@@ -238,6 +243,8 @@ def _describing(system: SystemEndpoints, config: ServerConfig) -> Iterator[Route
     """What the server tells of itself, and what changes it."""
     yield Route("/v1/models", get(system.models))
     yield Route("/v1/models/{id}", get(system.model), id_pattern=".*")
+    for path in ("/props", "/v1/props"):
+        yield Route(path, get(system.props))
     for path, probe in (
         ("/live", reply_live),
         ("/ready", system.ready),

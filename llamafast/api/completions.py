@@ -19,7 +19,7 @@ from llamafast.api.logprobs import CompletionLogprobs
 from llamafast.api.schema.completions import Completion, CompletionChoice, CompletionRequest
 from llamafast.api.sse import HOLE, encode, frame, frame_pieces
 from llamafast.chat.grammar.asked import Ask
-from llamafast.chat.plan import echo_texts, plan_completion
+from llamafast.chat.plan import echo_texts, plan_completion, plan_infill
 from llamafast.engine.types import EnginePort, Event, Generation, Plan
 from llamafast.errors import InvalidRequest
 
@@ -68,6 +68,8 @@ class CompletionsEndpoint:
         engine = self._engine
         if request.stream and (request.best_of or 1) > (request.n or 1):
             raise InvalidRequest("`best_of` larger than `n` cannot be streamed", param="best_of")
+        if (infill := request.infill()) is not None:
+            return *plan_infill(infill, engine.tokenizer, engine.info), [""]
         task = request.task()
         plan, ask = plan_completion(task, engine.tokenizer, engine.info)
         echoes = echo_texts(task, plan, engine.tokenizer) if task.echo else [""] * len(plan.prompts)

@@ -11,6 +11,7 @@ from llamafast import metrics
 from llamafast.api.http import Exchange
 from llamafast.api.messages.errors import VERSION
 from llamafast.api.messages.models import model_page, model_told
+from llamafast.api.native.endpoint import props
 from llamafast.api.schema.models import Model, ModelList
 from llamafast.config import Config
 from llamafast.engine.types import EnginePort, ModelInfo
@@ -50,6 +51,9 @@ class SystemEndpoints:
                 told = model_told(model) if VERSION in exchange.headers else model
                 return await exchange.reply_json(told, headers=_BY_API)
         raise ModelNotFound(f"the model {model_id[:128]!r} does not exist", param="model")
+
+    async def props(self, exchange: Exchange) -> None:
+        await exchange.reply_json(props(self._engine))
 
     async def ready(self, exchange: Exchange) -> None:
         """200 while new requests are welcome."""

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.grammar.asked import Ask, asked_of_chat, asked_of_completion
+from llamafast.chat.infill import InfillTask, fim_ends, infill_tokens
 from llamafast.chat.prompt.conversation import Conversation
 from llamafast.chat.reply.deltas import NewParser, PlainReply
 from llamafast.chat.reply.reader import Reply
@@ -71,6 +72,17 @@ def plan_completion(task: CompletionTask, tokenizer: Tokenizer, info: ModelInfo)
         prompt_logprobs=task.echo and task.top_logprobs is not None,
     )
     return plan, ask
+
+
+def plan_infill(task: InfillTask, tokenizer: Tokenizer, info: ModelInfo) -> tuple[Plan, Ask | None]:
+    """The same for a text that is filled in. Raises InvalidRequest."""
+    _check_generates(info)
+    tokens = infill_tokens(task, tokenizer, info)
+    ask = asked_of_completion(task)
+    plan = _plan(
+        task, (tokens,), tokenizer, info, n=task.n, constrained=ask is not None, top_logprobs=task.top_logprobs
+    )
+    return replace(plan, stop_token_ids=(*plan.stop_token_ids, *fim_ends(info.fim))), ask
 
 
 def echo_texts(task: CompletionTask, plan: Plan, tokenizer: Tokenizer) -> list[str]:

@@ -179,6 +179,18 @@ class Event(Struct, gc=False):
     token_ids: list[int] | None = None
 
 
+class FimTokens(NamedTuple):
+    """The tokens by which a text is filled in: what stands before and behind the gap, and where it is written; what
+    fills it up, and what announces a repository and a file. -1 where there is none."""
+
+    prefix: int = -1
+    suffix: int = -1
+    middle: int = -1
+    pad: int = -1
+    repository: int = -1
+    file: int = -1
+
+
 class ModelInfo(Struct, frozen=True, kw_only=True):
     """What the layers above may know of the loaded model. Lengths are in tokens, ``longest_piece`` is the most bytes of
     text that one token can stand for, ``control_tokens`` the texts of control tokens. ``chat_template`` and
@@ -205,6 +217,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     control_tokens: tuple[str, ...] = ()
     cuts_anywhere: bool = True
     modalities: tuple[MediaKind, ...] = ()
+    fim: FimTokens = FimTokens()
     adapters: Collection[str] = ()
 
     @property

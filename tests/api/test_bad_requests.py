@@ -195,13 +195,12 @@ EVERYWHERE = {
     "n_probs": 3,
     "post_sampling_probs": True,
     "prompt_logprobs": 0,
-    "suffix": "x",
     "modalities": ["text", "audio"],
     "audio": {"voice": "alloy"},
     "web_search_options": {},
     "moderation": {"model": "omni-moderation-latest"},
 }
-NOT_IN_COMPLETIONS = {**EVERYWHERE, "echo": True, "best_of": 2}
+NOT_IN_COMPLETIONS = {**EVERYWHERE, "echo": True, "best_of": 2, "suffix": "x"}
 
 
 @pytest.mark.parametrize(

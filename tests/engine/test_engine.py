@@ -16,7 +16,7 @@ from llamafast.config import CacheConfig, Config, ModelConfig, SchedulerConfig, 
 from llamafast.engine.load import load_engine
 from llamafast.engine.pace import Pace
 from llamafast.engine.recommended import recommended_sampling
-from llamafast.engine.types import Plan, SamplingParams
+from llamafast.engine.types import FimTokens, Plan, SamplingParams
 from llamafast.errors import (
     ConfigError,
     ContextLengthExceeded,
@@ -162,6 +162,16 @@ async def test_breakers_are_found_off_the_event_loop(engine, monkeypatch):
     assert threading.main_thread() not in threads
     await engine.prepare(plan(40))
     await settled(engine)
+
+
+def test_the_tokens_by_which_texts_are_filled_in_are_the_ggufs(tiny_model):
+    path = tiny_model("tiny-llama")
+    engine = load_engine(config(path), path)
+    assert engine.tokenizer.text(engine.info.fim.prefix) == "<|fim_prefix|>"
+    assert (engine.info.fim.repository, engine.info.fim.file) == (-1, -1)
+    names = {"fim_pre": 40, "fim_suf": 41, "fim_mid": 42, "fim_pad": 43, "fim_rep": 44, "fim_sep": 45}
+    overrides = {f"tokenizer.ggml.{name}_token_id": token for name, token in names.items()}
+    assert load_engine(config(path, kv_overrides=overrides), path).info.fim == FimTokens(*names.values())
 
 
 async def test_nothing_to_generate_ends_at_once(engine):
@@ -409,16 +419,28 @@ async def test_no_tokens_are_the_prompt_only_which_is_kept(tiny_model):
 async def test_a_long_prompt_is_announced_with_what_was_cached(tiny_model):
     engine = load_engine(config(tiny_model("tiny-llama"), ram_bytes=1 << 26, n_batch=32), tiny_model("tiny-llama"))
     engine.start()
+
+    async def told(*prompt, **options):
+        """The text, the number of tokens and of cached ones each time that something becomes known, and the answer."""
+        generation, pushed = engine.submit(plan(*prompt, **options)), []
+        push = generation.push
+        generation.push = lambda *args: (pushed.append((args[1], args[2], args[4])), push(*args))
+        answer = await collect(generation)
+        return pushed, answer
+
     prompt = [40 + i % 60 for i in range(200)]
-    cold = engine.submit(plan(*prompt, announce=True))
-    first, *others = [(event.text, event.n_tokens) for event in await anext(cold)], await collect(cold)
-    assert (first, cold.cached_tokens) == ([("", 0)], 0)
-    assert others == [await collect(engine.submit(plan(*prompt)))]
-    warm = engine.submit(plan(*prompt[:150], *range(100, 200), announce=True))
-    ((event,), cached) = await anext(warm), warm.cached_tokens
-    assert (event.n_tokens, cached > 100) == (0, True)
-    await collect(warm)
-    assert warm.cached_tokens == cached
+    pushed, cold = await told(*prompt, announce=True)
+    assert pushed[0] == ("", 0, 0)
+    assert all(n_tokens for _, n_tokens, _ in pushed[1:])
+    await settled(engine)
+    pushed, warm = await told(*prompt[:150], *range(100, 200), announce=True)
+    text, n_tokens, n_cached = pushed[0]
+    assert (text, n_tokens, n_cached > 100) == ("", 0, True)
+    assert {cached for _, _, cached in pushed} == {n_cached}
+    await settled(engine)
+    pushed, plain = await told(*prompt)
+    assert all(n_tokens for _, n_tokens, _ in pushed)
+    assert plain == cold != warm
     await engine.close()
 
 
