@@ -31,6 +31,7 @@ ALLOWED = {
     "hub": ["llamafast.config", "llamafast.errors"],
     "tls": ["llamafast.config", "llamafast.errors"],
     "cpus": [],
+    "batch": ["llamafast.batch", "llamafast.config", "llamafast.errors"],
     "granian_limits": ["llamafast.config"],
     "listener": ["llamafast.tls", "llamafast.config", "llamafast.errors"],
     "server": [
@@ -48,14 +49,21 @@ ALLOWED = {
         "llamafast.media.opened",
         *FREE,
     ],
-    "cli": ["llamafast.server", "llamafast.engine.load", "llamafast.hub", "llamafast.chat.grammar.constraints", *CLI],
+    "cli": [
+        "llamafast.server",
+        "llamafast.engine.load",
+        "llamafast.hub",
+        "llamafast.chat.grammar.constraints",
+        "llamafast.batch.command",
+        *CLI,
+    ],
     "__main__": ["llamafast.cli"],
     "__init__": [],
 }
 OWNERS = {
     "granian": {"server", "tls", "granian_limits"},
     "uvloop": {"server"},
-    "tqdm": {"server"},
+    "tqdm": {"server", "batch/run"},
     "huggingface_hub": {"hub"},
     "jinja2": {"chat/prompt/template"},
     "llguidance": {"chat/grammar/asked", "chat/grammar/compiler", "chat/grammar/requested", "chat/grammar/trial"},
@@ -63,7 +71,7 @@ OWNERS = {
     "prometheus_client": {"metrics"},
     "numpy": {"chat/vectors"},
     "PIL": {"media/picture"},
-    "httpcore2": {"media/fetch"},
+    "httpcore2": {"media/fetch", "batch/client", "batch/served"},
     "xxhash": {"engine/prefix_key", "media/child", "media/row_files", "engine/disk_entry"},
     "llama_cpp": set(),
 }

@@ -1,5 +1,4 @@
-"""Anthropic's clients and a model with fixed answers: its own package of two generations, Vercel's AI SDK, LangChain,
-pydantic-ai."""
+"""Anthropic's clients and a model with fixed answers: its own package of two generations, and Vercel's AI SDK."""
 
 from __future__ import annotations
 
@@ -8,17 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
-from anthropic import AsyncAnthropic
-from langchain_anthropic import ChatAnthropic
-from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
-from langchain_core.tools import tool
-from pydantic import BaseModel
-from pydantic_ai import Agent
-from pydantic_ai.models.anthropic import AnthropicModel
-from pydantic_ai.providers.anthropic import AnthropicProvider
 
 from benchmarks.server import Server
 from serve.test_responses_node import installed, run_node
@@ -138,57 +129,3 @@ def test_vercels_ai_sdk(url: str) -> None:
     assert saw["loop"] == {"text": TEXT, "steps": 2}
     assert saw["object"]["object"]["city"] in ("Rome", "Oslo")
     assert saw["too long"]["status"] == 400
-
-
-@tool
-def get_weather(city: str) -> str:
-    """The weather in a city."""
-    return f"sunny in {city} <|s_text|>"
-
-
-class Place(BaseModel):
-    """Where to go."""
-
-    city: Literal["Rome", "Oslo"]
-
-
-@pytest.fixture
-def langchain(url: str) -> ChatAnthropic:
-    return ChatAnthropic(model="scripted", base_url=url, api_key="none", max_retries=0, max_tokens=200)
-
-
-def test_langchain(langchain: ChatAnthropic) -> None:
-    bound = langchain.bind_tools([get_weather])
-    messages: list[Any] = [HumanMessage("<|s_calls|>")]
-    answer = bound.invoke(messages)
-    assert isinstance(answer, AIMessage)
-    assert [call["args"] for call in answer.tool_calls] == [{"city": "Rome"}, {"city": "Oslo"}]
-    messages += [answer, *(get_weather.invoke(call) for call in answer.tool_calls)]
-    assert bound.invoke(messages).content == TEXT
-    chunks = [chunk for chunk in bound.stream("<|s_all|>") if isinstance(chunk, AIMessageChunk)]
-    total = sum(chunks[1:], chunks[0])
-    assert [(call["name"], call["args"]) for call in total.tool_calls] == [("get_weather", {"city": "Bonn"})]
-    assert answer.usage_metadata is not None
-    assert answer.usage_metadata["total_tokens"] == sum(
-        answer.usage_metadata[key] for key in ("input_tokens", "output_tokens")
-    )
-
-
-@pytest.mark.parametrize("method", ["function_calling", "json_schema"])
-def test_langchain_gets_an_object(langchain: ChatAnthropic, method: Literal["function_calling", "json_schema"]) -> None:
-    assert isinstance(langchain.with_structured_output(Place, method=method).invoke("<|s_tool|>"), Place)
-
-
-async def test_pydantic_ai(url: str) -> None:
-    async with AsyncAnthropic(base_url=url, api_key="none", max_retries=0) as client:
-        model = AnthropicModel("scripted", provider=AnthropicProvider(anthropic_client=client))
-        agent = Agent(model, model_settings={"max_tokens": 200})
-
-        @agent.tool_plain
-        def get_weather(city: str) -> str:
-            """The weather in a city."""
-            return f"sunny in {city} <|s_text|>"
-
-        assert (await agent.run("<|s_calls|>")).output == TEXT
-        typed = Agent(model, output_type=Place, model_settings={"max_tokens": 200})
-        assert isinstance((await typed.run("<|s_tool|>")).output, Place)
