@@ -100,6 +100,7 @@ def _models(info: ModelInfo) -> Iterator[Model]:
             parent=parent,
             created=info.created,
             max_model_len=info.max_seq_len,
+            context_length=info.max_seq_len,
             modalities=["text", *info.modalities],
             meta={"n_ctx_train": info.n_ctx_train, "n_vocab": info.n_vocab},
         )

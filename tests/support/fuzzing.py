@@ -12,6 +12,7 @@ import msgspec
 
 from llamafast.api.chat.schema import ChatRequest
 from llamafast.api.messages.schema import CountTokensRequest, MessagesRequest
+from llamafast.api.native.schema import CompletionBody, InfillBody
 from llamafast.api.responses.schema import ResponsesRequest
 from llamafast.api.schema.completions import CompletionRequest
 from llamafast.api.schema.embeddings import EmbeddingsRequest, RerankRequest, ScoreRequest
@@ -92,6 +93,13 @@ SEEDS: list[tuple[str, dict[str, Any], type[msgspec.Struct]]] = [
         "max_tokens": 2, "tool_choice": {"type": "auto"}, "thinking": {"type": "adaptive"}, "stop_sequences": ["x"],
     }, MessagesRequest),
     ("/v1/messages", {"messages": TURNS[:1], "max_tokens": 2, "stream": True}, MessagesRequest),
+    ("/completion", {
+        "prompt": ["a", 98], "n_predict": 2, "n_probs": 1, "return_tokens": True, "response_fields": ["content"],
+    }, CompletionBody),
+    ("/infill", {
+        "input_prefix": "a", "input_suffix": "b", "input_extra": [{"text": "x", "filename": "f"}], "prompt": "c",
+        "n_predict": 2, "samplers": ["top_k", "infill"], "t_max_predict_ms": 50,
+    }, InfillBody),
     ("/v1/messages/count_tokens", {"messages": TURNS, "tools": [MESSAGES_TOOL]}, CountTokensRequest),
     ("/v1/embeddings", {"input": ["a", "b"], "encoding_format": "float"}, EmbeddingsRequest),
     ("/v1/rerank", {"query": "a", "documents": ["b", {"text": "c"}]}, RerankRequest),
@@ -101,7 +109,7 @@ SEEDS: list[tuple[str, dict[str, Any], type[msgspec.Struct]]] = [
     ("/detokenize", {"tokens": [1, 2, 3]}, DetokenizeRequest),
     ("/apply-template", {"messages": MESSAGES, "tools": [TOOL]}, ChatRequest),
 ]  # fmt: skip
-LIMITS = {"max_tokens": 2, "max_completion_tokens": 2, "max_output_tokens": 2, "n": 1, "best_of": 1}
+LIMITS = {"n_predict": 2, "max_tokens": 2, "max_completion_tokens": 2, "max_output_tokens": 2, "n": 1, "best_of": 1}
 STRINGS = [
     "", "x", "\0", "\ud800", "\U0001f600", "é" * 300, "<|im_start|>", "{{ x }}", "{%", "</s>", "auto", "none",
     "function",
