@@ -22,7 +22,7 @@ test: $(VENV)/.inside $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
 	$(BIN)/python -m pytest
 
 # What takes longer, and ten thousand requests that are almost right, against a server of its own. A few minutes.
-test-faults: $(VENV)/.inside $(VENV)/.models $(VENV)/.minilm $(VENV)/.test
+test-faults: $(VENV)/.inside $(VENV)/.models $(VENV)/.minilm $(VENV)/.test .cache/anthropic-0
 	$(BIN)/python -m pytest -m heavy
 	cd tests && PYTHONPATH=..:. $(abspath $(BIN))/python -m serve.fuzz 10000
 
@@ -145,6 +145,11 @@ $(VENV)/.hears: $(VENV)/.built $(VENV)/.models recipes/whisper_hears.py
 $(VENV)/.pool: $(VENV)/.built pyproject.toml
 	$(PIP) install -q "httpcore2>=2.16" "websockets>=15"
 	@touch $@
+
+# Anthropic's package of the generation before, which cannot be installed beside the newest.
+.cache/anthropic-0: $(BIN)/python
+	rm -rf $@
+	$(PIP) install -q --target $@ anthropic==0.125.0
 
 $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(BIN)/python pyproject.toml
 	$(PIP) install -q --group $*

@@ -41,6 +41,7 @@ MODULES: dict[str, list[str]] = {
     "logprobs": ["logits.c"],
     "text": [],
     "blocks": [],
+    "budget": [],
     "states": [],
     "cost": [],
     "outbox": [],

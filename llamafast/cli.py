@@ -1,4 +1,4 @@
-"""The command line: ``llamafast serve cfg.json``, ``llamafast check cfg.json``, ``llamafast grammar check``."""
+"""The command line: ``llamafast serve cfg.json``, ``check cfg.json``, ``batch cfg.json in out``, ``grammar check``."""
 
 from __future__ import annotations
 
@@ -51,10 +51,18 @@ def _run(argv: Sequence[str] | None) -> int:
         "action", choices=["check"],
         help='read lines {"schema": ..., "data": ...} (or "text"), answer each with {"result": ..., "reason": ...}',
     )  # fmt: skip
+    batch = commands.add_parser("batch", help="answer the requests of a file, as OpenAI's batches have them")
+    batch.add_argument("config", type=Path, nargs="?", help="a JSON config file, or a GGUF")
+    batch.add_argument("input", type=Path, help='lines {"custom_id": ..., "url": "/v1/...", "body": {...}}')
+    batch.add_argument("output", type=Path, help="a line for each; goes on where it ends")
+    batch.add_argument("--url", help="a server that runs, in place of a config; its key is in LLAMAFAST_API_KEY")
+    batch.add_argument("--width", type=int, help="requests at once; default: twice as many as the server computes")
     arguments = parser.parse_args(argv)
     if arguments.command == "grammar":
         return _check_grammars()
     try:
+        if arguments.command == "batch":
+            return _batch(arguments, batch)
         config = load_config(arguments.config)
         refuse_unsupported(config)
         if arguments.command == "check":
@@ -128,6 +136,28 @@ def _find(source: ModelSource, what: str, absent: list[str]) -> Path | None:
             "`llamafast serve` downloads it"
         )
     return path
+
+
+def _batch(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Raises ConfigError or ModelLoadError."""
+    path, url, width = arguments.config, arguments.url, arguments.width
+    if (path is None) == (url is None):
+        parser.error("give a config file, or a server by --url")
+    if width is not None and width < 1:
+        parser.error("--width is a number from 1")
+    config = None
+    if path is not None:
+        gguf = path.suffix.lower() == ".gguf"
+        loaded = Config(model=ModelConfig(path=str(path))) if gguf else load_config(path)
+        refuse_unsupported(loaded)
+        if isinstance(loaded, PoolConfig):
+            raise ConfigError("models: a batch has one model of its own; serve several, and give that server by --url")
+        config = loaded
+    try:
+        from llamafast.batch.command import run_batch
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"a batch needs the package {error.name}: pip install 'llamafast[batch]'") from error
+    return run_batch(config, url, arguments.input, arguments.output, width)
 
 
 def _check_grammars() -> int:

@@ -54,6 +54,13 @@ class Untokenizable(InvalidRequest):
             raise
 
 
+class ThreadUnsupported(UnsupportedParameter):
+    """A client asks for a conversation to be kept, or continued, in a way that no conversation is kept here: it sends
+    all of it instead."""
+
+    code = "thread_unsupported_request"
+
+
 class InvalidMedia(InvalidRequest):
     """A picture, sound or video that cannot be had, cannot be read, or is larger than may be sent."""
 
@@ -62,15 +69,19 @@ class InvalidMedia(InvalidRequest):
 
 class ContextLengthExceeded(InvalidRequest):
     """The prompt does not fit the context of one sequence, which is ``limit`` tokens; ``size`` says how long it is and
-    ``text`` what it is made of, by default ``param``.
+    ``text`` what it is made of, by default ``param``. ``n_tokens`` is as many as it has at least.
 
     Clients that make room by themselves look for OpenAI's sentence or, in the text too, for the code.
     """
 
     code = "context_length_exceeded"
 
-    def __init__(self, limit: int, size: str, *, param: str, text: str | None = None) -> None:
+    def __init__(
+        self, limit: int, size: str, *, param: str, text: str | None = None, n_tokens: int | None = None
+    ) -> None:
         text = text or param
+        self.limit = limit
+        self.n_tokens = limit + 1 if n_tokens is None else n_tokens
         super().__init__(
             f"This model's maximum context length is {limit} tokens. However, your {text} resulted in {size}. "
             f"Please reduce the length of the {text}. ({self.code})",

@@ -17,7 +17,7 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 # what each room may import of ours; a prefix names everything below it
 CLI = ["llamafast.__version__", "llamafast.config", "llamafast.config_file", "llamafast.console", "llamafast.errors"]
 FREE = ["llamafast.errors", "llamafast.config", "llamafast.metrics"]
-DOOR = ["llamafast.engine.adapter_info", "llamafast.engine.media", "llamafast.engine.types"]
+DOOR = [f"llamafast.engine.{name}" for name in ("adapter_info", "embedding_info", "media", "reasoning", "types")]
 ALLOWED = {
     "_core": ["llamafast.errors"],
     "engine": ["llamafast._core", "llamafast.engine", *FREE],
@@ -33,6 +33,7 @@ ALLOWED = {
     "hub": ["llamafast.config", "llamafast.errors"],
     "tls": ["llamafast.config", "llamafast.errors"],
     "cpus": [],
+    "batch": ["llamafast.batch", "llamafast.config", "llamafast.errors"],
     "granian_limits": ["llamafast.config"],
     "listener": ["llamafast.tls", "llamafast.config", "llamafast.errors"],
     "front": [
@@ -80,6 +81,7 @@ ALLOWED = {
         "llamafast.engine.load",
         "llamafast.hub",
         "llamafast.chat.grammar.constraints",
+        "llamafast.batch.command",
         *CLI,
     ],
     "__main__": ["llamafast.cli"],
@@ -88,7 +90,7 @@ ALLOWED = {
 OWNERS = {
     "granian": {"front", "tls", "granian_limits"},
     "uvloop": {"front"},
-    "tqdm": {"server"},
+    "tqdm": {"server", "batch/run"},
     "huggingface_hub": {"hub"},
     "jinja2": {"chat/prompt/template"},
     "llguidance": {"chat/grammar/asked", "chat/grammar/compiler", "chat/grammar/requested", "chat/grammar/trial"},
@@ -96,7 +98,7 @@ OWNERS = {
     "prometheus_client": {"metrics", "pool/exposition"},
     "numpy": {"chat/vectors"},
     "PIL": {"media/picture"},
-    "httpcore2": {"media/fetch", "pool/children", "pool/passing", "pool/streams"},
+    "httpcore2": {"media/fetch", "batch/client", "batch/served", "pool/children", "pool/passing", "pool/streams"},
     "websockets": {"pool/sockets"},
     "xxhash": {"engine/prefix_key", "media/child", "media/row_files", "engine/disk_entry"},
     "llama_cpp": set(),

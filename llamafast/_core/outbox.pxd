@@ -9,14 +9,16 @@ cdef struct buffer_t:
     size_t used
     size_t capacity
 
-# What is told of a sequence; its text and its entries follow it.
+# What is told of a sequence; its text, its entries and its ids follow it.
 cdef struct record_t:
     int64_t tag
     int32_t length      # bytes of text
     int32_t n_tokens
     int32_t n_cached
     int32_t finish
+    int32_t matched_stop    # as out_t has it
     int32_t n_entries   # log probabilities
+    int32_t n_ids       # of its new tokens
     bint of_prompt      # they are those of its prompt
 
 cdef class Outbox:
@@ -27,6 +29,6 @@ cdef class Outbox:
     cdef int wake_fd
 
 cdef int outbox_stage(
-    Outbox self, const record_t *record, const char *text, const logprob_t *entries
+    Outbox self, const record_t *record, const char *text, const logprob_t *entries, const int32_t *ids
 ) noexcept nogil
 cdef int outbox_publish(Outbox self) noexcept nogil

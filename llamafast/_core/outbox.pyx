@@ -38,13 +38,14 @@ cdef int buffer_append(buffer_t *self, const void *data, size_t size) noexcept n
 
 
 cdef int outbox_stage(
-    Outbox self, const record_t *record, const char *text, const logprob_t *entries
+    Outbox self, const record_t *record, const char *text, const logprob_t *entries, const int32_t *ids
 ) noexcept nogil:
     """Add a record to the current step: 0, or -1 when out of memory."""
     cdef size_t before = self.staged.used
     if (buffer_append(&self.staged, record, sizeof(record_t)) < 0
             or buffer_append(&self.staged, text, <size_t> record.length) < 0
-            or buffer_append(&self.staged, entries, <size_t> record.n_entries * sizeof(logprob_t)) < 0):
+            or buffer_append(&self.staged, entries, <size_t> record.n_entries * sizeof(logprob_t)) < 0
+            or buffer_append(&self.staged, ids, <size_t> record.n_ids * sizeof(int32_t)) < 0):
         self.staged.used = before
         return -1
     return 0
@@ -91,10 +92,12 @@ cdef class Outbox:
         free(self.draining.bytes)
 
     def drain(self):
-        """Every published record, oldest first: (tag, text, n_tokens, n_cached, finish, logprobs), finish 0 while
-        running; ``logprobs`` is None or whether they are the prompt's, and pairs of int32 and float32."""
+        """Every published record, oldest first: (tag, text, n_tokens, n_cached, finish, logprobs, matched_stop, ids),
+        finish 0 while running; ``logprobs`` is None or whether they are the prompt's, and pairs of int32 and float32;
+        ``matched_stop`` counts the stop strings, then the stop tokens, -1 where none of them ended it; ``ids`` are the
+        int32 of the ``n_tokens`` where they are to be told."""
         cdef record_t record
-        cdef size_t size
+        cdef size_t size, ids_size
         cdef size_t at = 0
         cdef list rows = []
         PyThread_acquire_lock(self.lock, 1)
@@ -105,15 +108,18 @@ cdef class Outbox:
                 memcpy(&record, self.draining.bytes + at, sizeof(record))
                 at += sizeof(record)
                 size = <size_t> record.n_entries * sizeof(logprob_t)
+                ids_size = <size_t> record.n_ids * sizeof(int32_t)
                 logprobs = None
                 if size:
                     logprobs = bool(record.of_prompt), PyBytes_FromStringAndSize(
                         self.draining.bytes + at + record.length, <Py_ssize_t> size)
                 rows.append((
                     record.tag, PyUnicode_DecodeUTF8(self.draining.bytes + at, record.length, "replace"),
-                    record.n_tokens, record.n_cached, record.finish, logprobs,
+                    record.n_tokens, record.n_cached, record.finish, logprobs, record.matched_stop,
+                    PyBytes_FromStringAndSize(
+                        self.draining.bytes + at + record.length + size, <Py_ssize_t> ids_size) if ids_size else b"",
                 ))
-                at += <size_t> record.length + size
+                at += <size_t> record.length + size + ids_size
         finally:
             # what is left here would be taken for published records
             self.draining.used = 0

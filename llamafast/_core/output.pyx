@@ -3,6 +3,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
+from .budget cimport budget_read, budget_token
 from .context cimport Context
 from .draw cimport draw_mask, scratch_free, scratch_init
 from .headers.llama cimport llama_get_logits_ith
@@ -54,6 +55,12 @@ cdef int output_score(Output self, sequence_t *s) noexcept nogil:
     return stage_record(self, s, 0, s.out.logprobs.n, True)
 
 
+cdef int output_begun(Output self, sequence_t *s) noexcept nogil:
+    """Tell once how much of its prompt was there already: 0, or -1 when out of memory."""
+    s.out.options.announce = False
+    return stage_record(self, s, 0, 0, False)
+
+
 cdef int output_next(Output self, sequence_t *s, float *logits) noexcept nogil:
     """The sequence's next token, under a constraint several, or its end: 0, or -1 when out of memory."""
     cdef constraint_t *c = s.out.constraint
@@ -72,8 +79,17 @@ cdef int output_next(Output self, sequence_t *s, float *logits) noexcept nogil:
         return next_allowed(self, s, c, logits)
     if s.tokens.n_certain - s.tokens.n_prompt < s.out.options.min_tokens:
         rule_out_ends(self, s, logits)
-    token = sampler_pick(s.out.sampler, &self.scratch, logits, s.tokens.ids, s.tokens.n_certain)
+    token = pick(self, s, logits)
     return -1 if token < 0 else accept(self, s, token, at_limit(s))
+
+
+cdef int32_t pick(Output self, sequence_t *s, float *logits) noexcept nogil:
+    """A token by the logits, or the one that ends thoughts which have become too long; -1 when out of memory. What a
+    grammar rules out is not written."""
+    cdef int32_t token = budget_token(&s.out.budget)
+    if token >= 0 and logits[token] > -INFINITY:
+        return token
+    return sampler_pick(s.out.sampler, &self.scratch, logits, s.tokens.ids, s.tokens.n_certain)
 
 
 cdef int park(Output self, sequence_t *s, constraint_t *c, const float *logits) noexcept nogil:
@@ -92,7 +108,7 @@ cdef int next_allowed(Output self, sequence_t *s, constraint_t *c, float *logits
         return end(self, s, FINISH_REFUSED)
     if not c.n_forced and not c.complete:
         draw_mask(logits, self.scratch.n_vocab, c.mask)
-        token = sampler_pick(s.out.sampler, &self.scratch, logits, s.tokens.ids, s.tokens.n_certain)
+        token = pick(self, s, logits)
         if token < 0 or accept(self, s, token, FINISH_NONE) < 0:
             return -1
         if s.phase == PHASE_ENDED:
@@ -120,12 +136,13 @@ cdef void rule_out_ends(Output self, const sequence_t *s, float *logits) noexcep
         logits[s.out.stop_tokens[i]] = -INFINITY
 
 
-cdef bint is_stop_token(const sequence_t *s, int32_t token) noexcept nogil:
+cdef int32_t stop_token(const sequence_t *s, int32_t token) noexcept nogil:
+    """Which of the stop tokens it is, -1: none."""
     cdef int32_t i
     for i in range(s.out.n_stop_tokens):
         if s.out.stop_tokens[i] == token:
-            return True
-    return False
+            return i
+    return -1
 
 
 cdef bint is_preserved(const sequence_t *s, int32_t token) noexcept nogil:
@@ -144,22 +161,28 @@ cdef int accept(Output self, sequence_t *s, int32_t token, int32_t how) noexcept
     cdef int32_t begin = self.vocab.pieces.offset[token]
     cdef int32_t length = self.vocab.pieces.offset[token + 1] - begin
     cdef int stopped = 0
+    cdef int32_t which
     if sequence_append(s, token) < 0:
         return -1
     s.out.n_unreported += 1
+    if s.out.budget.n_marks:
+        budget_read(&s.out.budget, self.vocab.pieces.text + begin, length)
     if flags & TOKEN_EOG:
         stopped = not s.out.options.ignore_eos or s.out.constraint != NULL
-    elif is_stop_token(s, token):
+    elif (which := stop_token(s, token)) >= 0:
         stopped = 1
+        s.out.matched_stop = s.out.text.n_stops + which
     elif not flags & TOKEN_CONTROL or s.out.show_control or is_preserved(s, token):
         if s.out.logprobs.n_top >= 0 and length > 0 and note_logprobs(self, s, token, length) < 0:
             return -1
         stopped = text_feed(&s.out.text, self.vocab.pieces.text + begin, length)
         if stopped < 0:
             return -1
-        if stopped and s.out.options.keep_stop:
-            # it still lies there
-            s.out.text.n_pending += stopped
+        if stopped:
+            s.out.matched_stop = s.out.text.stopped_by
+            if s.out.options.keep_stop:
+                # it still lies there
+                s.out.text.n_pending += stopped
     if stopped:
         how = FINISH_STOP
     if how != FINISH_NONE:
@@ -207,14 +230,18 @@ cdef int stage_record(
 ) noexcept nogil:
     """Put the first bytes of its text and the first log probabilities into the Outbox: 0, or -1 when out of memory."""
     cdef record_t record
+    cdef int32_t *ids
     record.tag = s.tag
     record.length = length
     record.n_tokens = s.out.n_unreported
     record.n_cached = s.share.n_cached
     record.finish = s.out.finish
+    record.matched_stop = s.out.matched_stop
     record.n_entries = n_logprobs * (1 + s.out.logprobs.n_top)
     record.of_prompt = of_prompt
-    if outbox_stage(self.outbox, &record, s.out.text.pending, s.out.logprobs.entries) < 0:
+    record.n_ids = s.out.n_unreported if s.out.options.tell_tokens else 0
+    ids = s.tokens.ids + s.tokens.n_certain - record.n_ids
+    if outbox_stage(self.outbox, &record, s.out.text.pending, s.out.logprobs.entries, ids) < 0:
         return -1
     if s.out.logprobs.n_top >= 0:
         logprobs_drop(&s.out.logprobs, n_logprobs, length)

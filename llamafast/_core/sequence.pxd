@@ -16,6 +16,7 @@
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
+from .budget cimport budget_t
 from .draw cimport sampler_t
 from .logprobs cimport logprobs_t
 from .masks cimport Constraint, constraint_t
@@ -79,11 +80,14 @@ cdef struct options_t:
     int32_t min_tokens      # the tokens that end it cannot come before
     bint keep_stop          # a stop string is shown
     bint ignore_eos         # an end-of-generation token does not end it
+    bint tell_tokens        # the ids of its tokens are told beside its text
+    bint announce           # that its first rows are computed is told, also where there is no text yet
 
 # How its tokens are chosen, become text, and end.
 cdef struct out_t:
     options_t options
     int32_t finish
+    int32_t matched_stop    # which of its stop strings, then of its stop tokens, ended it; -1: none of them
     int32_t n_unreported    # tokens generated since the last record in the Outbox
     int32_t *stop_tokens    # (n_stop_tokens,) that end it beside the end-of-generation tokens
     int32_t n_stop_tokens
@@ -93,6 +97,7 @@ cdef struct out_t:
     sampler_t *sampler      # the Sequence holds its owner
     constraint_t *constraint  # the same; NULL: none
     text_t text
+    budget_t budget
     logprobs_t logprobs
 
 # Monotonic seconds; 0: not yet.

@@ -46,6 +46,7 @@ class Sequence:
         media: tuple[object, ...] = (),
         group: int = 0,
         adapters: object = None,
+        budget: tuple[object, ...] | None = None,
         **output_options: int,
     ) -> Self: ...
     salt: bytes

@@ -4,6 +4,7 @@ from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy
 
+from .budget cimport budget_free, budget_init
 from .context cimport UNLIMITED
 from .headers.clock cimport now
 from .leaks cimport SEQUENCE, born, died
@@ -20,8 +21,9 @@ from array import array
 cdef class Sequence:
     """The engine's end of one choice.
 
-    ``prompt`` is int32 token ids, at least one; ``max_tokens`` (at least 1) bounds the output. It ends at a stop
-    string, a stop token or an end-of-generation token, as ``output_options`` allow: these are the fields of options_t.
+    ``prompt`` is int32 token ids, at least one; ``max_tokens`` bounds the output (0: only the prompt is computed). It
+    ends at a stop string, a stop token or an end-of-generation token, as ``output_options`` allow: these are the fields
+    of options_t.
     ``tag`` names the sequence in the Outbox. Sequences of different ``salt`` never share what they computed; ``seed``
     is the salt's digest, with which the digests of its blocks begin.
     ``checkpoints`` are lengths of the prompt at which its state is likely to be wanted again, for whoever sets
@@ -30,8 +32,10 @@ cdef class Sequence:
     Control tokens leave text only with ``show_control``, or when they are among the ids ``preserved`` (int32).
 
     ``top_logprobs`` (-1: none) asks for the log probabilities of the generated tokens and of so many of the most likely
-    ones beside each; with ``score_prompt`` for those of the prompt too, of which nothing must be taken from others, and
-    ``max_tokens`` may be 0.
+    ones beside each; with ``score_prompt`` for those of the prompt too, of which nothing must be taken from others.
+
+    ``budget`` bounds its thoughts: how many tokens of them there may be, which of the marks the prompt has opened (-1:
+    none), the marks and the closers, as budget_init has them.
 
     ``spans`` (Span) are the rows of media in the prompt, whose ids are below -1 as spans.pxd has them: in order, none
     at the end. They are computed once ``Runner.give_rows`` has brought them; ``media`` is what whoever does so knows
@@ -46,7 +50,7 @@ cdef class Sequence:
         int32_t max_tokens, tuple stops=(), tuple stop_tokens=(), int32_t top_logprobs=-1, bint score_prompt=False,
         bint show_control=False, const int32_t[::1] preserved=None, bytes salt not None=b"", uint64_t seed=0,
         tuple checkpoints=(), Constraint constraint=None, tuple spans=(), tuple media=(), int32_t group=0,
-        object adapters=None, **output_options,
+        object adapters=None, tuple budget=None, **output_options,
     ):
         cdef sequence_t *s = &self.state
         cdef dict options = s.out.options   # all at 0 so far
@@ -58,7 +62,7 @@ cdef class Sequence:
             raise ValueError(f"a prompt of {prompt.shape[0]} tokens")
         if top_logprobs < -1 or (score_prompt and top_logprobs < 0):
             raise ValueError(f"top_logprobs is {top_logprobs}")
-        if max_tokens < 1 - score_prompt:
+        if max_tokens < 0:
             raise ValueError(f"max_tokens is {max_tokens}")
         for i in range(prompt.shape[0]):
             if not 0 <= prompt[i] < vocab.pieces.n_tokens and not (spans and is_media(prompt[i])):
@@ -99,6 +103,11 @@ cdef class Sequence:
         if spans:
             self.take_spans(spans)
         text_init(&s.out.text, stops)
+        if budget is not None:
+            for _, _, forced in budget[2]:
+                vocab.check(array("i", forced))
+            budget_init(&s.out.budget, budget[0], budget[1], budget[2], budget[3])
+        s.out.matched_stop = -1
         self.salt = salt
         s.share.salt = salt
         s.share.n_salt = len(salt)
@@ -148,6 +157,7 @@ cdef class Sequence:
         free(self.state.out.stop_tokens)
         logprobs_free(&self.state.out.logprobs)
         text_free(&self.state.out.text)
+        budget_free(&self.state.out.budget)
 
     @property
     def tag(self):

@@ -15,7 +15,7 @@ from .live cimport live_free, live_grow, live_init
 from .masks cimport Masker, constraint_ready, masker_wait
 from .media cimport MediaBatch, media_decode, media_fill, media_next
 from .outbox cimport Outbox, outbox_publish
-from .output cimport Output, output_next, output_score
+from .output cimport Output, output_begun, output_next, output_score
 from .pace cimport pace_t
 from .rows cimport quota_init, quota_spare, rows_fill, rows_give_token, rows_of_media
 from .sequence cimport (
@@ -232,6 +232,8 @@ cdef int step_sample(Step self, double decoded) noexcept nogil:
             if logits == NULL:
                 return NO_OUTPUT
         else:
+            if s.rows.n and s.out.options.announce and output_begun(self.output, s) < 0:
+                return NO_MEMORY
             continue
         code = step_choose(self, s, logits, decoded)
         if code == NO_MEMORY:

@@ -13,7 +13,11 @@ cdef struct text_t:
     char *pending       # (capacity,) what was fed and not yet taken
     int32_t n_pending
     int32_t capacity
+    int32_t stopped_by  # which stop was completed last
 
+cdef int stop_init(stop_t *self, bytes text) except -1
+cdef void stop_free(stop_t *self) noexcept nogil
+cdef bint stop_read(stop_t *self, char byte) noexcept nogil
 cdef int text_init(text_t *self, tuple stops) except -1
 cdef void text_free(text_t *self) noexcept nogil
 cdef int text_feed(text_t *self, const char *piece, int32_t length) noexcept nogil

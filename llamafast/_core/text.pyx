@@ -12,42 +12,58 @@ from libc.string cimport memcpy, memmove
 cdef int text_init(text_t *self, tuple stops) except -1:
     """``stops`` are non-empty bytes. The struct must be zeroed; text_free releases it also after an error."""
     cdef bytes stop
-    cdef stop_t *entry
     if stops:
         self.stops = <stop_t *> calloc(len(stops), sizeof(stop_t))
         if self.stops == NULL:
             raise MemoryError
     for stop in stops:
-        if not stop:
-            raise ValueError("a stop string must not be empty")
-        entry = &self.stops[self.n_stops]
         self.n_stops += 1
-        entry.length = <int32_t> len(stop)
-        entry.text = <char *> malloc(entry.length)
-        entry.fail = <int32_t *> calloc(entry.length, sizeof(int32_t))
-        if entry.text == NULL or entry.fail == NULL:
-            raise MemoryError
-        memcpy(entry.text, <const char *> stop, entry.length)
-        stop_prepare(entry)
+        stop_init(&self.stops[self.n_stops - 1], stop)
     return 0
 
 
-cdef void stop_prepare(stop_t *stop) noexcept nogil:
-    """fail[i] is the length of the longest proper prefix of text that text[: i + 1] ends with."""
+cdef int stop_init(stop_t *self, bytes text) except -1:
+    """The struct must be zeroed; stop_free releases it also after an error. fail[i] is the length of the longest proper
+    prefix of text that text[: i + 1] ends with."""
     cdef int32_t i, matched = 0
-    for i in range(1, stop.length):
-        while matched and stop.text[matched] != stop.text[i]:
-            matched = stop.fail[matched - 1]
-        if stop.text[matched] == stop.text[i]:
+    if not text:
+        raise ValueError("a stop string must not be empty")
+    self.length = <int32_t> len(text)
+    self.text = <char *> malloc(self.length)
+    self.fail = <int32_t *> calloc(self.length, sizeof(int32_t))
+    if self.text == NULL or self.fail == NULL:
+        raise MemoryError
+    memcpy(self.text, <const char *> text, self.length)
+    for i in range(1, self.length):
+        while matched and self.text[matched] != self.text[i]:
+            matched = self.fail[matched - 1]
+        if self.text[matched] == self.text[i]:
             matched += 1
-        stop.fail[i] = matched
+        self.fail[i] = matched
+    return 0
+
+
+cdef void stop_free(stop_t *self) noexcept nogil:
+    free(self.text)
+    free(self.fail)
+
+
+cdef bint stop_read(stop_t *self, char byte) noexcept nogil:
+    """Whether ``byte`` completes it."""
+    while self.matched and self.text[self.matched] != byte:
+        self.matched = self.fail[self.matched - 1]
+    if self.text[self.matched] == byte:
+        self.matched += 1
+    if self.matched < self.length:
+        return False
+    self.matched = self.fail[self.length - 1]
+    return True
 
 
 cdef void text_free(text_t *self) noexcept nogil:
     cdef int32_t i
     for i in range(self.n_stops):
-        free(self.stops[i].text)
-        free(self.stops[i].fail)
+        stop_free(&self.stops[i])
     free(self.stops)
     free(self.pending)
     self.stops = NULL
@@ -57,9 +73,9 @@ cdef void text_free(text_t *self) noexcept nogil:
 
 cdef int text_feed(text_t *self, const char *piece, int32_t length) noexcept nogil:
     """Append bytes. Where they complete a stop string pending ends before it, the stop itself lies behind that, and its
-    length is returned; else 0, or -1 when out of memory. Of stops completed by the same byte the longest wins."""
+    length is returned; else 0, or -1 when out of memory. Of stops completed by the same byte the longest wins, and
+    stopped_by says which that is."""
     cdef int32_t i, k, longest
-    cdef stop_t *stop
     cdef char *grown
     if self.n_pending + length > self.capacity:
         i = 2 * (self.n_pending + length) + 32
@@ -73,14 +89,9 @@ cdef int text_feed(text_t *self, const char *piece, int32_t length) noexcept nog
         self.n_pending += 1
         longest = 0
         for k in range(self.n_stops):
-            stop = &self.stops[k]
-            while stop.matched and stop.text[stop.matched] != piece[i]:
-                stop.matched = stop.fail[stop.matched - 1]
-            if stop.text[stop.matched] == piece[i]:
-                stop.matched += 1
-            if stop.matched == stop.length:
-                longest = max(longest, stop.length)
-                stop.matched = stop.fail[stop.length - 1]
+            if stop_read(&self.stops[k], piece[i]) and self.stops[k].length > longest:
+                longest = self.stops[k].length
+                self.stopped_by = k
         if longest:
             self.n_pending -= longest
             return longest

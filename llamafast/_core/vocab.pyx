@@ -3,6 +3,10 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from libc.limits cimport INT_MAX, INT_MIN
 from libc.stdint cimport int32_t, int64_t
 
+from .headers.fim cimport (
+    llama_vocab_fim_mid, llama_vocab_fim_pad, llama_vocab_fim_pre, llama_vocab_fim_rep, llama_vocab_fim_sep,
+    llama_vocab_fim_suf,
+)
 from .headers.llama cimport (
     c_bool, llama_detokenize, llama_model_get_vocab, llama_token_to_piece, llama_vocab, llama_vocab_bos,
     llama_vocab_eos, llama_vocab_get_add_bos, llama_vocab_get_add_eos, llama_vocab_get_add_sep, llama_vocab_get_text,
@@ -104,6 +108,15 @@ cdef class Vocab:
         """The tokens that end generation."""
         cdef int32_t i
         return [self.pieces.eog[i] for i in range(self.pieces.n_eog)]
+
+    def fim_tokens(self):
+        """Those that a text is filled in with: prefix, suffix, middle, pad, repository, file separator; -1 where there
+        is none."""
+        cdef const llama_vocab *vocab = self.vocab
+        return (
+            llama_vocab_fim_pre(vocab), llama_vocab_fim_suf(vocab), llama_vocab_fim_mid(vocab),
+            llama_vocab_fim_pad(vocab), llama_vocab_fim_rep(vocab), llama_vocab_fim_sep(vocab),
+        )
 
     @property
     def llama_pointers(self):

@@ -15,6 +15,9 @@ from llamafast.api.embeddings import EmbeddingsEndpoint, RerankEndpoint, ScoreEn
 from llamafast.api.grammars import Grammars
 from llamafast.api.http import Exchange, Receive, Scope, Send
 from llamafast.api.keys import KeyRing
+from llamafast.api.messages.endpoint import MessagesEndpoint
+from llamafast.api.messages.plan import MessagePlanner
+from llamafast.api.native.endpoint import NativeEndpoint
 from llamafast.api.origins import Origins
 from llamafast.api.reception import Reception
 from llamafast.api.request_log import RequestLog
@@ -129,6 +132,13 @@ class App:
     ) -> Iterator[Route]:
         yield self._post("/v1/completions", CompletionsEndpoint(engine, grammars, ping_seconds))
         yield self._post("/v1/chat/completions", ChatEndpoint(engine, chat, grammars, ping_seconds, media))
+        messages = MessagesEndpoint(engine, MessagePlanner(engine, chat, media), grammars, ping_seconds)
+        yield self._post("/v1/messages", messages.create)
+        yield self._post("/v1/messages/count_tokens", messages.count_tokens)
+        native = NativeEndpoint(engine, grammars, ping_seconds)
+        for path in ("/completion", "/completions"):
+            yield self._post(path, native.completion)
+        yield self._post("/infill", native.infill)
 
     def _responding(self, responses: ResponsesEndpoint) -> Iterator[Route]:
         create = {"POST": self._with_body(responses.create), "GET": upgrade_required}
@@ -168,6 +178,8 @@ def _describing(system: SystemEndpoints, config: ServerConfig) -> Iterator[Route
     """What the server tells of itself, and what changes it."""
     yield Route("/v1/models", get(system.models))
     yield Route("/v1/models/{id}", get(system.model), id_pattern=".*")
+    for path in ("/props", "/v1/props"):
+        yield Route(path, get(system.props))
     for path, probe in (
         ("/live", reply_live),
         ("/ready", system.ready),

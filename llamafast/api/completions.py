@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -17,7 +19,7 @@ from llamafast.api.logprobs import CompletionLogprobs
 from llamafast.api.schema.completions import Completion, CompletionChoice, CompletionRequest
 from llamafast.api.sse import HOLE, encode, frame, frame_pieces
 from llamafast.chat.grammar.asked import Ask
-from llamafast.chat.plan import echo_texts, plan_completion
+from llamafast.chat.plan import echo_texts, plan_completion, plan_infill
 from llamafast.engine.types import EnginePort, Event, Generation, Plan
 from llamafast.errors import InvalidRequest
 
@@ -47,7 +49,7 @@ class CompletionsEndpoint:
                 None if request.logprobs is None else CompletionLogprobs(request, plan, echoes, self._engine.tokenizer)
             )
             if request.stream:
-                frames = CompletionFrames(reply, echoes, plan.n, writer, request.wants_usage)
+                frames = CompletionFrames(reply, echoes, plan, writer, request.wants_usage)
                 await stream(exchange, generation, frames, self._ping_seconds, request.logprobs or 0)
                 return
             answers = await collect(generation, len(plan.prompts) * plan.n)
@@ -55,7 +57,8 @@ class CompletionsEndpoint:
             n_tokens = generation.completion_tokens + sum(len(answer.prompt_logprobs) for answer in answers)
             n_bytes = tokens_size(n_tokens, request.logprobs or 0) + len(answers) * max(map(len, echoes))
             kept = _best(answers, plan.n, request.n or 1)
-            body = await run_sized(n_bytes, _collected, reply, answers, kept, echoes, plan.n, writer)
+            told = plan.prompts if plan.tell_tokens else None
+            body = await run_sized(n_bytes, _collected, reply, answers, kept, echoes, plan.n, writer, told)
             await exchange.reply(200, body, JSON_TYPE)
         finally:
             generation.cancel()
@@ -65,6 +68,8 @@ class CompletionsEndpoint:
         engine = self._engine
         if request.stream and (request.best_of or 1) > (request.n or 1):
             raise InvalidRequest("`best_of` larger than `n` cannot be streamed", param="best_of")
+        if (infill := request.infill()) is not None:
+            return *plan_infill(infill, engine.tokenizer, engine.info), [""]
         task = request.task()
         plan, ask = plan_completion(task, engine.tokenizer, engine.info)
         echoes = echo_texts(task, plan, engine.tokenizer) if task.echo else [""] * len(plan.prompts)
@@ -78,8 +83,10 @@ def _collected(
     echoes: list[str],
     n: int,
     writer: CompletionLogprobs | None,
+    prompts: Sequence[array[int]] | None,
 ) -> bytes:
-    """The JSON of ``reply`` with the ``kept`` answers, encoded one by one: no call keeps the GIL for all of them."""
+    """The JSON of ``reply`` with the ``kept`` answers, encoded one by one: no call keeps the GIL for all of them.
+    ``prompts`` are those whose ids are told, and the answers'."""
     reply.choices = [
         msgspec.Raw(
             encode(
@@ -88,6 +95,8 @@ def _collected(
                     index,
                     answers[at].finish_reason,
                     None if writer is None else writer.whole(at, answers[at]),
+                    answers[at].matched_stop,
+                    **({} if prompts is None else _token_ids(prompts[at // n], answers[at].token_ids)),
                 )
             )
         )
@@ -100,11 +109,13 @@ class CompletionFrames:
     """The pieces of a streamed completion (``api.sse.Frames``); ``reply`` is what all its chunks have in common."""
 
     def __init__(
-        self, reply: Completion, echoes: list[str], n: int, writer: CompletionLogprobs | None, wants_usage: bool
+        self, reply: Completion, echoes: list[str], plan: Plan, writer: CompletionLogprobs | None, wants_usage: bool
     ) -> None:
         self._reply = msgspec.structs.replace(reply, usage=None if wants_usage else UNSET)
         self._echoes = echoes
-        self._n = n
+        self._n = plan.n
+        choices = range(len(plan.prompts) * plan.n if plan.tell_tokens else 0)
+        self._prompts = {at: plan.prompts[at // plan.n] for at in choices}
         self._writer = writer
         self._wants_usage = wants_usage
         self._before, self._between, self._after = frame_pieces(self._chunk(CompletionChoice(HOLE, HOLE)))
@@ -117,9 +128,14 @@ class CompletionFrames:
 
     def event(self, event: Event) -> bytes:
         text = self._with_logprobs(self._writer, event) if self._writer else self._plain(event)
+        if event.token_ids is not None:
+            # before the text that they spell, which may be held back still; the first time the prompt's too
+            ids = _token_ids(self._prompts.pop(event.index, None), event.token_ids)
+            text = frame(self._chunk(CompletionChoice("", event.index, **ids))) + text
         if event.finish_reason is None:
             return text
-        return text + frame(self._chunk(CompletionChoice("", event.index, event.finish_reason)))
+        choice = CompletionChoice("", event.index, event.finish_reason, stop_reason=event.matched_stop)
+        return text + frame(self._chunk(choice))
 
     def _plain(self, event: Event) -> bytes:
         return self._text(event.index, event.text) if event.text else b""
@@ -140,6 +156,12 @@ class CompletionFrames:
 
     def _chunk(self, choice: CompletionChoice) -> Completion:
         return msgspec.structs.replace(self._reply, choices=[choice])
+
+
+def _token_ids(prompt: array[int] | None, token_ids: list[int] | None) -> dict[str, Any]:
+    """The fields of a choice that has ids."""
+    prompt_ids = {} if prompt is None else {"prompt_token_ids": prompt.tolist()}
+    return {**prompt_ids, "token_ids": token_ids}
 
 
 def _best(answers: list[Answer], n_tried: int, n: int) -> Iterator[int]:

@@ -35,6 +35,8 @@ class Answer(NamedTuple):
     finish_reason: FinishReason
     logprobs: list[TokenLogprob]
     prompt_logprobs: list[TokenLogprob]
+    matched_stop: str | int | None = None
+    token_ids: list[int] | None = None
 
     @property
     def mean_logprob(self) -> float:
@@ -103,31 +105,47 @@ async def collect(generation: Generation, n_choices: int) -> list[Answer]:
     logprobs: list[list[TokenLogprob]] = [[] for _ in range(n_choices)]
     prompt_logprobs: list[list[TokenLogprob]] = [[] for _ in range(n_choices)]
     reasons: dict[int, FinishReason] = {}
+    stops: dict[int, str | int | None] = {}
+    token_ids: list[list[int]] = [[] for _ in range(n_choices)]
     async for batch in generation:
         for event in batch:
             texts[event.index].append(event.text)
             logprobs[event.index] += event.logprobs or ()
             prompt_logprobs[event.index] += event.prompt_logprobs or ()
+            token_ids[event.index] += event.token_ids or ()
             if event.finish_reason is not None:
                 reasons[event.index] = event.finish_reason
+                stops[event.index] = event.matched_stop
     return [
-        Answer("".join(texts[index]), reasons[index], logprobs[index], prompt_logprobs[index])
+        Answer(
+            "".join(texts[index]),
+            reasons[index],
+            logprobs[index],
+            prompt_logprobs[index],
+            stops[index],
+            token_ids[index],
+        )
         for index in range(n_choices)
     ]
 
 
 async def read_replies(generation: Generation, replies: Sequence[Reply]) -> AsyncIterator[list[ReplyPart]]:
-    """``generation`` as Deltas: for each batch of Events one part per choice that has news.
+    """``generation`` as Deltas: for each batch of Events one part per choice that has news. It is not read any further
+    once all ``replies`` have ended before it.
 
     Raises the LlamafastError that ended the generation.
     """
     async for batch in generation:
         yield [replies[event.index].read(event) for event in batch]
+        if all(reply.ended for reply in replies):
+            return
 
 
 def usage_of(generation: Generation, replies: Sequence[Reply] = ()) -> Usage:
-    """The counts so far; ``replies`` know which of the tokens were reasoning."""
+    """The counts so far; ``replies`` know which of the tokens were reasoning, and which came too late."""
     prompt, completion = generation.prompt_tokens, generation.completion_tokens
+    if any(reply.ended for reply in replies):
+        completion = sum(reply.n_tokens for reply in replies)
     media = {f"{kind}_tokens": n for kind, n in generation.media_tokens.items()}
     return Usage(
         prompt,

@@ -32,7 +32,8 @@ from llamafast.api.schema.embeddings import (
 from llamafast.api.schema.fragments import pairs_of
 from llamafast.chat.embedding import PairScoring, plan_embeddings, plan_pairs
 from llamafast.config import ModelConfig
-from llamafast.engine.types import EmbeddingPlan, EnginePort
+from llamafast.engine.embedding_info import EmbeddingPlan
+from llamafast.engine.types import EnginePort
 from llamafast.errors import InvalidRequest
 
 _EMBEDDINGS = msgspec.json.Decoder(EmbeddingsRequest)

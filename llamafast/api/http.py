@@ -69,6 +69,14 @@ class Identity(NamedTuple):
         )
 
 
+class WireForm(NamedTuple):
+    """What an API's clients read of any reply: ``error`` gives the status and the body of one that went wrong, by the
+    request's id, which is in every header of ``id_headers``."""
+
+    error: Callable[[LlamafastError, str], tuple[int, Any]]
+    id_headers: tuple[bytes, ...]
+
+
 class Record:
     """What the request log and the metrics tell of a request. ``status`` is that of the reply, 0 until there is one;
     ``tenant`` is whose request it is, once that is known."""
@@ -95,8 +103,8 @@ class Exchange(Record):
     The reply repeats the request's identity, so that a proxy can tell whose trace an answer belongs to, and has the
     ``origin_headers``, which tell a browser what the page behind the request may do. Where it ``closes``, its
     connection takes no other request. ``wait`` bounds how long the client may take to send the body, and to take in
-    each piece of the reply. ``is_admin``: whoever asks may change the server.
-    ``passed_on``: another process answers, and tells of it.
+    each piece of the reply. ``form`` is what the client's API has errors in. ``is_admin``: whoever asks may change the
+    server. ``passed_on``: another process answers, and tells of it.
     """
 
     __slots__ = (
@@ -107,6 +115,7 @@ class Exchange(Record):
         "_size",
         "_wait",
         "closes",
+        "form",
         "headers",
         "is_admin",
         "origin_headers",
@@ -127,6 +136,7 @@ class Exchange(Record):
         self.closes = False
         self.is_admin = False
         self.passed_on = False
+        self.form = OPENAI
         self._multiplexed = scope.get("http_version") == "2"
         self.path: str = scope["path"]
         self.query = _parameters(scope.get("query_string", b""))
@@ -219,20 +229,18 @@ class Exchange(Record):
 
     async def start(self, status: int, headers: Headers) -> None:
         self.status = status
-        await self._send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [*headers, *self.origin_headers, *self._identity_headers(), *self._connection_headers()],
-            }
-        )
+        told = [*headers, *self.origin_headers, *self._identity_headers(), *self._connection_headers()]
+        if len(varies := [value for name, value in told if name == b"vary"]) > 1:
+            told = [*((name, value) for name, value in told if name != b"vary"), (b"vary", b", ".join(varies))]
+        await self._send({"type": "http.response.start", "status": status, "headers": told})
 
     def _connection_headers(self) -> Headers:
         return _CLOSE if self.closes and not self._multiplexed else ()
 
     def _identity_headers(self) -> Headers:
         request_id, trace = self.identity
-        return ((b"x-request-id", request_id), *(((b"traceparent", trace),) if trace else ()))
+        ids = tuple((name, request_id) for name in self.form.id_headers)
+        return (*ids, *(((b"traceparent", trace),) if trace else ()))
 
     async def write(self, body: bytes, *, more: bool = True) -> None:
         if len(body) > PIECE_BYTES:
@@ -263,7 +271,12 @@ class Exchange(Record):
         if error.should_retry is not None:
             headers = (*headers, (b"x-should-retry", b"true" if error.should_retry else b"false"))
         await self._discard()
-        await self.reply_json(error_body(error), error.status, headers)
+        status, body = self.error(error)
+        await self.reply_json(body, status, headers)
+
+    def error(self, error: LlamafastError) -> tuple[int, Any]:
+        """The status and the body that tell of ``error``."""
+        return self.form.error(error, self.identity.request_id.decode())
 
     async def reply_options(self, allow: str) -> None:
         """Answer OPTIONS; a browser that asks for a page learns what the page may send: any header, no cookies."""
@@ -312,3 +325,6 @@ def _parameters(query: bytes) -> dict[str, str]:
 
 def error_body(error: LlamafastError) -> ErrorBody:
     return ErrorBody(ErrorObject(error.message, error.type, error.param, error.code))
+
+
+OPENAI = WireForm(lambda error, _: (error.status, error_body(error)), (b"x-request-id",))

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from llamafast.api.client_wait import ClientWaits
 from llamafast.api.http import ClientGone, Exchange, Receive, Scope, Send
+from llamafast.api.messages.errors import form_of
 from llamafast.api.request_log import RequestLog
 from llamafast.api.system import reply_live, reply_not_ready
 from llamafast.api.websocket import TRY_AGAIN_LATER, WebSocket
@@ -48,6 +49,7 @@ class Gate:
                 await self._turn_away(WebSocket(scope, receive, send, wait, max_frame_bytes=0))
 
     async def _answer(self, exchange: Exchange) -> None:
+        exchange.form = form_of(exchange.path, exchange.headers)
         path = exchange.path if exchange.method in ("GET", "HEAD") else ""
         if path == _LIVE:
             await reply_live(exchange)

@@ -19,7 +19,7 @@ ANY = "*"
 _EXPOSE: Headers = (
     (
         b"access-control-expose-headers",
-        b"x-request-id, retry-after, retry-after-ms, x-should-retry, www-authenticate, x-llamafast-ignored",
+        b"x-request-id, request-id, retry-after, retry-after-ms, x-should-retry, www-authenticate, x-llamafast-ignored",
     ),
 )
 # Whether a page may read the reply depends on where it comes from: caches in between have to know.

@@ -1,4 +1,4 @@
-"""Where requests come in: who may ask, what answers, and every error as OpenAI's."""
+"""Where requests come in: who may ask, what answers, and every error as the client's API has it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from llamafast.api.delivery import internal_error
 from llamafast.api.http import ClientGone, Exchange, Headers
 from llamafast.api.keys import Key, KeyRing
+from llamafast.api.messages.errors import form_of
 from llamafast.api.origins import Origins
 from llamafast.api.request_log import RequestLog
 from llamafast.api.routes import Route, Routes, dispatch
@@ -49,6 +50,7 @@ class Reception:
         """Answer a request over HTTP, and tell of it."""
         name = _NO_ROUTE
         try:
+            exchange.form = form_of(exchange.path, exchange.headers)
             found = self.routes.find(exchange.path)
             if found is not None:
                 name = found[0].path

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import msgspec
 
-from llamafast.api.http import Exchange, Headers, error_body
+from llamafast.api.http import Exchange, Headers
 from llamafast.engine.types import Event, Generation
 from llamafast.errors import LlamafastError
 
@@ -21,8 +21,17 @@ HEADERS: Headers = (
 )
 HOLE = msgspec.Raw(b"\0")
 
-_DONE = b"data: [DONE]\n\n"
-_PING = b": ping\n\n"
+
+class StreamForm(NamedTuple):
+    """What stands around the frames of an API's streams: what marks a good end, what says that a silent one lives, and
+    what comes before the data of an error."""
+
+    done: bytes
+    ping: bytes
+    error: bytes
+
+
+OPENAI_STREAM = StreamForm(b"data: [DONE]\n\n", b": ping\n\n", b"")
 
 encode = msgspec.json.Encoder().encode
 
@@ -58,15 +67,18 @@ def frame_pieces(event: Any) -> list[bytes]:
 class EventStream:
     """The open body of a streamed reply, as an async context.
 
-    Inside it, after ``ping_seconds`` without a write, a comment tells proxies and clients that the stream lives; a
-    lock keeps that comment from falling into another write.
+    Inside it, after ``ping_seconds`` without a write, a ping tells proxies and clients that the stream lives; a lock
+    keeps that from falling into another write.
     """
 
-    __slots__ = ("_exchange", "_headers", "_last", "_lock", "_ping_seconds", "_pinger")
+    __slots__ = ("_exchange", "_form", "_headers", "_last", "_lock", "_ping_seconds", "_pinger")
 
-    def __init__(self, exchange: Exchange, ping_seconds: float, headers: Headers = ()) -> None:
+    def __init__(
+        self, exchange: Exchange, ping_seconds: float, headers: Headers = (), form: StreamForm = OPENAI_STREAM
+    ) -> None:
         """``headers`` are sent beside those of every stream."""
         self._exchange = exchange
+        self._form = form
         self._headers = headers
         self._ping_seconds = ping_seconds
         self._lock = asyncio.Lock()
@@ -89,12 +101,13 @@ class EventStream:
     async def end(self, frames: bytes) -> None:
         """Send the last frames; the stream is over as it should be."""
         self._pinger.cancel()
-        await self.write(frames + _DONE, more=False)
+        await self.write(frames + self._form.done, more=False)
 
     async def fail(self, error: LlamafastError) -> None:
         """Send the error as the last event, without the mark of a good end."""
         self._pinger.cancel()
-        await self.write(frame(error_body(error)), more=False)
+        _, body = self._exchange.error(error)
+        await self.write(self._form.error + frame(body), more=False)
 
     async def _keep_alive(self) -> None:
         loop = asyncio.get_running_loop()
@@ -103,4 +116,4 @@ class EventStream:
             if rest > 0:
                 await asyncio.sleep(rest)
             else:
-                await self.write(_PING)
+                await self.write(self._form.ping)

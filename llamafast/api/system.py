@@ -9,12 +9,17 @@ from msgspec.structs import astuple
 
 from llamafast import metrics
 from llamafast.api.http import Exchange
+from llamafast.api.messages.errors import VERSION
+from llamafast.api.messages.models import Served, model_page, model_told
+from llamafast.api.native.endpoint import props
 from llamafast.api.schema.models import Model, ModelList
 from llamafast.config import Config
 from llamafast.config.names import answers_to
 from llamafast.engine.types import EnginePort, ModelInfo
 from llamafast.errors import EngineUnavailable, ModelNotFound
 
+# Anthropic's clients get their own form of the models.
+BY_API = ((b"vary", VERSION),)
 # Of a probe that is red; whoever reads it asks again by its own clock.
 _RETRY_AFTER = ((b"retry-after", b"%d" % EngineUnavailable.retry_after),)
 
@@ -37,13 +42,21 @@ class SystemEndpoints:
         self.draining = False
 
     async def models(self, exchange: Exchange) -> None:
-        await exchange.reply_json(ModelList(data=list(_models(self._engine.info))))
+        models = list(_models(self._engine.info))
+        if VERSION in exchange.headers:
+            await exchange.reply_json(model_page([_served(model) for model in models], exchange.query), headers=BY_API)
+        else:
+            await exchange.reply_json(ModelList(data=models), headers=BY_API)
 
     async def model(self, exchange: Exchange, model_id: str) -> None:
         for model in _models(self._engine.info):
             if model.id == model_id or (model.aliases and answers_to(model_id, model.aliases)):
-                return await exchange.reply_json(model)
+                told = model_told(_served(model)) if VERSION in exchange.headers else model
+                return await exchange.reply_json(told, headers=BY_API)
         raise ModelNotFound(f"the model {model_id[:128]!r} does not exist", param="model")
+
+    async def props(self, exchange: Exchange) -> None:
+        await exchange.reply_json(props(self._engine))
 
     async def ready(self, exchange: Exchange) -> None:
         """200 while new requests are welcome."""
@@ -81,6 +94,10 @@ class SystemEndpoints:
         await exchange.until_disconnect(reset())
 
 
+def _served(model: Model) -> Served:
+    return Served(model.id, model.created, model.max_model_len)
+
+
 def _models(info: ModelInfo) -> Iterator[Model]:
     """The model itself, then its adapters."""
     parents: list[str | UnsetType | None] = [UNSET, *([info.id] * len(info.adapters))]
@@ -91,6 +108,7 @@ def _models(info: ModelInfo) -> Iterator[Model]:
             created=info.created,
             max_model_len=info.max_seq_len,
             aliases=list(info.aliases) if info.aliases and parent is UNSET else UNSET,
+            context_length=info.max_seq_len,
             modalities=["text", *info.modalities],
             meta={"n_ctx_train": info.n_ctx_train, "n_vocab": info.n_vocab},
         )

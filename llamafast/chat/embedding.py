@@ -12,7 +12,8 @@ from llamafast.chat.plan import split_prompts
 from llamafast.chat.prompt.control import ControlTokens
 from llamafast.chat.request import Prompt
 from llamafast.config import ModelConfig
-from llamafast.engine.types import EmbeddingInfo, EmbeddingPlan, ModelInfo, Tokenizer
+from llamafast.engine.embedding_info import EmbeddingInfo, EmbeddingPlan
+from llamafast.engine.types import ModelInfo, Tokenizer
 from llamafast.errors import ContextLengthExceeded, DoesNotEmbed, InvalidRequest, Untokenizable
 
 # OpenAI's limits of one request

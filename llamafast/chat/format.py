@@ -15,6 +15,7 @@ from llamafast.chat.reply.declared.response_template import ResponseTemplate
 from llamafast.chat.reply.deltas import NewParser, PlainReply
 from llamafast.chat.reply.dialects.parser import DialectParser
 from llamafast.chat.reply.dialects.tables import GENERIC, dialect_named, recognised
+from llamafast.chat.reply.thoughts import Thoughts
 from llamafast.chat.tools import Tool
 from llamafast.config import ModelConfig
 from llamafast.engine.media import MediaKind
@@ -25,8 +26,8 @@ from llamafast.errors import InvalidRequest, Untokenizable
 class ChatFormat:
     """By the config, and where it says nothing by the GGUF's own templates. ``declared`` is how the config says to read
     replies, None where it does not: then the ``dialect`` does, and ``preserved_tokens`` are control tokens that are
-    marks of it, whose text the parser has to see. ``written_calls`` is the form of calls in prompts, with control
-    tokens in disguise.
+    marks of it, whose text the parser has to see; ``thoughts`` ends its reasoning. ``written_calls`` is the form of
+    calls in prompts, with control tokens in disguise.
 
     Raises ConfigError when the model's chat template does not compile, for a declaration that cannot be used or an
     unknown dialect.
@@ -49,6 +50,7 @@ class ChatFormat:
         single = {mark: tokens[0] for mark, tokens in marks.items() if len(tokens) == 1}
         self.preserved_tokens = tuple(sorted(set(single.values())))
         control = {mark: token for mark, token in single.items() if tokenizer.is_control(token)}
+        self.thoughts = Thoughts(self.dialect, tokenizer)
         self.letters = Letters(self.dialect, control, tuple(tokenizer.eog_tokens()))
 
     def _compiled(self, source: str | None, info: ModelInfo) -> ChatTemplate | None:

@@ -6,8 +6,11 @@ from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.grammar.asked import Ask, asked_of_chat, asked_of_completion
+from llamafast.chat.infill import InfillTask, fim_ends, infill_tokens
 from llamafast.chat.prompt.conversation import Conversation
 from llamafast.chat.reply.deltas import NewParser, PlainReply
 from llamafast.chat.reply.reader import Reply
@@ -24,17 +27,18 @@ MAX_STOP_BYTES = 1024
 
 class ChatPlan(NamedTuple):
     """A Plan, what is asked of the reply (compiled apart, to be the Plan's matcher), and how to read what comes of it.
-    Without ``parallel`` a reply ends with its first tool call."""
+    Without ``parallel`` a reply ends with its first tool call; ``content_stops`` end it where its content has them."""
 
     plan: Plan
     new_parser: NewParser
     tools: tuple[Tool, ...]
     parallel: bool
     ask: Ask | None = None
+    content_stops: tuple[str, ...] = ()
 
     def replies(self) -> list[Reply]:
         """A fresh reader for each choice, by index."""
-        return [Reply(self.new_parser(), parallel=self.parallel) for _ in range(self.plan.n)]
+        return [Reply(self.new_parser(), parallel=self.parallel, stops=self.content_stops) for _ in range(self.plan.n)]
 
 
 def plan_completion(task: CompletionTask, tokenizer: Tokenizer, info: ModelInfo) -> tuple[Plan, Ask | None]:
@@ -43,8 +47,6 @@ def plan_completion(task: CompletionTask, tokenizer: Tokenizer, info: ModelInfo)
     Raises InvalidRequest or ContextLengthExceeded.
     """
     _check_generates(info)
-    if task.max_tokens == 0 and not task.echo:
-        raise InvalidRequest("`max_tokens` of 0 needs `echo`", param="max_tokens")
     prompts = split_prompts(task.prompt, "prompt")
     n = task.best_of or task.n
     if n < task.n:
@@ -54,7 +56,9 @@ def plan_completion(task: CompletionTask, tokenizer: Tokenizer, info: ModelInfo)
             f"the number of prompts times `n` must be at most {MAX_TOTAL_CHOICES}", param="n" if n > 1 else "prompt"
         )
     paths = ["prompt"] if len(prompts) == 1 else [f"prompt[{i}]" for i in range(len(prompts))]
-    tokens = tuple(_prompt_tokens(prompt, path, tokenizer, info) for prompt, path in zip(prompts, paths, strict=True))
+    tokens = tuple(
+        _prompt_tokens(prompt, path, tokenizer, info, task) for prompt, path in zip(prompts, paths, strict=True)
+    )
     ask = asked_of_completion(task)
     ranked = n > task.n
     plan = _plan(
@@ -68,6 +72,17 @@ def plan_completion(task: CompletionTask, tokenizer: Tokenizer, info: ModelInfo)
         prompt_logprobs=task.echo and task.top_logprobs is not None,
     )
     return plan, ask
+
+
+def plan_infill(task: InfillTask, tokenizer: Tokenizer, info: ModelInfo) -> tuple[Plan, Ask | None]:
+    """The same for a text that is filled in. Raises InvalidRequest."""
+    _check_generates(info)
+    tokens = infill_tokens(task, tokenizer, info)
+    ask = asked_of_completion(task)
+    plan = _plan(
+        task, (tokens,), tokenizer, info, n=task.n, constrained=ask is not None, top_logprobs=task.top_logprobs
+    )
+    return replace(plan, stop_token_ids=(*plan.stop_token_ids, *fim_ends(info.fim))), ask
 
 
 def echo_texts(task: CompletionTask, plan: Plan, tokenizer: Tokenizer) -> list[str]:
@@ -84,17 +99,23 @@ def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: Mode
     Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
     """
     _check_generates(info)
+    if task.reasoning_budget == 0 and task.enable_thinking is None:
+        task = replace(task, enable_thinking=False)
     named = task.named("messages")
     conversation = Conversation(task, chat, check_size=lambda n_chars: _check_size(n_chars, named, info))
     prompt, tools = conversation.prompt, task.tools.callable
     n_rows = sum(chunk.n_rows for medium in task.media for chunk in medium.chunks if isinstance(chunk, MediaRows))
     if n_rows > info.max_seq_len:
-        raise _too_long(named, f"{n_rows} rows of media", info)
+        raise _too_long(named, f"{n_rows} rows of media", info, n_rows)
     with Untokenizable.named(named):
         spliced = conversation.spliced(tokenizer)
-        tokens = _checked_tokens(spliced.tokens, named, info)
+        for name, asked in (("truncate_prompt_tokens", task.truncated), ("return_token_ids", task.tell_tokens or None)):
+            if task.media and asked is not None:
+                raise InvalidRequest(f"`{name}` does not go with media", param=name)
+        tokens = _checked_tokens(_truncated(spliced.tokens, task, info), named, info)
     if task.room and len(tokens) + task.room > info.max_seq_len:
-        raise _too_long(named, f"{len(tokens)} tokens, behind which {task.room} have to fit", info)
+        size = f"{len(tokens)} tokens, behind which {task.room} have to fit"
+        raise _too_long(named, size, info, len(tokens) + task.room)
     ask = asked_of_chat(task, chat.letters, chat.begun_reasoning(prompt))
     new_parser: NewParser = PlainReply
     if ask is None or tools or chat.dialect.reasons:  # else a text that follows a grammar is all content
@@ -111,10 +132,15 @@ def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: Mode
         top_logprobs=task.top_logprobs,
         hides_control=not parsed or chat.declared is None,
         preserved_tokens=chat.preserved_tokens if parsed else (),
-        checkpoints=() if info.cuts_anywhere else conversation.checkpoints(spliced, tokenizer),
+        checkpoints=() if info.cuts_anywhere or task.truncated else conversation.checkpoints(spliced, tokenizer),
         media=spliced.spans,
     )
-    return ChatPlan(plan, new_parser, tools, task.parallel is not False, ask)
+    if task.reasoning_budget is not None:
+        plan = replace(plan, budget=chat.thoughts.budget(task.reasoning_budget, chat.begun_reasoning(prompt)))
+    content_stops: tuple[str, ...] = ()
+    if task.stops_content_only and parsed:
+        content_stops, plan = plan.stop, replace(plan, stop=())
+    return ChatPlan(plan, new_parser, tools, task.parallel is not False, ask, content_stops)
 
 
 def _check_generates(info: ModelInfo) -> None:
@@ -146,7 +172,7 @@ def _plan(
         n=n,
         # No output outgrows the context, so a larger number means the same and a huge one never leaves this room.
         max_tokens=None if task.max_tokens is None else min(task.max_tokens, info.max_seq_len),
-        stop=_stop_strings(task.stop),
+        stop=_stop_strings(task),
         skip_special_tokens=task.skip_special_tokens and hides_control,
         preserved_tokens=preserved_tokens,
         stop_token_ids=_stop_tokens(task.stop_token_ids, info),
@@ -178,11 +204,12 @@ def _min_tokens(task: Task, *, constrained: bool) -> int:
     return min(task.min_tokens, 2**31 - 1)
 
 
-def _stop_strings(strings: Sequence[str]) -> tuple[str, ...]:
-    for string in strings:
+def _stop_strings(task: Task) -> tuple[str, ...]:
+    for string in task.stop:
         if not 1 <= len(string.encode()) <= MAX_STOP_BYTES:
-            raise InvalidRequest(f"a `stop` string has 1 to {MAX_STOP_BYTES} bytes of UTF-8", param="stop")
-    return tuple(dict.fromkeys(strings))
+            name = task.named("stop")
+            raise InvalidRequest(f"a string of `{name}` has 1 to {MAX_STOP_BYTES} bytes of UTF-8", param=name)
+    return tuple(dict.fromkeys(task.stop))
 
 
 def split_prompts(prompt: Prompt, field: str) -> list[str | list[int]]:
@@ -198,16 +225,30 @@ def split_prompts(prompt: Prompt, field: str) -> list[str | list[int]]:
     raise InvalidRequest(f"`{field}` {problem}", param=field)
 
 
-def _prompt_tokens(prompt: str | list[int], path: str, tokenizer: Tokenizer, info: ModelInfo) -> array[int]:
+def _prompt_tokens(
+    prompt: str | list[int], path: str, tokenizer: Tokenizer, info: ModelInfo, task: CompletionTask
+) -> array[int]:
     if not prompt:
         raise InvalidRequest(f"`{path}` must not be empty", param=path)
     if isinstance(prompt, str):
         _check_size(len(prompt), path, info)
         with Untokenizable.named(path):
-            return _checked_tokens(tokenizer.tokenize(prompt, add_special=True, parse_special=True), path, info)
-    if len(prompt) > info.max_seq_len:
-        raise _too_long(path, f"{len(prompt)} tokens", info)
-    return checked_ids(prompt, path, info)
+            tokens = tokenizer.tokenize(prompt, add_special=True, parse_special=True)
+    else:
+        if len(prompt) > info.max_seq_len and task.truncated is None:
+            raise _too_long(path, f"{len(prompt)} tokens", info, len(prompt))
+        tokens = checked_ids(prompt, path, info)
+    return _checked_tokens(_truncated(tokens, task, info), path, info)
+
+
+def _truncated(tokens: array[int], task: Task, info: ModelInfo) -> array[int]:
+    """As many of the last ``tokens`` as the task says."""
+    if task.truncated is None:
+        return tokens
+    n = task.truncated
+    if n < 0:
+        n = max(1, info.max_seq_len - min(task.max_tokens or 0, info.max_seq_len))
+    return tokens[-n:] if n else array("i")
 
 
 def checked_ids(ids: list[int], path: str, info: ModelInfo) -> array[int]:
@@ -220,16 +261,17 @@ def checked_ids(ids: list[int], path: str, info: ModelInfo) -> array[int]:
 def _check_size(n_chars: int, path: str, info: ModelInfo) -> None:
     """Refuse what cannot fit, before seconds of tokenising would only say by how much."""
     if n_chars > info.max_seq_len * info.longest_piece:
-        raise _too_long(path, f"more than {n_chars // info.longest_piece} tokens", info)
+        n_tokens = n_chars // info.longest_piece
+        raise _too_long(path, f"more than {n_tokens} tokens", info, n_tokens)
 
 
 def _checked_tokens(tokens: array[int], path: str, info: ModelInfo) -> array[int]:
     if not tokens:
         raise InvalidRequest(f"`{path}` gives no tokens", param=path)
     if len(tokens) > info.max_seq_len:
-        raise _too_long(path, f"{len(tokens)} tokens", info)
+        raise _too_long(path, f"{len(tokens)} tokens", info, len(tokens))
     return tokens
 
 
-def _too_long(path: str, size: str, info: ModelInfo) -> ContextLengthExceeded:
-    return ContextLengthExceeded(info.max_seq_len, size, param=path)
+def _too_long(path: str, size: str, info: ModelInfo, n_tokens: int) -> ContextLengthExceeded:
+    return ContextLengthExceeded(info.max_seq_len, size, param=path, n_tokens=n_tokens)

@@ -23,9 +23,10 @@ class Task(OutputOptions, frozen=True, kw_only=True):
     """What any request for text may ask for.
 
     ``sampling`` is what was said of the fields of SamplingParams, by their names; ``constraints`` what was said of the
-    answer's form, by the names of OpenAI, llama-server and vLLM (``chat.grammar.requested``). ``top_logprobs``: how
-    many alternatives come with each token's log probability; None: nobody asked for those. ``priority``,
-    ``cache_salt``, ``model`` and ``lora`` are the Plan's.
+    answer's form, by the names of OpenAI, llama-server and vLLM (``chat.grammar.requested``). With ``max_tokens`` 0 the
+    prompt is computed and nothing generated. Of a prompt the last ``truncated`` tokens count (None: all; -1: as many as
+    fit with the output behind them). ``top_logprobs``: how many alternatives come with each token's log probability;
+    None: nobody asked for those. ``priority``, ``cache_salt``, ``model`` and ``lora`` are the Plan's.
 
     ``names`` are the client's own, by the names in chat completions, for fields that it calls otherwise: errors say
     these.
@@ -38,6 +39,7 @@ class Task(OutputOptions, frozen=True, kw_only=True):
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     skip_special_tokens: bool = True
+    truncated: int | None = None
     top_logprobs: int | None = None
     priority: int = 0
     cache_salt: str = ""
@@ -66,8 +68,10 @@ class ChatTask(Task, frozen=True, kw_only=True):
     Of ``tools`` the model is shown some and may call some. Without ``parallel`` tool calls a reply ends with the first,
     None allows several where calls are not forced. ``add_generation_prompt`` (default true) and
     ``continue_final_message`` are those of ``transformers``, ``variables`` more that the template may read.
-    ``split_reasoning`` tells reasoning apart from content. Behind the prompt ``room`` tokens have to fit. ``media`` are
-    those whose words are in ``messages``, in order, and ``sources`` what the client sent of them.
+    Reasoning has at most ``reasoning_budget`` tokens, with 0 there is none.
+    ``split_reasoning`` tells reasoning apart from content, and with ``stops_content_only`` no ``stop`` string is looked
+    for outside of that. Behind the prompt ``room`` tokens have to fit. ``media`` are those whose words are in
+    ``messages``, in order, and ``sources`` what the client sent of them.
     """
 
     messages: list[Message]
@@ -80,7 +84,9 @@ class ChatTask(Task, frozen=True, kw_only=True):
     continue_final_message: bool | str = False
     reasoning_effort: str | None = None
     enable_thinking: bool | None = None
+    reasoning_budget: int | None = None
     verbosity: str | None = None
     variables: Mapping[str, Any] = {}
     split_reasoning: bool = True
+    stops_content_only: bool = False
     room: int = 0

@@ -20,7 +20,8 @@ class Tool(Struct, frozen=True):
     """A function: ``parameters`` is the JSON schema of its arguments, ``definition`` what a chat template reads.
 
     With ``strict`` arguments follow the schema also in calls that nobody forces. ``grammar``, written in ``syntax``, is
-    what the one parameter of a function of free text follows. ``path`` is where the request has the function.
+    what the one parameter of a function of free text follows. ``path`` is where the request has the function, and
+    ``schema_name`` what it calls the schema.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Tool(Struct, frozen=True):
     grammar: str | None = None
     syntax: Literal["lark", "regex"] = "lark"
     path: str = "tools"
+    schema_name: str = "parameters"
 
     @property
     def constrained(self) -> bool:
@@ -39,7 +41,7 @@ class Tool(Struct, frozen=True):
     @property
     def followed(self) -> str:
         """The path of what its calls follow."""
-        return f"{self.path}.{'parameters' if self.grammar is None else 'format.definition'}"
+        return f"{self.path}.{self.schema_name if self.grammar is None else 'format.definition'}"
 
 
 def read_tools(tools: Sequence[Any] | None, param: str = "tools") -> tuple[Tool, ...]:
@@ -87,7 +89,7 @@ def choose_tools(tools: Sequence[Tool], choice: Any, find: Find, param: str = "t
     shown = tuple(tools)
     if choice is None or choice in ("none", "auto", "required"):
         if choice == "required" and not shown:
-            raise _nothing_to_call(param)
+            raise nothing_to_call(param)
         allowed = () if choice == "none" else shown
         return ToolChoice(allowed, allowed, choice == "required")
     if not isinstance(choice, dict):
@@ -112,14 +114,15 @@ def _allowed(options: Any, find: Find, param: str, *, nested: bool) -> tuple[tup
     found = [find(named, f"{path}.tools[{i}]") for i, named in enumerate(listed)]
     allowed = {tool.name: tool for tool in found if tool is not None}
     if not allowed:
-        raise _nothing_to_call(param)
+        raise nothing_to_call(param)
     mode = options.get("mode", "auto")
     if mode not in ("auto", "required"):
         raise InvalidRequest(f"`{path}.mode` must be auto or required", param=f"{path}.mode")
     return tuple(allowed.values()), mode == "required"
 
 
-def _nothing_to_call(param: str) -> InvalidRequest:
+def nothing_to_call(param: str) -> InvalidRequest:
+    """What is wrong with a choice at ``param`` that leaves no tool."""
     return InvalidRequest(f"`{param}` asks for calls, and no tool here can be called", param=param)
 
 

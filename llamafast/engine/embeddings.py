@@ -10,8 +10,9 @@ from llamafast._core.embedder import Embedder
 from llamafast._core.inputs import Input
 from llamafast._core.vocab import Vocab
 from llamafast.engine.adapters import AdapterGroup
+from llamafast.engine.embedding_info import EmbeddingPlan
 from llamafast.engine.step_failure import step_failure
-from llamafast.engine.types import ANYBODY, EmbeddingPlan, Tenant
+from llamafast.engine.types import ANYBODY, Tenant
 from llamafast.errors import ContextLengthExceeded, EngineFailure, InvalidRequest, LlamafastError
 
 

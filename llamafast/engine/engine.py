@@ -30,6 +30,7 @@ from llamafast.engine.cache import PrefixCache
 from llamafast.engine.disk import DiskStore
 from llamafast.engine.disk_folder import DiskFolder
 from llamafast.engine.disk_tier import TieredCache
+from llamafast.engine.embedding_info import EmbeddingPlan
 from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settled, inputs_of, settle
 from llamafast.engine.generation import Generation, token_logprobs
 from llamafast.engine.kv_transfer import KVTransfer
@@ -39,7 +40,7 @@ from llamafast.engine.pace import Pace
 from llamafast.engine.queue_limits import QueueLimits
 from llamafast.engine.scheduler import Arrival, Scheduler
 from llamafast.engine.sequence_planner import Choices, SequencePlanner
-from llamafast.engine.types import ANYBODY, EmbeddingPlan, FinishReason, Histogram, ModelInfo, Plan, Tenant, Tokenizer
+from llamafast.engine.types import ANYBODY, FinishReason, Histogram, ModelInfo, Plan, Tenant, Tokenizer
 from llamafast.engine.worker import Worker
 from llamafast.errors import (
     DoesNotEmbed,
@@ -185,6 +186,7 @@ class Engine:
         n_tokens = sum(len(prompt) for prompt in plan.prompts)
         generation = Generation(n_choices, n_tokens, self._cancel, self._limits.end, plan.n, tenant)
         generation.top_logprobs = plan.top_logprobs or 0
+        generation.stops = (*plan.stop, *plan.stop_token_ids)
         generation.media_tokens = plan.media_tokens()
         group = self._adapters.group(plan.model, plan.lora)
         generation.adapter_ids = group.ids
@@ -314,7 +316,7 @@ class Engine:
     def _deliver(self) -> None:
         """The pipe's reader: hand out what the steps since the last wake-up produced."""
         os.read(self._wake_read, 4096)
-        for tag, text, n_tokens, n_cached, finish, logprobs in self._outbox.drain():
+        for tag, text, n_tokens, n_cached, finish, logprobs, stop, ids in self._outbox.drain():
             if finish == FINISH_REFUSED:
                 self._fail([tag], InvalidRequest("the grammar became too complex to be followed"))
                 continue
@@ -322,20 +324,13 @@ class Engine:
             if live is None:
                 continue  # cancelled while the step was running
             generation, index = live
+            told = index, text, n_tokens, FINISH_REASONS[finish], n_cached
             if logprobs is None:
-                generation.push(index, text, n_tokens, FINISH_REASONS[finish], n_cached)
+                generation.push(*told, None, None, stop, ids)
                 continue
             of_prompt, entries = logprobs
             tokens = token_logprobs(entries, generation.top_logprobs)
-            generation.push(
-                index,
-                text,
-                n_tokens,
-                FINISH_REASONS[finish],
-                n_cached,
-                None if of_prompt else tokens,
-                tokens if of_prompt else None,
-            )
+            generation.push(*told, None if of_prompt else tokens, tokens if of_prompt else None, stop, ids)
 
     def _settle_from_worker(self, settled: Settled) -> None:
         self._loop.call_soon_threadsafe(settle, settled)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from array import array
 from collections.abc import Callable
 from struct import Struct
 
@@ -37,6 +38,7 @@ class Generation:
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
         self.top_logprobs = 0
+        self.stops: tuple[str | int, ...] = ()
         self.finish_reasons: set[FinishReason] = set()
         self.adapter_ids: tuple[int, ...] = ()
         self.media_tokens: dict[MediaKind, int] = {}
@@ -130,8 +132,11 @@ class Generation:
         n_cached: int = 0,
         logprobs: list[TokenLogprob] | None = None,
         prompt_logprobs: list[TokenLogprob] | None = None,
+        matched_stop: int = -1,
+        ids: bytes = b"",
     ) -> None:
-        """Engine side: something became known of choice ``index``."""
+        """Engine side: something became known of choice ``index``; ``matched_stop`` counts ``stops``, ``ids`` are the
+        int32 of its tokens."""
         if not self.completion_tokens and n_tokens:
             self._first_token = time.monotonic()
         self.completion_tokens += n_tokens
@@ -148,7 +153,12 @@ class Generation:
                 event.logprobs = (event.logprobs or []) + logprobs
             if prompt_logprobs:
                 event.prompt_logprobs = (event.prompt_logprobs or []) + prompt_logprobs
+        if ids:
+            event = self._pending[index]
+            event.token_ids = (event.token_ids or []) + array("i", ids).tolist()
         if finish_reason is not None:
+            if matched_stop >= 0:
+                self._pending[index].matched_stop = self.stops[matched_stop]
             self._unfinished -= 1
             self.finish_reasons.add(finish_reason)
             if not self._unfinished:

@@ -25,7 +25,7 @@ from llamafast.engine.pace import pace_of
 from llamafast.engine.placement import computes_bare, placement_of
 from llamafast.engine.pooling import create_embedder, embedding_params, embeds, made_to_embed
 from llamafast.engine.recommended import recommended_sampling
-from llamafast.engine.types import ModelInfo
+from llamafast.engine.types import FimTokens, ModelInfo
 from llamafast.errors import ConfigError, ModelLoadError
 
 __all__ = ["load_engine", "resolved_settings", "set_echo"]
@@ -165,6 +165,7 @@ def load_engine(
         eos_text=vocab.text(vocab.eos),
         description=model.description,
         sampling=recommended_sampling(model),
+        fim=FimTokens(*vocab.fim_tokens()),
         generates=generates,
         embedding=embedding,
         cuts_anywhere=context.n_cuttable >= context.n_ctx_seq,

@@ -12,8 +12,8 @@ from llamafast._core.embedder import Embedder
 from llamafast._core.gguf import Gguf
 from llamafast._core.model import Model
 from llamafast.config import ModelConfig
+from llamafast.engine.embedding_info import EmbeddingInfo, Pooling
 from llamafast.engine.pace import Pace
-from llamafast.engine.types import EmbeddingInfo, Pooling
 from llamafast.errors import ConfigError, ModelLoadError
 
 # enum llama_pooling_type of llama.h

@@ -100,7 +100,7 @@ class SequencePlanner:
         shared = key.encoded()
         for prompt_index, (prompt, max_tokens) in enumerate(zip(plan.prompts, limits, strict=True)):
             for k in range(plan.n):
-                if max_tokens == 0 and not plan.prompt_logprobs:
+                if max_tokens == 0 and not (plan.prompt_logprobs or plan.max_tokens == 0):
                     yield None
                     continue
                 own = sampler.reseeded(_seed(plan.sampling, prompt_index * plan.n + k))
@@ -130,6 +130,8 @@ class SequencePlanner:
                 tag=tag,
                 max_tokens=max_tokens,
                 **plan.output_options(),
+                announce=plan.announce,
+                budget=None if plan.budget is None else tuple(plan.budget),
                 stop_tokens=plan.stop_token_ids,
                 stops=stops,
                 show_control=not plan.skip_special_tokens,

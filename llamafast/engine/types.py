@@ -1,4 +1,4 @@
-"""The nouns that cross the engine's door. Imports nothing of ours but its media."""
+"""The nouns that cross the engine's door. Imports nothing of ours but those of parts of it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 from msgspec import Struct
 
 from llamafast.engine.adapter_info import AdaptersPort
+from llamafast.engine.embedding_info import EmbeddingInfo, EmbeddingPlan
 from llamafast.engine.media import MediaKind, MediaSpan
+from llamafast.engine.reasoning import ReasoningBudget
 
 FinishReason = Literal["stop", "length"]
-Pooling = Literal["none", "mean", "cls", "last", "rank"]
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True):
@@ -64,11 +65,13 @@ class Matcher(Protocol):
 
 class OutputOptions(Struct, frozen=True, kw_only=True):
     """What goes from a client's task to the core's Sequence as it stands, by the same names. ``ignore_eos`` lets
-    generation run through end-of-generation tokens; neither they nor stop tokens can come before ``min_tokens``."""
+    generation run through end-of-generation tokens; neither they nor stop tokens can come before ``min_tokens``. With
+    ``tell_tokens`` each Event has the ids of its tokens."""
 
     min_tokens: int = 0
     keep_stop: bool = False
     ignore_eos: bool = False
+    tell_tokens: bool = False
 
     def output_options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in OutputOptions.__struct_fields__}
@@ -78,15 +81,17 @@ class Plan(OutputOptions, frozen=True, kw_only=True):
     """What one request wants generated: ``n`` choices for each prompt.
 
     ``prompts`` are arrays of int32 token ids, at least one id each. ``max_tokens`` bounds the output of one choice
-    (None: as much as fits). ``stop`` strings end a choice and are not part of its text, unless ``keep_stop``. With
-    ``skip_special_tokens`` control tokens leave no text, but for those whose ids are in ``preserved_tokens``.
-    ``stop_token_ids`` end a choice too and leave no text. With ``top_logprobs`` every Event has the log probabilities
-    of its tokens, and so many alternatives; with ``prompt_logprobs`` those of the prompt come too, which is computed
-    whole for it. ``matcher`` is a grammar that the text of every choice follows. Of a tenant's requests those with a
-    lower ``priority`` run first and give way last. Only requests of one ``cache_salt``, of tenants of one salt, share
-    what they computed. ``model`` may name an adapter, ``lora`` has more of them, by id and scale. ``checkpoints`` are
-    lengths at which later prompts may part from this one (the end of the system prompt, the start of the last user
-    turn): there a state that cannot be cut is kept. ``media`` are the spans of rows in the one prompt there is then.
+    (None: as much as fits; 0: only the prompt is computed). ``stop`` strings end a choice and are not part of its text,
+    unless ``keep_stop``. With ``skip_special_tokens`` control tokens leave no text, but for those whose ids are in
+    ``preserved_tokens``. ``stop_token_ids`` end a choice too and leave no text. With ``top_logprobs`` every Event has
+    the log probabilities of its tokens, and so many alternatives; with ``prompt_logprobs`` those of the prompt come
+    too, which is computed whole for it. ``matcher`` is a grammar that the text of every choice follows. Of a tenant's
+    requests those with a lower ``priority`` run first and give way last. Only requests of one ``cache_salt``, of
+    tenants of one salt, share what they computed. ``model`` may name an adapter, ``lora`` has more of them, by id and
+    scale. ``checkpoints`` are lengths at which later prompts may part from this one (the end of the system prompt, the
+    start of the last user turn): there a state that cannot be cut is kept. ``media`` are the spans of rows in the one
+    prompt there is then. With ``announce`` an Event without text tells how much of a long prompt was cached. ``budget``
+    bounds thoughts.
     """
 
     prompts: tuple[array[int], ...]
@@ -106,6 +111,8 @@ class Plan(OutputOptions, frozen=True, kw_only=True):
     lora: tuple[tuple[int, float], ...] = ()
     checkpoints: tuple[int, ...] = ()
     media: tuple[MediaSpan, ...] = ()
+    announce: bool = False
+    budget: ReasoningBudget | None = None
 
     def media_tokens(self) -> dict[MediaKind, int]:
         """Rows of the prompt by their kind of media."""
@@ -158,7 +165,8 @@ class Event(Struct, gc=False):
     ``text`` is what became certain (never half a character, never part of a stop string), ``n_tokens`` how many
     tokens were generated since the previous Event of this choice, the end-of-generation token included. ``logprobs``
     are those of the tokens that ``text`` consists of (tokens without text have none), ``prompt_logprobs`` those of the
-    prompt from its second token on; None where nobody asked.
+    prompt from its second token on; None where nobody asked. ``matched_stop`` is the stop string or the stop token's id
+    that ended it, None where the model ended by itself. ``token_ids`` are those of its ``n_tokens`` tokens.
     """
 
     index: int
@@ -167,32 +175,20 @@ class Event(Struct, gc=False):
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
+    matched_stop: str | int | None = None
+    token_ids: list[int] | None = None
 
 
-class EmbeddingPlan(Struct, frozen=True, kw_only=True):
-    """What one request wants embedded: ``inputs`` are arrays of int32 token ids, at least one id each. ``dimensions``
-    (0: all) cuts the vectors before they are normalised; ``normalize`` is llama-server's embd_normalize: -1 not at all,
-    0 the largest absolute value to 32760, p > 0 the p-norm to 1. ``model`` and ``lora`` are a Plan's."""
+class FimTokens(NamedTuple):
+    """The tokens by which a text is filled in: what stands before and behind the gap, and where it is written; what
+    fills it up, and what announces a repository and a file. -1 where there is none."""
 
-    inputs: tuple[array[int], ...]
-    dimensions: int = 0
-    normalize: int = 2
-    model: str = ""
-    lora: tuple[tuple[int, float], ...] = ()
-
-
-class EmbeddingInfo(Struct, frozen=True, kw_only=True):
-    """What the layers above may know of a model that embeds.
-
-    ``width`` is the numbers of one vector, with the pooling ``rank`` those of one ranking: a logit, or with
-    ``softmax_rank`` the probabilities of yes and no. An input has at most ``max_tokens``. ``rerank_template`` is the
-    GGUF's prompt for a ranking, with ``{query}`` and ``{document}``."""
-
-    pooling: Pooling
-    width: int
-    max_tokens: int
-    softmax_rank: bool = False
-    rerank_template: str | None = None
+    prefix: int = -1
+    suffix: int = -1
+    middle: int = -1
+    pad: int = -1
+    repository: int = -1
+    file: int = -1
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
@@ -221,6 +217,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     control_tokens: tuple[str, ...] = ()
     cuts_anywhere: bool = True
     modalities: tuple[MediaKind, ...] = ()
+    fim: FimTokens = FimTokens()
     adapters: Collection[str] = ()
     aliases: tuple[str, ...] = ()
 
@@ -240,7 +237,7 @@ class Vocabulary(Protocol):
         """The addresses of the llama_vocab and of what stands for llama_tokenize, where there are any."""
 
     def piece(self, token: int, /) -> bytes:
-        """The bytes a token stands for, those of control tokens included."""
+        """The bytes a token stands for, those of control tokens included. Raises IndexError."""
 
     def is_control(self, token: int, /) -> bool: ...
 
@@ -263,9 +260,6 @@ class Tokenizer(Vocabulary, Protocol):
 
     def text(self, token: int) -> str:
         """The token as the vocabulary spells it, "" for an id that does not exist."""
-
-    def piece(self, token: int) -> bytes:
-        """The bytes a token stands for, those of control tokens included. Raises IndexError."""
 
 
 # Upper bounds of buckets, how many values fell into each (one more: beyond the last bound), and their sum.
@@ -322,9 +316,9 @@ class EnginePort(Protocol):
     def submit(self, plan: Plan, tenant: Tenant = ANYBODY) -> Generation:
         """Queue a Plan, better after ``prepare``. Call on the event loop.
 
-        Raises QueueFull, EngineUnavailable, ContextLengthExceeded (a prompt longer than ``info.max_seq_len``)
-        or InvalidRequest (an empty prompt, a token id out of range). The Generation raises QueueTimeout or
-        AnswerTimeout where the config bounds how long requests may wait or take.
+        Raises QueueFull, EngineUnavailable, ContextLengthExceeded (a prompt longer than ``info.max_seq_len``) or
+        InvalidRequest (an empty prompt, a token id out of range). The Generation raises QueueTimeout or AnswerTimeout
+        where the config bounds how long requests may wait or take.
         """
 
     async def embed(self, plan: EmbeddingPlan, tenant: Tenant = ANYBODY) -> list[bytes]:

@@ -33,6 +33,11 @@ _PROMPTED = (
     RESPONSES,
     "/v1/completions",
     "/v1/chat/completions",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/completion",
+    "/completions",
+    "/infill",
     f"{RESPONSES}/input_tokens",
     f"{RESPONSES}/compact",
     "/v1/embeddings",
@@ -106,6 +111,8 @@ class PoolApp:
             yield Route(path, {"POST": self._proxy.with_body, **more})
         methods = {**get(self._proxy.without_body), "POST": self._proxy.with_body}
         yield Route("/lora-adapters", methods, changes=frozenset({"POST"}))
+        for path in ("/props", "/v1/props"):
+            yield Route(path, get(self._proxy.without_body))
         for path in ADAPTERS:
             yield Route(path, {"POST": self._proxy.with_body}, "admin")
 

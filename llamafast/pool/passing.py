@@ -7,8 +7,9 @@ from urllib.parse import urlencode
 
 import httpcore2
 
-from llamafast.api.http import Exchange, error_body
-from llamafast.api.sse import EventStream, frame
+from llamafast.api.http import Exchange
+from llamafast.api.messages.errors import stream_form_of
+from llamafast.api.sse import EventStream, StreamForm, frame
 from llamafast.engine.types import ANYBODY, Tenant
 from llamafast.errors import ModelDied
 from llamafast.pool.children import Door
@@ -49,7 +50,7 @@ async def pass_on(exchange: Exchange, door: Door, body: bytes, stream: EventStre
             exchange.passed_on = True
             kind = dict(_lower(response.headers)).get(b"content-type", b"")
             if stream is not None:
-                await _pass_into(stream, response, kind)
+                await _pass_into(stream, response, kind, stream_form_of(exchange.path))
                 return response.status
             is_stream = kind.startswith(_EVENTS)
             await exchange.start(response.status, tuple(_reply_headers(response.headers)))
@@ -66,19 +67,21 @@ async def pass_on(exchange: Exchange, door: Door, body: bytes, stream: EventStre
         if is_stream:
             # what has come of an event that is cut is nobody's
             ending = b"" if last.endswith(b"\n\n") or not last else b"\n\n"
-            await exchange.write(ending + frame(error_body(error)), more=False)
+            _, told_of = exchange.error(error)
+            await exchange.write(ending + stream_form_of(exchange.path).error + frame(told_of), more=False)
         exchange.status = error.status
         return error.status
 
 
-async def _pass_into(stream: EventStream, response: httpcore2.Response, kind: bytes) -> None:
+async def _pass_into(stream: EventStream, response: httpcore2.Response, kind: bytes, form: StreamForm) -> None:
     """Pings have gone out already, and with them the status."""
     if response.status == 200 and kind.startswith(_EVENTS):
         async for piece in response.aiter_stream():
             await stream.write(piece)
         await stream.write(b"", more=False)
     else:
-        await stream.write(b"data: %b\n\n" % (await response.aread()).replace(b"\n", b" "), more=False)
+        error = b"data: %b\n\n" % (await response.aread()).replace(b"\n", b" ")
+        await stream.write(form.error + error, more=False)
 
 
 def _request_headers(exchange: Exchange, door: Door) -> Iterable[tuple[bytes, bytes]]:

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from llamafast.api.body_size import BodyLimits
 from llamafast.api.delivery import run_sized
 from llamafast.api.http import Exchange
+from llamafast.api.messages.errors import stream_form_of
 from llamafast.api.sse import EventStream
 from llamafast.errors import LlamafastError
 from llamafast.pool.asked import Asked, asked_in
@@ -81,7 +82,8 @@ class Proxy:
             if entering.done():
                 await pass_on(exchange, entering.result(), body)
                 return
-            async with EventStream(exchange, self._ping_seconds) as stream:
+            form = stream_form_of(exchange.path)
+            async with EventStream(exchange, self._ping_seconds, form=form) as stream:
                 try:
                     await pass_on(exchange, await entering, body, stream)
                 except LlamafastError as error:

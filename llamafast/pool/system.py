@@ -11,10 +11,12 @@ from llamafast import metrics
 from llamafast.api.body_size import BodyLimits
 from llamafast.api.decode import convert, parse
 from llamafast.api.http import Exchange
-from llamafast.api.system import reply_not_ready
+from llamafast.api.messages.errors import VERSION
+from llamafast.api.messages.models import Served, model_page, model_told
+from llamafast.api.system import BY_API, reply_not_ready
 from llamafast.config import PoolConfig
 from llamafast.errors import AnswerTimeout
-from llamafast.pool.catalogue import Catalogue
+from llamafast.pool.catalogue import Catalogue, Entry
 from llamafast.pool.division import disk_folder
 from llamafast.pool.exposition import merged
 from llamafast.pool.fleet import Fleet
@@ -51,10 +53,16 @@ class PoolEndpoints:
         self.draining = False
 
     async def models(self, exchange: Exchange) -> None:
-        await exchange.reply_json({"object": "list", "data": self._catalogue.entries()})
+        entries = self._catalogue.entries()
+        if VERSION in exchange.headers:
+            await exchange.reply_json(model_page([_served(entry) for entry in entries], exchange.query), headers=BY_API)
+        else:
+            await exchange.reply_json({"object": "list", "data": entries}, headers=BY_API)
 
     async def model(self, exchange: Exchange, model_id: str) -> None:
-        await exchange.reply_json(self._catalogue.entry(model_id))
+        entry = self._catalogue.entry(model_id)
+        told = model_told(_served(entry)) if VERSION in exchange.headers else entry
+        await exchange.reply_json(told, headers=BY_API)
 
     async def load(self, exchange: Exchange) -> None:
         self._fleet.load(await self._named(exchange))
@@ -129,3 +137,7 @@ class PoolEndpoints:
         loaded = [member for member in self._fleet.members.values() if member.state is State.LOADED]
         answers = await asyncio.gather(*map(one, loaded))
         return {member.name: answer for member, answer in zip(loaded, answers, strict=True) if answer is not None}
+
+
+def _served(entry: Entry) -> Served:
+    return Served(entry["id"], entry["created"], entry.get("max_model_len"))

@@ -24,6 +24,12 @@ OPEN, KEY, ADMIN = (200,) * 4, (401, 401, 200, 200), (401, 401, 403, 200)
 TABLE: dict[tuple[str, str], tuple[int, ...]] = {
     ("POST", "/v1/completions"): KEY,
     ("POST", "/v1/chat/completions"): KEY,
+    ("POST", "/v1/messages"): KEY,
+    ("POST", "/completion"): KEY,
+    ("POST", "/completions"): KEY,
+    ("POST", "/infill"): KEY,
+    **{(method, path): KEY for method in ("GET", "HEAD") for path in ("/props", "/v1/props")},
+    ("POST", "/v1/messages/count_tokens"): KEY,
     ("POST", URL): KEY,
     ("GET", URL): KEY,
     ("WS", URL): KEY,
@@ -103,9 +109,12 @@ def test_the_table_has_every_route(app: App) -> None:
 def check_refusal(response: Response, status: int) -> None:
     assert response.status == status
     if response.body:  # HEAD has none
-        error = response.error
-        assert (error["type"], error["param"]) == ("invalid_request_error", None)
-        assert "secret" not in str(error)
+        if "request-id" in response.headers:
+            kind = {401: "authentication_error", 403: "permission_error"}[status]
+            assert response.json["error"]["type"] == kind
+        else:
+            assert (response.error["type"], response.error["param"]) == ("invalid_request_error", None)
+        assert b"secret" not in response.body
     assert ("www-authenticate" in response.headers) == (status == 401)
 
 

@@ -22,6 +22,7 @@ MODEL = {
     "created": 1_700_000_000,
     "owned_by": "llamafast",
     "max_model_len": 512,
+    "context_length": 512,
     "modalities": ["text"],
     "meta": {"n_ctx_train": 4096, "n_vocab": 258},
 }

@@ -101,7 +101,7 @@ async def test_bodies_that_are_not_a_request(client: AsgiClient, body: bytes, sa
         ("include_stop_str_in_output", [1, "true"]),
         ("seed", ["1", 1.5, 2**63, -(2**63) - 1, True]),
         ("n", ["1", 0, -1, 129, 10**30, 1.5, True]),
-        ("max_tokens", ["5", -1, 1.5, True, []]),
+        ("max_tokens", ["5", -3, 1.5, True, []]),
         ("stop", [5, "", [""], [5], ["x"] * 17, {}, "x" * 1025]),
         ("stream", ["true", 1, []]),
         ("stream_options", ["x", [], {"include_usage": 1}, {"include_usage": True}]),
@@ -139,7 +139,7 @@ async def test_wrong_types_and_ranges_name_the_field(client: AsgiClient, field: 
         ({"prompt": ["a", 1]}, "prompt"),
         ({"prompt": [258]}, "prompt"),
         ({"prompt": [10**25]}, "prompt"),
-        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "max_tokens": -3}, "max_tokens"),
         ({"prompt": "a", "best_of": 0}, "best_of"),
         ({"prompt": "a", "max_tokens": 5, "min_tokens": 6}, "min_tokens"),
         ({"prompt": "a", "min_tokens": 1, "grammar": 'root ::= "a"'}, "min_tokens"),
@@ -163,7 +163,7 @@ async def test_bad_completions(client: AsgiClient, request_body: Any, param: str
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -3}, "max_tokens"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"max_completion_tokens": -1, "max_tokens": 5}, "max_completion_tokens"),
         ({"metadata": []}, "metadata"),
@@ -183,18 +183,24 @@ async def test_missing_messages(client: AsgiClient) -> None:
 
 
 EVERYWHERE = {
-    "return_token_ids": True,
     "return_tokens": True,
+    "use_beam_search": True,
+    "length_penalty": 1.5,
+    "logits_processors": ["x"],
+    "bad_words": ["x"],
+    "allowed_token_ids": [1],
+    "ebnf": "x",
+    "regex": "x",
+    "return_hidden_states": True,
     "n_probs": 3,
     "post_sampling_probs": True,
     "prompt_logprobs": 0,
-    "suffix": "x",
     "modalities": ["text", "audio"],
     "audio": {"voice": "alloy"},
     "web_search_options": {},
     "moderation": {"model": "omni-moderation-latest"},
 }
-NOT_IN_COMPLETIONS = {**EVERYWHERE, "echo": True, "best_of": 2}
+NOT_IN_COMPLETIONS = {**EVERYWHERE, "echo": True, "best_of": 2, "suffix": "x"}
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,9 @@ async def test_a_reply_field_by_field(client: AsgiClient, engine: FakeEngine) ->
         "object": "text_completion",
         "model": "org/fake-model",
         "system_fingerprint": "fp_llamafast",
-        "choices": [{"text": "Hello world", "index": 0, "finish_reason": "stop", "logprobs": None}],
+        "choices": [
+            {"text": "Hello world", "index": 0, "finish_reason": "stop", "logprobs": None, "stop_reason": None}
+        ],
         "usage": {
             "prompt_tokens": 4,
             "completion_tokens": 3,
@@ -67,7 +69,8 @@ async def test_echo(client: AsgiClient, engine: FakeEngine, prompt, texts) -> No
 async def test_echo_with_nothing_generated(client: AsgiClient, engine: FakeEngine) -> None:
     engine.script = play([Event(0, "", 0, "length")])
     body = (await client.post(PATH, {"prompt": "ab", "echo": True, "max_tokens": 0})).json
-    assert body["choices"][0] == {"text": "ab", "index": 0, "finish_reason": "length", "logprobs": None}
+    (choice,) = body["choices"]
+    assert choice == {"text": "ab", "index": 0, "finish_reason": "length", "logprobs": None, "stop_reason": None}
     assert body["usage"]["completion_tokens"] == 0
 
 
@@ -87,10 +90,47 @@ async def test_a_stream_byte_by_byte(client: AsgiClient, engine: FakeEngine) -> 
     expected = [
         head + r'{"text":"a\"\n","index":0,"finish_reason":null,"logprobs":null}]}',
         head + '{"text":"é🙂\u2028\\u0000","index":0,"finish_reason":null,"logprobs":null}]}',
-        head + '{"text":"","index":0,"finish_reason":"stop","logprobs":null}]}',
+        head + '{"text":"","index":0,"finish_reason":"stop","logprobs":null,"stop_reason":null}]}',
         "data: [DONE]",
     ]
     assert response.body.decode() == "".join(f"{frame}\n\n" for frame in expected)
+
+
+async def test_a_prompt_that_is_not_cached_has_a_salt_of_its_own(client: AsgiClient, engine: FakeEngine) -> None:
+    for cached in (True, False, False, None):
+        await client.post(PATH, {"prompt": "x", "cache_prompt": cached})
+    salts = [generation.plan.cache_salt for generation in engine.generations]
+    assert salts[0] == salts[3] == ""
+    assert len(set(salts)) == 3
+
+
+async def test_token_ids(client: AsgiClient, engine: FakeEngine) -> None:
+    engine.script = lambda plan: [
+        [Event(i, "ab", 2, token_ids=[97, 98]), Event(1 - i, "", 1, "stop", token_ids=[257])] for i in range(2)
+    ]
+    fields = {"prompt": ["x", "yz"], "return_token_ids": True}
+    choices = (await client.post(PATH, fields)).json["choices"]
+    assert [choice["prompt_token_ids"] for choice in choices] == [[256, 120], [256, 121, 122]]
+    assert [choice["token_ids"] for choice in choices] == [[97, 98, 257], [257, 97, 98]]
+    told: dict[int, list[int]] = {0: [], 1: []}
+    prompts: dict[int, list[list[int]]] = {0: [], 1: []}
+    for event in (await client.post(PATH, {**fields, "stream": True})).events:
+        (choice,) = event["choices"]
+        told[choice["index"]] += choice.get("token_ids", [])
+        prompts[choice["index"]] += [choice["prompt_token_ids"]] if "prompt_token_ids" in choice else []
+    assert told == {0: [97, 98, 257], 1: [257, 97, 98]}
+    assert prompts == {0: [[256, 120]], 1: [[256, 121, 122]]}
+    assert "token_ids" not in (await client.post(PATH, {"prompt": ["x", "y"]})).json["choices"][0]
+
+
+@pytest.mark.parametrize("stop", ["END", 7])
+async def test_which_stop_was_met(client: AsgiClient, engine: FakeEngine, stop: str | int) -> None:
+    engine.script = play([Event(0, "a", 1)], [Event(0, "", 1, "stop", matched_stop=stop)])
+    fields = {"prompt": "x", "stop": ["END"], "stop_token_ids": [7]}
+    assert (await client.post(PATH, fields)).json["choices"][0]["stop_reason"] == stop
+    *before, last = (await client.post(PATH, {**fields, "stream": True})).events
+    assert last["choices"][0]["stop_reason"] == stop
+    assert not any("stop_reason" in event["choices"][0] for event in before)
 
 
 async def test_a_stream_of_many_choices(client: AsgiClient) -> None:

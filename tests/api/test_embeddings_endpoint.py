@@ -16,7 +16,7 @@ from support.asgi_client import AsgiClient
 from support.fake_engine import BOS, EOS, INFO, FakeEngine
 
 from llamafast.api import embeddings
-from llamafast.engine.types import EmbeddingInfo
+from llamafast.engine.embedding_info import EmbeddingInfo
 from llamafast.errors import EngineFailure, QueueFull
 
 PATH = "/v1/embeddings"

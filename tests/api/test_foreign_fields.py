@@ -14,6 +14,7 @@ from support.asgi_websocket import websocket
 from support.fake_engine import FakeEngine
 
 from llamafast.api.chat.schema import ChatRequest
+from llamafast.api.messages.schema import MessagesRequest
 from llamafast.api.responses.schema import ResponsesRequest
 from llamafast.api.schema.completions import CompletionRequest
 from llamafast.api.schema.embeddings import EmbeddingsRequest
@@ -24,6 +25,7 @@ JSON_FORMAT = {"type": "json_object"}
 GOOD: dict[str, tuple[dict[str, Any], Any]] = {
     "/v1/completions": ({"prompt": "a"}, CompletionRequest),
     "/v1/chat/completions": ({"messages": MESSAGES}, ChatRequest),
+    "/v1/messages": ({"messages": MESSAGES, "max_tokens": 9}, MessagesRequest),
     "/v1/responses": ({"input": "a"}, ResponsesRequest),
     "/v1/embeddings": ({"input": "a"}, EmbeddingsRequest),
 }
@@ -47,7 +49,7 @@ OPENAI = (
 )
 
 
-@pytest.mark.parametrize("kind", [CompletionRequest, ChatRequest, ResponsesRequest])
+@pytest.mark.parametrize("kind", [CompletionRequest, ChatRequest, MessagesRequest, ResponsesRequest])
 def test_each_endpoint_knows_the_fields_of_all_others_that_say_something_of_the_text(
     kind: type[GenerationOptions],
 ) -> None:
@@ -61,9 +63,11 @@ async def test_a_field_of_another_endpoint_is_refused_with_the_one_to_send(
 ) -> None:
     body, kind = GOOD[path]
     response = await client.post(path, {**body, name: "x"})
-    assert (response.status, response.error["param"]) == (400, name)
-    assert response.error["code"] == "unsupported_parameter"
-    assert response.error["message"] == f"`{name}` is no field of this endpoint; send {kind.foreign[name]}"
+    error = response.json["error"]
+    assert (response.status, error["type"]) == (400, "invalid_request_error")
+    assert error["message"] == f"`{name}` is no field of this endpoint; send {kind.foreign[name]}"
+    if path != "/v1/messages":  # whose errors have neither
+        assert (error["param"], error["code"]) == (name, "unsupported_parameter")
     assert not engine.generations
 
 
@@ -99,7 +103,7 @@ async def test_what_to_send_is_told_before_what_is_missing(
 
 
 async def test_fields_that_no_endpoint_has_are_passed_over(client: AsgiClient) -> None:
-    for path in ("/v1/completions", "/v1/chat/completions", "/v1/responses"):
+    for path in ("/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses"):
         assert (await client.post(path, {**GOOD[path][0], "new_in_2031": {"a": [1]}})).status == 200
     assert (await client.post("/tokenize", {"prompt": "a"})).status == 200
 

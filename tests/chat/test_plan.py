@@ -196,9 +196,27 @@ def test_large_limits_are_clamped(given: int | None, meant: int | None) -> None:
     assert chat(max_completion_tokens=given).max_tokens == meant
 
 
-def test_no_output_needs_echo() -> None:
-    assert completion(max_tokens=0, echo=True).max_tokens == 0
-    assert refused(max_tokens=0).param == "max_tokens"
+def test_no_output_is_the_prompt_only_and_less_is_any_number() -> None:
+    assert completion(max_tokens=0).max_tokens == chat(n_predict=0).max_tokens == 0
+    assert completion(max_tokens=-1).max_tokens is chat(max_tokens=-1).max_tokens is None
+    assert completion(n_predict=7).max_tokens == chat(n_predict=7).max_tokens == 7
+
+
+@pytest.mark.parametrize(("n", "kept"), [(None, "abcdef"), (2, "ef"), (99, "abcdef"), (-1, "abcdef")])
+def test_a_prompt_may_be_truncated_in_front(n: int | None, kept: str) -> None:
+    (tokens,) = completion(prompt=list(b"abcdef"), truncate_prompt_tokens=n).prompts
+    assert bytes(list(tokens)).decode() == kept
+
+
+def test_a_prompt_is_truncated_to_what_fits_with_its_output() -> None:
+    prompt = [97] * (INFO.max_seq_len + 50)
+    for max_tokens, n in ((None, INFO.max_seq_len), (12, INFO.max_seq_len - 12), (10**6, 1)):
+        (tokens,) = completion(prompt=prompt, truncate_prompt_tokens=-1, max_tokens=max_tokens).prompts
+        assert len(tokens) == n
+    assert refused(prompt=prompt).code == "context_length_exceeded"
+    assert refused(prompt=[97], truncate_prompt_tokens=0).param == "prompt"
+    (tokens,) = chat(truncate_prompt_tokens=3).prompts
+    assert len(tokens) == 3
 
 
 def test_max_completion_tokens_wins() -> None:

@@ -27,7 +27,7 @@ def tell(rig, *sequences, n_top):
     while rig.runner.n_running:
         assert rig.runner.run(1) in (FINISHED, PAUSED)
         rig.tidy()
-        for tag, text, _, _, _, logprobs in rig.outbox.drain():
+        for tag, text, _, _, _, logprobs, *_ in rig.outbox.drain():
             told[tag][0] += text
             if logprobs is not None:
                 of_prompt, entries = logprobs
@@ -100,7 +100,7 @@ def test_nobody_asked(rig):
 
 
 @pytest.mark.parametrize(
-    "options", [{"top_logprobs": -2}, {"score_prompt": True}, {"max_tokens": 0, "top_logprobs": 0}]
+    "options", [{"top_logprobs": -2}, {"score_prompt": True}, {"max_tokens": -1, "top_logprobs": 0}]
 )
 def test_nonsense(rig, options):
     with pytest.raises(ValueError, match=r"logprobs|max_tokens"):

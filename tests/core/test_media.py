@@ -56,7 +56,7 @@ class MediaRig(Rig):
             self.runner.check()
             self.tidy()
         found = {}
-        for tag, _, _, _, _, logprobs in self.outbox.drain():
+        for tag, _, _, _, _, logprobs, *_ in self.outbox.drain():
             if logprobs and tag not in found:
                 pairs = np.frombuffer(logprobs[1], PAIR)[1:512]
                 row = np.full(self.vocab.n_tokens, -np.inf)

@@ -65,7 +65,7 @@ class Rig:
 
     def collect(self):
         texts = {}
-        for tag, text, n_tokens, _, finish, _ in self.outbox.drain():
+        for tag, text, n_tokens, _, finish, *_ in self.outbox.drain():
             before = texts.get(tag, ("", 0, 0))
             texts[tag] = (before[0] + text, before[1] + n_tokens, finish)
         return texts

@@ -22,8 +22,8 @@ from llamafast._core.model import Model
 from llamafast.config import MAX_LORAS, DiskCacheConfig, LoraConfig
 from llamafast.engine import disk_places
 from llamafast.engine.adapters import Adapters
+from llamafast.engine.embedding_info import EmbeddingPlan
 from llamafast.engine.load import load_engine
-from llamafast.engine.types import EmbeddingPlan
 from llamafast.errors import (
     AdapterInUse,
     AdapterNotFound,

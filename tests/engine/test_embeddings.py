@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from llamafast._core.step import NO_OUTPUT
 from llamafast.config import CacheConfig, Config, ModelConfig, ServerConfig
+from llamafast.engine.embedding_info import EmbeddingPlan
 from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest
 from llamafast.engine.load import load_engine
-from llamafast.engine.types import ANYBODY, EmbeddingPlan, Plan, SamplingParams, Tenant
+from llamafast.engine.types import ANYBODY, Plan, SamplingParams, Tenant
 from llamafast.errors import (
     ContextLengthExceeded,
     EngineFailure,

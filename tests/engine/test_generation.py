@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 
 import pytest
 
@@ -41,6 +42,24 @@ async def test_it_ends_when_every_choice_has_finished(generation, finished):
     assert finished == [generation]
     assert [len(batch) async for batch in generation] == [2]
     assert generation.finished
+
+
+async def test_which_stop_was_met_is_told_as_the_plan_has_it(generation):
+    generation.stops = ("END", 7)
+    generation.push(0, "a", 1, None)
+    generation.push(0, "", 1, "stop", matched_stop=0)
+    generation.push(1, "", 1, "stop", matched_stop=1)
+    assert await anext(generation) == [
+        Event(0, "a", 2, "stop", matched_stop="END"), Event(1, "", 1, "stop", matched_stop=7),
+    ]  # fmt: skip
+
+
+async def test_the_ids_of_tokens_are_merged_with_their_events(generation):
+    for ids in (b"", array("i", [5]).tobytes(), array("i", [6, 7]).tobytes()):
+        generation.push(0, "a", 1, None, ids=ids)
+    generation.push(1, "b", 1, "stop")
+    first, second = await anext(generation)
+    assert (first.token_ids, second.token_ids) == ([5, 6, 7], None)
 
 
 async def test_a_waiting_consumer_is_woken(generation):

@@ -13,9 +13,10 @@ from engine.test_embeddings import inputs_of
 from engine.test_engine import collect, config, plan, settled
 from llamafast.config import ServerConfig
 from llamafast.engine import queue_limits as limits_module
+from llamafast.engine.embedding_info import EmbeddingPlan
 from llamafast.engine.load import load_engine
 from llamafast.engine.queue_limits import QueueLimits
-from llamafast.engine.types import ANYBODY, EmbeddingPlan, Tenant
+from llamafast.engine.types import ANYBODY, Tenant
 from llamafast.errors import AnswerTimeout, EngineUnavailable, QueueFull, QueueTimeout
 
 

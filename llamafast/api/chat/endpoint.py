@@ -6,7 +6,7 @@ import time
 from uuid import uuid4
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from llamafast.api.chat.frames import ChatFrames, finish_on_wire
 from llamafast.api.chat.schema import (
@@ -62,11 +62,12 @@ class ChatEndpoint:
         generation = exchange.follow(engine.submit(constrained, exchange.tenant))
         replies = plan.replies()
         names = TokenNames(request, engine.tokenizer)
+        prompt_ids = constrained.prompts[0].tolist() if constrained.tell_tokens else UNSET
         try:
             reply_id, created = f"chatcmpl-{uuid4().hex}", int(time.time())
             if request.stream:
                 chunk = ChatChunk(id=reply_id, created=created, model=request.model or engine.info.id, choices=[])
-                frames = ChatFrames(chunk, replies, request, names)
+                frames = ChatFrames(chunk, replies, request, names, prompt_ids)
                 await stream(exchange, generation, frames, self._ping_seconds, request.top_logprobs or 0)
                 return
             said = await _said(generation, replies)
@@ -76,6 +77,7 @@ class ChatEndpoint:
                 model=request.model or engine.info.id,
                 choices=[],
                 usage=usage_of(generation, replies),
+                prompt_token_ids=prompt_ids,
             )
             # every token is a Delta or more to put together, with or without its log probability
             n_bytes = tokens_size(generation.completion_tokens, request.top_logprobs or 0)
@@ -102,6 +104,8 @@ class CollectedChoice(Struct):
     deltas: list[Delta] = []
     logprobs: list[TokenLogprob] = []
     finish_reason: ReplyFinish | None = None
+    matched_stop: str | int | None = None
+    token_ids: list[int] = []
 
 
 async def _said(generation: Generation, replies: list[Reply]) -> list[CollectedChoice]:
@@ -112,6 +116,8 @@ async def _said(generation: Generation, replies: list[Reply]) -> list[CollectedC
             choice.deltas += part.deltas
             choice.logprobs += part.logprobs
             choice.finish_reason = part.finish_reason or choice.finish_reason
+            choice.matched_stop = part.matched_stop
+            choice.token_ids += part.token_ids
     return said
 
 
@@ -124,21 +130,23 @@ def _collected(reply: ChatCompletion, said: list[CollectedChoice], request: Chat
         choices.append(
             ChatChoice(
                 index,
-                _message(assemble(choice.deltas), legacy),
+                _message(assemble(choice.deltas), request),
                 finish_on_wire(choice.finish_reason, legacy),
                 chat_logprobs(choice.logprobs, names) if request.logprobs else None,
+                choice.matched_stop,
+                choice.token_ids if request.return_token_ids else UNSET,
             )
         )
     reply.choices = [msgspec.Raw(encode(choice)) for choice in choices]
     return encode(reply)
 
 
-def _message(said: AssistantMessage, legacy: bool) -> ChatMessage:
+def _message(said: AssistantMessage, request: ChatRequest) -> ChatMessage:
     message = ChatMessage(said.content if said.content or not said.tool_calls else None)
-    if said.reasoning:
+    if said.reasoning and request.tells_reasoning:
         message.reasoning_content = said.reasoning
     calls = [MessageToolCall(call.id, FunctionCall(call.name, call.arguments)) for call in said.tool_calls]
-    if calls and legacy:
+    if calls and request.functions:
         message.function_call = calls[0].function
     elif calls:
         message.tool_calls = calls

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from llamafast.api.chat.schema import (
     ChatChunk,
@@ -25,17 +25,27 @@ from llamafast.engine.types import Event, Generation
 
 
 class ChatFrames:
-    """The frames of one request (``api.sse.Frames``); ``chunk`` is what all its chunks have in common.
+    """The frames of one request (``api.sse.Frames``); ``chunk`` is what all its chunks have in common, ``prompt_ids``
+    are for the first.
 
     Text and arguments, which come with every token, are filled into frames that were encoded once.
     """
 
-    def __init__(self, chunk: ChatChunk, replies: list[Reply], request: ChatRequest, names: TokenNames) -> None:
+    def __init__(
+        self,
+        chunk: ChatChunk,
+        replies: list[Reply],
+        request: ChatRequest,
+        names: TokenNames,
+        prompt_ids: list[int] | UnsetType = UNSET,
+    ) -> None:
         self._wants_usage = request.wants_usage
         self._chunk_without_choices = msgspec.structs.replace(chunk, usage=None if self._wants_usage else UNSET)
         self._replies = replies
+        self._prompt_ids = prompt_ids
         self._names = names
         self._legacy = bool(request.functions)
+        self._tells_reasoning = request.tells_reasoning
         self._may_call = bool(request.tools or request.functions)
         self._content = self._pieces(ChatDelta(content=HOLE))
         self._reasoning = self._pieces(ChatDelta(reasoning_content=HOLE))
@@ -45,17 +55,23 @@ class ChatFrames:
 
     def opening(self) -> Iterator[bytes]:
         role = ChatDelta(role="assistant", content=None if self._may_call else "", refusal=None)
-        yield b"".join(self._frame(index, role) for index in range(len(self._replies)))
+        first, *others = (self._chunk(ChatChunkChoice(index, role)) for index in range(len(self._replies)))
+        first.prompt_token_ids = self._prompt_ids
+        yield b"".join(map(frame, (first, *others)))
 
     def event(self, event: Event) -> bytes:
-        index, deltas, finish_reason, token_logprobs = self._replies[event.index].read(event)
+        index, deltas, finish_reason, token_logprobs, matched_stop, _ = self._replies[event.index].read(event)
         frames = [self._delta(index, delta) for delta in deltas]
         if token_logprobs:
             # they come before the text they belong to, which may be held back still
             logprobs = chat_logprobs(token_logprobs, self._names)
             frames.insert(0, frame(self._chunk(ChatChunkChoice(index, ChatDelta(), logprobs=logprobs))))
+        if event.token_ids is not None:
+            ids = ChatChunkChoice(index, ChatDelta(), token_ids=event.token_ids)
+            frames.insert(0, frame(self._chunk(ids)))
         if finish_reason is not None:
-            frames.append(self._frame(index, ChatDelta(), finish_on_wire(finish_reason, self._legacy)))
+            finish = finish_on_wire(finish_reason, self._legacy)
+            frames.append(frame(self._chunk(ChatChunkChoice(index, ChatDelta(), finish, stop_reason=matched_stop))))
         return b"".join(frames)
 
     def closing(self, generation: Generation) -> bytes:
@@ -68,7 +84,7 @@ class ChatFrames:
             case ContentDelta(text):
                 before, between, after = self._content
                 return b"%b%d%b%b%b" % (before, index, between, encode(text), after)
-            case ReasoningDelta(text):
+            case ReasoningDelta(text) if self._tells_reasoning:
                 before, between, after = self._reasoning
                 return b"%b%d%b%b%b" % (before, index, between, encode(text), after)
             case ToolCallArguments(call, text):
@@ -83,8 +99,8 @@ class ChatFrames:
                 return self._frame(index, ChatDelta(tool_calls=[ToolCallDelta(call, id, "function", function)]))
         return b""
 
-    def _frame(self, index: int, delta: ChatDelta, finish_reason: ChatFinish | None = None) -> bytes:
-        return frame(self._chunk(ChatChunkChoice(index, delta, finish_reason)))
+    def _frame(self, index: int, delta: ChatDelta) -> bytes:
+        return frame(self._chunk(ChatChunkChoice(index, delta)))
 
     def _pieces(self, delta: ChatDelta) -> list[bytes]:
         return frame_pieces(self._chunk(ChatChunkChoice(HOLE, delta)))

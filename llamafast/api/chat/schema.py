@@ -10,9 +10,13 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from llamafast.api.schema.fragments import (
     MAX_TOP_LOGPROBS,
     SYSTEM_FINGERPRINT,
+    OutputTokens,
     PlatformOptions,
+    ReasoningTokens,
+    StopReason,
     StreamedIndex,
     StreamedText,
+    TruncatedTokens,
     Usage,
 )
 from llamafast.chat.request import ChatTask
@@ -20,11 +24,23 @@ from llamafast.chat.tools import ToolChoice, choose_tools, function_named, read_
 from llamafast.engine.media import MediaSource, Medium
 from llamafast.errors import InvalidRequest
 
+_BUDGETS = ("thinking_token_budget", "reasoning_budget", "reasoning_budget_tokens", "thinking_budget_tokens")
+
 ChatFinish = Literal["stop", "length", "tool_calls", "function_call"]
 
 
+class ReasoningControls(Struct):
+    """OpenRouter's: what else is said in `reasoning_effort`, `enable_thinking`, a budget and `include_reasoning`."""
+
+    effort: str | None = None
+    max_tokens: ReasoningTokens | None = None
+    enabled: bool | None = None
+    exclude: bool | None = None
+
+
 class ChatRequest(PlatformOptions, kw_only=True):
-    """Messages stay plain objects: the template may read fields that OpenAI does not name.
+    """Messages stay plain objects: the template may read fields that OpenAI does not name. A budget of reasoning has
+    vLLM's name, or one of llama-server's.
 
     The fields from ``store`` on are checked for their type and have no effect here.
     """
@@ -35,12 +51,13 @@ class ChatRequest(PlatformOptions, kw_only=True):
         **dict.fromkeys(("truncation", "context_management"), "`messages` that fit"),
         "max_output_tokens": "`max_completion_tokens`",
         "text": "`response_format` and `verbosity`",
-        "reasoning": "`reasoning_effort`",
         "include": "`logprobs`",
     }
 
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: OutputTokens | None = None
+    n_predict: OutputTokens | None = None
+    truncate_prompt_tokens: TruncatedTokens | None = None
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
@@ -49,6 +66,12 @@ class ChatRequest(PlatformOptions, kw_only=True):
     enable_thinking: bool | None = None
     reasoning_effort: str | None = None
     reasoning_format: Literal["none", "auto", "deepseek"] | None = None
+    reasoning: ReasoningControls | None = None
+    include_reasoning: bool | None = None
+    thinking_token_budget: ReasoningTokens | None = None
+    reasoning_budget: ReasoningTokens | None = None
+    reasoning_budget_tokens: ReasoningTokens | None = None
+    thinking_budget_tokens: ReasoningTokens | None = None
     verbosity: str | None = None
     tools: list[Any] | None = None
     functions: list[Any] | None = None
@@ -69,28 +92,41 @@ class ChatRequest(PlatformOptions, kw_only=True):
         Raises InvalidRequest or UnsupportedParameter for tools that are none.
         """
         names = {"tools": "functions"} if self.functions else {}
+        controls = self.reasoning or ReasoningControls()
         max_tokens = self.max_tokens
-        if self.max_completion_tokens is not None:
-            max_tokens, names["max_tokens"] = self.max_completion_tokens, "max_completion_tokens"
+        for name in ("n_predict", "max_completion_tokens"):
+            if (given := getattr(self, name)) is not None:
+                max_tokens, names["max_tokens"] = given, name
         return ChatTask(
             **self.task_fields(),
             names=names,
             messages=self.messages,
             media=media,
             sources=sources,
-            max_tokens=max_tokens,
+            max_tokens=None if max_tokens is None or max_tokens < 0 else max_tokens,
+            truncated=self.truncate_prompt_tokens,
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             tools=self._tool_choice(),
             parallel=False if self.functions else self.parallel_tool_calls,
             documents=self.documents,
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=self.continue_final_message or False,
-            reasoning_effort=self.reasoning_effort,
-            enable_thinking=self.enable_thinking,
+            reasoning_effort=self.reasoning_effort or controls.effort,
+            enable_thinking=controls.enabled if self.enable_thinking is None else self.enable_thinking,
+            reasoning_budget=self._reasoning_budget(controls),
             verbosity=self.verbosity,
             variables=self.chat_template_kwargs or {},
             split_reasoning=self.reasoning_format != "none",
         )
+
+    @property
+    def tells_reasoning(self) -> bool:
+        return self.include_reasoning is not False and not (self.reasoning and self.reasoning.exclude)
+
+    def _reasoning_budget(self, controls: ReasoningControls) -> int | None:
+        """The smallest of those that are said."""
+        said = [getattr(self, name) for name in _BUDGETS] + [controls.max_tokens]
+        return min((n for n in said if n is not None and n >= 0), default=None)
 
     def _tool_choice(self) -> ToolChoice:
         if self.functions and self.tools:
@@ -146,6 +182,8 @@ class ChatChoice(Struct):
     message: ChatMessage
     finish_reason: ChatFinish | None
     logprobs: ChoiceLogprobs | None = None
+    stop_reason: StopReason | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletion(Struct, kw_only=True):
@@ -157,6 +195,7 @@ class ChatCompletion(Struct, kw_only=True):
     system_fingerprint: str = SYSTEM_FINGERPRINT
     choices: list[ChatChoice] | list[Raw]
     usage: Usage
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class FunctionDelta(Struct):
@@ -191,6 +230,8 @@ class ChatChunkChoice(Struct):
     delta: ChatDelta
     finish_reason: ChatFinish | None = None
     logprobs: ChoiceLogprobs | None = None
+    stop_reason: StopReason | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatChunk(Struct, kw_only=True):
@@ -204,3 +245,4 @@ class ChatChunk(Struct, kw_only=True):
     system_fingerprint: str = SYSTEM_FINGERPRINT
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET

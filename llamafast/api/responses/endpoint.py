@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from urllib.parse import quote
 from uuid import uuid4
 
 import msgspec
 
 from llamafast.api.decode import decode_request
 from llamafast.api.delivery import run_sized
-from llamafast.api.http import JSON_TYPE, Exchange, Headers
-from llamafast.api.responses.compaction import sealed
+from llamafast.api.hidden_tools import ignored
+from llamafast.api.http import JSON_TYPE, Exchange
 from llamafast.api.responses.events import Event
 from llamafast.api.responses.items import in_request
 from llamafast.api.responses.plan import PlannedResponse
@@ -23,12 +22,12 @@ from llamafast.api.responses.schema import (
     Response,
     ResponsesRequest,
 )
+from llamafast.api.sealed import sealed
 from llamafast.api.sse import EventStream, encode
 from llamafast.engine.types import ModelInfo
 from llamafast.errors import EngineFailure, InvalidRequest
 
 _DECODER = msgspec.json.Decoder(ResponsesRequest)
-_NAMED_KINDS, _NAMED_CHARS = 16, 64
 
 
 class ResponsesEndpoint:
@@ -44,7 +43,7 @@ class ResponsesEndpoint:
             if request.stream:
                 if generation.media_tokens:
                     await generation.begin(self._ping_seconds)
-                async with EventStream(exchange, self._ping_seconds, _ignored(planned)) as stream:
+                async with EventStream(exchange, self._ping_seconds, ignored(planned.hidden)) as stream:
                     async for events in self._responder.stream(planned, generation):
                         size = planned.writer.telling_size(events)
                         await stream.write(await run_sized(size, _frames, events))
@@ -53,7 +52,7 @@ class ResponsesEndpoint:
             async for _ in self._responder.events(planned, generation):
                 pass
             reply = await run_sized(planned.writer.n_bytes, encode, planned.response)
-            await exchange.reply(200, reply, JSON_TYPE, _ignored(planned))
+            await exchange.reply(200, reply, JSON_TYPE, ignored(planned.hidden))
         finally:
             generation.cancel()
 
@@ -79,7 +78,7 @@ class ResponsesEndpoint:
         """How many tokens the prompt of such a request has."""
         _, planned = await self._prepare(exchange, body)
         tokens = InputTokens(sum(map(len, planned.plan.plan.prompts)))
-        await exchange.reply_json(tokens, headers=_ignored(planned))
+        await exchange.reply_json(tokens, headers=ignored(planned.hidden))
 
     async def _prepare(self, exchange: Exchange, body: bytes) -> tuple[ResponsesRequest, PlannedResponse]:
         request = await run_sized(len(body), decode_request, _DECODER, body, self._info, detach=in_request)
@@ -93,13 +92,6 @@ def _compacted(response: Response) -> CompactedResponse:
         raise EngineFailure("the model wrote no summary")
     item = CompactionItem(id=f"cmp_{uuid4().hex}", encrypted_content=sealed(summary))
     return CompactedResponse(id=response.id, created_at=response.created_at, output=[item], usage=response.usage)
-
-
-def _ignored(planned: PlannedResponse) -> Headers:
-    """The header that tells which kinds of tools the model is not shown. Clients choose the kinds: what a header cannot
-    hold is percent-encoded, and of very many or long ones only the first are told."""
-    told = [f"tools.{quote(kind, safe='')[:_NAMED_CHARS]}" for kind in sorted(planned.hidden)[:_NAMED_KINDS]]
-    return ((b"x-llamafast-ignored", ", ".join(told).encode()),) if told else ()
 
 
 def _frames(events: Sequence[Event]) -> bytes:

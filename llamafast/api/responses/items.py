@@ -7,7 +7,7 @@ from typing import Any
 
 from llamafast.api.media_texts import Change, in_content, in_field, in_medium
 from llamafast.api.responses.client_tools import CLIENT_TOOLS, arguments_of
-from llamafast.api.responses.compaction import opened
+from llamafast.api.responses.compaction import summary_of
 from llamafast.api.responses.tools import chat_name, custom_arguments
 from llamafast.chat.json_text import json_text
 from llamafast.chat.prompt.media import MediaParts, refusal
@@ -189,7 +189,7 @@ class _Messages:
 
     def _compaction(self, item: Item) -> None:
         """Another server's says nothing here."""
-        summary = opened(item.get("encrypted_content"))
+        summary = summary_of(item.get("encrypted_content"))
         if summary is not None:
             self.instruct(summary)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from llamafast.api.hidden_tools import warn_of_hidden
 from llamafast.api.logprobs import TokenNames
 from llamafast.api.media_texts import encode_whole, owned
 from llamafast.api.responses.items import Item, in_item, messages_of
@@ -27,8 +26,6 @@ from llamafast.chat.request import ChatTask, Message
 from llamafast.engine.media import MediaSource, Medium
 from llamafast.engine.types import ANYBODY, EnginePort, OutputOptions, Tenant
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
-
-log = logging.getLogger(__name__)
 
 # The fields of a response's request by the names they have in chat completions.
 _NAMES = {
@@ -84,7 +81,7 @@ class ResponsePlanner:
         items = [*before.items, *given]
         tools = ToolTable(request.tools or (), items, len(before.items))
         for kind in tools.hidden:
-            _warn_of_hidden(kind)
+            warn_of_hidden(kind)
         media = self._chat.media_parts(self._engine.info.modalities)
         messages = messages_of(items, request.instructions, len(before.items), media)
         if not messages:
@@ -149,6 +146,7 @@ class ResponsePlanner:
             parallel=request.parallel_tool_calls,
             add_generation_prompt=not prefill,
             reasoning_effort=request.reasoning.effort if request.reasoning else None,
+            reasoning_budget=_reasoning_budget(request),
             verbosity=text.verbosity,
             variables=request.chat_template_kwargs or {},
             room=room,
@@ -211,10 +209,9 @@ def _with_strict(tool: dict[str, Any]) -> dict[str, Any]:
     return {**tool, "strict": tool.get("strict") is True} if tool["type"] == "function" else tool
 
 
-@lru_cache(128)
-def _warn_of_hidden(kind: str) -> None:
-    """Once: clients send the same tools with every request."""
-    log.warning("tools of type %r do not run here: the model is not shown them", kind)
+def _reasoning_budget(request: ResponsesRequest) -> int | None:
+    n_tokens = request.reasoning and request.reasoning.max_tokens
+    return n_tokens if isinstance(n_tokens, int) and n_tokens >= 0 else None
 
 
 def _response_format(form: dict[str, Any]) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from msgspec import Meta, Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from llamafast.api.schema.fragments import MAX_TOP_LOGPROBS, PlatformOptions, Usage
+from llamafast.api.schema.fragments import MAX_TOP_LOGPROBS, PlatformOptions, ReasoningTokens, Usage
 from llamafast.errors import LlamafastError, QueueFull
 
 Status = Literal["completed", "failed", "in_progress", "cancelled", "queued", "incomplete"]
@@ -14,9 +14,11 @@ Metadata = Annotated[dict[str, str], Meta(max_length=16)]
 
 
 class ReasoningOptions(Struct):
-    """``effort`` goes to the chat template. Who asks for a ``summary`` gets the reasoning itself in its place too."""
+    """``effort`` goes to the chat template, ``max_tokens`` bounds the reasoning, as OpenRouter has it. Who asks for a
+    ``summary`` gets the reasoning itself in its place too."""
 
     effort: str | None = None
+    max_tokens: ReasoningTokens | UnsetType | None = UNSET
     summary: Literal["auto", "concise", "detailed"] | None = None
 
 
@@ -34,6 +36,7 @@ class ResponsesRequest(PlatformOptions, kw_only=True):
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
         **PlatformOptions.unserved,
+        "return_token_ids": (False,),
         "n": (1,),
         "background": (False,),
         "background_options": (),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
@@ -10,19 +10,25 @@ from llamafast.api.schema.fragments import (
     MAX_TOP_LOGPROBS,
     SYSTEM_FINGERPRINT,
     GenerationOptions,
+    OutputTokens,
+    StopReason,
     StreamedIndex,
     StreamedText,
+    TruncatedTokens,
     Usage,
 )
+from llamafast.chat.infill import InfillTask
 from llamafast.chat.request import CompletionTask
 from llamafast.engine.types import FinishReason
+from llamafast.errors import InvalidRequest
 
 DEFAULT_MAX_TOKENS = 16
 _TO_CHAT = "the request to /v1/chat/completions"
 
 
 class CompletionRequest(GenerationOptions, kw_only=True):
-    """A prompt is a string, token ids, a list of strings or a list of lists of token ids."""
+    """A prompt is a string, token ids, a list of strings or a list of lists of token ids. ``n_predict`` is
+    llama-server's name for ``max_tokens``."""
 
     foreign: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("messages", "tools", "functions", "reasoning", "reasoning_effort", "verbosity"), _TO_CHAT),
@@ -35,17 +41,43 @@ class CompletionRequest(GenerationOptions, kw_only=True):
         "include": "`logprobs`",
     }
 
+    unserved: ClassVar[dict[str, tuple[object, ...]]] = {
+        name: idle for name, idle in GenerationOptions.unserved.items() if name != "suffix"
+    }
+
     prompt: str | list[str | int | list[int]]
-    max_tokens: Annotated[int, Meta(ge=0)] | None = DEFAULT_MAX_TOKENS
+    max_tokens: OutputTokens | None = DEFAULT_MAX_TOKENS
+    n_predict: OutputTokens | None = None
+    truncate_prompt_tokens: TruncatedTokens | None = None
     echo: bool | None = None
     best_of: Annotated[int, Meta(ge=1)] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
+    def infill(self) -> InfillTask | None:
+        """What is wanted where there is a ``suffix``. Raises InvalidRequest where that does not go with the rest."""
+        if not self.suffix:
+            return None
+        if not isinstance(self.prompt, str):
+            raise InvalidRequest("`suffix` goes with one `prompt`, a string", param="suffix")
+        for name, idle in (("echo", False), ("best_of", self.n or 1), ("truncate_prompt_tokens", None)):
+            if getattr(self, name) not in (None, idle):
+                raise InvalidRequest(f"`suffix` does not go with `{name}`", param="suffix")
+        fields = self._limited()
+        names = {**fields.pop("names"), "prefix": "prompt"}
+        return InfillTask(**fields, names=names, prefix=self.prompt, suffix=self.suffix, top_logprobs=self.logprobs)
+
+    def _limited(self) -> dict[str, Any]:
+        max_tokens, names = self.max_tokens, {}
+        if self.n_predict is not None:
+            max_tokens, names["max_tokens"] = self.n_predict, "n_predict"
+        limit = None if max_tokens is None or max_tokens < 0 else max_tokens
+        return {**self.task_fields(), "names": names, "max_tokens": limit}
+
     def task(self) -> CompletionTask:
         return CompletionTask(
-            **self.task_fields(),
+            **self._limited(),
             prompt=self.prompt,
-            max_tokens=self.max_tokens,
+            truncated=self.truncate_prompt_tokens,
             best_of=self.best_of,
             echo=bool(self.echo),
             top_logprobs=self.logprobs,
@@ -74,6 +106,9 @@ class CompletionChoice(Struct):
     index: StreamedIndex
     finish_reason: FinishReason | None = None
     logprobs: Logprobs | None = None
+    stop_reason: StopReason | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class Completion(Struct, kw_only=True):

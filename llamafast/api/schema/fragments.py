@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
+from uuid import uuid4
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
@@ -18,9 +19,12 @@ MAX_TOP_LOGPROBS = 20
 SYSTEM_FINGERPRINT = "fp_llamafast"
 # What to send in place of fields that are refused.
 INSTEAD = {
-    "return_token_ids": "`logprobs` with `return_tokens_as_token_ids`",
-    "return_tokens": "`logprobs` with `return_tokens_as_token_ids`",
+    "return_tokens": "`return_token_ids`",
     "n_probs": "`logprobs`",
+    "bad_words": "`logit_bias`",
+    "allowed_token_ids": "`logit_bias`, or a grammar",
+    "ebnf": "`grammar`",
+    "regex": "`guided_regex`",
     "prompt_logprobs": "`echo` with `logprobs` in /v1/completions",
     "context_management": "`truncation`, or the conversation to /v1/responses/compact",
 }
@@ -55,7 +59,7 @@ _STAGE_NAMES = {
     "temp": "temperature",
 }
 # What fields of OutputOptions are called by clients, where that is not their own name.
-_OUTPUT_NAMES = {"keep_stop": "include_stop_str_in_output"}
+_OUTPUT_NAMES = {"keep_stop": "include_stop_str_in_output", "tell_tokens": "return_token_ids"}
 # The fields of a request that constrain its text.
 CONSTRAINTS = (
     "response_format",
@@ -72,6 +76,16 @@ CONSTRAINTS = (
 # In a streamed chunk, text and index may be holes that ``api.sse.frame_pieces`` cuts out of the encoded chunk.
 StreamedText = str | Raw
 StreamedIndex = int | Raw
+# vLLM's: the stop string or the stop token's id that ended a choice, null where none did; absent before its end.
+StopReason = str | int
+
+
+# How many tokens there may be: below 0 any number, with 0 only the prompt is computed.
+OutputTokens = Annotated[int, Meta(ge=-2)]
+# Of a prompt the last tokens; -1: as many as fit.
+TruncatedTokens = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+# How many tokens of reasoning there may be; -1: any number.
+ReasoningTokens = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 
 
 class StreamOptions(Struct):
@@ -148,12 +162,20 @@ class GenerationOptions(SamplingOptions, kw_only=True):
 
     ``unserved`` names the declared fields that this server refuses, each with the values that ask for nothing
     (null asks for nothing everywhere). ``foreign`` names fields of other endpoints of OpenAI's that would change an
-    answer, each with what to send here.
+    answer, each with what to send here. Without ``cache_prompt``, as llama-server has it, nothing is reused and nobody
+    finds what was computed.
     """
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
-        "return_token_ids": (False,),
         "return_tokens": (False,),
+        "use_beam_search": (False,),
+        "length_penalty": (1,),
+        "logits_processors": ([],),
+        "bad_words": ([],),
+        "allowed_token_ids": ([],),
+        "ebnf": ("",),
+        "regex": ("",),
+        "return_hidden_states": (False,),
         "n_probs": (0,),
         "post_sampling_probs": (False,),
         "prompt_logprobs": (),
@@ -174,6 +196,7 @@ class GenerationOptions(SamplingOptions, kw_only=True):
     include_stop_str_in_output: bool | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: CacheSalt | None = None
+    cache_prompt: bool | None = None
     skip_special_tokens: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     stream: bool | None = None
@@ -192,6 +215,14 @@ class GenerationOptions(SamplingOptions, kw_only=True):
 
     return_token_ids: bool | None = None
     return_tokens: bool | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    logits_processors: list[Any] | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
+    ebnf: str | None = None
+    regex: str | None = None
+    return_hidden_states: bool | None = None
     n_probs: int | None = None
     post_sampling_probs: bool | None = None
     prompt_logprobs: int | None = None
@@ -220,7 +251,7 @@ class GenerationOptions(SamplingOptions, kw_only=True):
             "stop_token_ids": self.stop_token_ids or (),
             "skip_special_tokens": self.skip_special_tokens is not False,
             "priority": self.priority or 0,
-            "cache_salt": self.cache_salt or "",
+            "cache_salt": uuid4().hex if self.cache_prompt is False else self.cache_salt or "",
             "model": self.model or "",
             "lora": pairs_of(self.lora),
         }

@@ -8,15 +8,16 @@ from msgspec import UNSET, Struct, UnsetType
 
 
 class Model(Struct, kw_only=True):
-    """``max_model_len`` (tokens of one sequence) and ``meta`` are extensions that vLLM and llama-server share,
-    ``aliases`` one of llama-server's, ``modalities`` one of ours: what its prompts are made of. ``parent`` is what vLLM
-    calls the model of an adapter."""
+    """``max_model_len`` (tokens of one sequence; some clients look for ``context_length``) and ``meta`` are extensions
+    that vLLM and llama-server share, ``aliases`` one of llama-server's, ``modalities`` one of ours: what its prompts
+    are made of. ``parent`` is what vLLM calls the model of an adapter."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["llamafast"] = "llamafast"
     max_model_len: int
+    context_length: int
     parent: str | UnsetType | None = UNSET
     aliases: list[str] | UnsetType = UNSET
     modalities: list[str]

@@ -24,7 +24,7 @@ from llamafast.chat.grammar.requested import (
 )
 from llamafast.chat.grammar.schema import readable
 from llamafast.chat.reply.dialects.forms import Dialect
-from llamafast.chat.request import ChatTask, CompletionTask
+from llamafast.chat.request import ChatTask, Task
 from llamafast.chat.tools import Tool
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
@@ -107,7 +107,7 @@ def asked_of_chat(task: ChatTask, letters: Letters, begun: str) -> Ask | None:
     return Asked(fields, letters, bare, forced, bool(task.parallel), begun, names).ask()
 
 
-def asked_of_completion(task: CompletionTask) -> Ask | None:
+def asked_of_completion(task: Task) -> Ask | None:
     """None where the text may be any. Raises InvalidRequest."""
     fields = constraint_fields(task.constraints)
     return Asked(fields).ask() if fields else None

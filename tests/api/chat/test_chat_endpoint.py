@@ -8,9 +8,10 @@ import pytest
 from msgspec.structs import replace
 from support.apps import make_app
 from support.asgi_client import AsgiClient
-from support.fake_engine import INFO, FakeEngine, say
+from support.fake_engine import INFO, FakeEngine, play, say
 from support.where_it_runs import beside_the_loop
 
+from llamafast.engine.types import Event
 from llamafast.errors import ConfigError
 
 PATH = "/v1/chat/completions"
@@ -28,7 +29,8 @@ async def test_a_reply_field_by_field(client: AsgiClient) -> None:
         "service_tier": "default",
         "system_fingerprint": "fp_llamafast",
         "choices": [
-            {"index": index, "message": message, "finish_reason": "stop", "logprobs": None} for index in range(2)
+            {"index": index, "message": message, "finish_reason": "stop", "logprobs": None, "stop_reason": None}
+            for index in range(2)
         ],
         "usage": {
             "prompt_tokens": 21,
@@ -59,11 +61,37 @@ async def test_a_stream_byte_by_byte(client: AsgiClient, engine: FakeEngine) -> 
         head + '{"index":0,"delta":{"role":"assistant","content":"","refusal":null},' + rest,
         head + '{"index":0,"delta":{"content":"né"},' + rest,
         head + r'{"index":0,"delta":{"content":"\\"},' + rest,
-        head + '{"index":0,"delta":{},"finish_reason":"stop","logprobs":null}],"usage":null}',
+        head + '{"index":0,"delta":{},"finish_reason":"stop","logprobs":null,"stop_reason":null}],"usage":null}',
         head + "]," + usage + "}",
         "data: [DONE]",
     ]
     assert response.body.decode() == "".join(f"{frame}\n\n" for frame in expected)
+
+
+async def test_token_ids(client: AsgiClient, engine: FakeEngine) -> None:
+    engine.script = play([Event(0, "ab", 2, token_ids=[97, 98])], [Event(0, "", 1, "stop", token_ids=[257])])
+    body = (await client.post(PATH, {"messages": MESSAGES, "return_token_ids": True})).json
+    assert body["choices"][0]["token_ids"] == [97, 98, 257]
+    assert body["prompt_token_ids"] == engine.plan.prompts[0].tolist()
+    first, *rest = (await client.post(PATH, {"messages": MESSAGES, "return_token_ids": True, "stream": True})).events
+    assert first["prompt_token_ids"] == body["prompt_token_ids"]
+    assert [event["choices"][0]["token_ids"] for event in rest if "token_ids" in event["choices"][0]] == [
+        [97, 98],
+        [257],
+    ]
+    plain = (await client.post(PATH, {"messages": MESSAGES})).json
+    assert "prompt_token_ids" not in plain
+    assert "token_ids" not in plain["choices"][0]
+
+
+@pytest.mark.parametrize("stop", ["END", 7])
+async def test_which_stop_was_met(client: AsgiClient, engine: FakeEngine, stop: str | int) -> None:
+    engine.script = play([Event(0, "a", 1)], [Event(0, "", 1, "stop", matched_stop=stop)])
+    fields = {"messages": MESSAGES, "stop": ["END"], "stop_token_ids": [7]}
+    assert (await client.post(PATH, fields)).json["choices"][0]["stop_reason"] == stop
+    *before, last = (await client.post(PATH, {**fields, "stream": True})).events
+    assert last["choices"][0]["stop_reason"] == stop
+    assert not any("stop_reason" in event["choices"][0] for event in before)
 
 
 async def test_every_choice_gets_its_role_first_in_one_write(client: AsgiClient) -> None:

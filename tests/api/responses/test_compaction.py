@@ -9,7 +9,8 @@ from openai.types.responses import CompactedResponse
 from support.asgi_client import AsgiClient
 from support.fake_engine import INFO, FakeEngine, say
 
-from llamafast.api.responses.compaction import opened, sealed
+from llamafast.api.responses.compaction import summary_of
+from llamafast.api.sealed import sealed
 
 URL = "/v1/responses"
 COMPACT = f"{URL}/compact"
@@ -77,6 +78,6 @@ async def test_a_model_that_says_nothing(client: AsgiClient, engine: FakeEngine)
 
 
 def test_only_items_of_this_server_are_opened() -> None:
-    assert (opened(sealed("é")) or "").endswith("\né")
+    assert (summary_of(sealed("é")) or "").endswith("\né")
     for foreign in (None, 1, "gAAAAB", "llamafast:é", "llamafast:/w=="):
-        assert opened(foreign) is None
+        assert summary_of(foreign) is None

@@ -61,7 +61,7 @@ def test_the_finish_reason_of_a_reply_with_calls(engine: str, wire: str) -> None
 
 def test_what_was_held_back_comes_with_the_end() -> None:
     reply = Reply(Recorded([ContentDelta("a")], rest=[ContentDelta("b")]))
-    assert reply.read(Event(3, "ab", 1, "stop")) == (3, [ContentDelta("a"), ContentDelta("b")], "stop", ())
+    assert reply.read(Event(3, "ab", 1, "stop")) == (3, [ContentDelta("a"), ContentDelta("b")], "stop", (), None, ())
 
 
 def test_without_parallel_calls_the_first_one_is_the_last() -> None:
@@ -70,7 +70,7 @@ def test_without_parallel_calls_the_first_one_is_the_last() -> None:
     )
     assert reply.read(Event(0, "x", 1)).deltas == [ContentDelta("a"), *CALL]
     assert reply.read(Event(0, "x", 1)).deltas == []
-    assert reply.read(Event(0, "x", 1, "stop")) == (0, [], "tool_calls", ())
+    assert reply.read(Event(0, "x", 1, "stop")) == (0, [], "tool_calls", (), None, ())
 
 
 def test_reasoning_tokens_include_the_opening_mark() -> None:

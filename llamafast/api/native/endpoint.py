@@ -1,0 +1,248 @@
+"""POST /completion and /infill, from the body to the reply, and GET /props."""
+
+from __future__ import annotations
+
+import logging
+import time
+from array import array
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, structs
+
+from llamafast.api.decode import decode_request
+from llamafast.api.delivery import internal_error, run_sized
+from llamafast.api.grammars import Grammars
+from llamafast.api.http import JSON_TYPE, Exchange, Headers
+from llamafast.api.native.schema import (
+    Answer,
+    CompletionBody,
+    GenerationSettings,
+    InfillBody,
+    NativeOptions,
+    Piece,
+    Props,
+    StopType,
+    Timings,
+    TokenProbability,
+)
+from llamafast.api.sse import EventStream, StreamForm, encode, frame
+from llamafast.chat.grammar.asked import Ask
+from llamafast.chat.plan import plan_completion, plan_infill
+from llamafast.chat.request import CompletionTask
+from llamafast.engine.types import EnginePort, Event, Generation, Plan, Tokenizer, TokenLogprob
+from llamafast.errors import InvalidRequest, LlamafastError, Untokenizable
+
+log = logging.getLogger(__name__)
+
+_COMPLETION = msgspec.json.Decoder(CompletionBody)
+_INFILL = msgspec.json.Decoder(InfillBody)
+_STREAM = StreamForm(b"", b": ping\n\n", b"")
+# A stage of llama-server's, which ends what is filled in where its end is likely: sampled as any other token here.
+_INFILL_STAGE = "infill"
+
+
+class NativeEndpoint:
+    def __init__(self, engine: EnginePort, grammars: Grammars, ping_seconds: float) -> None:
+        self._engine = engine
+        self._grammars = grammars
+        self._ping_seconds = ping_seconds
+
+    async def completion(self, exchange: Exchange, body: bytes) -> None:
+        request = await run_sized(len(body), decode_request, _COMPLETION, body, self._engine.info)
+        plan, ask = await run_sized(len(body), self._completion, request)
+        await self._answer(exchange, request, plan, ask, ())
+
+    async def infill(self, exchange: Exchange, body: bytes) -> None:
+        request = await run_sized(len(body), decode_request, _INFILL, body, self._engine.info)
+        ignored: Headers = ()
+        if isinstance(request.samplers, list) and _INFILL_STAGE in request.samplers:
+            request.samplers = [name for name in request.samplers if name != _INFILL_STAGE]
+            ignored = ((b"x-llamafast-ignored", b"samplers.infill"),)
+        engine = self._engine
+        plan, ask = await run_sized(len(body), plan_infill, request.task(), engine.tokenizer, engine.info)
+        await self._answer(exchange, request, plan, ask, ignored)
+
+    def _completion(self, request: CompletionBody) -> tuple[Plan, Ask | None]:
+        engine = self._engine
+        prompt: Any = request.prompt
+        if isinstance(prompt, list) and any(isinstance(part, str) for part in prompt):
+            prompt = _mixed(prompt, engine.tokenizer)
+        task = CompletionTask(**request.limited(), prompt=prompt)
+        return plan_completion(task, engine.tokenizer, engine.info)
+
+    async def _answer(
+        self, exchange: Exchange, request: NativeOptions, plan: Plan, ask: Ask | None, headers: Headers
+    ) -> None:
+        engine = self._engine
+        await engine.prepare(plan)
+        plan = await self._grammars.constrained(plan, ask)
+        generation = exchange.follow(engine.submit(plan, exchange.tenant))
+        telling = Telling(request, generation, engine)
+        try:
+            if request.stream:
+                await self._stream(exchange, telling, headers)
+                return
+            pieces = [piece async for piece in telling.pieces()]
+            body = await run_sized(sum(len(piece.content) for piece in pieces), telling.whole, pieces)
+            await exchange.reply(200, body, JSON_TYPE, headers)
+        finally:
+            generation.cancel()
+
+    async def _stream(self, exchange: Exchange, telling: Telling, headers: Headers) -> None:
+        async with EventStream(exchange, self._ping_seconds, headers, _STREAM) as stream:
+            try:
+                async for piece in telling.pieces():
+                    await stream.write(frame(piece))
+                await stream.end(frame(telling.told(telling.end(""))))
+            except LlamafastError as error:
+                await stream.fail(error)
+            except Exception:
+                log.exception("request %s failed in mid-stream", exchange.identity.request_id.decode())
+                await stream.fail(internal_error())
+
+
+class Telling:
+    """One answer while it is generated: ``pieces``, then its ``end``."""
+
+    def __init__(self, request: NativeOptions, generation: Generation, engine: EnginePort) -> None:
+        self._request = request
+        self._generation = generation
+        self._engine = engine
+        self._started = time.monotonic()
+        self._first = 0.0
+        self._has_new_line = False
+        self._stop: tuple[StopType, str] = ("none", "")
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """As they become known. Raises the LlamafastError that ended the generation."""
+        async for batch in self._generation:
+            for event in batch:
+                cut = self._cut(event)
+                if event.text or event.token_ids:
+                    yield self._piece(event)
+                if event.finish_reason is not None:
+                    self._stop = _stop_of(event)
+                if cut:
+                    self._stop = ("limit", "")
+                    return
+
+    def _cut(self, event: Event) -> bool:
+        """Whether its time is over and its line complete: then ``event`` has the rest of that."""
+        self._first = self._first or time.monotonic()
+        most = self._request.t_max_predict_ms
+        late = most is not None and most >= 0 and 1000 * (time.monotonic() - self._first) > most
+        begun, line, _ = event.text.partition("\n")
+        cut = late and event.finish_reason is None and (self._has_new_line or bool(line))
+        if cut and line:
+            event.text = begun
+        self._has_new_line = self._has_new_line or bool(line)
+        return cut
+
+    def _piece(self, event: Event) -> Piece:
+        probabilities = None if event.logprobs is None else _probabilities(event.logprobs, self._engine.tokenizer)
+        return Piece(
+            content=event.text,
+            tokens=event.token_ids or [],
+            tokens_predicted=self._generation.completion_tokens,
+            tokens_evaluated=self._generation.prompt_tokens,
+            completion_probabilities=UNSET if probabilities is None else probabilities,
+        )
+
+    def end(self, content: str, tokens: Iterable[int] = ()) -> Answer:
+        generation = self._generation
+        stop_type, word = self._stop
+        return Answer(
+            content=content,
+            tokens=list(tokens),
+            model=self._request.model or self._engine.info.id,
+            tokens_predicted=generation.completion_tokens,
+            tokens_evaluated=generation.prompt_tokens,
+            has_new_line=self._has_new_line,
+            stop_type=stop_type,
+            stopping_word=word,
+            tokens_cached=generation.cached_tokens,
+            timings=Timings.of(generation, time.monotonic() - self._started),
+        )
+
+    def whole(self, pieces: list[Piece]) -> bytes:
+        """The JSON of the answer that ``pieces`` are."""
+        answer = self.end(
+            "".join(piece.content for piece in pieces), [token for piece in pieces for token in piece.tokens]
+        )
+        if self._request.n_probs:
+            answer.completion_probabilities = [
+                token for piece in pieces for token in piece.completion_probabilities or ()
+            ]
+        return encode(self.told(answer))
+
+    def told(self, answer: Answer) -> Any:
+        """``answer``, or those of its fields that are wanted."""
+        paths = self._request.response_fields
+        return answer if paths is None else _fields(msgspec.to_builtins(answer), paths)
+
+
+def props(engine: EnginePort) -> Props:
+    """What llama-server's clients ask before anything else: above all how much fits."""
+    info, series = engine.info, engine.counters()
+    return Props(
+        default_generation_settings=GenerationSettings(info.max_seq_len, structs.asdict(info.sampling)),
+        total_slots=int(series.get("free_sequences", 0) + series.get("running", 0)) or 1,
+        model_alias=info.id,
+        model_path=info.id,
+        chat_template=info.chat_template or "",
+        bos_token=info.bos_text,
+        eos_token=info.eos_text,
+        modalities={"vision": "image" in info.modalities, "audio": "audio" in info.modalities},
+        build_info="llamafast",
+    )
+
+
+def _stop_of(event: Event) -> tuple[StopType, str]:
+    if event.finish_reason == "length":
+        return "limit", ""
+    return ("word", event.matched_stop) if isinstance(event.matched_stop, str) else ("eos", "")
+
+
+def _mixed(parts: list[str | int], tokenizer: Tokenizer) -> list[int]:
+    """Texts and ids in a row; a text at the beginning has BOS before it. Raises InvalidRequest."""
+    ids = array("i")
+    for i, part in enumerate(parts):
+        if isinstance(part, str):
+            with Untokenizable.named(f"prompt[{i}]"):
+                ids += tokenizer.tokenize(part, add_special=not i, parse_special=True)
+        elif not 0 <= part < 2**31:
+            raise InvalidRequest(f"`prompt[{i}]` is no token id", param=f"prompt[{i}]")
+        else:
+            ids.append(part)
+    return ids.tolist()
+
+
+def _probabilities(tokens: Iterable[TokenLogprob], tokenizer: Tokenizer) -> list[TokenProbability]:
+    return [
+        TokenProbability(
+            *_named(token.token, tokenizer), token.logprob,
+            [TokenProbability(*_named(id, tokenizer), logprob) for id, logprob in token.top],
+        )
+        for token in tokens
+    ]  # fmt: skip
+
+
+def _named(token: int, tokenizer: Tokenizer) -> tuple[int, str, list[int]]:
+    piece = tokenizer.piece(token)
+    return token, piece.decode(errors="replace"), list(piece)
+
+
+def _fields(answer: Any, paths: Iterable[str]) -> dict[str, Any]:
+    """What ``answer`` has under each path; a path that leads nowhere is left out."""
+    found: dict[str, Any] = {}
+    for path in paths:
+        value = answer
+        for name in path.split("/"):
+            if not isinstance(value, dict) or name not in value:
+                break
+            value = value[name]
+        else:
+            found[path] = value
+    return found

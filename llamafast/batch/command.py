@@ -1,0 +1,49 @@
+"""``llamafast batch``: where the requests of a batch go, and what the process ends with."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+from llamafast.batch.client import Client
+from llamafast.batch.run import Batch
+from llamafast.batch.served import MAX_WIDTH, Served, served
+from llamafast.config import Config
+
+KEY = "LLAMAFAST_API_KEY"
+
+
+def run_batch(config: Config | None, url: str | None, given: Path, output: Path, width: int | None) -> int:
+    """Through an engine for ``config``, or the server at ``url``, whose key is the environment's. 0 where every line of
+    the output is a good answer, else 1. Raises ConfigError or ModelLoadError."""
+    # ends what it has started, as an interruption by the keyboard does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    batch = Batch(given, output)
+    if url is not None:
+        return int(not asyncio.run(_run(batch, Client(url, os.environ.get(KEY, ""), n_connections=MAX_WIDTH), width)))
+    assert config is not None
+    if not batch.n_left:
+        return int(batch.n_failed > 0)
+    with served(config) as server:
+        client = Client("http://localhost", uds=server.uds, n_connections=MAX_WIDTH)
+        return int(not asyncio.run(_run(batch, client, width, server)))
+
+
+async def _run(batch: Batch, client: Client, width: int | None, server: Served | None = None) -> bool:
+    """Raises ModelLoadError where ``server`` ends before the batch."""
+    try:
+        if server is None:
+            return await batch.run(client, width)
+        await server.ready(client)
+        running, watching = asyncio.create_task(batch.run(client, width)), asyncio.create_task(server.watch())
+        try:
+            await asyncio.wait((running, watching), return_when=asyncio.FIRST_COMPLETED)
+            return running.result() if running.done() else watching.result()
+        finally:
+            for task in (running, watching):
+                task.cancel()
+            await asyncio.gather(running, watching, return_exceptions=True)
+    finally:
+        await client.close()

@@ -1,0 +1,156 @@
+"""The lines of a batch: requests that are read, results that are written, and which of them are there already."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+from uuid import uuid4
+
+import msgspec
+from msgspec import Struct
+
+from llamafast.errors import ConfigError
+
+_POSTS = frozenset({"POST", "post"})
+
+
+class Request(NamedTuple):
+    """``line`` counts from 1; ``body`` is JSON."""
+
+    line: int
+    custom_id: str
+    url: str
+    body: bytes
+
+
+class BadLine(NamedTuple):
+    """A line that is no request, and why."""
+
+    line: int
+    custom_id: str | None
+    reason: str
+
+
+class Fault(Struct, kw_only=True, omit_defaults=True):
+    """Why a line has no response. ``line`` is told where the line has no id."""
+
+    code: str
+    message: str
+    line: int | None = None
+
+
+class Response(Struct):
+    status_code: int
+    request_id: str
+    body: Any
+
+
+class Result(Struct, kw_only=True):
+    """One line of the output: a response, whatever its status, or an error."""
+
+    id: str = msgspec.field(default_factory=lambda: f"batch_req_{uuid4().hex}")
+    custom_id: str | None
+    response: Response | None = None
+    error: Fault | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.response is None or self.response.status_code >= 400
+
+
+class Done(NamedTuple):
+    """What an output has: ids, and lines without one; how many failed."""
+
+    custom_ids: set[str]
+    lines: set[int]
+    n_failed: int
+
+
+def read_requests(path: Path, done: Done) -> Iterator[Request | BadLine]:
+    """What of the file is still to be done. Raises ConfigError where it cannot be read."""
+    seen: set[str] = set()
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                if not raw.strip():
+                    continue
+                read = _request(number, raw, seen)
+                if isinstance(read, Request):
+                    seen.add(read.custom_id)
+                    if read.custom_id not in done.custom_ids:
+                        yield read
+                elif number not in done.lines:
+                    yield read
+    except OSError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _request(number: int, raw: bytes, seen: set[str]) -> Request | BadLine:
+    try:
+        tree = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        return BadLine(number, None, f"is not JSON: {error}")
+    custom_id = tree.get("custom_id") if isinstance(tree, dict) else None
+    if not isinstance(custom_id, str) or not custom_id:
+        return BadLine(number, None, "has no `custom_id`, a string")
+    if custom_id in seen:
+        return BadLine(number, None, f"has the `custom_id` {custom_id[:64]!r} of an earlier one")
+    url, body, method = tree.get("url"), tree.get("body"), tree.get("method", "POST")
+    if method not in _POSTS:
+        return BadLine(number, custom_id, "has a `method` other than POST")
+    if not isinstance(url, str) or not url.startswith("/") or not url.isascii() or not url.isprintable() or " " in url:
+        return BadLine(number, custom_id, "has no `url`, a path as /v1/chat/completions")
+    if not isinstance(body, dict):
+        return BadLine(number, custom_id, "has no `body`, an object")
+    if body.get("stream"):
+        return BadLine(number, custom_id, "asks for a stream, of which a batch has no use")
+    return Request(number, custom_id, url, json.dumps(body).encode())
+
+
+def open_output(path: Path) -> tuple[BinaryIO, Done]:
+    """The output to be added to, and what it has. A last line that was cut is taken away. Raises ConfigError."""
+    try:
+        file = path.open("a+b")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    try:
+        return file, _done(file, path)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _done(file: BinaryIO, path: Path) -> Done:
+    custom_ids: set[str] = set()
+    lines: set[int] = set()
+    n_failed = end = 0
+    file.seek(0)
+    for raw in file:
+        if not raw.endswith(b"\n"):
+            break
+        end += len(raw)
+        result = _result(raw, path)
+        n_failed += result.failed
+        if result.error is not None and result.error.line is not None:
+            lines.add(result.error.line)
+        elif result.custom_id is not None:
+            custom_ids.add(result.custom_id)
+    file.truncate(end)
+    file.seek(end)
+    return Done(custom_ids, lines, n_failed)
+
+
+def _result(raw: bytes, path: Path) -> Result:
+    try:
+        return msgspec.json.decode(raw, type=Result)
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{path}: is no output of a batch: {error}") from error
+
+
+def failed(bad: BadLine) -> Result:
+    fault = Fault(
+        code="invalid_request", message=f"line {bad.line} {bad.reason}", line=None if bad.custom_id else bad.line
+    )
+    return Result(custom_id=bad.custom_id, error=fault)
