@@ -25,7 +25,16 @@ _KEPT_HERE = frozenset(
     }
 )  # fmt: skip
 _NOT_PASSED_BACK = frozenset(
-    {b"connection", b"keep-alive", b"transfer-encoding", b"date", b"server", b"x-request-id", b"traceparent"}
+    {
+        b"connection",
+        b"keep-alive",
+        b"transfer-encoding",
+        b"date",
+        b"server",
+        b"request-id",
+        b"x-request-id",
+        b"traceparent",
+    }
 )
 _EVENTS = b"text/event-stream"
 LOST = (httpcore2.NetworkError, httpcore2.ProtocolError)
