@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -41,6 +43,16 @@ def test_answers_that_a_death_cuts_say_so(folder: Path) -> None:
         assert "Traceback" not in server.process.log
 
 
+def test_what_is_not_installed_is_told(tmp_path: Path) -> None:
+    (tmp_path / "cfg.json").write_text('{"model": {"path": "m.gguf", "ttl_seconds": 5}, "server": {"port": 0}}')
+    code = "import sys; sys.modules['websockets'] = None; from llamafast.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "serve", str(tmp_path / "cfg.json")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "need the package websockets" in run.stderr
+    assert "pip install 'llamafast[pool]'" in run.stderr
+
+
 def kill_soon(server: Server) -> None:
     server.until(server.children)
     time.sleep(0.3)
@@ -55,6 +67,10 @@ def test_a_parent_that_is_killed_leaves_no_process_and_the_next_one_no_file(fold
         assert len(children) == 2
         server.process.send_signal(signal.SIGKILL)
         server.process.wait(10)
+        until = time.monotonic() + 5
+        while any(map(alive, children)):
+            assert time.monotonic() < until
+            time.sleep(0.01)
     left = list((folder / "tmp").iterdir())
     assert [one.name.startswith("llamafast-pool-") for one in left] == [True]
     with started(folder, config, stubs=True) as server:
