@@ -30,6 +30,7 @@ MODULES: dict[str, list[str]] = {
     "model": ["weight_layouts.c"],
     "graph": ["adapters.c", "attention.c", "products.c", "zero_pages.c"],
     "adapters": [],
+    "adapter_graph": [],
     "team": [],
     "context": [],
     "penalties": [],

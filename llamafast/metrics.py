@@ -39,7 +39,8 @@ from llamafast.series import (
 class AdapterSeries(NamedTuple):
     """What there is to say of one adapter: how many requests had it, and how many of them run or wait."""
 
-    name: str
+    id: int
+    name: str | None
     n_requests: int
     running: int
     waiting: int
@@ -135,22 +136,25 @@ class _AdapterCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         if not self._adapters:
             return
-        requests = CounterMetricFamily("llamafast:adapter_requests", "Requests by adapter", labels=["adapter"])
+        requests = CounterMetricFamily("llamafast:adapter_requests", "Requests by adapter", labels=["adapter", "id"])
         now = GaugeMetricFamily(
-            "llamafast:adapter_requests_in_progress", "Of them, those that run or wait", labels=["adapter", "state"]
+            "llamafast:adapter_requests_in_progress",
+            "Of them, those that run or wait",
+            labels=["adapter", "id", "state"],
         )
         for one in self._adapters:
-            requests.add_metric([one.name], one.n_requests)
-            now.add_metric([one.name, "running"], one.running)
-            now.add_metric([one.name, "waiting"], one.waiting)
+            labels = [one.name or "", str(one.id)]
+            requests.add_metric(labels, one.n_requests)
+            now.add_metric([*labels, "running"], one.running)
+            now.add_metric([*labels, "waiting"], one.waiting)
         yield from (requests, now)
         if self._aliased:
-            labels = {
+            about = {
                 "max_lora": str(self._max_loras),
-                "running_lora_adapters": ",".join(one.name for one in self._adapters if one.running),
-                "waiting_lora_adapters": ",".join(one.name for one in self._adapters if one.waiting),
+                "running_lora_adapters": ",".join(one.name or str(one.id) for one in self._adapters if one.running),
+                "waiting_lora_adapters": ",".join(one.name or str(one.id) for one in self._adapters if one.waiting),
             }
-            yield _info("vllm:lora_requests_info", "When this was so", labels, time())
+            yield _info("vllm:lora_requests_info", "When this was so", about, time())
 
 
 def _info(name: str, text: str, labels: Mapping[str, str], value: float = 1) -> Metric:

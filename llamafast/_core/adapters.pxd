@@ -14,6 +14,8 @@ cdef class Adapter:
     cdef llama_adapter_lora *adapter
     cdef readonly float alpha
 
+    cpdef void release(self)
+
 cdef struct group_t:
     int32_t n
     llama_adapter_lora *adapters[MAX_ADAPTERS]

@@ -11,6 +11,7 @@ class Adapter:
     model: Model
     alpha: float
     def __new__(cls, model: Model, path: str, alpha: float) -> Self: ...
+    def release(self) -> None: ...
 
 @disjoint_base
 class AdapterGroups:

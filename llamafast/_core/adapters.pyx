@@ -48,12 +48,19 @@ cdef class Adapter:
         born(ADAPTER)
 
     def __dealloc__(self):
-        if self.adapter != NULL:
-            with nogil:
-                pthread_mutex_lock(&self.model.adapters)
-                llama_adapter_lora_free(self.adapter)
-                pthread_mutex_unlock(&self.model.adapters)
-            died(ADAPTER)
+        self.release()
+
+    cpdef void release(self):
+        """Free its memory now; it may wait for a step that plans its graphs. Nothing may hold it any more."""
+        cdef llama_adapter_lora *adapter = self.adapter
+        if adapter == NULL:
+            return
+        self.adapter = NULL
+        with nogil:
+            pthread_mutex_lock(&self.model.adapters)
+            llama_adapter_lora_free(adapter)
+            pthread_mutex_unlock(&self.model.adapters)
+        died(ADAPTER)
 
 
 cdef class AdapterGroups:
@@ -76,8 +83,8 @@ cdef class AdapterGroups:
             raise ValueError(f"group {group} of {len(members)} adapters")
         if len({adapter for adapter, _ in members}) < len(members):
             raise ValueError("an adapter that is there twice")
-        if any((<Adapter?> adapter).model is not self.model for adapter, _ in members):
-            raise ValueError("an adapter of another model")
+        if any((<Adapter?> one).model is not self.model or (<Adapter> one).adapter == NULL for one, _ in members):
+            raise ValueError("an adapter of another model, or one that was released")
         defined = &self.state.groups[group]
         defined.n = 0
         for i in range(<int32_t> len(members)):

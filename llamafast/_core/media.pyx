@@ -93,8 +93,6 @@ cdef int32_t media_decode(MediaBatch self, const span_t *span) noexcept nogil:
     if span.causal:
         return context_decode(self.context, &self.batch)
     llama_set_causal_attn(self.context.ctx, False)
-    self.context.graph.plans = True
     code = context_decode(self.context, &self.batch)
     llama_set_causal_attn(self.context.ctx, True)
-    self.context.graph.plans = True
     return code

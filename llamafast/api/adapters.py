@@ -14,7 +14,7 @@ from llamafast.api.decode import convert, parse
 from llamafast.api.http import Exchange
 from llamafast.api.schema.fragments import LoraScale, LoraScales, Scale
 from llamafast.engine.types import EnginePort
-from llamafast.errors import InvalidRequest, PermissionDenied
+from llamafast.errors import ConfigError, InvalidRequest, PermissionDenied
 
 Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 _DECODER = msgspec.json.Decoder(LoraScales)
@@ -47,11 +47,13 @@ _UNLOAD = msgspec.json.Decoder(UnloadRequest)
 
 
 class AdapterEndpoints:
-    """Files come from ``folder``, if from anywhere."""
+    """Files come from ``folder``, if from anywhere. Raises ConfigError for one that is none."""
 
     def __init__(self, engine: EnginePort, folder: str | None) -> None:
         self._engine = engine
         self._folder = None if folder is None else Path(folder)
+        if self._folder is not None and not self._folder.is_dir():
+            raise ConfigError(f"server.lora_dir: {folder} is no directory")
 
     async def listed(self, exchange: Exchange) -> None:
         found = self._engine.adapters.listed()

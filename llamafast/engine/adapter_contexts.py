@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -44,3 +45,5 @@ class AdapterContexts:
             self._forget_prefixes(adapter.digest)
 
         await self._between_steps.do(forget)
+        # its memory may wait for a step to be given back
+        await asyncio.to_thread(adapter.adapter.release)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from hashlib import file_digest
 from math import isfinite
 from pathlib import Path
+from typing import NamedTuple
 
+from llamafast._core.adapter_graph import used_tensors
 from llamafast._core.adapters import Adapter
 from llamafast._core.gguf import Gguf, Tensor, all_finite
 from llamafast._core.model import Model
@@ -24,33 +25,40 @@ _HALVES = (".lora_a", ".lora_b")
 _NO_HALF = "_norm.weight"  # llama.cpp leaves them out
 
 
+class AdapterHead(NamedTuple):
+    """What a file says of its alpha, 0 where it says nothing, and the weights that it has pairs for."""
+
+    alpha: float
+    weights: set[str]
+
+
 class AdapterFiles:
     """Those that a model of these ``shards``, the files of its weights, may be given."""
 
-    def __init__(self, architecture: str, shards: Sequence[Path]) -> None:
-        self._architecture = architecture
-        self._shards = shards
-
-    @cached_property
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor for shard in self._shards for name, tensor in Gguf(str(shard)).tensors().items()}
+    def __init__(self, model: Model, shards: Sequence[Path]) -> None:
+        self._architecture = model.metadata("general.architecture") or ""
+        self._generates = model.metadata(f"{self._architecture}.attention.causal") != "false"
+        # now, as they are when the model is loaded
+        self._weights = {name: tensor for shard in shards for name, tensor in Gguf(str(shard)).tensors().items()}
 
     def load(self, model: Model, config: LoraConfig, path: Path) -> LoadedAdapter:
         """The adapter at ``path``. Any thread. Raises ConfigError."""
-        alpha = self.check(path)
         try:
-            with path.open("rb") as file:
-                digest = file_digest(file, "sha256").digest()
-            adapter = Adapter(model, str(path), alpha)
+            digest = _digest(path)
+            said = self.check(path)
+            adapter = Adapter(model, str(path), said.alpha)
+            if unused := said.weights - used_tensors(adapter, len(said.weights)):
+                raise ConfigError(f"the adapter {path}: llama.cpp does not apply what it has for {min(unused)}")
+            if _digest(path) != digest:
+                raise ConfigError(f"the adapter {path} changes while it is read")
         except (OSError, ModelLoadError) as error:
             raise ConfigError(f"the adapter {path}: {error}") from error
         applied = config.scale if config.name is None or config.default else 0.0
         return LoadedAdapter(config.name, path, config.scale, applied, digest, adapter)
 
-    def check(self, path: Path) -> float:
-        """What the file says of its alpha, 0 where it says nothing, once it is seen to be an adapter for the model.
-        Raises ConfigError."""
-        return check_adapter(path, self._weights, self._architecture)
+    def check(self, path: Path) -> AdapterHead:
+        """What ``check_adapter`` says of it. Raises ConfigError."""
+        return check_adapter(path, self._weights, self._architecture, generates=self._generates)
 
 
 @contextmanager
@@ -76,9 +84,9 @@ def load_adapters(
     return loaded
 
 
-def check_adapter(path: Path, weights: dict[str, Tensor], architecture: str) -> float:
-    """What the file says of its alpha, 0 where it says nothing, once it is seen to be an adapter for a model of these
-    ``weights``: llama.cpp ends the process over some that are not. Raises ConfigError."""
+def check_adapter(path: Path, weights: dict[str, Tensor], architecture: str, *, generates: bool = True) -> AdapterHead:
+    """What the file says, once it is seen to be an adapter for a model of these ``weights`` which ``generates`` or only
+    embeds: llama.cpp ends the process over some that are not. Raises ConfigError."""
     try:
         head = Gguf(str(path))
         size = path.stat().st_size
@@ -100,13 +108,20 @@ def check_adapter(path: Path, weights: dict[str, Tensor], architecture: str) -> 
     if not tensors:
         raise ConfigError(f"the adapter {path} has no tensors")
     for name, tensor in tensors.items():
-        fault = _fault_of(name, tensor, tensors, weights) or _data_fault(path, tensor, size)
+        fault = _fault_of(name, tensor, tensors, weights, generates) or _data_fault(path, tensor, size)
         if fault is not None:
             raise ConfigError(f"the adapter {path}: {name} {fault}")
-    return alpha
+    return AdapterHead(alpha, {name[:-7] for name in tensors})
 
 
-def _fault_of(name: str, tensor: Tensor, tensors: dict[str, Tensor], weights: dict[str, Tensor]) -> str | None:
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").digest()
+
+
+def _fault_of(
+    name: str, tensor: Tensor, tensors: dict[str, Tensor], weights: dict[str, Tensor], generates: bool
+) -> str | None:
     """What is wrong with a tensor's name, type or shape."""
     whole, half = name[:-7], name[-7:]
     if half not in _HALVES:
@@ -123,7 +138,7 @@ def _fault_of(name: str, tensor: Tensor, tensors: dict[str, Tensor], weights: di
     if weight.type == "nvfp4":
         return "belongs to an NVFP4 weight, which llama.cpp adds nothing to"
     n_in, n_out, *more = weight.shape
-    if whole == "token_embd.weight" and "output.weight" not in weights:
+    if whole == "token_embd.weight" and generates and "output.weight" not in weights:
         return "changes embeddings that the model's output shares, which llama.cpp cannot"
     if whole == "token_embd.weight":
         expected = {".lora_a": (a.shape[0], n_out, *more), ".lora_b": (a.shape[0], n_in, *more)}

@@ -19,9 +19,10 @@ class AdapterInfo(Struct, frozen=True):
 
 
 class AdapterUse(Struct, frozen=True):
-    """How many requests have asked for an adapter or been given it, and how many of them run or wait now."""
+    """How many requests have had an adapter, and how many of them run or wait now."""
 
-    name: str
+    id: int
+    name: str | None
     n_requests: int
     running: int
     waiting: int

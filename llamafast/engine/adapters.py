@@ -70,8 +70,8 @@ NO_ADAPTERS = AdapterGroup(0, (), ())
 
 
 class Adapters:
-    """All that are loaded, by ids that are places in the config or were free, and the groups that sequences have. Event
-    loop.
+    """All that are loaded, by ids that are places in the config or come after them, none of them twice, and the groups
+    that sequences have. Event loop.
 
     ``reserved`` are the model's own names and patterns of them, ``there`` gives the requests that have not ended.
     """
@@ -84,6 +84,7 @@ class Adapters:
         there: Callable[[], Iterable[Stay]] = tuple,
     ) -> None:
         self._loaded = dict(enumerate(loaded))
+        self._next_id = len(self._loaded)
         self._ids = {one.name: id for id, one in self._loaded.items() if one.name is not None}
         self._home = home
         self._reserved = reserved
@@ -120,7 +121,7 @@ class Adapters:
             raise InvalidRequest(str(error), param="lora_path") from error
         finally:
             self._loading.remove(name)
-        id = min(set(range(MAX_LORAS)) - set(self._loaded))
+        id, self._next_id = self._next_id, self._next_id + 1
         self._loaded[id] = one
         self._ids[name] = id
         logger.info("adapter  %d: %s, scale %g, for requests for %s", id, path.name, scale, name)
@@ -130,8 +131,8 @@ class Adapters:
             raise AdapterNotFound(name)
         if any(id in request.adapter_ids for request in self._there()):
             raise AdapterInUse(name)
-        for members in [members for members in self._groups if id in dict(members)]:
-            del self._groups[members]
+        for members in [members for members in list(self._groups) if id in dict(members)]:
+            self._groups.pop(members, None)  # the engine thread may have dropped the last that had it
         # from here on nobody can ask for it
         del self._ids[name]
         one = self._loaded.pop(id)
@@ -145,7 +146,7 @@ class Adapters:
         for request in self._there():
             (running if request.has_begun else waiting).update(request.adapter_ids)
         return [
-            AdapterUse(one.name or str(id), one.n_requests, running[id], waiting[id])
+            AdapterUse(id, one.name, one.n_requests, running[id], waiting[id])
             for id, one in sorted(self._loaded.items())
         ]
 
@@ -170,9 +171,12 @@ class Adapters:
         group = self._groups.get(members)
         if group is None:
             group = self._groups[members] = self._new(members)
-        for id in group.ids:
-            self._loaded[id].n_requests += 1
         return group
+
+    def count(self, ids: Iterable[int]) -> None:
+        """A request has begun that has these."""
+        for id in ids:
+            self._loaded[id].n_requests += 1
 
     def _check(self, ids: Iterable[int]) -> None:
         for id in ids:

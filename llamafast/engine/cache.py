@@ -237,12 +237,12 @@ class PrefixCache:
         return n_bytes
 
     def forget(self, unwanted: Callable[[bytes], bool]) -> None:
-        """Forget the states below ``unwanted`` salts, but those that somebody holds. On a disk they stay, where only
-        digests of salts are known: nobody finds them, and whoever makes room takes them for old ones."""
-        for salt in filter(unwanted, self._tree.salts()):
-            for state in sorted(self._tree.below(salt), key=lambda state: -state.stop):
-                if not state.n_heirs:
-                    self._drop(state)
+        """Forget the states below ``unwanted`` salts, but those that somebody holds."""
+        for root in self._tree.salts():
+            if unwanted(self._salt_of(root)):
+                for state in sorted(self._tree.below(root), key=lambda state: -state.stop):
+                    if state.saved is not None and not state.n_heirs:
+                        self._lose(state)
 
     def next_save(self, n_past: int, n_prompt: int, checkpoints: tuple[int, ...]) -> int:
         """At which length a sequence of ``n_past`` tokens is to be saved next, before it ends."""
@@ -319,6 +319,10 @@ class PrefixCache:
     def _root(self, salt: bytes) -> bytes:
         """What the tree knows a salt by."""
         return salt
+
+    def _salt_of(self, root: bytes) -> bytes:
+        """The salt of it, b"" where nobody has named it since the start."""
+        return root
 
 
 def _distances(n_prompt: int) -> Iterator[int]:

@@ -16,6 +16,8 @@ from llamafast.engine.disk_admission import DiskAdmission
 from llamafast.engine.disk_entries import DiskEntries, Entry, continues
 from llamafast.engine.disk_traffic import DiskTraffic
 
+# Salts that are remembered, at least.
+MIN_SALTS = 64
 # Of RAM, whatever its budget: states go to the disk and come from there through it.
 LEAST_RAM = 256 * 2**20
 COUNTED = (
@@ -51,6 +53,8 @@ class PlacedCache(PrefixCache):
         )
         self._candidates = self._admission.candidates
         self._n_bare = 0
+        self._salts: dict[bytes, bytes] = {}
+        self._most_salts = MIN_SALTS
         self._tiers = dict.fromkeys(COUNTED, 0)
 
     def counts(self) -> dict[str, float]:
@@ -70,7 +74,16 @@ class PlacedCache(PrefixCache):
         return super().unsaved(tokens, salt) if lowest is None else (lowest.start, lowest.stop)
 
     def _root(self, salt: bytes) -> bytes:
-        return self._store.folder.root(salt)
+        root = self._store.folder.root(salt)
+        self._salts[root] = salt
+        if len(self._salts) > self._most_salts:
+            kept = set(self._tree.salts()) | {root}
+            self._salts = {root: salt for root, salt in self._salts.items() if root in kept}
+            self._most_salts = 2 * len(self._salts) + MIN_SALTS
+        return root
+
+    def _salt_of(self, root: bytes) -> bytes:
+        return self._salts.get(root, b"")
 
     def _fill(self, state: State, saved: bytes | memoryview) -> None:
         """Its bytes are in RAM again."""

@@ -192,6 +192,7 @@ class Engine:
         self._choices[plan.n] += 1
         priority = tenant.priority, plan.priority
         self._limits.begin(generation, generation.abort)
+        self._adapters.count(group.ids)
         self._make(generation, Choices(next(self._requests), n_choices, tenant, priority, sequences))
         return generation
 
@@ -239,6 +240,7 @@ class Engine:
         inputs = inputs_of(plan, self._vocab, info.max_tokens, group)
         request = EmbeddingRequest(inputs, self._loop.create_future(), tenant, group.ids)
         self._limits.begin(request, request.settle)
+        self._adapters.count(group.ids)
         self._embeddings.enqueue(request)
         self._wake_worker()
         try:
@@ -257,6 +259,7 @@ class Engine:
         return await self._between_steps.do(self._transfer.forget_saved)
 
     def _forget_adapter(self, digest: bytes) -> None:
+        self._worker.release()  # what has just ended would be kept behind this
         self._transfer.forget_adapter(digest)
 
     def _order(self, call: Callable[[], object]) -> None:

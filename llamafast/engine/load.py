@@ -140,8 +140,10 @@ def load_engine(
         check_folder(Path(config.disk_cache.path))
     model = load_model(config.model, path, on_progress)
     context, embedding_context = create_contexts(config.model, model, 0 if encoder is None else encoder.widest_span)
-    adapter_files = AdapterFiles(model.metadata("general.architecture") or "", shards(path))
-    adapters = load_adapters(config.model.loras, loras, model, adapter_files)
+    adapter_files, adapters = None, []
+    if loras or config.server.lora_dir is not None:
+        adapter_files = AdapterFiles(model, shards(path))
+        adapters = load_adapters(config.model.loras, loras, model, adapter_files)
     pace = pace_of(config.scheduler)
     embedder, embedding = None, None
     if embedding_context is not None:
@@ -213,7 +215,7 @@ def load_engine(
         encoder=encoder,
         disk=disk,
         adapters=adapters,
-        adapter_files=adapter_files if adapters or config.server.lora_dir is not None else None,
+        adapter_files=adapter_files,
     )
 
 
@@ -252,12 +254,12 @@ def resolved_settings(config: ModelConfig, path: Path) -> dict[str, Any]:
 
 def check_adapters(configs: Sequence[LoraConfig], paths: Sequence[Path | None], model: Path) -> list[dict[str, Any]]:
     """What the files of adapters are, of those that are here. Raises ConfigError, ModelLoadError."""
-    files = AdapterFiles(Model(str(model), vocab_only=True).metadata("general.architecture") or "", shards(model))
+    files = AdapterFiles(Model(str(model), vocab_only=True), shards(model))
     found = []
     for id, (config, path) in enumerate(zip(configs, paths, strict=True)):
         if path is not None:
             with in_config(id):
-                alpha = files.check(path)
+                alpha = files.check(path).alpha
             found.append({"id": id, "path": str(path), "name": config.name, "scale": config.scale, "alpha": alpha})
     return found
 

@@ -65,15 +65,16 @@ class Orders:
                 if not self._condition.wait(patience()):
                     return
 
-    def take(self) -> tuple[list[Arrival[Sequence]], set[int]]:
-        """Those who have arrived, and the tags of those who are cancelled."""
+    def take(self) -> tuple[list[Arrival[Sequence]], set[int], list[Callable[[], object]]]:
+        """Those who have arrived, the tags of those who are cancelled, and what is to be called once these are."""
         with self._condition:
             arrived, self.arrived = self.arrived, []
             cancelled, self.cancelled = self.cancelled, []
+            calls, self.calls = self.calls, []
             self.was_woken, self.woken = self.woken, False
             if self._turns is not None:
                 self._turns.begin()
-        return arrived, set(cancelled)
+        return arrived, set(cancelled), calls
 
     def rest(self, seconds: float) -> None:
         """Sleep for so long, or until somebody wants something."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -97,7 +98,7 @@ class Worker:
         self._orders.cancel(tags)
 
     def do(self, call: Callable[[], object]) -> None:
-        """Any thread, before a ``wake``: the engine thread calls it between two steps."""
+        """Any thread, before a ``wake``: the engine thread calls what raises nothing, between two steps."""
         self._orders.do(call)
 
     def wake(self) -> None:
@@ -168,7 +169,7 @@ class Worker:
         """What was running is of use to the next server."""
         try:
             self._end(self.scheduler.running, "cancelled")
-            self._release(float("inf"))
+            self.release()
         except Exception:
             logger.exception("what ran last is not kept")
 
@@ -177,18 +178,26 @@ class Worker:
         while not self._orders.closing:
             try:
                 self._reset()
+                return
             except Exception:
                 logger.exception("cannot start afresh, trying again")
                 time.sleep(RESET_SECONDS)
-            else:
-                return
 
     def _take_orders(self) -> None:
         """Wait until there is something to do."""
         self._orders.wait(lambda: self.has_work or self._shares.has_work, self._patience)
-        arrived, cancelled = self._orders.take()
+        arrived, cancelled, calls = self._orders.take()
         if self._busy_since is None:
             self._busy_since = time.monotonic()
+        try:
+            self._enqueue(arrived)
+            if cancelled:
+                self._cancel(cancelled)
+        finally:
+            for call in calls:
+                call()
+
+    def _enqueue(self, arrived: list[Arrival[Sequence]]) -> None:
         try:
             while arrived:
                 self.scheduler.enqueue(arrived[0])
@@ -198,10 +207,6 @@ class Worker:
                 tags = [sequence.tag for arrival in arrived for _, sequence in arrival.choices]
                 self.scheduler.remove_waiting(lambda sequence: sequence.tag in tags)
                 self._on_failure(tags, EngineFailure("the engine failed"))
-        if cancelled:
-            self._cancel(cancelled)
-        while self._orders.calls:
-            self._orders.calls.pop(0)()
 
     def _patience(self) -> float | None:
         """For how many seconds to wait for something to do; None: for good."""
@@ -221,12 +226,12 @@ class Worker:
     def generate(self, *, alone: bool) -> float:
         """``shares.Streams.generate``. Engine thread."""
         self._idles = False
-        if self._ended and len(self._ended) == self.scheduler.n_running:
-            self._let_send()
+        if self._ended and len(self._ended) == self.scheduler.n_running and not self.scheduler.n_waiting:
+            self._orders.rest(self._pace.sending_seconds)
         start = time.monotonic()
         deadline = start + self._pace.copy_seconds
         self.transfer.settle()
-        self._release(deadline)
+        self.release(deadline)
         for sequence in self.scheduler.admit():
             self._outputs.want(sequence, self.transfer.start(sequence))
             self._counts["admitted"] += 1
@@ -284,14 +289,10 @@ class Worker:
             for sequence in self.scheduler.running
         )
 
-    def _let_send(self) -> None:
-        if not self.scheduler.n_waiting:
-            self._orders.rest(self._pace.sending_seconds)
-
     def _make_room(self) -> None:
         """The memory is full: the youngest starts over later; alone, a sequence cannot be helped."""
         if self._ended:
-            self._release(deadline=float("inf"))
+            self.release()
             return
         sequence = self.scheduler.preempt()
         if sequence is not None:
@@ -336,8 +337,8 @@ class Worker:
         self.scheduler.take_running()
         self._counts["failed"] += len(sequences)
 
-    def _release(self, deadline: float) -> None:
-        """Free the memory of sequences that have ended until the deadline, at least of one."""
+    def release(self, deadline: float = math.inf) -> None:
+        """Free the memory of sequences that have ended until the deadline, at least of one. Engine thread."""
         while self._ended:
             sequence, outcome = self._ended.popleft()
             self.scheduler.remove(sequence)

@@ -229,7 +229,7 @@ def test_of_tied_embeddings_none_is_taken(tiny_model, tmp_path):
     """llama.cpp would end the process at the first request."""
     tied = {name: tensor for name, tensor in weights_of(tiny_model).items() if name != "output.weight"}
     path = tiny_lora.build("lora-tiny-llama-3")
-    assert check_adapter(path, weights_of(tiny_model), "llama") == 16.0
+    assert check_adapter(path, weights_of(tiny_model), "llama").alpha == 16.0
     with pytest.raises(ConfigError, match=r"token_embd\.weight\.lora_[ab] changes embeddings|output\.weight"):
         check_adapter(path, tied, "llama")
     only = tmp_path / "only.gguf"
@@ -294,7 +294,7 @@ def mutate(folder, model):
     chance, data = random.Random(1), bytearray(tiny_lora.build("lora-tiny-llama-2").read_bytes())
     head = data.index(b"lora_b") + 4000
     one, n_taken, n_named = Model(str(model)), 0, 0
-    files = AdapterFiles("llama", [Path(model)])
+    files = AdapterFiles(one, [Path(model)])
     for _ in range(MUTATIONS):
         broken = bytearray(data)
         for _ in range(chance.randrange(1, 4)):

@@ -140,8 +140,8 @@ async def test_an_administrator_loads_and_unloads_them(changed: Server) -> None:
         with pytest.raises(openai.ConflictError):
             await unload("one")
         metrics = (await user.get(f"{base_url[:-3]}/metrics", cast_to=httpx.Response)).text
-        assert 'llamafast:adapter_requests_total{adapter="one"} 2.0' in metrics
-        assert 'llamafast:adapter_requests_in_progress{adapter="one",state="running"} 1.0' in metrics
+        assert 'llamafast:adapter_requests_total{adapter="one",id="0"} 2.0' in metrics
+        assert 'llamafast:adapter_requests_in_progress{adapter="one",id="0",state="running"} 1.0' in metrics
         (info,) = [line for line in metrics.splitlines() if line.startswith("vllm:lora_requests_info{")]
         assert 'max_lora="4",running_lora_adapters="one",waiting_lora_adapters=""' in info
         assert float(info.split()[-1]) > 1.7e9

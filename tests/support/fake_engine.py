@@ -187,7 +187,7 @@ class FakeAdapters:
         self._infos = [info for info in self._infos if info.name != name]
 
     def uses(self) -> list[AdapterUse]:
-        return [AdapterUse(info.name or str(info.id), 3, 2, 1) for info in self._infos]
+        return [AdapterUse(info.id, info.name, 3, 2, 1) for info in self._infos]
 
 
 class FakeEngine:

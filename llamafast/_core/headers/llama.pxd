@@ -18,6 +18,8 @@ cdef extern from "ggml.h" nogil:
     ctypedef void (*ggml_log_callback)(ggml_log_level level, const char *text, void *user_data) noexcept nogil
     enum: GGML_TYPE_F32
     enum: GGML_OP_FLASH_ATTN_EXT
+    enum: GGML_OP_MUL_MAT
+    enum: GGML_OP_MUL_MAT_ID
     cdef struct ggml_backend_buffer:
         pass
     cdef struct ggml_tensor:
@@ -214,6 +216,7 @@ cdef extern from "llama.h" nogil:
 
     llama_batch llama_batch_init(int32_t n_tokens, int32_t embd, int32_t n_seq_max)
     void llama_batch_free(llama_batch batch)
+    llama_batch llama_batch_get_one(llama_token *tokens, int32_t n_tokens)
     int32_t llama_encode(llama_context *ctx, llama_batch batch)
     int32_t llama_decode(llama_context *ctx, llama_batch batch)
     void llama_set_causal_attn(llama_context *ctx, bint causal_attn)

@@ -1,0 +1,3 @@
+from llamafast._core.adapters import Adapter
+
+def used_tensors(adapter: Adapter, n_pairs: int) -> set[str]: ...
