@@ -189,7 +189,8 @@ async def test_whose_a_request_is_the_parent_says_and_nobody_else(folder: Path, 
 async def test_a_key_does_not_reach_the_child(folder: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[bytes, bytes]] = []
     async with pooled(folder, {"alias": "chat"}, keys=keys) as pool:
-        await asyncio.sleep(0.05)
+        while pool.fleet.members["chat"].state.word != "loaded":
+            await asyncio.sleep(0.005)
         app = pool.children["chat"][0].app
         admit = app._reception.serve
 
