@@ -26,6 +26,7 @@ def test_answers_that_a_death_cuts_say_so(folder: Path) -> None:
         stuck.start()
         answer = ask("/v1/completions", json={**PROMPT, "model": "a", "max_tokens": 1000})
         assert (answer.status_code, answer.json()["error"]["code"]) == (502, "model_died")
+        server.until(lambda: server.states()["a"] != "loaded")
         # some of it has: a stream's last event is the error, without the mark of a good end
         dying = {"model": "a", "prompt": "die", "max_tokens": 10}
         answer = ask("/v1/completions", json={**dying, "stream": True})
@@ -36,6 +37,7 @@ def test_answers_that_a_death_cuts_say_so(folder: Path) -> None:
         assert '"code":"model_died"' in last
         assert len(answer.text.split("data: {")) >= 5
         # and anything else breaks off
+        server.until(lambda: server.states()["a"] != "loaded")
         server.load("a")
         with pytest.raises(httpx.RemoteProtocolError):
             ask("/v1/completions", json=dying)
@@ -54,8 +56,8 @@ def test_what_is_not_installed_is_told(tmp_path: Path) -> None:
 
 
 def kill_soon(server: Server) -> None:
-    server.until(server.children)
-    time.sleep(0.3)
+    server.until_state("a", "loaded")
+    time.sleep(0.3)  # for the request to be there
     for pid in server.children():
         os.kill(pid, signal.SIGKILL)
 
