@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from urllib.parse import urlencode
 
 import httpcore2
 
-from llamafast.api.http import Exchange, error_body
+from llamafast.api.http import PIECE_BYTES, Exchange, error_body
 from llamafast.api.sse import EventStream, frame
 from llamafast.engine.types import ANYBODY, Tenant
 from llamafast.errors import ModelDied
@@ -45,7 +45,7 @@ async def pass_on(exchange: Exchange, door: Door, body: bytes, stream: EventStre
     is_stream = stream is not None
     last = b""
     try:
-        async with door.http.stream(exchange.method, _url(path), headers=headers, content=body) as response:
+        async with door.http.stream(exchange.method, _url(path), headers=headers, content=_pieces(body)) as response:
             exchange.passed_on = True
             kind = dict(_lower(response.headers)).get(b"content-type", b"")
             if stream is not None:
@@ -79,6 +79,12 @@ async def _pass_into(stream: EventStream, response: httpcore2.Response, kind: by
         await stream.write(b"", more=False)
     else:
         await stream.write(b"data: %b\n\n" % (await response.aread()).replace(b"\n", b" "), more=False)
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    """Others have their turn between two of them: hundreds of megabytes at one go would hold them up."""
+    for start in range(0, len(body), PIECE_BYTES):
+        yield body[start : start + PIECE_BYTES]
 
 
 def _request_headers(exchange: Exchange, door: Door) -> Iterable[tuple[bytes, bytes]]:

@@ -71,7 +71,12 @@ async def test_nobodys_name_is_not_found_and_none_is_asked_for(folder: Path) -> 
         assert pool.children == {"a": [], "b": []}
 
 
-@pytest.mark.parametrize("body", [CHAT, CHAT | {"stream": True}, CHAT | {"n": 2}, {}, CHAT | {"temperature": -1}])
+LONG = {"messages": [{"role": "user", "content": "x" * 900_000}]}
+
+
+@pytest.mark.parametrize(
+    "body", [CHAT, CHAT | {"stream": True}, CHAT | {"n": 2}, {}, CHAT | {"temperature": -1}, LONG], ids=range(6)
+)
 async def test_answers_are_those_of_the_model_alone(
     folder: Path, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
