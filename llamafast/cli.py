@@ -203,7 +203,7 @@ def _serve_pool(config: Config | PoolConfig, verbose: bool) -> None:
     try:
         from llamafast.pool.parent import serve_pool
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"models in processes of their own need {error.name}: pip install 'llamafast[pool]'"
-        ) from error
+        package = str(error.name).partition(".")[0]
+        hint = "pip install 'llamafast[pool]'"
+        raise ConfigError(f"models in processes of their own need the package {package}: {hint}") from error
     serve_pool(config, verbose)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -73,17 +74,18 @@ class Catalogue:
         """Ask every model that answers for its names, once for all who want to know at the same time."""
         if self._asking is None or self._asking.done():
             loaded = [member for member in self._members if member.state is State.LOADED]
-            self._asking = asyncio.gather(*map(self._ask_again, loaded))
+            self._asking = asyncio.gather(*map(self.learn, loaded))
         await asyncio.shield(self._asking)
 
     async def learn(self, member: Member) -> None:
-        """Ask it. Raises what the connection raises, or TimeoutError."""
+        """Ask it for its names; where it does not answer, what was known has to do."""
         assert member.child is not None
-        async with asyncio.timeout(_SECONDS):
-            status, body = await ask(member.child.door, "GET", "/v1/models")
-        if status == 200:
-            self._told[member.name] = _DECODER.decode(body).data
-            self._index()
+        with suppress(*LOST, TimeoutError):
+            async with asyncio.timeout(_SECONDS):
+                status, body = await ask(member.child.door, "GET", "/v1/models")
+            if status == 200:
+                self._told[member.name] = _DECODER.decode(body).data
+                self._index()
 
     def forget(self, member: Member) -> None:
         """It has ended, and with it the adapters that only it had."""
@@ -106,12 +108,6 @@ class Catalogue:
         if (member := self._exact.get(name) or self._learned.get(name)) is not None:
             return member
         return next((one for pattern, one in self._patterns if answers_to(name, (pattern,))), None)
-
-    async def _ask_again(self, member: Member) -> None:
-        try:
-            await self.learn(member)
-        except (*LOST, TimeoutError):
-            return  # what was known of it has to do
 
     def _index(self) -> None:
         self._learned = {entry["id"]: member for member in self._members for entry in self._told.get(member.name, ())}

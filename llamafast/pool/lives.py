@@ -61,6 +61,8 @@ class Lives:
             if not only_weigh:
                 await child.load()
                 await self._watcher.loaded(member)
+                if child.gone.done():  # meanwhile
+                    raise Died(child.gone.result())
                 log.info("models   %s is loaded", member.name)
                 member.blocked_at = None
                 member.rested = False

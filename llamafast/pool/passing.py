@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from urllib.parse import urlencode
 
 import httpcore2
 
-from llamafast.api.http import Exchange
+from llamafast.api.http import PIECE_BYTES, Exchange
 from llamafast.api.messages.errors import stream_form_of
 from llamafast.api.sse import EventStream, StreamForm, frame
 from llamafast.engine.types import ANYBODY, Tenant
@@ -55,7 +55,7 @@ async def pass_on(exchange: Exchange, door: Door, body: bytes, stream: EventStre
     is_stream = stream is not None
     last = b""
     try:
-        async with door.http.stream(exchange.method, _url(path), headers=headers, content=body) as response:
+        async with door.http.stream(exchange.method, _url(path), headers=headers, content=_pieces(body)) as response:
             exchange.passed_on = True
             kind = dict(_lower(response.headers)).get(b"content-type", b"")
             if stream is not None:
@@ -91,6 +91,12 @@ async def _pass_into(stream: EventStream, response: httpcore2.Response, kind: by
     else:
         error = b"data: %b\n\n" % (await response.aread()).replace(b"\n", b" ")
         await stream.write(form.error + error, more=False)
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    """Others have their turn between two of them: hundreds of megabytes at one go would hold them up."""
+    for start in range(0, len(body), PIECE_BYTES):
+        yield body[start : start + PIECE_BYTES]
 
 
 def _request_headers(exchange: Exchange, door: Door) -> Iterable[tuple[bytes, bytes]]:

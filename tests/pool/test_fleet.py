@@ -321,6 +321,25 @@ async def test_a_death_while_it_loads_is_tried_again_for_those_who_wait(make: Ma
     assert waiting.done()
 
 
+async def test_a_death_just_before_it_answers_is_noticed(make: MakePool) -> None:
+    pool = make({"a": 5}, 10)
+    said: list[str] = []
+
+    async def loaded(member: Any) -> None:
+        if not said:
+            said.append("loaded")
+            pool.children["a"][0].die(-9)
+            await asyncio.sleep(0)
+
+    pool.loaded = loaded  # type: ignore[method-assign]
+    waiting = await pool.ask("a")
+    assert not waiting.done()
+    assert pool["a"].state.word == "unloaded"
+    await pool.settle(seconds=1.1)
+    assert waiting.done()
+    assert pool["a"].child is pool.children["a"][1]
+
+
 async def test_a_model_that_cannot_be_loaded_is_told_at_once(make: MakePool) -> None:
     pool = make({"a": 5}, 10)
     pool.prepare["a"] = lambda child: setattr(child, "refusal", "a.gguf: no such file")

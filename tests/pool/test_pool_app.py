@@ -71,7 +71,12 @@ async def test_nobodys_name_is_not_found_and_none_is_asked_for(folder: Path) -> 
         assert pool.children == {"a": [], "b": []}
 
 
-@pytest.mark.parametrize("body", [CHAT, CHAT | {"stream": True}, CHAT | {"n": 2}, {}, CHAT | {"temperature": -1}])
+LONG = {"messages": [{"role": "user", "content": "x" * 900_000}]}
+
+
+@pytest.mark.parametrize(
+    "body", [CHAT, CHAT | {"stream": True}, CHAT | {"n": 2}, {}, CHAT | {"temperature": -1}, LONG], ids=range(6)
+)
 async def test_answers_are_those_of_the_model_alone(
     folder: Path, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,7 +194,8 @@ async def test_whose_a_request_is_the_parent_says_and_nobody_else(folder: Path, 
 async def test_a_key_does_not_reach_the_child(folder: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[bytes, bytes]] = []
     async with pooled(folder, {"alias": "chat"}, keys=keys) as pool:
-        await asyncio.sleep(0.05)
+        while pool.fleet.members["chat"].state.word != "loaded":
+            await asyncio.sleep(0.005)
         app = pool.children["chat"][0].app
         admit = app._reception.serve
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -24,6 +26,7 @@ def test_answers_that_a_death_cuts_say_so(folder: Path) -> None:
         stuck.start()
         answer = ask("/v1/completions", json={**PROMPT, "model": "a", "max_tokens": 1000})
         assert (answer.status_code, answer.json()["error"]["code"]) == (502, "model_died")
+        server.until(lambda: server.states()["a"] != "loaded")
         # some of it has: a stream's last event is the error, without the mark of a good end
         dying = {"model": "a", "prompt": "die", "max_tokens": 10}
         answer = ask("/v1/completions", json={**dying, "stream": True})
@@ -34,6 +37,7 @@ def test_answers_that_a_death_cuts_say_so(folder: Path) -> None:
         assert '"code":"model_died"' in last
         assert len(answer.text.split("data: {")) >= 5
         # and anything else breaks off
+        server.until(lambda: server.states()["a"] != "loaded")
         server.load("a")
         with pytest.raises(httpx.RemoteProtocolError):
             ask("/v1/completions", json=dying)
@@ -41,9 +45,19 @@ def test_answers_that_a_death_cuts_say_so(folder: Path) -> None:
         assert "Traceback" not in server.process.log
 
 
+def test_what_is_not_installed_is_told(tmp_path: Path) -> None:
+    (tmp_path / "cfg.json").write_text('{"model": {"path": "m.gguf", "ttl_seconds": 5}, "server": {"port": 0}}')
+    code = "import sys; sys.modules['websockets'] = None; from llamafast.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "serve", str(tmp_path / "cfg.json")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "need the package websockets" in run.stderr
+    assert "pip install 'llamafast[pool]'" in run.stderr
+
+
 def kill_soon(server: Server) -> None:
-    server.until(server.children)
-    time.sleep(0.3)
+    server.until_state("a", "loaded")
+    time.sleep(0.3)  # for the request to be there
     for pid in server.children():
         os.kill(pid, signal.SIGKILL)
 
@@ -55,6 +69,10 @@ def test_a_parent_that_is_killed_leaves_no_process_and_the_next_one_no_file(fold
         assert len(children) == 2
         server.process.send_signal(signal.SIGKILL)
         server.process.wait(10)
+        until = time.monotonic() + 5
+        while any(map(alive, children)):
+            assert time.monotonic() < until
+            time.sleep(0.01)
     left = list((folder / "tmp").iterdir())
     assert [one.name.startswith("llamafast-pool-") for one in left] == [True]
     with started(folder, config, stubs=True) as server:

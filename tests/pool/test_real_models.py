@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,7 @@ def answered(socket: Any, **fields: Any) -> dict[str, Any]:
             return event["response"]
 
 
-def test_nobody_but_the_parent_reaches_a_child(folder: Path, chat: dict[str, Any]) -> None:
+def test_nobody_but_the_parent_reaches_a_child_and_it_ends_with_it(folder: Path, chat: dict[str, Any]) -> None:
     with started(folder, {"models": [chat]}) as server:
         (private,) = (folder / "tmp").glob("llamafast-pool-*")
         assert private.stat().st_mode & 0o077 == 0
@@ -219,5 +220,11 @@ def test_nobody_but_the_parent_reaches_a_child(folder: Path, chat: dict[str, Any
                 assert client.post("/v1/completions", json={"prompt": "x"}, headers=headers).status_code == 401
         server.process.send_signal(signal.SIGHUP)
         assert server.client.get("/v1/models").status_code == 200
-        environment = Path(f"/proc/{server.children()[0]}/environ").read_bytes()
-        assert b"LLAMAFAST_API_KEY" not in environment
+        (child,) = server.children()
+        assert b"LLAMAFAST_API_KEY" not in Path(f"/proc/{child}/environ").read_bytes()
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait(10)
+        until = time.monotonic() + 5
+        while alive(child):
+            assert time.monotonic() < until
+            time.sleep(0.01)
