@@ -19,3 +19,16 @@ cdef void cost_add_prompts(
     step_cost_t *self, int32_t rows, double seconds, double weight, double most
 ) noexcept nogil
 cdef void cost_fit(const step_cost_t *self, double *fixed, double *per_row) noexcept nogil
+
+cdef enum:
+    MAX_TIMED = 64
+
+# What steps of 1 to MAX_TIMED rows take beside each other: no line, for products and attention have their steps.
+cdef struct times_t:
+    double seconds[MAX_TIMED + 1]   # by rows, never falling; [1] is 0 as long as nothing was measured
+    double stretch                  # how much longer the last ones took: contexts grow, and others compute too
+    int32_t last                    # rows of the last step
+
+cdef void times_fill(times_t *self, const int32_t *rows, const double *seconds, int32_t n) noexcept nogil
+cdef double times_of(const times_t *self, int32_t rows) noexcept nogil
+cdef void times_observe(times_t *self, int32_t rows, double seconds) noexcept nogil

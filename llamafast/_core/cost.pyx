@@ -38,3 +38,56 @@ cdef void cost_fit(const step_cost_t *self, double *fixed, double *per_row) noex
         slope = self.seconds / self.rows
     per_row[0] = max(slope, 1e-9)
     fixed[0] = max(0.0, (self.seconds - slope * self.rows) / self.weight)
+
+
+cdef void times_fill(times_t *self, const int32_t *rows, const double *seconds, int32_t n) noexcept nogil:
+    """Take what ``n`` steps of different numbers of rows took, ascending, the first of one row."""
+    cdef int32_t i, k = 0
+    cdef double slope = 0
+    for i in range(1, MAX_TIMED + 1):
+        while k + 1 < n and rows[k + 1] <= i:
+            k += 1
+        if k + 1 < n:
+            slope = (seconds[k + 1] - seconds[k]) / (rows[k + 1] - rows[k])
+        elif k:
+            slope = (seconds[k] - seconds[k - 1]) / (rows[k] - rows[k - 1])
+        else:
+            slope = seconds[0]
+        self.seconds[i] = max(seconds[k] + slope * (i - rows[k]), self.seconds[i - 1] if i > 1 else 0.0)
+    self.stretch = 1
+    self.last = 0
+
+
+cdef double times_of(const times_t *self, int32_t rows) noexcept nogil:
+    """What a step of so many rows will take, in seconds."""
+    cdef int32_t beyond = rows - MAX_TIMED
+    if beyond <= 0:
+        return self.stretch * self.seconds[rows]
+    return self.stretch * (
+        self.seconds[MAX_TIMED]
+        + beyond * (self.seconds[MAX_TIMED] - self.seconds[MAX_TIMED // 2]) / (MAX_TIMED // 2)
+    )
+
+
+cdef void times_observe(times_t *self, int32_t rows, double seconds) noexcept nogil:
+    """A step without prompts took so long. One that was held up by others is believed to a point, and only one of
+    another size than the last says something of sizes."""
+    cdef double surprise
+    cdef int32_t i
+    if rows > MAX_TIMED or self.seconds[1] == 0:
+        return
+    surprise = min(max(seconds / times_of(self, rows), 0.5), 2.0)
+    self.stretch *= 1 + 0.1 * (surprise - 1)
+    if rows == self.last:
+        return
+    self.last = rows
+    self.seconds[rows] *= 1 + 0.1 * (surprise - 1)
+    # more rows never take less time, nor fewer more
+    for i in range(rows + 1, MAX_TIMED + 1):
+        if self.seconds[i] >= self.seconds[i - 1]:
+            break
+        self.seconds[i] = self.seconds[i - 1]
+    for i in range(rows - 1, 0, -1):
+        if self.seconds[i] <= self.seconds[i + 1]:
+            break
+        self.seconds[i] = self.seconds[i + 1]

@@ -23,6 +23,7 @@ cpdef enum Kind:
     EMBEDDER
     BREAKERS
     ADAPTER
+    DRAFTER
     N_KINDS
 
 cdef void count(int kind, int n) noexcept nogil

@@ -4,6 +4,7 @@ from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy
 
+from .chains cimport chains_free
 from .context cimport UNLIMITED
 from .headers.clock cimport now
 from .leaks cimport SEQUENCE, born, died
@@ -46,7 +47,7 @@ cdef class Sequence:
         int32_t max_tokens, tuple stops=(), tuple stop_tokens=(), int32_t top_logprobs=-1, bint score_prompt=False,
         bint show_control=False, const int32_t[::1] preserved=None, bytes salt not None=b"", uint64_t seed=0,
         tuple checkpoints=(), Constraint constraint=None, tuple spans=(), tuple media=(), int32_t group=0,
-        object adapters=None, **output_options,
+        object adapters=None, bint drafts=True, const int32_t[::1] prediction=None, **output_options,
     ):
         cdef sequence_t *s = &self.state
         cdef dict options = s.out.options   # all at 0 so far
@@ -68,6 +69,15 @@ cdef class Sequence:
         s.owner = <PyObject *> self
         s.tag = tag
         s.group = group
+        s.draft.unwanted = not drafts
+        s.draft.prediction.at = -1
+        if prediction is not None and prediction.shape[0]:
+            for i in range(prediction.shape[0]):
+                if not 0 <= prediction[i] < vocab.pieces.n_tokens:
+                    raise ValueError(f"token id {prediction[i]} is outside the vocabulary of {vocab.pieces.n_tokens}")
+            self.prediction = (<char *> &prediction[0])[:prediction.shape[0] * <Py_ssize_t> sizeof(int32_t)]
+            s.draft.prediction.tokens = <const int32_t *> <const char *> self.prediction
+            s.draft.prediction.n = <int32_t> prediction.shape[0]
         s.seq_id = -1
         s.share.leader = -1
         s.tokens.save_at = UNLIMITED
@@ -146,6 +156,8 @@ cdef class Sequence:
         free(self.state.tokens.ids)
         free(self.state.share.hashes)
         free(self.state.out.stop_tokens)
+        chains_free(&self.state.draft.own)
+        chains_free(&self.state.draft.prediction.chains)
         logprobs_free(&self.state.out.logprobs)
         text_free(&self.state.out.text)
 
@@ -276,20 +288,44 @@ cdef void sequence_reach(sequence_t *self, int32_t n_past) noexcept nogil:
 
 
 cdef int sequence_append(sequence_t *self, int32_t token) noexcept nogil:
-    """Add a generated token, which is certain: 0, or -1 when out of memory."""
+    """Add a generated token, which is certain: 0, or -1 when out of memory. Where it is what was drafted the rest of
+    the draft stays."""
     cdef tokens_t *tokens = &self.tokens
+    if tokens.n_certain == tokens.n_tokens or tokens.ids[tokens.n_certain] != token:
+        if grow(tokens, tokens.n_certain + 1) < 0:
+            return -1
+        tokens.ids[tokens.n_certain] = token
+        tokens.n_tokens = tokens.n_certain + 1
+    tokens.n_certain += 1
+    return 0
+
+
+cdef int sequence_draft(sequence_t *self, const int32_t *tokens, int32_t n) noexcept nogil:
+    """Draft ``n`` tokens behind what is certain, of which there may be one more: 0, or -1 when out of memory."""
+    if grow(&self.tokens, self.tokens.n_certain + n) < 0:
+        return -1
+    memcpy(self.tokens.ids + self.tokens.n_certain, tokens, <size_t> n * sizeof(int32_t))
+    self.tokens.n_tokens = self.tokens.n_certain + n
+    return 0
+
+
+cdef void sequence_undraft(sequence_t *self, int32_t n_kept) noexcept nogil:
+    """Keep the first ``n_kept`` drafted tokens at most."""
+    self.tokens.n_tokens = min(self.tokens.n_tokens, self.tokens.n_certain + n_kept)
+
+
+cdef int grow(tokens_t *self, int32_t n) noexcept nogil:
+    """Have room for ``n`` tokens, n_max at most: 0, or -1 when out of memory."""
     cdef int32_t *grown
     cdef int32_t capacity
-    if tokens.n_tokens == tokens.capacity:
-        capacity = min(2 * tokens.capacity, tokens.n_max)
-        grown = <int32_t *> realloc(tokens.ids, <size_t> capacity * sizeof(int32_t))
-        if grown == NULL:
-            return -1
-        tokens.ids = grown
-        tokens.capacity = capacity
-    tokens.ids[tokens.n_tokens] = token
-    tokens.n_tokens += 1
-    tokens.n_certain = tokens.n_tokens
+    if n <= self.capacity:
+        return 0
+    capacity = min(max(2 * self.capacity, n), self.n_max)
+    grown = <int32_t *> realloc(self.ids, <size_t> capacity * sizeof(int32_t))
+    if grown == NULL:
+        return -1
+    self.ids = grown
+    self.capacity = capacity
     return 0
 
 

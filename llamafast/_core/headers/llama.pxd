@@ -131,6 +131,7 @@ cdef extern from "llama.h" nogil:
         uint32_t n_batch
         uint32_t n_ubatch
         uint32_t n_seq_max
+        uint32_t n_rs_seq
         int32_t n_threads
         int32_t n_threads_batch
         int rope_scaling_type
@@ -171,6 +172,7 @@ cdef extern from "llama.h" nogil:
     uint32_t llama_n_batch(const llama_context *ctx)
     uint32_t llama_n_ubatch(const llama_context *ctx)
     uint32_t llama_n_seq_max(const llama_context *ctx)
+    uint32_t llama_n_rs_seq(const llama_context *ctx)
 
     llama_memory_t llama_get_memory(const llama_context *ctx)
     int llama_pooling_type(const llama_context *ctx)
