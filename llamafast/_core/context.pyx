@@ -156,7 +156,8 @@ cdef class Context:
         self.embeddings = params.embeddings
         if model.is_recurrent or model.is_hybrid:
             self.n_cuttable = 0
-            self.n_undo = <int32_t> llama_n_rs_seq(self.ctx)
+            # where sequences have partitions a step has several passes, and each but the last moves states
+            self.n_undo = <int32_t> llama_n_rs_seq(self.ctx) if self.unified else 0
         else:
             self.n_undo = UNLIMITED
             # a saved state lacks what a sliding window has left behind, whatever swa_full says

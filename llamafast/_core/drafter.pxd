@@ -3,7 +3,7 @@ from libc.stdint cimport int32_t, int64_t
 
 from .acceptance cimport acceptance_t
 from .answers cimport answers_t
-from .context cimport Context
+from .context cimport Batch, Context
 from .cost cimport times_t
 from .draft cimport MAX_DRAFT, proposal_t
 from .live cimport live_t
@@ -49,6 +49,8 @@ cdef class Drafter:
     cdef int32_t to_index       # tokens that this step may still index
     cdef double row_cost        # of a draft row in this step, in rows
     cdef draft_counters_t counters
+
+    cdef double time_step(self, Batch batch, int32_t token, int32_t rows) except -1
 
 cdef int32_t drafter_fill(
     Drafter self, live_t *live, int32_t turn, int32_t n_decode, int32_t n_prompt, int32_t room

@@ -7,6 +7,7 @@ verification in vLLM, and TurboSpec before it (Liu et al., arXiv 2406.14066), bu
 and where what was drafted for it has cost more than it has saved, nothing is drafted, whatever the chances are taken
 for.
 """
+from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
@@ -18,7 +19,7 @@ from .context cimport Batch, Context, batch_add, context_decode
 from .cost cimport MAX_TIMED, times_fill, times_of
 from .draft cimport MAX_DRAFT, draft_t, prediction_t, proposal_t
 from .headers.clock cimport now
-from .headers.llama cimport LLAMA_MAX_SEQ, llama_memory_clear, llama_synchronize
+from .headers.llama cimport LLAMA_MAX_SEQ, llama_synchronize
 from .leaks cimport DRAFTER, born, died
 from .live cimport live_stop, live_t
 from .plan cimport plan_passes, plan_rows
@@ -36,8 +37,9 @@ cdef double MOST_SAVED = 20
 cdef double PAST = 0.9
 # A token that is less likely is not worth a look.
 cdef double LEAST_CHANCE = 0.01
-# The rows whose steps are timed, in the order of their use; ascending ones are sorted out of these.
+# The rows of steps that are timed, the most useful first, and how often the time is looked for that nobody held up.
 cdef tuple TIMED = (1, 4, 2, 8, 3, 16, 5, 6, 12, 32, 24, 48, 64)
+cdef int ROUNDS = 4
 
 
 cdef class Drafter:
@@ -68,37 +70,44 @@ cdef class Drafter:
         answers_free(&self.answers)
 
     def time_steps(self, int32_t token, double seconds):
-        """Measure what steps of different numbers of rows take, for about so long; with none nobody drafts. Nothing
-        may run. The times by the number of rows, or RuntimeError where llama_decode fails."""
+        """Measure what steps of different numbers of rows take, for about so long; before it nobody drafts. Nothing may
+        run. The seconds by the number of rows; RuntimeError where llama_decode fails."""
         cdef int32_t i, rows, most_rows = min(self.context.n_ubatch, min(self.context.n_ctx_seq, MAX_TIMED))
         cdef int32_t[16] sizes
         cdef double[16] taken
         cdef double until = now() + seconds
-        cdef double took
+        cdef dict best = {}
         cdef Batch batch = Batch(most_rows)
-        best = {}
-        # the first time of each size is that of a new graph too, which steps that change their size have as well
-        for again in range(4):
+        for _ in range(ROUNDS):
             for rows in TIMED:
-                if rows > most_rows or (best and now() + best.get(rows, 2 * max(best.values())) > until and len(best) > 1):
+                if rows > most_rows or (len(best) > 1 and now() + best.get(rows, 2 * max(best.values())) > until):
                     continue
-                for repeated in range(1 + (rows == 1)):
-                    batch.clear()
-                    for i in range(rows):
-                        batch_add(&batch.batch, token, i, 0, True)
-                    took = now()
-                    code = context_decode(self.context, &batch.batch)
-                    llama_synchronize(self.context.ctx)
-                    took = now() - took
-                    llama_memory_clear(self.context.memory, False)
-                    if code != 0:
-                        raise RuntimeError(f"llama_decode returned {code}")
-                best[rows] = min(best.get(rows, took), took)
-        for i, (rows, took) in enumerate(sorted(best.items())):
+                # its graph is made for another size than the last, as it is where drafts come and go; steps of one row
+                # follow each other
+                if rows == 1:
+                    self.time_step(batch, token, rows)
+                best[rows] = min(best.get(rows, INFINITY), self.time_step(batch, token, rows))
+        for i, rows in enumerate(sorted(best)):
             sizes[i] = rows
-            taken[i] = took
+            taken[i] = best[rows]
         times_fill(&self.times, sizes, taken, <int32_t> len(best))
         return best
+
+    cdef double time_step(self, Batch batch, int32_t token, int32_t rows) except -1:
+        cdef int32_t i, code
+        cdef double start
+        batch.clear()
+        for i in range(rows):
+            batch_add(&batch.batch, token, i, 0, True)
+        start = now()
+        with nogil:
+            code = context_decode(self.context, &batch.batch)
+            llama_synchronize(self.context.ctx)
+        start = now() - start
+        self.context.clear()
+        if code != 0:
+            raise RuntimeError(f"llama_decode returned {code}")
+        return start
 
     def forget_answers(self):
         """Nobody is told any more what was answered before."""

@@ -247,6 +247,11 @@ cdef class Sequence:
         return cut_behind(self.state.tokens.ids, self.state.tokens.n_tokens, n)
 
     @property
+    def n_predicted(self):
+        """How many of its tokens came as its prediction had them."""
+        return self.state.draft.prediction.n_accepted
+
+    @property
     def finished(self):
         return self.state.phase == PHASE_ENDED
 

@@ -200,8 +200,9 @@ def set_times(Drafter drafter not None, seconds):
     cdef int32_t i
     cdef int32_t[MAX_TIMED] rows
     cdef double[MAX_TIMED] times
-    for i, times[i] in enumerate(seconds):
+    for i in range(<int32_t> len(seconds)):
         rows[i] = i + 1
+        times[i] = seconds[i]
     times_fill(&drafter.times, rows, times, <int32_t> len(seconds))
 
 
@@ -215,15 +216,16 @@ def planned(seconds, survival, int32_t useful, int32_t room, *, bint passes):
     cdef int32_t[256] taken
     cdef int32_t[MAX_TIMED] rows
     cdef double[MAX_TIMED] measured
-    for i, measured[i] in enumerate(seconds):
+    for i in range(<int32_t> len(seconds)):
         rows[i] = i + 1
+        measured[i] = seconds[i]
     times_fill(&times, rows, measured, <int32_t> len(seconds))
     for i in range(n):
         lengths[i] = <int32_t> len(survival[i])
         taken[i] = 0
         pointers[i] = chances[i]
-        for k, chances[i][k] in enumerate(survival[i]):
-            pass
+        for k in range(lengths[i]):
+            chances[i][k] = survival[i][k]
     if passes:
         plan_passes(&times, pointers, lengths, n, useful, room, taken)
     else:
@@ -239,8 +241,9 @@ cdef class StepTimes:
         cdef int32_t i
         cdef int32_t[MAX_TIMED] rows
         cdef double[MAX_TIMED] seconds
-        for i, (rows[i], seconds[i]) in enumerate(sorted(measured.items())):
-            pass
+        for i, one in enumerate(sorted(measured)):
+            rows[i] = one
+            seconds[i] = measured[one]
         times_fill(&self.times, rows, seconds, <int32_t> len(measured))
 
     def of(self, int32_t rows):
