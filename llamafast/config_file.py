@@ -60,7 +60,7 @@ def refuse_unsupported(config: Config) -> None:
     model = config.model
     asked = {
         "model.vocab_only": model.vocab_only is True,
-        "model.draft_model": model.draft_model is not None,
+        "model.draft_model": "draft-mtp" in (model.drafts or ()),
         "model.draft_model_path": model.draft_model_path is not None,
         "model.draft_model_from_pretrained": model.draft_model_from_pretrained is not None,
         "model.draft_model_from_package": model.draft_model_from_package is not None,

@@ -26,6 +26,6 @@ cdef struct answers_t:
 cdef int answers_init(answers_t *self, int64_t n_bytes) noexcept nogil
 cdef void answers_free(answers_t *self) noexcept nogil
 cdef void answers_clear(answers_t *self) noexcept nogil
-cdef int64_t answers_bytes(const answers_t *self) noexcept nogil
+cdef int64_t answers_size(const answers_t *self) noexcept nogil
 cdef void answers_keep(answers_t *self, const sequence_t *s) noexcept nogil
 cdef void answers_propose(answers_t *self, const sequence_t *s, int32_t most, proposal_t *proposal) noexcept nogil

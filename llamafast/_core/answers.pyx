@@ -1,7 +1,8 @@
 """What was answered lately: what one client was told another one may be told again, where both are of one salt.
 
-The chains of ``chains`` over a ring of tokens, the oldest of which are overwritten. Heads are found by a gram's hash and
-the salt's, and a match is believed only where its answer's salt is the same, byte by byte; it never leaves its answer.
+The chains of ``chains`` over a ring of tokens, the oldest of which are overwritten. Heads are found by a gram's hash
+and the salt's, and a match is believed only where its answer's salt is the same, byte by byte; it never leaves its
+answer.
 """
 from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
@@ -61,7 +62,7 @@ cdef void answers_clear(answers_t *self) noexcept nogil:
         memset(self.heads, 0, self.capacity * sizeof(uint32_t))
 
 
-cdef int64_t answers_bytes(const answers_t *self) noexcept nogil:
+cdef int64_t answers_size(const answers_t *self) noexcept nogil:
     """What it takes, salts included."""
     return self.capacity * <int64_t> TOKEN_BYTES + self.n_places * <int64_t> sizeof(answer_t) + self.salt_bytes
 

@@ -8,8 +8,8 @@ from .headers.clock cimport now
 from .headers.llama cimport (
     LLAMA_MAX_SEQ, llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params,
     llama_free, llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_cp,
-    llama_memory_seq_rm, llama_model_get_vocab, llama_n_batch, llama_n_ctx, llama_n_ctx_seq,
-    llama_n_rs_seq, llama_n_seq_max, llama_n_threads, llama_n_threads_batch, llama_n_ubatch, llama_pooling_type, llama_set_n_threads,
+    llama_memory_seq_rm, llama_model_get_vocab, llama_n_batch, llama_n_ctx, llama_n_ctx_seq, llama_n_rs_seq,
+    llama_n_seq_max, llama_n_threads, llama_n_threads_batch, llama_n_ubatch, llama_pooling_type, llama_set_n_threads,
     llama_state_seq_get_data, llama_state_seq_get_size, llama_state_seq_set_data, llama_synchronize,
     llama_vocab_n_tokens,
 )

@@ -23,7 +23,6 @@ cdef struct prediction_t:
     int32_t n_accepted          # those that came as expected
 
 cdef struct draft_t:
-    bint unwanted               # whoever asked for the sequence wants no drafts
     int32_t source
     proposal_t proposal         # for the next step, whether it is decoded or not
     float survival[MAX_DRAFT]   # chance that a token, and all before it, are what comes

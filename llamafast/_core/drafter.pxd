@@ -30,6 +30,7 @@ cdef struct draft_counters_t:
     int64_t accepted_by[N_SOURCES]
     int64_t lengths[MAX_DRAFT + 1]      # drafts by the tokens of them that came
     int64_t calls               # steps for which somebody proposed
+    int64_t observed            # sequences that got tokens
     double propose_seconds
     double observe_seconds
 

@@ -12,7 +12,7 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
 from .acceptance cimport acceptance_chance, acceptance_init, acceptance_observe
-from .answers cimport answers_bytes, answers_clear, answers_free, answers_init, answers_keep, answers_propose
+from .answers cimport answers_clear, answers_free, answers_init, answers_keep, answers_propose, answers_size
 from .blocks cimport common_run
 from .chains cimport GRAM, chains_find, chains_free, chains_index, chains_t, match_t
 from .context cimport Batch, Context, batch_add, context_decode
@@ -80,7 +80,8 @@ cdef class Drafter:
         cdef Batch batch = Batch(most_rows)
         for _ in range(ROUNDS):
             for rows in TIMED:
-                if rows > most_rows or (len(best) > 1 and now() + best.get(rows, 2 * max(best.values())) > until):
+                guess = best.get(rows, 2 * max(best.values(), default=0))
+                if rows > most_rows or (len(best) > 1 and now() + guess > until):
                     continue
                 # its graph is made for another size than the last, as it is where drafts come and go; steps of one row
                 # follow each other
@@ -120,8 +121,8 @@ cdef class Drafter:
             "draft_proposals": count.proposals, "draft_tokens_proposed": count.proposed,
             "draft_batches_verified": count.verified, "draft_tokens_verified": count.drafted,
             "draft_tokens_accepted": count.accepted, "draft_refused": count.refused, "draft_dropped": count.dropped,
-            "draft_calls": count.calls, "draft_generate_seconds": count.propose_seconds,
-            "draft_process_seconds": count.observe_seconds, "draft_answers_bytes": answers_bytes(&self.answers),
+            "draft_calls": count.calls, "draft_observed": count.observed, "draft_most": self.most, "draft_generate_seconds": count.propose_seconds,
+            "draft_process_seconds": count.observe_seconds, "draft_answers_bytes": answers_size(&self.answers),
             **{f"draft_{name}_verified": count.drafted_by[i] for i, name in enumerate(SOURCE_NAMES)},
             **{f"draft_{name}_accepted": count.accepted_by[i] for i, name in enumerate(SOURCE_NAMES)},
             **{f"draft_length_{i}": count.lengths[i] for i in range(MAX_DRAFT + 1)},
@@ -183,10 +184,10 @@ cdef int32_t drafter_fill(
 
 
 cdef bint may_draft(Drafter self, const sequence_t *s) noexcept nogil:
-    return (
-        s.phase == PHASE_DECODING and not s.draft.unwanted and s.out.constraint == NULL
-        and s.tokens.n_certain > s.tokens.n_prompt and (self.looks_up or s.draft.prediction.n or self.propose != NULL)
-    )
+    if s.phase != PHASE_DECODING or s.out.constraint != NULL or not s.out.options.speculative:
+        return False
+    return s.tokens.n_certain > s.tokens.n_prompt and (
+        self.looks_up or s.draft.prediction.n or self.propose != NULL)
 
 
 cdef void choose(
@@ -369,6 +370,7 @@ cdef void drafter_observe(Drafter self, sequence_t *s, int32_t n_before) noexcep
         accepted += i < s.rows.n_drafted
     observe_prediction(&draft.prediction, came, n_new)
     draft.rows += n_new
+    self.counters.observed += 1
     if s.rows.n_drafted:
         self.counters.accepted += accepted
         self.counters.accepted_by[draft.source] += accepted

@@ -1,7 +1,7 @@
 """How many drafted tokens a step decodes: as many as make it give most useful rows per second.
 
-``useful`` rows are computed in any case. For each number of drafted rows the likeliest ones are the best, and what steps
-take follows no line; so every number is tried.
+``useful`` rows are computed in any case. For each number of drafted rows the likeliest ones are the best, and what
+steps take follows no line; so every number is tried.
 """
 from libc.stdint cimport int32_t
 from libc.string cimport memset
@@ -44,8 +44,7 @@ cdef void plan_passes(
     const times_t *times, const float **survival, const int32_t *lengths, int32_t n, int32_t useful, int32_t room,
     int32_t *taken
 ) noexcept nogil:
-    """Where each number of rows that sequences have is a pass of its own: the same number for some, none for the others.
-    """
+    """Where each number of rows that sequences have is a pass of its own: as many for some as for others, or none."""
     cdef double worth[LLAMA_MAX_SEQ]
     cdef bint chosen[LLAMA_MAX_SEQ]
     cdef int32_t i, k, rows, most = 0, likeliest

@@ -1,5 +1,5 @@
-"""Which rows a step computes: decode rows first, each sequence's drafted ones behind its own, then as much of the prompts
-as the time allows."""
+"""Which rows a step computes: decode rows first, drafted ones behind what they follow, then as much of the prompts as
+the time allows."""
 from libc.stdint cimport INT32_MAX, int32_t
 
 from .context cimport batch_add

@@ -237,6 +237,11 @@ cdef class Runner:
         live_remove(self.live, &sequence.state)
         let_go(self, &sequence.state)
 
+    def forget_answers(self):
+        """Draft nothing any more of what finished sequences were answered."""
+        if self.step.drafter is not None:
+            self.step.drafter.forget_answers()
+
     def halt(self, Sequence sequence not None):
         """Give a running sequence no more rows; it counts as finished and nothing is reported."""
         output_halt(&sequence.state)

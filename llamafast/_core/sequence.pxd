@@ -82,6 +82,7 @@ cdef struct options_t:
     int32_t min_tokens      # the tokens that end it cannot come before
     bint keep_stop          # a stop string is shown
     bint ignore_eos         # an end-of-generation token does not end it
+    bint speculative        # tokens may be drafted; 1 where nothing is said
 
 # How its tokens are chosen, become text, and end.
 cdef struct out_t:

@@ -46,7 +46,6 @@ class Sequence:
         media: tuple[object, ...] = (),
         group: int = 0,
         adapters: object = None,
-        drafts: bool = True,
         prediction: array[int] | None = None,
         **output_options: int,
     ) -> Self: ...

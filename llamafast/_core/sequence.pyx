@@ -36,7 +36,7 @@ cdef class Sequence:
 
     ``spans`` (Span) are the rows of media in the prompt, whose ids are below -1 as spans.pxd has them: in order, none
     at the end. They are computed once ``Runner.give_rows`` has brought them; ``media`` is what whoever does so knows
-    them by.
+    them by. ``prediction`` (int32 ids) is text that the answer may repeat.
 
     Raises ValueError for an empty prompt or an id outside the vocabulary (llama.cpp would abort), TypeError for an
     option that there is not.
@@ -47,10 +47,11 @@ cdef class Sequence:
         int32_t max_tokens, tuple stops=(), tuple stop_tokens=(), int32_t top_logprobs=-1, bint score_prompt=False,
         bint show_control=False, const int32_t[::1] preserved=None, bytes salt not None=b"", uint64_t seed=0,
         tuple checkpoints=(), Constraint constraint=None, tuple spans=(), tuple media=(), int32_t group=0,
-        object adapters=None, bint drafts=True, const int32_t[::1] prediction=None, **output_options,
+        object adapters=None, const int32_t[::1] prediction=None, **output_options,
     ):
         cdef sequence_t *s = &self.state
         cdef dict options = s.out.options   # all at 0 so far
+        options["speculative"] = True
         cdef Py_ssize_t i
         if unknown := output_options.keys() - options.keys():
             raise TypeError(f"a Sequence has no option {min(unknown)!r}")
@@ -69,7 +70,6 @@ cdef class Sequence:
         s.owner = <PyObject *> self
         s.tag = tag
         s.group = group
-        s.draft.unwanted = not drafts
         s.draft.prediction.at = -1
         if prediction is not None and prediction.shape[0]:
             for i in range(prediction.shape[0]):

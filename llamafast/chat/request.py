@@ -67,7 +67,8 @@ class ChatTask(Task, frozen=True, kw_only=True):
     None allows several where calls are not forced. ``add_generation_prompt`` (default true) and
     ``continue_final_message`` are those of ``transformers``, ``variables`` more that the template may read.
     ``split_reasoning`` tells reasoning apart from content. Behind the prompt ``room`` tokens have to fit. ``media`` are
-    those whose words are in ``messages``, in order, and ``sources`` what the client sent of them.
+    those whose words are in ``messages``, in order, and ``sources`` what the client sent of them. The answer may
+    repeat the text of ``prediction``.
     """
 
     messages: list[Message]
@@ -84,3 +85,4 @@ class ChatTask(Task, frozen=True, kw_only=True):
     variables: Mapping[str, Any] = {}
     split_reasoning: bool = True
     room: int = 0
+    prediction: str = ""

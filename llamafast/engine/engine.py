@@ -15,6 +15,7 @@ from time import monotonic
 from msgspec.structs import asdict
 
 from llamafast._core.context import Context
+from llamafast._core.drafter import Drafter
 from llamafast._core.embedder import Embedder
 from llamafast._core.outbox import Outbox
 from llamafast._core.runner import Runner
@@ -78,6 +79,7 @@ class Engine:
         encoder: MediaEncoder | None = None,
         disk: DiskFolder | None = None,
         adapters: Iterable[LoadedAdapter] = (),
+        drafter: Drafter | None = None,
     ) -> None:
         self.info = info
         self.tokenizer: Tokenizer = vocab
@@ -99,7 +101,7 @@ class Engine:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._outbox = Outbox(self._wake_write)
-        runner = Runner(context, vocab, self._outbox, pace=asdict(pace))
+        runner = Runner(context, vocab, self._outbox, pace=asdict(pace), drafter=drafter)
         unified = context.n_ctx_seq == context.n_ctx
         scheduler: Scheduler[Sequence] = Scheduler(
             n_seq_max=context.n_seq_max,
@@ -176,7 +178,7 @@ class Engine:
         n_tokens = sum(len(prompt) for prompt in plan.prompts)
         generation = Generation(n_choices, n_tokens, self._cancel, self._limits.end, plan.n, tenant)
         generation.top_logprobs = plan.top_logprobs or 0
-        generation.media_tokens = plan.media_tokens()
+        generation.media_tokens, generation.prediction_length = plan.media_tokens(), len(plan.prediction)
         sequences = enumerate(self._sequences.of(plan, tenant))
         self._choices[plan.n] += 1
         priority = tenant.priority, plan.priority
@@ -323,8 +325,7 @@ class Engine:
                 n_tokens,
                 FINISH_REASONS[finish],
                 n_cached,
-                None if of_prompt else tokens,
-                tokens if of_prompt else None,
+                *((None, tokens) if of_prompt else (tokens, None)),
             )
 
     def _settle_from_worker(self, settled: Settled) -> None:

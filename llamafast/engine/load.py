@@ -17,6 +17,7 @@ from llamafast._core.vocab import Vocab
 from llamafast.config import Config, ModelConfig
 from llamafast.engine.adapters import load_adapters, rounded
 from llamafast.engine.disk_folder import DiskFolder, check_folder
+from llamafast.engine.drafting import create_drafter, draft_params
 from llamafast.engine.engine import Engine
 from llamafast.engine.fingerprint import fingerprint, shards
 from llamafast.engine.media import MediaEncoder
@@ -89,7 +90,7 @@ def create_contexts(config: ModelConfig, model: Model, widest_span: int = 0) -> 
     params = with_room_for(widest_span, context_params(config, model))
     wanted = embeds(config, model)
     if not model.has_encoder and not (wanted and made_to_embed(config, model)):
-        context = create_context(model, params)
+        context = create_context(model, params | draft_params(config, model))
         if context.has_memory:
             beside = embedding_params(config, model, params, beside=True)
             return context, create_context(model, beside) if wanted else None
@@ -201,9 +202,11 @@ def load_engine(
     cache_bytes = config.cache.ram_bytes if generates else 0
     if cache_bytes is None:
         cache_bytes = available_bytes() // CACHE_SHARE
+    drafter = None
     if generates:
         # Behind the measure of what is available: what this gives back the context will take again.
         warm_up(context, vocab)
+        drafter = create_drafter(config.model, context, vocab)
         return_large_blocks()
         logger.info("cache    up to %.2f GB of host memory for finished prompts", cache_bytes / 1e9)
     disk = open_disk(config, path, model, context) if generates else None
@@ -218,6 +221,7 @@ def load_engine(
         encoder=encoder,
         disk=disk,
         adapters=adapters,
+        drafter=drafter,
     )
 
 

@@ -211,7 +211,8 @@ def test_configs_of_the_seed_shape_load_unchanged(name: str) -> None:
     ("path", "value"),
     [
         ("model.vocab_only", True),
-        ("model.draft_model", "prompt-lookup-decoding"),
+        ("model.draft_model", "draft-mtp"),
+        ("model.draft_model", ["prompt-lookup-decoding", "draft-mtp"]),
         ("model.draft_model_path", "d.gguf"),
         ("model.draft_model_from_pretrained", PRETRAINED),
         ("model.draft_model_from_package", PACKAGE),

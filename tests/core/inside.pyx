@@ -2,13 +2,14 @@
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from llamafast._core.answers cimport (
-    answers_bytes, answers_free, answers_init, answers_keep, answers_propose, answers_t,
+    answers_free, answers_init, answers_keep, answers_propose, answers_size, answers_t,
 )
 from llamafast._core.blocks cimport BLOCK, block_hash, common_run
 from llamafast._core.chains cimport chains_find, chains_free, chains_index, chains_t, match_t
 from llamafast._core.context cimport Context
 from llamafast._core.cost cimport (
-    MAX_TIMED, cost_add, cost_add_prompts, cost_fit, cost_init, step_cost_t, times_fill, times_observe, times_of, times_t,
+    MAX_TIMED, cost_add, cost_add_prompts, cost_fit, cost_init, step_cost_t, times_fill, times_observe, times_of,
+    times_t,
 )
 from llamafast._core.draft cimport proposal_t
 from llamafast._core.drafter cimport Drafter
@@ -284,7 +285,7 @@ cdef class Answers:
 
     @property
     def n_bytes(self):
-        return answers_bytes(&self.answers)
+        return answers_size(&self.answers)
 
     def keep(self, const int32_t[::1] answer not None, bytes salt, uint64_t seed):
         cdef sequence_t s

@@ -64,7 +64,15 @@ def test_what_followed_once_differently_is_believed_less():
 def test_where_it_went_on_last_time_is_looked_at_first():
     """Twenty places that are as good as it hide the one that has been right so far."""
     block = [1, 2, 3, *range(100, 140)]
-    text = [*range(50, 60), *block, *(token for k in range(20) for token in (200 + k, 1, 2, 3)), *range(50, 60), 1, 2, 3]
+    text = [
+        *range(50, 60),
+        *block,
+        *(token for k in range(20) for token in (200 + k, 1, 2, 3)),
+        *range(50, 60),
+        1,
+        2,
+        3,
+    ]
     chains = Chains()
     chains.index(array("i", text), 1 << 20)
     assert chains.find(array("i", text))[1] == 3
@@ -102,7 +110,9 @@ def test_the_ring_keeps_to_its_budget_whatever_comes():
     answers = Answers(1 << 18)
     chance = random.Random(2)
     for k in range(400):
-        answers.keep(array("i", [chance.randrange(50_000) for _ in range(chance.randrange(8, 4000))]), b"x" * (k % 500), k)
+        answers.keep(
+            array("i", [chance.randrange(50_000) for _ in range(chance.randrange(8, 4000))]), b"x" * (k % 500), k
+        )
         assert answers.n_bytes <= 1.5 * (1 << 18)
     last = array("i", range(1000, 2000))
     answers.keep(last, b"me", 1)
@@ -139,7 +149,7 @@ def test_a_text_that_repeats_itself_is_drafted_from_itself(chain):
     _, n_drafted, n_steps = counted(chain, "steps", first)
     assert n_steps < 64 + 300 / 8
     assert n_drafted > 150
-    without = chain.sequence([40], 2, max_tokens=300, drafts=False)
+    without = chain.sequence([40], 2, max_tokens=300, speculative=False)
     _, n_drafted, n_steps = counted(chain, "steps", without)
     assert (n_drafted, n_steps) == (0, 300)
     assert list(first.tokens()) == list(without.tokens())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from array import array
+from itertools import pairwise
 from struct import iter_unpack
 
 import pytest
 
 from core.inside import draft_by, was_rolled_back
 from core.test_runner import Rig
-from llamafast._core.drafter import Drafter
 from llamafast._core.step import FINISHED, NO_ROOM, PAUSED, SAVE_DUE
 
 # name: the model and its settings
@@ -114,7 +113,10 @@ def rigs(tiny_model):
         if kind not in made:
             name, settings = KINDS[kind]
             plain = Rig(tiny_model(name), **settings)
-            made[kind] = Drafting(tiny_model(name), **settings), {n: told(plain, works(n), late=n // 3) for n in (1, 4, 16)}
+            made[kind] = (
+                Drafting(tiny_model(name), **settings),
+                {n: told(plain, works(n), late=n // 3) for n in (1, 4, 16)},
+            )
             plain.close()
         return made[kind]
 
@@ -317,7 +319,7 @@ def test_nothing_is_drafted_for_who_wants_none_or_follows_a_grammar(rigs):
     rig, _ = rigs("unified")
     asked = []
     rig.script(lambda tag, tokens, most: asked.append(tag) or [40] * most)
-    rig.run(rig.sequence(PROMPT, 1, drafts=False), rig.sequence(PROMPT, 2))
+    rig.run(rig.sequence(PROMPT, 1, speculative=False), rig.sequence(PROMPT, 2))
     assert set(asked) == {2}
 
 
@@ -327,7 +329,10 @@ def test_random_drafts_leave_the_distribution_alone(rigs):
     rig, _ = rigs("unified")
     chance = random.Random(4)
     counts = []
-    for first_seed, source in ((1, lambda *_: []), (10_000, lambda tag, tokens, most: [chance.choice([40, 41, 42])] * most)):
+    for first_seed, source in (
+        (1, lambda *_: []),
+        (10_000, lambda tag, tokens, most: [chance.choice([40, 41, 42])] * most),
+    ):
         rig.script(source)
         pairs = {}
         for round_ in range(16):
@@ -339,13 +344,15 @@ def test_random_drafts_leave_the_distribution_alone(rigs):
             rig.run(*sequences)
             for sequence in sequences:
                 tokens = list(sequence.tokens())[2:]
-                for pair in zip(tokens, tokens[1:], strict=False):
+                for pair in pairwise(tokens):
                     pairs[pair] = pairs.get(pair, 0) + 1
         counts.append(pairs)
     without, with_drafts = counts
     assert sum(without.values()) > 20_000
     total = sum(without.values()), sum(with_drafts.values())
-    frequent = [pair for pair in without.keys() | with_drafts.keys() if without.get(pair, 0) + with_drafts.get(pair, 0) >= 10]
+    frequent = [
+        pair for pair in without.keys() | with_drafts.keys() if without.get(pair, 0) + with_drafts.get(pair, 0) >= 10
+    ]
     assert len(frequent) > 40
     statistic = 0.0
     for pair in frequent:
