@@ -2,8 +2,8 @@
 
 Each token is entered under the hash of the three that end with it, and points to the one before it of the same hash:
 the chains of LZ77 coders (Storer and Szymanski 1982; zlib's deflate). A look-up follows one for a few steps and
-compares tokens: a hash only finds. Eight bytes a token; heads are allotted for the text as it is at first and never grow: the
-chains of a text that does get longer, not the look-ups.
+compares tokens: a hash only finds. Eight bytes a token; heads are allotted for the text as it is at first and never
+grow: the chains of a text that does get longer, not the look-ups.
 """
 from libc.stdint cimport int32_t
 from libc.stdlib cimport calloc, free, realloc

@@ -53,6 +53,7 @@ cdef class Drafter:
 
     cdef double time_step(self, Batch batch, int32_t token, int32_t rows) except -1
 
+cdef double drafter_clock(Drafter self) noexcept nogil
 cdef int32_t drafter_fill(
     Drafter self, live_t *live, int32_t turn, int32_t n_decode, int32_t n_prompt, int32_t room
 ) noexcept nogil

@@ -16,9 +16,9 @@ from .answers cimport answers_clear, answers_free, answers_init, answers_keep, a
 from .blocks cimport common_run
 from .chains cimport GRAM, chains_find, chains_free, chains_index, chains_t, match_t
 from .context cimport Batch, Context, batch_add, context_decode
-from .cost cimport MAX_TIMED, times_fill, times_of
+from .cost cimport MAX_TIMED, times_fill, times_of, times_with
 from .draft cimport MAX_DRAFT, draft_t, prediction_t, proposal_t
-from .headers.clock cimport now
+from .headers.clock cimport now, thread_now
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_synchronize
 from .leaks cimport DRAFTER, born, died
 from .live cimport live_stop, live_t
@@ -30,9 +30,16 @@ cdef enum:
 
 # Rows that a sequence's drafts may cost before they have saved any, the share of all its rows that they may, and the
 # most that what they have saved counts later.
-cdef double CREDIT = 1
-cdef double SHARE = 0.01
+cdef double CREDIT = 0.5
+cdef double SHARE = 0.005
 cdef double MOST_SAVED = 20
+# Until they have saved so much they make a step so much longer at most: others wait for it too.
+cdef double PROVEN = 2
+cdef double STRETCH = 1.2
+# Of so many tokens that a source has proposed for a sequence so many are taken for right before any has come: its own
+# proposals, decoded or not, are what speaks for the next ones.
+cdef double DOUBTED = 2
+cdef double GRANTED = 1
 # Weight of a sequence's past after each token that was proposed for it.
 cdef double PAST = 0.9
 # A token that is less likely is not worth a look.
@@ -76,22 +83,22 @@ cdef class Drafter:
         cdef int32_t[16] sizes
         cdef double[16] taken
         cdef double until = now() + seconds
+        cdef double first, change = INFINITY
         cdef dict best = {}
         cdef Batch batch = Batch(most_rows)
         for _ in range(ROUNDS):
             for rows in TIMED:
-                guess = best.get(rows, 2 * max(best.values(), default=0))
+                guess = 2 * best.get(rows, 2 * max(best.values(), default=0))
                 if rows > most_rows or (len(best) > 1 and now() + guess > until):
                     continue
-                # its graph is made for another size than the last, as it is where drafts come and go; steps of one row
-                # follow each other
-                if rows == 1:
-                    self.time_step(batch, token, rows)
+                # the first one of a size has a graph to make
+                first = self.time_step(batch, token, rows)
                 best[rows] = min(best.get(rows, INFINITY), self.time_step(batch, token, rows))
+                change = min(change, max(0.0, first - best[rows]))
         for i, rows in enumerate(sorted(best)):
             sizes[i] = rows
             taken[i] = best[rows]
-        times_fill(&self.times, sizes, taken, <int32_t> len(best))
+        times_fill(&self.times, sizes, taken, <int32_t> len(best), change if change < INFINITY else 0)
         return best
 
     cdef double time_step(self, Batch batch, int32_t token, int32_t rows) except -1:
@@ -100,11 +107,11 @@ cdef class Drafter:
         batch.clear()
         for i in range(rows):
             batch_add(&batch.batch, token, i, 0, True)
-        start = now()
+        start = drafter_clock(self)
         with nogil:
             code = context_decode(self.context, &batch.batch)
             llama_synchronize(self.context.ctx)
-        start = now() - start
+        start = drafter_clock(self) - start
         self.context.clear()
         if code != 0:
             raise RuntimeError(f"llama_decode returned {code}")
@@ -121,12 +128,19 @@ cdef class Drafter:
             "draft_proposals": count.proposals, "draft_tokens_proposed": count.proposed,
             "draft_batches_verified": count.verified, "draft_tokens_verified": count.drafted,
             "draft_tokens_accepted": count.accepted, "draft_refused": count.refused, "draft_dropped": count.dropped,
-            "draft_calls": count.calls, "draft_observed": count.observed, "draft_most": self.most, "draft_generate_seconds": count.propose_seconds,
-            "draft_process_seconds": count.observe_seconds, "draft_answers_bytes": answers_size(&self.answers),
+            "draft_calls": count.calls, "draft_observed": count.observed, "draft_most": self.most,
+            "draft_generate_seconds": count.propose_seconds, "draft_process_seconds": count.observe_seconds,
+            "draft_answers_bytes": answers_size(&self.answers),
             **{f"draft_{name}_verified": count.drafted_by[i] for i, name in enumerate(SOURCE_NAMES)},
             **{f"draft_{name}_accepted": count.accepted_by[i] for i, name in enumerate(SOURCE_NAMES)},
             **{f"draft_length_{i}": count.lengths[i] for i in range(MAX_DRAFT + 1)},
         }
+
+
+cdef double drafter_clock(Drafter self) noexcept nogil:
+    """What steps are timed by. Where CPUs compute, this thread does as much of it as any other, and what others have of
+    its CPU is no part of what rows cost."""
+    return thread_now() if self.context.model.on_cpu else now()
 
 
 SOURCE_NAMES = ("own", "prediction", "answers")
@@ -177,7 +191,7 @@ cdef int32_t drafter_fill(
                 self.counters.drafted += taken[i]
                 self.counters.drafted_by[drafting[i].draft.source] += taken[i]
     if n_drafted and self.times.seconds[1] > 0:
-        self.row_cost = (times_of(&self.times, useful + n_drafted) / times_of(&self.times, useful) - 1) * (
+        self.row_cost = (times_with(&self.times, useful, n_drafted) / times_with(&self.times, useful, 0) - 1) * (
             useful / <double> n_drafted)
     self.counters.propose_seconds += now() - start
     return n_drafted
@@ -201,6 +215,8 @@ cdef void choose(
     for i in range(n):
         survival[i] = drafting[i].draft.survival
         lengths[i] = drafting[i].draft.proposal.n
+    if self.propose == NULL:
+        limit(self, drafting, lengths, n, useful)
     if self.propose != NULL:
         for i in range(n):
             taken[i] = min(lengths[i], lengths[0] if self.in_passes else room)
@@ -211,6 +227,19 @@ cdef void choose(
         plan_passes(&self.times, survival, lengths, n, useful, room, taken)
     else:
         plan_rows(&self.times, survival, lengths, n, useful, room, taken)
+
+
+cdef void limit(Drafter self, sequence_t **drafting, int32_t *lengths, int32_t n, int32_t useful) noexcept nogil:
+    """Let those whose drafts have saved nothing yet have one row, all together, or as many as a step may be longer for.
+    """
+    cdef int32_t i, left = 1
+    cdef double most = STRETCH * times_of(&self.times, useful)
+    while left < MAX_TIMED and times_of(&self.times, useful + left + 1) <= most:
+        left += 1
+    for i in range(n):
+        if drafting[i].draft.balance < PROVEN:
+            lengths[i] = min(lengths[i], left)
+            left -= lengths[i]
 
 
 cdef int32_t most_of(Drafter self, const live_t *live, const sequence_t *s) noexcept nogil:
@@ -319,7 +348,7 @@ cdef double rate(Drafter self, sequence_t *s, int32_t source) noexcept nogil:
     """Give the tokens of a sequence's proposal, which is this source's, their chances; how many tokens come of it."""
     cdef draft_t *draft = &s.draft
     cdef proposal_t *proposal = &draft.proposal
-    cdef double trust = min(1.0, (draft.hits + 2) / (draft.expected + 2))
+    cdef double trust = min(1.0, (draft.hits + GRANTED) / (draft.expected + DOUBTED))
     cdef double chance = proposal.first, total = 0
     cdef int32_t i
     draft.source = source

@@ -6,7 +6,7 @@ steps take follows no line; so every number is tried.
 from libc.stdint cimport int32_t
 from libc.string cimport memset
 
-from .cost cimport MAX_TIMED, times_of
+from .cost cimport MAX_TIMED, times_of, times_with
 from .headers.llama cimport LLAMA_MAX_SEQ
 
 
@@ -18,7 +18,7 @@ cdef void plan_rows(
     cdef int32_t order[MAX_TIMED]
     cdef int32_t following[LLAMA_MAX_SEQ]
     cdef int32_t i, rows, likeliest, n_best = 0
-    cdef double expected = 0, value, best = useful / times_of(times, useful)
+    cdef double expected = 0, value, best = useful / times_with(times, useful, 0)
     memset(following, 0, <size_t> n * sizeof(int32_t))
     for rows in range(1, min(room, <int32_t> MAX_TIMED) + 1):
         likeliest = -1
@@ -32,7 +32,7 @@ cdef void plan_rows(
         expected += survival[likeliest][following[likeliest]]
         following[likeliest] += 1
         order[rows - 1] = likeliest
-        value = (useful + expected) / times_of(times, useful + rows)
+        value = (useful + expected) / times_with(times, useful, rows)
         if value > best:
             best = value
             n_best = rows

@@ -10,7 +10,7 @@ from libc.stdint cimport int32_t
 
 from .context cimport Batch, Context, context_decode
 from .cost cimport cost_add, cost_add_prompts, cost_fit, times_observe
-from .drafter cimport Drafter, drafter_drop, drafter_observe
+from .drafter cimport Drafter, drafter_clock, drafter_drop, drafter_observe
 from .headers.clock cimport now
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_get_logits_ith, llama_memory_seq_rm
 from .histograms cimport histograms_init, observe_end, observe_step, observe_token
@@ -134,10 +134,12 @@ cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
     """Decode the batch, ``n_decode`` of whose rows continue a generation; PAUSED when there may be another step."""
     cdef int32_t i, n_rows, n_sequences
     cdef int code
-    cdef double start, decoded, sampled
+    cdef double start, decoded, sampled, computing = 0
     cdef counters_t *count = &self.counters
     cdef sequence_t *s
     start = now()
+    if self.drafter is not None:
+        computing = drafter_clock(self.drafter)
     code = context_decode(self.context, &self.batch.batch)
     if code == NO_ROOM and anybody_drafted(self):
         # nobody has to make room for what is drafted
@@ -164,6 +166,8 @@ cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
             llama_get_logits_ith(self.context.ctx, self.live.states[i].rows.first_output)
             break
     decoded = now()
+    if self.drafter is not None:
+        computing = drafter_clock(self.drafter) - computing
     await_masks(self, decoded - start)
     code = step_publish(self, decoded)
     sampled = count.last_step
@@ -175,7 +179,9 @@ cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
     else:
         cost_add(&self.quota.cost, n_rows, decoded - start)
         if self.drafter is not None:
-            times_observe(&self.drafter.times, n_rows, decoded - start)
+            times_observe(&self.drafter.times, n_rows, computing)
+    if self.drafter is not None:
+        self.drafter.times.last = n_rows
     step_count(self, n_rows, decoded - start, sampled - start)
     count.sequences += n_sequences
     count.prompt_tokens += n_rows - n_decode

@@ -204,11 +204,12 @@ def set_times(Drafter drafter not None, seconds):
     for i in range(<int32_t> len(seconds)):
         rows[i] = i + 1
         times[i] = seconds[i]
-    times_fill(&drafter.times, rows, times, <int32_t> len(seconds))
+    times_fill(&drafter.times, rows, times, <int32_t> len(seconds), 0)
 
 
-def planned(seconds, survival, int32_t useful, int32_t room, *, bint passes):
-    """How many of each proposal's tokens, likely as ``survival`` says, are decoded where steps take ``seconds``."""
+def planned(seconds, survival, int32_t useful, int32_t room, *, bint passes, double change=0, int32_t last=0):
+    """How many of each proposal's tokens, likely as ``survival`` says, are decoded where steps take ``seconds``, one of
+    another number of rows than the ``last`` longer by ``change``."""
     cdef times_t times
     cdef int32_t i, k, n = <int32_t> len(survival)
     cdef float[256][64] chances
@@ -220,7 +221,8 @@ def planned(seconds, survival, int32_t useful, int32_t room, *, bint passes):
     for i in range(<int32_t> len(seconds)):
         rows[i] = i + 1
         measured[i] = seconds[i]
-    times_fill(&times, rows, measured, <int32_t> len(seconds))
+    times_fill(&times, rows, measured, <int32_t> len(seconds), change)
+    times.last = last
     for i in range(n):
         lengths[i] = <int32_t> len(survival[i])
         taken[i] = 0
@@ -245,13 +247,14 @@ cdef class StepTimes:
         for i, one in enumerate(sorted(measured)):
             rows[i] = one
             seconds[i] = measured[one]
-        times_fill(&self.times, rows, seconds, <int32_t> len(measured))
+        times_fill(&self.times, rows, seconds, <int32_t> len(measured), 0)
 
     def of(self, int32_t rows):
         return times_of(&self.times, rows)
 
     def observe(self, int32_t rows, double seconds):
         times_observe(&self.times, rows, seconds)
+        self.times.last = rows
 
 
 cdef class Chains:

@@ -96,3 +96,11 @@ def test_a_step_that_was_held_up_changes_little():
     times = StepTimes({1: 1.0, 64: 64.0})
     times.observe(1, 1000.0)
     assert times.of(1) < 1.3
+
+
+def test_a_row_that_is_hardly_worth_it_is_not_worth_a_new_graph_twice():
+    seconds = [1 + 0.1 * k for k in range(64)]
+    asked = [[0.3]]
+    assert planned(seconds, asked, 1, 8, passes=False) == [1]
+    assert planned(seconds, asked, 1, 8, passes=False, change=0.15, last=1) == [0]
+    assert planned(seconds, asked, 1, 8, passes=False, change=0.15, last=2) == [1]
