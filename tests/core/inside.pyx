@@ -18,6 +18,7 @@ from llamafast._core.embedder cimport Embedder
 from llamafast._core.headers.llama cimport llama_memory_seq_pos_max
 from llamafast._core.plan cimport plan_passes, plan_rows
 from llamafast._core.rows cimport quota_init, quota_spare, quota_t
+from llamafast._core.runner cimport Runner
 from llamafast._core.sequence cimport Sequence, sequence_may_enter, sequence_t
 from llamafast._core.team cimport team_choose, team_init, team_observe, team_t
 from llamafast._core.text cimport text_drop, text_feed, text_free, text_init, text_ready, text_t
@@ -187,9 +188,9 @@ def draft_by(Drafter drafter not None, source):
     drafter.proposer = <void *> source
 
 
-def n_drafted(Sequence sequence not None):
-    """Of its rows in the last step, those that were of drafted tokens."""
-    return sequence.state.rows.n_drafted
+def drafter_of(Runner runner not None):
+    """None where nobody drafts."""
+    return runner.step.drafter
 
 
 def was_rolled_back(Sequence sequence not None):
