@@ -1,6 +1,6 @@
 """What drafts are worth: tokens per second with them ÷ without, of one model, in pairs that take turns.
 
-    python -m benchmarks.micro.drafts [--model M] [--streams N ...] [--work W ...] [--pairs N] [--tokens N] [--ngram]
+    python -m benchmarks.micro.drafts [--model M] [--streams N ...] [--work W ...] [--pairs N] [--tokens N]
 
 Nobody generates anything but what the model says: copies, extracts, edits of code, turns of an agent that quotes what a
 tool has answered, free text, and half of them copies beside free text. Prompts are of this repository's documents and
@@ -44,8 +44,8 @@ FREE = (
     "Write a letter to a friend about {}.", "Give me some advice on {}.",
 )  # fmt: skip
 SUBJECTS = (
-    "a lighthouse", "the tides", "baking bread", "an old bridge", "learning chess", "a lost dog", "winter mornings", "trains",
-    "bees", "a small museum", "mountain rivers", "the first snow", "gardens", "a clock maker", "sailing", "the moon",
+    "a lighthouse", "the tides", "baking bread", "an old bridge", "learning chess", "a lost dog", "winter mornings",
+    "trains", "bees", "a small museum", "mountain rivers", "the first snow", "gardens", "a clock maker", "sailing", "the moon",
 )  # fmt: skip
 
 
@@ -208,7 +208,9 @@ def compared(bench: Bench, work: str, streams: int, pairs: int, max_tokens: int,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.drafts", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.micro.drafts", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--model", default="smollm2", help="a tiny model's name, smollm2 or the path of a GGUF")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
@@ -225,8 +227,8 @@ def main() -> None:
           "these right | p99 gap | answers apart")  # fmt: skip
     for work in options.work:
         for streams in options.streams:
-            print(" | ".join(compared(bench, work, streams, options.pairs, options.tokens, Texts(options.seed + streams))),
-                  flush=True)  # fmt: skip
+            texts = Texts(options.seed + streams)
+            print(" | ".join(compared(bench, work, streams, options.pairs, options.tokens, texts)), flush=True)
 
 
 if __name__ == "__main__":

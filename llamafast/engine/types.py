@@ -344,7 +344,7 @@ class EnginePort(Protocol):
         """Seconds since the engine last stepped while work was waiting; 0 when it is idle or stepping."""
 
     def counters(self) -> dict[str, float]:
-        """The current value of every engine series of ``llamafast.metrics``, by series key. Never waits for a step."""
+        """The current value of every engine series of ``llamafast.series``, by series key. Never waits for a step."""
 
     def histograms(self) -> dict[str, Histogram]:
         """The same for its distributions."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.server_process import Process
 
-from llamafast.metrics import DISK_SERIES
+from llamafast.series import DISK_SERIES
 
 PROMPT = [33 + (i * 7) % 250 for i in range(300)]
 

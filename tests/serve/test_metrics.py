@@ -13,10 +13,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.server import Server, serving
-from llamafast.metrics import (
+from llamafast.series import (
     ALIASES,
     DISK_SERIES,
-    DORMANT_SERIES,
+    DRAFT_SERIES,
     EMBEDDING_SERIES,
     ENGINE_SERIES,
     MEDIA_SERIES,
@@ -183,7 +183,7 @@ async def test_every_series_of_the_example_server_and_of_the_tables_is_there(ser
     samples = await scrape(server.port)
     names = {name for name, _ in samples}
     assert names >= EXAMPLE_SERIES
-    for series in (*ENGINE_SERIES, *DORMANT_SERIES, *ALIASES["vllm"]):
+    for series in (*ENGINE_SERIES, *DRAFT_SERIES, *ALIASES["vllm"]):
         assert (f"{series.name}_count" if series.kind == "histogram" else series.name) in names
     assert any(name == "llamafast:build_info" and dict(labels)["model"] == "tiny" for name, labels in samples)
     n_blocks = int(plain(samples, "llamafast:kv_cells")) // 16
@@ -226,6 +226,7 @@ async def test_every_series_of_the_documents_exists(server: Server) -> None:
             *EMBEDDING_SERIES,
             *MEDIA_SERIES,
             *DISK_SERIES,
+            *DRAFT_SERIES,
             *ALIASES["vllm"],
         )
     } <= documented

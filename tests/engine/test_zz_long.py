@@ -1,0 +1,360 @@
+"""All features at once: random requests that come, leave and compete for little memory, in every kind of memory.
+
+The laws: each text is what the request gets alone; nobody is given what was computed for somebody it may not share
+with; nothing is left behind. Every feature that changes how sequences run adds its actions here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import pytest
+from core.inside import drafter_of, set_times
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from support.fake_encoder import FakeEncoder, fake_medium
+
+from engine.test_engine import settled
+from engine.test_memory_kinds import KINDS, TEXTS, start
+from llamafast.api.schema.completions import CompletionRequest
+from llamafast.chat.grammar.asked import asked_of_completion
+from llamafast.chat.grammar.constraints import Constraints
+from llamafast.chat.prompt.media import row_ids
+from llamafast.config import DiskCacheConfig
+from llamafast.engine import disk_places
+from llamafast.engine.engine import Engine
+from llamafast.engine.media import MediaSpan, Medium
+from llamafast.engine.types import Generation, Matcher, Plan, SamplingParams, Tenant
+from llamafast.errors import EngineUnavailable
+
+T = TypeVar("T")
+
+TENANTS = (Tenant(), Tenant(name="a", salt="a"), Tenant(name="b", salt="b", max_running=1, priority=-1))
+GRAMMARS = (None, "[a-f]+", "(ab|cd)*e?")
+# None of whose draws falls so near an edge that the order of the cells that attention sums over decides it.
+SAMPLINGS = (
+    SamplingParams(temperature=0),
+    SamplingParams(temperature=1.0, seed=11),
+    SamplingParams(temperature=1.3, seed=3, repetition_penalty=1.2, min_p=0.01, dry_multiplier=0.8),
+)
+# of one digest each, whichever positions their rows have
+PICTURES = [fake_medium(seed, grid=None, n_rows=24) for seed in (1, 2)]
+GRIDS = [fake_medium(seed, grid=(6, 4)) for seed in (1, 2)]
+# by id, with scales: of so many sets of adapters is a request
+LORAS: tuple[tuple[tuple[int, float], ...], ...] = ((), ((0, 1.0),), ((0, -0.5),))
+MAX_LIVE = 8
+# cells for a few requests, so that some wait and some give way
+N_CTX = 640
+RAM_BYTES = 400_000
+DISK_BYTES = 3_000_000
+N_SEQ_MAX = 4
+
+
+class Work(NamedTuple):
+    """What is computed; alone it decides the text. ``parts`` are (text, length) of the prompt."""
+
+    parts: tuple[tuple[int, int], ...]
+    last: int
+    max_tokens: int
+    n: int
+    sampling: int
+    grammar: int
+    logprobs: int | None
+    scored: bool
+    shown: int
+    lora: int
+
+    @property
+    def prompt(self) -> list[int]:
+        """Behind its first text a picture may be ``shown``; 0: none is."""
+        first, *others = ([*TEXTS[text][:length]] for text, length in self.parts)
+        return [*first, *self._picture, *(token for text in others for token in text), self.last]
+
+    @property
+    def span(self) -> int:
+        """Where the picture's rows begin."""
+        return self.parts[0][1] + 1
+
+    @property
+    def _picture(self) -> list[int]:
+        if not self.is_shown:
+            return []
+        return [40, *row_ids(PICTURES[self.shown - 1].digest, 1, PICTURES[self.shown - 1].chunks[1].n_rows), 41]
+
+    @property
+    def is_shown(self) -> bool:
+        return bool(self.shown) and not self.scored
+
+
+class Whose(NamedTuple):
+    """For whom, and when: none of it may show in the text."""
+
+    tenant: int
+    cache_salt: str
+    priority: int
+
+
+WORKS = st.builds(
+    Work,
+    parts=st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from([200, 150, 151, 40, 7, 0])), min_size=1, max_size=2
+    ).map(tuple),
+    last=st.integers(33, 34),
+    max_tokens=st.sampled_from([60, 350, 17, 1]),
+    n=st.sampled_from([1, 1, 1, 2, 3]),
+    sampling=st.integers(0, len(SAMPLINGS) - 1),
+    grammar=st.sampled_from([0, 0, 0, 1, 2]),
+    logprobs=st.sampled_from([None, None, 0, 2]),
+    scored=st.sampled_from([False, False, False, True]),
+    shown=st.sampled_from([0, 0, 1, 1, 2]),
+    lora=st.sampled_from([0, 0, 0, 1, 2]),
+)
+WHOSES = st.builds(
+    Whose,
+    tenant=st.integers(0, len(TENANTS) - 1),
+    cache_salt=st.sampled_from(["", "", "a"]),
+    priority=st.sampled_from([0, 0, -1, 3]),
+)
+# of one choice: text, the tokens that came with log probabilities, how it ended
+Said = tuple[str, list[int], str | None]
+
+
+class Heard:
+    """A request that is under way; ``said`` grows."""
+
+    def __init__(self, work: Work, whose: Whose, generation: Generation) -> None:
+        self.work, self.whose, self.generation = work, whose, generation
+        self.said: list[Said] = [("", [], None)] * work.n
+        self.refused = False
+        self.task = asyncio.get_running_loop().create_task(self._listen())
+
+    @property
+    def _key(self) -> tuple[str, str, int]:
+        return TENANTS[self.whose.tenant].salt, self.whose.cache_salt, self.work.lora
+
+    def may_share_with(self, other: Heard) -> bool:
+        return self._key == other._key
+
+    async def _listen(self) -> None:
+        try:
+            async for batch in self.generation:
+                for event in batch:
+                    text, tokens, _ = self.said[event.index]
+                    tokens = [*tokens, *(one.token for one in event.logprobs or ())]
+                    self.said[event.index] = (text + event.text, tokens, event.finish_reason)
+        except EngineUnavailable:
+            self.refused = True  # the server was stopped
+
+    async def leave(self) -> None:
+        self.generation.cancel()
+        self.task.cancel()
+        await asyncio.wait((self.task,))
+
+
+class Together(RuleBasedStateMachine):
+    """``launch`` starts an engine, alone or with a cache, and a disk below it where a folder is given; ``pictures`` are
+    as its model has positions for them."""
+
+    launch: ClassVar[Callable[[bool, Path | None], Engine]]
+    pictures: ClassVar[Sequence[Medium]]
+    truths: ClassVar[dict[Work, list[Said]]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.new_event_loop()
+        self._folder = TemporaryDirectory()
+        self._alone = self._run(self._started(None, alone=True))
+        self._disk: Path | None = None
+        self._asked: list[Heard] = []
+        self._open()
+
+    @initialize(disk=st.sampled_from([True, True, False]))
+    def begin(self, disk: bool) -> None:
+        if disk:
+            self._run(self._engine.close())
+            self._disk = Path(self._folder.name)
+            self._open()
+
+    def teardown(self) -> None:
+        self._finish()
+        for engine in (self._engine, self._alone):
+            self._run(engine.close())
+        self._loop.close()
+        self._folder.cleanup()
+
+    @precondition(lambda self: len(self._live) < MAX_LIVE)
+    @rule(works=st.lists(WORKS, min_size=2, max_size=4), whoses=st.lists(WHOSES, min_size=1, max_size=3))
+    def ask(self, works: list[Work], whoses: list[Whose]) -> None:
+        """The same of several tenants at once."""
+        for work in works:
+            for whose in whoses:
+                self._live.append(self._run(self._submit(work, whose)))
+
+    @rule(work=WORKS, whose=WHOSES, data=st.data())
+    def follow_up(self, work: Work, whose: Whose, data: st.DataObject) -> None:
+        """A prompt that begins as one before it."""
+        if self._asked and len(self._live) < MAX_LIVE:
+            parts = data.draw(st.sampled_from(self._asked)).work.parts
+            work = work._replace(parts=(*parts[:1], *work.parts[:1]))
+            self._live.append(self._run(self._submit(work, whose)))
+
+    @rule(seconds=st.sampled_from([0.0, 0.002, 0.01]))
+    def wait(self, seconds: float) -> None:
+        self._run(asyncio.sleep(seconds))
+
+    @precondition(lambda self: self._live)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        heard = self._live.pop(data.draw(st.integers(0, len(self._live) - 1)))
+        self._run(heard.leave())
+        for said, truth in zip(heard.said, self._truth(heard.work), strict=True):
+            assert truth[0].startswith(said[0])
+
+    @precondition(lambda self: len(self._asked) > MAX_LIVE)
+    @rule()
+    def forget(self) -> None:
+        self._run(self._engine.reset_prefix_cache())
+
+    @precondition(lambda self: len(self._live) >= MAX_LIVE)
+    @rule()
+    def finish(self) -> None:
+        self._finish()
+
+    @precondition(lambda self: len(self._asked) - self._n_before > 3 * MAX_LIVE)
+    @rule()
+    def restart(self) -> None:
+        """What runs ends with an error or as it should; what was computed may be on the disk."""
+        live, self._live = self._live, []
+        self._run(self._engine.close())
+        for heard in live:
+            self._run(asyncio.wait((heard.task,), timeout=10))
+            self._check(heard)
+        self._open()
+
+    def _open(self) -> None:
+        self._engine = self._run(self._started(self._disk, alone=False))
+        self._constraints = Constraints(self._engine.tokenizer)
+        self._live: list[Heard] = []
+        if self._disk is None:
+            self._asked = []
+        self._n_before = len(self._asked)
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run_until_complete(work)
+
+    async def _started(self, disk: Path | None, *, alone: bool) -> Engine:
+        return type(self).launch(alone, disk)
+
+    async def _submit(self, work: Work, whose: Whose) -> Heard:
+        work = work if self._engine.info.adapters else work._replace(lora=0)
+        heard = Heard(work, whose, self._engine.submit(self._plan(work, whose), TENANTS[whose.tenant]))
+        self._asked.append(heard)
+        return heard
+
+    def _finish(self) -> None:
+        live, self._live = self._live, []
+        self._run(self._ended(live))
+        for heard in live:
+            self._check(heard)
+        counters = self._engine.counters()
+        assert [counters[key] for key in ("running", "waiting", "reserved_cells", "used_cells")] == [0, 0, 0, 0]
+        assert counters["free_sequences"] == N_SEQ_MAX
+        assert not self._engine._worker.transfer._cache._held
+
+    async def _ended(self, live: list[Heard]) -> None:
+        async with asyncio.timeout(60):
+            for heard in live:
+                await heard.task
+        await settled(self._engine)
+
+    def _check(self, heard: Heard) -> None:
+        if heard.refused:
+            for said, truth in zip(heard.said, self._truth(heard.work), strict=True):
+                assert truth[0].startswith(said[0])
+            return
+        assert heard.said == self._truth(heard.work)
+        assert heard.generation.cached_tokens <= self._shareable(heard)
+
+    def _shareable(self, heard: Heard) -> int:
+        """How much of its prompt others have computed with whom it may share."""
+        if heard.work.scored:
+            return 0
+        prompt, most = heard.work.prompt, 0
+        for other in self._asked:
+            if other is not heard and other.may_share_with(heard):
+                n_common = common(prompt, other.work.prompt)
+                # what the other one answered may go on as this prompt does
+                most = max(most, n_common if n_common < len(other.work.prompt) else len(prompt) - 1)
+        return most
+
+    def _plan(self, work: Work, whose: Whose | None = None) -> Plan:
+        _, cache_salt, priority = whose or Whose(0, "", 0)
+        return Plan(
+            prompts=(array("i", work.prompt),),
+            n=work.n,
+            sampling=SAMPLINGS[work.sampling],
+            max_tokens=work.max_tokens,
+            ignore_eos=not work.grammar,
+            matcher=self._matcher(work.grammar),
+            top_logprobs=0 if work.scored and work.logprobs is None else work.logprobs,
+            prompt_logprobs=work.scored,
+            cache_salt=cache_salt,
+            lora=LORAS[work.lora],
+            priority=priority,
+            checkpoints=(work.parts[0][1],),
+            media=(MediaSpan(work.span, self.pictures[work.shown - 1], 1),) if work.is_shown else (),
+        )
+
+    def _matcher(self, grammar: int) -> Matcher | None:
+        ask = asked_of_completion(CompletionRequest(prompt="", guided_regex=GRAMMARS[grammar]).task())
+        return None if ask is None else self._constraints.compile(ask).matcher
+
+    def _truth(self, work: Work) -> list[Said]:
+        if work not in self.truths:
+            self.truths[work] = self._run(self._said_alone(work))
+        return self.truths[work]
+
+    async def _said_alone(self, work: Work) -> list[Said]:
+        heard = Heard(work, Whose(0, "", 0), self._alone.submit(self._plan(work)))
+        await heard.task
+        return heard.said
+
+
+def common(one: list[int], other: list[int]) -> int:
+    n = min(len(one), len(other))
+    return next((i for i in range(n) if one[i] != other[i]), n)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_together(tiny_model: Callable[[str], Path], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_places, "LEAST_RAM", RAM_BYTES)
+
+    class OfKind(Together):
+        truths: ClassVar[dict[Work, list[Said]]] = {}
+        pictures = GRIDS if "hybrid" in kind else PICTURES
+
+        @staticmethod
+        def launch(alone: bool, disk: Path | None) -> Engine:
+            size = {"n_ctx": 8192} if alone else {"n_ctx": N_CTX * (4 if "partitioned" in kind else 1)}
+            encoder = FakeEncoder(0.0 if alone else 0.003)
+            ram_bytes = 0 if alone else RAM_BYTES
+            below = None if disk is None else DiskCacheConfig(path=str(disk), max_bytes=DISK_BYTES, min_tokens=16)
+            options = {"priorities": True, "prefill_chunk": 64, "disk_cache": below}
+            drafts = "none" if alone else "prompt-lookup-decoding"
+            engine = start(tiny_model, kind, ram_bytes, encoder, draft_model=drafts, **options, **size)
+            if not alone:
+                # whatever may come is decoded
+                set_times(drafter_of(engine._worker.runner), [1.0] * 64)
+            # most bets on short answers are lost
+            engine._worker.scheduler.LOOKAHEAD = 16
+            return engine
+
+    run_state_machine_as_test(
+        OfKind, settings=settings(max_examples=25, stateful_step_count=40, deadline=None, derandomize=False)
+    )
