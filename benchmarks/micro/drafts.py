@@ -44,8 +44,8 @@ FREE = (
     "Write a letter to a friend about {}.", "Give me some advice on {}.",
 )  # fmt: skip
 SUBJECTS = (
-    "a lighthouse", "the tides", "baking bread", "an old bridge", "learning chess", "a lost dog", "winter mornings",
-    "trains", "bees", "a small museum", "mountain rivers", "the first snow", "gardens", "a clock maker", "sailing", "the moon",
+    "a lighthouse", "the tides", "baking bread", "an old bridge", "learning chess", "a lost dog", "winter", "trains",
+    "bees", "a small museum", "mountain rivers", "the first snow", "gardens", "a clock maker", "sailing", "the moon",
 )  # fmt: skip
 
 
