@@ -46,6 +46,7 @@ MODULES: dict[str, list[str]] = {
     "acceptance": [],
     "plan": [],
     "answers": [],
+    "nextn": [],
     "drafter": [],
     "outbox": [],
     "masks": [],

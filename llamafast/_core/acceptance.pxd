@@ -3,6 +3,7 @@ from libc.stdint cimport int32_t
 
 cdef enum:
     MAX_SOURCES = 4
+    BY_HEAD = 3             # the source that has no matches: by how far it has drafted
     MATCHES = 6             # 1, 2 and 3, 4 to 7, 8 to 15, 16 to 31, more
 
 cdef struct acceptance_t:

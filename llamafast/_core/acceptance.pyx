@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t
 cdef double BELIEVED = 8
 cdef double PRIOR[MATCHES]
 PRIOR[:] = [0.15, 0.3, 0.55, 0.75, 0.9, 0.95]
+cdef double HEAD_PRIOR = 0.7
 # Weight of the past after each token: about the last 200 of a kind count.
 cdef double PAST = 0.995
 
@@ -14,7 +15,7 @@ cdef void acceptance_init(acceptance_t *self) noexcept nogil:
     for source in range(MAX_SOURCES):
         for match in range(MATCHES):
             self.tried[source][match] = BELIEVED
-            self.taken[source][match] = BELIEVED * PRIOR[match]
+            self.taken[source][match] = BELIEVED * (HEAD_PRIOR if source == BY_HEAD else PRIOR[match])
 
 
 cdef int32_t match_of(int32_t n_matched) noexcept nogil:

@@ -7,12 +7,14 @@ from .context cimport Batch, Context
 from .cost cimport times_t
 from .draft cimport MAX_DRAFT, proposal_t
 from .live cimport live_t
+from .nextn cimport Head
 from .sequence cimport sequence_t
 
 cpdef enum:
     SOURCE_OWN              # prompt and answer of the sequence itself
     SOURCE_PREDICTION       # what its client expects
     SOURCE_ANSWERS          # what others were answered
+    SOURCE_HEAD             # a head of the model's
     N_SOURCES
 
 # Takes the place of all sources: for tests.
@@ -42,6 +44,9 @@ cdef class Drafter:
     cdef bint looks_up          # for everybody, not only for those with a prediction
     cdef bint recurrent
     cdef bint in_passes         # rows of sequences that have not equally many are computed one after the other
+    cdef readonly Head head     # None: there is none
+    cdef double head_rows       # what it has cost each of those it drafted for in this step, in rows
+    cdef int32_t rested         # steps since it was asked for anything
     cdef propose_t propose
     cdef void *proposer
     cdef acceptance_t acceptance

@@ -22,6 +22,7 @@ from .headers.clock cimport now, thread_now
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_synchronize
 from .leaks cimport DRAFTER, born, died
 from .live cimport live_stop, live_t
+from .nextn cimport Head, head_draft, head_knows, head_seconds
 from .plan cimport plan_passes, plan_rows
 from .sequence cimport PHASE_DECODING, PHASE_ENDED, sequence_draft, sequence_t, sequence_undraft
 
@@ -36,6 +37,8 @@ cdef double MOST_SAVED = 20
 # Until they have saved so much they make a step so much longer at most: others wait for it too.
 cdef double PROVEN = 2
 cdef double STRETCH = 1.2
+# A head that does not pay is asked all the same once in so many steps.
+cdef int32_t RESTS = 256
 # Of so many tokens that a source has proposed for a sequence so many are taken for right before any has come: its own
 # proposals, decoded or not, are what speaks for the next ones.
 cdef double DOUBTED = 2
@@ -51,12 +54,14 @@ cdef int ROUNDS = 4
 
 cdef class Drafter:
     """Drafts for the sequences of one Context, up to ``most`` tokens each, none where more than ``most_sequences``
-    decode. With ``looks_up`` tokens are looked up for all of them, else only for those with a prediction.
+    decode. With ``looks_up`` tokens are looked up for all of them, else only for those with a prediction;
+    a ``head`` of the same context drafts where that promises more.
     ``answers_bytes`` bound what is kept of finished answers. Engine thread only, but for ``counts``.
     """
 
     def __cinit__(
-        self, Context context not None, *, int32_t most, int32_t most_sequences, bint looks_up, int64_t answers_bytes
+        self, Context context not None, *, int32_t most, int32_t most_sequences, bint looks_up, int64_t answers_bytes,
+        Head head=None
     ):
         if not 0 < most <= MAX_DRAFT:
             raise ValueError(f"drafts of {most} tokens: expected 1 to {MAX_DRAFT}")
@@ -64,6 +69,7 @@ cdef class Drafter:
         self.most = min(most, context.n_undo)
         self.most_sequences = most_sequences
         self.looks_up = looks_up
+        self.head = head
         self.recurrent = context.n_cuttable == 0
         self.in_passes = not context.unified or self.recurrent
         acceptance_init(&self.acceptance)
@@ -131,6 +137,8 @@ cdef class Drafter:
             "draft_calls": count.calls, "draft_observed": count.observed, "draft_most": self.most,
             "draft_generate_seconds": count.propose_seconds, "draft_process_seconds": count.observe_seconds,
             "draft_answers_bytes": answers_size(&self.answers),
+            **({} if self.head is None else {
+                "head_calls": self.head.calls, "head_rows": self.head.rows_fed, "head_failures": self.head.failures}),
             **{f"draft_{name}_verified": count.drafted_by[i] for i, name in enumerate(SOURCE_NAMES)},
             **{f"draft_{name}_accepted": count.accepted_by[i] for i, name in enumerate(SOURCE_NAMES)},
             **{f"draft_length_{i}": count.lengths[i] for i in range(MAX_DRAFT + 1)},
@@ -143,7 +151,7 @@ cdef double drafter_clock(Drafter self) noexcept nogil:
     return thread_now() if self.context.model.on_cpu else now()
 
 
-SOURCE_NAMES = ("own", "prediction", "answers")
+SOURCE_NAMES = ("own", "prediction", "answers", "head")
 
 
 cdef int32_t drafter_fill(
@@ -154,7 +162,6 @@ cdef int32_t drafter_fill(
     cdef sequence_t *drafting[LLAMA_MAX_SEQ]
     cdef int32_t taken[LLAMA_MAX_SEQ]
     cdef sequence_t *s
-    cdef draft_t *draft
     cdef int32_t i, n_drafted = 0, n = 0, n_decoding = 0, useful = n_decode + n_prompt
     cdef double start = now()
     self.to_index = INDEXED_A_STEP
@@ -170,16 +177,11 @@ cdef int32_t drafter_fill(
         s = live.states[i]
         if (turn < 0 or s.group == turn) and may_draft(self, s):
             propose(self, live, s)
-            draft = &s.draft
-            if draft.proposal.n == 0:
-                continue
-            self.counters.proposals += 1
-            self.counters.proposed += draft.proposal.n
-            if self.propose == NULL and draft.balance + CREDIT < -SHARE * draft.rows:
-                self.counters.refused += 1
-                continue
             drafting[n] = s
             n += 1
+    if self.head is not None and self.propose == NULL and n:
+        ask_head(self, live, drafting, n, useful, room)
+    n = keep_proposals(self, drafting, n)
     if n:
         self.counters.calls += 1
         choose(self, drafting, taken, n, useful, min(room, <int32_t> MAX_TIMED))
@@ -197,11 +199,85 @@ cdef int32_t drafter_fill(
     return n_drafted
 
 
+cdef int32_t keep_proposals(Drafter self, sequence_t **drafting, int32_t n) noexcept nogil:
+    """Those that have one, and whose ledger allows it."""
+    cdef int32_t i, n_kept = 0
+    cdef draft_t *draft
+    for i in range(n):
+        draft = &drafting[i].draft
+        if draft.proposal.n == 0:
+            continue
+        self.counters.proposals += 1
+        self.counters.proposed += draft.proposal.n
+        if self.propose == NULL and draft.balance + CREDIT < -SHARE * draft.rows:
+            self.counters.refused += 1
+            continue
+        drafting[n_kept] = drafting[i]
+        n_kept += 1
+    return n_kept
+
+
+cdef void ask_head(
+    Drafter self, const live_t *live, sequence_t **drafting, int32_t n, int32_t useful, int32_t room
+) noexcept nogil:
+    """Let the head draft for those for whom it promises more than they have, as many tokens as pay for its calls."""
+    cdef sequence_t *asking[LLAMA_MAX_SEQ]
+    cdef double chance[LLAMA_MAX_SEQ]
+    cdef double survival, best, value, expected = 0, seconds
+    cdef int32_t i, k, most = self.most, n_asking = 0, n_best = 0
+    cdef draft_t *draft
+    self.head_rows = 0
+    for i in range(n):
+        draft = &drafting[i].draft
+        if drafting[i].tokens.n_spans or not head_knows(self.head, drafting[i]):
+            continue
+        if draft.balance + CREDIT < -SHARE * draft.rows or draft.proposal.n and draft.survival[0] > acceptance_chance(
+            &self.acceptance, SOURCE_HEAD, 0
+        ):
+            continue
+        most = min(most, most_of(self, live, drafting[i]))
+        asking[n_asking] = drafting[i]
+        chance[n_asking] = head_trust(draft)
+        n_asking += 1
+    if n_asking == 0 or most <= 0:
+        return
+    best = useful / times_with(&self.times, useful, 0)
+    for k in range(1, min(most, room // n_asking) + 1):
+        for i in range(n_asking):
+            chance[i] *= acceptance_chance(&self.acceptance, SOURCE_HEAD, k - 1)
+            expected += chance[i]
+        seconds = times_with(&self.times, useful, n_asking * k) + head_seconds(self.head, n_asking, k)
+        value = (useful + expected) / seconds
+        if value > best:
+            best = value
+            n_best = k
+    self.rested += 1
+    if n_best == 0 and self.rested < RESTS:
+        return
+    self.rested = 0
+    n_best = max(n_best, 1)
+    if head_draft(self.head, asking, n_asking, n_best) != 0:
+        return
+    self.head_rows = head_seconds(self.head, n_asking, n_best) / n_asking / (
+        times_with(&self.times, useful, 0) / useful)
+    for i in range(n_asking):
+        draft = &asking[i].draft
+        draft.proposal.n_matched = 0
+        draft.proposal.first = 1
+        rate(self, asking[i], SOURCE_HEAD)
+        draft.balance -= self.head_rows
+
+
+cdef double head_trust(const draft_t *draft) noexcept nogil:
+    """Nothing can be seen of a head before it is asked: it is trusted until it was wrong."""
+    return min(1.0, (draft.hits + DOUBTED) / (draft.expected + DOUBTED))
+
+
 cdef bint may_draft(Drafter self, const sequence_t *s) noexcept nogil:
     if s.phase != PHASE_DECODING or s.out.constraint != NULL or not s.out.options.speculative:
         return False
     return s.tokens.n_certain > s.tokens.n_prompt and (
-        self.looks_up or s.draft.prediction.n or self.propose != NULL)
+        self.looks_up or s.draft.prediction.n or self.propose != NULL or self.head is not None)
 
 
 cdef void choose(
@@ -264,7 +340,7 @@ cdef void propose(Drafter self, const live_t *live, sequence_t *s) noexcept nogi
         self.propose(self.proposer, s, most, &draft.proposal)
         rate(self, s, SOURCE_OWN)
         return
-    if propose_own(self, s, most, &draft.proposal):
+    if (self.looks_up or draft.prediction.n) and propose_own(self, s, most, &draft.proposal):
         rate(self, s, SOURCE_OWN)
     if draft.prediction.n and propose_prediction(self, s, most, &other):
         rate_other(self, s, SOURCE_PREDICTION, &other)
@@ -348,9 +424,11 @@ cdef double rate(Drafter self, sequence_t *s, int32_t source) noexcept nogil:
     """Give the tokens of a sequence's proposal, which is this source's, their chances; how many tokens come of it."""
     cdef draft_t *draft = &s.draft
     cdef proposal_t *proposal = &draft.proposal
-    cdef double trust = min(1.0, (draft.hits + GRANTED) / (draft.expected + DOUBTED))
+    cdef double trust = head_trust(draft)
     cdef double chance = proposal.first, total = 0
     cdef int32_t i
+    if source != SOURCE_HEAD:
+        trust = min(1.0, (draft.hits + GRANTED) / (draft.expected + DOUBTED))
     draft.source = source
     for i in range(proposal.n):
         chance *= trust * acceptance_chance(&self.acceptance, source, proposal.n_matched + i)

@@ -24,6 +24,7 @@ cpdef enum Kind:
     BREAKERS
     ADAPTER
     DRAFTER
+    HEAD
     N_KINDS
 
 cdef void count(int kind, int n) noexcept nogil

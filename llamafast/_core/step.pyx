@@ -18,6 +18,7 @@ from .leaks cimport RUNNER, born, died
 from .live cimport live_free, live_grow, live_init
 from .masks cimport Masker, constraint_ready, masker_wait
 from .media cimport MediaBatch, media_decode, media_fill, media_next
+from .nextn cimport head_keep
 from .outbox cimport Outbox, outbox_publish
 from .output cimport Output, output_next, output_score
 from .pace cimport pace_t
@@ -294,6 +295,7 @@ cdef int step_verify(Step self, sequence_t *s) noexcept nogil:
     Memory has what it would have without drafts: not the last token, unless that waits for a mask.
     """
     cdef int32_t i, n, n_drafted = s.rows.n_drafted, decoded = s.tokens.n_past + n_drafted
+    cdef int32_t first = s.tokens.n_past - 1    # the token whose row is the first that gives one
     cdef int32_t row = s.rows.first_output + s.rows.n_outputs - 1 - n_drafted
     cdef float *logits
     for i in range(1 + n_drafted):
@@ -307,6 +309,10 @@ cdef int step_verify(Step self, sequence_t *s) noexcept nogil:
             break
         sequence_reach(s, n + 1)
     sequence_undraft(s, 0)
+    if self.drafter is not None and self.drafter.head is not None:
+        # memory ends behind the row that gave the last token
+        n = s.tokens.n_past - first
+        head_keep(self.drafter.head, s, first, row, n)
     if s.tokens.n_past < decoded:
         if not llama_memory_seq_rm(self.live.memory, s.seq_id, sequence_position(s, s.tokens.n_past), -1):
             return NOT_TAKEN_BACK

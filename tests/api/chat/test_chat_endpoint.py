@@ -199,8 +199,8 @@ async def test_a_prediction_reaches_the_plan_and_is_counted(client: AsgiClient, 
         "rejected_prediction_tokens": len(engine.plan.prediction),
     }
     await client.post(PATH, {"messages": MESSAGES, "speculative": False})
-    assert not engine.plans[-1].speculative
-    assert not engine.plans[-1].prediction
+    assert not engine.generations[-1].plan.speculative
+    assert not engine.generations[-1].plan.prediction
 
 
 @pytest.mark.parametrize(
