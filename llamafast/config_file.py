@@ -60,10 +60,6 @@ def refuse_unsupported(config: Config) -> None:
     model = config.model
     asked = {
         "model.vocab_only": model.vocab_only is True,
-        "model.draft_model": "draft-mtp" in (model.drafts or ()),
-        "model.draft_model_path": model.draft_model_path is not None,
-        "model.draft_model_from_pretrained": model.draft_model_from_pretrained is not None,
-        "model.draft_model_from_package": model.draft_model_from_package is not None,
     }
     faults = [f"{path}: not supported yet" for path, wanted in asked.items() if wanted]
     if faults:
@@ -71,7 +67,9 @@ def refuse_unsupported(config: Config) -> None:
 
 
 def warn_of_retired(config: Config) -> None:
-    """Log which keys the config has that do nothing any more."""
+    """Log which keys the config has that do nothing, or nothing any more."""
+    if config.model.draft_source is not None and "draft-mtp" not in (config.model.drafts or ()):
+        logger.warning("config   a file for drafts does nothing without model.draft_model draft-mtp")
     if config.scheduler.disaggregate_prefill is not None:
         logger.warning("config   scheduler.disaggregate_prefill does nothing any more; the next version refuses it")
 

@@ -199,7 +199,7 @@ DRAFT_SERIES = (
             ("verified", "rows", "Rows of drafted tokens, by who drafted"),
             ("accepted", "accepted", "Drafted tokens that came, by who drafted"),
         )
-        for source in ("own", "prediction", "answers")
+        for source in ("own", "prediction", "answers", "head")
     ),
     Series("draft_refused", "llamafast:draft_refused_total", "counter", "Drafts of those whose drafts have lost time"),
     Series("draft_dropped", "llamafast:draft_dropped_total", "counter", "Steps without memory for their drafts"),

@@ -60,7 +60,8 @@ class Texts:
         self._code = [code for path in sorted((ROOT / "llamafast").rglob("*.py")) for code in functions(path)]
         chance.shuffle(self._prose)
         chance.shuffle(self._code)
-        self._free = [form.format(subject) for form in FREE for subject in SUBJECTS]
+        pairs = [(one, other) for one in SUBJECTS for other in SUBJECTS if one != other]
+        self._free = [f"{form.format(one)} Say something of {other} too." for form in FREE for one, other in pairs]
         chance.shuffle(self._free)
 
     def prose(self) -> str:

@@ -30,6 +30,7 @@ cdef struct times_t:
     double stretch                  # how much longer the last ones took: contexts grow, and others compute too
     int32_t last                    # rows of the last step, with prompts or without
     int32_t learned                 # rows of the last one that said something of sizes
+    bint given                      # they are as a test has them, and nothing is learned
 
 cdef void times_fill(
     times_t *self, const int32_t *rows, const double *seconds, int32_t n, double change

@@ -88,7 +88,7 @@ cdef void times_observe(times_t *self, int32_t rows, double seconds) noexcept no
     another size than the last says something of sizes."""
     cdef double surprise
     cdef int32_t i
-    if rows > MAX_TIMED or self.seconds[1] == 0:
+    if rows > MAX_TIMED or self.seconds[1] == 0 or self.given:
         return
     surprise = seconds / (times_of(self, rows) + (self.change if rows != self.last else 0))
     surprise = min(max(surprise, 0.5), 2.0)

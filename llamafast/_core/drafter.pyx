@@ -223,7 +223,7 @@ cdef void ask_head(
     """Let the head draft for those for whom it promises more than they have, as many tokens as pay for its calls."""
     cdef sequence_t *asking[LLAMA_MAX_SEQ]
     cdef double chance[LLAMA_MAX_SEQ]
-    cdef double survival, best, value, expected = 0, seconds
+    cdef double best, value, expected = 0, seconds
     cdef int32_t i, k, most = self.most, n_asking = 0, n_best = 0
     cdef draft_t *draft
     self.head_rows = 0
@@ -246,8 +246,13 @@ cdef void ask_head(
         for i in range(n_asking):
             chance[i] *= acceptance_chance(&self.acceptance, SOURCE_HEAD, k - 1)
             expected += chance[i]
-        seconds = times_with(&self.times, useful, n_asking * k) + head_seconds(self.head, n_asking, k)
-        value = (useful + expected) / seconds
+        if self.in_passes:
+            seconds = times_of(&self.times, n_asking * (1 + k))
+            if useful > n_asking:
+                seconds += times_of(&self.times, useful - n_asking)
+        else:
+            seconds = times_with(&self.times, useful, n_asking * k)
+        value = (useful + expected) / (seconds + head_seconds(self.head, n_asking, k))
         if value > best:
             best = value
             n_best = k

@@ -10,8 +10,8 @@ from .headers.llama cimport (
     LLAMA_SPLIT_MODE_NONE, c_bool, llama_max_devices, llama_model_chat_template, llama_model_default_params,
     llama_model_desc, llama_model_free, llama_model_has_encoder, llama_model_is_hybrid, llama_model_is_recurrent,
     llama_model_kv_override, llama_model_load_from_file, llama_model_meta_val_str, llama_model_n_cls_out,
-    llama_model_n_ctx_train, llama_model_n_embd_out, llama_model_n_layer_nextn, llama_model_n_swa, llama_model_params, llama_model_size,
-    llama_supports_gpu_offload,
+    llama_model_n_ctx_train, llama_model_n_embd_out, llama_model_n_layer_nextn, llama_model_n_swa, llama_model_params,
+    llama_model_size, llama_supports_gpu_offload,
 )
 from .headers.simd cimport SIMD_AVX2, simd_level
 from .headers.weight_layouts cimport LAYOUTS_CRASH, LAYOUTS_TILES, weight_layouts

@@ -8,7 +8,7 @@ What it needs of llama.cpp is in no public header. Its symbols are looked up by 
 else; where one is missing ``available`` says so, and nobody drafts by a head.
 """
 from libc.math cimport expf
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.dlfcn cimport RTLD_LAZY, dlopen, dlsym
@@ -47,27 +47,30 @@ def available():
 
 
 cdef class Head:
-    """The head that ``model`` has, beside a context of the model that it drafts for, which may be the same one; both
-    were loaded with their heads. ``least`` is the probability below which a token is not drafted. RuntimeError without
+    """The head that ``model`` has, beside a context of the model that it drafts for, which may be the same one.
+    ``least`` is the probability below which a token is not drafted. RuntimeError without
     ``available``, ValueError for a model without a head, ModelLoadError with llama.cpp's reason.
     """
 
-    def __cinit__(self, Context target not None, Model model not None, *, int n_threads, int n_threads_batch, float least):
+    def __cinit__(
+        self, Context target not None, Model model not None, *, int n_threads, int n_threads_batch, float least
+    ):
         cdef llama_context_params params = llama_context_default_params()
         if not available():
             raise RuntimeError("this llama.cpp lacks what heads need")
         # llama.cpp aborts where heads were left out of what it loaded
-        if llama_model_n_layer_nextn(model.model) < 1 or not (model.with_heads and target.model.with_heads):
+        if llama_model_n_layer_nextn(model.model) < 1 or not model.with_heads:
             raise ValueError("the model has no head that drafts")
         self.width = llama_model_n_embd_out(target.model.model)
-        if llama_model_n_embd_out(model.model) != self.width:
+        self.n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model.model))
+        if (llama_model_n_embd_out(model.model) != self.width
+                or self.n_vocab != llama_vocab_n_tokens(llama_model_get_vocab(target.model.model))):
             raise ValueError("the head is another model's")
         self.target = target
         self.model = model
         self.least = least
         self.n_seq_max = <int32_t> llama_n_seq_max(target.ctx)
-        self.capacity = max(<int32_t> KEPT, 1) * 4 + self.n_seq_max
-        self.n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model.model))
+        self.capacity = 4 * KEPT + self.n_seq_max
         params.ctx_type = LLAMA_CONTEXT_TYPE_MTP
         params.ctx_other = target.ctx
         params.n_ctx = llama_n_ctx(target.ctx)
@@ -123,7 +126,10 @@ cdef class Head:
         self.fixed = max(0.0, taken[0] - self.per_row)
 
 
-cdef void add(Head self, int32_t token, int32_t position, int32_t seq_id, const float *hidden, bint output) noexcept nogil:
+cdef void add(
+    Head self, int32_t token, int32_t position, int32_t seq_id, const float *hidden, bint output
+) noexcept nogil:
+    """A row of the batch; without ``hidden`` that of the row lies there already."""
     cdef int32_t i = self.batch.n_tokens
     self.batch.token[i] = token
     self.batch.pos[i] = position
@@ -195,7 +201,7 @@ cdef double head_seconds(Head self, int32_t n, int32_t most) noexcept nogil:
 cdef int head_draft(Head self, sequence_t **drafting, int32_t n, int32_t most) noexcept nogil:
     """Draft up to ``most`` tokens for ``n`` sequences that it ``knows``, into their proposals: 0, or llama_decode's
     code, and then nothing is drafted."""
-    cdef int32_t i, k, token, start, n_left = 0
+    cdef int32_t i, k, start, n_left = 0
     cdef int32_t at[LLAMA_MAX_SEQ]
     cdef sequence_t *left[LLAMA_MAX_SEQ]
     cdef sequence_t *s

@@ -17,7 +17,7 @@ from llamafast._core.vocab import Vocab
 from llamafast.config import Config, ModelConfig
 from llamafast.engine.adapters import load_adapters, rounded
 from llamafast.engine.disk_folder import DiskFolder, check_folder
-from llamafast.engine.drafting import create_drafter, draft_params
+from llamafast.engine.drafting import MTP, create_drafter, draft_params
 from llamafast.engine.engine import Engine
 from llamafast.engine.fingerprint import fingerprint, shards
 from llamafast.engine.media import MediaEncoder
@@ -56,6 +56,7 @@ def load_model(config: ModelConfig, path: Path, on_progress: Callable[[float], N
             split_mode=placement.split_mode,
             main_gpu=placement.main_gpu,
             load_mode=_load_mode(config),
+            with_heads=MTP in (config.drafts or ()),
             on_progress=on_progress,
             **config.llama_model_params,
         )
@@ -134,9 +135,10 @@ def load_engine(
     on_progress: Callable[[float], None] | None = None,
     encoder: MediaEncoder | None = None,
     loras: Sequence[Path] = (),
+    head: Path | None = None,
 ) -> Engine:
     """Everything between a GGUF and an Engine that can be started; with an ``encoder`` it takes media. ``loras`` are
-    files of the config's adapters. Raises ModelLoadError or ConfigError."""
+    files of the config's adapters, ``head`` that of one that drafts (None: the model's own). Raises ModelLoadError or ConfigError."""
     if config.disk_cache is not None:
         check_folder(Path(config.disk_cache.path))
     model = load_model(config.model, path, on_progress)
@@ -206,7 +208,8 @@ def load_engine(
     if generates:
         # Behind the measure of what is available: what this gives back the context will take again.
         warm_up(context, vocab)
-        drafter = create_drafter(config.model, context, vocab)
+        separate = None if head is None else load_model(config.model, head)
+        drafter = create_drafter(config.model, context, vocab, separate)
         return_large_blocks()
         logger.info("cache    up to %.2f GB of host memory for finished prompts", cache_bytes / 1e9)
     disk = open_disk(config, path, model, context) if generates else None

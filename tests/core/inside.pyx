@@ -206,6 +206,7 @@ def set_times(Drafter drafter not None, seconds):
         rows[i] = i + 1
         times[i] = seconds[i]
     times_fill(&drafter.times, rows, times, <int32_t> len(seconds), 0)
+    drafter.times.given = True
 
 
 def planned(seconds, survival, int32_t useful, int32_t room, *, bint passes, double change=0, int32_t last=0):
@@ -222,6 +223,7 @@ def planned(seconds, survival, int32_t useful, int32_t room, *, bint passes, dou
     for i in range(<int32_t> len(seconds)):
         rows[i] = i + 1
         measured[i] = seconds[i]
+    times.given = True
     times_fill(&times, rows, measured, <int32_t> len(seconds), change)
     times.last = last
     for i in range(n):

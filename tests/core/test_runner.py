@@ -30,7 +30,7 @@ class Rig:
     def __init__(
         self, path, *, n_ctx=2048, n_batch=64, n_seq_max=16, prefill_chunk=0, target_itl=0.0, drafts=None, **settings
     ):
-        self.model = Model(str(path))
+        self.model = Model(str(path), with_heads=settings.pop("with_heads", False))
         self.vocab = Vocab(self.model)
         one = {"n_threads": 1, "n_threads_batch": 1}
         settings = {"n_ubatch": n_batch, "flash_attn_type": 0, "kv_unified": True, **one, **settings}

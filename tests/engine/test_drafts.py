@@ -7,11 +7,15 @@ import asyncio
 import pytest
 from core.inside import drafter_of, set_times
 
-from engine.test_engine import GREEDY, collect, plan, settled
+from engine.test_engine import GREEDY, collect, config, plan, settled
 from engine.test_memory_kinds import TEXTS, answer, start
+from llamafast._core import nextn
+from llamafast._core.vocab import Vocab
 from llamafast.config import ModelConfig
 from llamafast.engine.drafting import create_drafter, draft_params, most_drafted
+from llamafast.engine.load import create_contexts, load_engine, load_model
 from llamafast.engine.types import SamplingParams
+from llamafast.errors import ConfigError
 
 LOOKUP = {"draft_model": "prompt-lookup-decoding"}
 # who cannot take rows back
@@ -121,16 +125,65 @@ def test_what_the_config_means():
 
 
 def test_states_to_go_back_to_are_kept_only_where_they_are_needed(tiny_model, caplog):
-    from llamafast._core.vocab import Vocab
-    from llamafast.engine.load import create_contexts, load_model
 
     caplog.set_level("INFO")
     for name, n_undo in (("tiny-llama", 2**31 - 1), ("tiny-qwen35", 8), ("tiny-mamba", 0)):
-        config = ModelConfig(path="m", n_ctx=256, threads=1, **LOOKUP)
-        model = load_model(config, tiny_model(name))
-        assert draft_params(config, model) == ({} if name == "tiny-llama" else {"n_rs_seq": 8})
+        wanted = ModelConfig(path="m", n_ctx=256, threads=1, **LOOKUP)
+        model = load_model(wanted, tiny_model(name))
+        assert draft_params(wanted, model) == ({} if name == "tiny-llama" else {"n_rs_seq": 8})
         assert draft_params(ModelConfig(path="m"), model) == {}
-        context, _ = create_contexts(config, model)
+        context, _ = create_contexts(wanted, model)
         assert context.n_undo == n_undo
-        assert create_drafter(config, context, Vocab(model)) is not None
+        assert create_drafter(wanted, context, Vocab(model)) is not None
     assert "drafts   none: this memory does not forget single tokens" in caplog.text
+
+
+@pytest.mark.parametrize("ram_bytes", [0, 10**8])
+async def test_a_head_drafts_in_what_others_computed_and_saved(tiny_model, ram_bytes):
+    """Reused and restored prefixes, room for a few at once, and the text of the undrafted."""
+    name = tiny_model("tiny-qwen35-mtp-chain70")
+    settings = {"n_ctx": 1024, "n_seq_max": 4, "ram_bytes": ram_bytes, "draft_model_num_pred_tokens": 4}
+    drafts = load_engine(config(name, draft_model="draft-mtp", **settings), name)
+    plain = load_engine(config(name, draft_model="none", **settings), name)
+    set_times(drafter_of(drafts._worker.runner), FREE)
+    for engine in (drafts, plain):
+        engine.start()
+    prompts = [[*TEXTS[k % 3][:100], 40 + 23 * k] for k in range(6)]
+    for _ in range(2):
+        expected, told = [
+            [text for text, _ in await asyncio.gather(*(answer(engine, prompt, 60) for prompt in prompts))]
+            for engine in (plain, drafts)
+        ]
+        assert told == expected
+        await settled(drafts)
+    counters = drafts.counters()
+    assert counters["draft_head_accepted"] > 0.3 * counters["generated_tokens"]
+    first = sum(counters[f"draft_length_{n}"] for n in range(1, 5)) / counters["draft_batches_verified"]
+    assert first > 0.55
+    assert (counters["prefix_hits_ram"] > 0) == bool(ram_bytes)
+    for engine in (drafts, plain):
+        await engine.close()
+
+
+def test_a_model_without_a_head_is_told_at_start(tiny_model, monkeypatch, caplog):
+    path = tiny_model("tiny-qwen35")
+    with pytest.raises(ConfigError, match="draft-mtp: the GGUF has no layer that drafts"):
+        load_engine(config(path, draft_model="draft-mtp"), path)
+    monkeypatch.setattr(nextn, "available", lambda: False)
+    path = tiny_model("tiny-qwen35-mtp")
+    load_engine(config(path, draft_model=("draft-mtp", "prompt-lookup-decoding")), path)
+    assert "this llama.cpp lacks what they need" in caplog.text
+
+
+async def test_a_head_may_come_in_a_file_of_its_own(tiny_model):
+    path, separate = tiny_model("tiny-qwen35-mtp-chain"), tiny_model("tiny-qwen35-mtp-chain70")
+    engine = load_engine(config(path, draft_model="draft-mtp"), path, head=separate)
+    set_times(drafter_of(engine._worker.runner), FREE)
+    engine.start()
+    await answer(engine, [40, 50, 60], 100)
+    counters = engine.counters()
+    assert 0.15 < counters["draft_tokens_accepted"] / counters["draft_tokens_verified"] < 0.95
+    await engine.close()
+    other = tiny_model("tiny-llama")
+    with pytest.raises(ConfigError, match="no layer that drafts"):
+        load_engine(config(path, draft_model="draft-mtp"), path, head=other)
