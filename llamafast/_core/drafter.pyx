@@ -37,6 +37,8 @@ cdef double MOST_SAVED = 20
 # Until they have saved so much they make a step so much longer at most: others wait for it too.
 cdef double PROVEN = 2
 cdef double STRETCH = 1.2
+# What promises to be so much faster at least is done: the best of many guesses is a guess that was too good.
+cdef double LEAST_GAIN = 1.05
 # A head that does not pay is asked all the same once in so many steps.
 cdef int32_t RESTS = 256
 # Of so many tokens that a source has proposed for a sequence so many are taken for right before any has come: its own
@@ -292,6 +294,7 @@ cdef void choose(
     cdef const float *survival[LLAMA_MAX_SEQ]
     cdef int32_t lengths[LLAMA_MAX_SEQ]
     cdef int32_t i
+    cdef double gain
     memset(taken, 0, <size_t> n * sizeof(int32_t))
     for i in range(n):
         survival[i] = drafting[i].draft.survival
@@ -304,10 +307,13 @@ cdef void choose(
             if taken[i] > room or (self.in_passes and taken[i] < lengths[0]):
                 taken[i] = 0
             room -= taken[i]
-    elif self.in_passes:
-        plan_passes(&self.times, survival, lengths, n, useful, room, taken)
     else:
-        plan_rows(&self.times, survival, lengths, n, useful, room, taken)
+        if self.in_passes:
+            gain = plan_passes(&self.times, survival, lengths, n, useful, room, taken)
+        else:
+            gain = plan_rows(&self.times, survival, lengths, n, useful, room, taken)
+        if gain < LEAST_GAIN:
+            memset(taken, 0, <size_t> n * sizeof(int32_t))
 
 
 cdef void limit(Drafter self, sequence_t **drafting, int32_t *lengths, int32_t n, int32_t useful) noexcept nogil:

@@ -7,6 +7,7 @@ position: where tokens were computed whose hidden rows nobody kept, it begins an
 What it needs of llama.cpp is in no public header. Its symbols are looked up by their mangled names, here and nowhere
 else; where one is missing ``available`` says so, and nobody drafts by a head.
 """
+cimport cython
 from libc.math cimport expf
 from libc.stdint cimport int32_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
@@ -46,6 +47,8 @@ def available():
     return set_nextn != NULL and get_nextn != NULL
 
 
+# no_gc_clear: to free it takes the context that it drafts for
+@cython.no_gc_clear
 cdef class Head:
     """The head that ``model`` has, beside a context of the model that it drafts for, which may be the same one.
     ``least`` is the probability below which a token is not drafted. RuntimeError without

@@ -10,15 +10,16 @@ from .cost cimport MAX_TIMED, times_of, times_with
 from .headers.llama cimport LLAMA_MAX_SEQ
 
 
-cdef void plan_rows(
+cdef double plan_rows(
     const times_t *times, const float **survival, const int32_t *lengths, int32_t n, int32_t useful, int32_t room,
     int32_t *taken
 ) noexcept nogil:
-    """Where rows cost the same whosever they are; up to ``room`` of them."""
+    """Where rows cost the same whosever they are; up to ``room`` of them. How many times as much it gives a second as
+    no draft would."""
     cdef int32_t order[MAX_TIMED]
     cdef int32_t following[LLAMA_MAX_SEQ]
     cdef int32_t i, rows, likeliest, n_best = 0
-    cdef double expected = 0, value, best = useful / times_with(times, useful, 0)
+    cdef double expected = 0, value, without = useful / times_with(times, useful, 0), best = without
     memset(following, 0, <size_t> n * sizeof(int32_t))
     for rows in range(1, min(room, <int32_t> MAX_TIMED) + 1):
         likeliest = -1
@@ -38,9 +39,10 @@ cdef void plan_rows(
             n_best = rows
     for rows in range(n_best):
         taken[order[rows]] += 1
+    return best / without
 
 
-cdef void plan_passes(
+cdef double plan_passes(
     const times_t *times, const float **survival, const int32_t *lengths, int32_t n, int32_t useful, int32_t room,
     int32_t *taken
 ) noexcept nogil:
@@ -48,7 +50,7 @@ cdef void plan_passes(
     cdef double worth[LLAMA_MAX_SEQ]
     cdef bint chosen[LLAMA_MAX_SEQ]
     cdef int32_t i, k, rows, most = 0, likeliest
-    cdef double expected, value, best = useful / times_of(times, useful)
+    cdef double expected, value, without = useful / times_of(times, useful), best = without
     memset(worth, 0, <size_t> n * sizeof(double))
     for i in range(n):
         most = max(most, lengths[i])
@@ -72,3 +74,4 @@ cdef void plan_passes(
                 best = value
                 for i in range(n):
                     taken[i] = k if chosen[i] else 0
+    return best / without

@@ -138,7 +138,8 @@ def load_engine(
     head: Path | None = None,
 ) -> Engine:
     """Everything between a GGUF and an Engine that can be started; with an ``encoder`` it takes media. ``loras`` are
-    files of the config's adapters, ``head`` that of one that drafts (None: the model's own). Raises ModelLoadError or ConfigError."""
+    files of the config's adapters, ``head`` that of one that drafts (None: the model's own). Raises ModelLoadError or
+    ConfigError."""
     if config.disk_cache is not None:
         check_folder(Path(config.disk_cache.path))
     model = load_model(config.model, path, on_progress)

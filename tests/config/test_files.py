@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from config.fields import EVERY_FIELD
-from config.trees import PACKAGE, PRETRAINED, at, holds, minimal, parse, parse_model
+from config.trees import PRETRAINED, at, holds, minimal, parse, parse_model
 from llamafast.config import FromPretrained
 from llamafast.config_file import load_config, parse_config, refuse_unsupported, warn_of_retired
 from llamafast.errors import ConfigError
