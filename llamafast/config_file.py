@@ -74,14 +74,13 @@ def _named(config: PoolConfig) -> dict[str, ModelConfig]:
 def _asked(model: ModelConfig) -> Iterator[tuple[str, bool]]:
     """What is not there yet, and whether it is wanted."""
     yield "vocab_only", model.vocab_only is True
-    yield "draft_model", model.draft_model is not None
-    yield "draft_model_path", model.draft_model_path is not None
-    yield "draft_model_from_pretrained", model.draft_model_from_pretrained is not None
-    yield "draft_model_from_package", model.draft_model_from_package is not None
 
 
 def warn_of_retired(config: Config | PoolConfig) -> None:
-    """Log which keys the config has that do nothing any more."""
+    """Log which keys the config has that do nothing, or nothing any more."""
+    models = (config.model,) if isinstance(config, Config) else config.models
+    if any(model.draft_source is not None and "draft-mtp" not in (model.drafts or ()) for model in models):
+        logger.warning("config   a file for drafts does nothing without model.draft_model draft-mtp")
     if config.scheduler.disaggregate_prefill is not None:
         logger.warning("config   scheduler.disaggregate_prefill does nothing any more; the next version refuses it")
 

@@ -26,7 +26,7 @@ from llamafast.series import (
     ALIASES,
     BLOCK,
     DISK_SERIES,
-    DORMANT_SERIES,
+    DRAFT_SERIES,
     EMBEDDING_SERIES,
     ENGINE_SERIES,
     MEDIA_SERIES,
@@ -99,15 +99,20 @@ class _EngineCollector(Collector):
         embedding = EMBEDDING_SERIES if EMBEDDING_SERIES[0].key in self._values else ()
         media = MEDIA_SERIES if MEDIA_SERIES[0].key in self._values else ()
         saved = DISK_SERIES if DISK_SERIES[0].key in self._values else RAM_SEQUENCE_CACHE
-        yield from self._families((*ENGINE_SERIES, *saved, *embedding, *media, *DORMANT_SERIES), {})
-        lengths = "Verified drafts by accepted tokens; none yet: drafts are not served"
-        yield CounterMetricFamily("batch_server:draft_acceptance_length", lengths, labels=["accepted_tokens"])
+        yield from self._families((*ENGINE_SERIES, *saved, *embedding, *media, *DRAFT_SERIES), {})
+        lengths = [self._values.get(f"draft_length_{n}", 0) for n in range(int(self._values.get("draft_most", -1)) + 1)]
+        yield _counted("batch_server:draft_acceptance_length", "Decoded drafts by tokens that came", {}, {
+            "accepted_tokens": lengths
+        })  # fmt: skip
         for alias in self._aliases:
             yield from self._families(ALIASES[alias], {"model_name": self._model})
         if "vllm" in self._aliases:
             n_blocks = int(self._values["total_cells"]) // BLOCK
             blocks = {"model_name": self._model, "block_size": str(BLOCK), "num_gpu_blocks": str(n_blocks)}
             yield _info("vllm:cache_config_info", "1; KV cells, counted in blocks", blocks)
+            name, text = "vllm:spec_decode_num_accepted_tokens_per_pos", "Drafted tokens that came, by their place"
+            reached = [sum(lengths[n + 1 :]) for n in range(len(lengths) - 1)]
+            yield _counted(name, text, {"model_name": self._model}, {"position": reached})
 
     def _families(self, table: Sequence[Series], labels: Mapping[str, str]) -> Iterator[Metric]:
         families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
@@ -163,6 +168,17 @@ def _info(name: str, text: str, labels: Mapping[str, str], value: float = 1) -> 
     return family
 
 
+def _counted(
+    name: str, text: str, labels: Mapping[str, str], counts: Mapping[str, Sequence[float]]
+) -> CounterMetricFamily:
+    """One counter for each of the ``counts``, labelled with its place."""
+    ((place, values),) = counts.items()
+    family = CounterMetricFamily(name, text, labels=[*labels, place])
+    for n, value in enumerate(values):
+        family.add_metric([*labels.values(), str(n)], value)
+    return family
+
+
 def _cumulated(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
     """Prometheus's buckets: each counts what the ones before it count too."""
     bounds, counts, total = histogram
@@ -187,4 +203,16 @@ def _derived(counters: Mapping[str, float], histograms: Mapping[str, Histogram])
         "prefix_hits_ram": max(0, counters["prefix_hits_ram"] - counters.get("prefix_hits_disk", 0)),
         "prefixes": counters["running"] + counters["cache_states"],
         "prompts_total": histograms["request_prompt_tokens"][2],
+        **(_drafted(counters) if "draft_calls" in counters else dict.fromkeys((s.key for s in DRAFT_SERIES), 0.0)),
+    }
+
+
+def _drafted(counters: Mapping[str, float]) -> dict[str, float]:
+    verified, accepted = counters["draft_tokens_verified"], counters["draft_tokens_accepted"]
+    return {
+        "draft_seconds": counters["draft_generate_seconds"] + counters["draft_process_seconds"],
+        "draft_wasted": verified - accepted,
+        "draft_rate": accepted / max(1, verified),
+        "draft_mean": counters["draft_tokens_proposed"] / max(1, counters["draft_proposals"]),
+        "draft_accepted_mean": accepted / max(1, counters["draft_batches_verified"]),
     }

@@ -177,19 +177,37 @@ MEDIA_SERIES = (
 # token.
 BLOCK = 16
 
-# Series of that server for what is not served yet. They stay 0, so that dashboards made for it find them.
-DORMANT_SERIES = tuple(
-    Series("", f"batch_server:{name}", "counter" if name.endswith("_total") else "gauge", "Always 0: not served yet")
-    for name in (
-        "draft_seconds_total", "draft_process_seconds_total",
-        "draft_generate_seconds_total", "draft_sampled_batch_seconds_total", "draft_process_calls_total",
-        "draft_generate_calls_total", "draft_sampled_batch_calls_total", "draft_proposals_total",
-        "draft_tokens_proposed_total", "draft_tokens_accepted_total", "draft_tokens_rejected_total",
-        "draft_batches_verified_total", "draft_target_tokens_verified_total", "draft_target_tokens_wasted_total",
-        "draft_tokens_reused_as_pending_total", "draft_acceptance_rate", "draft_average_proposed_tokens",
-        "draft_average_verified_acceptance_length",
-    )
-)  # fmt: skip
+# Of a server that drafts nothing they are 0, so that dashboards find them.
+DRAFT_SERIES = (
+    Series("draft_seconds", "batch_server:draft_seconds_total", "counter", "Time spent on drafting, all in all"),
+    Series("draft_process_seconds", "batch_server:draft_process_seconds_total", "counter", "Learning from what came"),
+    Series("draft_generate_seconds", "batch_server:draft_generate_seconds_total", "counter", "Looking for drafts"),
+    Series("", "batch_server:draft_sampled_batch_seconds_total", "counter", "Always 0: there is one way to draft"),
+    Series("draft_observed", "batch_server:draft_process_calls_total", "counter", "Sequences learned from"),
+    Series("draft_calls", "batch_server:draft_generate_calls_total", "counter", "Steps for which something was found"),
+    Series("", "batch_server:draft_sampled_batch_calls_total", "counter", "Always 0: there is one way to draft"),
+    Series("draft_proposals", "batch_server:draft_proposals_total", "counter", "Drafts found, decoded or not"),
+    Series("draft_tokens_proposed", "batch_server:draft_tokens_proposed_total", "counter", "Tokens of them"),
+    Series("draft_tokens_accepted", "batch_server:draft_tokens_accepted_total", "counter", "Drafted tokens that came"),
+    Series("draft_wasted", "batch_server:draft_tokens_rejected_total", "counter", "Decoded ones that did not"),
+    Series("draft_batches_verified", "batch_server:draft_batches_verified_total", "counter", "Drafts decoded"),
+    Series("draft_tokens_verified", "batch_server:draft_target_tokens_verified_total", "counter", "Rows of them"),
+    Series("draft_wasted", "batch_server:draft_target_tokens_wasted_total", "counter", "Rows that were taken back"),
+    Series("", "batch_server:draft_tokens_reused_as_pending_total", "counter", "Always 0: no draft outlives its step"),
+    Series("draft_rate", "batch_server:draft_acceptance_rate", "gauge", "Drafted tokens that came / decoded"),
+    Series("draft_mean", "batch_server:draft_average_proposed_tokens", "gauge", "Tokens of a draft, decoded or not"),
+    Series("draft_accepted_mean", "batch_server:draft_average_verified_acceptance_length", "gauge", "Of a decoded one"),
+    *(
+        Series(f"draft_{source}_{key}", f"llamafast:draft_{name}_total", "counter", text, ("source", source))
+        for key, name, text in (
+            ("verified", "rows", "Rows of drafted tokens, by who drafted"),
+            ("accepted", "accepted", "Drafted tokens that came, by who drafted"),
+        )
+        for source in ("own", "prediction", "answers", "head")
+    ),
+    Series("draft_refused", "llamafast:draft_refused_total", "counter", "Drafts of those whose drafts have lost time"),
+    Series("draft_dropped", "llamafast:draft_dropped_total", "counter", "Steps without memory for their drafts"),
+)
 
 # The names of another server for the same things, for dashboards and autoscalers that know only those.
 ALIASES = {

@@ -87,11 +87,13 @@ def _load(
     layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}"
     path = resolve_model(config.model.source)
     loras = [resolve_model(lora.source) for lora in config.model.loras]
+    draft = config.model.draft_source if "draft-mtp" in (config.model.drafts or ()) else None
+    head = None if draft is None else resolve_model(draft)
     media = _open_media(config.model, path, cpus)
     with on_cpus(cpus):
         with tqdm(total=100, desc="loading", unit="%", bar_format=layout, disable=not sys.stderr.isatty()) as bar:
             told = partial(_advance, bar)
-            engine = load_engine(config, path, told, media and media.encoder, loras)
+            engine = load_engine(config, path, told, media and media.encoder, loras, head)
         origins = Origins(config.server, listener.hosts)
         app = App(engine, config, keys=keys, origins=origins, waits=waits, media=media and media.loader)
     if engine.info.generates:

@@ -95,14 +95,16 @@ class ModelFile:
         for name in names:
             self.tensor(f"{name}.weight", np.ones(width, np.float32))
 
-    def ends(self, *, successors: Ids | None = None, tied_as: GGMLQuantizationType | None = None) -> None:
-        """Token embeddings, last norm and output matrix; with ``tied_as`` the quantized embeddings serve as both."""
+    def ends(self, *, successors: Ids | None = None, tied_as: GGMLQuantizationType | None = None) -> Floats:
+        """Token embeddings, last norm and output matrix; with ``tied_as`` the quantized embeddings serve as both. The
+        embeddings."""
         embeddings = self.rng.standard_normal((len(self.vocab), self.shape.embd), np.float32)
         self.tensor("token_embd.weight", embeddings, tied_as)
         self.ones(self.shape.embd, "output_norm")
         if tied_as is None:
             random = self.random(*embeddings.shape, scale=3.0)
             self.tensor("output.weight", random if successors is None else chain_output(embeddings, successors))
+        return embeddings
 
     def attention(self, block: str, *, out: float = 1.0, gated: bool = False, norms: bool = False) -> None:
         """``gated`` doubles the query matrix: half of its rows make the output's gate."""
@@ -178,9 +180,12 @@ def gemma3(path: Path, vocab: Vocabulary) -> None:
     model.save()
 
 
-def qwen35(path: Path, vocab: Vocabulary) -> None:
-    """Hybrid: three gated-delta-net layers, then one of full attention."""
-    shape = Shape(layers=4, heads=2, kv_heads=1, head=32)
+def qwen35(path: Path, vocab: Vocabulary, *, heads: int = 0, successors: Ids | None = None,
+           drafted: Ids | None = None) -> None:  # fmt: skip
+    """Hybrid: three gated-delta-net layers, then one of full attention; with one of ``heads`` a block that drafts the
+    token after the next (MTP), by a table of its own where tokens are ``drafted``."""
+    layers, out = 4, 1.0 if successors is None else 0.02
+    shape = Shape(layers=layers + heads, heads=2, kv_heads=1, head=32)
     state, groups, ranks, kernel, interval = 32, 2, 4, 4, 4
     inner, mixed = state * ranks, 2 * state * groups + state * ranks
     model = ModelFile(path, "qwen35", vocab, shape, pre="qwen35")
@@ -193,12 +198,14 @@ def qwen35(path: Path, vocab: Vocabulary) -> None:
     model.key("ssm.state_size", state)
     model.key("ssm.time_step_rank", ranks)
     model.key("ssm.group_count", groups)
-    model.ends()
+    if heads:
+        model.key("nextn_predict_layers", heads)
+    embeddings = model.ends(successors=successors)
     for i in range(shape.layers):
         block = f"blk.{i}"
         model.ones(shape.embd, f"{block}.attn_norm", f"{block}.post_attention_norm")
-        if (i + 1) % interval == 0:
-            model.attention(block, gated=True, norms=True)
+        if i >= layers or (i + 1) % interval == 0:
+            model.attention(block, out=out, gated=True, norms=True)
         else:
             model.tensor(f"{block}.attn_qkv.weight", model.random(mixed, shape.embd))
             model.tensor(f"{block}.attn_gate.weight", model.random(inner, shape.embd))
@@ -208,8 +215,16 @@ def qwen35(path: Path, vocab: Vocabulary) -> None:
             model.tensor(f"{block}.ssm_beta.weight", model.random(ranks, shape.embd))
             model.tensor(f"{block}.ssm_alpha.weight", model.random(ranks, shape.embd))
             model.ones(state, f"{block}.ssm_norm")
-            model.tensor(f"{block}.ssm_out.weight", model.random(shape.embd, inner))
-        model.feed_forward(block)
+            model.tensor(f"{block}.ssm_out.weight", model.random(shape.embd, inner, scale=out))
+        model.feed_forward(block, out=out)
+        if i >= layers:
+            # a chain's keeps the token and not the hidden row, so that it drafts what the model itself would say
+            kept = np.eye(shape.embd, 2 * shape.embd, dtype=np.float32)
+            joined = model.random(shape.embd, 2 * shape.embd) if successors is None else kept
+            model.tensor(f"{block}.nextn.eh_proj.weight", joined)
+            model.ones(shape.embd, *(f"{block}.nextn.{norm}" for norm in ("enorm", "hnorm", "shared_head_norm")))
+            if drafted is not None:
+                model.tensor(f"{block}.nextn.shared_head_head.weight", chain_output(embeddings, drafted))
     model.save()
 
 
@@ -277,6 +292,16 @@ def chain(path: Path) -> None:
     llama(path, vocab, successors=loops(vocab))
 
 
+def mtp_chain(path: Path, wrong: float) -> None:
+    """What a chain says, and a head that drafts it but for a share of the tokens."""
+    vocab = Vocabulary(512)
+    right = loops(vocab)
+    missed = np.random.default_rng(3).permutation(len(right))[: int(wrong * len(right))]
+    drafted = right.copy()
+    drafted[missed] = np.roll(right[missed], 1)
+    qwen35(path, vocab, heads=1, successors=right, drafted=drafted)
+
+
 MODELS: dict[str, Callable[[Path], None]] = {
     "tiny-llama": lambda path: llama(path, Vocabulary(512)),
     "tiny-llama-chain": chain,
@@ -284,6 +309,9 @@ MODELS: dict[str, Callable[[Path], None]] = {
     "tiny-scripted": scripted,
     "tiny-gemma3-swa": lambda path: gemma3(path, Vocabulary(512)),
     "tiny-qwen35": lambda path: qwen35(path, Vocabulary(512)),
+    "tiny-qwen35-mtp": lambda path: qwen35(path, Vocabulary(512), heads=1),
+    "tiny-qwen35-mtp-chain": lambda path: mtp_chain(path, 0.0),
+    "tiny-qwen35-mtp-chain70": lambda path: mtp_chain(path, 0.3),
     "tiny-mamba": lambda path: mamba(path, Vocabulary(512)),
     "tiny-qwen3vl": lambda path: qwen3vl(path, Vocabulary(512)),
     "tiny-qwen3moe": lambda path: qwen3moe(path, Vocabulary(512)),

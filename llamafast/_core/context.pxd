@@ -33,6 +33,7 @@ cdef class Context:
     cdef bint unified               # sequences share cells: seq_cp copies no data and takes any range
     # A sequence of up to so many tokens can be cut anywhere; a longer one goes on only from where its state was taken.
     cdef readonly int32_t n_cuttable
+    cdef readonly int32_t n_undo    # so many of the last rows of a sequence can be taken back
     cdef int32_t scratch            # a sequence id beyond n_seq_max through which parts are moved, -1: none
     cdef graph_t graph
     cdef team_t team

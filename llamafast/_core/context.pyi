@@ -22,6 +22,7 @@ class Batch:
 class Context:
     model: Model
     n_cuttable: int
+    n_undo: int
     @property
     def in_parts(self) -> bool: ...
     def __new__(

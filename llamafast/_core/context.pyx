@@ -8,7 +8,7 @@ from .headers.clock cimport now
 from .headers.llama cimport (
     LLAMA_MAX_SEQ, llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params,
     llama_free, llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_cp,
-    llama_memory_seq_rm, llama_model_get_vocab, llama_n_batch, llama_n_ctx, llama_n_ctx_seq,
+    llama_memory_seq_rm, llama_model_get_vocab, llama_n_batch, llama_n_ctx, llama_n_ctx_seq, llama_n_rs_seq,
     llama_n_seq_max, llama_n_threads, llama_n_threads_batch, llama_n_ubatch, llama_pooling_type, llama_set_n_threads,
     llama_state_seq_get_data, llama_state_seq_get_size, llama_state_seq_set_data, llama_synchronize,
     llama_vocab_n_tokens,
@@ -93,7 +93,7 @@ cdef class Context:
         n_threads=None, n_threads_batch=None, rope_scaling_type=None, pooling_type=None, attention_type=None,
         flash_attn_type=None, embeddings=None, rope_freq_base=None, rope_freq_scale=None, yarn_ext_factor=None,
         yarn_attn_factor=None, yarn_beta_fast=None, yarn_beta_slow=None, yarn_orig_ctx=None, type_k=None, type_v=None,
-        offload_kqv=None, no_perf=None, op_offload=None, swa_full=None, kv_unified=None,
+        offload_kqv=None, no_perf=None, op_offload=None, swa_full=None, kv_unified=None, n_rs_seq=None,
         bare=None, bint choose_threads=False,
     ):
         cdef llama_context_params params = llama_context_default_params()
@@ -124,6 +124,10 @@ cdef class Context:
         if op_offload is not None: params.op_offload = op_offload
         if swa_full is not None: params.swa_full = swa_full
         if kv_unified is not None: params.kv_unified = kv_unified
+        if n_rs_seq is not None: params.n_rs_seq = n_rs_seq
+        if params.n_rs_seq and min(params.n_ubatch, params.n_batch) <= params.n_rs_seq + 1:
+            # the first step would abort the process
+            raise ValueError(f"n_ubatch {params.n_ubatch} must be more than n_rs_seq {params.n_rs_seq} and one")
         if min(params.n_batch, params.n_ctx or params.n_batch) < params.n_seq_max:
             # llama.cpp aborts the process
             raise ValueError(f"n_batch {params.n_batch} or n_ctx {params.n_ctx} below n_seq_max {params.n_seq_max}")
@@ -152,7 +156,10 @@ cdef class Context:
         self.embeddings = params.embeddings
         if model.is_recurrent or model.is_hybrid:
             self.n_cuttable = 0
+            # where sequences have partitions a step has several passes, and each but the last moves states
+            self.n_undo = <int32_t> llama_n_rs_seq(self.ctx) if self.unified else 0
         else:
+            self.n_undo = UNLIMITED
             # a saved state lacks what a sliding window has left behind, whatever swa_full says
             self.n_cuttable = model.n_swa or UNLIMITED
 

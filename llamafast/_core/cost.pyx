@@ -38,3 +38,71 @@ cdef void cost_fit(const step_cost_t *self, double *fixed, double *per_row) noex
         slope = self.seconds / self.rows
     per_row[0] = max(slope, 1e-9)
     fixed[0] = max(0.0, (self.seconds - slope * self.rows) / self.weight)
+
+
+cdef void times_fill(
+    times_t *self, const int32_t *rows, const double *seconds, int32_t n, double change
+) noexcept nogil:
+    """Take what ``n`` steps of different numbers of rows took, ascending, the first of one row."""
+    cdef int32_t i, k = 0
+    cdef double slope = 0
+    for i in range(1, MAX_TIMED + 1):
+        while k + 1 < n and rows[k + 1] <= i:
+            k += 1
+        if k + 1 < n:
+            slope = (seconds[k + 1] - seconds[k]) / (rows[k + 1] - rows[k])
+        elif k:
+            slope = (seconds[k] - seconds[k - 1]) / (rows[k] - rows[k - 1])
+        else:
+            slope = seconds[0]
+        self.seconds[i] = max(seconds[k] + slope * (i - rows[k]), self.seconds[i - 1] if i > 1 else 0.0)
+    self.change = change
+    self.stretch = 1
+    self.last = self.learned = 0
+
+
+cdef double times_of(const times_t *self, int32_t rows) noexcept nogil:
+    """What steps of so many rows take that follow each other, in seconds."""
+    cdef int32_t beyond = rows - MAX_TIMED
+    if beyond <= 0:
+        return self.stretch * self.seconds[rows]
+    return self.stretch * (
+        self.seconds[MAX_TIMED]
+        + beyond * (self.seconds[MAX_TIMED] - self.seconds[MAX_TIMED // 2]) / (MAX_TIMED // 2)
+    )
+
+
+cdef double times_with(const times_t *self, int32_t useful, int32_t drafted) noexcept nogil:
+    """What the next step takes with so many rows, some of them drafted. Whoever begins to draft, pays for the way
+    back too."""
+    cdef double seconds = times_of(self, useful + drafted)
+    if useful + drafted != self.last:
+        seconds += self.change
+    if drafted and useful == self.last:
+        seconds += self.change
+    return seconds
+
+
+cdef void times_observe(times_t *self, int32_t rows, double seconds) noexcept nogil:
+    """A step without prompts took so long. One that was held up by others is believed to a point, and only one of
+    another size than the last says something of sizes."""
+    cdef double surprise
+    cdef int32_t i
+    if rows > MAX_TIMED or self.seconds[1] == 0 or self.given:
+        return
+    surprise = seconds / (times_of(self, rows) + (self.change if rows != self.last else 0))
+    surprise = min(max(surprise, 0.5), 2.0)
+    self.stretch *= 1 + 0.1 * (surprise - 1)
+    if rows == self.learned:
+        return
+    self.learned = rows
+    self.seconds[rows] *= 1 + 0.1 * (surprise - 1)
+    # more rows never take less time, nor fewer more
+    for i in range(rows + 1, MAX_TIMED + 1):
+        if self.seconds[i] >= self.seconds[i - 1]:
+            break
+        self.seconds[i] = self.seconds[i - 1]
+    for i in range(rows - 1, 0, -1):
+        if self.seconds[i] <= self.seconds[i + 1]:
+            break
+        self.seconds[i] = self.seconds[i + 1]

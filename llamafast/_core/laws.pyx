@@ -47,6 +47,8 @@ cdef str sequence_fault(const live_t *self, const sequence_t *s, int32_t place):
         return "it went where it must not go"
     if not 0 <= s.tokens.n_past <= s.tokens.n_certain <= s.tokens.n_tokens <= s.tokens.n_max:
         return f"{s.tokens.n_past} tokens in memory, {s.tokens.n_certain} certain, {s.tokens.n_tokens} in all"
+    if s.tokens.n_certain != s.tokens.n_tokens:
+        return f"{s.tokens.n_tokens - s.tokens.n_certain} drafted tokens outlived their step"
     if end != sequence_end(s, s.tokens.n_past):
         return f"its memory ends at {end}, of {s.tokens.n_past} tokens"
     if (s.phase == PHASE_ENDED) != (s.out.finish != FINISH_NONE) or s.phase == PHASE_WAITING:

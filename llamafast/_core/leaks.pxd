@@ -23,6 +23,8 @@ cpdef enum Kind:
     EMBEDDER
     BREAKERS
     ADAPTER
+    DRAFTER
+    HEAD
     N_KINDS
 
 cdef void count(int kind, int n) noexcept nogil

@@ -104,6 +104,7 @@ cdef void leave(live_t *self, sequence_t *s) noexcept nogil:
     s.seq_id = s.share.leader = -1
     s.share.n_restore = 0
     sequence_reach(s, 0)
+    s.rolled_back = False
     if s.phase != PHASE_ENDED:
         sequence_enter(s, PHASE_WAITING)
 
@@ -318,6 +319,8 @@ cdef loan_t live_loan(const live_t *self, sequence_t *s) noexcept nogil:
 cdef bint lends(const live_t *self, const sequence_t *other, int32_t n) noexcept nogil:
     """Whether a sequence's first ``n`` tokens, once it has them, can be copied without the rest."""
     cdef int32_t reach = max(other.tokens.n_past, other.share.n_restore)
+    if other.rolled_back and n == other.tokens.n_past:
+        return False
     if other.share.leader >= 0:
         reach = max(reach, other.share.n_shared)
     return reach <= n or reach <= self.n_cuttable
@@ -328,6 +331,8 @@ cdef void fork_from(live_t *self, sequence_t *leader, sequence_t *s) noexcept no
     cdef int32_t n = cut_before(s.tokens.ids, s.tokens.n_tokens, min(leader.tokens.n_past, s.share.n_shared))
     cdef bint whole = not self.unified or leader.tokens.n_past > self.n_cuttable
     if n <= s.tokens.n_past or (leader.tokens.n_past > n and leader.tokens.n_past > self.n_cuttable):
+        return
+    if leader.rolled_back:
         return
     if whole:
         llama_memory_seq_rm(self.memory, s.seq_id, -1, -1)

@@ -9,10 +9,9 @@ from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
-from posix.time cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 
 from .headers.atomic cimport shared_load, shared_store
-from .headers.clock cimport now
+from .headers.clock cimport now, thread_now
 from .headers.pthread cimport (
     monotonic_cond_init, monotonic_cond_wait, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init,
     pthread_cond_signal, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
@@ -106,9 +105,7 @@ cdef str folded(str reason):
 
 cdef double thread_seconds() noexcept nogil:
     """CPU time of this thread, and what others spent for it."""
-    cdef timespec t
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t)
-    return t.tv_sec + t.tv_nsec * 1e-9 + tokenizing_seconds()
+    return thread_now() + tokenizing_seconds()
 
 
 cdef int32_t only_bit(const uint32_t *words, int32_t n_words) noexcept nogil:

@@ -7,4 +7,5 @@ cdef class Model:
     # llama.cpp's list of the model's adapters: whoever changes it, or plans graphs by it, holds this
     cdef pthread_mutex_t adapters
     cdef readonly bint on_cpu               # no device but CPUs computes anything of it
+    cdef readonly bint with_heads           # what drafts the token after the next was loaded with it
     cdef readonly bint use_extra_bufts      # its weights may lie as suits the CPU's matrix units

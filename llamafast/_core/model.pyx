@@ -10,8 +10,8 @@ from .headers.llama cimport (
     LLAMA_SPLIT_MODE_NONE, c_bool, llama_max_devices, llama_model_chat_template, llama_model_default_params,
     llama_model_desc, llama_model_free, llama_model_has_encoder, llama_model_is_hybrid, llama_model_is_recurrent,
     llama_model_kv_override, llama_model_load_from_file, llama_model_meta_val_str, llama_model_n_cls_out,
-    llama_model_n_ctx_train, llama_model_n_embd_out, llama_model_n_swa, llama_model_params, llama_model_size,
-    llama_supports_gpu_offload,
+    llama_model_n_ctx_train, llama_model_n_embd_out, llama_model_n_layer_nextn, llama_model_n_swa, llama_model_params,
+    llama_model_size, llama_supports_gpu_offload,
 )
 from .headers.pthread cimport pthread_mutex_destroy, pthread_mutex_init
 from .headers.simd cimport SIMD_AVX2, simd_level
@@ -28,6 +28,8 @@ cdef class Model:
     raised. The other keywords are fields of llama_model_params; None leaves llama.h's default, and
     ``use_extra_bufts`` to whether this machine computes faster with them what the file holds.
 
+    With ``with_heads`` the layers that draft (MTP) are loaded too, where there are any.
+
     With no ``split_mode`` (0) and a negative ``main_gpu`` llama.cpp uses no GPU at all. ``n_gpu_layers`` 0 alone keeps
     them for the products of large batches.
 
@@ -36,7 +38,7 @@ cdef class Model:
 
     def __cinit__(self, str path, *, n_gpu_layers=None, split_mode=None, main_gpu=None, tensor_split=None,
                   load_mode=None, use_extra_bufts=None, dict kv_overrides=None, bint vocab_only=False,
-                  on_progress=None):
+                  bint with_heads=False, on_progress=None):
         cdef llama_model_params params = llama_model_default_params()
         cdef bytes raw_path = path.encode()
         cdef const char *c_path = raw_path
@@ -52,6 +54,7 @@ cdef class Model:
         if load_mode is not None:
             params.load_mode = load_mode
         params.vocab_only = vocab_only
+        params.load_mtp = self.with_heads = with_heads
         self.on_cpu = not supports_gpu_offload() or (
             params.split_mode == LLAMA_SPLIT_MODE_NONE and params.main_gpu < 0
         )
@@ -102,6 +105,11 @@ cdef class Model:
     def n_cls_out(self):
         """The numbers a classification head gives; 1 where there is no head."""
         return llama_model_n_cls_out(self.model)
+
+    @property
+    def n_heads(self):
+        """Layers that draft."""
+        return llama_model_n_layer_nextn(self.model)
 
     @property
     def n_swa(self):

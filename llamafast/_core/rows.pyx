@@ -1,15 +1,17 @@
-"""Which rows a step computes: decode rows first, then as much of the prompts as the time allows."""
+"""Which rows a step computes: decode rows first, drafted ones behind what they follow, then as much of the prompts as
+the time allows."""
 from libc.stdint cimport INT32_MAX, int32_t
 
 from .context cimport batch_add
 from .cost cimport cost_fit, cost_init
+from .drafter cimport Drafter, drafter_fill
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_batch
 from .live cimport live_follow, live_goals, live_stop
 from .masks cimport MAX_FORCED
 from .pace cimport pace_t
 from .sequence cimport (
     PHASE_DECODING, PHASE_FOLLOWING, PHASE_PARKED, PHASE_PREFILLING, sequence_enter, sequence_position, sequence_span,
-    sequence_t,
+    sequence_t, sequence_undraft,
 )
 from .spans cimport span_behind, span_t
 
@@ -18,21 +20,26 @@ cdef enum:
     ALL_GROUPS = -1
 
 
-cdef void quota_init(quota_t *self, int32_t n_batch, int32_t n_mixed, int32_t n_vocab, pace_t pace) noexcept nogil:
+cdef void quota_init(
+    quota_t *self, int32_t n_batch, int32_t n_ubatch, int32_t n_mixed, int32_t n_vocab, pace_t pace
+) noexcept nogil:
     self.pace = pace
     self.n_batch = n_batch
+    self.n_ubatch = n_ubatch
     self.n_mixed = n_mixed
     self.n_scored_max = max(2 * pace.min_prefill, <int32_t> (pace.scored_bytes // (4 * n_vocab)))
     cost_init(&self.cost, pace.cost_decay)
 
 
-cdef int32_t rows_fill(quota_t *self, live_t *live, llama_batch *batch, double prompts) noexcept nogil:
+cdef int32_t rows_fill(
+    quota_t *self, live_t *live, llama_batch *batch, double prompts, Drafter drafter
+) noexcept nogil:
     """Fill the batch: every sequence that goes on generating, then prompts in this share of the time for them.
 
-    Returns how many rows continue a generation. n_batch >= n_seq_max, so every sequence finds at least one row. Where
-    groups of adapters cannot have a step together they take turns.
+    Returns how many rows continue a generation, drafted ones (None: nobody drafts) among them. n_batch >= n_seq_max, so
+    every sequence finds at least one row. Where groups of adapters cannot have a step together they take turns.
     """
-    cdef int32_t i, spare, turn = ALL_GROUPS, most = self.n_batch, n_decode = 0, n_generating = 0
+    cdef int32_t i, spare, budget, turn = ALL_GROUPS, most = self.n_batch, n_decode = 0, n_drafted = 0, n_generating = 0
     cdef bint several = False
     cdef sequence_t *s
     batch.n_tokens = 0
@@ -55,19 +62,43 @@ cdef int32_t rows_fill(quota_t *self, live_t *live, llama_batch *batch, double p
             n_decode += s.tokens.n_tokens - s.tokens.n_past
         elif s.phase == PHASE_DECODING:
             self.n_elsewhere += 1
+    # prompts of one group are a pause of those of another, too
+    budget = prefill_budget(self, n_decode + self.n_elsewhere, prompts)
+    if drafter is not None and n_decode:
+        # what is drafted has to lie in one micro-batch with what it follows
+        n_drafted = drafter_fill(
+            drafter, live, turn, n_decode, min(budget, n_waiting(live, turn)),
+            min(min(self.n_ubatch, most) - max(n_decode, live.n), self.n_scored_max))
     spare = most - live.n
     for i in range(live.n):
         s = live.states[i]
-        if s.phase == PHASE_DECODING and has_turn(s, turn):
+        if s.phase == PHASE_DECODING and has_turn(s, turn) and s.tokens.n_tokens == s.tokens.n_certain:
             spare -= take_rows(batch, s, live_stop(live, s, 1 + spare)) - 1
             n_generating += s.rows.n if s.tokens.n_past >= s.tokens.n_prompt else 0
         elif s.phase == PHASE_PARKED and s.tokens.n_past == s.tokens.n_tokens:
             # it has no row to compute
             spare += 1
-    # prompts of one group are a pause of those of another, too
-    n_decode += self.n_elsewhere
-    fill_prompts(self, live, batch, min(prefill_budget(self, n_decode, prompts), most - batch.n_tokens), turn)
+    # Recurrent states can be taken back only in the last pass of a step, and passes are in the order of the rows.
+    for i in range(live.n):
+        s = live.states[i]
+        if s.tokens.n_tokens > s.tokens.n_certain:
+            spare -= take_rows(batch, s, live_stop(live, s, 1 + spare)) - 1
+            n_generating += s.rows.n
+    if n_drafted:
+        budget = prefill_budget(self, n_decode + n_drafted + self.n_elsewhere, prompts)
+    fill_prompts(self, live, batch, min(budget, most - batch.n_tokens), turn)
     return n_generating
+
+
+cdef int32_t n_waiting(const live_t *live, int32_t turn) noexcept nogil:
+    """Rows of prompts that somebody could compute."""
+    cdef int32_t i, n = 0
+    cdef const sequence_t *s
+    for i in range(live.n):
+        s = live.states[i]
+        if s.phase == PHASE_PREFILLING and has_turn(s, turn) and sequence_span(s) == NULL:
+            n += s.tokens.n_tokens - s.tokens.n_past
+    return n
 
 
 cdef bint has_turn(const sequence_t *s, int32_t turn) noexcept nogil:
@@ -89,7 +120,7 @@ cdef int32_t next_turn(const live_t *live, int32_t last) noexcept nogil:
 
 cdef void rows_none(sequence_t *s) noexcept nogil:
     """A sequence has no part in the last step, or not yet in the next one."""
-    s.rows.n = s.rows.n_outputs = 0
+    s.rows.n = s.rows.n_outputs = s.rows.n_drafted = 0
 
 
 cdef void rows_of_media(live_t *live, sequence_t *s, int32_t n) noexcept nogil:
@@ -208,6 +239,8 @@ cdef int32_t take_rows(llama_batch *batch, sequence_t *s, int32_t most) noexcept
         span = span_behind(s.tokens.spans, s.tokens.n_spans, s.tokens.n_past)
         if span != NULL:
             s.rows.n = max(0, min(s.rows.n, span.row - s.tokens.n_past))
+    s.rows.n_drafted = max(0, s.tokens.n_past + s.rows.n - s.tokens.n_certain)
+    sequence_undraft(s, s.rows.n_drafted)
     for k in range(s.tokens.n_past, s.tokens.n_past + s.rows.n):
         output = s.out.logprobs.n_scored <= k + 1 < s.tokens.n_prompt or k >= s.tokens.n_certain - 1
         if output and not s.rows.n_outputs:

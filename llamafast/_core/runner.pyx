@@ -10,6 +10,7 @@ from libc.string cimport memcpy
 
 from .context cimport Context
 from .cost cimport cost_fit
+from .drafter cimport Drafter
 from .headers.atomic cimport shared_load, shared_store
 from .headers.clock cimport now
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_memory_seq_pos_max, llama_memory_seq_rm
@@ -35,11 +36,14 @@ cdef class Runner:
     """Runs up to ``context.n_seq_max`` Sequences in one Context. ``interrupt``, ``counts``, ``histograms`` and
     ``since_last_step`` may be called by any thread, all other methods belong to the engine thread.
 
-    ``pace`` has a value for each name of ``pace_t``: ValueError for one it lacks.
+    ``pace`` has a value for each name of ``pace_t``: ValueError for one it lacks. With a ``drafter``, of the same
+    context, steps verify what it drafts.
     """
 
-    def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None, *, pace):
-        self.step = Step(context, vocab, outbox, pace)
+    def __cinit__(
+        self, Context context not None, Vocab vocab not None, Outbox outbox not None, *, pace, Drafter drafter=None
+    ):
+        self.step = Step(context, vocab, outbox, pace, drafter)
         self.live = &self.step.live
 
     def __dealloc__(self):
@@ -104,7 +108,7 @@ cdef class Runner:
             "finished_refused": self.step.observed.finished[FINISH_REFUSED],
             "prefix_queries": live.queries, "prefix_hits": live.hits + live.restored,
             "prefix_hits_running": live.hits, "prefix_hits_ram": live.restored, "forks": live.forks,
-        }
+        } | (self.step.drafter.counts() if self.step.drafter is not None else {})
 
     @property
     def n_running(self):
@@ -219,7 +223,9 @@ cdef class Runner:
             raise ValueError(f"tokens {start} to {stop} of {s.tokens.n_past} in memory")
         if stop < s.tokens.n_past and (self.step.context.scratch < 0 or s.tokens.n_past > self.step.context.n_cuttable):
             raise ValueError(f"a state of {s.tokens.n_past} tokens cannot be cut to {stop}")
-        if self.step.context.scratch < 0 or (start == 0 and stop == s.tokens.n_past):
+        # What was taken back would come back with a copy; a state that holds more than its part is cut when it is
+        # restored.
+        if self.step.context.scratch < 0 or (start == 0 and stop == s.tokens.n_past) or s.rolled_back:
             return self.step.context.state(s.seq_id, s.tokens.n_past)
         return self.step.context.save_part(
             s.seq_id, sequence_position(s, start), sequence_position(s, stop), stop - start)
@@ -230,6 +236,11 @@ cdef class Runner:
             raise ValueError("the sequence does not run")
         live_remove(self.live, &sequence.state)
         let_go(self, &sequence.state)
+
+    def forget_answers(self):
+        """Draft nothing any more of what finished sequences were answered."""
+        if self.step.drafter is not None:
+            self.step.drafter.forget_answers()
 
     def halt(self, Sequence sequence not None):
         """Give a running sequence no more rows; it counts as finished and nothing is reported."""

@@ -5,18 +5,20 @@
 # - Rows of media have ids of their own among the tokens (spans.pxd). What they show is computed in steps of their own,
 #   and nothing that is kept or lent ends inside a span.
 # - n_past <= n_certain <= n_tokens: tokens[:n_past] are in memory, tokens[:n_certain] are known, and what follows up to
-#   n_tokens is drafted: it may be taken back, so it is neither shared nor told. Today nobody drafts.
+#   n_tokens is drafted: it may be taken back, so it is neither shared nor told. Drafts are there while a step fills,
+#   decodes and verifies; before and after it n_certain is n_tokens.
 # - All tokens are in memory only while the logits of the last one are looked at or wait for a mask.
 # - The rows of a step that give logits are the last ones it has there: n_outputs from first_output on.
 # - What a sequence is at the moment is its phase, which sequence_enter alone sets.
 # - Each struct in it is made by sequence.pyx and from then on written by one module: tokens and clock by sequence, rows
-#   by rows, share by live, out by output.
+#   by rows, share by live, out by output, draft by drafter.
 # - Only sequences of one salt share what they computed; what else must keep them apart, as a group of adapters does,
 #   goes into the salt. Which groups may be in one step is for rows to decide, which fills the steps.
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from .budget cimport budget_t
+from .draft cimport draft_t
 from .draw cimport sampler_t
 from .logprobs cimport logprobs_t
 from .masks cimport Constraint, constraint_t
@@ -60,6 +62,7 @@ cdef struct rows_t:
     int32_t n
     int32_t first_output    # which row of the batch is the first of those that give logits
     int32_t n_outputs
+    int32_t n_drafted       # of drafted tokens: the last ones
 
 # What it has from others, waits for, and can lend.
 cdef struct share_t:
@@ -82,6 +85,7 @@ cdef struct options_t:
     bint ignore_eos         # an end-of-generation token does not end it
     bint tell_tokens        # the ids of its tokens are told beside its text
     bint announce           # that its first rows are computed is told, also where there is no text yet
+    bint speculative        # tokens may be drafted; 1 where nothing is said
 
 # How its tokens are chosen, become text, and end.
 cdef struct out_t:
@@ -114,10 +118,13 @@ cdef struct sequence_t:
     int32_t seq_id          # its llama_seq_id while it runs, else -1; live's to give
     int phase
     bint astray             # it has broken a law; Runner.check tells
+    # Rows of it were taken back and none computed since: llama.cpp copies its recurrent state as it was before that.
+    bint rolled_back
     tokens_t tokens
     rows_t rows
     share_t share
     out_t out
+    draft_t draft
     clock_t clock
 
 cdef class Sequence:
@@ -125,6 +132,7 @@ cdef class Sequence:
     cdef Sampler sampler
     cdef Constraint constraint
     cdef bytes preserved
+    cdef bytes prediction
     cdef list spans             # its Spans, and beside each whoever holds its rows
     cdef readonly bytes salt
     cdef readonly tuple checkpoints
@@ -155,5 +163,7 @@ cdef bint sequence_may_enter(int phase, int next_phase) noexcept nogil
 cdef void sequence_enter(sequence_t *self, int phase) noexcept nogil
 cdef void sequence_reach(sequence_t *self, int32_t n_past) noexcept nogil
 cdef int sequence_append(sequence_t *self, int32_t token) noexcept nogil
+cdef int sequence_draft(sequence_t *self, const int32_t *tokens, int32_t n) noexcept nogil
+cdef void sequence_undraft(sequence_t *self, int32_t n_kept) noexcept nogil
 cdef void sequence_schedule(sequence_t *self, double when) noexcept nogil
 cdef void sequence_tick(sequence_t *self, double when) noexcept nogil

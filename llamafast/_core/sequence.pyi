@@ -47,6 +47,7 @@ class Sequence:
         group: int = 0,
         adapters: object = None,
         budget: tuple[object, ...] | None = None,
+        prediction: array[int] | None = None,
         **output_options: int,
     ) -> Self: ...
     salt: bytes
@@ -72,6 +73,8 @@ class Sequence:
     def queue_seconds(self) -> float | None: ...
     @property
     def phase(self) -> int: ...
+    @property
+    def n_predicted(self) -> int: ...
     @property
     def finished(self) -> bool: ...
     @property

@@ -5,6 +5,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy
 
 from .budget cimport budget_free, budget_init
+from .chains cimport chains_free
 from .context cimport UNLIMITED
 from .headers.clock cimport now
 from .leaks cimport SEQUENCE, born, died
@@ -39,7 +40,7 @@ cdef class Sequence:
 
     ``spans`` (Span) are the rows of media in the prompt, whose ids are below -1 as spans.pxd has them: in order, none
     at the end. They are computed once ``Runner.give_rows`` has brought them; ``media`` is what whoever does so knows
-    them by.
+    them by. ``prediction`` (int32 ids) is text that the answer may repeat.
 
     Raises ValueError for an empty prompt or an id outside the vocabulary (llama.cpp would abort), TypeError for an
     option that there is not.
@@ -50,10 +51,11 @@ cdef class Sequence:
         int32_t max_tokens, tuple stops=(), tuple stop_tokens=(), int32_t top_logprobs=-1, bint score_prompt=False,
         bint show_control=False, const int32_t[::1] preserved=None, bytes salt not None=b"", uint64_t seed=0,
         tuple checkpoints=(), Constraint constraint=None, tuple spans=(), tuple media=(), int32_t group=0,
-        object adapters=None, tuple budget=None, **output_options,
+        object adapters=None, tuple budget=None, const int32_t[::1] prediction=None, **output_options,
     ):
         cdef sequence_t *s = &self.state
         cdef dict options = s.out.options   # all at 0 so far
+        options["speculative"] = True
         cdef Py_ssize_t i
         if unknown := output_options.keys() - options.keys():
             raise TypeError(f"a Sequence has no option {min(unknown)!r}")
@@ -72,6 +74,14 @@ cdef class Sequence:
         s.owner = <PyObject *> self
         s.tag = tag
         s.group = group
+        s.draft.prediction.at = -1
+        if prediction is not None and prediction.shape[0]:
+            for i in range(prediction.shape[0]):
+                if not 0 <= prediction[i] < vocab.pieces.n_tokens:
+                    raise ValueError(f"token id {prediction[i]} is outside the vocabulary of {vocab.pieces.n_tokens}")
+            self.prediction = (<char *> &prediction[0])[:prediction.shape[0] * <Py_ssize_t> sizeof(int32_t)]
+            s.draft.prediction.tokens = <const int32_t *> <const char *> self.prediction
+            s.draft.prediction.n = <int32_t> prediction.shape[0]
         s.seq_id = -1
         s.share.leader = -1
         s.tokens.save_at = UNLIMITED
@@ -155,6 +165,8 @@ cdef class Sequence:
         free(self.state.tokens.ids)
         free(self.state.share.hashes)
         free(self.state.out.stop_tokens)
+        chains_free(&self.state.draft.own)
+        chains_free(&self.state.draft.prediction.chains)
         logprobs_free(&self.state.out.logprobs)
         text_free(&self.state.out.text)
         budget_free(&self.state.out.budget)
@@ -245,6 +257,11 @@ cdef class Sequence:
         return cut_behind(self.state.tokens.ids, self.state.tokens.n_tokens, n)
 
     @property
+    def n_predicted(self):
+        """How many of its tokens came as its prediction had them."""
+        return self.state.draft.prediction.n_accepted
+
+    @property
     def finished(self):
         return self.state.phase == PHASE_ENDED
 
@@ -286,20 +303,44 @@ cdef void sequence_reach(sequence_t *self, int32_t n_past) noexcept nogil:
 
 
 cdef int sequence_append(sequence_t *self, int32_t token) noexcept nogil:
-    """Add a generated token, which is certain: 0, or -1 when out of memory."""
+    """Add a generated token, which is certain: 0, or -1 when out of memory. Where it is what was drafted the rest of
+    the draft stays."""
     cdef tokens_t *tokens = &self.tokens
+    if tokens.n_certain == tokens.n_tokens or tokens.ids[tokens.n_certain] != token:
+        if grow(tokens, tokens.n_certain + 1) < 0:
+            return -1
+        tokens.ids[tokens.n_certain] = token
+        tokens.n_tokens = tokens.n_certain + 1
+    tokens.n_certain += 1
+    return 0
+
+
+cdef int sequence_draft(sequence_t *self, const int32_t *tokens, int32_t n) noexcept nogil:
+    """Draft ``n`` tokens behind what is certain, of which there may be one more: 0, or -1 when out of memory."""
+    if grow(&self.tokens, self.tokens.n_certain + n) < 0:
+        return -1
+    memcpy(self.tokens.ids + self.tokens.n_certain, tokens, <size_t> n * sizeof(int32_t))
+    self.tokens.n_tokens = self.tokens.n_certain + n
+    return 0
+
+
+cdef void sequence_undraft(sequence_t *self, int32_t n_kept) noexcept nogil:
+    """Keep the first ``n_kept`` drafted tokens at most."""
+    self.tokens.n_tokens = min(self.tokens.n_tokens, self.tokens.n_certain + n_kept)
+
+
+cdef int grow(tokens_t *self, int32_t n) noexcept nogil:
+    """Have room for ``n`` tokens, n_max at most: 0, or -1 when out of memory."""
     cdef int32_t *grown
     cdef int32_t capacity
-    if tokens.n_tokens == tokens.capacity:
-        capacity = min(2 * tokens.capacity, tokens.n_max)
-        grown = <int32_t *> realloc(tokens.ids, <size_t> capacity * sizeof(int32_t))
-        if grown == NULL:
-            return -1
-        tokens.ids = grown
-        tokens.capacity = capacity
-    tokens.ids[tokens.n_tokens] = token
-    tokens.n_tokens += 1
-    tokens.n_certain = tokens.n_tokens
+    if n <= self.capacity:
+        return 0
+    capacity = min(max(2 * self.capacity, n), self.n_max)
+    grown = <int32_t *> realloc(self.ids, <size_t> capacity * sizeof(int32_t))
+    if grown == NULL:
+        return -1
+    self.ids = grown
+    self.capacity = capacity
     return 0
 
 

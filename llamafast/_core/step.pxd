@@ -2,6 +2,7 @@
 from libc.stdint cimport int64_t
 
 from .context cimport Batch, Context
+from .drafter cimport Drafter
 from .histograms cimport histograms_t
 from .live cimport live_t
 from .masks cimport Masker
@@ -19,6 +20,7 @@ cpdef enum:
     SAVE_DUE = 5        # somebody has reached its save_at
     IDLE = 6            # nobody has a row to compute
     NO_OUTPUT = 7       # llama.cpp has no logits, or no vector, of a row that it has computed
+    NOT_TAKEN_BACK = 8  # nor does it forget rows that it should
 
 cdef struct counters_t:
     int64_t steps
@@ -41,11 +43,13 @@ cdef class Step:
     cdef Outbox outbox
     cdef Masker masker
     cdef Output output
+    cdef Drafter drafter                        # None: nobody drafts
     cdef live_t live
     cdef quota_t quota
     cdef MediaBatch media
     cdef bint media_turn                        # tokens had the last step
     cdef bint decodes                           # and somebody was decoding
+    cdef double prompts                         # of the time for prompts, the share that this step has
     cdef double spare                           # seconds that others may compute before the next step
     cdef counters_t counters
     cdef histograms_t observed

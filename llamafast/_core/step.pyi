@@ -5,3 +5,4 @@ NO_MEMORY: int
 SAVE_DUE: int
 IDLE: int
 NO_OUTPUT: int
+NOT_TAKEN_BACK: int

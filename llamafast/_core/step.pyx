@@ -1,25 +1,31 @@
 """One step: rows through llama_decode, tokens out of its logits, their text into the Outbox, and what that took.
 
-Fill, decode, sample, detokenise, match stops, publish: all of it without the GIL, and in the steady state of decoding
-without a Python decision and with no lock but the Outbox's.
+Draft, fill, decode, sample and verify, detokenise, match stops, publish: all of it without the GIL, and in the steady
+state of decoding without a Python decision and with no lock but the Outbox's.
+
+What is drafted is sampled as if it were not: each row gives the token that it would give alone, and the rows behind the
+first one that was drafted otherwise are taken back. So texts, log probabilities and ends are those without drafts.
 """
 from libc.stdint cimport int32_t
 
 from .context cimport Batch, Context, context_decode
-from .cost cimport cost_add, cost_add_prompts, cost_fit
+from .cost cimport cost_add, cost_add_prompts, cost_fit, times_observe
+from .drafter cimport Drafter, drafter_clock, drafter_drop, drafter_observe
 from .headers.clock cimport now
-from .headers.llama cimport LLAMA_MAX_SEQ, llama_get_logits_ith
+from .headers.llama cimport LLAMA_MAX_SEQ, llama_get_logits_ith, llama_memory_seq_rm
 from .histograms cimport histograms_init, observe_end, observe_step, observe_token
 from .leaks cimport RUNNER, born, died
 from .live cimport live_free, live_grow, live_init
 from .masks cimport Masker, constraint_ready, masker_wait
 from .media cimport MediaBatch, media_decode, media_fill, media_next
+from .nextn cimport head_keep
 from .outbox cimport Outbox, outbox_publish
 from .output cimport Output, output_begun, output_next, output_score
 from .pace cimport pace_t
 from .rows cimport quota_init, quota_spare, rows_fill, rows_give_token, rows_of_media
 from .sequence cimport (
-    PHASE_ENDED, PHASE_PARKED, sequence_reach, sequence_schedule, sequence_span, sequence_t,
+    PHASE_ENDED, PHASE_PARKED, sequence_position, sequence_reach, sequence_schedule, sequence_span, sequence_t,
+    sequence_undraft,
 )
 from .spans cimport span_t
 from .vocab cimport Vocab
@@ -28,15 +34,18 @@ from .vocab cimport Vocab
 cdef class Step:
     """What steps work with and what they count. A Runner fills ``live`` and asks for the steps."""
 
-    def __cinit__(self, Context context not None, Vocab vocab not None, Outbox outbox not None, pace_t pace):
+    def __cinit__(
+        self, Context context not None, Vocab vocab not None, Outbox outbox not None, pace_t pace, Drafter drafter
+    ):
         self.context = context
+        self.drafter = drafter
         self.outbox = outbox
         self.batch = Batch(context.n_batch)
         self.media = MediaBatch(context, pace.cost_decay)
         self.masker = Masker(pace)
         self.output = Output(context, vocab, outbox, self.masker)
         n_mixed = context.n_ubatch if context.mixes else 0
-        quota_init(&self.quota, context.n_batch, n_mixed, vocab.pieces.n_tokens, pace)
+        quota_init(&self.quota, context.n_batch, context.n_ubatch, n_mixed, vocab.pieces.n_tokens, pace)
         # without a memory nobody can run
         n_seq_max = min(context.n_seq_max, LLAMA_MAX_SEQ) if context.memory != NULL else 0
         if live_init(&self.live, context.memory, context.unified, context.n_cuttable, n_seq_max) < 0:
@@ -57,7 +66,8 @@ cdef int step_take(Step self) noexcept nogil:
     cdef int32_t n_decode
     if s == NULL or not self.media_turn:
         self.media_turn = True
-        n_decode = rows_fill(&self.quota, &self.live, &self.batch.batch, 1.0 if s == NULL else 0.5)
+        self.prompts = 1.0 if s == NULL else 0.5
+        n_decode = rows_fill(&self.quota, &self.live, &self.batch.batch, self.prompts, self.drafter)
         self.decodes = n_decode > 0 or self.quota.n_elsewhere > 0
         if self.batch.batch.n_tokens:
             return step_decode(self, n_decode)
@@ -124,31 +134,41 @@ cdef void step_count(Step self, int32_t n_rows, double decode_seconds, double st
 cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
     """Decode the batch, ``n_decode`` of whose rows continue a generation; PAUSED when there may be another step."""
     cdef int32_t i, n_rows, n_sequences
-    cdef bint save_due = False
     cdef int code
-    cdef double start, decoded, sampled
+    cdef double start, decoded, sampled, computing = 0
     cdef counters_t *count = &self.counters
     cdef sequence_t *s
-    n_rows = self.batch.batch.n_tokens
     start = now()
+    if self.drafter is not None:
+        computing = drafter_clock(self.drafter)
     code = context_decode(self.context, &self.batch.batch)
+    if code == NO_ROOM and anybody_drafted(self):
+        # nobody has to make room for what is drafted
+        drafter_drop(&self.live)
+        self.drafter.counters.dropped += 1
+        n_decode = rows_fill(&self.quota, &self.live, &self.batch.batch, self.prompts, None)
+        code = context_decode(self.context, &self.batch.batch)
+    n_rows = self.batch.batch.n_tokens
     if code != 0:
+        drafter_drop(&self.live)
         count.last_step = now()
         return code
     n_sequences = 0
     for i in range(self.live.n):
         s = self.live.states[i]
         if s.rows.n:
-            sequence_reach(s, s.tokens.n_past + s.rows.n)
+            sequence_reach(s, s.tokens.n_past + s.rows.n - s.rows.n_drafted)
             sequence_schedule(s, start)
+            s.rolled_back = False
             n_sequences += 1
-        save_due = save_due or s.tokens.n_past >= s.tokens.save_at
     # the first row waits until the device is done
     for i in range(self.live.n):
         if self.live.states[i].rows.n_outputs:
             llama_get_logits_ith(self.context.ctx, self.live.states[i].rows.first_output)
             break
     decoded = now()
+    if self.drafter is not None:
+        computing = drafter_clock(self.drafter) - computing
     await_masks(self, decoded - start)
     code = step_publish(self, decoded)
     sampled = count.last_step
@@ -159,13 +179,26 @@ cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
         )
     else:
         cost_add(&self.quota.cost, n_rows, decoded - start)
+        if self.drafter is not None:
+            times_observe(&self.drafter.times, n_rows, computing)
+    if self.drafter is not None:
+        self.drafter.times.last = n_rows
     step_count(self, n_rows, decoded - start, sampled - start)
     count.sequences += n_sequences
     count.prompt_tokens += n_rows - n_decode
     count.prompt_seconds += (decoded - start) * (n_rows - n_decode) / n_rows
     count.generated_seconds += (decoded - start) * n_decode / n_rows
     count.sample_seconds += sampled - decoded
-    return SAVE_DUE if save_due and code == PAUSED else code
+    return SAVE_DUE if code == PAUSED and anybody_due(self) else code
+
+
+cdef bint anybody_drafted(Step self) noexcept nogil:
+    """Whether rows of this step are of drafted tokens."""
+    cdef int32_t i
+    for i in range(self.live.n):
+        if self.live.states[i].rows.n_drafted:
+            return True
+    return False
 
 
 cdef int step_publish(Step self, double decoded) noexcept nogil:
@@ -214,44 +247,76 @@ cdef void await_masks(Step self, double decode_seconds) noexcept nogil:
 
 
 cdef int step_sample(Step self, double decoded) noexcept nogil:
-    """Choose a token for every row of logits and stage what became text: PAUSED, FINISHED or a failure."""
+    """Choose tokens for the rows of logits and stage what became text: PAUSED, FINISHED or a failure."""
     cdef int status = PAUSED, code
     cdef int32_t i
     cdef sequence_t *s
-    cdef float *logits
     for i in range(self.live.n):
         s = self.live.states[i]
         if s.rows.n and s.out.logprobs.n_scored < s.tokens.n_prompt:
             code = output_score(self.output, s)
             if code != 0:
                 return NO_MEMORY if code < 0 else NO_OUTPUT
-        if s.phase == PHASE_PARKED:
-            logits = s.out.constraint.row
-        elif rows_give_token(s):
-            logits = llama_get_logits_ith(self.context.ctx, s.rows.first_output + s.rows.n_outputs - 1)
-            if logits == NULL:
-                return NO_OUTPUT
-        else:
+        if s.phase != PHASE_PARKED and not rows_give_token(s):
             if s.rows.n and s.out.options.announce and output_begun(self.output, s) < 0:
                 return NO_MEMORY
             continue
-        code = step_choose(self, s, logits, decoded)
-        if code == NO_MEMORY:
+        code = step_choose(self, s, decoded)
+        if code >= NO_MEMORY:
             return code
         status = max(status, code)
     return status
 
 
-cdef int step_choose(Step self, sequence_t *s, float *logits, double decoded) noexcept nogil:
-    """A sequence's next token, or several, and what became text, staged: PAUSED, FINISHED or NO_MEMORY."""
+cdef int step_choose(Step self, sequence_t *s, double decoded) noexcept nogil:
+    """A sequence's next token, or several, and what became text, staged: PAUSED, FINISHED or a failure."""
     cdef int32_t n_before = s.tokens.n_certain
-    if output_next(self.output, s, logits) < 0:
-        return NO_MEMORY
+    cdef int code
+    if s.phase == PHASE_PARKED:
+        code = NO_MEMORY if output_next(self.output, s, s.out.constraint.row) < 0 else PAUSED
+    else:
+        code = step_verify(self, s)
+    if code != PAUSED:
+        return code
     if s.tokens.n_certain > n_before:
         self.counters.generated_tokens += s.tokens.n_certain - n_before
         observe_token(&self.observed, s, decoded)
         live_grow(&self.live, s, n_before)
+        if self.drafter is not None:
+            drafter_observe(self.drafter, s, n_before)
     if s.phase != PHASE_ENDED:
         return PAUSED
     observe_end(&self.observed, s, decoded)
     return FINISHED
+
+
+cdef int step_verify(Step self, sequence_t *s) noexcept nogil:
+    """Choose a token for the row of a sequence's last certain one, then for those of drafted ones as long as these are
+    what is chosen; the others are taken back: PAUSED, NO_MEMORY, NO_OUTPUT or NOT_TAKEN_BACK.
+
+    Memory has what it would have without drafts: not the last token, unless that waits for a mask.
+    """
+    cdef int32_t i, n, n_drafted = s.rows.n_drafted, decoded = s.tokens.n_past + n_drafted
+    cdef int32_t first = s.tokens.n_past - 1    # the token whose row is the first that gives one
+    cdef int32_t row = s.rows.first_output + s.rows.n_outputs - 1 - n_drafted
+    cdef float *logits
+    for i in range(1 + n_drafted):
+        n = s.tokens.n_certain
+        logits = llama_get_logits_ith(self.context.ctx, row + i)
+        if logits == NULL:
+            return NO_OUTPUT
+        if output_next(self.output, s, logits) < 0:
+            return NO_MEMORY
+        if i == n_drafted or s.phase == PHASE_ENDED or s.tokens.ids[n] != s.draft.proposal.tokens[i]:
+            break
+        sequence_reach(s, n + 1)
+    sequence_undraft(s, 0)
+    if self.drafter is not None and self.drafter.head is not None:
+        # memory ends behind the row that gave the last token
+        n = s.tokens.n_past - first
+        head_keep(self.drafter.head, s, first, row, n)
+    if s.tokens.n_past < decoded:
+        if not llama_memory_seq_rm(self.live.memory, s.seq_id, sequence_position(s, s.tokens.n_past), -1):
+            return NOT_TAKEN_BACK
+        s.rolled_back = self.live.n_cuttable == 0
+    return PAUSED

@@ -152,7 +152,7 @@ def usage_of(generation: Generation, replies: Sequence[Reply] = ()) -> Usage:
         completion,
         prompt + completion,
         PromptTokensDetails(generation.cached_tokens, **media),
-        CompletionTokensDetails(sum(reply.reasoning_tokens for reply in replies)),
+        CompletionTokensDetails(sum(reply.reasoning_tokens for reply in replies), *(generation.predicted_tokens or ())),
     )
 
 

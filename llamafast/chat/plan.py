@@ -23,6 +23,7 @@ from llamafast.errors import ContextLengthExceeded, DoesNotGenerate, InvalidRequ
 
 MAX_TOTAL_CHOICES = 2048
 MAX_STOP_BYTES = 1024
+NO_TOKENS = array("i")
 
 
 class ChatPlan(NamedTuple):
@@ -134,6 +135,7 @@ def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: Mode
         preserved_tokens=chat.preserved_tokens if parsed else (),
         checkpoints=() if info.cuts_anywhere or task.truncated else conversation.checkpoints(spliced, tokenizer),
         media=spliced.spans,
+        prediction=_prediction(task.prediction, tokenizer, info),
     )
     if task.reasoning_budget is not None:
         plan = replace(plan, budget=chat.thoughts.budget(task.reasoning_budget, chat.begun_reasoning(prompt)))
@@ -163,6 +165,7 @@ def _plan(
     preserved_tokens: tuple[int, ...] = (),
     checkpoints: tuple[int, ...] = (),
     media: tuple[MediaSpan, ...] = (),
+    prediction: array[int] = NO_TOKENS,
 ) -> Plan:
     options = task.output_options() | {"min_tokens": _min_tokens(task, constrained=constrained)}
     return Plan(
@@ -184,7 +187,17 @@ def _plan(
         lora=task.lora,
         checkpoints=checkpoints,
         media=media,
+        prediction=prediction,
     )
+
+
+def _prediction(text: str, tokenizer: Tokenizer, info: ModelInfo) -> array[int]:
+    """A prediction's tokens: control tokens are nothing that an answer says."""
+    if not text:
+        return NO_TOKENS
+    _check_size(len(text), "prediction", info)
+    with Untokenizable.named("prediction"):
+        return _checked_tokens(tokenizer.tokenize(text, add_special=False, parse_special=False), "prediction", info)
 
 
 def _stop_tokens(tokens: Sequence[int], info: ModelInfo) -> tuple[int, ...]:

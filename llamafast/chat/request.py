@@ -71,7 +71,8 @@ class ChatTask(Task, frozen=True, kw_only=True):
     Reasoning has at most ``reasoning_budget`` tokens, with 0 there is none.
     ``split_reasoning`` tells reasoning apart from content, and with ``stops_content_only`` no ``stop`` string is looked
     for outside of that. Behind the prompt ``room`` tokens have to fit. ``media`` are those whose words are in
-    ``messages``, in order, and ``sources`` what the client sent of them.
+    ``messages``, in order, and ``sources`` what the client sent of them. The answer may repeat the text of
+    ``prediction``.
     """
 
     messages: list[Message]
@@ -90,3 +91,4 @@ class ChatTask(Task, frozen=True, kw_only=True):
     split_reasoning: bool = True
     stops_content_only: bool = False
     room: int = 0
+    prediction: str = ""

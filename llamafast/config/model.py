@@ -53,6 +53,8 @@ class FromPackage(Section, frozen=True, kw_only=True):
     filename: Text
 
 
+DraftModel = Literal["prompt-lookup-decoding", "draft-mtp"]
+
 # What the core has room for beside one another.
 MAX_LORAS = 16
 
@@ -238,7 +240,7 @@ class ModelConfig(ContextConfig, frozen=True, kw_only=True):
     max_seq_len: Positive | None = None  # prompt and output of one request
     max_output_tokens: Natural | None = None
 
-    draft_model: Literal["prompt-lookup-decoding", "draft-mtp"] | None = None
+    draft_model: DraftModel | Literal["none"] | tuple[DraftModel, ...] | None = None  # null: what clients predict
     draft_model_path: Text | None = None
     draft_model_from_pretrained: FromPretrained | None = None
     draft_model_from_package: FromPackage | None = None
@@ -264,7 +266,7 @@ class ModelConfig(ContextConfig, frozen=True, kw_only=True):
         drafts = _sources(self, "draft_model_")
         if len(drafts) > 1:
             yield "", f"at most one of {' and '.join(drafts)} may be set"
-        if self.draft_model == "draft-mtp" and self.n_batch is not None:
+        if "draft-mtp" in (self.drafts or ()) and self.n_batch is not None:
             least = self.draft_model_num_pred_tokens + 1
             if self.n_batch < least:
                 yield "n_batch", f"draft-mtp needs at least draft_model_num_pred_tokens + 1 = {least}"
@@ -284,6 +286,13 @@ class ModelConfig(ContextConfig, frozen=True, kw_only=True):
         """Where the model comes from."""
         (source,) = _sources(self, "").values()
         return source
+
+    @property
+    def drafts(self) -> tuple[DraftModel, ...] | None:
+        """Who drafts, () for nobody; None where the config leaves it open."""
+        if self.draft_model is None or isinstance(self.draft_model, tuple):
+            return self.draft_model
+        return () if self.draft_model == "none" else (self.draft_model,)
 
     @property
     def draft_source(self) -> ModelSource | None:

@@ -15,6 +15,7 @@ from time import monotonic
 from msgspec.structs import asdict, replace
 
 from llamafast._core.context import Context
+from llamafast._core.drafter import Drafter
 from llamafast._core.embedder import Embedder
 from llamafast._core.outbox import Outbox
 from llamafast._core.runner import Runner
@@ -83,6 +84,7 @@ class Engine:
         disk: DiskFolder | None = None,
         adapters: Iterable[LoadedAdapter] = (),
         adapter_files: AdapterFiles | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         self.tokenizer: Tokenizer = vocab
         self._vocab = vocab
@@ -108,7 +110,7 @@ class Engine:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._outbox = Outbox(self._wake_write)
-        runner = Runner(context, vocab, self._outbox, pace=asdict(pace))
+        runner = Runner(context, vocab, self._outbox, pace=asdict(pace), drafter=drafter)
         unified = context.n_ctx_seq == context.n_ctx
         scheduler: Scheduler[Sequence] = Scheduler(
             n_seq_max=context.n_seq_max,
@@ -187,7 +189,7 @@ class Engine:
         generation = Generation(n_choices, n_tokens, self._cancel, self._limits.end, plan.n, tenant)
         generation.top_logprobs = plan.top_logprobs or 0
         generation.stops = (*plan.stop, *plan.stop_token_ids)
-        generation.media_tokens = plan.media_tokens()
+        generation.media_tokens, generation.prediction_length = plan.media_tokens(), len(plan.prediction)
         group = self._adapters.group(plan.model, plan.lora)
         generation.adapter_ids = group.ids
         sequences = enumerate(self._sequences.of(plan, tenant, group))

@@ -42,6 +42,7 @@ class Generation:
         self.finish_reasons: set[FinishReason] = set()
         self.adapter_ids: tuple[int, ...] = ()
         self.media_tokens: dict[MediaKind, int] = {}
+        self.prediction_length = 0
         self._submitted = time.monotonic()
         self._first_token: float | None = None
         self._choices_per_prompt = choices_per_prompt
@@ -57,6 +58,14 @@ class Generation:
     def cached_tokens(self) -> int:
         """Prompt tokens that did not have to be computed; like ``prompt_tokens`` each prompt counts once."""
         return sum(self._cached.values())
+
+    @property
+    def predicted_tokens(self) -> tuple[int, int] | None:
+        """Tokens of the prediction that came, and that did not, of all choices; None where there was none."""
+        if not self.prediction_length:
+            return None
+        accepted = sum(sequence.n_predicted for sequence in self.sequences)
+        return accepted, self.prediction_length * self._n_choices - accepted
 
     @property
     def queue_seconds(self) -> float | None:

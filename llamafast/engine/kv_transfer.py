@@ -202,7 +202,9 @@ class KVTransfer:
         self._runner.remove(sequence)
 
     def forget_saved(self) -> int:
-        """Forget the prefixes in host RAM; how many bytes that freed. Whoever is getting one computes the rest."""
+        """Forget the prefixes in host RAM; how many bytes that freed. Whoever is getting one computes the rest. Answers
+        are drafted from no more."""
+        self._runner.forget_answers()
         return self._cache.clear()
 
     def forget_adapter(self, digest: bytes) -> None:

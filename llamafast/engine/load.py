@@ -17,6 +17,7 @@ from llamafast._core.vocab import Vocab
 from llamafast.config import Config, LoraConfig, ModelConfig
 from llamafast.engine.adapter_files import AdapterFiles, in_config, load_adapters
 from llamafast.engine.disk_folder import DiskFolder, check_folder
+from llamafast.engine.drafting import MTP, create_drafter, draft_params
 from llamafast.engine.engine import Engine
 from llamafast.engine.fingerprint import fingerprint, shards
 from llamafast.engine.media import MediaEncoder
@@ -55,6 +56,7 @@ def load_model(config: ModelConfig, path: Path, on_progress: Callable[[float], N
             split_mode=placement.split_mode,
             main_gpu=placement.main_gpu,
             load_mode=_load_mode(config),
+            with_heads=MTP in (config.drafts or ()),
             on_progress=on_progress,
             **config.llama_model_params,
         )
@@ -89,7 +91,7 @@ def create_contexts(config: ModelConfig, model: Model, widest_span: int = 0) -> 
     params = with_room_for(widest_span, context_params(config, model))
     wanted = embeds(config, model)
     if not model.has_encoder and not (wanted and made_to_embed(config, model)):
-        context = create_context(model, params)
+        context = create_context(model, params | draft_params(config, model))
         if context.has_memory:
             beside = embedding_params(config, model, params, beside=True)
             return context, create_context(model, beside) if wanted else None
@@ -133,9 +135,11 @@ def load_engine(
     on_progress: Callable[[float], None] | None = None,
     encoder: MediaEncoder | None = None,
     loras: Sequence[Path] = (),
+    head: Path | None = None,
 ) -> Engine:
     """Everything between a GGUF and an Engine that can be started; with an ``encoder`` it takes media. ``loras`` are
-    files of the config's adapters. Raises ModelLoadError or ConfigError."""
+    files of the config's adapters, ``head`` that of one that drafts (None: the model's own). Raises ModelLoadError or
+    ConfigError."""
     if config.disk_cache is not None:
         check_folder(Path(config.disk_cache.path))
     model = load_model(config.model, path, on_progress)
@@ -199,9 +203,12 @@ def load_engine(
     cache_bytes = config.cache.ram_bytes if generates else 0
     if cache_bytes is None:
         cache_bytes = available_bytes() // CACHE_SHARE
+    drafter = None
     if generates:
         # Behind the measure of what is available: what this gives back the context will take again.
         warm_up(context, vocab)
+        separate = None if head is None else load_model(config.model, head)
+        drafter = create_drafter(config.model, context, vocab, separate)
         return_large_blocks()
         logger.info("cache    up to %.2f GB of host memory for finished prompts", cache_bytes / 1e9)
     disk = open_disk(config, path, model, context) if generates else None
@@ -217,6 +224,7 @@ def load_engine(
         disk=disk,
         adapters=adapters,
         adapter_files=adapter_files,
+        drafter=drafter,
     )
 
 

@@ -123,7 +123,7 @@ class MediaEncoder(Protocol):
     def resume(self) -> None: ...
 
     def counts(self) -> dict[str, float]:
-        """Its series of ``llamafast.metrics``. Any thread."""
+        """Its series of ``llamafast.series``. Any thread."""
 
     def close(self) -> None:
         """Encode nothing any more; who waits for it is told."""

@@ -143,6 +143,7 @@ class SequencePlanner:
                 checkpoints=plan.checkpoints,
                 spans=tuple(_span(span) for span in plan.media),
                 media=plan.media,
+                prediction=plan.prediction,
                 group=group.number,
                 adapters=group,
                 constraint=None

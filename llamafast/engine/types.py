@@ -24,8 +24,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True):
     ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p``, ``typical_p`` and ``repetition_penalty`` 1 and what else is 0
     switch a stage off, as do ``top_n_sigma`` below 0 and ``xtc_threshold`` above 0.5. Penalties look at the last
     ``penalty_last_n`` tokens of prompt and output, DRY at ``dry_penalty_last_n`` (-1: all of them). ``mirostat`` 1 or 2
-    takes the place of whatever truncates. ``seed`` None draws a fresh seed per request; with a seed, the choice ``k``
-    of a request uses ``seed + k``.
+    takes the place of whatever truncates. ``seed`` None draws a fresh one per request; choice ``k`` uses ``seed + k``.
     """
 
     temperature: float = 0.8
@@ -66,12 +65,13 @@ class Matcher(Protocol):
 class OutputOptions(Struct, frozen=True, kw_only=True):
     """What goes from a client's task to the core's Sequence as it stands, by the same names. ``ignore_eos`` lets
     generation run through end-of-generation tokens; neither they nor stop tokens can come before ``min_tokens``. With
-    ``tell_tokens`` each Event has the ids of its tokens."""
+    ``tell_tokens`` each Event has the ids of its tokens. Only where it is ``speculative`` tokens are drafted."""
 
     min_tokens: int = 0
     keep_stop: bool = False
     ignore_eos: bool = False
     tell_tokens: bool = False
+    speculative: bool = True
 
     def output_options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in OutputOptions.__struct_fields__}
@@ -91,7 +91,7 @@ class Plan(OutputOptions, frozen=True, kw_only=True):
     scale. ``checkpoints`` are lengths at which later prompts may part from this one (the end of the system prompt, the
     start of the last user turn): there a state that cannot be cut is kept. ``media`` are the spans of rows in the one
     prompt there is then. With ``announce`` an Event without text tells how much of a long prompt was cached. ``budget``
-    bounds thoughts.
+    bounds thoughts, and answers may repeat the token ids of ``prediction``.
     """
 
     prompts: tuple[array[int], ...]
@@ -113,6 +113,7 @@ class Plan(OutputOptions, frozen=True, kw_only=True):
     media: tuple[MediaSpan, ...] = ()
     announce: bool = False
     budget: ReasoningBudget | None = None
+    prediction: array[int] = array("i")
 
     def media_tokens(self) -> dict[MediaKind, int]:
         """Rows of the prompt by their kind of media."""
@@ -141,8 +142,8 @@ ANYBODY = Tenant()
 
 class Alternatives(Struct, frozen=True, gc=False):
     """The most likely tokens in a token's place with their log probabilities, as the core packs them: pairs of int32
-    and float32, where ids below 0 are no tokens. Some prompts of some thousand tokens have a million pairs: as objects
-    they would cost the garbage collector, and with it everybody, a tenth of a second."""
+    and float32, where ids below 0 are no tokens. As objects a million of them, which some prompts have, would cost the
+    garbage collector a tenth of a second."""
 
     packed: bytes
 
@@ -269,16 +270,18 @@ Histogram = tuple[tuple[float, ...], list[int], float]
 class Generation(Protocol):
     """The caller's end of a submitted Plan: an async iterator of batches of Events.
 
-    Each batch holds at most one Event per choice; Events that pile up while the caller is away are merged. The
-    iteration ends after every choice has had its ``finish_reason``, or raises the ``LlamafastError`` that ended the
-    request. ``media_tokens`` are those of the prompt's that are rows of media. Counts are current at every moment and
-    final after the last batch.
+    Each batch holds at most one Event per choice; Events that pile up while the caller is away are merged. It ends when
+    every choice has had its ``finish_reason``, or raises the ``LlamafastError`` that ended the request. Of the prompt's
+    tokens ``media_tokens`` are rows of media. Counts are current, and final after the last batch.
     """
 
     prompt_tokens: int
     completion_tokens: int
     finish_reasons: set[FinishReason]
     media_tokens: dict[MediaKind, int]
+
+    @property
+    def predicted_tokens(self) -> tuple[int, int] | None: ...  # of the prediction: that came, and that did not
 
     @property
     def queue_seconds(self) -> float | None:
@@ -326,18 +329,16 @@ class EnginePort(Protocol):
         what ``submit`` raises, or what ended the request; cancelling the caller's task ends the work."""
 
     def retry_after(self) -> float:
-        """After how many seconds, 1 to 60, who found the queue full should try again: by then half of the requests that
-        wait now will have begun, if requests leave as fast as the last ones did."""
+        """After how many seconds, 1 to 60, to try again: by then half of the requests that wait now probably run."""
 
     async def reset_prefix_cache(self) -> int:
-        """Forget what finished requests computed; how many bytes of host memory that freed. Who runs goes on, and what
-        those compute is kept again. Raises EngineUnavailable."""
+        """Forget what finished requests computed and were told; how many bytes that freed. Raises EngineUnavailable."""
 
     def stalled(self) -> float:
         """Seconds since the engine last stepped while work was waiting; 0 when it is idle or stepping."""
 
     def counters(self) -> dict[str, float]:
-        """The current value of every engine series of ``llamafast.metrics``, by series key. Never waits for a step."""
+        """The current value of every engine series of ``llamafast.series``, by series key. Never waits for a step."""
 
     def histograms(self) -> dict[str, Histogram]:
         """The same for its distributions."""

@@ -203,7 +203,11 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "store_logits": (True, *BOOL),
         "max_seq_len": (None, *NULL_POSITIVE),
         "max_output_tokens": (None, *NULL_NATURAL),
-        "draft_model": (None, [None, "prompt-lookup-decoding", "draft-mtp"], ["", "mtp", 1, True]),
+        "draft_model": (
+            None,
+            [None, "prompt-lookup-decoding", "draft-mtp", "none", (), ("prompt-lookup-decoding", "draft-mtp")],
+            ["", "mtp", 1, True, ["none"], ["mtp"]],
+        ),
         "draft_model_path": (None, *NULL_TEXT),
         "draft_model_from_pretrained": (None, *PRETRAINED_OR_NULL),
         "draft_model_from_package": (None, *PRETRAINED_OR_NULL),

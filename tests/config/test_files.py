@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from config.fields import EVERY_FIELD
-from config.trees import PACKAGE, PRETRAINED, at, holds, minimal, parse, parse_model
+from config.trees import PRETRAINED, at, holds, minimal, parse, parse_model
 from llamafast.config import FromPretrained
 from llamafast.config_file import load_config, parse_config, refuse_unsupported, warn_of_retired
 from llamafast.errors import ConfigError
@@ -196,7 +196,7 @@ SEED_LIKE: dict[str, dict[str, Any]] = {
 
 
 SHIPPED = {"bge-small-en-v1.5", "gpt-oss-120b"}
-SERVED = SHIPPED | {"small chat with projector"}
+SERVED = SHIPPED | {"small chat with projector", "large on GPU, split, drafting"}
 
 
 @pytest.mark.parametrize("name", SEED_LIKE)
@@ -211,10 +211,6 @@ def test_configs_of_the_seed_shape_load_unchanged(name: str) -> None:
     ("path", "value"),
     [
         ("model.vocab_only", True),
-        ("model.draft_model", "prompt-lookup-decoding"),
-        ("model.draft_model_path", "d.gguf"),
-        ("model.draft_model_from_pretrained", PRETRAINED),
-        ("model.draft_model_from_package", PACKAGE),
     ],
 )
 def test_refuses_what_does_not_exist_yet(path: str, value: Any) -> None:

@@ -1,14 +1,25 @@
 """What is inside the core and has no Python form there, for tests to look at."""
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
+from llamafast._core.answers cimport (
+    answers_free, answers_init, answers_keep, answers_propose, answers_size, answers_t,
+)
 from llamafast._core.blocks cimport BLOCK, block_hash, common_run
+from llamafast._core.chains cimport chains_find, chains_free, chains_index, chains_t, match_t
 from llamafast._core.context cimport Context
-from llamafast._core.cost cimport cost_add, cost_add_prompts, cost_fit, cost_init, step_cost_t
+from llamafast._core.cost cimport (
+    MAX_TIMED, cost_add, cost_add_prompts, cost_fit, cost_init, step_cost_t, times_fill, times_observe, times_of,
+    times_t,
+)
+from llamafast._core.draft cimport proposal_t
+from llamafast._core.drafter cimport Drafter
 from llamafast._core.dry cimport Breakers, breakers_t
 from llamafast._core.embedder cimport Embedder
 from llamafast._core.headers.llama cimport llama_memory_seq_pos_max
+from llamafast._core.plan cimport plan_passes, plan_rows
 from llamafast._core.rows cimport quota_init, quota_spare, quota_t
-from llamafast._core.sequence cimport Sequence, sequence_may_enter
+from llamafast._core.runner cimport Runner
+from llamafast._core.sequence cimport Sequence, sequence_may_enter, sequence_t
 from llamafast._core.team cimport team_choose, team_init, team_observe, team_t
 from llamafast._core.text cimport text_drop, text_feed, text_free, text_init, text_ready, text_t
 
@@ -86,7 +97,7 @@ def spare_seconds(pace, double seconds, int32_t n_decode, int32_t n_prefill=0, d
     """How long others may compute after a step of ``seconds``, where one row costs ``per_row`` (0: that is not known
     yet)."""
     cdef quota_t quota
-    quota_init(&quota, 1, 0, 1, pace)
+    quota_init(&quota, 1, 1, 0, 1, pace)
     if per_row:
         cost_add(&quota.cost, 1, per_row)
     return quota_spare(&quota, seconds, n_decode + n_prefill, n_decode)
@@ -159,3 +170,147 @@ cdef class Team:
         cdef int32_t size = team_choose(&self.team, n_rows)
         team_observe(&self.team, n_rows, size, cost(self.team.sizes[size]))
         return self.team.sizes[size]
+
+
+cdef void ask(void *source, const sequence_t *s, int32_t most, proposal_t *proposal) noexcept with gil:
+    cdef int32_t token
+    proposal.n = proposal.n_matched = 0
+    proposal.first = 1
+    for token in (<object> source)(s.tag, [s.tokens.ids[i] for i in range(s.tokens.n_certain)], most)[:most]:
+        proposal.tokens[proposal.n] = token
+        proposal.n += 1
+
+
+def draft_by(Drafter drafter not None, source):
+    """Let ``source(tag, tokens, most)`` draft in the place of all others, and all of it be decoded. Whoever calls holds
+    it."""
+    drafter.propose = ask
+    drafter.proposer = <void *> source
+
+
+def drafter_of(Runner runner not None):
+    """None where nobody drafts."""
+    return runner.step.drafter
+
+
+def was_rolled_back(Sequence sequence not None):
+    return sequence.state.rolled_back
+
+
+def set_times(Drafter drafter not None, seconds):
+    """What steps take, by their rows from one on."""
+    cdef int32_t i
+    cdef int32_t[MAX_TIMED] rows
+    cdef double[MAX_TIMED] times
+    for i in range(<int32_t> len(seconds)):
+        rows[i] = i + 1
+        times[i] = seconds[i]
+    times_fill(&drafter.times, rows, times, <int32_t> len(seconds), 0)
+    drafter.times.given = True
+
+
+def planned(seconds, survival, int32_t useful, int32_t room, *, bint passes, double change=0, int32_t last=0):
+    """How many of each proposal's tokens, likely as ``survival`` says, are decoded where steps take ``seconds``, one of
+    another number of rows than the ``last`` longer by ``change``."""
+    cdef times_t times
+    cdef int32_t i, k, n = <int32_t> len(survival)
+    cdef float[256][64] chances
+    cdef const float *pointers[256]
+    cdef int32_t[256] lengths
+    cdef int32_t[256] taken
+    cdef int32_t[MAX_TIMED] rows
+    cdef double[MAX_TIMED] measured
+    for i in range(<int32_t> len(seconds)):
+        rows[i] = i + 1
+        measured[i] = seconds[i]
+    times.given = True
+    times_fill(&times, rows, measured, <int32_t> len(seconds), change)
+    times.last = last
+    for i in range(n):
+        lengths[i] = <int32_t> len(survival[i])
+        taken[i] = 0
+        pointers[i] = chances[i]
+        for k in range(lengths[i]):
+            chances[i][k] = survival[i][k]
+    if passes:
+        plan_passes(&times, pointers, lengths, n, useful, room, taken)
+    else:
+        plan_rows(&times, pointers, lengths, n, useful, room, taken)
+    return [taken[i] for i in range(n)]
+
+
+cdef class StepTimes:
+    """What steps take, of ``measured`` seconds by their rows at first."""
+    cdef times_t times
+
+    def __cinit__(self, dict measured):
+        cdef int32_t i
+        cdef int32_t[MAX_TIMED] rows
+        cdef double[MAX_TIMED] seconds
+        for i, one in enumerate(sorted(measured)):
+            rows[i] = one
+            seconds[i] = measured[one]
+        times_fill(&self.times, rows, seconds, <int32_t> len(measured), 0)
+
+    def of(self, int32_t rows):
+        return times_of(&self.times, rows)
+
+    def observe(self, int32_t rows, double seconds):
+        times_observe(&self.times, rows, seconds)
+        self.times.last = rows
+
+
+cdef class Chains:
+    """Of one text that grows."""
+    cdef chains_t chains
+
+    def __dealloc__(self):
+        chains_free(&self.chains)
+
+    def index(self, const int32_t[::1] text not None, int32_t most):
+        if chains_index(&self.chains, &text[0], <int32_t> text.shape[0], most) < 0:
+            raise MemoryError
+        return self.chains.n
+
+    def find(self, const int32_t[::1] text not None, int32_t hint=0):
+        """Where the text may go on as before, behind how many tokens that are the same, None: nowhere."""
+        cdef match_t match = chains_find(&self.chains, &text[0], &text[0], <int32_t> text.shape[0], hint)
+        return (match.at, match.n, match.agreed) if match.n else None
+
+
+cdef class Answers:
+    """What was answered lately, in so many bytes."""
+    cdef answers_t answers
+
+    def __cinit__(self, int64_t n_bytes):
+        if answers_init(&self.answers, n_bytes) < 0:
+            raise MemoryError
+
+    def __dealloc__(self):
+        answers_free(&self.answers)
+
+    @property
+    def n_bytes(self):
+        return answers_size(&self.answers)
+
+    def keep(self, const int32_t[::1] answer not None, bytes salt, uint64_t seed):
+        cdef sequence_t s
+        of(&s, answer, salt, seed)
+        answers_keep(&self.answers, &s)
+
+    def propose(self, const int32_t[::1] tail not None, bytes salt, uint64_t seed, int32_t most):
+        cdef sequence_t s
+        cdef proposal_t proposal
+        of(&s, tail, salt, seed)
+        answers_propose(&self.answers, &s, most, &proposal)
+        return [proposal.tokens[i] for i in range(proposal.n)]
+
+
+cdef void of(sequence_t *s, const int32_t[::1] tokens, bytes salt, uint64_t seed) noexcept:
+    """As much of a sequence as answers look at: all of it was generated."""
+    s.tokens.ids = <int32_t *> &tokens[0]
+    s.tokens.n_prompt = 0
+    s.tokens.n_certain = <int32_t> tokens.shape[0]
+    s.share.salt = salt
+    s.share.n_salt = len(salt)
+    s.share.seed = seed

@@ -11,6 +11,7 @@ from msgspec.structs import asdict
 from benchmarks.samplers import sampler_of
 from core.inside import n_cached
 from llamafast._core.context import Context
+from llamafast._core.drafter import Drafter
 from llamafast._core.model import Model
 from llamafast._core.outbox import Outbox
 from llamafast._core.runner import Runner
@@ -26,8 +27,10 @@ CONTROL = ("<|fim_prefix|>", "<|fim_middle|>")
 class Rig:
     """A Runner with everything below it. Flash attention is off: then texts do not depend on how steps are cut."""
 
-    def __init__(self, path, *, n_ctx=2048, n_batch=64, n_seq_max=16, prefill_chunk=0, target_itl=0.0, **settings):
-        self.model = Model(str(path))
+    def __init__(
+        self, path, *, n_ctx=2048, n_batch=64, n_seq_max=16, prefill_chunk=0, target_itl=0.0, drafts=None, **settings
+    ):
+        self.model = Model(str(path), with_heads=settings.pop("with_heads", False))
         self.vocab = Vocab(self.model)
         one = {"n_threads": 1, "n_threads_batch": 1}
         settings = {"n_ubatch": n_batch, "flash_attn_type": 0, "kv_unified": True, **one, **settings}
@@ -36,7 +39,11 @@ class Rig:
         os.set_blocking(self.read_fd, False)
         self.outbox = Outbox(self.write_fd)
         pace = asdict(Pace(prefill_chunk=prefill_chunk, target_itl=target_itl))
-        self.runner = Runner(self.context, self.vocab, self.outbox, pace=pace)
+        self.drafter = None
+        if drafts is not None:
+            options = {"most": 8, "most_sequences": 64, "looks_up": True, "answers_bytes": 1 << 16} | drafts
+            self.drafter = Drafter(self.context, **options)
+        self.runner = Runner(self.context, self.vocab, self.outbox, pace=pace, drafter=self.drafter)
 
     def close(self):
         """Let go of everything: pytest itself holds on to the last test's fixtures."""

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import pytest
+from core.inside import drafter_of, set_times
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
@@ -369,7 +370,11 @@ def test_together(tiny_model: Callable[[str], Path], kind: str, monkeypatch: pyt
             ram_bytes = 0 if alone else RAM_BYTES
             below = None if disk is None else DiskCacheConfig(path=str(disk), max_bytes=DISK_BYTES, min_tokens=16)
             options = {"priorities": True, "prefill_chunk": 64, "disk_cache": below}
-            engine = start(tiny_model, kind, ram_bytes, encoder, **options, **size)
+            drafts = "none" if alone else "prompt-lookup-decoding"
+            engine = start(tiny_model, kind, ram_bytes, encoder, draft_model=drafts, **options, **size)
+            if not alone:
+                # whatever may come is decoded
+                set_times(drafter_of(engine._worker.runner), [1.0] * 64)
             # most bets on short answers are lost
             engine._worker.scheduler.LOOKAHEAD = 16
             return engine

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from llamafast._core.step import FINISHED, NO_MEMORY, NO_OUTPUT, NO_ROOM, PAUSED, SAVE_DUE
+from llamafast._core.step import FINISHED, NO_MEMORY, NO_OUTPUT, NO_ROOM, NOT_TAKEN_BACK, PAUSED, SAVE_DUE
 from llamafast.engine import shares as shares_module
 from llamafast.engine import worker as worker_module
 from llamafast.engine.cache import PrefixCache
@@ -187,7 +187,10 @@ def test_a_failed_decode_fails_only_who_had_rows_in_it(worker, runner, failures,
     assert str(code) in failures[0][1].message
 
 
-@pytest.mark.parametrize(("code", "told"), [(NO_MEMORY, "the server ran out of memory"), (NO_OUTPUT, "gave nothing")])
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [(NO_MEMORY, "the server ran out of memory"), (NO_OUTPUT, "gave nothing"), (NOT_TAKEN_BACK, "did not forget")],
+)
 def test_a_step_that_fails_otherwise_is_not_told_as_a_failed_decode(worker, runner, failures, caplog, code, told):
     runner.script = [code]
     worker.enqueue(arrival([FakeSequence(1)]))

@@ -17,7 +17,7 @@ from llamafast.pool.exposition import merged
 from llamafast.series import (
     ALIASES,
     DISK_SERIES,
-    DORMANT_SERIES,
+    DRAFT_SERIES,
     EMBEDDING_SERIES,
     ENGINE_SERIES,
     MEDIA_SERIES,
@@ -190,7 +190,7 @@ async def test_every_series_of_the_example_server_and_of_the_tables_is_there(ser
     samples = await scrape(server.port)
     names = {name for name, _ in samples}
     assert names >= EXAMPLE_SERIES
-    for series in (*ENGINE_SERIES, *DORMANT_SERIES, *ALIASES["vllm"]):
+    for series in (*ENGINE_SERIES, *DRAFT_SERIES, *ALIASES["vllm"]):
         assert (f"{series.name}_count" if series.kind == "histogram" else series.name) in names
     assert any(name == "llamafast:build_info" and dict(labels)["model"] == "tiny" for name, labels in samples)
     n_blocks = int(plain(samples, "llamafast:kv_cells")) // 16
@@ -238,6 +238,7 @@ async def test_every_series_of_the_documents_exists(server: Server) -> None:
             *EMBEDDING_SERIES,
             *MEDIA_SERIES,
             *DISK_SERIES,
+            *DRAFT_SERIES,
             *ALIASES["vllm"],
         )
     } <= documented

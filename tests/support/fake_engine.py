@@ -90,6 +90,7 @@ class ScriptedGeneration:
         self.finished = False
         self.finish_reasons: set[FinishReason] = set()
         self.media_tokens = plan.media_tokens()
+        self.predicted_tokens = (0, len(plan.prediction)) if plan.prediction else None
         self.queue_seconds: float | None = 0.001
         self.first_token_seconds: float | None = 0.002
         self._script = script

@@ -102,6 +102,7 @@ cdef extern from "llama.h" nogil:
     enum: LLAMA_POOLING_TYPE_CLS
     enum: LLAMA_POOLING_TYPE_RANK
     enum: LLAMA_SPLIT_MODE_NONE
+    enum: LLAMA_CONTEXT_TYPE_MTP
     enum: LLAMA_KV_OVERRIDE_TYPE_INT
     enum: LLAMA_KV_OVERRIDE_TYPE_FLOAT
     enum: LLAMA_KV_OVERRIDE_TYPE_BOOL
@@ -135,12 +136,15 @@ cdef extern from "llama.h" nogil:
         const llama_model_kv_override *kv_overrides
         bint vocab_only
         bint use_extra_bufts
+        bint load_mtp
 
     cdef struct llama_context_params:
         uint32_t n_ctx
         uint32_t n_batch
         uint32_t n_ubatch
         uint32_t n_seq_max
+        uint32_t n_rs_seq
+        uint32_t n_outputs_max
         int32_t n_threads
         int32_t n_threads_batch
         int rope_scaling_type
@@ -164,6 +168,8 @@ cdef extern from "llama.h" nogil:
         bint op_offload
         bint swa_full
         bint kv_unified
+        int ctx_type
+        llama_context *ctx_other
 
     llama_model_params llama_model_default_params()
     llama_context_params llama_context_default_params()
@@ -181,6 +187,7 @@ cdef extern from "llama.h" nogil:
     uint32_t llama_n_batch(const llama_context *ctx)
     uint32_t llama_n_ubatch(const llama_context *ctx)
     uint32_t llama_n_seq_max(const llama_context *ctx)
+    uint32_t llama_n_rs_seq(const llama_context *ctx)
 
     llama_memory_t llama_get_memory(const llama_context *ctx)
     int llama_pooling_type(const llama_context *ctx)
@@ -190,6 +197,7 @@ cdef extern from "llama.h" nogil:
     int32_t llama_model_n_embd_out(const llama_model *model)
     int llama_model_rope_type(const llama_model *model)
     uint32_t llama_model_n_cls_out(const llama_model *model)
+    int32_t llama_model_n_layer_nextn(const llama_model *model)
     int32_t llama_model_n_swa(const llama_model *model)
     int32_t llama_vocab_n_tokens(const llama_vocab *vocab)
     int32_t llama_model_meta_val_str(const llama_model *model, const char *key, char *buf, size_t buf_size)

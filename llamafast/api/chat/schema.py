@@ -38,6 +38,22 @@ class ReasoningControls(Struct):
     exclude: bool | None = None
 
 
+class PredictedPart(Struct):
+    type: Literal["text"]
+    text: str
+
+
+class Prediction(Struct):
+    """What much of the answer is expected to repeat."""
+
+    type: Literal["content"]
+    content: str | list[PredictedPart]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
 class ChatRequest(PlatformOptions, kw_only=True):
     """Messages stay plain objects: the template may read fields that OpenAI does not name. A budget of reasoning has
     vLLM's name, or one of llama-server's.
@@ -82,9 +98,10 @@ class ChatRequest(PlatformOptions, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
+    prediction: Prediction | None = None
+
     store: bool | None = None
     metadata: dict[str, Any] | None = None
-    prediction: dict[str, Any] | None = None
 
     def task(self, media: Sequence[Medium] = (), sources: Sequence[MediaSource] = ()) -> ChatTask:
         """``media`` are those whose words are in ``messages`` by then, ``sources`` what the client sent of them.
@@ -117,6 +134,7 @@ class ChatRequest(PlatformOptions, kw_only=True):
             verbosity=self.verbosity,
             variables=self.chat_template_kwargs or {},
             split_reasoning=self.reasoning_format != "none",
+            prediction="" if self.prediction is None else self.prediction.text,
         )
 
     @property

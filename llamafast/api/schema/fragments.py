@@ -191,6 +191,7 @@ class GenerationOptions(SamplingOptions, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     stop: str | Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)] | None = None
     ignore_eos: bool | None = None
+    speculative: bool | None = None
     min_tokens: Annotated[int, Meta(ge=0)] | None = None
     stop_token_ids: Annotated[list[int], Meta(max_length=MAX_STOP_TOKENS)] | None = None
     include_stop_str_in_output: bool | None = None
@@ -287,7 +288,11 @@ class PromptTokensDetails(Struct):
 
 
 class CompletionTokensDetails(Struct):
+    """Where a prediction was sent, its tokens that came and that did not are told."""
+
     reasoning_tokens: int = 0
+    accepted_prediction_tokens: int | UnsetType = UNSET
+    rejected_prediction_tokens: int | UnsetType = UNSET
 
 
 class Usage(Struct):

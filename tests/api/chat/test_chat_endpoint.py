@@ -213,3 +213,34 @@ async def test_many_choices_are_put_together_beside_the_loop(
         assert (await client.post("/v1/chat/completions", {"messages": [message], "n": n})).status == 200
         assert (await client.post("/v1/completions", {"prompt": "Hi", "n": n})).status == 200
     assert told == [False, False, True, True]
+
+
+@pytest.mark.parametrize("content", ["abc", [{"type": "text", "text": "a"}, {"type": "text", "text": "bc"}]])
+async def test_a_prediction_reaches_the_plan_and_is_counted(client: AsgiClient, engine: FakeEngine, content) -> None:
+    body = {"messages": MESSAGES, "prediction": {"type": "content", "content": content}}
+    details = (await client.post(PATH, body)).json["usage"]["completion_tokens_details"]
+    assert engine.tokenizer.detokenize(engine.plan.prediction) == "abc"
+    assert engine.plan.speculative
+    assert details == {
+        "reasoning_tokens": 0,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": len(engine.plan.prediction),
+    }
+    await client.post(PATH, {"messages": MESSAGES, "speculative": False})
+    assert not engine.generations[-1].plan.speculative
+    assert not engine.generations[-1].plan.prediction
+
+
+@pytest.mark.parametrize(
+    "prediction", ["abc", {"content": "a"}, {"type": "x", "content": "a"}, {"type": "content", "content": [1]}]
+)
+async def test_what_is_no_prediction_is_refused(client: AsgiClient, prediction) -> None:
+    reply = await client.post(PATH, {"messages": MESSAGES, "prediction": prediction})
+    assert reply.status == 400
+    assert reply.json["error"]["param"].startswith("prediction")
+
+
+async def test_a_prediction_longer_than_any_answer_is_refused(client: AsgiClient) -> None:
+    body = {"messages": MESSAGES, "prediction": {"type": "content", "content": "a" * (INFO.max_seq_len + 1)}}
+    reply = await client.post(PATH, body)
+    assert (reply.status, reply.json["error"]["param"]) == (400, "prediction")

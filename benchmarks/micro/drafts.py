@@ -1,0 +1,236 @@
+"""What drafts are worth: tokens per second with them ÷ without, of one model, in pairs that take turns.
+
+    python -m benchmarks.micro.drafts [--model M] [--streams N ...] [--work W ...] [--pairs N] [--tokens N]
+
+Nobody generates anything but what the model says: copies, extracts, edits of code, turns of an agent that quotes what a
+tool has answered, free text, and half of them copies beside free text. Prompts are of this repository's documents and
+code, and none comes twice. The seconds are those of the CPU that the thread has which computes (one), behind the
+prompts: others may use the machine. Answers have to be the same with and without; how many were not is told. Gaps are
+the times of steps, the 99th percentile of those with drafts ÷ without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import random
+import re
+import time
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import NormalDist, mean, median, quantiles, stdev
+from typing import NamedTuple
+
+from msgspec.structs import asdict
+
+from benchmarks.samplers import sampler_of
+from benchmarks.workload import resolve_model
+from llamafast._core.context import Context
+from llamafast._core.drafter import Drafter
+from llamafast._core.model import Model
+from llamafast._core.outbox import Outbox
+from llamafast._core.runner import Runner
+from llamafast._core.sequence import Sequence
+from llamafast._core.vocab import Vocab
+from llamafast.engine.drafting import ANSWERS_BYTES, TIMING_SECONDS
+from llamafast.engine.pace import Pace
+
+ROOT = Path(__file__).parents[2]
+CHATML = "<|im_start|>{role}\n{text}<|im_end|>\n"
+FREE = (
+    "Write a short story about {}.", "Explain to a child what {} is.", "What should I know about {} before I travel?",
+    "Write a letter to a friend about {}.", "Give me some advice on {}.",
+)  # fmt: skip
+SUBJECTS = (
+    "a lighthouse", "the tides", "baking bread", "an old bridge", "learning chess", "a lost dog", "winter", "trains",
+    "bees", "a small museum", "mountain rivers", "the first snow", "gardens", "a clock maker", "sailing", "the moon",
+)  # fmt: skip
+
+
+class Texts:
+    """Paragraphs and functions of this repository, shuffled; none is given twice."""
+
+    def __init__(self, seed: int) -> None:
+        chance = self.chance = random.Random(seed)
+        prose = "\n\n".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
+        blocks = (re.sub(r"\s+", " ", block) for block in re.split(r"\n\s*\n", prose))
+        self._prose = [block for block in blocks if 180 < len(block) < 420 and block[0].isalnum() and "|" not in block]
+        self._code = [code for path in sorted((ROOT / "llamafast").rglob("*.py")) for code in functions(path)]
+        chance.shuffle(self._prose)
+        chance.shuffle(self._code)
+        pairs = [(one, other) for one in SUBJECTS for other in SUBJECTS if one != other]
+        self._free = [f"{form.format(one)} Say something of {other} too." for form in FREE for one, other in pairs]
+        chance.shuffle(self._free)
+
+    def prose(self) -> str:
+        self._prose.insert(0, text := self._prose.pop())
+        return text
+
+    def code(self) -> str:
+        self._code.insert(0, text := self._code.pop())
+        return text
+
+    def free(self) -> str:
+        self._free.insert(0, text := self._free.pop())
+        return text
+
+
+def functions(path: Path) -> Iterator[str]:
+    source = path.read_text()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.name.isidentifier():
+            code = ast.get_source_segment(source, node) or ""
+            if 150 < len(code) < 450:
+                yield code
+
+
+def chat(*turns: tuple[str, str]) -> str:
+    return "".join(CHATML.format(role=role, text=text) for role, text in turns) + "<|im_start|>assistant\n"
+
+
+def asked(work: str, texts: Texts, k: int) -> str:
+    """The prompt of stream ``k``."""
+    if work == "mixed":
+        work = ("copy", "free")[k % 2]
+    if work == "copy":
+        return chat(("user", f"Repeat this text word for word, and say nothing else.\n\n{texts.prose()}"))
+    if work == "extract":
+        pair = [texts.prose(), texts.prose()]
+        which = texts.chance.randrange(2)
+        request = f"Quote the {('first', 'second')[which]} of these two paragraphs exactly."
+        return chat(("user", f"{request}\n\n1. {pair[0]}\n\n2. {pair[1]}"))
+    if work == "code edit":
+        code = texts.code()
+        name = re.search(r"def (\w+)", code)
+        old = name[1] if name else "f"
+        request = f"Rename the function `{old}` to `{old}_of`. Answer with the whole changed code only."
+        return chat(("user", f"{request}\n\n```python\n{code}\n```"))
+    if work == "agent":
+        found = texts.prose()
+        return chat(
+            ("system", "You call tools and then tell the user exactly what they answered."),
+            ("user", "What does the note say? Quote it in full."),
+            ("assistant", '<tool_call>{"name": "read_note", "arguments": {}}</tool_call>'),
+            ("user", f"<tool_response>{found}</tool_response>\nNow quote the note in full."),
+        )
+    return chat(("user", texts.free()))
+
+
+WORKS = ("copy", "extract", "code edit", "agent", "free", "mixed")
+
+
+class Ran(NamedTuple):
+    tokens: list[list[int]]
+    n_generated: int
+    seconds: float
+    gaps: list[float]
+
+
+class Bench:
+    """One context, and two runners that take turns in it: one drafts."""
+
+    def __init__(self, path: Path, n_seq_max: int, most: int) -> None:
+        self.model = Model(str(path))
+        self.vocab = Vocab(self.model)
+        self.context = Context(self.model, n_ctx=16384, n_batch=512, n_ubatch=512, n_seq_max=n_seq_max, n_threads=1,
+                               n_threads_batch=1, kv_unified=True)  # fmt: skip
+        self.context.warm_up(0)
+        self.drafter = Drafter(
+            self.context, most=most, most_sequences=n_seq_max, looks_up=True, answers_bytes=ANSWERS_BYTES
+        )
+        self.times = self.drafter.time_steps(max(self.vocab.bos, 0), 4 * TIMING_SECONDS)
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        os.set_blocking(read, False)
+        self._read = read
+        self.outbox = Outbox(write)
+        pace = asdict(Pace())
+        self.runners = {
+            False: Runner(self.context, self.vocab, self.outbox, pace=pace),
+            True: Runner(self.context, self.vocab, self.outbox, pace=pace, drafter=self.drafter),
+        }
+
+    def run(self, prompts: list[str], max_tokens: int, *, drafts: bool) -> Ran:
+        runner = self.runners[drafts]
+        sequences = []
+        for tag, prompt in enumerate(prompts):
+            tokens = self.vocab.tokenize(prompt, add_special=True, parse_special=True)
+            sampler = sampler_of(self.vocab.n_tokens, temperature=0.0)
+            sequences.append(Sequence(self.vocab, array("i", tokens), sampler, tag=tag, max_tokens=max_tokens))
+        for sequence in sequences:
+            runner.add(sequence)
+        while any(sequence.n_tokens == sequence.n_prompt for sequence in sequences):
+            runner.run(1)
+        before = sum(sequence.n_tokens for sequence in sequences)
+        start, gaps = time.thread_time(), []
+        while runner.n_running:
+            began = time.thread_time()
+            runner.run(1)
+            gaps.append(time.thread_time() - began)
+            for sequence in runner.finished():
+                runner.remove(sequence)
+        seconds = time.thread_time() - start
+        self.outbox.drain()
+        n_generated = sum(sequence.n_tokens for sequence in sequences) - before
+        return Ran([list(sequence.tokens()) for sequence in sequences], n_generated, seconds, gaps)
+
+
+def compared(bench: Bench, work: str, streams: int, pairs: int, max_tokens: int, texts: Texts) -> list[str]:
+    """A row of the table."""
+    ratios, gaps, n_apart, n_all = [], {False: [], True: []}, 0, 0
+    totals = {False: [0, 0.0], True: [0, 0.0]}
+    before = bench.drafter.counts()
+    for pair in range(pairs):
+        prompts = [asked(work, texts, k) for k in range(streams)]
+        order = (False, True) if pair % 2 else (True, False)
+        ran = {drafts: bench.run(prompts, max_tokens, drafts=drafts) for drafts in order}
+        if not ran[False].n_generated:
+            continue
+        rates = {drafts: one.n_generated / one.seconds for drafts, one in ran.items()}
+        ratios.append(rates[True] / rates[False])
+        n_apart += sum(a != b for a, b in zip(ran[True].tokens, ran[False].tokens, strict=True))
+        n_all += streams
+        for drafts, one in ran.items():
+            gaps[drafts] += one.gaps
+            totals[drafts][0] += one.n_generated
+            totals[drafts][1] += one.seconds
+    after = bench.drafter.counts()
+    decoded, accepted = (after[key] - before[key] for key in ("draft_tokens_verified", "draft_tokens_accepted"))
+    p99 = {drafts: quantiles(some, n=100)[98] for drafts, some in gaps.items()}
+    overall = (totals[True][0] / totals[True][1]) / (totals[False][0] / totals[False][1])
+    low = mean(ratios) - NormalDist().inv_cdf(0.975) * stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
+    return [
+        work, str(streams), f"{totals[False][0] / totals[False][1]:.1f}", f"{median(ratios):.2f}", f"{overall:.2f}",
+        f"{low:.3f}", f"{min(ratios):.2f}", f"{decoded / max(1, totals[True][0]):.2f}",
+        f"{accepted / max(1, decoded):.2f}", f"{p99[True] / p99[False]:.2f}", f"{n_apart}/{n_all}",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.micro.drafts", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--model", default="smollm2", help="a tiny model's name, smollm2 or the path of a GGUF")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=96, help="most of an answer")
+    parser.add_argument("--draft", type=int, default=16, help="most tokens of a draft")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    bench = Bench(resolve_model(options.model)[0], max(options.streams), options.draft)
+    times = {rows: seconds / bench.times[1] for rows, seconds in sorted(bench.times.items())}
+    print(f"a step of one row: {bench.times[1] * 1e3:.2f} ms; of more, in its:",
+          ", ".join(f"{rows}: {ratio:.2f}" for rows, ratio in times.items()))  # fmt: skip
+    print("work | streams | tok/s without | on ÷ off, median | all in all | lower 95 % | least | drafted/token | of "
+          "these right | p99 gap | answers apart")  # fmt: skip
+    for work in options.work:
+        for streams in options.streams:
+            texts = Texts(options.seed + streams)
+            print(" | ".join(compared(bench, work, streams, options.pairs, options.tokens, texts)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

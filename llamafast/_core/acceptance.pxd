@@ -1,0 +1,15 @@
+# How often what is drafted comes: by source, and by how much had matched.
+from libc.stdint cimport int32_t
+
+cdef enum:
+    MAX_SOURCES = 4
+    BY_HEAD = 3             # the source that has no matches: by how far it has drafted
+    MATCHES = 6             # 1, 2 and 3, 4 to 7, 8 to 15, 16 to 31, more
+
+cdef struct acceptance_t:
+    double tried[MAX_SOURCES][MATCHES]
+    double taken[MAX_SOURCES][MATCHES]
+
+cdef void acceptance_init(acceptance_t *self) noexcept nogil
+cdef double acceptance_chance(const acceptance_t *self, int32_t source, int32_t n_matched) noexcept nogil
+cdef void acceptance_observe(acceptance_t *self, int32_t source, int32_t n_matched, bint taken) noexcept nogil
