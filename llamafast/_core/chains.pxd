@@ -23,8 +23,8 @@ cdef struct match_t:
 cdef inline uint32_t gram_hash(const int32_t *last) noexcept nogil:
     """Of the three tokens that end with ``last``."""
     cdef uint32_t h = <uint32_t> last[0]
-    h = h * 0x9E3779B1U ^ <uint32_t> last[-1]
-    h = h * 0x85EBCA77U ^ <uint32_t> last[-2]
+    h = h * 0x9E3779B1U ^ <uint32_t> (last - 1)[0]
+    h = h * 0x85EBCA77U ^ <uint32_t> (last - 2)[0]
     h ^= h >> 15
     h *= 0xC2B2AE3DU
     return h ^ h >> 13
