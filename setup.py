@@ -47,6 +47,7 @@ MODULES: dict[str, list[str]] = {
     "plan": [],
     "answers": [],
     "nextn": [],
+    "lookup": [],
     "drafter": [],
     "outbox": [],
     "masks": [],
