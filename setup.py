@@ -49,6 +49,7 @@ MODULES: dict[str, list[str]] = {
     "plan": [],
     "answers": [],
     "nextn": [],
+    "lookup": [],
     "drafter": [],
     "outbox": [],
     "masks": [],

@@ -1,6 +1,8 @@
 # How often what is drafted comes: by source, and by how much had matched.
 from libc.stdint cimport int32_t
 
+from .draft cimport draft_t, proposal_t
+
 cdef enum:
     MAX_SOURCES = 4
     BY_HEAD = 3             # the source that has no matches: by how far it has drafted
@@ -12,4 +14,9 @@ cdef struct acceptance_t:
 
 cdef void acceptance_init(acceptance_t *self) noexcept nogil
 cdef double acceptance_chance(const acceptance_t *self, int32_t source, int32_t n_matched) noexcept nogil
-cdef void acceptance_observe(acceptance_t *self, int32_t source, int32_t n_matched, bint taken) noexcept nogil
+cdef double acceptance_trust(const draft_t *draft, int32_t source) noexcept nogil
+cdef double acceptance_rate(const acceptance_t *self, draft_t *draft, int32_t source, bint whole) noexcept nogil
+cdef void acceptance_prefer(
+    const acceptance_t *self, draft_t *draft, int32_t source, const proposal_t *other
+) noexcept nogil
+cdef int32_t acceptance_learn(acceptance_t *self, draft_t *draft, const int32_t *came, int32_t n) noexcept nogil

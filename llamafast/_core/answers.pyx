@@ -150,7 +150,7 @@ cdef void answers_propose(answers_t *self, const sequence_t *s, int32_t most, pr
                 self.tokens[(behind - 1 - <uint32_t> n) & mask] == end[-n]
             ):
                 n += 1
-            match_add(&best, found, &n_found, -<int32_t> (self.n - behind), n, self.tokens[behind & mask])
+            match_add(&best, found, &n_found, -<int32_t> (self.n - behind), n, GRAM, self.tokens[behind & mask])
         behind = self.before[(behind - 1) & mask]
         left -= 1
     if best.n == 0:

@@ -2,7 +2,7 @@
 from libc.stdint cimport int32_t, uint32_t
 
 cdef enum:
-    GRAM = 3                # tokens that are hashed, and the least that a match has
+    GRAM = 3                # tokens that are hashed, and the least that a match has but where it went on so far
     LONGEST_MATCH = 64      # beyond which nobody looks
 
 # Of one text that only grows. Zeroed, it knows of nothing.
@@ -43,7 +43,7 @@ cdef match_t chains_find(
     const chains_t *self, const int32_t *text, const int32_t *tail, int32_t n_tail, int32_t hint
 ) noexcept nogil
 cdef void match_add(
-    match_t *best, match_t *found, int32_t *n_found, int32_t at, int32_t n, int32_t token
+    match_t *best, match_t *found, int32_t *n_found, int32_t at, int32_t n, int32_t least, int32_t token
 ) noexcept nogil
 cdef float match_agreed(const match_t *best, const match_t *found, int32_t n_found) noexcept nogil
 cdef void chains_free(chains_t *self) noexcept nogil

@@ -55,12 +55,13 @@ cdef match_t chains_find(
     memset(&best, 0, sizeof(match_t))
     if n_tail < GRAM or self.n < GRAM:
         return best
-    if GRAM <= hint < limit and hint < self.n:
-        match_add(&best, found, &n_found, hint, common_end(text, hint, tail, n_tail), text[hint])
+    if 0 < hint < limit and hint < self.n:
+        # a copy that has changed a word goes on behind it
+        match_add(&best, found, &n_found, hint, common_end(text, hint, tail, n_tail), 1, text[hint])
     at = self.heads[gram_hash(tail + n_tail - 1) & <uint32_t> (self.n_heads - 1)]
     while at and left:
         if at < limit and at != hint:
-            match_add(&best, found, &n_found, at, common_end(text, at, tail, n_tail), text[at])
+            match_add(&best, found, &n_found, at, common_end(text, at, tail, n_tail), GRAM, text[at])
         at = self.before[at - 1]
         left -= 1
     if best.n:
@@ -69,11 +70,11 @@ cdef match_t chains_find(
 
 
 cdef void match_add(
-    match_t *best, match_t *found, int32_t *n_found, int32_t at, int32_t n, int32_t token
+    match_t *best, match_t *found, int32_t *n_found, int32_t at, int32_t n, int32_t least, int32_t token
 ) noexcept nogil:
-    """A candidate goes on at ``at``, with ``token``, behind ``n`` tokens that are the same."""
+    """A candidate goes on at ``at``, with ``token``, behind ``n`` tokens that are the same: ``least`` or it is none."""
     cdef match_t *added = &found[n_found[0]]
-    if n < GRAM:
+    if n < least:
         return
     added.at = at
     added.n = n

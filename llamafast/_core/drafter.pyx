@@ -11,17 +11,19 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
-from .acceptance cimport acceptance_chance, acceptance_init, acceptance_observe
+from .acceptance cimport (
+    acceptance_chance, acceptance_init, acceptance_learn, acceptance_prefer, acceptance_rate, acceptance_trust,
+)
 from .answers cimport answers_clear, answers_free, answers_init, answers_keep, answers_propose, answers_size
-from .blocks cimport common_run
-from .chains cimport GRAM, chains_find, chains_free, chains_index, chains_t, match_t
+from .chains cimport chains_free
 from .context cimport Batch, Context, batch_add, context_decode
 from .cost cimport MAX_TIMED, times_fill, times_of, times_with
-from .draft cimport MAX_DRAFT, draft_t, prediction_t, proposal_t
+from .draft cimport MAX_DRAFT, draft_t, proposal_t
 from .headers.clock cimport now, thread_now
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_synchronize
 from .leaks cimport DRAFTER, born, died
 from .live cimport live_stop, live_t
+from .lookup cimport lookup_observe, lookup_own, lookup_prediction
 from .nextn cimport Head, head_draft, head_knows, head_seconds
 from .plan cimport plan_passes, plan_rows
 from .sequence cimport PHASE_DECODING, PHASE_ENDED, sequence_draft, sequence_t, sequence_undraft
@@ -41,14 +43,6 @@ cdef double STRETCH = 1.2
 cdef double LEAST_GAIN = 1.05
 # A head that does not pay is asked all the same once in so many steps.
 cdef int32_t RESTS = 256
-# Of so many tokens that a source has proposed for a sequence so many are taken for right before any has come: its own
-# proposals, decoded or not, are what speaks for the next ones.
-cdef double DOUBTED = 2
-cdef double GRANTED = 1
-# Weight of a sequence's past after each token that was proposed for it.
-cdef double PAST = 0.9
-# A token that is less likely is not worth a look.
-cdef double LEAST_CHANCE = 0.01
 # The rows of steps that are timed, the most useful first, and how often the time is looked for that nobody held up.
 cdef tuple TIMED = (1, 4, 2, 8, 3, 16, 5, 6, 12, 32, 24, 48, 64)
 cdef int ROUNDS = 4
@@ -239,7 +233,7 @@ cdef void ask_head(
             continue
         most = min(most, most_of(self, live, drafting[i]))
         asking[n_asking] = drafting[i]
-        chance[n_asking] = head_trust(draft)
+        chance[n_asking] = acceptance_trust(draft, SOURCE_HEAD)
         n_asking += 1
     if n_asking == 0 or most <= 0:
         return
@@ -271,13 +265,8 @@ cdef void ask_head(
         draft = &asking[i].draft
         draft.proposal.n_matched = 0
         draft.proposal.first = 1
-        rate(self, asking[i], SOURCE_HEAD)
+        acceptance_rate(&self.acceptance, draft, SOURCE_HEAD, False)
         draft.balance -= self.head_rows
-
-
-cdef double head_trust(const draft_t *draft) noexcept nogil:
-    """Nothing can be seen of a head before it is asked: it is trusted until it was wrong."""
-    return min(1.0, (draft.hits + DOUBTED) / (draft.expected + DOUBTED))
 
 
 cdef bint may_draft(Drafter self, const sequence_t *s) noexcept nogil:
@@ -349,118 +338,16 @@ cdef void propose(Drafter self, const live_t *live, sequence_t *s) noexcept nogi
         return
     if self.propose != NULL:
         self.propose(self.proposer, s, most, &draft.proposal)
-        rate(self, s, SOURCE_OWN)
+        acceptance_rate(&self.acceptance, draft, SOURCE_OWN, self.propose != NULL)
         return
-    if (self.looks_up or draft.prediction.n) and propose_own(self, s, most, &draft.proposal):
-        rate(self, s, SOURCE_OWN)
-    if draft.prediction.n and propose_prediction(self, s, most, &other):
-        rate_other(self, s, SOURCE_PREDICTION, &other)
+    if (self.looks_up or draft.prediction.n) and lookup_own(s, most, &self.to_index, &draft.proposal):
+        acceptance_rate(&self.acceptance, draft, SOURCE_OWN, self.propose != NULL)
+    if draft.prediction.n and lookup_prediction(s, most, &self.to_index, &other):
+        acceptance_prefer(&self.acceptance, draft, SOURCE_PREDICTION, &other)
     if self.looks_up:
         answers_propose(&self.answers, s, most, &other)
         if other.n:
-            rate_other(self, s, SOURCE_ANSWERS, &other)
-
-
-cdef bint propose_own(Drafter self, sequence_t *s, int32_t most, proposal_t *proposal) noexcept nogil:
-    """What followed the last tokens of a sequence when they stood in it before; what was drafted so far goes on the
-    text."""
-    cdef const int32_t *text = s.tokens.ids
-    cdef int32_t n = s.tokens.n_certain
-    cdef match_t match
-    if index(self, &s.draft.own, text, n) < 0:
-        return False
-    match = chains_find(&s.draft.own, text, text, n, n + s.draft.hint)
-    proposal.n = 0
-    if match.n == 0:
-        return False
-    s.draft.hint = match.at - n
-    proposal.n_matched = match.n
-    proposal.first = match.agreed
-    # ids of media are no tokens
-    while proposal.n < most:
-        proposal.tokens[proposal.n] = (
-            text[match.at + proposal.n] if match.at + proposal.n < n else proposal.tokens[match.at + proposal.n - n])
-        if proposal.tokens[proposal.n] < 0:
-            break
-        proposal.n += 1
-    return proposal.n > 0
-
-
-cdef bint propose_prediction(Drafter self, sequence_t *s, int32_t most, proposal_t *proposal) noexcept nogil:
-    """The same in what the client expects, which an answer probably begins with."""
-    cdef prediction_t *prediction = &s.draft.prediction
-    cdef const int32_t *answer = s.tokens.ids + s.tokens.n_prompt
-    cdef int32_t n = s.tokens.n_certain - s.tokens.n_prompt
-    cdef match_t match
-    proposal.n = 0
-    if index(self, &prediction.chains, prediction.tokens, prediction.n) < 0:
-        return False
-    match = chains_find(&prediction.chains, prediction.tokens, answer, n, n + prediction.hint)
-    if n < GRAM and n < prediction.n and common_run(answer, prediction.tokens, n) == n:
-        match.at = n
-        match.n = GRAM
-        match.agreed = 1
-    if match.n == 0 or match.at >= prediction.n:
-        return False
-    prediction.at = match.at
-    prediction.hint = match.at - n
-    proposal.n_matched = match.n
-    proposal.first = match.agreed
-    while proposal.n < min(most, prediction.n - match.at):
-        proposal.tokens[proposal.n] = prediction.tokens[match.at + proposal.n]
-        proposal.n += 1
-    return True
-
-
-cdef void observe_prediction(prediction_t *self, const int32_t *came, int32_t n) noexcept nogil:
-    """So many tokens came: count those that were expected."""
-    cdef int32_t i
-    if self.n and self.at >= 0:
-        for i in range(min(n, self.n - self.at)):
-            if came[i] != self.tokens[self.at + i]:
-                break
-            self.n_accepted = min(self.n_accepted + 1, self.n)
-        self.at = -1
-
-
-cdef int index(Drafter self, chains_t *chains, const int32_t *text, int32_t n) noexcept nogil:
-    cdef int32_t before = chains.n
-    if chains_index(chains, text, n, self.to_index) < 0:
-        return -1
-    self.to_index -= chains.n - before
-    return 0
-
-
-cdef double rate(Drafter self, sequence_t *s, int32_t source) noexcept nogil:
-    """Give the tokens of a sequence's proposal, which is this source's, their chances; how many tokens come of it."""
-    cdef draft_t *draft = &s.draft
-    cdef proposal_t *proposal = &draft.proposal
-    cdef double trust = head_trust(draft)
-    cdef double chance = proposal.first, total = 0
-    cdef int32_t i
-    if source != SOURCE_HEAD:
-        trust = min(1.0, (draft.hits + GRANTED) / (draft.expected + DOUBTED))
-    draft.source = source
-    for i in range(proposal.n):
-        chance *= trust * acceptance_chance(&self.acceptance, source, proposal.n_matched + i)
-        draft.survival[i] = <float> chance
-        total += chance
-        if chance < LEAST_CHANCE and self.propose == NULL:
-            proposal.n = i
-            break
-    return total
-
-
-cdef void rate_other(Drafter self, sequence_t *s, int32_t source, const proposal_t *other) noexcept nogil:
-    """Let another source's proposal be the sequence's where more tokens come of it."""
-    cdef draft_t before = s.draft
-    cdef double promised = 0
-    cdef int32_t i
-    for i in range(before.proposal.n):
-        promised += before.survival[i]
-    s.draft.proposal = other[0]
-    if rate(self, s, source) <= promised:
-        s.draft = before
+            acceptance_prefer(&self.acceptance, draft, SOURCE_ANSWERS, &other)
 
 
 cdef void drafter_drop(live_t *live) noexcept nogil:
@@ -473,20 +360,11 @@ cdef void drafter_drop(live_t *live) noexcept nogil:
 cdef void drafter_observe(Drafter self, sequence_t *s, int32_t n_before) noexcept nogil:
     """A sequence that had ``n_before`` tokens got more: learn from what was proposed, decoded or not."""
     cdef draft_t *draft = &s.draft
-    cdef proposal_t *proposal = &draft.proposal
     cdef const int32_t *came = s.tokens.ids + n_before
-    cdef int32_t i, n_new = s.tokens.n_certain - n_before, accepted = 0
-    cdef bint taken
+    cdef int32_t n_new = s.tokens.n_certain - n_before, accepted
     cdef double start = now()
-    for i in range(min(proposal.n, n_new)):
-        taken = proposal.tokens[i] == came[i]
-        acceptance_observe(&self.acceptance, draft.source, proposal.n_matched + i, taken)
-        draft.expected = draft.expected * PAST + draft.survival[i] / (draft.survival[i - 1] if i else 1.0)
-        draft.hits = draft.hits * PAST + taken
-        if not taken:
-            break
-        accepted += i < s.rows.n_drafted
-    observe_prediction(&draft.prediction, came, n_new)
+    accepted = min(acceptance_learn(&self.acceptance, draft, came, n_new), s.rows.n_drafted)
+    lookup_observe(&draft.prediction, came, n_new)
     draft.rows += n_new
     self.counters.observed += 1
     if s.rows.n_drafted:

@@ -11,7 +11,7 @@
 # - The rows of a step that give logits are the last ones it has there: n_outputs from first_output on.
 # - What a sequence is at the moment is its phase, which sequence_enter alone sets.
 # - Each struct in it is made by sequence.pyx and from then on written by one module: tokens and clock by sequence, rows
-#   by rows, share by live, out by output, draft by drafter.
+#   by rows, share by live, out by output, draft by drafter, and by lookup where its texts were left.
 # - Only sequences of one salt share what they computed; what else must keep them apart, as a group of adapters does,
 #   goes into the salt. Which groups may be in one step is for rows to decide, which fills the steps.
 from cpython.ref cimport PyObject

@@ -97,7 +97,7 @@ def told(rig, every, *, late=0):
         if n_steps == 3:
             for sequence in sequences[len(sequences) - late :]:
                 rig.runner.add(sequence)
-    for tag, text, n_tokens, _, finish, logprobs in rig.outbox.drain():
+    for tag, text, n_tokens, _, finish, logprobs, *_ in rig.outbox.drain():
         before = heard.get(tag, ("", 0, 0, []))
         pairs = [] if logprobs is None else [token for token, _ in iter_unpack("if", logprobs[1])]
         heard[tag] = (before[0] + text, before[1] + n_tokens, finish, before[3] + pairs)
