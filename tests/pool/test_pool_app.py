@@ -106,6 +106,32 @@ async def test_bodies_that_are_almost_right_get_what_the_model_alone_says(folder
             assert ours.status == direct.status, (seed, path, body, ours.body, direct.body)
 
 
+async def test_clients_of_anthropics_api_are_told_in_its_form(folder: Path) -> None:
+    ask = {**CHAT, "model": "claude-x", "max_tokens": 9}
+    second = {"alias": "other", "load": "on_demand", "aliases": ["claude-*"]}
+    async with pooled(folder, {"alias": "chat"}, second) as pool:
+        client = AsgiClient(pool.app)
+        answer = await client.post("/v1/messages", ask)
+        assert (answer.json["type"], answer.json["model"]) == ("message", "claude-x")
+        assert answer.headers["request-id"] == answer.headers["x-request-id"]
+        streamed = await client.post("/v1/messages", ask | {"stream": True})
+        assert streamed.frames[-1] == 'event: message_stop\ndata: {"type":"message_stop"}'
+        counted = await client.post("/v1/messages/count_tokens", ask)
+        usage = answer.json["usage"]
+        assert counted.json["input_tokens"] == usage["input_tokens"] + usage["cache_read_input_tokens"]
+        for body, status, kind in (
+            (ask | {"model": "nobody"}, 404, "not_found_error"),
+            (ask | {"max_tokens": -1}, 400, "invalid_request_error"),
+            (b"{", 400, "invalid_request_error"),
+        ):
+            refused = await client.post("/v1/messages", body)
+            assert (refused.status, refused.json["type"], refused.json["error"]["type"]) == (status, "error", kind)
+        listed = (await client.get("/v1/models", anthropic_version="2023-06-01")).json
+        assert [model["id"] for model in listed["data"]] == ["chat", "other"]
+        assert (await client.get("/v1/models/other", anthropic_version="2023-06-01")).json["type"] == "model"
+        assert (await client.post("/completion", {"prompt": "x", "model": "chat"})).json["content"] == "Hello world"
+
+
 async def test_streams_come_piece_by_piece(folder: Path) -> None:
     async with pooled(folder, {"alias": "chat"}) as pool:
         go = asyncio.Event()
