@@ -54,6 +54,7 @@ cdef class Drafter:
     cdef answers_t answers
     cdef int32_t to_index       # tokens that this step may still index
     cdef double row_cost        # of a draft row in this step, in rows
+    cdef double stretch         # pace_t's, of who steps
     cdef draft_counters_t counters
 
     cdef double time_step(self, Batch batch, int32_t token, int32_t rows) except -1

@@ -36,9 +36,8 @@ cdef enum:
 cdef double CREDIT = 0.5
 cdef double SHARE = 0.005
 cdef double MOST_SAVED = 20
-# Until they have saved so much they make a step so much longer at most: others wait for it too.
+# Until they have saved so much they make a step but little longer.
 cdef double PROVEN = 2
-cdef double STRETCH = 1.2
 # What promises to be so much faster at least is done: the best of many guesses is a guess that was too good.
 cdef double LEAST_GAIN = 1.05
 # A head that does not pay is asked all the same once in so many steps.
@@ -309,7 +308,7 @@ cdef void limit(Drafter self, sequence_t **drafting, int32_t *lengths, int32_t n
     """Let those whose drafts have saved nothing yet have one row, all together, or as many as a step may be longer for.
     """
     cdef int32_t i, left = 1
-    cdef double most = STRETCH * times_of(&self.times, useful)
+    cdef double most = self.stretch * times_of(&self.times, useful)
     while left < MAX_TIMED and times_of(&self.times, useful + left + 1) <= most:
         left += 1
     for i in range(n):

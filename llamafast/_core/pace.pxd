@@ -15,6 +15,7 @@ cdef struct pace_t:
     double cost_decay
     double excess_weight
     double excess_most
+    double draft_stretch
     double mask_patience
     double mask_seconds
     double slow_mask_seconds

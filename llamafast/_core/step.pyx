@@ -39,6 +39,8 @@ cdef class Step:
     ):
         self.context = context
         self.drafter = drafter
+        if drafter is not None:
+            drafter.stretch = pace.draft_stretch
         self.outbox = outbox
         self.batch = Batch(context.n_batch)
         self.media = MediaBatch(context, pace.cost_decay)

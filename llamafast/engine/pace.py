@@ -38,6 +38,8 @@ class Pace(Struct, frozen=True, kw_only=True):
     # believed.
     excess_weight: float = 0.5
     excess_most: float = 2.0
+    # Drafts that have saved nothing yet make a step so much longer at most: others wait for it too.
+    draft_stretch: float = 1.2
 
     # -- masks of grammars --
     # How long a step waits for masks that are late: while others could go on, as a share of llama_decode's time, and

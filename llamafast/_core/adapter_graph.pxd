@@ -1,0 +1,1 @@
+# Which tensors of an adapter llama.cpp's graphs use: nothing for other modules.
