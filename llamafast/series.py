@@ -245,5 +245,8 @@ ALIASES = {
         Series("request_generated_tokens", "vllm:request_generation_tokens", "histogram", "Tokens generated"),
         Series("request_max_tokens", "vllm:request_params_max_tokens", "histogram", "Tokens that might be generated"),
         Series("request_choices", "vllm:request_params_n", "histogram", "Choices asked for with a prompt"),
+        Series("draft_batches_verified", "vllm:spec_decode_num_drafts_total", "counter", "Drafts decoded"),
+        Series("draft_tokens_verified", "vllm:spec_decode_num_draft_tokens_total", "counter", "Rows of them"),
+        Series("draft_tokens_accepted", "vllm:spec_decode_num_accepted_tokens_total", "counter", "Those that came"),
     )
 }
