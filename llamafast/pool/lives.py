@@ -26,18 +26,21 @@ class Watcher(Protocol):
 
 
 class Lives:
-    """``spawn`` makes a child for a member, ``wake`` is called whenever something has happened."""
+    """``spawn`` makes a child for a member, ``max_bytes`` bounds the memory of all, ``wake`` is called whenever
+    something has happened."""
 
     def __init__(
         self,
         spawn: Callable[[Member], ChildPort],
         watcher: Watcher,
         unload_seconds: float,
+        max_bytes: int,
         wake: Callable[[], None],
     ) -> None:
         self._spawn = spawn
         self._watcher = watcher
         self._unload_seconds = unload_seconds
+        self._max_bytes = max_bytes
         self._wake = wake
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -86,7 +89,8 @@ class Lives:
     def let_go(self, member: Member) -> None:
         child = member.child
         assert child is not None
-        member.measured()
+        if member.state is State.LOADED:
+            member.measured(self._max_bytes)
         member.rested = True
         self._set(member, State.UNLOADING)
         self._do(child.end(self._unload_seconds))

@@ -116,11 +116,12 @@ class Member:
             ttl_seconds = self.config.ttl_seconds
         self.expires_at = FOREVER if ttl_seconds is None or ttl_seconds < 0 else self._now() + ttl_seconds
 
-    def measured(self) -> None:
-        """What it has taken this time is what it needs the next one."""
+    def measured(self, max_bytes: int) -> None:
+        """What it has taken this time, now that it is loaded, is what it needs the next one; ``max_bytes`` at most,
+        which let it in this time too."""
         peak = self.child.peak_bytes() if self.child is not None else None
         if peak and self.config.memory_bytes is None:
-            self.need = peak
+            self.need = min(peak, max_bytes)
 
     def failure(self, exit_code: int | None, fault: str) -> None:
         """Its process died, or refused to load it."""

@@ -139,6 +139,38 @@ async def test_too_large_is_told_with_sizes_and_leaves_nothing(make: MakePool) -
     assert len(pool.children["a"]) == 1  # it is known by now
 
 
+async def test_what_a_process_has_that_only_weighs_its_model_is_not_what_the_model_takes(make: MakePool) -> None:
+    pool = make({"a": 11, "b": 6, "c": 6}, 10)
+    for name in pool.children:
+        pool.prepare[name] = lambda child: setattr(child, "peak", 1)
+    for _ in range(2):
+        with pytest.raises(ModelTooLarge):
+            await (await pool.ask("a"))
+        await pool.settle()
+    await (await pool.ask("b"))
+    given_up = await pool.ask("c")
+    given_up.cancel()
+    await pool.settle()
+    assert pool.children["c"][0].gone.done()
+    waiting = await pool.ask("c")
+    assert pool.loaded_names == {"b"}
+    waiting.cancel()
+
+
+async def test_what_took_more_than_there_may_be_is_loaded_again_alone(make: MakePool) -> None:
+    """It said that it would fit, and what it maps of its files is the system's to have back."""
+    pool = make({"a": 6, "b": 1}, 10)
+    pool.prepare["a"] = lambda child: setattr(child, "peak", 12)
+    await pool.use("a")
+    pool.fleet.unload(pool["a"])
+    await pool.use("b")
+    await pool.use("a")
+    assert pool.loaded_names == {"a"}
+    pool.fleet.unload(pool["a"])
+    await pool.use("b")
+    assert pool.loaded_names == {"b"}
+
+
 async def test_requests_get_their_turn_in_order_of_arrival(make: MakePool) -> None:
     pool = make({"a": 6, "b": 6, "c": 6}, 10)
     await (await pool.ask("a"))
