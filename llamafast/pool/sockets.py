@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import WebSocketException
 
 from llamafast.api.body_size import BodyLimits, BodySize
-from llamafast.api.delivery import internal_error
+from llamafast.api.delivery import internal_error, run_sized
 from llamafast.api.http import PIECE_BYTES, Record, error_body
 from llamafast.api.request_log import RequestLog
 from llamafast.api.responses.frames import ErrorFrame, decode_frame
@@ -212,7 +212,7 @@ class PooledSession:
                 for start in range(0, len(data), PIECE_BYTES):
                     size.add(data[start : start + PIECE_BYTES])
                     await asyncio.sleep(0)
-                peek = decode_frame(_PEEK, data)
+                peek = await run_sized(len(data), decode_frame, _PEEK, data)
                 stream_id = peek.stream_id
                 member = await self._member(peek.model)
                 line = self._lines.setdefault(member.name, _Line(member, self))

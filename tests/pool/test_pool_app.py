@@ -71,6 +71,14 @@ async def test_nobodys_name_is_not_found_and_none_is_asked_for(folder: Path) -> 
         assert pool.children == {"a": [], "b": []}
 
 
+@pytest.mark.parametrize("value", [b"1,", b'"a":1,'])
+async def test_bodies_of_values_by_the_million_go_no_further(folder: Path, value: bytes) -> None:
+    async with pooled(folder, {"alias": "a", "load": "on_demand"}) as pool:
+        answer = await AsgiClient(pool.app).post("/v1/completions", b'{"model":"a","prompt":[' + value * 2_000_000)
+        assert (answer.status, answer.error["code"]) == (413, "body_too_large")
+        assert pool.children == {"a": []}
+
+
 LONG = {"messages": [{"role": "user", "content": "x" * 900_000}]}
 
 
