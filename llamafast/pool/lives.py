@@ -72,16 +72,14 @@ class Lives:
                 member.stay()
                 self._set(member, State.LOADED)
         except ModelLoadError as error:
-            self._failed(member, None, str(error))
-            member.refuse(ModelNotLoaded(f"the model {member.name!r} cannot be loaded: {error}"))
+            self._refused(member, str(error), f"cannot be loaded: {error}")
         except Died as error:
             self._failed(member, error.code, str(error))
         except Exception as error:  # out of processes or descriptors
             log.exception("models   %s", member.name)
             if child is not None:
                 await child.end(0)
-            self._failed(member, None, str(error))
-            member.refuse(ModelNotLoaded(f"the model {member.name!r} cannot be loaded now"))
+            self._refused(member, str(error), "cannot be loaded now")
         finally:
             member.bringing = False
             self._wake()
@@ -109,16 +107,27 @@ class Lives:
                 self._failed(member, gone.result(), str(Died(gone.result())))
         self._wake()
 
+    def _refused(self, member: Member, fault: str, told: str) -> None:
+        if member.pinned and not member.rested:
+            self._failed(member, None, fault)
+        else:
+            member.child = None
+            log.error("models   %s %s", member.name, told)
+            member.refusal(fault)
+            self._set(member, State.UNLOADED)
+        member.refuse(ModelNotLoaded(f"the model {member.name!r} {told}"))
+
     def _failed(self, member: Member, code: int | None, fault: str) -> None:
         """Its process has ended, or is about to, though nobody wanted that."""
         member.child = None
-        if not member.rested or member.waiting:
+        if not member.rested or member.waiting or member.asked:
             member.failure(code, fault)
             log.error("models   %s has failed: %s", member.name, fault)
         self._set(member, State.UNLOADED)
         if member.failed:
             log.error("models   %s has failed too often, and is not tried again by itself", member.name)
             member.wanted_at = None
+            member.asked = False
             member.refuse(member.has_failed())
         elif member.pinned and not member.rested and member.wanted_at is None:
             member.wanted_at = member.used_at

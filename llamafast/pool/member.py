@@ -133,6 +133,13 @@ class Member:
         self.retry_at = now + self._pause
         self._failures.append(now)
 
+    def refusal(self, fault: str) -> None:
+        """It cannot be loaded, and all who wanted it are told: the next one who does may try at once."""
+        self.counts["deaths"] += 1
+        self.fault = fault
+        self.wanted_at = self.blocked_at = None
+        self.asked = False
+
     def forgive(self) -> None:
         """It may be tried again at once."""
         self._failures.clear()

@@ -380,6 +380,50 @@ async def test_a_model_that_cannot_be_loaded_is_told_at_once(make: MakePool) -> 
     assert pool["a"].counts["deaths"] == 1
 
 
+async def test_a_refusal_is_tried_again_by_the_next_request_and_by_nobody_else(make: MakePool) -> None:
+    pool = make({"a": 5}, 10)
+    pool.prepare["a"] = lambda child: setattr(child, "refusal", "a.gguf: no such file")
+    for n in range(1, 5):
+        with pytest.raises(ModelNotLoaded, match=r"a\.gguf: no such file"):
+            await (await pool.ask("a"))
+        await pool.settle(seconds=5)
+        assert len(pool.children["a"]) == n
+    pool.fleet.load(pool["a"])
+    for _ in range(5):
+        await pool.settle(seconds=30)
+    assert len(pool.children["a"]) == 5
+    assert not pool["a"].failed
+    pool.prepare.clear()
+    await pool.use("a")
+    assert pool.loaded_names == {"a"}
+
+
+async def test_what_is_to_be_there_from_the_start_is_tried_three_times(make: MakePool) -> None:
+    pool = make({"a": 5}, 10, load="startup")
+    pool.prepare["a"] = lambda child: setattr(child, "refusal", "a.gguf: no such file")
+    for _ in range(8):
+        await pool.settle(seconds=5)
+    assert len(pool.children["a"]) == 3
+    pool.fleet.load(pool["a"])
+    for _ in range(8):
+        await pool.settle(seconds=5)
+    assert len(pool.children["a"]) == 6
+    with pytest.raises(ModelFailed):
+        await pool.fleet.enter(pool["a"])
+
+
+async def test_deaths_of_what_an_administrator_wants_back_are_counted(make: MakePool) -> None:
+    pool = make({"a": 5}, 10)
+    await pool.use("a", ttl_seconds=0)
+    await pool.settle(seconds=1)
+    pool.prepare["a"] = lambda child: child.die(-9)
+    pool.fleet.load(pool["a"])
+    for _ in range(8):
+        await pool.settle(seconds=5)
+    assert len(pool.children["a"]) == 4
+    assert pool["a"].failed
+
+
 async def test_an_administrator_loads_and_unloads(make: MakePool) -> None:
     pool = make({"a": 6, "b": 6}, 10)
     pool.fleet.load(pool["a"])
