@@ -56,6 +56,7 @@ class _Frame:
         self.size = size
         self.stream_id = stream_id
         self.record = record
+        self.connection: ClientConnection | None = None  # on which it is answered
 
 
 class _Line:
@@ -69,7 +70,7 @@ class _Line:
         self._session = session
         self._door: Door | None = None
         self._connection: ClientConnection | None = None
-        self._listening: asyncio.Task[None] | None = None
+        self._listening: dict[ClientConnection, asyncio.Task[None]] = {}
         self._sending: asyncio.Task[None] | None = None
 
     @property
@@ -85,7 +86,8 @@ class _Line:
             self._sending = asyncio.create_task(self._send())
 
     async def close(self) -> None:
-        tasks = [task for task in (self._sending, self._listening) if task is not None]
+        tasks = [*self._listening.values(), *([self._sending] if self._sending is not None else ())]
+        connections = list(self._listening)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -93,10 +95,9 @@ class _Line:
             frame.size.release()
         for frame in list(self.unanswered):
             self._answered(frame)
-        if self._connection is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await self._connection.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await asyncio.gather(*(connection.close() for connection in connections))
 
     async def _send(self) -> None:
         while self.waiting:
@@ -120,8 +121,9 @@ class _Line:
         # before it is sent: the answer may be here sooner than the end of sending
         self.unanswered.append(frame)
         try:
-            if door is not self._door or self._listening is None or self._listening.done():
+            if door is not self._door or self._connection not in self._listening:
                 await self._connect(door, frame)
+            frame.connection = self._connection
             assert self._connection is not None
             await self._connection.send(frame.data, text=True)
         except (OSError, WebSocketException) as error:
@@ -146,20 +148,27 @@ class _Line:
             proxy=None,
         )
         self._door = door
-        self._listening = asyncio.create_task(self._listen(self._connection))
+        self._listening[self._connection] = asyncio.create_task(self._listen(self._connection))
 
     async def _listen(self, connection: ClientConnection) -> None:
-        with suppress(WebSocketException):  # whoever waits is told below
-            async for message in connection:
-                data = message.encode() if isinstance(message, str) else message
-                if _LAST.match(data) and self.unanswered:
-                    of_lane = (one for one in self.unanswered if one.stream_id == _PEEK.decode(data).stream_id)
-                    self._answered(next(of_lane, self.unanswered[0]))
-                await self._session.pass_back(data)
-        if connection is self._connection:
-            for frame in list(self.unanswered):
-                self._answered(frame)
-                await self._session.refuse(_died(), frame.stream_id, frame.record)
+        """Its client may read so slowly that another connection to the model's next process is there before the end of
+        this one has been seen."""
+        try:
+            with suppress(WebSocketException):  # whoever waits is told below
+                async for message in connection:
+                    data = message.encode() if isinstance(message, str) else message
+                    if _LAST.match(data) and (ours := self._unanswered_on(connection)):
+                        of_lane = (one for one in ours if one.stream_id == _PEEK.decode(data).stream_id)
+                        self._answered(next(of_lane, ours[0]))
+                    await self._session.pass_back(data)
+        finally:
+            del self._listening[connection]
+        for frame in self._unanswered_on(connection):
+            self._answered(frame)
+            await self._session.refuse(_died(), frame.stream_id, frame.record)
+
+    def _unanswered_on(self, connection: ClientConnection) -> list[_Frame]:
+        return [frame for frame in self.unanswered if frame.connection is connection]
 
     def _answered(self, frame: _Frame) -> bool:
         """Whether it was not before."""
