@@ -22,6 +22,7 @@ from llamafast.api.responses.socket import ROUTE, Whose
 from llamafast.api.sse import encode
 from llamafast.api.websocket import POLICY_VIOLATION, Refused, WebSocket
 from llamafast.config import ServerConfig
+from llamafast.engine.types import Tenant
 from llamafast.errors import InvalidKey, LlamafastError, ModelDied, QueueFull
 from llamafast.pool.catalogue import Catalogue
 from llamafast.pool.children import Door
@@ -69,7 +70,9 @@ class _Line:
         self.unanswered: list[_Frame] = []
         self._session = session
         self._door: Door | None = None
+        self._tenant: Tenant | None = None  # whose the connection's frames are
         self._connection: ClientConnection | None = None
+        self._freed = asyncio.Event()
         self._listening: dict[ClientConnection, asyncio.Task[None]] = {}
         self._sending: asyncio.Task[None] | None = None
 
@@ -117,6 +120,9 @@ class _Line:
 
     async def _pass_on(self, frame: _Frame) -> None:
         """Raises ModelDied, or why the model is not to be had."""
+        if frame.record.tenant != self._tenant:
+            await self._until_answered()
+            self._connection = None
         door = await self._session.fleet.enter(self.member)
         # before it is sent: the answer may be here sooner than the end of sending
         self.unanswered.append(frame)
@@ -133,6 +139,14 @@ class _Line:
             self._answered(frame)
             raise
 
+    async def _until_answered(self) -> None:
+        """Frames of another tenant are for another connection, which is opened when this one is not needed."""
+        while self.unanswered:
+            self._freed.clear()
+            await self._freed.wait()
+        if self._connection is not None:
+            await self._connection.close()
+
     async def _connect(self, door: Door, frame: _Frame) -> None:
         """Raises OSError or WebSocketException."""
         self._connection = await unix_connect(
@@ -148,6 +162,7 @@ class _Line:
             proxy=None,
         )
         self._door = door
+        self._tenant = frame.record.tenant
         self._listening[self._connection] = asyncio.create_task(self._listen(self._connection))
 
     async def _listen(self, connection: ClientConnection) -> None:
@@ -176,6 +191,7 @@ class _Line:
             return False
         self.unanswered.remove(frame)
         self._session.fleet.leave(self.member)
+        self._freed.set()
         self._session.news.set()
         return True
 

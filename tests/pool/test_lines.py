@@ -21,6 +21,7 @@ from llamafast.engine.types import Tenant
 from llamafast.pool.catalogue import Catalogue
 from llamafast.pool.children import Door
 from llamafast.pool.sockets import PooledSession
+from llamafast.pool.tenants import HEADER, ToldKeys
 
 SECONDS = 5.0
 
@@ -132,4 +133,35 @@ async def test_who_reads_slowly_is_told_of_the_end_of_a_model_that_is_back_alrea
     assert {(event["type"], event.get("stream_id")) for event in events} == {
         ("response.delta", "cut"), ("error", "cut"), ("response.completed", "whole"),
     }  # fmt: skip
+    assert pool["a"].busy == 0
+
+
+async def test_each_frame_is_of_whom_its_key_is_now(line: Line) -> None:
+    """And a connection that says so is opened once the last one owes nothing any more."""
+    client, behind, pool = line
+    client.create("1")
+    first, _ = await behind.next()
+    client.create("2")
+    assert await behind.next() == (first, "2")
+    client.tenant = Tenant("alice", priority=5)
+    client.create("3")
+    client.create("4")
+    await say(first, "completed", "1")
+    assert (await client.event())["stream_id"] == "1"
+    assert behind.asked.empty()
+    await say(first, "completed", "2")
+    second, lane = await behind.next()
+    assert lane == "3"
+    assert await behind.next() == (second, "4")
+    keys = ToldKeys("secret")
+    tenants = []
+    for connection in (first, second):
+        assert connection.request is not None
+        key = keys.authenticate({HEADER: connection.request.headers[HEADER.decode()].encode()})
+        tenants.append(keys.tenant(key))
+    assert [tenant.priority for tenant in tenants] == [0, 5]
+    await asyncio.wait_for(first.wait_closed(), SECONDS)
+    for lane in ("3", "4"):
+        await say(second, "completed", lane)
+    assert [(await client.event())["stream_id"] for _ in range(3)] == ["2", "3", "4"]
     assert pool["a"].busy == 0
