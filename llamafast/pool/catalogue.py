@@ -99,9 +99,10 @@ class Catalogue:
 
     def entry(self, name: str) -> Entry:
         """Raises ModelNotFound."""
-        for entry in self.entries():
-            if entry["id"] == name or answers_to(name, entry.get("aliases", ())):
-                return entry
+        if (entry := next((one for one in self.entries() if one["id"] == name), None)) is not None:
+            return entry
+        if (member := self._known(name)) is not None:
+            return next(iter(self._entries(member)))
         raise ModelNotFound(f"the model {name[:128]!r} does not exist", param="model")
 
     def _known(self, name: str) -> Member | None:

@@ -277,6 +277,13 @@ async def test_adapters_of_run_time_are_found_by_their_names(folder: Path, keys:
         assert (await post("/v1/completions", prompt="hi", model="x")).status == 404
 
 
+async def test_each_model_is_read_by_its_own_name(folder: Path) -> None:
+    async with pooled(folder, *({**model, "load": "on_demand"} for model in TWO)) as pool:
+        client = AsgiClient(pool.app)
+        for name, model in (("other", "other"), ("gpt-4o", "other"), ("chat", "chat"), ("gpt-4", "chat")):
+            assert (await client.get(f"/v1/models/{name}")).json["id"] == model
+
+
 async def test_an_administrator_loads_unloads_and_watches(folder: Path, keys: Keys) -> None:
     async with pooled(folder, {"alias": "chat", "load": "on_demand"}, keys=keys) as pool:
         client = AsgiClient(pool.app)
