@@ -79,10 +79,11 @@ class Catalogue:
 
     async def learn(self, member: Member) -> None:
         """Ask it for its names; where it does not answer, what was known has to do."""
-        assert member.child is not None
+        if (child := member.child) is None:
+            return
         with suppress(*LOST, TimeoutError):
             async with asyncio.timeout(_SECONDS):
-                status, body = await ask(member.child.door, "GET", "/v1/models")
+                status, body = await ask(child.door, "GET", "/v1/models")
             if status == 200:
                 self._told[member.name] = _DECODER.decode(body).data
                 self._index()

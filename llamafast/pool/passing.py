@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from urllib.parse import urlencode
 
 import httpcore2
@@ -47,9 +47,18 @@ async def ask(door: Door, method: str, path: str, tenant: Tenant = ANYBODY, admi
     return response.status, response.content
 
 
-async def pass_on(exchange: Exchange, door: Door, body: bytes, stream: EventStream | None = None) -> int:
-    """Let the child answer, into ``stream`` where that has begun; the child's status. Raises ModelDied while nothing of
-    the answer is known; later a stream of events ends with that as its last one, and anything else breaks off."""
+async def pass_on(
+    exchange: Exchange,
+    door: Door,
+    body: bytes,
+    stream: EventStream | None = None,
+    before: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Let the child answer, into ``stream`` where that has begun, and do ``before`` before a good answer is told.
+
+    Raises ModelDied while nothing of the answer is known; later a stream of events ends with that as its last one, and
+    anything else breaks off.
+    """
     path = exchange.path + (f"?{urlencode(exchange.query)}" if exchange.query else "")
     headers = [*_request_headers(exchange, door), (b"content-length", b"%d" % len(body))]
     is_stream = stream is not None
@@ -58,16 +67,17 @@ async def pass_on(exchange: Exchange, door: Door, body: bytes, stream: EventStre
         async with door.http.stream(exchange.method, _url(path), headers=headers, content=_pieces(body)) as response:
             exchange.passed_on = True
             kind = dict(_lower(response.headers)).get(b"content-type", b"")
+            if before is not None and response.status < 300:
+                await before()
             if stream is not None:
                 await _pass_into(stream, response, kind, stream_form_of(exchange.path))
-                return response.status
+                return
             is_stream = kind.startswith(_EVENTS)
             await exchange.start(response.status, tuple(_reply_headers(response.headers)))
             async for piece in response.aiter_stream():
                 last = piece
                 await exchange.write(piece)
             await exchange.write(b"", more=False)
-            return response.status
     except LOST:
         exchange.passed_on = False
         error = ModelDied("the process of this model ended while it answered")
@@ -79,7 +89,6 @@ async def pass_on(exchange: Exchange, door: Door, body: bytes, stream: EventStre
             _, told_of = exchange.error(error)
             await exchange.write(ending + stream_form_of(exchange.path).error + frame(told_of), more=False)
         exchange.status = error.status
-        return error.status
 
 
 async def _pass_into(stream: EventStream, response: httpcore2.Response, kind: bytes, form: StreamForm) -> None:

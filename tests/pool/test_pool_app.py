@@ -277,6 +277,26 @@ async def test_adapters_of_run_time_are_found_by_their_names(folder: Path, keys:
         assert (await post("/v1/completions", prompt="hi", model="x")).status == 404
 
 
+async def test_an_adapter_has_its_name_before_its_loading_is_answered(folder: Path, keys: Keys) -> None:
+    (folder / "new.gguf").write_bytes(b"")
+    owners = []
+    models = ({"alias": "a", "aliases": ["*"]}, {"alias": "b", "load": "on_demand"})
+    async with pooled(folder, *models, keys=keys, server={"lora_dir": str(folder)}) as pool:
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            async def sent(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    owners.append((await pool.catalogue.find("new")).name)
+                await send(message)
+
+            await pool.app(scope, receive, sent)
+
+        body = {"lora_name": "new", "lora_path": "new.gguf", "model": "b"}
+        for path in ("load", "unload"):
+            assert (await AsgiClient(app).post(f"/v1/{path}_lora_adapter", body, **bearer("root"))).status == 200
+        assert owners == ["b", "a"]
+
+
 async def test_each_model_is_read_by_its_own_name(folder: Path) -> None:
     async with pooled(folder, *({**model, "load": "on_demand"} for model in TWO)) as pool:
         client = AsgiClient(pool.app)
