@@ -64,8 +64,8 @@ class Lives:
             if not only_weigh:
                 await child.load()
                 await self._watcher.loaded(member)
-                if child.gone.done():  # meanwhile
-                    raise Died(child.gone.result())
+                if child.gone.done() or member.dismissed:  # meanwhile
+                    raise Died(await asyncio.shield(child.gone))
                 log.info("models   %s is loaded", member.name)
                 member.blocked_at = None
                 member.rested = False
@@ -120,7 +120,7 @@ class Lives:
     def _failed(self, member: Member, code: int | None, fault: str) -> None:
         """Its process has ended, or is about to, though nobody wanted that."""
         member.child = None
-        if not member.rested or member.waiting or member.asked:
+        if not member.dismissed and (not member.rested or member.waiting or member.asked):
             member.failure(code, fault)
             log.error("models   %s has failed: %s", member.name, fault)
         self._set(member, State.UNLOADED)
@@ -138,8 +138,11 @@ class Lives:
 
     def end_early(self, member: Member) -> None:
         """It is not there yet, and not wanted any more."""
+        if not member.bringing:
+            self.let_go(member)
+            return
         assert member.child is not None
-        member.rested = True
+        member.rested = member.dismissed = True
         self._do(member.child.end(0))
 
     async def close(self, members: Iterable[Member]) -> None:

@@ -55,6 +55,7 @@ class Member:
         self.expires_at = FOREVER
         self.closing = False  # it takes no more requests, as somebody waits for its memory
         self.bringing = False  # a task is about to load it
+        self.dismissed = False  # and its process has been told to end
         self.blocked_at: float | None = None
         self.waiting: deque[asyncio.Future[Door]] = deque()
         self.wanted_at: float | None = None
@@ -94,6 +95,7 @@ class Member:
 
     def begun(self) -> None:
         self._began_at = self._now()
+        self.dismissed = False
         self.counts["loads"] += 1
         self.exit_code = None
         self.fault = ""

@@ -452,6 +452,44 @@ async def test_unloading_what_loads_ends_it_and_is_no_failure(make: MakePool) ->
     assert pool["a"].state.word == "unloaded"
 
 
+async def test_what_has_been_told_to_end_is_not_loaded(make: MakePool) -> None:
+    pool = make({"a": 6, "b": 6}, 10)
+    pool.prepare["b"] = lambda child: child.may_end.clear()
+    await (await pool.ask("a"))
+    waiting = await pool.ask("b")
+    (weighed,) = pool.children["b"]
+    pool.fleet.unload(pool["b"])
+    pool.fleet.leave(pool["a"])
+    await pool.settle()
+    assert not weighed.loaded
+    pool.prepare.clear()
+    weighed.may_end.set()
+    await pool.settle()
+    assert waiting.result() is pool.children["b"][1].door
+
+
+async def test_what_has_been_told_to_end_while_it_loads_is_not_loaded(make: MakePool) -> None:
+    pool = make({"a": 6}, 10)
+
+    def hold(child: FakeChild) -> None:
+        child.may_load.clear()
+        child.may_end.clear()
+
+    pool.prepare["a"] = hold
+    pool.fleet.load(pool["a"])
+    await pool.settle()
+    (first,) = pool.children["a"]
+    pool.fleet.unload(pool["a"])
+    await pool.settle()
+    first.may_load.set()  # it was about to be ready
+    pool.prepare.clear()
+    waiting = await pool.ask("a")
+    assert not waiting.done()
+    first.may_end.set()
+    await pool.settle(seconds=2)
+    assert waiting.result() is pool.children["a"][1].door
+
+
 async def test_a_request_that_comes_while_it_unloads_brings_it_back(make: MakePool) -> None:
     pool = make({"a": 6}, 10)
     pool.prepare["a"] = lambda child: child.may_end.clear()
