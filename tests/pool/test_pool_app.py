@@ -114,6 +114,17 @@ async def test_bodies_that_are_almost_right_get_what_the_model_alone_says(folder
             assert ours.status == direct.status, (seed, path, body, ours.body, direct.body)
 
 
+async def test_headers_that_no_model_reads_go_no_further(folder: Path) -> None:
+    """A child's server takes a hundred at most, and the parent's as many beside its own."""
+    fields = {f"x-{i}": "1" for i in range(150)}
+    async with pooled(folder, {"alias": "chat"}) as pool:
+        client = AsgiClient(pool.app)
+        answer = await client.post("/v1/chat/completions", CHAT | {"model": "chat"}, **fields)
+        assert answer.status == 200
+        wrong = await client.post("/v1/chat/completions", CHAT | {"model": "chat"}, **{"content-type": "text/plain"})
+        assert wrong.status == 415
+
+
 async def test_streams_come_piece_by_piece(folder: Path) -> None:
     async with pooled(folder, {"alias": "chat"}) as pool:
         go = asyncio.Event()
@@ -212,10 +223,10 @@ async def test_a_key_does_not_reach_the_child(folder: Path, keys: Keys, monkeypa
             await admit(exchange)
 
         monkeypatch.setattr(app._reception, "serve", serve)
-        headers = {"x-api-key": "secret-a", "x-session-id": "s"}
+        headers = {"x-api-key": "secret-a", "anthropic-beta": "s"}
         answer = await AsgiClient(pool.app).post("/v1/chat/completions", CHAT | {"model": "chat"}, **headers)
         assert answer.status == 200
-    assert seen[-1][b"x-session-id"] == b"s"
+    assert seen[-1][b"anthropic-beta"] == b"s"
     assert b"secret-a" not in b"".join(seen[-1].values())
 
 
