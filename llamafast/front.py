@@ -60,9 +60,15 @@ class Served(Protocol):
 
 class Front:
     """Listens from the start: until an application is there, ``gate`` answers. ``beside`` removes what else the server
-    has made, where it has to end without ``finally``. On an event loop."""
+    has made, where it has to end without ``finally``; a connection takes ``n_descriptors``. On an event loop."""
 
-    def __init__(self, listener: Listener, config: ServerConfig, beside: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        listener: Listener,
+        config: ServerConfig,
+        beside: Callable[[], None] | None = None,
+        n_descriptors: int = 1,
+    ) -> None:
         self._listener = listener
         self._remove = partial(_remove, listener, beside)
         self._config = config
@@ -79,7 +85,7 @@ class Front:
             websockets=config.max_websockets > 0,
             log_level=LogLevels.error,
             log_dictconfig=GRANIAN_LOG,
-            **limits(config),
+            **limits(config, n_descriptors),
             **listener.options,
         )
         self._server.on_startup(listener.bound)

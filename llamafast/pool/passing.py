@@ -11,8 +11,9 @@ from llamafast.api.http import PIECE_BYTES, Exchange
 from llamafast.api.messages.errors import stream_form_of
 from llamafast.api.sse import EventStream, StreamForm, frame
 from llamafast.engine.types import ANYBODY, Tenant
-from llamafast.errors import ModelDied
+from llamafast.errors import EngineUnavailable, ModelDied
 from llamafast.pool.children import Door
+from llamafast.pool.streams import Scarce
 from llamafast.pool.tenants import HEADER, told
 
 # What a child reads of a client's headers, beside what the parent says in them. As a server of Granian's it takes a
@@ -31,6 +32,7 @@ _NOT_PASSED_BACK = frozenset(
     }
 )
 _EVENTS = b"text/event-stream"
+OUT_OF_CONNECTIONS = "the server has no more descriptors for connections to its models"
 LOST = (httpcore2.NetworkError, httpcore2.RemoteProtocolError)
 
 
@@ -50,8 +52,8 @@ async def pass_on(
 ) -> None:
     """Let the child answer, into ``stream`` where that has begun, and do ``before`` before a good answer is told.
 
-    Raises ModelDied while nothing of the answer is known; later a stream of events ends with that as its last one, and
-    anything else breaks off.
+    Raises EngineUnavailable where no connection is to be had, or ModelDied while nothing of the answer is known; later
+    a stream of events ends with that as its last one, and anything else breaks off.
     """
     path = exchange.path + (f"?{urlencode(exchange.query)}" if exchange.query else "")
     headers = [*_request_headers(exchange, door), (b"content-length", b"%d" % len(body))]
@@ -72,6 +74,8 @@ async def pass_on(
                 last = piece
                 await exchange.write(piece)
             await exchange.write(b"", more=False)
+    except Scarce as scarce:
+        raise EngineUnavailable(OUT_OF_CONNECTIONS) from scarce
     except LOST:
         exchange.passed_on = False
         error = ModelDied("the process of this model ended while it answered")

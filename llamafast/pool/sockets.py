@@ -23,11 +23,13 @@ from llamafast.api.sse import encode
 from llamafast.api.websocket import POLICY_VIOLATION, Refused, WebSocket
 from llamafast.config import ServerConfig
 from llamafast.engine.types import Tenant
-from llamafast.errors import InvalidKey, LlamafastError, ModelDied, QueueFull
+from llamafast.errors import EngineUnavailable, InvalidKey, LlamafastError, ModelDied, QueueFull
 from llamafast.pool.catalogue import Catalogue
 from llamafast.pool.children import Door
 from llamafast.pool.fleet import Fleet
 from llamafast.pool.member import Member
+from llamafast.pool.passing import OUT_OF_CONNECTIONS
+from llamafast.pool.streams import is_scarcity
 from llamafast.pool.tenants import HEADER, told
 
 log = logging.getLogger(__name__)
@@ -119,7 +121,7 @@ class _Line:
         self._session.news.set()
 
     async def _pass_on(self, frame: _Frame) -> None:
-        """Raises ModelDied, or why the model is not to be had."""
+        """Raises ModelDied, EngineUnavailable where no connection is to be had, or why the model is not to be had."""
         if frame.record.tenant != self._tenant:
             await self._until_answered()
             self._connection = None
@@ -134,6 +136,8 @@ class _Line:
             await self._connection.send(frame.data, text=True)
         except (OSError, WebSocketException) as error:
             if self._answered(frame):  # else the client has been told already
+                if isinstance(error, OSError) and is_scarcity(error):
+                    raise EngineUnavailable(OUT_OF_CONNECTIONS) from error
                 raise _died() from error
         except BaseException:
             self._answered(frame)

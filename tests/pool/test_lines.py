@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -134,6 +135,21 @@ async def test_who_reads_slowly_is_told_of_the_end_of_a_model_that_is_back_alrea
         ("response.delta", "cut"), ("error", "cut"), ("response.completed", "whole"),
     }  # fmt: skip
     assert pool["a"].busy == 0
+
+
+async def test_out_of_descriptors_is_no_death(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, behind, _ = line
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llamafast.pool.sockets.unix_connect", refuse)
+        client.create("1")
+        event = await client.event()
+    assert (event["status"], event["error"]["code"], event["stream_id"]) == (503, "engine_unavailable", "1")
+    client.create("2")
+    assert (await behind.next())[1] == "2"
 
 
 async def test_each_frame_is_of_whom_its_key_is_now(line: Line) -> None:

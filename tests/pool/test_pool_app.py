@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,28 @@ async def test_headers_that_no_model_reads_go_no_further(folder: Path) -> None:
         assert answer.status == 200
         wrong = await client.post("/v1/chat/completions", CHAT | {"model": "chat"}, **{"content-type": "text/plain"})
         assert wrong.status == 415
+
+
+async def test_out_of_descriptors_is_no_death(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with pooled(folder, {"alias": "chat"}) as pool:
+        client, go = AsgiClient(pool.app), asyncio.Event()
+        pool.engines["chat"].script = lambda plan: [*say("one ")(plan)[:1], go, *say("two")(plan)]
+        body = CHAT | {"model": "chat", "stream": True}
+        async with client.open_post("/v1/chat/completions", body) as connection:
+            while b"one" not in connection.response.body:
+                await asyncio.sleep(0.005)
+
+            async def refuse(*_: Any) -> None:
+                raise OSError(errno.EMFILE, "Too many open files")
+
+            monkeypatch.setattr(asyncio.get_running_loop(), "create_unix_connection", refuse)
+            answer = await client.post("/v1/chat/completions", CHAT | {"model": "chat"})
+            assert (answer.status, answer.error["code"]) == (503, "engine_unavailable")
+            assert answer.headers["retry-after"] == "1"
+            monkeypatch.undo()
+            go.set()
+            await asyncio.wait_for(connection.task, 5)
+        assert connection.response.complete
 
 
 async def test_streams_come_piece_by_piece(folder: Path) -> None:
