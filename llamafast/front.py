@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import uvloop
@@ -58,13 +59,21 @@ class Served(Protocol):
 
 
 class Front:
-    """Listens from the start: until an application is there, ``gate`` answers. On an event loop."""
+    """Listens from the start: until an application is there, ``gate`` answers. ``beside`` removes what else the server
+    has made, where it has to end without ``finally``; a connection takes ``n_descriptors``. On an event loop."""
 
-    def __init__(self, listener: Listener, config: ServerConfig) -> None:
+    def __init__(
+        self,
+        listener: Listener,
+        config: ServerConfig,
+        beside: Callable[[], None] | None = None,
+        n_descriptors: int = 1,
+    ) -> None:
         self._listener = listener
+        self._remove = partial(_remove, listener, beside)
         self._config = config
         self._stopping = asyncio.Event()
-        _end_on_signals(listener)
+        _end_on_signals(self._remove)
         self.waits = ClientWaits(config)
         if (port := listener.port) is not None:
             self.waits.connections = Connections(port, config)
@@ -76,7 +85,7 @@ class Front:
             websockets=config.max_websockets > 0,
             log_level=LogLevels.error,
             log_dictconfig=GRANIAN_LOG,
-            **limits(config),
+            **limits(config, n_descriptors),
             **listener.options,
         )
         self._server.on_startup(listener.bound)
@@ -94,7 +103,7 @@ class Front:
             if not (self._serving.done() and loading.done()):
                 # Python's own end would wait for what still runs, or take the interpreter away under it
                 logger.error("%s", error)
-                _leave(self._listener, 1)
+                _leave(self._remove, 1)
             raise
 
     async def serve(
@@ -117,14 +126,14 @@ class Front:
         await self._drain(app, finish)
         await self._close(app)
         if not self._serving.done():
-            _leave(self._listener)
+            _leave(self._remove)
         if self._serving.exception() is not None or not self._stopping.is_set():
             raise self._ended()
 
     async def _drain(self, app: Served, finish: Callable[[float], Awaitable[None]]) -> None:
         delay, seconds = self._config.drain_delay_seconds, self._config.drain_seconds
         logger.info("stopping: running requests have %g s to finish; another signal ends them now", delay + seconds)
-        leave_after(delay + seconds + CLOSE_SECONDS, self._listener, code=int(self._serving.done()))
+        leave_after(delay + seconds + CLOSE_SECONDS, self._remove, code=int(self._serving.done()))
         app.announce_drain()
         await asyncio.wait((self._serving,), timeout=delay)
         app.drain()
@@ -155,7 +164,7 @@ class Front:
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
-            _end_on_signals(self._listener)
+            _end_on_signals(self._remove)
             self._stopping.set()
 
         for number in STOPPING:
@@ -194,14 +203,14 @@ def in_thread(work: Callable[[], T], name: str = "llamafast-loading") -> asyncio
     return asyncio.wrap_future(done)
 
 
-def _end_on_signals(listener: Listener) -> None:
+def _end_on_signals(remove: Callable[[], None]) -> None:
     """From now on SIGINT and SIGTERM end the process, whatever it does. That is for the kernel to do, which spares
     process 1, as a container's first one is: that ends itself."""
     loop = asyncio.get_running_loop()
     for number in STOPPING:
         loop.remove_signal_handler(number)
         if os.getpid() == 1:
-            loop.add_signal_handler(number, _leave, listener, 128 + number)
+            loop.add_signal_handler(number, _leave, remove, 128 + number)
         else:
             signal.signal(number, signal.SIG_DFL)
 
@@ -213,17 +222,23 @@ def read_keys_on_signal(keys: Keys) -> None:
         loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, keys.reload)
 
 
-def leave_after(seconds: float, listener: Listener, code: int = 0) -> threading.Timer:
+def leave_after(seconds: float, remove: Callable[[], None], code: int = 0) -> threading.Timer:
     """End the process then, if it has not ended by itself; a number that no clock reaches is never."""
-    deadline = threading.Timer(min(seconds, threading.TIMEOUT_MAX), _leave, (listener, code))
+    deadline = threading.Timer(min(seconds, threading.TIMEOUT_MAX), _leave, (remove, code))
     deadline.daemon = True
     deadline.start()
     return deadline
 
 
-def _leave(listener: Listener, code: int = 0) -> NoReturn:
-    """End the process whatever is open or running."""
+def _remove(listener: Listener, beside: Callable[[], None] | None) -> None:
     listener.remove()
+    if beside is not None:
+        beside()
+
+
+def _leave(remove: Callable[[], None], code: int = 0) -> NoReturn:
+    """End the process whatever is open or running."""
+    remove()
     logger.warning("stopped  and cut what did not end by itself")
     logging.shutdown()
     os._exit(code)

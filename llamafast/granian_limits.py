@@ -21,10 +21,12 @@ RESERVED_DESCRIPTORS = 96
 MACOS_DESCRIPTORS = 10240  # its OPEN_MAX, whatever it calls unlimited
 
 
-def limits(server: ServerConfig) -> dict[str, Any]:
-    """Granian's options. Raises the process's limit of descriptors, where that may be."""
+def limits(server: ServerConfig, n_descriptors: int = 1) -> dict[str, Any]:
+    """Granian's options, where each connection takes so many descriptors. Raises the process's limit of these, where
+    that may be."""
     wanted = server.max_connections
-    n_connections = min(wanted, max(1, raise_descriptor_limit(wanted + RESERVED_DESCRIPTORS) - RESERVED_DESCRIPTORS))
+    there = raise_descriptor_limit(n_descriptors * wanted + RESERVED_DESCRIPTORS)
+    n_connections = min(wanted, max(1, (there - RESERVED_DESCRIPTORS) // n_descriptors))
     if n_connections < wanted:
         logger.warning("serving  up to %d connections: the limit of descriptors allows no more", n_connections)
     return {

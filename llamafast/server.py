@@ -36,16 +36,19 @@ logger = logging.getLogger(__name__)
 
 LISTING_SECONDS = 2.0
 
+Hurry = Callable[[], None]
+
 
 def serve(
     config: Config,
     verbose: bool = False,
     *,
     keys: KeyRing | None = None,
-    on_serving: Callable[[], None] | None = None,
+    on_serving: Callable[[Hurry], None] | None = None,
 ) -> None:
     """Load the model and serve until SIGINT or SIGTERM. ``keys`` are the config's where nobody else knows whose a
-    request is; ``on_serving`` is told when requests are answered. Raises ConfigError or ModelLoadError."""
+    request is; ``on_serving`` is told when requests are answered, and how to end those that are. Raises ConfigError or
+    ModelLoadError."""
     listener = Listener(config.server)
     ring = keys_of(config.server) if keys is None else keys
     if isinstance(ring, Keys):
@@ -54,7 +57,7 @@ def serve(
     run(_serve(config, listener, ring, on_serving))
 
 
-async def _serve(config: Config, listener: Listener, keys: KeyRing, on_serving: Callable[[], None] | None) -> None:
+async def _serve(config: Config, listener: Listener, keys: KeyRing, on_serving: Callable[[Hurry], None] | None) -> None:
     cpus = allowed_cpus()
     leave_to_compute(placement_of(config.model).n_computing)
     front = Front(listener, config.server)
@@ -68,7 +71,7 @@ async def _serve(config: Config, listener: Listener, keys: KeyRing, on_serving: 
         await _listed(engine.disk)
     # What is here now stays: no collection has to look at it again while requests wait.
     gc.freeze()
-    await front.serve(app, engine.close, on_serving)
+    await front.serve(app, engine.close, on_serving and partial(on_serving, engine.hurry))
 
 
 async def _listed(disk: DiskStore) -> None:

@@ -16,7 +16,8 @@ ITEM_WORK = 14  # a comma
 QUOTE_WORK = 6
 MEMBER_WORK = 96  # an object, a list, a member of an object
 ESCAPE_WORK = 4
-# A token id with its comma. Where a prompt may have more of them than MAX_WORK allows, that prompt is the limit.
+# A token id with its comma. Where a prompt may have more of them than MAX_WORK allows, that prompt is the limit; of all
+# else there may be as much as ever.
 ID_WORK = 24
 
 # Bodies of the largest size that may be here at once.
@@ -47,12 +48,13 @@ class BodyLimits:
 class BodySize:
     """Counts one body piece by piece, each of at most some hundred KB; ``n_bytes`` is what came so far."""
 
-    __slots__ = ("_backslash", "_held", "_in_string", "_limits", "_work", "n_bytes")
+    __slots__ = ("_backslash", "_held", "_in_string", "_limits", "_no_ids", "_work", "n_bytes")
 
     def __init__(self, limits: BodyLimits) -> None:
         self._limits = limits
         self._held = 0
         self._work = 0
+        self._no_ids = 0  # of it, what no list of ids takes
         self._in_string = 0
         self._backslash = b""  # the last byte so far, where it escapes the next one
         self.n_bytes = 0
@@ -66,7 +68,7 @@ class BodySize:
             self._limits.hold(n_more)
             self._held += n_more
         self._count(piece)
-        if self._work > self._limits.max_work:
+        if self._work > self._limits.max_work or self._no_ids > MAX_WORK:
             raise BodyTooLarge(
                 "the body holds too many JSON values: lists of more than some 400,000 numbers "
                 "or objects with more than some 60,000 members in all are not decoded"
@@ -79,12 +81,13 @@ class BodySize:
 
     def _count(self, piece: bytes) -> None:
         piece = self._backslash + piece
+        work = 0
         if b"\\" in piece:
             plain = piece.replace(b"\\\\", b"")
             self._backslash = b"\\" if plain.endswith(b"\\") else b""
             if self._backslash:
                 plain = plain[:-1]
-            self._work += ESCAPE_WORK * ((len(piece) - len(plain)) // 2 + plain.count(b"\\"))
+            work += ESCAPE_WORK * ((len(piece) - len(plain)) // 2 + plain.count(b"\\"))
             piece = plain.replace(b'\\"', b"")
         else:
             self._backslash = b""
@@ -93,7 +96,9 @@ class BodySize:
         n_quotes = len(parts) - 1
         self._in_string ^= n_quotes & 1
         n_members = len(outside) - len(outside.translate(None, b"[{:"))
-        self._work += len(outside) + ITEM_WORK * outside.count(b",") + MEMBER_WORK * n_members + QUOTE_WORK * n_quotes
+        work += MEMBER_WORK * n_members + QUOTE_WORK * n_quotes
+        self._no_ids += work
+        self._work += work + len(outside) + ITEM_WORK * outside.count(b",")
 
 
 def too_many_bytes(max_bytes: int) -> BodyTooLarge:

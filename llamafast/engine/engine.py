@@ -104,7 +104,7 @@ class Engine:
         self._making: dict[Generation, Choices] = {}
         self._requests = count()
         self._limits = QueueLimits(config.server)
-        self._closing = False
+        self._ends_at: float | None = None
         self._waking = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -152,20 +152,24 @@ class Engine:
     async def close(self, drain_seconds: float = 0.0) -> None:
         """Refuse new work, give running work ``drain_seconds`` to finish, cancel the rest, stop the thread. What was
         computed has what is left of that time to reach the disk, between LEAST_KEEPING and MOST_KEEPING."""
-        self._closing = True
-        until = monotonic() + drain_seconds
+        self._ends_at = monotonic() + drain_seconds if self._ends_at is None else self._ends_at
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._limits.empty.wait(), drain_seconds)
+            await asyncio.wait_for(self._limits.empty.wait(), self._ends_at - monotonic())
         shutdown = EngineUnavailable("the server is shutting down")
         self._limits.abort_all(shutdown)
         self._between_steps.close(shutdown)
         if self._worker.encoder is not None:
             await asyncio.to_thread(self._worker.encoder.close)
-        await asyncio.to_thread(self._worker.close, min(max(until - monotonic(), LEAST_KEEPING), MOST_KEEPING))
+        await asyncio.to_thread(self._worker.close, min(max(self._ends_at - monotonic(), LEAST_KEEPING), MOST_KEEPING))
         await asyncio.to_thread(self._masking.close)
         self._loop.remove_reader(self._wake_read)
         os.close(self._wake_read)
         os.close(self._wake_write)
+
+    def hurry(self) -> None:
+        """End what runs now, however long ``close``, which is called before or after this, would give it."""
+        self._ends_at = monotonic()
+        self._limits.abort_all(EngineUnavailable("the server is shutting down"))
 
     async def prepare(self, plan: Plan) -> None:
         """Do in a thread what ``submit`` would hold up the event loop for. Raises InvalidRequest."""
@@ -289,7 +293,7 @@ class Engine:
 
     def _check_open(self, tenant: Tenant, n_more: int) -> None:
         """Whether a request for ``n_more`` choices may wait. Raises EngineUnavailable or QueueFull."""
-        if self._closing:
+        if self._ends_at is not None:
             raise EngineUnavailable("the server is shutting down")
         self._limits.check(tenant, n_more, self._worker.n_waiting_requests, self._n_waiting)
 

@@ -47,7 +47,8 @@ _PROMPTED = (
     "/tokenize",
     "/detokenize",
 )
-_ANY_PROMPT = 2**31  # how long a prompt may be is for the model to say
+# Ids in a prompt, as many as the longest contexts have; what fewer may be is for the model to say.
+_MAX_PROMPT = 2**20
 _RETRY_SECONDS = 1.0
 
 
@@ -71,7 +72,7 @@ class PoolApp:
         self._waits = waits
         self._events = events
         max_bytes = config.max_body_bytes
-        self._limits = limits = BodyLimits(max_bytes, BODIES_AT_ONCE * max_bytes, _ANY_PROMPT)
+        self._limits = limits = BodyLimits(max_bytes, BODIES_AT_ONCE * max_bytes, _MAX_PROMPT)
         request_log = RequestLog(config.server)
         self._system = PoolEndpoints(fleet, catalogue, config, limits)
         self._proxy = Proxy(fleet, catalogue, limits, ping_seconds, frozenset(_PROMPTED))

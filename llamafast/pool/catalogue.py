@@ -79,10 +79,11 @@ class Catalogue:
 
     async def learn(self, member: Member) -> None:
         """Ask it for its names; where it does not answer, what was known has to do."""
-        assert member.child is not None
+        if (child := member.child) is None:
+            return
         with suppress(*LOST, TimeoutError):
             async with asyncio.timeout(_SECONDS):
-                status, body = await ask(member.child.door, "GET", "/v1/models")
+                status, body = await ask(child.door, "GET", "/v1/models")
             if status == 200:
                 self._told[member.name] = _DECODER.decode(body).data
                 self._index()
@@ -99,9 +100,10 @@ class Catalogue:
 
     def entry(self, name: str) -> Entry:
         """Raises ModelNotFound."""
-        for entry in self.entries():
-            if entry["id"] == name or answers_to(name, entry.get("aliases", ())):
-                return entry
+        if (entry := next((one for one in self.entries() if one["id"] == name), None)) is not None:
+            return entry
+        if (member := self._known(name)) is not None:
+            return next(iter(self._entries(member)))
         raise ModelNotFound(f"the model {name[:128]!r} does not exist", param="model")
 
     def _known(self, name: str) -> Member | None:

@@ -6,6 +6,7 @@ there is room, answers nobody but the parent, and does not outlive it.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import logging
 import os
@@ -14,8 +15,10 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import SimpleQueue
 
 from llamafast.config import Config, ModelConfig, ModelSource
 from llamafast.config_file import parse_config
@@ -24,7 +27,7 @@ from llamafast.engine.need import memory_need
 from llamafast.errors import ConfigError, ModelLoadError
 from llamafast.hub import resolve_model
 from llamafast.pool.tenants import ToldKeys
-from llamafast.pool.wire import Begin, FromChild, Go, Needs, Ready, Refused, line, to_child
+from llamafast.pool.wire import Begin, End, FromChild, Go, Needs, Ready, Refused, ToChild, line, to_child
 from llamafast.server import serve
 
 _PR_SET_PDEATHSIG = 1
@@ -39,8 +42,8 @@ def main(descriptor: int) -> int:
     connection = socket.socket(fileno=descriptor)
     # processes that this one starts are not to keep it open
     connection.set_inheritable(False)
-    lines = connection.makefile("rb")
-    begin = _next(lines)
+    parent = _Parent(connection)
+    begin = parent.next()
     if not isinstance(begin, Begin):
         return 1
     log = LogWriter()
@@ -57,10 +60,14 @@ def main(descriptor: int) -> int:
         logging.basicConfig(level=logging.INFO, handlers=[log])
         path, *beside = map(resolve_model, _sources(config.model))
         tell(Needs(_own_bytes() + memory_need(config.model, path, beside)))
-        if not isinstance(_next(lines), Go):
+        if not isinstance(parent.next(), Go):
             return 1
-        threading.Thread(target=_die_with_parent, args=(lines,), name="llamafast-parent", daemon=True).start()
-        serve(config, begin.verbose, keys=ToldKeys(begin.secret), on_serving=lambda: tell(Ready()))
+
+        def serving(hurry: Callable[[], None]) -> None:
+            parent.hears(hurry)
+            tell(Ready())
+
+        serve(config, begin.verbose, keys=ToldKeys(begin.secret), on_serving=serving)
     except (ConfigError, ModelLoadError) as error:
         tell(Refused(str(error)))
         return 1
@@ -82,16 +89,35 @@ def _own_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def _next(lines: BinaryIO) -> Begin | Go | None:
-    """None where the parent is gone."""
-    told = lines.readline()
-    return to_child.decode(told) if told else None
+class _Parent:
+    """What the parent says, read by a thread, which ends the process with the parent: the kernel sees to that on Linux
+    alone."""
 
+    def __init__(self, connection: socket.socket) -> None:
+        self._lines = connection.makefile("rb")
+        self._said: SimpleQueue[ToChild] = SimpleQueue()
+        self._serving: Future[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = Future()
+        threading.Thread(target=self._read, name="llamafast-parent", daemon=True).start()
 
-def _die_with_parent(lines: BinaryIO) -> None:
-    """The kernel sees to it on Linux alone."""
-    lines.read()
-    os._exit(1)
+    def next(self) -> ToChild:
+        return self._said.get()
+
+    def hears(self, hurry: Callable[[], None]) -> None:
+        """From now on what runs can be told on this event loop that its time is over, by ``hurry``."""
+        self._serving.set_result((asyncio.get_running_loop(), hurry))
+
+    def _read(self) -> None:
+        with suppress(OSError):
+            while told := self._lines.readline():
+                message = to_child.decode(told)
+                if isinstance(message, End):
+                    # before it serves the signal alone ends it
+                    loop, hurry = self._serving.result()
+                    with suppress(RuntimeError):  # the loop has ended
+                        loop.call_soon_threadsafe(loop.call_later, message.seconds, hurry)
+                else:
+                    self._said.put(message)
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,12 @@ from llamafast.errors import ModelLoadError
 from llamafast.front import CLOSE_SECONDS, in_thread
 from llamafast.pool.resident import peak_bytes
 from llamafast.pool.streams import UnixBackend
-from llamafast.pool.wire import Begin, FromChild, Go, Needs, Ready, Refused, from_child, line
+from llamafast.pool.wire import Begin, End, FromChild, Go, Needs, Ready, Refused, from_child, line
 
 COMMAND = (sys.executable, "-m", "llamafast.pool.child")
+# For a child that is to end at once: its answers' last events, and what it keeps on disk. Below CLOSE_SECONDS, by which
+# the parent's own end is bounded.
+AT_ONCE_SECONDS = 3.0
 # A child closes a connection after `server.keep_alive_seconds` and never sooner than its parent.
 IDLE_SECONDS = 15.0
 
@@ -76,7 +79,7 @@ class ChildPort(Protocol):
         """Host memory that it has had at most, as far as that is known."""
 
     async def end(self, seconds: float) -> None:
-        """Let it finish what runs, for so long; return when it has ended."""
+        """Let it finish what runs, for so long; return when it has ended. A later call may leave it less."""
 
     def kill(self) -> None: ...
 
@@ -100,6 +103,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._peak: int | None = None
+        self._ending = False
         self.gone: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.door = Door(path, self._secret, client(path))
 
@@ -138,9 +142,14 @@ class Child:
     async def end(self, seconds: float) -> None:
         if self._process is None:
             return
-        self._signal(signal.SIGTERM)
+        if self._writer is not None:
+            self._writer.write(line(End(seconds)))
+        if not self._ending:
+            # another one would end it as it stands
+            self._ending = True
+            self._signal(signal.SIGTERM)
         # it ends by itself that long after what runs had its time
-        await asyncio.wait((self.gone,), timeout=seconds + 2 * CLOSE_SECONDS)
+        await asyncio.wait((self.gone,), timeout=seconds + 2 * CLOSE_SECONDS if seconds else AT_ONCE_SECONDS)
         self.kill()
         await asyncio.shield(self.gone)
 

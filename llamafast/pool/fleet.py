@@ -47,7 +47,7 @@ class Fleet:
         self._now = now
         self._wake = asyncio.Event()
         self._closing = False
-        self._lives = Lives(spawn, watcher, limits.unload_seconds, self._wake.set)
+        self._lives = Lives(spawn, watcher, limits.unload_seconds, max_bytes, self._wake.set)
 
     def start(self) -> None:
         """Bring what is to be there from the start."""

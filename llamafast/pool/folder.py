@@ -40,8 +40,11 @@ class PrivateFolder:
             raise ConfigError(f"TMPDIR: {self.path} is too long for the path of a socket")
         return path
 
-    def close(self) -> None:
+    def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def close(self) -> None:
+        self.remove()
         os.close(self._lock)
 
 

@@ -26,18 +26,21 @@ class Watcher(Protocol):
 
 
 class Lives:
-    """``spawn`` makes a child for a member, ``wake`` is called whenever something has happened."""
+    """``spawn`` makes a child for a member, ``max_bytes`` bounds the memory of all, ``wake`` is called whenever
+    something has happened."""
 
     def __init__(
         self,
         spawn: Callable[[Member], ChildPort],
         watcher: Watcher,
         unload_seconds: float,
+        max_bytes: int,
         wake: Callable[[], None],
     ) -> None:
         self._spawn = spawn
         self._watcher = watcher
         self._unload_seconds = unload_seconds
+        self._max_bytes = max_bytes
         self._wake = wake
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -61,24 +64,22 @@ class Lives:
             if not only_weigh:
                 await child.load()
                 await self._watcher.loaded(member)
-                if child.gone.done():  # meanwhile
-                    raise Died(child.gone.result())
+                if child.gone.done() or member.dismissed:  # meanwhile
+                    raise Died(await asyncio.shield(child.gone))
                 log.info("models   %s is loaded", member.name)
                 member.blocked_at = None
                 member.rested = False
                 member.stay()
                 self._set(member, State.LOADED)
         except ModelLoadError as error:
-            self._failed(member, None, str(error))
-            member.refuse(ModelNotLoaded(f"the model {member.name!r} cannot be loaded: {error}"))
+            self._refused(member, str(error), f"cannot be loaded: {error}")
         except Died as error:
             self._failed(member, error.code, str(error))
         except Exception as error:  # out of processes or descriptors
             log.exception("models   %s", member.name)
             if child is not None:
                 await child.end(0)
-            self._failed(member, None, str(error))
-            member.refuse(ModelNotLoaded(f"the model {member.name!r} cannot be loaded now"))
+            self._refused(member, str(error), "cannot be loaded now")
         finally:
             member.bringing = False
             self._wake()
@@ -86,7 +87,8 @@ class Lives:
     def let_go(self, member: Member) -> None:
         child = member.child
         assert child is not None
-        member.measured()
+        if member.state is State.LOADED:
+            member.measured(self._max_bytes)
         member.rested = True
         self._set(member, State.UNLOADING)
         self._do(child.end(self._unload_seconds))
@@ -105,16 +107,27 @@ class Lives:
                 self._failed(member, gone.result(), str(Died(gone.result())))
         self._wake()
 
+    def _refused(self, member: Member, fault: str, told: str) -> None:
+        if member.pinned and not member.rested:
+            self._failed(member, None, fault)
+        else:
+            member.child = None
+            log.error("models   %s %s", member.name, told)
+            member.refusal(fault)
+            self._set(member, State.UNLOADED)
+        member.refuse(ModelNotLoaded(f"the model {member.name!r} {told}"))
+
     def _failed(self, member: Member, code: int | None, fault: str) -> None:
         """Its process has ended, or is about to, though nobody wanted that."""
         member.child = None
-        if not member.rested or member.waiting:
+        if not member.dismissed and (not member.rested or member.waiting or member.asked):
             member.failure(code, fault)
             log.error("models   %s has failed: %s", member.name, fault)
         self._set(member, State.UNLOADED)
         if member.failed:
             log.error("models   %s has failed too often, and is not tried again by itself", member.name)
             member.wanted_at = None
+            member.asked = False
             member.refuse(member.has_failed())
         elif member.pinned and not member.rested and member.wanted_at is None:
             member.wanted_at = member.used_at
@@ -125,8 +138,11 @@ class Lives:
 
     def end_early(self, member: Member) -> None:
         """It is not there yet, and not wanted any more."""
+        if not member.bringing:
+            self.let_go(member)
+            return
         assert member.child is not None
-        member.rested = True
+        member.rested = member.dismissed = True
         self._do(member.child.end(0))
 
     async def close(self, members: Iterable[Member]) -> None:

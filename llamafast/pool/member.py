@@ -55,6 +55,7 @@ class Member:
         self.expires_at = FOREVER
         self.closing = False  # it takes no more requests, as somebody waits for its memory
         self.bringing = False  # a task is about to load it
+        self.dismissed = False  # and its process has been told to end
         self.blocked_at: float | None = None
         self.waiting: deque[asyncio.Future[Door]] = deque()
         self.wanted_at: float | None = None
@@ -94,6 +95,7 @@ class Member:
 
     def begun(self) -> None:
         self._began_at = self._now()
+        self.dismissed = False
         self.counts["loads"] += 1
         self.exit_code = None
         self.fault = ""
@@ -116,11 +118,12 @@ class Member:
             ttl_seconds = self.config.ttl_seconds
         self.expires_at = FOREVER if ttl_seconds is None or ttl_seconds < 0 else self._now() + ttl_seconds
 
-    def measured(self) -> None:
-        """What it has taken this time is what it needs the next one."""
+    def measured(self, max_bytes: int) -> None:
+        """What it has taken this time, now that it is loaded, is what it needs the next one; ``max_bytes`` at most,
+        which let it in this time too."""
         peak = self.child.peak_bytes() if self.child is not None else None
         if peak and self.config.memory_bytes is None:
-            self.need = peak
+            self.need = min(peak, max_bytes)
 
     def failure(self, exit_code: int | None, fault: str) -> None:
         """Its process died, or refused to load it."""
@@ -131,6 +134,13 @@ class Member:
         self._pause = self._pause or FIRST_PAUSE
         self.retry_at = now + self._pause
         self._failures.append(now)
+
+    def refusal(self, fault: str) -> None:
+        """It cannot be loaded, and all who wanted it are told: the next one who does may try at once."""
+        self.counts["deaths"] += 1
+        self.fault = fault
+        self.wanted_at = self.blocked_at = None
+        self.asked = False
 
     def forgive(self) -> None:
         """It may be tried again at once."""

@@ -55,7 +55,7 @@ async def _serve(config: PoolConfig, listener: Listener, keys: Keys, folder: Pri
     cpus = allowed_cpus()
     # as if all compute on CPUs, and on the same ones: whether a GPU does is for children to find out
     leave_to_compute(max(model.threads or physical_cores() for model in config.models))
-    front = Front(listener, config.server)
+    front = Front(listener, config.server, folder.remove, n_descriptors=2)
     read_keys_on_signal(keys)
     database = folder.path / _DATABASE if config.responses.path is None else Path(config.responses.path)
     store = await front.loaded(in_thread(partial(ResponseStore, replace(config.responses, path=str(database)))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from urllib.parse import urlencode
 
 import httpcore2
@@ -11,19 +11,14 @@ from llamafast.api.http import PIECE_BYTES, Exchange
 from llamafast.api.messages.errors import stream_form_of
 from llamafast.api.sse import EventStream, StreamForm, frame
 from llamafast.engine.types import ANYBODY, Tenant
-from llamafast.errors import ModelDied
+from llamafast.errors import EngineUnavailable, ModelDied
 from llamafast.pool.children import Door
+from llamafast.pool.streams import Scarce
 from llamafast.pool.tenants import HEADER, told
 
-# Of one connection, or of the parent's alone: the key and where a page comes from have been looked at here, and the
-# child repeats the identity that it is given.
-_KEPT_HERE = frozenset(
-    {
-        b"authorization", b"x-api-key", b"origin", b"cookie", b"host", b"connection", b"keep-alive", b"upgrade", b"te",
-        b"trailer", b"transfer-encoding", b"proxy-authorization", b"proxy-connection", b"content-length", b"expect",
-        b"accept-encoding", b"x-request-id", b"traceparent", HEADER,
-    }
-)  # fmt: skip
+# What a child reads of a client's headers, beside what the parent says in them. As a server of Granian's it takes a
+# hundred and no more.
+_PASSED_ON = (b"content-type", b"accept", b"anthropic-version", b"anthropic-beta")
 _NOT_PASSED_BACK = frozenset(
     {
         b"connection",
@@ -37,7 +32,8 @@ _NOT_PASSED_BACK = frozenset(
     }
 )
 _EVENTS = b"text/event-stream"
-LOST = (httpcore2.NetworkError, httpcore2.ProtocolError)
+OUT_OF_CONNECTIONS = "the server has no more descriptors for connections to its models"
+LOST = (httpcore2.NetworkError, httpcore2.RemoteProtocolError)
 
 
 async def ask(door: Door, method: str, path: str, tenant: Tenant = ANYBODY, admin: bool = False) -> tuple[int, bytes]:
@@ -47,9 +43,18 @@ async def ask(door: Door, method: str, path: str, tenant: Tenant = ANYBODY, admi
     return response.status, response.content
 
 
-async def pass_on(exchange: Exchange, door: Door, body: bytes, stream: EventStream | None = None) -> int:
-    """Let the child answer, into ``stream`` where that has begun; the child's status. Raises ModelDied while nothing of
-    the answer is known; later a stream of events ends with that as its last one, and anything else breaks off."""
+async def pass_on(
+    exchange: Exchange,
+    door: Door,
+    body: bytes,
+    stream: EventStream | None = None,
+    before: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Let the child answer, into ``stream`` where that has begun, and do ``before`` before a good answer is told.
+
+    Raises EngineUnavailable where no connection is to be had, or ModelDied while nothing of the answer is known; later
+    a stream of events ends with that as its last one, and anything else breaks off.
+    """
     path = exchange.path + (f"?{urlencode(exchange.query)}" if exchange.query else "")
     headers = [*_request_headers(exchange, door), (b"content-length", b"%d" % len(body))]
     is_stream = stream is not None
@@ -58,16 +63,19 @@ async def pass_on(exchange: Exchange, door: Door, body: bytes, stream: EventStre
         async with door.http.stream(exchange.method, _url(path), headers=headers, content=_pieces(body)) as response:
             exchange.passed_on = True
             kind = dict(_lower(response.headers)).get(b"content-type", b"")
+            if before is not None and response.status < 300:
+                await before()
             if stream is not None:
                 await _pass_into(stream, response, kind, stream_form_of(exchange.path))
-                return response.status
+                return
             is_stream = kind.startswith(_EVENTS)
             await exchange.start(response.status, tuple(_reply_headers(response.headers)))
             async for piece in response.aiter_stream():
                 last = piece
                 await exchange.write(piece)
             await exchange.write(b"", more=False)
-            return response.status
+    except Scarce as scarce:
+        raise EngineUnavailable(OUT_OF_CONNECTIONS) from scarce
     except LOST:
         exchange.passed_on = False
         error = ModelDied("the process of this model ended while it answered")
@@ -79,7 +87,6 @@ async def pass_on(exchange: Exchange, door: Door, body: bytes, stream: EventStre
             _, told_of = exchange.error(error)
             await exchange.write(ending + stream_form_of(exchange.path).error + frame(told_of), more=False)
         exchange.status = error.status
-        return error.status
 
 
 async def _pass_into(stream: EventStream, response: httpcore2.Response, kind: bytes, form: StreamForm) -> None:
@@ -105,8 +112,8 @@ def _request_headers(exchange: Exchange, door: Door) -> Iterable[tuple[bytes, by
     yield b"x-request-id", exchange.identity.request_id
     if exchange.identity.traceparent:
         yield b"traceparent", exchange.identity.traceparent
-    for name, value in exchange.headers.items():
-        if name not in _KEPT_HERE:
+    for name in _PASSED_ON:
+        if (value := exchange.headers.get(name)) is not None:
             yield name, value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from functools import partial
 
 from llamafast.api.body_size import BodyLimits
 from llamafast.api.delivery import run_sized
@@ -13,6 +14,7 @@ from llamafast.api.sse import EventStream
 from llamafast.errors import LlamafastError
 from llamafast.pool.asked import Asked, asked_in
 from llamafast.pool.catalogue import Catalogue
+from llamafast.pool.children import Door
 from llamafast.pool.fleet import Fleet
 from llamafast.pool.member import Member
 from llamafast.pool.passing import pass_on
@@ -57,11 +59,15 @@ class Proxy:
                 return
             door = await self._fleet.enter(member)
         try:
-            status = await pass_on(exchange, door, body)
+            await self._pass_on(exchange, door, body, member)
         finally:
             self._fleet.leave(member, ttl_seconds)
-        if status < 300 and exchange.method == "POST" and exchange.path not in self._prompted:
-            await self._catalogue.refresh()
+
+    async def _pass_on(
+        self, exchange: Exchange, door: Door, body: bytes, member: Member, stream: EventStream | None = None
+    ) -> None:
+        changes = exchange.method == "POST" and exchange.path not in self._prompted
+        await pass_on(exchange, door, body, stream, partial(self._catalogue.learn, member) if changes else None)
 
     async def _member(self, exchange: Exchange, asked: Asked) -> Member:
         """Raises InvalidRequest or ModelNotFound."""
@@ -80,12 +86,12 @@ class Proxy:
         try:
             await asyncio.wait((entering,), timeout=self._ping_seconds)
             if entering.done():
-                await pass_on(exchange, entering.result(), body)
+                await self._pass_on(exchange, entering.result(), body, member)
                 return
             form = stream_form_of(exchange.path)
             async with EventStream(exchange, self._ping_seconds, form=form) as stream:
                 try:
-                    await pass_on(exchange, await entering, body, stream)
+                    await self._pass_on(exchange, await entering, body, member, stream)
                 except LlamafastError as error:
                     await stream.fail(error)
         finally:

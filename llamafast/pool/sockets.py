@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import WebSocketException
 
 from llamafast.api.body_size import BodyLimits, BodySize
-from llamafast.api.delivery import internal_error
+from llamafast.api.delivery import internal_error, run_sized
 from llamafast.api.http import PIECE_BYTES, Record, error_body
 from llamafast.api.request_log import RequestLog
 from llamafast.api.responses.frames import ErrorFrame, decode_frame
@@ -22,11 +22,14 @@ from llamafast.api.responses.socket import ROUTE, Whose
 from llamafast.api.sse import encode
 from llamafast.api.websocket import POLICY_VIOLATION, Refused, WebSocket
 from llamafast.config import ServerConfig
-from llamafast.errors import InvalidKey, LlamafastError, ModelDied, QueueFull
+from llamafast.engine.types import Tenant
+from llamafast.errors import EngineUnavailable, InvalidKey, LlamafastError, ModelDied, QueueFull
 from llamafast.pool.catalogue import Catalogue
 from llamafast.pool.children import Door
 from llamafast.pool.fleet import Fleet
 from llamafast.pool.member import Member
+from llamafast.pool.passing import OUT_OF_CONNECTIONS
+from llamafast.pool.streams import is_scarcity
 from llamafast.pool.tenants import HEADER, told
 
 log = logging.getLogger(__name__)
@@ -56,6 +59,7 @@ class _Frame:
         self.size = size
         self.stream_id = stream_id
         self.record = record
+        self.connection: ClientConnection | None = None  # on which it is answered
 
 
 class _Line:
@@ -68,8 +72,10 @@ class _Line:
         self.unanswered: list[_Frame] = []
         self._session = session
         self._door: Door | None = None
+        self._tenant: Tenant | None = None  # whose the connection's frames are
         self._connection: ClientConnection | None = None
-        self._listening: asyncio.Task[None] | None = None
+        self._freed = asyncio.Event()
+        self._listening: dict[ClientConnection, asyncio.Task[None]] = {}
         self._sending: asyncio.Task[None] | None = None
 
     @property
@@ -85,7 +91,8 @@ class _Line:
             self._sending = asyncio.create_task(self._send())
 
     async def close(self) -> None:
-        tasks = [task for task in (self._sending, self._listening) if task is not None]
+        tasks = [*self._listening.values(), *([self._sending] if self._sending is not None else ())]
+        connections = list(self._listening)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -93,10 +100,9 @@ class _Line:
             frame.size.release()
         for frame in list(self.unanswered):
             self._answered(frame)
-        if self._connection is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await self._connection.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await asyncio.gather(*(connection.close() for connection in connections))
 
     async def _send(self) -> None:
         while self.waiting:
@@ -115,21 +121,35 @@ class _Line:
         self._session.news.set()
 
     async def _pass_on(self, frame: _Frame) -> None:
-        """Raises ModelDied, or why the model is not to be had."""
+        """Raises ModelDied, EngineUnavailable where no connection is to be had, or why the model is not to be had."""
+        if frame.record.tenant != self._tenant:
+            await self._until_answered()
+            self._connection = None
         door = await self._session.fleet.enter(self.member)
         # before it is sent: the answer may be here sooner than the end of sending
         self.unanswered.append(frame)
         try:
-            if door is not self._door or self._listening is None or self._listening.done():
+            if door is not self._door or self._connection not in self._listening:
                 await self._connect(door, frame)
+            frame.connection = self._connection
             assert self._connection is not None
             await self._connection.send(frame.data, text=True)
         except (OSError, WebSocketException) as error:
             if self._answered(frame):  # else the client has been told already
+                if isinstance(error, OSError) and is_scarcity(error):
+                    raise EngineUnavailable(OUT_OF_CONNECTIONS) from error
                 raise _died() from error
         except BaseException:
             self._answered(frame)
             raise
+
+    async def _until_answered(self) -> None:
+        """Frames of another tenant are for another connection, which is opened when this one is not needed."""
+        while self.unanswered:
+            self._freed.clear()
+            await self._freed.wait()
+        if self._connection is not None:
+            await self._connection.close()
 
     async def _connect(self, door: Door, frame: _Frame) -> None:
         """Raises OSError or WebSocketException."""
@@ -146,20 +166,28 @@ class _Line:
             proxy=None,
         )
         self._door = door
-        self._listening = asyncio.create_task(self._listen(self._connection))
+        self._tenant = frame.record.tenant
+        self._listening[self._connection] = asyncio.create_task(self._listen(self._connection))
 
     async def _listen(self, connection: ClientConnection) -> None:
-        with suppress(WebSocketException):  # whoever waits is told below
-            async for message in connection:
-                data = message.encode() if isinstance(message, str) else message
-                if _LAST.match(data) and self.unanswered:
-                    of_lane = (one for one in self.unanswered if one.stream_id == _PEEK.decode(data).stream_id)
-                    self._answered(next(of_lane, self.unanswered[0]))
-                await self._session.pass_back(data)
-        if connection is self._connection:
-            for frame in list(self.unanswered):
-                self._answered(frame)
-                await self._session.refuse(_died(), frame.stream_id, frame.record)
+        """Its client may read so slowly that another connection to the model's next process is there before the end of
+        this one has been seen."""
+        try:
+            with suppress(WebSocketException):  # whoever waits is told below
+                async for message in connection:
+                    data = message.encode() if isinstance(message, str) else message
+                    if _LAST.match(data) and (ours := self._unanswered_on(connection)):
+                        of_lane = (one for one in ours if one.stream_id == _PEEK.decode(data).stream_id)
+                        self._answered(next(of_lane, ours[0]))
+                    await self._session.pass_back(data)
+        finally:
+            del self._listening[connection]
+        for frame in self._unanswered_on(connection):
+            self._answered(frame)
+            await self._session.refuse(_died(), frame.stream_id, frame.record)
+
+    def _unanswered_on(self, connection: ClientConnection) -> list[_Frame]:
+        return [frame for frame in self.unanswered if frame.connection is connection]
 
     def _answered(self, frame: _Frame) -> bool:
         """Whether it was not before."""
@@ -167,6 +195,7 @@ class _Line:
             return False
         self.unanswered.remove(frame)
         self._session.fleet.leave(self.member)
+        self._freed.set()
         self._session.news.set()
         return True
 
@@ -212,7 +241,7 @@ class PooledSession:
                 for start in range(0, len(data), PIECE_BYTES):
                     size.add(data[start : start + PIECE_BYTES])
                     await asyncio.sleep(0)
-                peek = decode_frame(_PEEK, data)
+                peek = await run_sized(len(data), decode_frame, _PEEK, data)
                 stream_id = peek.stream_id
                 member = await self._member(peek.model)
                 line = self._lines.setdefault(member.name, _Line(member, self))

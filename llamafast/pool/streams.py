@@ -6,6 +6,7 @@ httpcore2's way through anyio costs a proxy twice the CPU for each piece of an a
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from collections.abc import Iterable
 from typing import Any, cast
@@ -14,6 +15,19 @@ import httpcore2
 
 # Of an answer that its reader has not taken.
 _MOST_BYTES = 256 * 1024
+
+
+# What this process or the system has no more of, while the other end may be there.
+_SCARCE = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM}
+
+
+def is_scarcity(error: OSError) -> bool:
+    """Whether a connection may be had a moment later, where this was raised instead."""
+    return error.errno in _SCARCE
+
+
+class Scarce(httpcore2.ConnectError):
+    """No connection can be had just now."""
 
 
 class UnixBackend(httpcore2.AsyncNetworkBackend):
@@ -25,11 +39,11 @@ class UnixBackend(httpcore2.AsyncNetworkBackend):
         timeout: float | None = None,  # noqa: ASYNC109 - httpcore2 names it
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Raises ConnectError."""
+        """Raises ConnectError, or Scarce."""
         try:
             _, protocol = await asyncio.get_running_loop().create_unix_connection(_Protocol, path)
         except OSError as error:
-            raise httpcore2.ConnectError(str(error)) from error
+            raise (Scarce if is_scarcity(error) else httpcore2.ConnectError)(str(error)) from error
         return _Stream(protocol)
 
 

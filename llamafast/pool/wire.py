@@ -18,6 +18,12 @@ class Go(Struct, tag=True):
     """There is room for what the child needs."""
 
 
+class End(Struct, tag=True):
+    """What runs has so many seconds from now. SIGTERM comes after the first one, later ones may leave less."""
+
+    seconds: float
+
+
 class Needs(Struct, tag=True):
     """Host memory that the model will take, as far as its files tell, in bytes."""
 
@@ -34,7 +40,7 @@ class Refused(Struct, tag=True):
     reason: str
 
 
-ToChild = Begin | Go
+ToChild = Begin | Go | End
 FromChild = Needs | Ready | Refused
 
 to_child = msgspec.json.Decoder(ToChild)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
@@ -12,8 +14,9 @@ from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.fake_engine import INFO, FakeEngine
 
-from llamafast.config.names import answers_to, strictness
+from llamafast.config.names import MAX_NAME, answers_to, strictness
 
+TEXT = st.text("ab*.[\n", max_size=6)
 PATHS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
     "/v1/completions": {"prompt": "hi"},
@@ -49,11 +52,28 @@ async def test_they_are_listed_with_the_model(client: AsgiClient) -> None:
     assert (await client.get("/v1/models/claude")).status == 404
 
 
+def test_no_name_makes_a_pattern_work_long() -> None:
+    """An expression of three stars takes minutes for this one."""
+    began = time.thread_time()
+    for name in ("a" * 100_000, "a" * MAX_NAME):
+        assert not answers_to(name, ["*a*a*a*b"])
+    assert time.thread_time() - began < 0.1
+
+
+def test_a_name_that_is_too_long_is_no_patterns() -> None:
+    assert answers_to("x" * MAX_NAME, ["*"])
+    assert not answers_to("x" * (MAX_NAME + 1), ["*"])
+    assert answers_to("x" * (MAX_NAME + 1), ["*", "x" * (MAX_NAME + 1)])
+
+
+@given(TEXT, st.lists(TEXT, max_size=4))
+def test_patterns_are_those_of_the_shell(name: str, parts: list[str]) -> None:
+    pattern = "*".join(parts).replace("[", "(")
+    assert answers_to(name, [pattern]) == fnmatchcase(name, pattern)
+
+
 def test_a_pattern_is_as_strict_as_it_has_characters() -> None:
     assert strictness("gpt-4*") > strictness("gpt-*") > strictness("*")
-
-
-TEXT = st.text("ab*.[\n", max_size=6)
 
 
 @given(st.lists(TEXT, min_size=1, max_size=4), st.lists(TEXT, min_size=3, max_size=3))

@@ -108,6 +108,13 @@ def test_a_prompt_that_the_model_can_read_is_no_matter_of_size() -> None:
         new_size().add(body)
 
 
+@pytest.mark.parametrize("name", HOSTILE.keys() - {"numbers", "digits"})
+def test_however_long_a_prompt_may_be_other_values_are_not_more(name: str) -> None:
+    size = BodySize(BodyLimits(AMPLE, AMPLE, max_prompt=2**31))
+    with pytest.raises(BodyTooLarge, match="too many JSON values"):
+        size.add(HOSTILE[name])
+
+
 async def test_the_answer_to_a_body_of_small_values(engine: FakeEngine) -> None:
     app = make_app(engine, max_body_bytes=MIB)
     app._limits.max_work = 1000

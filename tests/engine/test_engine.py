@@ -308,6 +308,23 @@ async def test_closing_drains_then_fails_what_is_left(tiny_model):
     gc.collect()
 
 
+@pytest.mark.parametrize("before", [True, False])
+async def test_closing_can_be_hurried(tiny_model, before):
+    engine = load_engine(config(tiny_model("tiny-llama"), n_ctx=8192), tiny_model("tiny-llama"))
+    engine.start()
+    long = engine.submit(plan(40, max_tokens=None, ignore_eos=True))
+    if before:
+        engine.hurry()
+    closing = asyncio.create_task(engine.close(60))
+    await asyncio.sleep(0)
+    if not before:
+        assert not closing.done()
+        engine.hurry()
+    with pytest.raises(EngineUnavailable):
+        await collect(long)
+    await asyncio.wait_for(closing, 5)
+
+
 @pytest.mark.parametrize(
     ("model", "error", "text"),
     [

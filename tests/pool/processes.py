@@ -59,6 +59,13 @@ class Server:
             assert time.monotonic() < until, self.process.log
             time.sleep(0.01)
 
+    def until_dead(self, children: list[int]) -> None:
+        """Once it has ended itself."""
+        until = time.monotonic() + 5
+        while any(map(alive, children)):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
     def until_state(self, name: str, value: str) -> None:
         self.until(lambda: self.states()[name] == value)
 

@@ -139,6 +139,38 @@ async def test_too_large_is_told_with_sizes_and_leaves_nothing(make: MakePool) -
     assert len(pool.children["a"]) == 1  # it is known by now
 
 
+async def test_what_a_process_has_that_only_weighs_its_model_is_not_what_the_model_takes(make: MakePool) -> None:
+    pool = make({"a": 11, "b": 6, "c": 6}, 10)
+    for name in pool.children:
+        pool.prepare[name] = lambda child: setattr(child, "peak", 1)
+    for _ in range(2):
+        with pytest.raises(ModelTooLarge):
+            await (await pool.ask("a"))
+        await pool.settle()
+    await (await pool.ask("b"))
+    given_up = await pool.ask("c")
+    given_up.cancel()
+    await pool.settle()
+    assert pool.children["c"][0].gone.done()
+    waiting = await pool.ask("c")
+    assert pool.loaded_names == {"b"}
+    waiting.cancel()
+
+
+async def test_what_took_more_than_there_may_be_is_loaded_again_alone(make: MakePool) -> None:
+    """It said that it would fit, and what it maps of its files is the system's to have back."""
+    pool = make({"a": 6, "b": 1}, 10)
+    pool.prepare["a"] = lambda child: setattr(child, "peak", 12)
+    await pool.use("a")
+    pool.fleet.unload(pool["a"])
+    await pool.use("b")
+    await pool.use("a")
+    assert pool.loaded_names == {"a"}
+    pool.fleet.unload(pool["a"])
+    await pool.use("b")
+    assert pool.loaded_names == {"b"}
+
+
 async def test_requests_get_their_turn_in_order_of_arrival(make: MakePool) -> None:
     pool = make({"a": 6, "b": 6, "c": 6}, 10)
     await (await pool.ask("a"))
@@ -348,6 +380,50 @@ async def test_a_model_that_cannot_be_loaded_is_told_at_once(make: MakePool) -> 
     assert pool["a"].counts["deaths"] == 1
 
 
+async def test_a_refusal_is_tried_again_by_the_next_request_and_by_nobody_else(make: MakePool) -> None:
+    pool = make({"a": 5}, 10)
+    pool.prepare["a"] = lambda child: setattr(child, "refusal", "a.gguf: no such file")
+    for n in range(1, 5):
+        with pytest.raises(ModelNotLoaded, match=r"a\.gguf: no such file"):
+            await (await pool.ask("a"))
+        await pool.settle(seconds=5)
+        assert len(pool.children["a"]) == n
+    pool.fleet.load(pool["a"])
+    for _ in range(5):
+        await pool.settle(seconds=30)
+    assert len(pool.children["a"]) == 5
+    assert not pool["a"].failed
+    pool.prepare.clear()
+    await pool.use("a")
+    assert pool.loaded_names == {"a"}
+
+
+async def test_what_is_to_be_there_from_the_start_is_tried_three_times(make: MakePool) -> None:
+    pool = make({"a": 5}, 10, load="startup")
+    pool.prepare["a"] = lambda child: setattr(child, "refusal", "a.gguf: no such file")
+    for _ in range(8):
+        await pool.settle(seconds=5)
+    assert len(pool.children["a"]) == 3
+    pool.fleet.load(pool["a"])
+    for _ in range(8):
+        await pool.settle(seconds=5)
+    assert len(pool.children["a"]) == 6
+    with pytest.raises(ModelFailed):
+        await pool.fleet.enter(pool["a"])
+
+
+async def test_deaths_of_what_an_administrator_wants_back_are_counted(make: MakePool) -> None:
+    pool = make({"a": 5}, 10)
+    await pool.use("a", ttl_seconds=0)
+    await pool.settle(seconds=1)
+    pool.prepare["a"] = lambda child: child.die(-9)
+    pool.fleet.load(pool["a"])
+    for _ in range(8):
+        await pool.settle(seconds=5)
+    assert len(pool.children["a"]) == 4
+    assert pool["a"].failed
+
+
 async def test_an_administrator_loads_and_unloads(make: MakePool) -> None:
     pool = make({"a": 6, "b": 6}, 10)
     pool.fleet.load(pool["a"])
@@ -374,6 +450,44 @@ async def test_unloading_what_loads_ends_it_and_is_no_failure(make: MakePool) ->
     assert pool.children["a"][0].gone.done()
     assert pool["a"].counts["deaths"] == 0
     assert pool["a"].state.word == "unloaded"
+
+
+async def test_what_has_been_told_to_end_is_not_loaded(make: MakePool) -> None:
+    pool = make({"a": 6, "b": 6}, 10)
+    pool.prepare["b"] = lambda child: child.may_end.clear()
+    await (await pool.ask("a"))
+    waiting = await pool.ask("b")
+    (weighed,) = pool.children["b"]
+    pool.fleet.unload(pool["b"])
+    pool.fleet.leave(pool["a"])
+    await pool.settle()
+    assert not weighed.loaded
+    pool.prepare.clear()
+    weighed.may_end.set()
+    await pool.settle()
+    assert waiting.result() is pool.children["b"][1].door
+
+
+async def test_what_has_been_told_to_end_while_it_loads_is_not_loaded(make: MakePool) -> None:
+    pool = make({"a": 6}, 10)
+
+    def hold(child: FakeChild) -> None:
+        child.may_load.clear()
+        child.may_end.clear()
+
+    pool.prepare["a"] = hold
+    pool.fleet.load(pool["a"])
+    await pool.settle()
+    (first,) = pool.children["a"]
+    pool.fleet.unload(pool["a"])
+    await pool.settle()
+    first.may_load.set()  # it was about to be ready
+    pool.prepare.clear()
+    waiting = await pool.ask("a")
+    assert not waiting.done()
+    first.may_end.set()
+    await pool.settle(seconds=2)
+    assert waiting.result() is pool.children["a"][1].door
 
 
 async def test_a_request_that_comes_while_it_unloads_brings_it_back(make: MakePool) -> None:

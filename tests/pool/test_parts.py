@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamafast.api.keys import Keys
+from llamafast.config import ServerConfig
 from llamafast.engine.types import ANYBODY, Tenant
 from llamafast.errors import ConfigError, InvalidKey, InvalidRequest, PermissionDenied
+from llamafast.granian_limits import RESERVED_DESCRIPTORS, limits
 from llamafast.pool.asked import Asked, asked_in, seconds
 from llamafast.pool.children import client
 from llamafast.pool.folder import PrivateFolder
@@ -115,6 +117,15 @@ def test_a_path_too_long_for_a_socket_is_told(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ConfigError, match="TMPDIR"):
         folder.socket()
     assert list(deep.iterdir()) == []
+
+
+def test_a_connection_of_a_client_takes_one_to_a_model_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamafast.granian_limits.raise_descriptor_limit", lambda wanted: min(wanted, 1000))
+    server = ServerConfig()
+    assert limits(server)["backpressure"] == 1000 - RESERVED_DESCRIPTORS
+    assert limits(server, 2)["backpressure"] == (1000 - RESERVED_DESCRIPTORS) // 2
+    monkeypatch.setattr("llamafast.granian_limits.raise_descriptor_limit", lambda wanted: wanted)
+    assert limits(server, 2)["backpressure"] == server.max_connections
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,14 @@ async def test_nobodys_name_is_not_found_and_none_is_asked_for(folder: Path) -> 
         assert pool.children == {"a": [], "b": []}
 
 
+@pytest.mark.parametrize("value", [b"1,", b'"a":1,'])
+async def test_bodies_of_values_by_the_million_go_no_further(folder: Path, value: bytes) -> None:
+    async with pooled(folder, {"alias": "a", "load": "on_demand"}) as pool:
+        answer = await AsgiClient(pool.app).post("/v1/completions", b'{"model":"a","prompt":[' + value * 2_000_000)
+        assert (answer.status, answer.error["code"]) == (413, "body_too_large")
+        assert pool.children == {"a": []}
+
+
 LONG = {"messages": [{"role": "user", "content": "x" * 900_000}]}
 
 
@@ -130,6 +139,39 @@ async def test_clients_of_anthropics_api_are_told_in_its_form(folder: Path) -> N
         assert [model["id"] for model in listed["data"]] == ["chat", "other"]
         assert (await client.get("/v1/models/other", anthropic_version="2023-06-01")).json["type"] == "model"
         assert (await client.post("/completion", {"prompt": "x", "model": "chat"})).json["content"] == "Hello world"
+
+
+async def test_headers_that_no_model_reads_go_no_further(folder: Path) -> None:
+    """A child's server takes a hundred at most, and the parent's as many beside its own."""
+    fields = {f"x-{i}": "1" for i in range(150)}
+    async with pooled(folder, {"alias": "chat"}) as pool:
+        client = AsgiClient(pool.app)
+        answer = await client.post("/v1/chat/completions", CHAT | {"model": "chat"}, **fields)
+        assert answer.status == 200
+        wrong = await client.post("/v1/chat/completions", CHAT | {"model": "chat"}, **{"content-type": "text/plain"})
+        assert wrong.status == 415
+
+
+async def test_out_of_descriptors_is_no_death(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with pooled(folder, {"alias": "chat"}) as pool:
+        client, go = AsgiClient(pool.app), asyncio.Event()
+        pool.engines["chat"].script = lambda plan: [*say("one ")(plan)[:1], go, *say("two")(plan)]
+        body = CHAT | {"model": "chat", "stream": True}
+        async with client.open_post("/v1/chat/completions", body) as connection:
+            while b"one" not in connection.response.body:
+                await asyncio.sleep(0.005)
+
+            async def refuse(*_: Any) -> None:
+                raise OSError(errno.EMFILE, "Too many open files")
+
+            monkeypatch.setattr(asyncio.get_running_loop(), "create_unix_connection", refuse)
+            answer = await client.post("/v1/chat/completions", CHAT | {"model": "chat"})
+            assert (answer.status, answer.error["code"]) == (503, "engine_unavailable")
+            assert answer.headers["retry-after"] == "1"
+            monkeypatch.undo()
+            go.set()
+            await asyncio.wait_for(connection.task, 5)
+        assert connection.response.complete
 
 
 async def test_streams_come_piece_by_piece(folder: Path) -> None:
@@ -230,10 +272,10 @@ async def test_a_key_does_not_reach_the_child(folder: Path, keys: Keys, monkeypa
             await admit(exchange)
 
         monkeypatch.setattr(app._reception, "serve", serve)
-        headers = {"x-api-key": "secret-a", "x-session-id": "s"}
+        headers = {"x-api-key": "secret-a", "anthropic-beta": "s"}
         answer = await AsgiClient(pool.app).post("/v1/chat/completions", CHAT | {"model": "chat"}, **headers)
         assert answer.status == 200
-    assert seen[-1][b"x-session-id"] == b"s"
+    assert seen[-1][b"anthropic-beta"] == b"s"
     assert b"secret-a" not in b"".join(seen[-1].values())
 
 
@@ -293,6 +335,33 @@ async def test_adapters_of_run_time_are_found_by_their_names(folder: Path, keys:
         while pool.fleet.members["b"].child is not None:
             await asyncio.sleep(0.005)
         assert (await post("/v1/completions", prompt="hi", model="x")).status == 404
+
+
+async def test_an_adapter_has_its_name_before_its_loading_is_answered(folder: Path, keys: Keys) -> None:
+    (folder / "new.gguf").write_bytes(b"")
+    owners = []
+    models = ({"alias": "a", "aliases": ["*"]}, {"alias": "b", "load": "on_demand"})
+    async with pooled(folder, *models, keys=keys, server={"lora_dir": str(folder)}) as pool:
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            async def sent(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    owners.append((await pool.catalogue.find("new")).name)
+                await send(message)
+
+            await pool.app(scope, receive, sent)
+
+        body = {"lora_name": "new", "lora_path": "new.gguf", "model": "b"}
+        for path in ("load", "unload"):
+            assert (await AsgiClient(app).post(f"/v1/{path}_lora_adapter", body, **bearer("root"))).status == 200
+        assert owners == ["b", "a"]
+
+
+async def test_each_model_is_read_by_its_own_name(folder: Path) -> None:
+    async with pooled(folder, *({**model, "load": "on_demand"} for model in TWO)) as pool:
+        client = AsgiClient(pool.app)
+        for name, model in (("other", "other"), ("gpt-4o", "other"), ("chat", "chat"), ("gpt-4", "chat")):
+            assert (await client.get(f"/v1/models/{name}")).json["id"] == model
 
 
 async def test_an_administrator_loads_unloads_and_watches(folder: Path, keys: Keys) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -69,10 +71,7 @@ def test_a_parent_that_is_killed_leaves_no_process_and_the_next_one_no_file(fold
         assert len(children) == 2
         server.process.send_signal(signal.SIGKILL)
         server.process.wait(10)
-        until = time.monotonic() + 5
-        while any(map(alive, children)):
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        server.until_dead(children)
     left = list((folder / "tmp").iterdir())
     assert [one.name.startswith("llamafast-pool-") for one in left] == [True]
     with started(folder, config, stubs=True) as server:
@@ -116,6 +115,28 @@ def test_a_signal_lets_streams_end_and_takes_the_children_along(folder: Path) ->
         assert rest[-2:] == ["data: [DONE]", ""]
         assert server.process.wait(20) == 0
         assert not any(map(alive, children))
+
+
+@pytest.mark.scale
+def test_the_end_waits_for_no_child_that_hangs_and_no_client_that_does_not_read(folder: Path) -> None:
+    with started(folder, {**TWO, "server": {"drain_seconds": 0.5}}, stubs=True) as server, socket.socket() as client:
+        for name in ("a", "b"):
+            server.load(name)
+            server.until_state(name, "loaded")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", server.process.port))
+        body = json.dumps({**PROMPT, "model": "a", "stream": True, "max_tokens": 10**6}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nx-api-key: secret-a\r\ncontent-length: {len(body)}"
+        client.sendall(head.encode() + b"\r\n\r\n" + body)
+        children = server.children()
+        time.sleep(1)
+        os.kill(children[1], signal.SIGSTOP)
+        began = time.monotonic()
+        server.process.terminate()
+        server.process.wait(20)
+        assert time.monotonic() - began < 0.5 + 5 + 1
+        server.until_dead(children)
+    assert list((folder / "tmp").iterdir()) == []
 
 
 @pytest.mark.scale

@@ -228,3 +228,34 @@ def test_nobody_but_the_parent_reaches_a_child_and_it_ends_with_it(folder: Path,
         while alive(child):
             assert time.monotonic() < until
             time.sleep(0.01)
+
+
+def test_the_end_comes_in_time_and_answers_that_it_cuts_say_so(folder: Path, other: dict[str, Any]) -> None:
+    """Of a model too that has been told before to take its time."""
+    long = other | {"load": "startup", "n_ctx": 131_072}
+    models = [long, long | {"alias": "unloaded"}]
+    with started(folder, {"models": models, "server": {"drain_seconds": 0.5}}) as server:
+        body = {**ASK, "stream": True, "max_tokens": 100_000, "ignore_eos": True}
+        lines: dict[str, list[str]] = {"other": [], "unloaded": []}
+
+        def read(model: str) -> None:
+            url, keys = f"{server.base_url}/v1/chat/completions", {"x-api-key": "secret-a"}
+            with httpx.stream("POST", url, json=body | {"model": model}, headers=keys, timeout=30) as answer:
+                lines[model].extend(answer.iter_lines())
+
+        readers = [threading.Thread(target=read, args=(name,)) for name in lines]
+        for reader in readers:
+            reader.start()
+        server.until(lambda: all(lines.values()))
+        server.unload("unloaded")
+        began = time.monotonic()
+        server.process.terminate()
+        assert server.process.wait(20) == 0
+        assert time.monotonic() - began < 0.5 + 2.5
+        for reader in readers:
+            reader.join()
+        for events in lines.values():
+            assert len(events) > 5
+            assert '"code":"engine_unavailable"' in "".join(events[-3:])
+        assert "Traceback" not in server.process.log
+    assert list((folder / "tmp").iterdir()) == []

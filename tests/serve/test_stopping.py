@@ -17,9 +17,7 @@ import pytest
 from support.server_process import Process
 
 from benchmarks.server import free_port, wait_until_healthy
-from llamafast.config import ServerConfig
 from llamafast.front import leave_after
-from llamafast.listener import Listener
 from serve.conftest import model_config
 
 Start = Callable[..., AbstractContextManager[Process]]
@@ -167,7 +165,7 @@ def test_an_interrupt_while_it_loads_leaves_no_traceback() -> None:
 
 
 def test_any_number_of_seconds_can_be_waited() -> None:
-    deadline = leave_after(1e300, Listener(ServerConfig(port=0)))
+    deadline = leave_after(1e300, lambda: None)
     deadline.join(0.1)
     assert deadline.is_alive()
     deadline.cancel()

@@ -65,8 +65,7 @@ async def stream(writer: asyncio.StreamWriter, body: dict[str, object]) -> None:
 async def serve(connection: socket.socket, config: dict[str, dict[str, str]]) -> None:
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    # its parent says no more, so what can be read is its end
-    asyncio.get_running_loop().add_reader(connection, os._exit, 1)
+    asyncio.get_running_loop().add_reader(connection, lambda: connection.recv(1024) or os._exit(1))
     name = config["model"]["alias"]
     server = await asyncio.start_unix_server(
         lambda reader, writer: answer(reader, writer, name), config["server"]["uds"]
