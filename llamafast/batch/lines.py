@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
 from uuid import uuid4
 
 import msgspec
@@ -14,6 +14,8 @@ from msgspec import Struct
 from llamafast.errors import ConfigError
 
 _POSTS = frozenset({"POST", "post"})
+# So each line of an output begins.
+_BEGIN = b'{"id":"batch_req_'
 
 
 class Request(NamedTuple):
@@ -60,12 +62,29 @@ class Result(Struct, kw_only=True):
         return self.response is None or self.response.status_code >= 400
 
 
+class _Written(Result, kw_only=True):
+    """A result as a file has it: no other file's lines pass for one."""
+
+    id: Annotated[str, msgspec.Meta(pattern="^batch_req_")]
+    response: Response | None
+    error: Fault | None
+
+
 class Done(NamedTuple):
     """What an output has: ids, and lines without one; how many failed."""
 
     custom_ids: set[str]
     lines: set[int]
     n_failed: int
+
+
+def check_readable(path: Path) -> None:
+    """Raises ConfigError where it is no file that can be read."""
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def read_requests(path: Path, done: Done) -> Iterator[Request | BadLine]:
@@ -109,14 +128,20 @@ def _request(number: int, raw: bytes, seen: set[str]) -> Request | BadLine:
     return Request(number, custom_id, url, json.dumps(body).encode())
 
 
-def open_output(path: Path) -> tuple[BinaryIO, Done]:
-    """The output to be added to, and what it has. A last line that was cut is taken away. Raises ConfigError."""
+def open_output(path: Path, given: Path) -> tuple[BinaryIO, Done]:
+    """The output to be added to, and what it has. A last line that was cut is taken away. Raises ConfigError for a file
+    that is no batch's output, or the one ``given``; nothing is changed then."""
     try:
+        if path.exists() and path.samefile(given):
+            raise ConfigError(f"{path}: is what the batch reads; its output has to be another file")
         file = path.open("a+b")
     except OSError as error:
         raise ConfigError(f"{path}: {error}") from error
     try:
         return file, _done(file, path)
+    except OSError as error:
+        file.close()
+        raise ConfigError(f"{path}: {error}") from error
     except BaseException:
         file.close()
         raise
@@ -129,6 +154,8 @@ def _done(file: BinaryIO, path: Path) -> Done:
     file.seek(0)
     for raw in file:
         if not raw.endswith(b"\n"):
+            if not (raw.startswith(_BEGIN) or _BEGIN.startswith(raw)):
+                raise ConfigError(f"{path}: is no output of a batch: its last line does not begin like one")
             break
         end += len(raw)
         result = _result(raw, path)
@@ -144,8 +171,8 @@ def _done(file: BinaryIO, path: Path) -> Done:
 
 def _result(raw: bytes, path: Path) -> Result:
     try:
-        return msgspec.json.decode(raw, type=Result)
-    except msgspec.MsgspecError as error:
+        return msgspec.json.decode(raw, type=_Written)
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ConfigError(f"{path}: is no output of a batch: {error}") from error
 
 

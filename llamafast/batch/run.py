@@ -12,7 +12,7 @@ from msgspec.json import encode
 from tqdm import tqdm
 
 from llamafast.batch.client import Client
-from llamafast.batch.lines import BadLine, Request, Result, failed, open_output, read_requests
+from llamafast.batch.lines import BadLine, Request, Result, check_readable, failed, open_output, read_requests
 
 # For each that runs so many wait, so that no step is narrower than it could be.
 _AHEAD = 2
@@ -27,7 +27,8 @@ class Batch:
 
     def __init__(self, given: Path, output: Path) -> None:
         self._given = given
-        self._file, self._done = open_output(output)
+        check_readable(given)
+        self._file, self._done = open_output(output, given)
         self.n_failed = self._done.n_failed
         self.n_left = sum(1 for _ in read_requests(given, self._done))
 

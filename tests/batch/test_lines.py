@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec.json import encode
 
 from llamafast.batch.lines import BadLine, Done, Fault, Request, Response, Result, failed, open_output, read_requests
+from llamafast.batch.run import Batch
 from llamafast.errors import ConfigError
 
 NOTHING = Done(set(), set(), 0)
@@ -83,7 +84,8 @@ def test_an_output_that_was_cut_anywhere_is_gone_on_with(
     whole = [encode(result(*each)) + b"\n" for each in results]
     raw = b"".join(whole)
     path.write_bytes(raw[: cut % (len(raw) + 1)])
-    file, done = open_output(path)
+    path.with_name("in").touch()
+    file, done = open_output(path, path.with_name("in"))
     with file:
         kept = []
         for (kind, n), line in zip(results, whole, strict=True):
@@ -106,10 +108,46 @@ def test_what_is_done_is_not_asked_again(tmp_path: Path) -> None:
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         list(read_requests(tmp_path / "none", NOTHING))
-    with pytest.raises(ConfigError, match="no output of a batch"):
-        open_output(written(tmp_path / "out", {"something": "else"}))
     with pytest.raises(ConfigError):
-        open_output(tmp_path)
+        open_output(tmp_path, written(tmp_path / "in", GOOD))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"notes without a line's end",
+        b"notes\n",
+        b'{"something": "else"}\n',
+        json.dumps(GOOD).encode(),
+        json.dumps(GOOD).encode() + b"\n",
+        b'{"id":"batch_req_1","custom_id":"a"}\n',
+        b'{"id":"other","custom_id":"a","response":null,"error":null}\n',
+        encode(Result(custom_id="a")) + b"\nnotes",
+        b"[" * 100_000 + b"\n",
+    ],
+)
+def test_a_file_that_is_no_output_stays_as_it_is(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(raw)
+    with pytest.raises(ConfigError, match="no output of a batch"):
+        Batch(written(tmp_path / "in", GOOD), path)
+    assert path.read_bytes() == raw
+
+
+def test_the_batch_itself_is_no_output(tmp_path: Path) -> None:
+    path = written(tmp_path / "in", GOOD)
+    (tmp_path / "link").symlink_to(path)
+    for output in (path, tmp_path / "link"):
+        with pytest.raises(ConfigError, match="another file"):
+            Batch(path, output)
+    assert json.loads(path.read_bytes()) == GOOD
+
+
+def test_without_a_batch_no_output_is_opened(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(ConfigError, match="No such file"):
+        Batch(tmp_path / "none", output)
+    assert not output.exists()
 
 
 def test_a_result_is_a_line_as_openai_has_it() -> None:
