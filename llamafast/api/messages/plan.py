@@ -69,6 +69,12 @@ class MessagePlanner:
         return await run_sized(n_bytes + rows_size(media), self._plan, request, said, media, info)
 
     def _said(self, request: CountTokensRequest) -> Said:
+        try:
+            return self._read(request)
+        except RecursionError as error:
+            raise InvalidRequest("the request is nested too deeply") from error
+
+    def _read(self, request: CountTokensRequest) -> Said:
         _check_kept_elsewhere(request)
         tools = ToolTable(request.tools)
         for kind in tools.hidden:
