@@ -15,7 +15,7 @@ from llamafast.api.sse import encode
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import checked_ids
 from llamafast.chat.prompt.conversation import Conversation
-from llamafast.engine.types import EnginePort
+from llamafast.engine.types import EnginePort, ModelInfo
 from llamafast.errors import InvalidRequest, UnsupportedParameter, Untokenizable
 
 _CHAT = msgspec.json.Decoder(ChatRequest)
@@ -26,6 +26,11 @@ _DETOKENIZE = msgspec.json.Decoder(DetokenizeRequest)
 # million characters take about a second, and nobody can stop that.
 MAX_CHARACTERS = 1 << 20
 MAX_TOKENS = 1 << 18
+
+
+def most_characters(info: ModelInfo) -> int:
+    """How long a text may be whose tokens are only told or counted."""
+    return max(MAX_CHARACTERS, info.max_seq_len * info.longest_piece)
 
 
 class TokenEndpoints:
@@ -90,7 +95,7 @@ class TokenEndpoints:
             )
 
     def _check_length(self, text: str, param: str) -> None:
-        most = max(MAX_CHARACTERS, self._info.max_seq_len * self._info.longest_piece)
+        most = most_characters(self._info)
         if len(text) > most:
             raise InvalidRequest(f"`{param}` has {len(text)} characters, at most {most} are tokenised", param=param)
 

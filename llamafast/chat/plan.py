@@ -24,6 +24,7 @@ from llamafast.errors import ContextLengthExceeded, DoesNotGenerate, InvalidRequ
 MAX_TOTAL_CHOICES = 2048
 MAX_STOP_BYTES = 1024
 NO_TOKENS = array("i")
+_MAX_TOKENS = 2**31 - 1
 
 
 class ChatPlan(NamedTuple):
@@ -94,8 +95,11 @@ def echo_texts(task: CompletionTask, plan: Plan, tokenizer: Tokenizer) -> list[s
     ]
 
 
-def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: ModelInfo) -> ChatPlan:
-    """Render the conversation and tokenise the result, BOS being the template's affair.
+def plan_chat(
+    task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: ModelInfo, *, most_characters: int | None = None
+) -> ChatPlan:
+    """Render the conversation and tokenise the result, BOS being the template's affair. With ``most_characters``, which
+    is how long the prompt's text may be, it need not fit: its tokens are only counted.
 
     Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
     """
@@ -103,17 +107,27 @@ def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: Mode
     if task.reasoning_budget == 0 and task.enable_thinking is None:
         task = replace(task, enable_thinking=False)
     named = task.named("messages")
-    conversation = Conversation(task, chat, check_size=lambda n_chars: _check_size(n_chars, named, info))
+    fits = info
+    if most_characters is not None:
+        fits = replace(info, max_seq_len=_MAX_TOKENS)
+
+    def check_size(n_chars: int) -> None:
+        if most_characters is not None and n_chars > most_characters:
+            told = f"`{named}` has {n_chars} characters, at most {most_characters} are tokenised"
+            raise InvalidRequest(told, param=named)
+        _check_size(n_chars, named, fits)
+
+    conversation = Conversation(task, chat, check_size=check_size)
     prompt, tools = conversation.prompt, task.tools.callable
     n_rows = sum(chunk.n_rows for medium in task.media for chunk in medium.chunks if isinstance(chunk, MediaRows))
-    if n_rows > info.max_seq_len:
+    if n_rows > fits.max_seq_len:
         raise _too_long(named, f"{n_rows} rows of media", info, n_rows)
     with Untokenizable.named(named):
         spliced = conversation.spliced(tokenizer)
         for name, asked in (("truncate_prompt_tokens", task.truncated), ("return_token_ids", task.tell_tokens or None)):
             if task.media and asked is not None:
                 raise InvalidRequest(f"`{name}` does not go with media", param=name)
-        tokens = _checked_tokens(_truncated(spliced.tokens, task, info), named, info)
+        tokens = _checked_tokens(_truncated(spliced.tokens, task, info), named, fits)
     if task.room and len(tokens) + task.room > info.max_seq_len:
         size = f"{len(tokens)} tokens, behind which {task.room} have to fit"
         raise _too_long(named, size, info, len(tokens) + task.room)
@@ -214,7 +228,7 @@ def _min_tokens(task: Task, *, constrained: bool) -> int:
         raise InvalidRequest(
             "`min_tokens` cannot be combined with a grammar, which decides the end", param="min_tokens"
         )
-    return min(task.min_tokens, 2**31 - 1)
+    return min(task.min_tokens, _MAX_TOKENS)
 
 
 def _stop_strings(task: Task) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ class ChatFrames:
             logprobs = chat_logprobs(token_logprobs, self._names)
             frames.insert(0, frame(self._chunk(ChatChunkChoice(index, ChatDelta(), logprobs=logprobs))))
         if token_ids:
-            ids = ChatChunkChoice(index, ChatDelta(), token_ids=token_ids)
+            ids = ChatChunkChoice(index, ChatDelta(), token_ids=list(token_ids))
             frames.insert(0, frame(self._chunk(ids)))
         if finish_reason is not None:
             finish = finish_on_wire(finish_reason, self._legacy)
