@@ -36,7 +36,7 @@ class BadLine(NamedTuple):
 
 
 class Fault(Struct, kw_only=True, omit_defaults=True):
-    """Why a line has no response. ``line`` is told where the line has no id."""
+    """Why a line has no response. ``line`` is told where it is no request, whether or not it has an id."""
 
     code: str
     message: str
@@ -71,7 +71,7 @@ class _Written(Result, kw_only=True):
 
 
 class Done(NamedTuple):
-    """What an output has: ids, and lines without one; how many failed."""
+    """What an output has: ids of requests, and lines that are none; how many failed."""
 
     custom_ids: set[str]
     lines: set[int]
@@ -114,6 +114,8 @@ def _request(number: int, raw: bytes, seen: set[str]) -> Request | BadLine:
     custom_id = tree.get("custom_id") if isinstance(tree, dict) else None
     if not isinstance(custom_id, str) or not custom_id:
         return BadLine(number, None, "has no `custom_id`, a string")
+    if any("\ud800" <= letter <= "\udfff" for letter in custom_id):
+        return BadLine(number, None, "has half a surrogate pair in its `custom_id`")
     if custom_id in seen:
         return BadLine(number, None, f"has the `custom_id` {custom_id[:64]!r} of an earlier one")
     url, body, method = tree.get("url"), tree.get("body"), tree.get("method", "POST")
@@ -177,7 +179,5 @@ def _result(raw: bytes, path: Path) -> Result:
 
 
 def failed(bad: BadLine) -> Result:
-    fault = Fault(
-        code="invalid_request", message=f"line {bad.line} {bad.reason}", line=None if bad.custom_id else bad.line
-    )
+    fault = Fault(code="invalid_request", message=f"line {bad.line} {bad.reason}", line=bad.line)
     return Result(custom_id=bad.custom_id, error=fault)

@@ -39,6 +39,7 @@ def test_a_request(tmp_path: Path) -> None:
         ([], "`custom_id`", False),
         ({**GOOD, "custom_id": 7}, "`custom_id`", False),
         ({**GOOD, "custom_id": ""}, "`custom_id`", False),
+        ({**GOOD, "custom_id": "\ud83d"}, "surrogate", False),
         ({**GOOD, "method": "GET"}, "`method`", True),
         ({**GOOD, "url": "http://elsewhere"}, "`url`", True),
         ({**GOOD, "url": "/v1 HTTP/1.1\r\nx: y"}, "`url`", True),
@@ -53,6 +54,7 @@ def test_a_line_that_is_none(tmp_path: Path, line: Any, told: str, has_id: bool)
     assert told in bad.reason
     assert (bad.custom_id is not None) == has_id
     assert failed(bad).failed
+    encode(failed(bad))
 
 
 def test_an_id_is_one_requests(tmp_path: Path) -> None:
@@ -103,6 +105,19 @@ def test_what_is_done_is_not_asked_again(tmp_path: Path) -> None:
     path = written(tmp_path / "in", GOOD, "{", {**GOOD, "custom_id": "b"}, "}")
     left = list(read_requests(path, Done({"a"}, {2}, 0)))
     assert [(type(one), one.line) for one in left] == [(Request, 3), (BadLine, 4)]
+
+
+def test_what_is_no_request_is_told_once(tmp_path: Path) -> None:
+    lines = [{**GOOD, "method": "GET"}, "{", GOOD, GOOD, {**GOOD, "custom_id": "b", "body": {"stream": True}}]
+    given, output = written(tmp_path / "in", *lines), tmp_path / "out"
+    with output.open("wb") as file:
+        for one in read_requests(given, NOTHING):
+            if isinstance(one, BadLine):
+                file.write(encode(failed(one)) + b"\n")
+    file, done = open_output(output, given)
+    with file:
+        assert [one.line for one in read_requests(given, done)] == [3]
+        assert done.n_failed == 4
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
