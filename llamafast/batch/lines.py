@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,7 +133,7 @@ def _request(number: int, raw: bytes, seen: set[str]) -> Request | BadLine:
 
 def open_output(path: Path, given: Path) -> tuple[BinaryIO, Done]:
     """The output to be added to, and what it has. A last line that was cut is taken away. Raises ConfigError for a file
-    that is no batch's output, or the one ``given``; nothing is changed then."""
+    that is no batch's output, is another's that runs, or the one ``given``; nothing is changed then."""
     try:
         if path.exists() and path.samefile(given):
             raise ConfigError(f"{path}: is what the batch reads; its output has to be another file")
@@ -140,7 +141,11 @@ def open_output(path: Path, given: Path) -> tuple[BinaryIO, Done]:
     except OSError as error:
         raise ConfigError(f"{path}: {error}") from error
     try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return file, _done(file, path)
+    except BlockingIOError as error:
+        file.close()
+        raise ConfigError(f"{path}: another batch writes it") from error
     except OSError as error:
         file.close()
         raise ConfigError(f"{path}: {error}") from error

@@ -158,6 +158,19 @@ def test_the_batch_itself_is_no_output(tmp_path: Path) -> None:
     assert json.loads(path.read_bytes()) == GOOD
 
 
+def test_an_output_is_one_batchs(tmp_path: Path) -> None:
+    given, output = written(tmp_path / "in", GOOD), tmp_path / "out"
+    file, _ = open_output(output, given)
+    with file:
+        file.write(b'{"id":"batch_')
+        file.flush()
+        with pytest.raises(ConfigError, match="another batch"):
+            Batch(given, output)
+        assert output.read_bytes() == b'{"id":"batch_'
+    file, _ = open_output(output, given)
+    file.close()
+
+
 def test_without_a_batch_no_output_is_opened(tmp_path: Path) -> None:
     output = tmp_path / "out"
     with pytest.raises(ConfigError, match="No such file"):
