@@ -131,10 +131,12 @@ def plan_chat(
     if task.room and len(tokens) + task.room > info.max_seq_len:
         size = f"{len(tokens)} tokens, behind which {task.room} have to fit"
         raise _too_long(named, size, info, len(tokens) + task.room)
-    ask = asked_of_chat(task, chat.letters, chat.begun_reasoning(prompt))
+    begun = chat.begun_reasoning(prompt, task.continued_thoughts)
+    ask = asked_of_chat(task, chat.letters, begun)
     new_parser: NewParser = PlainReply
     if ask is None or tools or chat.dialect.reasons:  # else a text that follows a grammar is all content
-        new_parser = chat.parser(prompt, tools, split_reasoning=task.split_reasoning)
+        continued = task.continued_thoughts
+        new_parser = chat.parser(prompt, tools, split_reasoning=task.split_reasoning, continued=continued)
     # which control tokens are marks is known of a dialect, not of a declaration
     parsed = new_parser is not PlainReply
     plan = _plan(
@@ -152,7 +154,7 @@ def plan_chat(
         prediction=_prediction(task.prediction, tokenizer, info),
     )
     if task.reasoning_budget is not None:
-        plan = replace(plan, budget=chat.thoughts.budget(task.reasoning_budget, chat.begun_reasoning(prompt)))
+        plan = replace(plan, budget=chat.thoughts.budget(task.reasoning_budget, begun))
     content_stops: tuple[str, ...] = ()
     if task.stops_content_only and parsed:
         content_stops, plan = plan.stop, replace(plan, stop=())

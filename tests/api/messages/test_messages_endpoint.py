@@ -308,6 +308,23 @@ async def test_thinking_has_a_budget(api: Messages) -> None:
     assert (await api.error(thinking={"type": "enabled", "budget_tokens": -1}))[0] == 400
 
 
+async def test_thoughts_that_the_last_turn_begins_go_on(api: Messages) -> None:
+    block = {"type": "thinking", "thinking": "Hm, <b>\n", "signature": "s"}
+    turns = [{"role": "user", "content": "a <think>"}, {"role": "assistant", "content": [block]}]
+    for tools in (None, TOOLS):
+        api.engine.script = say("so", "</think>", "Yes")
+        message = await api.message(turns, tools=tools, thinking={"type": "enabled", "budget_tokens": 10})
+        assert [(each["type"], *list(each.values())[1:2]) for each in message["content"]] == [
+            ("thinking", "so"), ("text", "Yes"),
+        ]  # fmt: skip
+        budget = api.engine.generations[-1].plan.budget
+        assert budget is not None
+        assert budget.begun == 0
+    api.engine.script = say("Yes")
+    turns[1]["content"] = "It is"
+    assert (await api.message(turns))["content"] == [{"type": "text", "text": "Yes"}]
+
+
 async def test_effort_and_further_variables_reach_the_template() -> None:
     template = "{% for m in messages %}{{ m.content }}{% endfor %}|{{ reasoning_effort }}|{{ style }}"
     for effort, shown in (("low", "low"), ("high", "high"), ("xhigh", "high"), ("max", "high")):
