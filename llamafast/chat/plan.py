@@ -25,6 +25,12 @@ MAX_TOTAL_CHOICES = 2048
 MAX_STOP_BYTES = 1024
 NO_TOKENS = array("i")
 _MAX_TOKENS = 2**31 - 1
+# Of the context what output of no bound is left by a prompt that is truncated to what fits.
+_OUTPUT_SHARE = 4
+# Tokens that depend on what stands before a text.
+_AT_THE_CUT = 64
+# A million characters take about a second, and nobody can stop that.
+MAX_CHARACTERS = 1 << 20
 
 
 class ChatPlan(NamedTuple):
@@ -88,18 +94,28 @@ def plan_infill(task: InfillTask, tokenizer: Tokenizer, info: ModelInfo) -> tupl
 
 
 def echo_texts(task: CompletionTask, plan: Plan, tokenizer: Tokenizer) -> list[str]:
-    """The text of each prompt of ``plan``: as the client wrote it, or detokenised where it sent token ids."""
-    return [
-        prompt if isinstance(prompt, str) else tokenizer.detokenize(tokens)
-        for prompt, tokens in zip(split_prompts(task.prompt, "prompt"), plan.prompts, strict=True)
-    ]
+    """The text of each prompt of ``plan``: as the client wrote it, or detokenised where it sent token ids or was
+    truncated."""
+    texts: list[str] = []
+    for prompt, tokens in zip(split_prompts(task.prompt, "prompt"), plan.prompts, strict=True):
+        if isinstance(prompt, str) and task.truncated is None:
+            texts.append(prompt)
+            continue
+        text = tokenizer.detokenize(tokens)
+        texts.append(prompt if isinstance(prompt, str) and text.endswith(prompt) else text)
+    return texts
+
+
+def most_characters(info: ModelInfo) -> int:
+    """How long a text may be whose tokens need not fit: they are told, counted or truncated."""
+    return max(MAX_CHARACTERS, info.max_seq_len * info.longest_piece)
 
 
 def plan_chat(
-    task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: ModelInfo, *, most_characters: int | None = None
+    task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: ModelInfo, *, only_counted: bool = False
 ) -> ChatPlan:
-    """Render the conversation and tokenise the result, BOS being the template's affair. With ``most_characters``, which
-    is how long the prompt's text may be, it need not fit: its tokens are only counted.
+    """Render the conversation and tokenise the result, BOS being the template's affair. A prompt whose tokens are
+    ``only_counted`` need not fit.
 
     Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
     """
@@ -107,15 +123,13 @@ def plan_chat(
     if task.reasoning_budget == 0 and task.enable_thinking is None:
         task = replace(task, enable_thinking=False)
     named = task.named("messages")
-    fits = info
-    if most_characters is not None:
-        fits = replace(info, max_seq_len=_MAX_TOKENS)
+    fits = replace(info, max_seq_len=_MAX_TOKENS) if only_counted else info
 
     def check_size(n_chars: int) -> None:
-        if most_characters is not None and n_chars > most_characters:
-            told = f"`{named}` has {n_chars} characters, at most {most_characters} are tokenised"
-            raise InvalidRequest(told, param=named)
-        _check_size(n_chars, named, fits)
+        if not only_counted and task.truncated is None:
+            _check_size(n_chars, named, info)
+        elif n_chars > (most := most_characters(info)):
+            raise InvalidRequest(f"`{named}` has {n_chars} characters, at most {most} are tokenised", param=named)
 
     conversation = Conversation(task, chat, check_size=check_size)
     prompt, tools = conversation.prompt, task.tools.callable
@@ -260,7 +274,11 @@ def _prompt_tokens(
     if not prompt:
         raise InvalidRequest(f"`{path}` must not be empty", param=path)
     if isinstance(prompt, str):
-        _check_size(len(prompt), path, info)
+        if task.truncated is None:
+            _check_size(len(prompt), path, info)
+        else:
+            # the tokens at the cut are not among those that count
+            prompt = prompt[-(info.max_seq_len + _AT_THE_CUT) * info.longest_piece :]
         with Untokenizable.named(path):
             tokens = tokenizer.tokenize(prompt, add_special=True, parse_special=True)
     else:
@@ -276,7 +294,8 @@ def _truncated(tokens: array[int], task: Task, info: ModelInfo) -> array[int]:
         return tokens
     n = task.truncated
     if n < 0:
-        n = max(1, info.max_seq_len - min(task.max_tokens or 0, info.max_seq_len))
+        output = info.max_seq_len // _OUTPUT_SHARE if task.max_tokens is None else task.max_tokens
+        n = max(1, info.max_seq_len - output)
     return tokens[-n:] if n else array("i")
 
 

@@ -29,7 +29,6 @@ from llamafast.api.messages.schema import (
 )
 from llamafast.api.messages.writer import MessageWriter
 from llamafast.api.sse import EventStream, encode
-from llamafast.api.tokens import most_characters
 from llamafast.chat.reply.reader import Reply, ReplyFinish
 from llamafast.engine.types import EnginePort, Generation, ModelInfo
 from llamafast.errors import LlamafastError
@@ -72,9 +71,7 @@ class MessagesEndpoint:
     async def count_tokens(self, exchange: Exchange, body: bytes) -> None:
         """How many tokens the prompt of such a message has, also where they do not fit."""
         request = await self._decoded(body, _COUNT)
-        planned = await self._planner.planned(
-            request, len(body), exchange.tenant, most_characters=most_characters(self._engine.info)
-        )
+        planned = await self._planner.planned(request, len(body), exchange.tenant, only_counted=True)
         await exchange.reply_json(TokenCount(planned.n_prompt), headers=ignored(planned.hidden))
 
     async def _stream(self, exchange: Exchange, telling: Telling, headers: Headers) -> None:

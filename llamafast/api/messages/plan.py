@@ -57,16 +57,16 @@ class MessagePlanner:
         self._media = media
 
     async def planned(
-        self, request: CountTokensRequest, n_bytes: int, tenant: Tenant, *, most_characters: int | None = None
+        self, request: CountTokensRequest, n_bytes: int, tenant: Tenant, *, only_counted: bool = False
     ) -> PlannedMessage:
-        """All that can be refused before the engine is asked is refused here. ``n_bytes`` is the request's size; with
-        ``most_characters``, which is how long the prompt's text may be, it need not fit.
+        """All that can be refused before the engine is asked is refused here. ``n_bytes`` is the request's size; a
+        prompt whose tokens are ``only_counted`` need not fit.
 
         Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
         """
         said = await run_sized(n_bytes, self._said, request)
         media = await self._media.load(said.sources, tenant.salt) if said.sources and self._media is not None else []
-        return await run_sized(n_bytes + rows_size(media), self._plan, request, said, media, most_characters)
+        return await run_sized(n_bytes + rows_size(media), self._plan, request, said, media, only_counted)
 
     def _said(self, request: CountTokensRequest) -> Said:
         try:
@@ -94,7 +94,7 @@ class MessagePlanner:
         return Said(messages, tools, media.sources)
 
     def _plan(
-        self, request: CountTokensRequest, said: Said, media: Sequence[Medium], most_characters: int | None
+        self, request: CountTokensRequest, said: Said, media: Sequence[Medium], only_counted: bool
     ) -> PlannedMessage:
         fields = request.task_fields() | {"stop": request.stop_sequences or ()}
         if request.format is not None:
@@ -120,7 +120,7 @@ class MessagePlanner:
             stops_content_only=True,
         )
         engine = self._engine
-        plan = plan_chat(task, self._chat, engine.tokenizer, engine.info, most_characters=most_characters)
+        plan = plan_chat(task, self._chat, engine.tokenizer, engine.info, only_counted=only_counted)
         return PlannedMessage(plan, frozenset(said.tools.hidden))
 
 
