@@ -70,9 +70,15 @@ def tokens_size(n_tokens: int, n_top: int) -> int:
 
 
 async def stream(
-    exchange: Exchange, generation: Generation, frames: Frames, ping_seconds: float, n_top: int = 0
+    exchange: Exchange,
+    generation: Generation,
+    frames: Frames,
+    ping_seconds: float,
+    n_top: int = 0,
+    replies: Sequence[Reply] = (),
 ) -> None:
-    """Send ``generation`` as server-sent events, one write per batch of Events, with ``n_top`` alternatives a token.
+    """Send ``generation`` as server-sent events, one write per batch of Events, with ``n_top`` alternatives a token. It
+    is not read any further once all ``replies``, where there are any, have ended before it.
 
     An error that ends the generation becomes the last event where the status has gone out by then.
     """
@@ -87,6 +93,8 @@ async def stream(
                 # what a client that reads slowly has let pile up may be much
                 if pieces := await run_sized(events_size(batch, n_top), _told, frames, batch):
                     await events.write(pieces)
+                if replies and all(reply.ended for reply in replies):
+                    break
             await events.end(frames.closing(generation))
         except LlamafastError as error:
             await events.fail(error)

@@ -13,7 +13,7 @@ from llamafast.api.http import JSON_TYPE, Exchange
 from llamafast.api.schema.tokens import DetokenizeRequest, Prompt, Text, TokenizeRequest, TokenPiece, Tokens
 from llamafast.api.sse import encode
 from llamafast.chat.format import ChatFormat
-from llamafast.chat.plan import checked_ids
+from llamafast.chat.plan import checked_ids, most_characters
 from llamafast.chat.prompt.conversation import Conversation
 from llamafast.engine.types import EnginePort
 from llamafast.errors import InvalidRequest, UnsupportedParameter, Untokenizable
@@ -22,9 +22,7 @@ _CHAT = msgspec.json.Decoder(ChatRequest)
 _TOKENIZE = msgspec.json.Decoder(TokenizeRequest)
 _DETOKENIZE = msgspec.json.Decoder(DetokenizeRequest)
 
-# Characters that /tokenize takes and tokens that /detokenize takes, or what the context could hold if that is more: a
-# million characters take about a second, and nobody can stop that.
-MAX_CHARACTERS = 1 << 20
+# Tokens that /detokenize takes, or what the context holds if that is more.
 MAX_TOKENS = 1 << 18
 
 
@@ -90,7 +88,7 @@ class TokenEndpoints:
             )
 
     def _check_length(self, text: str, param: str) -> None:
-        most = max(MAX_CHARACTERS, self._info.max_seq_len * self._info.longest_piece)
+        most = most_characters(self._info)
         if len(text) > most:
             raise InvalidRequest(f"`{param}` has {len(text)} characters, at most {most} are tokenised", param=param)
 

@@ -14,6 +14,8 @@ from llamafast.errors import ConfigError
 
 # Told to come back later: the queue is full, or the server loads or stops; in Anthropic's words the last.
 _LATER = frozenset({429, 503, 529})
+# What is raised where nobody answers.
+NOBODY = (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError)
 TRIES = 8
 LONGEST_WAIT = 60.0
 CONNECT_SECONDS = 10.0
@@ -37,9 +39,14 @@ class Client:
         await self._pool.aclose()
 
     async def get(self, path: str) -> Any:
-        """JSON; None where there is none. Raises OSError or httpcore2's errors where nobody answers."""
+        """JSON; None where there is none. Raises NOBODY where nobody answers."""
         response = await self._pool.request("GET", self._base + path, headers=self._headers, extensions=_patience(10.0))
-        return msgspec.json.decode(response.content) if response.status == 200 else None
+        if response.status != 200:
+            return None
+        try:
+            return msgspec.json.decode(response.content)
+        except (msgspec.MsgspecError, RecursionError):
+            return None
 
     async def post(self, request: Request) -> Result:
         """What comes of it, whatever that is."""
@@ -53,7 +60,7 @@ class Client:
                     content=request.body,
                     extensions=_patience(),
                 )
-            except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError) as error:
+            except NOBODY as error:
                 fault = Fault(code="connection_error", message=f"{type(error).__name__}: {error}")
                 result = Result(custom_id=request.custom_id, error=fault)
             else:
@@ -73,7 +80,7 @@ class Client:
 def _body(raw: bytes) -> Any:
     try:
         return msgspec.json.decode(raw)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return raw.decode(errors="replace")
 
 

@@ -21,11 +21,11 @@ def run_batch(config: Config | None, url: str | None, given: Path, output: Path,
     # ends what it has started, as an interruption by the keyboard does
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     batch = Batch(given, output)
+    if not batch.n_left:
+        return int(batch.n_failed > 0)
     if url is not None:
         return int(not asyncio.run(_run(batch, Client(url, os.environ.get(KEY, ""), n_connections=MAX_WIDTH), width)))
     assert config is not None
-    if not batch.n_left:
-        return int(batch.n_failed > 0)
     with served(config) as server:
         client = Client("http://localhost", uds=server.uds, n_connections=MAX_WIDTH)
         return int(not asyncio.run(_run(batch, client, width, server)))

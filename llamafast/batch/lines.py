@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
 from uuid import uuid4
 
 import msgspec
@@ -14,6 +15,8 @@ from msgspec import Struct
 from llamafast.errors import ConfigError
 
 _POSTS = frozenset({"POST", "post"})
+# So each line of an output begins.
+_BEGIN = b'{"id":"batch_req_'
 
 
 class Request(NamedTuple):
@@ -34,7 +37,7 @@ class BadLine(NamedTuple):
 
 
 class Fault(Struct, kw_only=True, omit_defaults=True):
-    """Why a line has no response. ``line`` is told where the line has no id."""
+    """Why a line has no response. ``line`` is told where it is no request, whether or not it has an id."""
 
     code: str
     message: str
@@ -60,12 +63,29 @@ class Result(Struct, kw_only=True):
         return self.response is None or self.response.status_code >= 400
 
 
+class _Written(Result, kw_only=True):
+    """A result as a file has it: no other file's lines pass for one."""
+
+    id: Annotated[str, msgspec.Meta(pattern="^batch_req_")]
+    response: Response | None
+    error: Fault | None
+
+
 class Done(NamedTuple):
-    """What an output has: ids, and lines without one; how many failed."""
+    """What an output has: ids of requests, and lines that are none; how many failed."""
 
     custom_ids: set[str]
     lines: set[int]
     n_failed: int
+
+
+def check_readable(path: Path) -> None:
+    """Raises ConfigError where it is no file that can be read."""
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def read_requests(path: Path, done: Done) -> Iterator[Request | BadLine]:
@@ -95,6 +115,8 @@ def _request(number: int, raw: bytes, seen: set[str]) -> Request | BadLine:
     custom_id = tree.get("custom_id") if isinstance(tree, dict) else None
     if not isinstance(custom_id, str) or not custom_id:
         return BadLine(number, None, "has no `custom_id`, a string")
+    if any("\ud800" <= letter <= "\udfff" for letter in custom_id):
+        return BadLine(number, None, "has half a surrogate pair in its `custom_id`")
     if custom_id in seen:
         return BadLine(number, None, f"has the `custom_id` {custom_id[:64]!r} of an earlier one")
     url, body, method = tree.get("url"), tree.get("body"), tree.get("method", "POST")
@@ -109,14 +131,24 @@ def _request(number: int, raw: bytes, seen: set[str]) -> Request | BadLine:
     return Request(number, custom_id, url, json.dumps(body).encode())
 
 
-def open_output(path: Path) -> tuple[BinaryIO, Done]:
-    """The output to be added to, and what it has. A last line that was cut is taken away. Raises ConfigError."""
+def open_output(path: Path, given: Path) -> tuple[BinaryIO, Done]:
+    """The output to be added to, and what it has. A last line that was cut is taken away. Raises ConfigError for a file
+    that is no batch's output, is another's that runs, or the one ``given``; nothing is changed then."""
     try:
+        if path.exists() and path.samefile(given):
+            raise ConfigError(f"{path}: is what the batch reads; its output has to be another file")
         file = path.open("a+b")
     except OSError as error:
         raise ConfigError(f"{path}: {error}") from error
     try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return file, _done(file, path)
+    except BlockingIOError as error:
+        file.close()
+        raise ConfigError(f"{path}: another batch writes it") from error
+    except OSError as error:
+        file.close()
+        raise ConfigError(f"{path}: {error}") from error
     except BaseException:
         file.close()
         raise
@@ -129,6 +161,8 @@ def _done(file: BinaryIO, path: Path) -> Done:
     file.seek(0)
     for raw in file:
         if not raw.endswith(b"\n"):
+            if not (raw.startswith(_BEGIN) or _BEGIN.startswith(raw)):
+                raise ConfigError(f"{path}: is no output of a batch: its last line does not begin like one")
             break
         end += len(raw)
         result = _result(raw, path)
@@ -144,13 +178,11 @@ def _done(file: BinaryIO, path: Path) -> Done:
 
 def _result(raw: bytes, path: Path) -> Result:
     try:
-        return msgspec.json.decode(raw, type=Result)
-    except msgspec.MsgspecError as error:
+        return msgspec.json.decode(raw, type=_Written)
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ConfigError(f"{path}: is no output of a batch: {error}") from error
 
 
 def failed(bad: BadLine) -> Result:
-    fault = Fault(
-        code="invalid_request", message=f"line {bad.line} {bad.reason}", line=None if bad.custom_id else bad.line
-    )
+    fault = Fault(code="invalid_request", message=f"line {bad.line} {bad.reason}", line=bad.line)
     return Result(custom_id=bad.custom_id, error=fault)

@@ -11,8 +11,9 @@ from time import monotonic
 from msgspec.json import encode
 from tqdm import tqdm
 
-from llamafast.batch.client import Client
-from llamafast.batch.lines import BadLine, Request, Result, failed, open_output, read_requests
+from llamafast.batch.client import NOBODY, Client
+from llamafast.batch.lines import BadLine, Request, Result, check_readable, failed, open_output, read_requests
+from llamafast.errors import ConfigError
 
 # For each that runs so many wait, so that no step is narrower than it could be.
 _AHEAD = 2
@@ -27,18 +28,18 @@ class Batch:
 
     def __init__(self, given: Path, output: Path) -> None:
         self._given = given
-        self._file, self._done = open_output(output)
+        check_readable(given)
+        self._file, self._done = open_output(output, given)
         self.n_failed = self._done.n_failed
         self.n_left = sum(1 for _ in read_requests(given, self._done))
 
     async def run(self, client: Client, width: int | None = None) -> bool:
         """Whether every line of the output is a good answer. ``width`` requests are under way at once; None: twice as
-        many as the server computes at once."""
-        if width is None:
-            width = await _width(client)
+        many as the server computes at once. Raises ConfigError where nobody answers before anything is asked."""
         left = read_requests(self._given, self._done)
         with self._file, Bar(self.n_left) as bar:
-            workers = [asyncio.create_task(self._work(client, left, bar)) for _ in range(width)]
+            n_served = await _width(client)
+            workers = [asyncio.create_task(self._work(client, left, bar)) for _ in range(width or n_served)]
             try:
                 await asyncio.gather(*workers)
             finally:
@@ -85,6 +86,9 @@ def _n_tokens(result: Result) -> int:
 
 
 async def _width(client: Client) -> int:
-    props = await client.get("/props")
+    try:
+        props = await client.get("/props")
+    except NOBODY as error:
+        raise ConfigError(f"no server answers: {type(error).__name__}: {error}") from error
     slots = props.get("total_slots") if isinstance(props, dict) else None
     return _AHEAD * slots if isinstance(slots, int) and slots > 0 else _WIDTH

@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import httpcore2
 import msgspec
 
-from llamafast.batch.client import Client
+from llamafast.batch.client import NOBODY, Client
 from llamafast.config import Config
 from llamafast.errors import ModelLoadError
 
@@ -46,7 +45,7 @@ class Served:
             try:
                 if await client.get("/ready") is not None:
                     return
-            except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError):
+            except NOBODY:
                 pass  # it does not listen yet
             await asyncio.sleep(_POLL_SECONDS)
         self._ended()

@@ -87,20 +87,24 @@ class ChatFormat:
             )
         return template
 
-    def parser(self, prompt: str, tools: Sequence[Tool], *, split_reasoning: bool) -> NewParser:
-        """What reads the replies to ``prompt``; ``tools`` are those that the model may call. Calls in the form that the
+    def parser(self, prompt: str, tools: Sequence[Tool], *, split_reasoning: bool, continued: str = "") -> NewParser:
+        """What reads the replies to ``prompt``; ``tools`` are those that the model may call, ``continued`` are thoughts
+        that the prompt ends with. Calls in the form that the
         prompt asks for in words are the dialect's."""
         if self.declared is not None and not (tools and not self.template(tools).accepts.tools):
             return self.declared.parser(prompt, tools, split_reasoning=split_reasoning)
         dialect = self.dialect
         if not (tools or dialect.channels or dialect.dropped or (dialect.reasoning and split_reasoning)):
             return PlainReply
-        begun = prompt[max(prompt.rfind("<|start|>"), 0) :] if dialect.channels else self.begun_reasoning(prompt)
+        if dialect.channels:
+            begun = prompt[max(prompt.rfind("<|start|>"), 0) :]
+        else:
+            begun = self.begun_reasoning(prompt, continued)
         return partial(DialectParser, dialect, tools, split_reasoning=split_reasoning, begun=begun)
 
-    def begun_reasoning(self, prompt: str) -> str:
-        """The mark of reasoning that ``prompt`` ends with, "" where there is none."""
-        end = prompt[-256:].rstrip()
+    def begun_reasoning(self, prompt: str, continued: str = "") -> str:
+        """The mark of reasoning that ``prompt`` ends with, before the thoughts ``continued``, "" for none."""
+        end = prompt.rstrip().removesuffix(continued.strip())[-256:].rstrip()
         return next((begin for begin, _ in self.dialect.reasoning if end.endswith(begin)), "")
 
 

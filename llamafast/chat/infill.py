@@ -1,7 +1,8 @@
 """Text to be filled in between two others → tokens, as models of code have learnt to read it.
 
 Other files come first, each behind its name, then what stands before the gap and behind it. What the client sent is
-plain text: none of it becomes a control token. What does not fit is left out where it is farthest from the gap.
+plain text: none of it becomes a control token. What does not fit is left out where it is farthest from the gap, in
+steps: between two of them a prompt begins as that of the keystroke before, and only what is new is computed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _BETWEEN = "\n\n--- snippet ---\n\n"
 _QUARTERS = 4
 # So many times as many characters as can fit are tokenised, those nearest to the gap.
 _SPARE = 2
+# The steps in which a text is cut, as parts of the context.
+_STEPS = 16
 
 
 class Chunk(NamedTuple):
@@ -47,13 +50,21 @@ def infill_tokens(task: InfillTask, tokenizer: Tokenizer, info: ModelInfo) -> ar
     output = info.max_seq_len // _QUARTERS if task.max_tokens is None else min(task.max_tokens, info.max_seq_len // 2)
     room = max(0, info.max_seq_len - output - len(begin) - 3)
     longest = _SPARE * info.max_seq_len * info.longest_piece
-    before = _plain(task.prefix[-longest:], task.named("prefix"), tokenizer)
-    behind = _plain(task.suffix[:longest], task.named("suffix"), tokenizer)
-    before = before[max(0, len(before) - (room - room // _QUARTERS)) :]
-    behind = behind[: room // _QUARTERS]
-    parts = [begin, _context(task, tokenizer, info, room - len(before) - len(behind))]
+    step = max(1, info.max_seq_len // _STEPS)
+    text = task.prefix[_dropped(len(task.prefix), longest, max(1, longest // _STEPS)) :]
+    before = _plain(text, task.named("prefix"), tokenizer)
+    behind = _plain(task.suffix[:longest], task.named("suffix"), tokenizer)[: room // _QUARTERS]
+    most = room - room // _QUARTERS
+    left = room - min(most, len(before)) - len(behind)
+    before = before[_dropped(len(before), most, step) :]
+    parts = [begin, _context(task, tokenizer, info, left // step * step)]
     parts += [array("i", [fim.prefix]), before, array("i", [fim.suffix]), behind, array("i", [fim.middle])]
     return sum(parts, array("i"))
+
+
+def _dropped(n: int, most: int, step: int) -> int:
+    """How many of ``n`` are left out at the beginning so that ``most`` are left at most."""
+    return max(0, n - most + step - 1) // step * step
 
 
 def check_fills_in(fim: FimTokens, field: str) -> None:

@@ -24,6 +24,13 @@ from llamafast.errors import ContextLengthExceeded, DoesNotGenerate, InvalidRequ
 MAX_TOTAL_CHOICES = 2048
 MAX_STOP_BYTES = 1024
 NO_TOKENS = array("i")
+_MAX_TOKENS = 2**31 - 1
+# Of the context what output of no bound is left by a prompt that is truncated to what fits.
+_OUTPUT_SHARE = 4
+# Tokens that depend on what stands before a text.
+_AT_THE_CUT = 64
+# A million characters take about a second, and nobody can stop that.
+MAX_CHARACTERS = 1 << 20
 
 
 class ChatPlan(NamedTuple):
@@ -87,15 +94,28 @@ def plan_infill(task: InfillTask, tokenizer: Tokenizer, info: ModelInfo) -> tupl
 
 
 def echo_texts(task: CompletionTask, plan: Plan, tokenizer: Tokenizer) -> list[str]:
-    """The text of each prompt of ``plan``: as the client wrote it, or detokenised where it sent token ids."""
-    return [
-        prompt if isinstance(prompt, str) else tokenizer.detokenize(tokens)
-        for prompt, tokens in zip(split_prompts(task.prompt, "prompt"), plan.prompts, strict=True)
-    ]
+    """The text of each prompt of ``plan``: as the client wrote it, or detokenised where it sent token ids or was
+    truncated."""
+    texts: list[str] = []
+    for prompt, tokens in zip(split_prompts(task.prompt, "prompt"), plan.prompts, strict=True):
+        if isinstance(prompt, str) and task.truncated is None:
+            texts.append(prompt)
+            continue
+        text = tokenizer.detokenize(tokens)
+        texts.append(prompt if isinstance(prompt, str) and text.endswith(prompt) else text)
+    return texts
 
 
-def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: ModelInfo) -> ChatPlan:
-    """Render the conversation and tokenise the result, BOS being the template's affair.
+def most_characters(info: ModelInfo) -> int:
+    """How long a text may be whose tokens need not fit: they are told, counted or truncated."""
+    return max(MAX_CHARACTERS, info.max_seq_len * info.longest_piece)
+
+
+def plan_chat(
+    task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: ModelInfo, *, only_counted: bool = False
+) -> ChatPlan:
+    """Render the conversation and tokenise the result, BOS being the template's affair. A prompt whose tokens are
+    ``only_counted`` need not fit.
 
     Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
     """
@@ -103,24 +123,34 @@ def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: Mode
     if task.reasoning_budget == 0 and task.enable_thinking is None:
         task = replace(task, enable_thinking=False)
     named = task.named("messages")
-    conversation = Conversation(task, chat, check_size=lambda n_chars: _check_size(n_chars, named, info))
+    fits = replace(info, max_seq_len=_MAX_TOKENS) if only_counted else info
+
+    def check_size(n_chars: int) -> None:
+        if not only_counted and task.truncated is None:
+            _check_size(n_chars, named, info)
+        elif n_chars > (most := most_characters(info)):
+            raise InvalidRequest(f"`{named}` has {n_chars} characters, at most {most} are tokenised", param=named)
+
+    conversation = Conversation(task, chat, check_size=check_size)
     prompt, tools = conversation.prompt, task.tools.callable
     n_rows = sum(chunk.n_rows for medium in task.media for chunk in medium.chunks if isinstance(chunk, MediaRows))
-    if n_rows > info.max_seq_len:
+    if n_rows > fits.max_seq_len:
         raise _too_long(named, f"{n_rows} rows of media", info, n_rows)
     with Untokenizable.named(named):
         spliced = conversation.spliced(tokenizer)
         for name, asked in (("truncate_prompt_tokens", task.truncated), ("return_token_ids", task.tell_tokens or None)):
             if task.media and asked is not None:
                 raise InvalidRequest(f"`{name}` does not go with media", param=name)
-        tokens = _checked_tokens(_truncated(spliced.tokens, task, info), named, info)
+        tokens = _checked_tokens(_truncated(spliced.tokens, task, info), named, fits)
     if task.room and len(tokens) + task.room > info.max_seq_len:
         size = f"{len(tokens)} tokens, behind which {task.room} have to fit"
         raise _too_long(named, size, info, len(tokens) + task.room)
-    ask = asked_of_chat(task, chat.letters, chat.begun_reasoning(prompt))
+    begun = chat.begun_reasoning(prompt, task.continued_thoughts)
+    ask = asked_of_chat(task, chat.letters, begun)
     new_parser: NewParser = PlainReply
     if ask is None or tools or chat.dialect.reasons:  # else a text that follows a grammar is all content
-        new_parser = chat.parser(prompt, tools, split_reasoning=task.split_reasoning)
+        continued = task.continued_thoughts
+        new_parser = chat.parser(prompt, tools, split_reasoning=task.split_reasoning, continued=continued)
     # which control tokens are marks is known of a dialect, not of a declaration
     parsed = new_parser is not PlainReply
     plan = _plan(
@@ -138,7 +168,7 @@ def plan_chat(task: ChatTask, chat: ChatFormat, tokenizer: Tokenizer, info: Mode
         prediction=_prediction(task.prediction, tokenizer, info),
     )
     if task.reasoning_budget is not None:
-        plan = replace(plan, budget=chat.thoughts.budget(task.reasoning_budget, chat.begun_reasoning(prompt)))
+        plan = replace(plan, budget=chat.thoughts.budget(task.reasoning_budget, begun))
     content_stops: tuple[str, ...] = ()
     if task.stops_content_only and parsed:
         content_stops, plan = plan.stop, replace(plan, stop=())
@@ -214,7 +244,7 @@ def _min_tokens(task: Task, *, constrained: bool) -> int:
         raise InvalidRequest(
             "`min_tokens` cannot be combined with a grammar, which decides the end", param="min_tokens"
         )
-    return min(task.min_tokens, 2**31 - 1)
+    return min(task.min_tokens, _MAX_TOKENS)
 
 
 def _stop_strings(task: Task) -> tuple[str, ...]:
@@ -244,7 +274,11 @@ def _prompt_tokens(
     if not prompt:
         raise InvalidRequest(f"`{path}` must not be empty", param=path)
     if isinstance(prompt, str):
-        _check_size(len(prompt), path, info)
+        if task.truncated is None:
+            _check_size(len(prompt), path, info)
+        else:
+            # the tokens at the cut are not among those that count
+            prompt = prompt[-(info.max_seq_len + _AT_THE_CUT) * info.longest_piece :]
         with Untokenizable.named(path):
             tokens = tokenizer.tokenize(prompt, add_special=True, parse_special=True)
     else:
@@ -260,7 +294,8 @@ def _truncated(tokens: array[int], task: Task, info: ModelInfo) -> array[int]:
         return tokens
     n = task.truncated
     if n < 0:
-        n = max(1, info.max_seq_len - min(task.max_tokens or 0, info.max_seq_len))
+        output = info.max_seq_len // _OUTPUT_SHARE if task.max_tokens is None else task.max_tokens
+        n = max(1, info.max_seq_len - output)
     return tokens[-n:] if n else array("i")
 
 

@@ -18,6 +18,9 @@ Prompt = str | list[str | int | list[int]]
 
 NO_TOOLS = ToolChoice((), (), False)
 
+# The names under which a message may have its reasoning: each template reads one of them.
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+
 
 class Task(OutputOptions, frozen=True, kw_only=True):
     """What any request for text may ask for.
@@ -92,3 +95,10 @@ class ChatTask(Task, frozen=True, kw_only=True):
     stops_content_only: bool = False
     room: int = 0
     prediction: str = ""
+
+    @property
+    def continued_thoughts(self) -> str:
+        """What the prompt ends with where the thoughts of the last message are continued."""
+        if self.continue_final_message not in REASONING_FIELDS:
+            return ""
+        return next((text for name in REASONING_FIELDS if isinstance(text := self.messages[-1].get(name), str)), "")

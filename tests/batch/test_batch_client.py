@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from benchmarks.server import free_port
 from llamafast.batch import client as module
 from llamafast.batch.client import TRIES, Client
 from llamafast.batch.lines import Request
+from llamafast.batch.run import Batch
 from llamafast.errors import ConfigError
 
 REQUEST = Request(1, "a", "/v1/completions", b'{"prompt": "x"}')
@@ -85,3 +87,32 @@ async def test_a_server_that_is_not_there(slept: list[float]) -> None:
 def test_an_address_that_is_none(url: str) -> None:
     with pytest.raises(ConfigError, match="no address"):
         Client(url)
+
+
+@pytest.mark.parametrize("width", [None, 4])
+async def test_where_nobody_listens_nothing_is_asked(tmp_path: Path, width: int | None) -> None:
+    given, output = tmp_path / "in", tmp_path / "out"
+    given.write_text('{"custom_id": "a", "url": "/v1/completions", "body": {}}\n')
+    client = Client(f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(ConfigError, match="no server answers"):
+        await Batch(given, output).run(client, width)
+    await client.close()
+    assert output.read_bytes() == b""
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[" * 100_000])
+async def test_an_answer_that_nobody_can_read(body: bytes) -> None:
+    result, _ = await posted(reply(200, body))
+    assert result.response is not None
+    assert result.response.body == body.decode()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(reply(200, body))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        client = Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        assert await client.get("/props") is None
+        await client.close()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec.json import encode
 
 from llamafast.batch.lines import BadLine, Done, Fault, Request, Response, Result, failed, open_output, read_requests
+from llamafast.batch.run import Batch
 from llamafast.errors import ConfigError
 
 NOTHING = Done(set(), set(), 0)
@@ -38,6 +39,7 @@ def test_a_request(tmp_path: Path) -> None:
         ([], "`custom_id`", False),
         ({**GOOD, "custom_id": 7}, "`custom_id`", False),
         ({**GOOD, "custom_id": ""}, "`custom_id`", False),
+        ({**GOOD, "custom_id": "\ud83d"}, "surrogate", False),
         ({**GOOD, "method": "GET"}, "`method`", True),
         ({**GOOD, "url": "http://elsewhere"}, "`url`", True),
         ({**GOOD, "url": "/v1 HTTP/1.1\r\nx: y"}, "`url`", True),
@@ -52,6 +54,7 @@ def test_a_line_that_is_none(tmp_path: Path, line: Any, told: str, has_id: bool)
     assert told in bad.reason
     assert (bad.custom_id is not None) == has_id
     assert failed(bad).failed
+    encode(failed(bad))
 
 
 def test_an_id_is_one_requests(tmp_path: Path) -> None:
@@ -83,7 +86,8 @@ def test_an_output_that_was_cut_anywhere_is_gone_on_with(
     whole = [encode(result(*each)) + b"\n" for each in results]
     raw = b"".join(whole)
     path.write_bytes(raw[: cut % (len(raw) + 1)])
-    file, done = open_output(path)
+    path.with_name("in").touch()
+    file, done = open_output(path, path.with_name("in"))
     with file:
         kept = []
         for (kind, n), line in zip(results, whole, strict=True):
@@ -103,13 +107,75 @@ def test_what_is_done_is_not_asked_again(tmp_path: Path) -> None:
     assert [(type(one), one.line) for one in left] == [(Request, 3), (BadLine, 4)]
 
 
+def test_what_is_no_request_is_told_once(tmp_path: Path) -> None:
+    lines = [{**GOOD, "method": "GET"}, "{", GOOD, GOOD, {**GOOD, "custom_id": "b", "body": {"stream": True}}]
+    given, output = written(tmp_path / "in", *lines), tmp_path / "out"
+    with output.open("wb") as file:
+        for one in read_requests(given, NOTHING):
+            if isinstance(one, BadLine):
+                file.write(encode(failed(one)) + b"\n")
+    file, done = open_output(output, given)
+    with file:
+        assert [one.line for one in read_requests(given, done)] == [3]
+        assert done.n_failed == 4
+
+
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         list(read_requests(tmp_path / "none", NOTHING))
-    with pytest.raises(ConfigError, match="no output of a batch"):
-        open_output(written(tmp_path / "out", {"something": "else"}))
     with pytest.raises(ConfigError):
-        open_output(tmp_path)
+        open_output(tmp_path, written(tmp_path / "in", GOOD))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"notes without a line's end",
+        b"notes\n",
+        b'{"something": "else"}\n',
+        json.dumps(GOOD).encode(),
+        json.dumps(GOOD).encode() + b"\n",
+        b'{"id":"batch_req_1","custom_id":"a"}\n',
+        b'{"id":"other","custom_id":"a","response":null,"error":null}\n',
+        encode(Result(custom_id="a")) + b"\nnotes",
+        b"[" * 100_000 + b"\n",
+    ],
+)
+def test_a_file_that_is_no_output_stays_as_it_is(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(raw)
+    with pytest.raises(ConfigError, match="no output of a batch"):
+        Batch(written(tmp_path / "in", GOOD), path)
+    assert path.read_bytes() == raw
+
+
+def test_the_batch_itself_is_no_output(tmp_path: Path) -> None:
+    path = written(tmp_path / "in", GOOD)
+    (tmp_path / "link").symlink_to(path)
+    for output in (path, tmp_path / "link"):
+        with pytest.raises(ConfigError, match="another file"):
+            Batch(path, output)
+    assert json.loads(path.read_bytes()) == GOOD
+
+
+def test_an_output_is_one_batchs(tmp_path: Path) -> None:
+    given, output = written(tmp_path / "in", GOOD), tmp_path / "out"
+    file, _ = open_output(output, given)
+    with file:
+        file.write(b'{"id":"batch_')
+        file.flush()
+        with pytest.raises(ConfigError, match="another batch"):
+            Batch(given, output)
+        assert output.read_bytes() == b'{"id":"batch_'
+    file, _ = open_output(output, given)
+    file.close()
+
+
+def test_without_a_batch_no_output_is_opened(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(ConfigError, match="No such file"):
+        Batch(tmp_path / "none", output)
+    assert not output.exists()
 
 
 def test_a_result_is_a_line_as_openai_has_it() -> None:

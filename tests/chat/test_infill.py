@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -52,11 +54,38 @@ def test_what_does_not_fit_is_left_out_where_it_is_farthest() -> None:
     text = filled(FimTokens(PRE, SUF, MID), 64, prefix="a" * 50 + "b" * 50, suffix="c" * 50 + "d" * 50)
     before, behind = text.removeprefix("^<PRE>").removesuffix("<MID>").split("<SUF>")
     assert (set(before), set(behind)) == ({"b"}, {"c"})
-    assert len(before) == 3 * len(behind)
+    assert 2 * len(behind) < len(before) <= 3 * len(behind)
     # of the chunks the newest stay
     text = filled(FimTokens(PRE, SUF, MID, file=SEP), 64, chunks=[Chunk("x" * 40, "old"), Chunk("y" * 20, "new")])
     assert "<SEP>new\n" + "y" * 20 in text
     assert text.index("new") > text.find("old")
+
+
+@pytest.mark.parametrize(
+    ("n_before", "chunks"),
+    [
+        (10, []),
+        (10, [Chunk("x" * 900, "old"), Chunk("y" * 90, "new")]),
+        (450, [Chunk("x" * 900)]),
+        (2_000, [Chunk("x" * 900)]),
+        (2 * 512 * INFO.longest_piece, [Chunk("x" * 900)]),
+    ],
+)
+def test_a_keystroke_computes_what_is_new(n_before: int, chunks: list[Chunk]) -> None:
+    n_typed = 320
+    letters = random.Random(1).choices("abcdefgh\n", k=n_before + n_typed)
+    prompts = [
+        filled(prefix="".join(letters[: n_before + i]), suffix="z" * 20, chunks=chunks).removesuffix("<MID>")
+        for i in range(n_typed)
+    ]
+    n_new = [_n_new(last, now) for last, now in pairwise(prompts)]
+    again = sum(n > 20 + len("<SUF>") + 1 for n in n_new)
+    assert again <= n_typed // (512 // 16) + 1, n_new
+
+
+def _n_new(last: str, now: str) -> int:
+    """How much of ``now`` stands behind what both begin with."""
+    return len(now) - next((i for i, (a, b) in enumerate(zip(last, now, strict=False)) if a != b), len(last))
 
 
 @given(

@@ -210,13 +210,36 @@ def test_a_prompt_may_be_truncated_in_front(n: int | None, kept: str) -> None:
 
 def test_a_prompt_is_truncated_to_what_fits_with_its_output() -> None:
     prompt = [97] * (INFO.max_seq_len + 50)
-    for max_tokens, n in ((None, INFO.max_seq_len), (12, INFO.max_seq_len - 12), (10**6, 1)):
+    for max_tokens, n in (
+        (None, INFO.max_seq_len - INFO.max_seq_len // 4),
+        (0, INFO.max_seq_len),
+        (12, INFO.max_seq_len - 12),
+        (10**6, 1),
+    ):
         (tokens,) = completion(prompt=prompt, truncate_prompt_tokens=-1, max_tokens=max_tokens).prompts
         assert len(tokens) == n
     assert refused(prompt=prompt).code == "context_length_exceeded"
     assert refused(prompt=[97], truncate_prompt_tokens=0).param == "prompt"
     (tokens,) = chat(truncate_prompt_tokens=3).prompts
     assert len(tokens) == 3
+
+
+def test_of_a_text_that_is_truncated_only_the_end_is_read() -> None:
+    text = "x" * (1 << 20) + "é" + "abc" * 3
+    (tokens,) = completion(prompt=text, truncate_prompt_tokens=8).prompts
+    assert bytes(tokens.tolist()) == b"bcabcabc"
+    messages = [{"role": "user", "content": "x" * 100_000}]
+    (tokens,) = chat(messages=messages, truncate_prompt_tokens=8).prompts
+    assert len(tokens) == 8
+    with pytest.raises(InvalidRequest, match="are tokenised"):
+        chat(messages=[{"role": "user", "content": "x" * (1 << 20)}], truncate_prompt_tokens=8)
+
+
+def test_an_echo_is_what_was_read() -> None:
+    for prompt, n, text in (("hello", 2, "lo"), ("hello", 99, "hello"), ("hello", -1, "hello")):
+        request = CompletionRequest(prompt=prompt, echo=True, truncate_prompt_tokens=n).task()
+        plan, _ = plan_completion(request, TOKENIZER, INFO)
+        assert echo_texts(request, plan, TOKENIZER) == [text]
 
 
 def test_max_completion_tokens_wins() -> None:

@@ -52,7 +52,7 @@ def hermes(template: str = TEMPLATE, **info: Any) -> FakeEngine:
 
 
 def hermes_app(engine: FakeEngine, **options: Any) -> App:
-    return make_app(engine, model={"dialect": "hermes"}, max_body_bytes=1 << 20, **options)
+    return make_app(engine, model={"dialect": "hermes"}, **{"max_body_bytes": 1 << 20} | options)
 
 
 class Messages:

@@ -68,7 +68,7 @@ class ChatEndpoint:
             if request.stream:
                 chunk = ChatChunk(id=reply_id, created=created, model=request.model or engine.info.id, choices=[])
                 frames = ChatFrames(chunk, replies, request, names, prompt_ids)
-                await stream(exchange, generation, frames, self._ping_seconds, request.top_logprobs or 0)
+                await stream(exchange, generation, frames, self._ping_seconds, request.top_logprobs or 0, replies)
                 return
             said = await _said(generation, replies)
             reply = ChatCompletion(

@@ -60,14 +60,14 @@ class ChatFrames:
         yield b"".join(map(frame, (first, *others)))
 
     def event(self, event: Event) -> bytes:
-        index, deltas, finish_reason, token_logprobs, matched_stop, _ = self._replies[event.index].read(event)
+        index, deltas, finish_reason, token_logprobs, matched_stop, token_ids = self._replies[event.index].read(event)
         frames = [self._delta(index, delta) for delta in deltas]
         if token_logprobs:
             # they come before the text they belong to, which may be held back still
             logprobs = chat_logprobs(token_logprobs, self._names)
             frames.insert(0, frame(self._chunk(ChatChunkChoice(index, ChatDelta(), logprobs=logprobs))))
-        if event.token_ids is not None:
-            ids = ChatChunkChoice(index, ChatDelta(), token_ids=event.token_ids)
+        if token_ids:
+            ids = ChatChunkChoice(index, ChatDelta(), token_ids=list(token_ids))
             frames.insert(0, frame(self._chunk(ids)))
         if finish_reason is not None:
             finish = finish_on_wire(finish_reason, self._legacy)

@@ -97,7 +97,9 @@ class _Messages:
         self._media = media
         self._sees = sees
         self._turns_after_results = turns_after_results
-        self._called: set[str] = set()
+        # ids, and which in the conversation the call is
+        self._called: dict[str, int] = {}
+        self._n_calls = 0
 
     def instruct(self, content: Any, path: str) -> None:
         """Instructions before anything else was said are one message."""
@@ -110,6 +112,8 @@ class _Messages:
     def add(self, turn: Json, path: str) -> None:
         role = turn.get("role")
         content, where = turn.get("content"), f"{path}.content"
+        if content is None:
+            raise InvalidRequest(f"`{where}` must be a string or a list of blocks", param=where)
         if role == "user":
             self._user(content, where)
         elif role == "assistant":
@@ -125,7 +129,7 @@ class _Messages:
         if content is None or isinstance(content, str):
             return _without_billing(content or "")
         pieces = (piece for block, where in _blocks(content, path) for piece in self._pieces(block, where))
-        return _joined(piece for piece in pieces if not piece.text.startswith(_BILLING))
+        return _joined(Piece(_without_billing(piece.text), piece.is_text) for piece in pieces)
 
     def _remind(self, text: str) -> None:
         if not text:
@@ -146,10 +150,11 @@ class _Messages:
             self.messages.append({"role": "user", "content": text})
 
     def _user(self, content: Any, path: str) -> None:
-        """Results come before whatever else is said: they answer the turn before."""
+        """Results come before whatever else is said: they answer the turn before. They are in the order of their calls,
+        in which templates have them, so that media are in the order of the prompt."""
         blocks = list(_blocks(content, path))
         results = [(block, where) for block, where in blocks if block["type"] == "tool_result"]
-        for block, where in results:
+        for block, where in sorted(results, key=lambda result: self._called.get(str(result[0].get("tool_use_id")), 0)):
             self._result(block, where)
         others = (self._pieces(block, where) for block, where in blocks if block["type"] != "tool_result")
         text = _joined(piece for pieces in others for piece in pieces)
@@ -187,7 +192,8 @@ class _Messages:
         given = block.get("input", {})
         if not isinstance(given, dict):
             raise InvalidRequest(f"`{path}.input` must be an object", param=f"{path}.input")
-        self._called.add(call_id)
+        self._n_calls += 1
+        self._called[call_id] = self._n_calls
         return {"id": call_id, "type": "function", "function": {"name": name, "arguments": json_text(given)}}
 
     def _pieces(self, block: Json, path: str, *, in_result: bool = False) -> Iterator[Piece]:
@@ -215,8 +221,14 @@ class _Messages:
             )
 
     def _inner(self, content: Any, path: str, *, in_result: bool) -> str:
-        blocks = _blocks(content, path)
-        return _joined(piece for block, where in blocks for piece in self._pieces(block, where, in_result=in_result))
+        """What is in a block that holds others. Raises InvalidRequest for one that could hold more."""
+        pieces: list[Piece] = []
+        for block, where in _blocks(content, path):
+            if block["type"] not in ("text", "image"):
+                told = f"`{where}.type`: only text and images have a place here"
+                raise InvalidRequest(told, param=f"{where}.type")
+            pieces += self._pieces(block, where, in_result=in_result)
+        return _joined(pieces)
 
     def _image(self, block: Json, path: str, *, in_result: bool) -> Piece:
         if in_result and not self._sees:

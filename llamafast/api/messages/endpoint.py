@@ -29,7 +29,6 @@ from llamafast.api.messages.schema import (
 )
 from llamafast.api.messages.writer import MessageWriter
 from llamafast.api.sse import EventStream, encode
-from llamafast.api.tokens import MAX_CHARACTERS
 from llamafast.chat.reply.reader import Reply, ReplyFinish
 from llamafast.engine.types import EnginePort, Generation, ModelInfo
 from llamafast.errors import LlamafastError
@@ -52,7 +51,7 @@ class MessagesEndpoint:
     async def create(self, exchange: Exchange, body: bytes) -> None:
         engine = self._engine
         request = await self._decoded(body, _MESSAGES)
-        planned = await self._planner.planned(request, len(body), exchange.tenant, engine.info)
+        planned = await self._planner.planned(request, len(body), exchange.tenant)
         await engine.prepare(planned.plan.plan)
         plan = await self._grammars.constrained(planned.plan.plan, planned.plan.ask)
         plan = replace(plan, announce=bool(request.stream) and not plan.media)
@@ -72,9 +71,7 @@ class MessagesEndpoint:
     async def count_tokens(self, exchange: Exchange, body: bytes) -> None:
         """How many tokens the prompt of such a message has, also where they do not fit."""
         request = await self._decoded(body, _COUNT)
-        info = self._engine.info
-        info = replace(info, max_seq_len=max(info.max_seq_len, MAX_CHARACTERS // info.longest_piece))
-        planned = await self._planner.planned(request, len(body), exchange.tenant, info)
+        planned = await self._planner.planned(request, len(body), exchange.tenant, only_counted=True)
         await exchange.reply_json(TokenCount(planned.n_prompt), headers=ignored(planned.hidden))
 
     async def _stream(self, exchange: Exchange, telling: Telling, headers: Headers) -> None:

@@ -15,7 +15,7 @@ from llamafast.chat.grammar.requested import SCHEMA
 from llamafast.chat.plan import ChatPlan, plan_chat
 from llamafast.chat.request import ChatTask, Message
 from llamafast.engine.media import MediaLoader, MediaSource, Medium
-from llamafast.engine.types import EnginePort, ModelInfo, Tenant
+from llamafast.engine.types import EnginePort, Tenant
 from llamafast.errors import InvalidRequest, ThreadUnsupported, UnsupportedParameter
 
 # The fields of a request by the names they have in chat completions, where these differ or what is in them does.
@@ -57,18 +57,24 @@ class MessagePlanner:
         self._media = media
 
     async def planned(
-        self, request: CountTokensRequest, n_bytes: int, tenant: Tenant, info: ModelInfo
+        self, request: CountTokensRequest, n_bytes: int, tenant: Tenant, *, only_counted: bool = False
     ) -> PlannedMessage:
-        """All that can be refused before the engine is asked is refused here. ``n_bytes`` is the request's size, and
-        ``info`` says what fits.
+        """All that can be refused before the engine is asked is refused here. ``n_bytes`` is the request's size; a
+        prompt whose tokens are ``only_counted`` need not fit.
 
         Raises InvalidRequest, UnsupportedParameter or ContextLengthExceeded.
         """
         said = await run_sized(n_bytes, self._said, request)
         media = await self._media.load(said.sources, tenant.salt) if said.sources and self._media is not None else []
-        return await run_sized(n_bytes + rows_size(media), self._plan, request, said, media, info)
+        return await run_sized(n_bytes + rows_size(media), self._plan, request, said, media, only_counted)
 
     def _said(self, request: CountTokensRequest) -> Said:
+        try:
+            return self._read(request)
+        except RecursionError as error:
+            raise InvalidRequest("the request is nested too deeply") from error
+
+    def _read(self, request: CountTokensRequest) -> Said:
         _check_kept_elsewhere(request)
         tools = ToolTable(request.tools)
         for kind in tools.hidden:
@@ -88,7 +94,7 @@ class MessagePlanner:
         return Said(messages, tools, media.sources)
 
     def _plan(
-        self, request: CountTokensRequest, said: Said, media: Sequence[Medium], info: ModelInfo
+        self, request: CountTokensRequest, said: Said, media: Sequence[Medium], only_counted: bool
     ) -> PlannedMessage:
         fields = request.task_fields() | {"stop": request.stop_sequences or ()}
         if request.format is not None:
@@ -113,7 +119,9 @@ class MessagePlanner:
             variables=request.chat_template_kwargs or {},
             stops_content_only=True,
         )
-        return PlannedMessage(plan_chat(task, self._chat, self._engine.tokenizer, info), frozenset(said.tools.hidden))
+        engine = self._engine
+        plan = plan_chat(task, self._chat, engine.tokenizer, engine.info, only_counted=only_counted)
+        return PlannedMessage(plan, frozenset(said.tools.hidden))
 
 
 def _continued(messages: Sequence[Message]) -> bool | str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from typing import Any
 
 from msgspec.structs import replace
 
+from llamafast.api.messages.call_input import CallInput, whole_input
 from llamafast.api.messages.schema import (
     SIGNATURE,
     Block,
@@ -57,6 +56,7 @@ class MessageWriter:
         self._open: Block | None = None
         self._pieces: list[str] = []
         self._omitted: list[str] = []
+        self._input = CallInput()
 
     def opening(self, usage: Usage) -> list[Event]:
         # told as it is now
@@ -76,9 +76,11 @@ class MessageWriter:
                         self._tell(ThinkingDelta(text), text)
                 case ToolCallBegin(_, id, name):
                     self._begin(ToolUseBlock(f"toolu_{id.removeprefix('call_')}", name, {}))
+                    self._input = CallInput()
                 case ToolCallArguments(_, text):
-                    self._tell(InputJsonDelta(text), text)
+                    self._tell_input(self._input.read(text))
                 case ToolCallEnd():
+                    self._tell_input(self._input.rest(complete=True))
                     self._close()
         return self._take()
 
@@ -102,9 +104,15 @@ class MessageWriter:
         self._pieces.append(text)
         self._events.append(BlockDelta(len(self.message.content), delta))
 
+    def _tell_input(self, text: str) -> None:
+        if text:
+            self._tell(InputJsonDelta(text), text)
+
     def _close(self) -> None:
         if self._open is None:
             return
+        if isinstance(self._open, ToolUseBlock):
+            self._tell_input(self._input.rest(complete=False))
         index, said = len(self.message.content), "".join(self._pieces)
         match self._open:
             case TextBlock():
@@ -115,7 +123,7 @@ class MessageWriter:
                 self._events.append(BlockDelta(index, SignatureDelta(signature)))
                 self._omitted.clear()
             case ToolUseBlock(id, name):
-                block = ToolUseBlock(id, name, _value(said))
+                block = ToolUseBlock(id, name, whole_input(said))
         self._events.append(BlockStop(index))
         self.message.content.append(block)
         self._open = None
@@ -124,11 +132,3 @@ class MessageWriter:
     def _take(self) -> list[Event]:
         taken, self._events = self._events, []
         return taken
-
-
-def _value(arguments: str) -> Any:
-    """The input of a call; nothing where the model broke off in the middle of it."""
-    try:
-        return json.loads(arguments)
-    except (ValueError, RecursionError):
-        return {}

@@ -25,6 +25,7 @@ from jinja2.utils import Namespace
 
 from llamafast.chat.prompt.accepts import Accepts, probe
 from llamafast.chat.prompt.control import MARKS, NO_CONTROL_TOKENS, ControlTokens
+from llamafast.chat.request import REASONING_FIELDS
 from llamafast.errors import ConfigError, InvalidRequest
 
 # A template may quote what the client sent, at any length.
@@ -33,7 +34,6 @@ _MAX_QUOTED = 500
 # Behind the text that is to be continued. Its last character tells whether the template trims what it prints.
 _TAG = "\ufdd2 "
 
-_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _NOT_ASCII = re.compile(f"[^\0-\x7f{MARKS}]+")
 
 
@@ -93,9 +93,9 @@ class ChatTemplate:
         """Append the tag to the text in ``field`` of ``message``; that text. Raises InvalidRequest."""
         text = message.get(field)
         names = [field]
-        if field in _REASONING_FIELDS:
+        if field in REASONING_FIELDS:
             # one text under several names, and each template reads one of them
-            names = [name for name in _REASONING_FIELDS if message.get(name) == text]
+            names = [name for name in REASONING_FIELDS if message.get(name) == text]
         if isinstance(text, list):
             part = next((part for part in reversed(text) if isinstance(part, dict) and "text" in part), None)
             message, names, text = part or {}, ["text"], part and part["text"]
@@ -120,7 +120,7 @@ def _not_continued(reason: str) -> InvalidRequest:
 
 def _alias_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
     """Reasoning under every name that templates know it by, as ``transformers`` has it."""
-    reasoning = next((message[name] for name in _REASONING_FIELDS if message.get(name) is not None), None)
+    reasoning = next((message[name] for name in REASONING_FIELDS if message.get(name) is not None), None)
     if reasoning is None:
         return dict(message)
     return {"thinking": reasoning, **message, "reasoning_content": reasoning}

@@ -35,10 +35,10 @@ class ReplyPart(NamedTuple):
 class Reply:
     """One choice on its way to the client: its parser, and what it needs to know of everything said so far.
 
-    Without ``parallel`` calls nothing that follows the first complete call is passed on. ``n_tokens`` counts its tokens
-    and ``reasoning_tokens`` those spent on reasoning, its opening mark included; where tokens of several kinds come in
-    one Event they are divided by their characters. One of ``stops`` in its content ends it before its Events do: once
-    it has ``ended``, whatever more comes says nothing and does not count.
+    ``n_tokens`` counts its tokens and ``reasoning_tokens`` those spent on reasoning, its opening mark included; where
+    tokens of several kinds come in one Event they are divided by their characters. One of ``stops`` in its content ends
+    it before its Events do, and without ``parallel`` calls so does the end of its first one: once it has ``ended``,
+    whatever more comes says nothing and does not count.
     """
 
     def __init__(self, parser: ReplyParser, *, parallel: bool = True, stops: Sequence[str] = ()) -> None:
@@ -47,7 +47,6 @@ class Reply:
         self._parser = parser
         self._parallel = parallel
         self._stops = ContentStops(stops) if stops else None
-        self._closed = False
         self._called = False
         self._reasons = False
         self._uncounted = 0
@@ -57,19 +56,24 @@ class Reply:
             return ReplyPart(event.index, [], None)
         self.n_tokens += event.n_tokens
         deltas = self._parser.feed(event.text)
+        n_fed = len(deltas)
         if event.finish_reason is not None:
             deltas += self._parser.finish()
         self._count(event, deltas)
-        if not self._parallel:
-            deltas = self._first_call_only(deltas)
         finish_reason: ReplyFinish | None = event.finish_reason
         matched_stop = event.matched_stop
+        n_behind = 0
+        if not self._parallel and (n_kept := _first_call(deltas)):
+            n_behind, deltas = _n_characters(deltas[n_kept:]), deltas[:n_kept]
+            if n_kept <= n_fed:
+                finish_reason, matched_stop, self.ended = "tool_calls", None, True
         if self._stops is not None:
-            deltas, met, n_behind = self._until_stop(self._stops, deltas, last=finish_reason is not None)
+            deltas, met, n_more = self._until_stop(self._stops, deltas, last=finish_reason is not None)
             if met is not None:
-                finish_reason, matched_stop = "stop", met
-                self.ended = True
-                self.n_tokens -= min(event.n_tokens - 1, round(event.n_tokens * n_behind / max(1, len(event.text))))
+                finish_reason, matched_stop, self.ended = "stop", met, True
+                n_behind += n_more
+        if self.ended:
+            self.n_tokens -= min(event.n_tokens - 1, round(event.n_tokens * n_behind / max(1, len(event.text))))
         self._called = self._called or any(isinstance(delta, ToolCallBegin) for delta in deltas)
         if self._called and finish_reason == "stop":
             finish_reason = "tool_calls"
@@ -84,7 +88,7 @@ class Reply:
             if text:
                 shown.append(ContentDelta(text))
             if met is not None:
-                return shown, met, stops.n_behind + sum(len(getattr(other, "text", "")) for other in deltas[i + 1 :])
+                return shown, met, stops.n_behind + _n_characters(deltas[i + 1 :])
             if not isinstance(delta, ContentDelta):
                 shown.append(delta)
         if last and (text := stops.rest()):
@@ -108,10 +112,11 @@ class Reply:
             self.reasoning_tokens += round(self._uncounted * reasoning / (reasoning + others))
             self._uncounted = 0
 
-    def _first_call_only(self, deltas: list[Delta]) -> list[Delta]:
-        kept: list[Delta] = []
-        for delta in deltas:
-            if not self._closed:
-                kept.append(delta)
-                self._closed = isinstance(delta, ToolCallEnd)
-        return kept
+
+def _first_call(deltas: Sequence[Delta]) -> int:
+    """How many of them go to the end of the first call, 0 where none ends."""
+    return next((n for n, delta in enumerate(deltas, 1) if isinstance(delta, ToolCallEnd)), 0)
+
+
+def _n_characters(deltas: Sequence[Delta]) -> int:
+    return sum(len(getattr(delta, "text", "")) for delta in deltas)

@@ -101,6 +101,18 @@ async def test_content_is_null_beside_calls_and_empty_without(client: AsgiClient
 async def test_one_call_where_parallel_calls_are_not_wanted(client: AsgiClient) -> None:
     body = (await client.post(PATH, {"messages": MESSAGES, **TOOLS, "parallel_tool_calls": False})).json
     assert [call["id"] for call in body["choices"][0]["message"]["tool_calls"]] == ["call_a"]
+    assert body["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_behind_the_only_call_nothing_is_computed(client: AsgiClient, engine: FakeEngine, stream: bool) -> None:
+    engine.script = say("call", "more", *"unseen" * 9, reason="length")
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    response = await client.post(PATH, {"messages": MESSAGES, **TOOLS, "parallel_tool_calls": False, **options})
+    (last,) = response.events[-2]["choices"] if stream else response.json["choices"]
+    usage = (response.events[-1] if stream else response.json)["usage"]
+    assert (last["finish_reason"], engine.generations[-1].cancelled) == ("tool_calls", True)
+    assert usage["completion_tokens"] <= 2
 
 
 async def test_the_old_form_of_a_call(client: AsgiClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -21,6 +22,10 @@ ASKED = {"role": "user", "content": "Weather?"}
 
 def text(*texts: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": each} for each in texts]
+
+
+def holding(*blocks: Any) -> dict[str, Any]:
+    return {"type": "document", "source": {"type": "content", "content": list(blocks)}}
 
 
 CALLED = {"role": "assistant", "content": [*text("Let me see."), called("get_weather", {"city": "Paris"})]}
@@ -107,6 +112,7 @@ async def test_the_billing_line_is_dropped(api: Messages) -> None:
             [*text(BILLING), *text("Be brief.")],
             [*text(BILLING.replace("a1b2c", "9")), {**text("Be brief.")[0], "cache_control": {"type": "ephemeral"}}],
             f"{BILLING}\n\nBe brief.",
+            text(f"{BILLING}\nBe brief."),
             "Be brief.",
         )
     }
@@ -165,6 +171,37 @@ def test_documents_and_search_results_are_text() -> None:
     ]
 
 
+def test_results_are_in_the_order_of_their_calls() -> None:
+    calls = {"role": "assistant", "content": [called("now", {}, id) for id in "ab"]}
+    seen = {id: [*text(id), {**IMAGE, "source": {**IMAGE["source"], "data": f"iVBORw0KGg{id}="}}] for id in "ab"}
+    media = MediaParts(("image",), lambda i: f"#{i}#")
+    turns = [ASKED, calls, {"role": "user", "content": [answered(seen["b"], "b"), answered(seen["a"], "a")]}]
+    said = messages_of(turns, None, ToolTable(TOOLS), media, sees=True, turns_after_results=True)
+    assert [message["content"] for message in said[2:]] == ["a#0#", "b#1#"]
+    assert [source.path for source in media.sources] == [
+        "messages[2].content[1].content[1].source.data",
+        "messages[2].content[0].content[1].source.data",
+    ]  # fmt: skip
+
+
+async def test_what_is_nested_too_deeply_is_refused(api: Messages) -> None:
+    document, found, deep = holding(), {"type": "search_result", "title": "", "source": "", "content": []}, {}
+    for _ in range(200):
+        document, found = holding(document), {**found, "content": [found]}
+    for block in (document, found):
+        status, _, told = await api.error([{"role": "user", "content": [block]}])
+        assert (status, "only text and images" in told) == (400, True)
+    statuses = set()
+    for i in range(950):
+        deep = {"a": deep}
+        if i % 50 == 0:
+            calls = {"role": "assistant", "content": [called("now", deep)]}
+            turns = [ASKED, calls, {"role": "user", "content": [answered("")]}]
+            with suppress(RecursionError):  # the client's
+                statuses.add((await api.post(turns, tools=TOOLS)).status)
+    assert statuses == {200, 400}
+
+
 def test_images_stand_where_they_are() -> None:
     said = chat([{"role": "user", "content": [*text("A"), IMAGE, *text("B")]}], sees=True)
     assert said == [{"role": "user", "content": "A#0#B"}]
@@ -194,6 +231,12 @@ async def test_images_that_nobody_sees(api: Messages) -> None:
         ([PDF], "messages[0].content[0].source.type"),
         ([{"type": "document"}], "messages[0].content[0].source.type"),
         ([{"type": "search_result", "title": "t"}], "messages[0].content[0].source"),
+        ([holding({"type": "document"})], "messages[0].content[0].source.content[0].type"),
+        ([holding(holding(*text("x")))], "messages[0].content[0].source.content[0].type"),
+        (
+            [{"type": "search_result", "title": "t", "source": "s", "content": [*text("x"), PDF]}],
+            "messages[0].content[0].content[1].type",
+        ),
         ([{"type": "thinking", "thinking": "x", "signature": ""}], "messages[0].content[0].type"),
         ([{"type": "tool_reference", "tool_name": "x"}], "messages[0].content[0].type"),
         ([{"type": "tool_addition", "tool": {"type": "tool_definition"}}], "messages[0].content[0].tool.type"),
@@ -210,6 +253,14 @@ def test_what_is_wrong_is_named_by_its_path(content: Any, path: str) -> None:
 def test_other_roles_are_refused(role: Any) -> None:
     with pytest.raises(InvalidRequest, match="role"):
         chat([{"role": role, "content": "x"}])
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "system"])
+def test_a_turn_says_something(role: str) -> None:
+    for turn in ({"role": role}, {"role": role, "content": None}):
+        with pytest.raises(InvalidRequest) as caught:
+            chat([ASKED, turn])
+        assert caught.value.param == "messages[1].content"
 
 
 def test_a_file_that_is_kept_elsewhere_is_refused() -> None:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from support.anthropic_api import MODEL, NOW, TOOLS, TURNS, WEATHER, Messages, events_of, hermes
+from support.anthropic_api import MODEL, NOW, TOOLS, TURNS, WEATHER, Messages, events_of, hermes, hermes_app
 from support.apps import make_app
 from support.fake_engine import FakeEngine, play, say
 
@@ -281,9 +281,14 @@ async def test_tokens_are_counted_as_a_message_sums_them(api: Messages) -> None:
     counted = await api.post(path="/v1/messages/count_tokens", **asked)
     assert counted.json == {"input_tokens": usage["input_tokens"]}
     assert len(api.engine.generations) == 1
-    # also where they would not fit
+    # also where they would not fit, whatever the vocabulary's longest word is
+    api = Messages(hermes(longest_piece=512))
     long = [{"role": "user", "content": "x" * 5000}]
     assert (await api.post(long, "/v1/messages/count_tokens", max_tokens=None)).json["input_tokens"] > 5000
+    long = [{"role": "user", "content": "x" * (1 << 20)}]
+    api = Messages(hermes(longest_piece=4), hermes_app(hermes(longest_piece=4), max_body_bytes=1 << 22))
+    status, _, told = await api.error(long, path="/v1/messages/count_tokens", max_tokens=None)
+    assert (status, "at most 1048576 are tokenised" in told) == (400, True)
 
 
 async def test_thinking_is_a_switch_of_the_template(api: Messages) -> None:
@@ -301,6 +306,23 @@ async def test_thinking_has_a_budget(api: Messages) -> None:
     await begun.message(thinking={"type": "enabled", "budget_tokens": 0})
     assert begun.engine.plan.budget == budget._replace(n_tokens=0, begun=0)
     assert (await api.error(thinking={"type": "enabled", "budget_tokens": -1}))[0] == 400
+
+
+async def test_thoughts_that_the_last_turn_begins_go_on(api: Messages) -> None:
+    block = {"type": "thinking", "thinking": "Hm, <b>\n", "signature": "s"}
+    turns = [{"role": "user", "content": "a <think>"}, {"role": "assistant", "content": [block]}]
+    for tools in (None, TOOLS):
+        api.engine.script = say("so", "</think>", "Yes")
+        message = await api.message(turns, tools=tools, thinking={"type": "enabled", "budget_tokens": 10})
+        assert [(each["type"], *list(each.values())[1:2]) for each in message["content"]] == [
+            ("thinking", "so"), ("text", "Yes"),
+        ]  # fmt: skip
+        budget = api.engine.generations[-1].plan.budget
+        assert budget is not None
+        assert budget.begun == 0
+    api.engine.script = say("Yes")
+    turns[1]["content"] = "It is"
+    assert (await api.message(turns))["content"] == [{"type": "text", "text": "Yes"}]
 
 
 async def test_effort_and_further_variables_reach_the_template() -> None:

@@ -64,13 +64,18 @@ def test_what_was_held_back_comes_with_the_end() -> None:
     assert reply.read(Event(3, "ab", 1, "stop")) == (3, [ContentDelta("a"), ContentDelta("b")], "stop", (), None, ())
 
 
-def test_without_parallel_calls_the_first_one_is_the_last() -> None:
-    reply = Reply(
-        Recorded([ContentDelta("a"), *CALL, ContentDelta("b")], SECOND, rest=[ContentDelta("c")]), parallel=False
-    )
-    assert reply.read(Event(0, "x", 1)).deltas == [ContentDelta("a"), *CALL]
-    assert reply.read(Event(0, "x", 1)).deltas == []
-    assert reply.read(Event(0, "x", 1, "stop")) == (0, [], "tool_calls", (), None, ())
+def test_without_parallel_calls_the_end_of_the_first_one_is_the_end() -> None:
+    reply = Reply(Recorded([ContentDelta("a"), *CALL, ContentDelta("bcde")], SECOND), parallel=False)
+    assert reply.read(Event(0, "a{}_bcde", 8)) == (0, [ContentDelta("a"), *CALL], "tool_calls", (), None, ())
+    assert (reply.ended, reply.n_tokens) == (True, 4)
+    assert reply.read(Event(0, "x", 1, "length")) == (0, [], None, (), None, ())
+    assert reply.n_tokens == 4
+
+
+def test_a_first_call_that_is_certain_only_at_the_end() -> None:
+    reply = Reply(Recorded([CALL[0]], rest=[*CALL[1:], ContentDelta("c")]), parallel=False)
+    assert reply.read(Event(0, "x", 1, "length")) == (0, CALL, "length", (), None, ())
+    assert not reply.ended
 
 
 def test_reasoning_tokens_include_the_opening_mark() -> None:
