@@ -192,10 +192,17 @@ class Fleet:
         self._serve_all()
         for member in self.members.values():
             member.closing = False
+        weighing = False
         for member in sorted(self.members.values(), key=lambda one: one.wanted_at or 0.0):
+            if member.wanted_at is None:
+                continue
+            if weighing and member.need is not None and not member.waiting and not member.asked:
+                # nobody is in a hurry, and it may be the other one that there is room for
+                continue
             # whoever is behind one that has to wait for room waits too
-            if member.wanted_at is not None and not self._bring_if_there_is_room(member, now):
+            if not self._bring_if_there_is_room(member, now):
                 break
+            weighing = weighing or (member.state is State.WEIGHED and member.bringing)
         self._serve_all()
 
     def _serve_all(self) -> None:

@@ -291,6 +291,29 @@ async def test_at_the_start_nobody_pushes_another_out(make: MakePool) -> None:
     assert pool.loaded_names == {"b"}
 
 
+async def test_at_the_start_the_configs_first_have_the_room(make: MakePool) -> None:
+    """Whichever reads its file's head first."""
+    pool = make({"a": 6, "b": 6, "c": 6}, 10, load="startup", models={"c": {"load": "on_demand"}})
+    read = asyncio.Event()
+
+    async def begin() -> int:
+        await read.wait()
+        return 6
+
+    pool.prepare["a"] = lambda child: setattr(child, "begin", begin)
+    await pool.settle()
+    assert pool["b"].need == 6
+    assert pool.loaded_names == set()
+    asked = await pool.ask("c")
+    assert asked.done()  # who is waited for does not wait for what nobody waits for
+    pool.fleet.leave(pool["c"])
+    pool.fleet.unload(pool["c"])
+    await pool.settle()
+    read.set()
+    await pool.settle()
+    assert pool.loaded_names == {"a"}
+
+
 async def test_a_model_that_dies_is_loaded_again_after_a_while_that_grows(make: MakePool) -> None:
     pool = make({"a": 5}, 10, load="startup")
     await pool.settle()
