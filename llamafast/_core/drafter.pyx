@@ -184,9 +184,6 @@ cdef int32_t drafter_fill(
             # without memory nothing is drafted
             if taken[i] and sequence_draft(drafting[i], drafting[i].draft.proposal.tokens, taken[i]) == 0:
                 n_drafted += taken[i]
-                self.counters.verified += 1
-                self.counters.drafted += taken[i]
-                self.counters.drafted_by[drafting[i].draft.source] += taken[i]
     if n_drafted and self.times.seconds[1] > 0:
         self.row_cost = (times_with(&self.times, useful, n_drafted) / times_with(&self.times, useful, 0) - 1) * (
             useful / <double> n_drafted)
@@ -219,7 +216,7 @@ cdef void ask_head(
     cdef sequence_t *asking[LLAMA_MAX_SEQ]
     cdef double chance[LLAMA_MAX_SEQ]
     cdef double best, value, expected = 0, seconds
-    cdef int32_t i, k, most = self.most, n_asking = 0, n_best = 0
+    cdef int32_t i, k, own, most = self.most, n_asking = 0, n_best = 0
     cdef draft_t *draft
     self.head_rows = 0
     for i in range(n):
@@ -230,11 +227,14 @@ cdef void ask_head(
             &self.acceptance, SOURCE_HEAD, 0
         ):
             continue
-        most = min(most, most_of(self, live, drafting[i]))
+        own = most_of(self, live, drafting[i])
+        if own <= 0:
+            continue
+        most = min(most, own)
         asking[n_asking] = drafting[i]
         chance[n_asking] = acceptance_trust(draft, SOURCE_HEAD)
         n_asking += 1
-    if n_asking == 0 or most <= 0:
+    if n_asking == 0:
         return
     best = useful / times_with(&self.times, useful, 0)
     for k in range(1, min(most, room // n_asking) + 1):
@@ -367,6 +367,9 @@ cdef void drafter_observe(Drafter self, sequence_t *s, int32_t n_before) noexcep
     draft.rows += n_new
     self.counters.observed += 1
     if s.rows.n_drafted:
+        self.counters.verified += 1
+        self.counters.drafted += s.rows.n_drafted
+        self.counters.drafted_by[draft.source] += s.rows.n_drafted
         self.counters.accepted += accepted
         self.counters.accepted_by[draft.source] += accepted
         self.counters.lengths[accepted] += 1

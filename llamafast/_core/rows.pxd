@@ -15,6 +15,7 @@ cdef struct quota_t:
     int32_t n_ubatch
     int32_t n_mixed             # rows of a step of several groups of adapters, 0: there is none
     int32_t turn                # the group that had the last step, where they take turns
+    int32_t turn_before         # and the one before that
     int32_t n_elsewhere         # rows that continue what groups without the turn generate
     int32_t n_scored_max        # rows of a step that score prompts
     step_cost_t cost

@@ -54,6 +54,7 @@ cdef int32_t rows_fill(
     if several and self.n_mixed:
         most = self.n_mixed
     elif several:
+        self.turn_before = self.turn
         turn = self.turn = next_turn(live, self.turn)
     self.n_elsewhere = 0
     for i in range(live.n):
@@ -68,7 +69,7 @@ cdef int32_t rows_fill(
         # what is drafted has to lie in one micro-batch with what it follows
         n_drafted = drafter_fill(
             drafter, live, turn, n_decode, min(budget, n_waiting(live, turn)),
-            min(min(self.n_ubatch, most) - max(n_decode, live.n), self.n_scored_max))
+            max(0, min(min(self.n_ubatch, most) - max(n_decode, live.n), self.n_scored_max)))
     spare = most - live.n
     for i in range(live.n):
         s = live.states[i]

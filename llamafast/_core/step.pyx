@@ -148,6 +148,7 @@ cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
         # nobody has to make room for what is drafted
         drafter_drop(&self.live)
         self.drafter.counters.dropped += 1
+        self.quota.turn = self.quota.turn_before    # it is still the turn of those who drafted
         n_decode = rows_fill(&self.quota, &self.live, &self.batch.batch, self.prompts, None)
         code = context_decode(self.context, &self.batch.batch)
     n_rows = self.batch.batch.n_tokens

@@ -51,11 +51,13 @@ def create_drafter(
         return None
     looks_up = LOOKUP in (config.drafts or ())
     try:
-        head = create_head(config, context, separate or context.model) if MTP in (config.drafts or ()) else None
+        head = None
+        if MTP in (config.drafts or ()) and context.n_undo:
+            head = create_head(config, context, separate or context.model)
         drafter = Drafter(
             context,
             most=most,
-            most_sequences=config.draft_model_max_batch_size or context.n_seq_max,
+            most_sequences=min(config.draft_model_max_batch_size or context.n_seq_max, context.n_seq_max),
             looks_up=looks_up,
             answers_bytes=ANSWERS_BYTES,
             head=head,
@@ -65,7 +67,8 @@ def create_drafter(
     except RuntimeError as error:
         raise ModelLoadError(f"the model does not compute: {error}") from error
     if not context.n_undo:
-        logger.info("drafts   none: this memory does not forget single tokens")
+        told = logger.warning if config.drafts else logger.info
+        told("drafts   none: this memory does not forget single tokens")
         return drafter
     rows = max(rows for rows in times if rows <= 8)
     sources = ["what was said before"] * looks_up + ["a head of the model's"] * (head is not None)
@@ -96,7 +99,7 @@ def create_head(config: ModelConfig, context: Context, model: Model) -> nextn.He
             n_threads_batch=config.draft_model_threads_batch or threads,
             least=config.draft_model_p_min,
         )
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ConfigError(f"model.draft_model: draft-mtp: {error}") from error
     head.time_calls()
     return head

@@ -171,8 +171,10 @@ class KVTransfer:
         if not saved:  # gone
             self._runner.forgo(sequence)
             return False
-        # a part comes whole before it is cut, through cells of its own
-        has_room = self._runner.total_cells - self._runner.n_cells >= part.state.stop - part.state.start
+        # A part comes whole before it is cut, through cells of its own. Where memory cannot be cut what was saved
+        # behind a draft that was taken back is all there was.
+        least = part.state.stop - (part.state.start if self._cache.cuts_anywhere else 0)
+        has_room = self._runner.total_cells - self._runner.n_cells >= least
         done = self._runner.restore(sequence, saved, part.start, part.stop)
         if done:
             self._cache.restored(part.state, part.stop - part.start)

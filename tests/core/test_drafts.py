@@ -9,6 +9,7 @@ from struct import iter_unpack
 import pytest
 
 from core.inside import draft_by, was_rolled_back
+from core.test_adapters import LLAMAS, adapter_of
 from core.test_runner import Rig
 from llamafast._core.step import FINISHED, NO_ROOM, PAUSED, SAVE_DUE
 
@@ -362,3 +363,29 @@ def test_random_drafts_leave_the_distribution_alone(rigs):
             statistic += (n - expected) ** 2 / expected
     # tokens of one sequence hang together, pairs overlap: three deviations
     assert statistic < len(frequent) + 3 * (2 * len(frequent)) ** 0.5
+
+
+def test_who_drafts_keeps_its_turn_where_memory_is_full(tiny_model):
+    """Groups of adapters that cannot have a step together; and only what was decoded is counted."""
+    grown = {}
+    for drafts in (False, True):
+        rig = Drafting(tiny_model("tiny-llama"), n_ctx=256, n_seq_max=4, bare=True, most=16)
+        for group in (1, 2):
+            rig.context.adapters.define(group, [(adapter_of(rig, LLAMAS[group - 1]), 1.0)])
+        rig.script(lambda tag, tokens, most, drafts=drafts: [40] * most if drafts and tag == 1 else [])
+        one = rig.sequence([40 + k % 9 for k in range(112)], 1, max_tokens=30, ignore_eos=True, group=1, salt=b"1")
+        other = rig.sequence([90 + k % 7 for k in range(90)], 2, max_tokens=60, ignore_eos=True, group=2, salt=b"2")
+        rig.runner.add(other)
+        while other.n_tokens < other.n_prompt + 20:
+            rig.runner.run(1)
+        rig.runner.add(one)
+        while rig.runner.run(1) == PAUSED:
+            pass
+        counts = rig.runner.counts()
+        grown[drafts] = one.n_tokens, other.n_tokens
+        decoded = sum(counts[f"draft_length_{n}"] for n in range(17))
+        assert counts["draft_batches_verified"] == decoded
+        assert (decoded > 0 < counts["draft_dropped"]) == drafts
+        rig.runner.clear()
+        rig.close()
+    assert grown[True] == grown[False]
