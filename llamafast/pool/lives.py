@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from llamafast.errors import ModelLoadError, ModelNotLoaded
-from llamafast.pool.children import ChildPort, Died
+from llamafast.pool.children import ChildPort, Died, close_idle
 from llamafast.pool.member import Member, State
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class Lives:
         """A process has ended, and its memory is free."""
         if self._closing:
             return
-        self._do(child.door.http.aclose())
+        self._do(close_idle(child.door))
         if member.child is child and not member.bringing:
             if member.state is State.UNLOADING:
                 member.child = None
