@@ -63,7 +63,7 @@ class Lives:
                     member.need = n_bytes
             if not only_weigh:
                 await child.load()
-                await self._watcher.loaded(member)
+                await self._loaded(member)
                 if child.gone.done() or member.dismissed:  # meanwhile
                     raise Died(await asyncio.shield(child.gone))
                 log.info("models   %s is loaded", member.name)
@@ -83,6 +83,12 @@ class Lives:
         finally:
             member.bringing = False
             self._wake()
+
+    async def _loaded(self, member: Member) -> None:
+        try:
+            await self._watcher.loaded(member)
+        except Exception:  # it answers all the same
+            log.exception("models   %s", member.name)
 
     def let_go(self, member: Member) -> None:
         child = member.child
