@@ -25,6 +25,7 @@ from llamafast.config.fields import (
     Threads,
     ascii_host,
 )
+from llamafast.config.names import is_pattern
 
 KV_STRING_BYTES = 127  # char[128] in llama.h, with its closing NUL
 
@@ -254,6 +255,8 @@ class ModelConfig(ContextConfig, frozen=True, kw_only=True):
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         yield from _source_conflicts(self, "")
+        if self.alias is not None and is_pattern(self.alias):
+            yield "alias", "is the model's own name, not a pattern: those go to aliases"
         if self.response_schema is not None and self.response_template is not None:
             yield "", "at most one of response_schema and response_template may be set"
         if len(self.loras) > MAX_LORAS:

@@ -7,6 +7,7 @@ model is loaded, so it is asked for its names then, and whenever a name is nobod
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -18,6 +19,8 @@ from llamafast.config.names import answers_to, is_pattern, strictness
 from llamafast.errors import InvalidRequest, ModelNotFound
 from llamafast.pool.member import Member, State
 from llamafast.pool.passing import LOST, ask
+
+log = logging.getLogger(__name__)
 
 # A child that does not tell its names so soon has other things to do.
 _SECONDS = 5.0
@@ -73,7 +76,7 @@ class Catalogue:
     async def refresh(self) -> None:
         """Ask every model that answers for its names, once for all who want to know at the same time."""
         if self._asking is None or self._asking.done():
-            loaded = [member for member in self._members if member.state is State.LOADED]
+            loaded = [member for member in self._members if member.state is State.LOADED and not member.silent]
             self._asking = asyncio.gather(*map(self.learn, loaded))
         await asyncio.shield(self._asking)
 
@@ -81,9 +84,15 @@ class Catalogue:
         """Ask it for its names; where it does not answer, what was known has to do."""
         if (child := member.child) is None:
             return
-        with suppress(*LOST, TimeoutError):
-            async with asyncio.timeout(_SECONDS):
-                status, body = await ask(child.door, "GET", "/v1/models")
+        with suppress(*LOST):
+            try:
+                async with asyncio.timeout(_SECONDS):
+                    status, body = await ask(child.door, "GET", "/v1/models")
+            except TimeoutError:
+                log.warning("models   %s does not tell its names", member.name)
+                member.heard(False)
+                return
+            member.heard(True)
             if status == 200:
                 self._told[member.name] = _DECODER.decode(body).data
                 self._index()

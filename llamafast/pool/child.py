@@ -50,7 +50,8 @@ def main(descriptor: int) -> int:
     log.tell_of_exceptions()
 
     def tell(message: FromChild) -> None:
-        connection.sendall(line(message))
+        with suppress(OSError):  # the parent has ended, and with it in a moment this process
+            connection.sendall(line(message))
 
     try:
         config = parse_config(bytes(begin.config))

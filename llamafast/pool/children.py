@@ -59,6 +59,13 @@ def client(path: Path) -> httpcore2.AsyncConnectionPool:
     )
 
 
+async def close_idle(door: Door) -> None:
+    """The process has ended. What it has said before is still read, and such a connection closed when that is done."""
+    for connection in door.http.connections:
+        if connection.is_idle():
+            await connection.aclose()
+
+
 class ChildPort(Protocol):
     """A child as the fleet sees it; tests have another one."""
 

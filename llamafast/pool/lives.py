@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from llamafast.errors import ModelLoadError, ModelNotLoaded
-from llamafast.pool.children import ChildPort, Died
+from llamafast.pool.children import ChildPort, Died, close_idle
 from llamafast.pool.member import Member, State
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Lives:
                     member.need = n_bytes
             if not only_weigh:
                 await child.load()
-                await self._watcher.loaded(member)
+                await self._loaded(member)
                 if child.gone.done() or member.dismissed:  # meanwhile
                     raise Died(await asyncio.shield(child.gone))
                 log.info("models   %s is loaded", member.name)
@@ -84,6 +84,12 @@ class Lives:
             member.bringing = False
             self._wake()
 
+    async def _loaded(self, member: Member) -> None:
+        try:
+            await self._watcher.loaded(member)
+        except Exception:  # it answers all the same
+            log.exception("models   %s", member.name)
+
     def let_go(self, member: Member) -> None:
         child = member.child
         assert child is not None
@@ -97,7 +103,7 @@ class Lives:
         """A process has ended, and its memory is free."""
         if self._closing:
             return
-        self._do(child.door.http.aclose())
+        self._do(close_idle(child.door))
         if member.child is child and not member.bringing:
             if member.state is State.UNLOADING:
                 member.child = None

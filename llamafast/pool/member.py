@@ -17,6 +17,9 @@ FIRST_PAUSE, LONGEST_PAUSE, LONG_LIFE = 1.0, 60.0, 60.0
 # So many failures within so long are too many.
 MOST_FAILURES, FAILURE_SECONDS = 3, 60.0
 
+# So long nobody asks a model for what can wait that has just not answered.
+SILENCE_SECONDS = 10.0
+
 FOREVER = float("inf")
 
 
@@ -65,6 +68,7 @@ class Member:
         self.fault = ""
         self.rested = False  # unloaded for a good reason
         self.counts = {"loads": 0, "evictions": 0, "deaths": 0}
+        self.silent_at: float | None = None  # when it last did not answer
         self._now = now
         self._pause = 0.0
         self._began_at = 0.0
@@ -75,6 +79,14 @@ class Member:
         """Whether it is not tried again by itself."""
         failures = self._failures
         return len(failures) == MOST_FAILURES and failures[-1] - failures[0] <= FAILURE_SECONDS
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has let somebody wait in vain a moment ago, and is not worth the next one's wait."""
+        return self.silent_at is not None and self._now() - self.silent_at < SILENCE_SECONDS
+
+    def heard(self, answered: bool) -> None:
+        self.silent_at = None if answered else self._now()
 
     @property
     def ready(self) -> bool:
@@ -96,6 +108,7 @@ class Member:
     def begun(self) -> None:
         self._began_at = self._now()
         self.dismissed = False
+        self.silent_at = None
         self.counts["loads"] += 1
         self.exit_code = None
         self.fault = ""

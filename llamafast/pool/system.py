@@ -126,10 +126,15 @@ class PoolEndpoints:
 
         async def one(member: Member) -> tuple[int, bytes] | None:
             assert member.child is not None
+            if member.silent and method == "GET":
+                return AnswerTimeout.status, b"{}"
             try:
                 async with asyncio.timeout(_SECONDS):
-                    return await ask(member.child.door, method, path, admin=admin)
+                    answer = await ask(member.child.door, method, path, admin=admin)
+                member.heard(True)
+                return answer
             except TimeoutError:
+                member.heard(False)
                 return AnswerTimeout.status, b"{}"
             except LOST:  # it is on its way out
                 return None

@@ -37,6 +37,7 @@ def test_defaults() -> None:
         ({"models": []}, "models: at least one is needed"),
         ({"models": entry()}, "models: "),
         ({"models": [{}]}, "models[0]: exactly one of path"),
+        ({"models": [entry(alias="a*")]}, "models[0].alias: is the model's own name, not a pattern"),
         ({"models": [entry(alais="x")]}, "models[0].alais: unknown key; did you mean alias?"),
         ({"models": [entry(alias="a"), entry(alias="a")]}, "models[1]: a is a name of models[0] already"),
         (

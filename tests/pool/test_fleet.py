@@ -395,6 +395,18 @@ async def test_a_death_just_before_it_answers_is_noticed(make: MakePool) -> None
     assert pool["a"].child is pool.children["a"][1]
 
 
+async def test_a_model_is_loaded_whatever_is_not_learned_of_it(make: MakePool) -> None:
+    pool = make({"a": 5}, 10)
+
+    async def loaded(member: Any) -> None:
+        raise ValueError("its list is none")
+
+    pool.loaded = loaded  # type: ignore[method-assign]
+    await pool.use("a")
+    assert pool.loaded_names == {"a"}
+    assert pool["a"].counts["deaths"] == 0
+
+
 async def test_a_model_that_cannot_be_loaded_is_told_at_once(make: MakePool) -> None:
     pool = make({"a": 5}, 10)
     pool.prepare["a"] = lambda child: setattr(child, "refusal", "a.gguf: no such file")

@@ -9,11 +9,13 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, cast
 
 import httpcore2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fake_child import Pool
 
 from llamafast.api.keys import Keys
 from llamafast.config import ServerConfig
@@ -21,7 +23,7 @@ from llamafast.engine.types import ANYBODY, Tenant
 from llamafast.errors import ConfigError, InvalidKey, InvalidRequest, PermissionDenied
 from llamafast.granian_limits import RESERVED_DESCRIPTORS, limits
 from llamafast.pool.asked import Asked, asked_in, seconds
-from llamafast.pool.children import client
+from llamafast.pool.children import Door, client
 from llamafast.pool.folder import PrivateFolder
 from llamafast.pool.resident import peak_bytes
 from llamafast.pool.tenants import HEADER, ToldKeys, told
@@ -172,6 +174,42 @@ async def test_bodies_of_any_size_pass_through_a_socket(folder: Path, n_bytes: i
                 got += piece
                 await asyncio.sleep(0)
         assert got == body + body
+
+
+async def test_what_a_process_has_said_is_read_to_its_end_after_it_has_ended(folder: Path) -> None:
+    n_bytes = 150_000  # which the kernel and a stream keep for who reads slowly
+    answering: list[asyncio.Future[Any]] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answering.append(cast(asyncio.Task[None], asyncio.current_task()))
+        with suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % n_bytes + bytes(n_bytes))
+                await writer.drain()
+        writer.close()
+
+    pool = Pool({"a": 1}, 10)
+    async with await asyncio.start_unix_server(answer, folder / "s"), client(folder / "s") as http:
+        pool.prepare["a"] = lambda child: setattr(child, "door", Door(folder / "s", "secret", http))
+        door = await (await pool.ask("a"))
+        async with (
+            door.http.stream("GET", "http://x/", headers=[(b"host", b"x")]) as first,
+            door.http.stream("GET", "http://x/", headers=[(b"host", b"x")]) as second,
+        ):
+            await first.aread()
+            pieces = second.aiter_stream()
+            got = len(await anext(pieces))
+            await first.aclose()
+            assert len(http.connections) == 2
+            pool.children["a"][0].die(0)
+            await pool.settle()
+            assert [one.is_closed() for one in http.connections] == [True, False]
+            async for piece in pieces:
+                got += len(piece)
+                await asyncio.sleep(0)
+            assert got == n_bytes
+    await asyncio.gather(*answering)
+    await pool.close()
 
 
 async def test_a_socket_that_nobody_listens_on(folder: Path) -> None:

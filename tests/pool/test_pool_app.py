@@ -18,6 +18,8 @@ from support.pooled_apps import pooled
 
 from llamafast import metrics
 from llamafast.api.keys import Keys
+from llamafast.pool import catalogue, passing, system
+from llamafast.pool.member import SILENCE_SECONDS
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 TWO = ({"alias": "chat", "aliases": ["gpt-*", "*"]}, {"alias": "other", "load": "on_demand", "aliases": ["gpt-4o"]})
@@ -355,6 +357,37 @@ async def test_an_adapter_has_its_name_before_its_loading_is_answered(folder: Pa
         for path in ("load", "unload"):
             assert (await AsgiClient(app).post(f"/v1/{path}_lora_adapter", body, **bearer("root"))).status == 200
         assert owners == ["b", "a"]
+
+
+async def test_a_model_that_hangs_is_not_waited_for_by_one_after_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pooled(folder, {"alias": "a"}, {"alias": "b"}) as pool:
+        client = AsgiClient(pool.app)
+        while (await client.get("/health")).status != 200:
+            await asyncio.sleep(0.005)
+        asked: list[str] = []
+
+        async def ask(door: Any, *arguments: Any, **options: Any) -> tuple[int, bytes]:
+            if door is not pool.children["a"][0].door:
+                return await passing.ask(door, *arguments, **options)
+            asked.append(arguments[1])
+            return await asyncio.Event().wait()  # type: ignore[return-value]
+
+        for module in (catalogue, system):
+            monkeypatch.setattr(module, "ask", ask)
+            monkeypatch.setattr(module, "_SECONDS", 0.05)
+        for _ in range(3):
+            assert (await client.post("/v1/completions", {"model": "c", "prompt": "x"})).status == 404
+            health = await client.get("/health")
+            assert (health.status, health.json["status"]) == (503, "stalled")
+        assert len(asked) == 1
+        monkeypatch.undo()
+        member = pool.fleet.members["a"]
+        assert member.silent_at is not None
+        member.silent_at -= SILENCE_SECONDS
+        assert (await client.get("/health")).status == 200
+        assert member.silent_at is None
 
 
 async def test_each_model_is_read_by_its_own_name(folder: Path) -> None:
