@@ -29,7 +29,7 @@ from llamafast.api.responses.socket import ResponseSockets, Whose, upgrade_requi
 from llamafast.api.responses.store import ResponseStore
 from llamafast.api.responses.stored import PATH as RESPONSES
 from llamafast.api.responses.stored import StoredResponses
-from llamafast.api.routes import RERANK, Handler, Route, Routes, get
+from llamafast.api.routes import CHAT, HEALTH, RERANK, RESPONSES_POST, Handler, Route, Routes, get
 from llamafast.api.sse import PING_SECONDS
 from llamafast.api.system import SystemEndpoints, reply_live
 from llamafast.api.tokens import TokenEndpoints
@@ -131,7 +131,8 @@ class App:
         media: MediaLoader | None,
     ) -> Iterator[Route]:
         yield self._post("/v1/completions", CompletionsEndpoint(engine, grammars, ping_seconds))
-        yield self._post("/v1/chat/completions", ChatEndpoint(engine, chat, grammars, ping_seconds, media))
+        for path in CHAT:
+            yield self._post(path, ChatEndpoint(engine, chat, grammars, ping_seconds, media))
         messages = MessagesEndpoint(engine, MessagePlanner(engine, chat, media), grammars, ping_seconds)
         yield self._post("/v1/messages", messages.create)
         yield self._post("/v1/messages/count_tokens", messages.count_tokens)
@@ -143,6 +144,7 @@ class App:
     def _responding(self, responses: ResponsesEndpoint) -> Iterator[Route]:
         create = {"POST": self._with_body(responses.create), "GET": upgrade_required}
         yield Route(RESPONSES, create)
+        yield self._post(RESPONSES_POST, responses.create)
         yield self._post(f"{RESPONSES}/input_tokens", responses.input_tokens)
         yield self._post(f"{RESPONSES}/compact", responses.compact)
 
@@ -183,7 +185,7 @@ def _describing(system: SystemEndpoints, config: ServerConfig) -> Iterator[Route
     for path, probe in (
         ("/live", reply_live),
         ("/ready", system.ready),
-        ("/health", system.ready),
+        *((path, system.ready) for path in HEALTH),
         ("/healthz", system.health),
     ):
         yield Route(path, get(probe), "open", is_probe=True)

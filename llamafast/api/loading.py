@@ -9,6 +9,7 @@ from llamafast.api.client_wait import ClientWaits
 from llamafast.api.http import ClientGone, Exchange, Receive, Scope, Send
 from llamafast.api.messages.errors import form_of
 from llamafast.api.request_log import RequestLog
+from llamafast.api.routes import HEALTH
 from llamafast.api.system import reply_live, reply_not_ready
 from llamafast.api.websocket import TRY_AGAIN_LATER, WebSocket
 from llamafast.config import ServerConfig
@@ -17,7 +18,7 @@ from llamafast.errors import EngineUnavailable
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _LIVE = "/live"
-_READY = ("/ready", "/health", "/healthz")
+_READY = ("/ready", *HEALTH, "/healthz")
 _LOADING = "the model is loading"
 _NO_ROUTE = "other"
 

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _CHALLENGE: Headers = ((b"www-authenticate", b"Bearer"),)
 _NO_ROUTE = "other"
 _CLIENT_GONE_STATUS = 499
+_BATCHES = ("/v1/batches", "/v1/files", "/v1/messages/batches")
 
 
 class Reception:
@@ -56,7 +57,7 @@ class Reception:
                 name = found[0].path
             self._admit(exchange, found and found[0])
             if found is None:
-                raise NotFound(f"there is nothing at {exchange.path[:256]!r}")
+                raise NotFound(f"there is nothing at {exchange.path[:256]!r}{_instead(exchange.path)}")
             await dispatch(*found, exchange)
         except ClientGone:
             exchange.status = exchange.status or _CLIENT_GONE_STATUS
@@ -113,3 +114,9 @@ async def _fail(exchange: Exchange, error: LlamafastError) -> None:
     """Answer with ``error``, unless the reply has begun: then only its bare end can tell."""
     if not exchange.status:
         await exchange.reply_error(error, _CHALLENGE if isinstance(error, InvalidKey) else ())
+
+
+def _instead(path: str) -> str:
+    """What to use for what is kept at OpenAI or Anthropic."""
+    kept = any(path == each or path.startswith(f"{each}/") for each in _BATCHES)
+    return ": the command `llamafast batch` answers the requests of a file" if kept else ""

@@ -12,7 +12,11 @@ Handler = Callable[..., Awaitable[None]]
 # Whose request is answered: anybody's, that of whoever has a key, or an administrator's.
 Access = Literal["open", "key", "admin"]
 
-RERANK = ("/v1/rerank", "/v2/rerank", "/rerank")  # Jina's clients, Cohere's, vLLM's
+# What clients of other servers call the same.
+CHAT = ("/v1/chat/completions", "/chat/completions")
+RESPONSES_POST = "/responses"
+RERANK = ("/v1/rerank", "/v2/rerank", "/rerank", "/v1/reranking", "/reranking")  # Jina's, Cohere's, llama-server's
+HEALTH = ("/health", "/v1/health")
 
 
 class Route(NamedTuple):

@@ -127,7 +127,7 @@ def plan_chat(
 
     def check_size(n_chars: int) -> None:
         if not only_counted and task.truncated is None:
-            _check_size(n_chars, named, info)
+            check_fits(n_chars, named, info)
         elif n_chars > (most := most_characters(info)):
             raise InvalidRequest(f"`{named}` has {n_chars} characters, at most {most} are tokenised", param=named)
 
@@ -225,7 +225,7 @@ def _prediction(text: str, tokenizer: Tokenizer, info: ModelInfo) -> array[int]:
     """A prediction's tokens: control tokens are nothing that an answer says."""
     if not text:
         return NO_TOKENS
-    _check_size(len(text), "prediction", info)
+    check_fits(len(text), "prediction", info)
     with Untokenizable.named("prediction"):
         return _checked_tokens(tokenizer.tokenize(text, add_special=False, parse_special=False), "prediction", info)
 
@@ -275,7 +275,7 @@ def _prompt_tokens(
         raise InvalidRequest(f"`{path}` must not be empty", param=path)
     if isinstance(prompt, str):
         if task.truncated is None:
-            _check_size(len(prompt), path, info)
+            check_fits(len(prompt), path, info)
         else:
             # the tokens at the cut are not among those that count
             prompt = prompt[-(info.max_seq_len + _AT_THE_CUT) * info.longest_piece :]
@@ -306,8 +306,8 @@ def checked_ids(ids: list[int], path: str, info: ModelInfo) -> array[int]:
     return array("i", ids)
 
 
-def _check_size(n_chars: int, path: str, info: ModelInfo) -> None:
-    """Refuse what cannot fit, before seconds of tokenising would only say by how much."""
+def check_fits(n_chars: int, path: str, info: ModelInfo) -> None:
+    """Refuse what cannot fit, before seconds of tokenising would only say by how much. Raises ContextLengthExceeded."""
     if n_chars > info.max_seq_len * info.longest_piece:
         n_tokens = n_chars // info.longest_piece
         raise _too_long(path, f"more than {n_tokens} tokens", info, n_tokens)

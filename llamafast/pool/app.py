@@ -16,7 +16,7 @@ from llamafast.api.responses.socket import ResponseSockets, Whose, upgrade_requi
 from llamafast.api.responses.store import ResponseStore
 from llamafast.api.responses.stored import PATH as RESPONSES
 from llamafast.api.responses.stored import StoredResponses
-from llamafast.api.routes import RERANK, Route, Routes, get
+from llamafast.api.routes import CHAT, HEALTH, RERANK, RESPONSES_POST, Route, Routes, get
 from llamafast.api.sse import PING_SECONDS
 from llamafast.api.system import reply_live
 from llamafast.api.websocket import WebSocket
@@ -31,8 +31,9 @@ from llamafast.pool.system import PoolEndpoints
 # What a model answers to whoever names it in the body.
 _PROMPTED = (
     RESPONSES,
+    RESPONSES_POST,
     "/v1/completions",
-    "/v1/chat/completions",
+    *CHAT,
     "/v1/messages",
     "/v1/messages/count_tokens",
     "/completion",
@@ -128,7 +129,7 @@ class PoolApp:
         for path, probe in (
             ("/live", reply_live),
             ("/ready", system.ready),
-            ("/health", system.ready),
+            *((path, system.ready) for path in HEALTH),
             ("/healthz", system.health),
         ):
             yield Route(path, get(probe), "open", is_probe=True)

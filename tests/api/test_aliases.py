@@ -82,3 +82,27 @@ def test_stars_stand_for_any_text_and_nothing_else_does(parts: list[str], fill: 
     name = plain[0] + "".join(b + a for a, b in zip(plain[1:], fill, strict=False))
     assert answers_to(name, ["*".join(plain)])
     assert not answers_to("x" + "".join(plain), ["".join(plain) or "y"])
+
+
+@pytest.mark.parametrize(
+    ("alias", "path"), [("/chat/completions", "/v1/chat/completions"), ("/responses", "/v1/responses")]
+)
+async def test_paths_that_other_servers_have_for_the_same(client: AsgiClient, alias: str, path: str) -> None:
+    told, same = [await client.post(each, PATHS[path]) for each in (alias, path)]
+    assert told.status == 200
+    assert told.json.keys() == same.json.keys()
+
+
+@pytest.mark.parametrize(
+    ("path", "names_it"),
+    [
+        ("/v1/batches", True),
+        ("/v1/files", True),
+        ("/v1/files/a/content", True),
+        ("/v1/messages/batches", True),
+        ("/v1/filesystem", False),
+    ],
+)
+async def test_what_is_kept_elsewhere_has_a_command_in_its_place(client: AsgiClient, path: str, names_it: bool) -> None:
+    response = await client.post(path, {})
+    assert (response.status, "`llamafast batch`" in response.json["error"]["message"]) == (404, names_it)

@@ -18,7 +18,7 @@ from llamafast.errors import EngineUnavailable
 
 COMPLETIONS = "/v1/completions"
 CONFIG = ServerConfig()
-PROBES = ("/live", "/ready", "/health", "/healthz")
+PROBES = ("/live", "/ready", "/health", "/v1/health", "/healthz")
 
 
 @pytest.fixture

@@ -43,6 +43,15 @@ class CountTokensRequest(GenerationOptions, kw_only=True):
         "n": (1,),
         "include_stop_str_in_output": (False,),
         "mcp_servers": ([],),
+        "n_predict": (),
+        "reasoning_budget": (-1,),
+        "thinking_token_budget": (-1,),
+        "enable_thinking": (),
+        "parallel_tool_calls": (True,),
+        "add_generation_prompt": (True,),
+        "continue_final_message": (False,),
+        "truncate_prompt_tokens": (),
+        "documents": ([],),
     }
     foreign: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("prompt", "input", "previous_response_id", "conversation"), "all of it in `messages`"),
@@ -73,6 +82,16 @@ class CountTokensRequest(GenerationOptions, kw_only=True):
     mcp_servers: list[Any] | None = None
     stop_sequences: Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    # other servers' names, which clients of theirs may send
+    n_predict: Any = None
+    reasoning_budget: Any = None
+    thinking_token_budget: Any = None
+    enable_thinking: Any = None
+    parallel_tool_calls: Any = None
+    add_generation_prompt: Any = None
+    continue_final_message: Any = None
+    truncate_prompt_tokens: Any = None
+    documents: Any = None
 
     max_tokens: Annotated[int, Meta(ge=0)] | None = None
     metadata: dict[str, Any] | None = None

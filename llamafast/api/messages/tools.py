@@ -14,6 +14,10 @@ from llamafast.errors import InvalidRequest, UnsupportedParameter
 
 Json = Mapping[str, Any]
 
+# How the types of tools begin that run at Anthropic, or for which no definition is known here.
+_ELSEWHERE = (
+    "web_search", "web_fetch", "code_execution", "computer", "browser", "advisor", "tool_search_tool", "mcp_toolset",
+)  # fmt: skip
 _CHOICES = ("auto", "any", "tool", "none")
 
 
@@ -43,6 +47,9 @@ class ToolTable:
         elif (known := client_tool(kind)) is not None:
             definition = {"name": tool.get("name"), "description": known.description, "parameters": known.parameters}
             read = read_function(definition, path)
+        elif not kind.startswith(_ELSEWHERE):
+            told = f"`{path}.type`: no tool has the type {kind[:64]!r}; functions have none, or `custom`"
+            raise InvalidRequest(told, param=f"{path}.type")
         else:
             self.hidden.add(kind[:64])
             self._hidden_names[str(tool.get("name"))] = kind[:64]
@@ -50,7 +57,10 @@ class ToolTable:
         if read.name in self._tools:
             raise InvalidRequest(f"`{path}`: there are two tools named {read.name[:64]!r}", param=f"{path}.name")
         self._tools[read.name] = read
-        if tool.get("defer_loading") is True:
+        deferred = tool.get("defer_loading")
+        if not isinstance(deferred, bool | None):
+            raise InvalidRequest(f"`{path}.defer_loading` must be true or false", param=f"{path}.defer_loading")
+        if deferred:
             self._deferred.add(read.name)
 
     def told(self, name: str) -> str:

@@ -29,9 +29,9 @@ from llamafast.api.native.schema import (
 )
 from llamafast.api.sse import EventStream, StreamForm, encode, frame
 from llamafast.chat.grammar.asked import Ask
-from llamafast.chat.plan import plan_completion, plan_infill
+from llamafast.chat.plan import check_fits, plan_completion, plan_infill
 from llamafast.chat.request import CompletionTask
-from llamafast.engine.types import EnginePort, Event, Generation, Plan, Tokenizer, TokenLogprob
+from llamafast.engine.types import EnginePort, Event, Generation, ModelInfo, Plan, Tokenizer, TokenLogprob
 from llamafast.errors import InvalidRequest, LlamafastError, Untokenizable
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class NativeEndpoint:
         engine = self._engine
         prompt: Any = request.prompt
         if isinstance(prompt, list) and any(isinstance(part, str) for part in prompt):
-            prompt = _mixed(prompt, engine.tokenizer)
+            prompt = _mixed(prompt, engine.tokenizer, engine.info)
         task = CompletionTask(**request.limited(), prompt=prompt)
         return plan_completion(task, engine.tokenizer, engine.info)
 
@@ -180,7 +180,7 @@ class Telling:
     def told(self, answer: Answer) -> Any:
         """``answer``, or those of its fields that are wanted."""
         paths = self._request.response_fields
-        return answer if paths is None else _fields(msgspec.to_builtins(answer), paths)
+        return _fields(msgspec.to_builtins(answer), paths) if paths else answer
 
 
 def props(engine: EnginePort) -> Props:
@@ -205,8 +205,13 @@ def _stop_of(event: Event) -> tuple[StopType, str]:
     return ("word", event.matched_stop) if isinstance(event.matched_stop, str) else ("eos", "")
 
 
-def _mixed(parts: list[str | int], tokenizer: Tokenizer) -> list[int]:
-    """Texts and ids in a row; a text at the beginning has BOS before it. Raises InvalidRequest."""
+def _mixed(parts: list[str | int], tokenizer: Tokenizer, info: ModelInfo) -> list[int]:
+    """Texts and ids in a row; a text at the beginning has BOS before it. Raises InvalidRequest, also for several texts
+    without an id, which are several prompts to llama-server, and ContextLengthExceeded."""
+    texts = [part for part in parts if isinstance(part, str)]
+    if len(texts) == len(parts) > 1:
+        raise InvalidRequest("`prompt` is one prompt here: send one request for each text", param="prompt")
+    check_fits(sum(map(len, texts)), "prompt", info)
     ids = array("i")
     for i, part in enumerate(parts):
         if isinstance(part, str):

@@ -25,6 +25,11 @@ class NativeOptions(GenerationOptions, kw_only=True):
         "n": (1,),
         "n_cmpl": (1,),
         "n_indent": (0,),
+        "image_data": ([],),
+        "messages": ([],),
+        "echo": (False,),
+        "logprobs": (False, 0),
+        "top_logprobs": (0,),
     }
 
     n_predict: OutputTokens | None = None
@@ -32,6 +37,11 @@ class NativeOptions(GenerationOptions, kw_only=True):
     n_probs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     n_cmpl: int | None = None
     n_indent: int | None = None
+    image_data: Any = None
+    messages: Any = None
+    echo: Any = None
+    logprobs: Any = None
+    top_logprobs: Any = None
     t_max_predict_ms: Milliseconds | None = None
     response_fields: Annotated[list[str], Meta(max_length=MAX_RESPONSE_FIELDS)] | None = None
 

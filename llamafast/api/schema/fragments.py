@@ -26,6 +26,17 @@ INSTEAD = {
     "ebnf": "`grammar`",
     "regex": "`guided_regex`",
     "prompt_logprobs": "`echo` with `logprobs` in /v1/completions",
+    "n_predict": "`max_tokens`",
+    **dict.fromkeys(("reasoning_budget", "thinking_token_budget"), "`thinking.budget_tokens`"),
+    "enable_thinking": "`thinking`",
+    "parallel_tool_calls": "`tool_choice.disable_parallel_tool_use`",
+    **dict.fromkeys(("add_generation_prompt", "continue_final_message"), "the answer's beginning as the last turn"),
+    "truncate_prompt_tokens": "`messages` that fit",
+    "documents": "blocks of the type document",
+    "image_data": "images to /v1/chat/completions",
+    "messages": "`prompt`, or the request to /v1/chat/completions",
+    "echo": "`echo` to /v1/completions",
+    **dict.fromkeys(("logprobs", "top_logprobs"), "`n_probs`"),
     "context_management": "`truncation`, or the conversation to /v1/responses/compact",
 }
 

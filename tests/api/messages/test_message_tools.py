@@ -42,6 +42,10 @@ async def test_a_tool_as_the_template_has_it(api: Messages) -> None:
         ({"name": "a b", "input_schema": {}}, "tools[0].name"),
         ({"name": "f", "input_schema": {}, "description": 7}, "tools[0].description"),
         ({"name": "f", "input_schema": {}, "type": 7}, "tools[0].type"),
+        ({"name": "f", "input_schema": {}, "type": "function"}, "tools[0].type"),
+        ({"name": "f", "input_schema": {}, "type": "costum"}, "tools[0].type"),
+        ({"name": "bash", "type": "bash"}, "tools[0].type"),
+        ({"name": "f", "input_schema": {}, "defer_loading": "yes"}, "tools[0].defer_loading"),
         ({"name": "f", "input_schema": {}, "strict": "yes"}, "tools[0].strict"),
     ],
 )

@@ -74,6 +74,12 @@ async def test_prompts_of_texts_and_ids(client: AsgiClient, engine: FakeEngine) 
     assert prompts == [[256, 97, 98], [97, 98], [256, 97, 98, 99, 257], [97, 98]]
 
 
+async def test_texts_and_ids_that_cannot_fit_are_not_tokenised(client: AsgiClient) -> None:
+    error = (await client.post("/completion", {"prompt": ["x" * 50_000, 97, "x" * 50_000]})).error
+    assert error["code"] == "context_length_exceeded"
+    assert "more than 25000 tokens" in error["message"]
+
+
 async def test_limits(client: AsgiClient, engine: FakeEngine) -> None:
     for fields in ({}, {"n_predict": -1}, {"n_predict": 0}, {"max_tokens": 4}):
         await client.post("/completion", {"prompt": "x", **fields})
@@ -100,6 +106,8 @@ async def test_only_some_fields_are_wanted(client: AsgiClient) -> None:
     answer = (await client.post("/completion", {"prompt": "x", "response_fields": fields})).json
     assert answer == {"content": "Hello world", "timings/predicted_n": 3}
     assert (await client.post("/completion", {"prompt": "x", "response_fields": [""]})).json == {}
+    whole = (await client.post("/completion", {"prompt": "x", "response_fields": []})).json
+    assert whole.keys() == (await client.post("/completion", {"prompt": "x"})).json.keys()
 
 
 async def test_behind_its_time_an_answer_ends_with_its_line(client: AsgiClient, engine: FakeEngine) -> None:
@@ -165,11 +173,16 @@ async def test_a_model_that_fills_nothing_in() -> None:
         ("/completion", {}, "prompt"),
         ("/completion", {"prompt": []}, "prompt"),
         ("/completion", {"prompt": [["a"]]}, "prompt[0]"),
+        ("/completion", {"prompt": ["abc ", "def"]}, "prompt"),
         ("/completion", {"prompt": ["a", -1]}, "prompt[1]"),
         ("/completion", {"prompt": ["a", 10**6]}, "prompt"),
         ("/completion", {"prompt": "a", "n_predict": -3}, "n_predict"),
         ("/completion", {"prompt": "a", "n_indent": 4}, "n_indent"),
         ("/completion", {"prompt": "a", "n": 2}, "n"),
+        ("/completion", {"prompt": "a", "image_data": [{"id": 1, "data": ""}]}, "image_data"),
+        ("/completion", {"prompt": "a", "messages": [{}]}, "messages"),
+        ("/completion", {"prompt": "a", "echo": True}, "echo"),
+        ("/completion", {"prompt": "a", "logprobs": 2}, "logprobs"),
         ("/completion", {"prompt": "a", "post_sampling_probs": True}, "post_sampling_probs"),
         ("/infill", {"input_prefix": "a"}, "input_suffix"),
         ("/infill", {**GAP, "input_extra": [{"filename": "x"}]}, "input_extra[0].text"),
