@@ -192,16 +192,18 @@ class Fleet:
         self._serve_all()
         for member in self.members.values():
             member.closing = False
-        weighing = False
+        weighing = blocked = False
         for member in sorted(self.members.values(), key=lambda one: one.wanted_at or 0.0):
             if member.wanted_at is None:
+                continue
+            if blocked:
+                self._let_wait(member)
                 continue
             if weighing and member.need is not None and not member.waiting and not member.asked:
                 # nobody is in a hurry, and it may be the other one that there is room for
                 continue
             # whoever is behind one that has to wait for room waits too
-            if not self._bring_if_there_is_room(member, now):
-                break
+            blocked = not self._bring_if_there_is_room(member, now)
             weighing = weighing or (member.state is State.WEIGHED and member.bringing)
         self._serve_all()
 
@@ -244,12 +246,19 @@ class Fleet:
                     self.members[name].counts["evictions"] += 1
                     self._lives.let_go(self.members[name])
             case Wait(names):
+                if names:
+                    self._let_wait(member)
                 if member.blocked_at is None:
                     member.blocked_at = now
                 if now - member.blocked_at >= PATIENCE_SECONDS:
                     for name in names:
                         self.members[name].closing = True
         return False
+
+    def _let_wait(self, member: Member) -> None:
+        """Without a process, whose memory is counted nowhere: what the model takes is known."""
+        if member.state is State.WEIGHED and not member.bringing:
+            self._lives.let_go(member)
 
     def _drop(self, member: Member, reason: str) -> None:
         log.error("models   %s is not loaded: %s", member.name, reason)

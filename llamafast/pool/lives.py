@@ -95,7 +95,7 @@ class Lives:
         assert child is not None
         if member.state is State.LOADED:
             member.measured(self._max_bytes)
-        member.rested = True
+        member.rested = member.state is State.LOADED or member.wanted_at is None
         self._set(member, State.UNLOADING)
         self._do(child.end(self._unload_seconds))
 

@@ -171,6 +171,22 @@ async def test_what_took_more_than_there_may_be_is_loaded_again_alone(make: Make
     assert pool.loaded_names == {"b"}
 
 
+async def test_who_waits_for_busy_ones_has_no_process_meanwhile(make: MakePool) -> None:
+    """Its memory would be counted nowhere, and what the model takes is known by then."""
+    pool = make({"a": 6, "b": 6, "c": 1}, 10)
+    await (await pool.ask("a"))
+    waiting = [asyncio.create_task(pool.fleet.enter(pool[name])) for name in "bc"]
+    await pool.settle()
+    assert [len(pool.children[name]) for name in "bc"] == [1, 1]
+    assert all(pool.children[name][0].gone.done() for name in "bc")
+    assert not pool["b"].rested
+    pool.fleet.leave(pool["a"])
+    await pool.settle()
+    assert all(one.done() for one in waiting)
+    assert pool.loaded_names == {"b", "c"}
+    assert pool["b"].counts["deaths"] == 0
+
+
 async def test_requests_get_their_turn_in_order_of_arrival(make: MakePool) -> None:
     pool = make({"a": 6, "b": 6, "c": 6}, 10)
     await (await pool.ask("a"))

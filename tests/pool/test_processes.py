@@ -14,7 +14,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from msgspec import Raw
 from pool.processes import Server, alive, said, started
+
+from llamafast.pool.children import COMMAND
+from llamafast.pool.wire import Begin, line
 
 TWO = {"models": [{"alias": name, "path": "m", "load": "on_demand"} for name in ("a", "b")]}
 PROMPT = {"prompt": "hi", "max_tokens": 3}
@@ -79,6 +83,22 @@ def test_a_parent_that_is_killed_leaves_no_process_and_the_next_one_no_file(fold
         server.process.terminate()
         assert server.process.wait(20) == 0
     assert list((folder / "tmp").iterdir()) == []
+
+
+@pytest.mark.scale
+def test_a_child_whose_parent_is_gone_before_it_can_be_told_ends_without_a_word() -> None:
+    begin = Begin(config=Raw(b'{"model": {"path": "m"}, "server": {"uds": "s"}}'), secret="", verbose=False)
+    for told in (b"", line(begin)):
+        ours, its = socket.socketpair()
+        with its:
+            command = [*COMMAND, str(its.fileno())]
+            process = subprocess.Popen(command, pass_fds=[its.fileno()], stderr=subprocess.PIPE)
+        with process:
+            ours.sendall(told)
+            ours.close()
+            assert process.wait(20) == 1
+            assert process.stderr is not None
+            assert b"Traceback" not in process.stderr.read()
 
 
 @pytest.mark.scale
