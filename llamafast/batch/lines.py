@@ -137,6 +137,8 @@ def open_output(path: Path, given: Path) -> tuple[BinaryIO, Done]:
     try:
         if path.exists() and path.samefile(given):
             raise ConfigError(f"{path}: is what the batch reads; its output has to be another file")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: is no file")
         file = path.open("a+b")
     except OSError as error:
         raise ConfigError(f"{path}: {error}") from error

@@ -207,6 +207,8 @@ NOT_IN_COMPLETIONS = {**EVERYWHERE, "echo": True, "best_of": 2, "suffix": "x"}
     ("path", "request_body", "field", "value"),
     [
         *[(COMPLETIONS, {"prompt": "a"}, *item) for item in EVERYWHERE.items()],
+        (COMPLETIONS, {"prompt": "a"}, "timings_per_token", True),
+        ("/v1/responses", {"input": "a"}, "timings_per_token", True),
         *[(CHAT, {"messages": MESSAGES}, *item) for item in NOT_IN_COMPLETIONS.items()],
         *[("/v1/responses", {"input": "a"}, *item) for item in NOT_IN_COMPLETIONS.items()],
     ],

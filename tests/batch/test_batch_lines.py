@@ -123,8 +123,9 @@ def test_what_is_no_request_is_told_once(tmp_path: Path) -> None:
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         list(read_requests(tmp_path / "none", NOTHING))
-    with pytest.raises(ConfigError):
-        open_output(tmp_path, written(tmp_path / "in", GOOD))
+    for path in (tmp_path, Path("/dev/null")):
+        with pytest.raises(ConfigError, match="is no file"):
+            open_output(path, written(tmp_path / "in", GOOD))
 
 
 @pytest.mark.parametrize(

@@ -83,9 +83,8 @@ def test_each_line_has_its_result(engine: list[object], tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "end", [signal.SIGTERM, *(pytest.param(end, marks=pytest.mark.heavy) for end in (signal.SIGINT, signal.SIGKILL))]
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_an_interruption_costs_what_was_under_way_and_leaves_nobody_behind(
     tiny_model: Any, tmp_path: Path, end: signal.Signals
 ) -> None:

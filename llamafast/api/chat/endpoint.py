@@ -6,7 +6,7 @@ import time
 from uuid import uuid4
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from llamafast.api.chat.frames import ChatFrames, finish_on_wire
 from llamafast.api.chat.schema import (
@@ -24,6 +24,7 @@ from llamafast.api.grammars import Grammars
 from llamafast.api.http import JSON_TYPE, Exchange
 from llamafast.api.logprobs import TokenNames, chat_logprobs
 from llamafast.api.media_texts import in_chat
+from llamafast.api.schema.timings import Timings
 from llamafast.api.sse import encode
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import ChatPlan, plan_chat
@@ -61,13 +62,18 @@ class ChatEndpoint:
         constrained = await self._grammars.constrained(plan.plan, plan.ask)
         generation = exchange.follow(engine.submit(constrained, exchange.tenant))
         replies = plan.replies()
+        asked = time.monotonic()
+
+        def timings() -> Timings | UnsetType:
+            return Timings.of(generation, time.monotonic() - asked) if request.timings_per_token else UNSET
+
         names = TokenNames(request, engine.tokenizer)
         prompt_ids = constrained.prompts[0].tolist() if constrained.tell_tokens else UNSET
         try:
             reply_id, created = f"chatcmpl-{uuid4().hex}", int(time.time())
             if request.stream:
                 chunk = ChatChunk(id=reply_id, created=created, model=request.model or engine.info.id, choices=[])
-                frames = ChatFrames(chunk, replies, request, names, prompt_ids)
+                frames = ChatFrames(chunk, replies, request, names, prompt_ids, timings)
                 await stream(exchange, generation, frames, self._ping_seconds, request.top_logprobs or 0, replies)
                 return
             said = await _said(generation, replies)
@@ -78,6 +84,7 @@ class ChatEndpoint:
                 choices=[],
                 usage=usage_of(generation, replies),
                 prompt_token_ids=prompt_ids,
+                timings=timings(),
             )
             # every token is a Delta or more to put together, with or without its log probability
             n_bytes = tokens_size(generation.completion_tokens, request.top_logprobs or 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -18,6 +18,7 @@ from llamafast.api.chat.schema import (
 )
 from llamafast.api.delivery import usage_of
 from llamafast.api.logprobs import TokenNames, chat_logprobs
+from llamafast.api.schema.timings import Timings
 from llamafast.api.sse import HOLE, encode, frame, frame_pieces
 from llamafast.chat.reply.deltas import ContentDelta, Delta, ReasoningDelta, ToolCallArguments, ToolCallBegin
 from llamafast.chat.reply.reader import Reply, ReplyFinish
@@ -26,7 +27,7 @@ from llamafast.engine.types import Event, Generation
 
 class ChatFrames:
     """The frames of one request (``api.sse.Frames``); ``chunk`` is what all its chunks have in common, ``prompt_ids``
-    are for the first.
+    are for the first, ``timings`` for the last of each choice.
 
     Text and arguments, which come with every token, are filled into frames that were encoded once.
     """
@@ -38,7 +39,9 @@ class ChatFrames:
         request: ChatRequest,
         names: TokenNames,
         prompt_ids: list[int] | UnsetType = UNSET,
+        timings: Callable[[], Timings | UnsetType] = lambda: UNSET,
     ) -> None:
+        self._timings = timings
         self._wants_usage = request.wants_usage
         self._chunk_without_choices = msgspec.structs.replace(chunk, usage=None if self._wants_usage else UNSET)
         self._replies = replies
@@ -71,7 +74,9 @@ class ChatFrames:
             frames.insert(0, frame(self._chunk(ids)))
         if finish_reason is not None:
             finish = finish_on_wire(finish_reason, self._legacy)
-            frames.append(frame(self._chunk(ChatChunkChoice(index, ChatDelta(), finish, stop_reason=matched_stop))))
+            last = self._chunk(ChatChunkChoice(index, ChatDelta(), finish, stop_reason=matched_stop))
+            last.timings = self._timings()
+            frames.append(frame(last))
         return b"".join(frames)
 
     def closing(self, generation: Generation) -> bytes:

@@ -19,6 +19,7 @@ from llamafast.api.schema.fragments import (
     TruncatedTokens,
     Usage,
 )
+from llamafast.api.schema.timings import Timings
 from llamafast.chat.request import ChatTask
 from llamafast.chat.tools import ToolChoice, choose_tools, function_named, read_functions, read_tools
 from llamafast.engine.media import MediaSource, Medium
@@ -61,6 +62,9 @@ class ChatRequest(PlatformOptions, kw_only=True):
     The fields from ``store`` on are checked for their type and have no effect here.
     """
 
+    unserved: ClassVar[dict[str, tuple[object, ...]]] = {
+        name: idle for name, idle in PlatformOptions.unserved.items() if name != "timings_per_token"
+    }
     foreign: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("prompt", "input", "previous_response_id", "conversation"), "all of it in `messages`"),
         "instructions": "a `system` message in `messages`",
@@ -214,6 +218,7 @@ class ChatCompletion(Struct, kw_only=True):
     choices: list[ChatChoice] | list[Raw]
     usage: Usage
     prompt_token_ids: list[int] | UnsetType = UNSET
+    timings: Timings | UnsetType = UNSET
 
 
 class FunctionDelta(Struct):
@@ -253,7 +258,8 @@ class ChatChunkChoice(Struct):
 
 
 class ChatChunk(Struct, kw_only=True):
-    """One event of a stream: ``usage`` is null but in the last one, absent when not asked for."""
+    """One event of a stream: ``usage`` is null but in the last one, absent when not asked for. ``timings`` are in those
+    that end a choice."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -264,3 +270,4 @@ class ChatChunk(Struct, kw_only=True):
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    timings: Timings | UnsetType = UNSET

@@ -24,9 +24,9 @@ from llamafast.api.native.schema import (
     Piece,
     Props,
     StopType,
-    Timings,
     TokenProbability,
 )
+from llamafast.api.schema.timings import Timings
 from llamafast.api.sse import EventStream, StreamForm, encode, frame
 from llamafast.chat.grammar.asked import Ask
 from llamafast.chat.plan import check_fits, plan_completion, plan_infill

@@ -7,12 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from llamafast.api.schema.fragments import MAX_TOP_LOGPROBS, GenerationOptions, OutputTokens
+from llamafast.api.schema.timings import Timings
 from llamafast.chat.infill import Chunk, InfillTask
-from llamafast.engine.types import Generation
 
 StopType = Literal["none", "eos", "limit", "word"]
 Milliseconds = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 MAX_RESPONSE_FIELDS = 64
+_SERVED = ("n_probs", "return_tokens", "timings_per_token")
 
 
 class NativeOptions(GenerationOptions, kw_only=True):
@@ -20,7 +21,7 @@ class NativeOptions(GenerationOptions, kw_only=True):
     ``t_max_predict_ms`` an answer ends with its line. The fields from ``id_slot`` on say nothing here."""
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
-        **{name: idle for name, idle in GenerationOptions.unserved.items() if name not in ("n_probs", "return_tokens")},
+        **{name: idle for name, idle in GenerationOptions.unserved.items() if name not in _SERVED},
         "return_token_ids": (False,),
         "n": (1,),
         "n_cmpl": (1,),
@@ -90,38 +91,6 @@ class InfillBody(NativeOptions, kw_only=True):
             suffix=self.input_suffix,
             chunks=[Chunk(extra.text, extra.filename or "") for extra in self.input_extra or ()],
         )
-
-
-class Timings(Struct):
-    """Times in milliseconds; ``prompt_n`` are those tokens of the prompt that had to be computed."""
-
-    cache_n: int
-    prompt_n: int
-    prompt_ms: float
-    prompt_per_token_ms: float
-    prompt_per_second: float
-    predicted_n: int
-    predicted_ms: float
-    predicted_per_token_ms: float
-    predicted_per_second: float
-
-    @classmethod
-    def of(cls, generation: Generation, seconds: float) -> Timings:
-        """``seconds``: since it was asked for."""
-        queued = generation.queue_seconds or 0.0
-        first = generation.first_token_seconds
-        prompt_ms = 1000 * max(0.0, (seconds if first is None else first) - queued)
-        predicted_ms = 0.0 if first is None else 1000 * max(0.0, seconds - first)
-        cached, predicted = generation.cached_tokens, generation.completion_tokens
-        prompt = generation.prompt_tokens - cached
-        return cls(
-            cached, prompt, prompt_ms, prompt_ms / max(1, prompt), _rate(prompt, prompt_ms),
-            predicted, predicted_ms, predicted_ms / max(1, predicted), _rate(predicted, predicted_ms),
-        )  # fmt: skip
-
-
-def _rate(n: int, milliseconds: float) -> float:
-    return 1000 * n / milliseconds if milliseconds else 0.0
 
 
 class TokenProbability(Struct):

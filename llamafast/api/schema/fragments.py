@@ -26,6 +26,7 @@ INSTEAD = {
     "ebnf": "`grammar`",
     "regex": "`guided_regex`",
     "prompt_logprobs": "`echo` with `logprobs` in /v1/completions",
+    "timings_per_token": "`timings_per_token` to /v1/chat/completions",
     "n_predict": "`max_tokens`",
     **dict.fromkeys(("reasoning_budget", "thinking_token_budget"), "`thinking.budget_tokens`"),
     "enable_thinking": "`thinking`",
@@ -179,6 +180,7 @@ class GenerationOptions(SamplingOptions, kw_only=True):
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
         "return_tokens": (False,),
+        "timings_per_token": (False,),
         "use_beam_search": (False,),
         "length_penalty": (1,),
         "logits_processors": ([],),
@@ -202,6 +204,7 @@ class GenerationOptions(SamplingOptions, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     stop: str | Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)] | None = None
     ignore_eos: bool | None = None
+    timings_per_token: bool | None = None
     speculative: bool | None = None
     min_tokens: Annotated[int, Meta(ge=0)] | None = None
     stop_token_ids: Annotated[list[int], Meta(max_length=MAX_STOP_TOKENS)] | None = None

@@ -130,3 +130,14 @@ async def test_reasoning_tokens_in_the_usage_of_a_stream(client: AsgiClient) -> 
         PATH, {"messages": MESSAGES, "stream": True, "stream_options": {"include_usage": True}}
     )
     assert response.events[-1]["usage"]["completion_tokens_details"] == {"reasoning_tokens": 1}
+
+
+async def test_timings_are_told_to_who_asks(client: AsgiClient, engine: FakeEngine) -> None:
+    engine.cached_tokens = 1
+    for stream in (False, True):
+        response = await client.post(PATH, {"messages": MESSAGES, "timings_per_token": True, "stream": stream})
+        told = response.events[-1] if stream else response.json
+        assert told["choices"][0]["finish_reason"] == "tool_calls"
+        assert (told["timings"]["cache_n"], told["timings"]["predicted_n"]) == (1, len(MEANING) + 1)
+        plain = await client.post(PATH, {"messages": MESSAGES, "stream": stream})
+        assert "timings" not in (plain.events[-1] if stream else plain.json)
