@@ -66,7 +66,7 @@ async def engine(tiny_model):
     engine = load_engine(config(path, n_ctx=4096, ram_bytes=1 << 26), path)
     engine.start()
     yield engine
-    if not engine._closing:
+    if engine._ends_at is None:
         await engine.close()
 
 
