@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ssl
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -110,14 +109,6 @@ class _Stream(httpcore2.AsyncNetworkStream):
 
     async def aclose(self) -> None:
         self._protocol.transport.close()
-
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109
-    ) -> httpcore2.AsyncNetworkStream:
-        raise NotImplementedError("children speak no TLS")
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":  # while it should be idle: its end, or what nobody asked for
