@@ -12,11 +12,9 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import embeddings, raw
-from benchmarks.client import load
 from benchmarks.compare import compare, failures
 from benchmarks.comparison_report import page, plot, summary
 from benchmarks.contenders import CONTENDERS, Unavailable
-from benchmarks.figures import Goal, ServedRun, median, summarize
 from benchmarks.pinning import DEFAULT_PIN, bound_to, cores_of
 from benchmarks.raw import RawRun
 from benchmarks.report import Journal, conditions, print_table, spread
@@ -24,6 +22,9 @@ from benchmarks.scenarios import SETS
 from benchmarks.server import Server, ServerFailure, serving
 from benchmarks.threads import LIBGOMP_DEFAULT, measure_threads
 from benchmarks.workload import Workload, resolve_model
+from llamafast.bench.address import loopback
+from llamafast.bench.client import load
+from llamafast.bench.figures import Goal, ServedRun, median, summarize
 from llamafast.engine.threads import physical_cores
 
 # A run without --requests lasts about this long in the raw loop.
@@ -112,7 +113,7 @@ def workloads(options: argparse.Namespace) -> Iterator[Workload]:
 def served_run(server: Server, work: Workload, run: int, cores: set[int] | None, timeout: float) -> ServedRun:
     before = server.cpu_seconds()
     with bound_to(cores):
-        result = load(work.asks(run), server.port, timeout)
+        result = load(work.asks(run), loopback(server.port), timeout)
     after = server.cpu_seconds()
     return summarize(result, None if before is None or after is None else after - before)
 

@@ -9,13 +9,14 @@ import msgspec
 from msgspec import Struct
 from tqdm import tqdm
 
-from benchmarks.client import load
 from benchmarks.contenders import CONTENDERS, Contender
-from benchmarks.figures import Goal, ServedRun, summarize
 from benchmarks.pinning import bound_to
 from benchmarks.report import Journal
 from benchmarks.scenarios import Scenario, Scripts
 from benchmarks.server import Server
+from llamafast.bench.address import loopback
+from llamafast.bench.client import load
+from llamafast.bench.figures import Goal, ServedRun, summarize
 
 RAW = "raw loop"
 
@@ -51,7 +52,7 @@ def measure(
     scripts = scripts_for(contender, scenario, run)
     before = server.cpu_seconds()
     with bound_to(cores):
-        result = load(scripts, server.port, limit_s, timed=scenario.timed)
+        result = load(scripts, loopback(server.port), limit_s, timed=scenario.timed)
     after = server.cpu_seconds()
     return summarize(result, None if before is None or after is None else after - before, goal)
 
@@ -108,7 +109,7 @@ def compare_one(
 def warm_up(contender: Contender, server: Server, scenario: Scenario, limit_s: float) -> None:
     """The first request of a run nobody measures."""
     first = next(ask for script in scripts_for(contender, scenario, 0) for ask in script)
-    load([[msgspec.structs.replace(first, at=0.0)]], server.port, limit_s)
+    load([[msgspec.structs.replace(first, at=0.0)]], loopback(server.port), limit_s)
 
 
 def failures(results: Sequence[Result]) -> Mapping[tuple[str, str], list[str]]:

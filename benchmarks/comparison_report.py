@@ -7,8 +7,8 @@ from math import isfinite
 from pathlib import Path
 
 from benchmarks.compare import RAW, Result, failures
-from benchmarks.figures import Goal, ServedRun, median
 from benchmarks.report import spread
+from llamafast.bench.figures import Goal, ServedRun, median
 
 Measure = Callable[[ServedRun], float | None]
 OURS = "llamafast"
@@ -101,8 +101,8 @@ def summary(results: Sequence[Result]) -> list[str]:
 def page(results: Sequence[Result], about: Mapping[str, object], goal: Goal, plots: Sequence[str]) -> str:
     lines = ["# Comparison", "", *(f"* {key}: {value}" for key, value in about.items()), ""]
     lines += [
-        "Medians over the runs, the range in parentheses. The definitions are in `benchmarks/figures.py`; good/s are "
-        f"answers per second with TTFT within {1000 * goal.ttft:g} ms and TPOT within {1000 * goal.tpot:g} ms.",
+        "Medians over the runs, the range in parentheses. The definitions are in `llamafast/bench/figures.py`; good/s "
+        f"are answers per second with TTFT within {1000 * goal.ttft:g} ms and TPOT within {1000 * goal.tpot:g} ms.",
         "",
     ]
     lines += ["## Ratios", "", *summary(results), ""]

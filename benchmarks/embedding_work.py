@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.ask import Ask
 from benchmarks.raw import checked_decode, in_new_process
 from benchmarks.workload import N_BATCH, resolve_model
+from llamafast.bench.ask import Ask
 from recipes import minilm
 
 N_SEQ_MAX = 64

@@ -59,6 +59,7 @@ def _library() -> CDLL:
         "init_mirostat": (c_void_p, [c_int32, c_uint32, c_float, c_float, c_int32]),
         "init_mirostat_v2": (c_void_p, [c_uint32, c_float, c_float]),
         "init_dry": (c_void_p, [c_void_p, c_float, c_float, c_int32, c_int32, POINTER(c_char_p), c_size_t]),
+        "init_infill": (c_void_p, [c_void_p]),
         "init_penalties": (c_void_p, [c_int32, c_int32, c_float, c_float, c_float]),
         "init_logit_bias": (c_void_p, [c_int32, c_int32, POINTER(_LogitBias)]),
         "accept": (None, [c_void_p, c_int32]),
@@ -82,7 +83,8 @@ class Chain:
     """logit_bias, then ``samplers`` in their order, with dist at the end when it has a seed.
 
     A stage whose parameter switches it off is left out, as llama-server and llama-cpp-python do; greedy ends one
-    whose temperature is 0. mirostat takes the place of what truncates. DRY needs a llama_vocab and breakers' texts.
+    whose temperature is 0. mirostat takes the place of what truncates. DRY and infill need a llama_vocab, DRY breakers'
+    texts too.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class Chain:
                 xtc_probability > 0,
                 lambda: _lib.llama_sampler_init_xtc(xtc_probability, xtc_threshold, 1, seed or 0),
             ),
+            "infill": (True, lambda: _lib.llama_sampler_init_infill(vocab)),
             "temperature": (
                 True,
                 lambda: _lib.llama_sampler_init_temp_ext(temperature, dynatemp_range, dynatemp_exponent),

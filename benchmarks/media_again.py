@@ -15,11 +15,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.ask import Ask
 from benchmarks.media import PROJECTOR, SETTINGS, answered, chat, first_token, looks, picture
 from benchmarks.report import conditions, print_table, spread
 from benchmarks.server import Server, serving
 from benchmarks.workload import resolve_model
+from llamafast.bench.ask import Ask
 from recipes import tiny_mmproj
 
 CLIP_SECONDS = 3

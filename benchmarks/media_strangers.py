@@ -2,7 +2,8 @@
 
     python -m benchmarks.media_strangers [--rounds N] [--media N] [--model smollm2] [--threads N]
 
-They are asked about one after the other, as fast as they are refused or answered; a round has quiet streams too.
+They are asked about one after the other, as fast as they are refused or answered. Each round has such streams without
+them, too: one that ends is followed by the next, whose prompt the others notice in any case.
 """
 
 from __future__ import annotations
@@ -10,21 +11,21 @@ from __future__ import annotations
 import argparse
 import base64
 from collections import Counter
-from itertools import pairwise
 
-from benchmarks.ask import Ask
-from benchmarks.client import load
-from benchmarks.figures import percentile
 from benchmarks.hostile_media import Hostile, hostile_media
-from benchmarks.media import LIMIT_S, STREAMS, answered, chat, gaps, ours, stream, texts
+from benchmarks.media import LIMIT_S, STREAMS, answered, chat, gaps, ours, stream
 from benchmarks.report import conditions, print_table, spread
 from benchmarks.server import Server, serving
 from benchmarks.workload import resolve_model
+from llamafast.bench.address import loopback
+from llamafast.bench.ask import Ask
+from llamafast.bench.client import load
+from llamafast.bench.figures import percentile
 from recipes import tiny_mmproj
 
 PROJECTOR = "mmproj-gemma3-ultravox-576"
-# Of each stream, so that they last longer than the media.
-ANSWERS = 12
+# Of each stream, so that they last longer than the media; and about as many as come while these are asked about.
+ANSWERS, QUIET_ANSWERS = 12, 4
 MEDIA_TOKENS = 2
 
 
@@ -35,10 +36,13 @@ def asks_about(one: Hostile) -> Ask:
     return chat([{"type": "image_url", "image_url": {"url": f"data:image/x;base64,{data}"}}], MEDIA_TOKENS)
 
 
+def streams_of(seed: int, answers: int) -> list[list[Ask]]:
+    return [[stream(1000 * seed + ANSWERS * i + k) for k in range(answers)] for i in range(STREAMS)]
+
+
 def beside(server: Server, media: list[Ask], seed: int) -> tuple[list[float], Counter[str]]:
     """Gaps between the tokens of streams until the last of the media was answered, and how they were."""
-    scripts = [[stream(1000 * seed + ANSWERS * i + k) for k in range(ANSWERS)] for i in range(STREAMS)]
-    exchanges = load([*scripts, media], server.port, LIMIT_S).exchanges
+    exchanges = load([*streams_of(seed, ANSWERS), media], loopback(server.port), LIMIT_S).exchanges
     asked = [exchange for exchange in exchanges if exchange.ask.body["max_tokens"] == MEDIA_TOKENS]
     until = max(exchange.ended for exchange in asked)
     streams = [exchange for exchange in exchanges if exchange.ask.body["max_tokens"] != MEDIA_TOKENS]
@@ -46,10 +50,7 @@ def beside(server: Server, media: list[Ask], seed: int) -> tuple[list[float], Co
         raise SystemExit(f"a stream failed: {failed[0]}")
     if max(exchange.ended for exchange in streams) < until:
         raise SystemExit("the streams ended before the media: raise ANSWERS")
-    pairs = (pair for exchange in streams for pair in pairwise(texts(exchange)))
-    return [b - a for a, b in pairs if b <= until], Counter(
-        (one.error or "answered").partition(":")[0] for one in asked
-    )
+    return gaps(streams, until=until), Counter((one.error or "answered").partition(":")[0] for one in asked)
 
 
 def main() -> None:
@@ -67,9 +68,9 @@ def main() -> None:
     figures: dict[str, list[float]] = {}
     with serving(ours(str(model), options.threads, tiny_mmproj.build(PROJECTOR)), None) as server:
         for one in range(1, options.rounds + 1):
-            quiet = gaps(answered(server, *([stream(1000 * one + i)] for i in range(STREAMS))))
-            busy, answers = beside(server, media, one)
-            print(f"{dict(answers)}, {len(busy)} gaps", flush=True)
+            quiet = gaps(answered(server, *streams_of(2 * one, QUIET_ANSWERS)))
+            busy, answers = beside(server, media, 2 * one + 1)
+            print(f"{dict(answers)}, {len(busy)} gaps, {len(quiet)} quiet ones", flush=True)
             for name, value in {
                 "quiet p99": percentile(quiet, 99),
                 "beside p99": percentile(busy, 99),

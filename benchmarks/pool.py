@@ -13,12 +13,13 @@ import argparse
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from benchmarks.client import load
-from benchmarks.figures import Exchange, median
 from benchmarks.pinning import DEFAULT_PIN, bound_to, cores_of
 from benchmarks.report import conditions, print_table, spread
 from benchmarks.server import Server, serving
 from benchmarks.workload import Workload, resolve_model
+from llamafast.bench.address import loopback
+from llamafast.bench.client import load
+from llamafast.bench.figures import Exchange, median
 
 LIMIT_S = 120.0
 
@@ -38,9 +39,9 @@ def checked(exchanges: list[Exchange]) -> list[Exchange]:
 
 
 def measured(server: Server, one: Workload, many: Workload, run: int) -> Round:
-    alone = checked(load(one.asks(run), server.port, LIMIT_S).exchanges)
+    alone = checked(load(one.asks(run), loopback(server.port), LIMIT_S).exchanges)
     before = server.cpu_seconds() or 0.0
-    streams = checked(load(many.asks(run), server.port, LIMIT_S).exchanges)
+    streams = checked(load(many.asks(run), loopback(server.port), LIMIT_S).exchanges)
     cpu_s = (server.cpu_seconds() or 0.0) - before
     seconds = max(one.ended for one in streams) - min(one.sent for one in streams)
     return Round(median([one.events[0][0] - one.sent for one in alone]), many.output_tokens / seconds, cpu_s)

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 import llamafast
-from benchmarks.figures import median
+from llamafast.bench.figures import median
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,9 +10,9 @@ import msgspec
 from msgspec import Struct
 
 from benchmarks import embedding_work, raw
-from benchmarks.ask import Ask
 from benchmarks.embedding_work import EmbeddingWork, embedding_model
 from benchmarks.workload import PROMPT_IDS, SAMPLING_FIELDS, Workload, resolve_model
+from llamafast.bench.ask import Ask
 
 Scripts = list[list[Ask]]
 GREEDY = SAMPLING_FIELDS["greedy"]

@@ -14,11 +14,12 @@ from itertools import product
 import msgspec
 from tqdm import tqdm
 
-from benchmarks.client import load
-from benchmarks.figures import ServedRun, median, summarize
 from benchmarks.report import Journal, spread
 from benchmarks.server import serving
 from benchmarks.workload import Workload
+from llamafast.bench.address import loopback
+from llamafast.bench.client import load
+from llamafast.bench.figures import ServedRun, median, summarize
 
 LIBGOMP_DEFAULT = 300_000
 
@@ -36,7 +37,7 @@ def busy_neighbour() -> Iterator[int]:
 
 def served(work: Workload, port: int, run: int, limit_s: float) -> ServedRun:
     """One run; the client shares the cores with the server, as the HTTP side does."""
-    return summarize(load(work.asks(run), port, limit_s), None)
+    return summarize(load(work.asks(run), loopback(port), limit_s), None)
 
 
 def measure_threads(

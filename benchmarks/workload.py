@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from benchmarks.ask import Ask
+from llamafast.bench.ask import Ask
 from recipes import gemma3_270m, tiny_gguf
 
 Sampling = Literal["greedy", "top-p"]

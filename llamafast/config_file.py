@@ -10,6 +10,7 @@ import difflib
 import json
 import logging
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from llamafast.config import Config, ModelConfig, PoolConfig, Section
+from llamafast.config.fields import in_json_types
+from llamafast.config.neighbours import hint_for
 from llamafast.errors import ConfigError
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -30,24 +33,32 @@ logger = logging.getLogger(__name__)
 _SHOWN_CHARS = 64  # of a key or number that is nobody's
 
 
-def load_config(path: str | Path) -> Config | PoolConfig:
-    """The config in a file. Raises ConfigError: unreadable file, or as ``parse_config``."""
+def parse_config(raw: bytes) -> Config | PoolConfig:
+    """The config in a JSON text (UTF-8, a byte order mark allowed). Raises ConfigError: malformed JSON with line and
+    column, else as ``build_config``."""
+    return build_config(_tree(raw))
+
+
+def load_tree(path: str | Path) -> dict[str, Any]:
+    """What a file says, not yet looked at. Raises ConfigError behind the name of the file, from the root on: it is
+    unreadable, or malformed JSON, with line and column."""
+    path = absolute(path)
     try:
-        raw = Path(path).read_bytes()
+        return _tree(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
-    return parse_config(raw)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
-def parse_config(raw: bytes) -> Config | PoolConfig:
-    """The config in a JSON text (UTF-8, a byte order mark allowed): of several models where it says ``models``.
+def absolute(path: str | Path) -> Path:
+    """A path from the root on, in which ``~`` is a home."""
+    return Path(os.path.abspath(_expanded(str(path))))
 
-    Raises ConfigError: malformed JSON with line and column, else all of unknown and missing keys, wrong types, values
-    out of range and combinations that do not fit.
-    """
-    tree = _decode(raw)
-    if not isinstance(tree, dict):
-        raise ConfigError("the file must hold one JSON object")
+
+def build_config(tree: dict[str, Any]) -> Config | PoolConfig:
+    """The config that a JSON tree means: of several models where it says ``models``. Raises ConfigError: all of unknown
+    and missing keys, wrong types, values out of range and combinations that do not fit."""
     if {"model", "models"} <= tree.keys():
         raise ConfigError("models: at most one of model and models may be set")
     faults: list[str] = []
@@ -59,7 +70,7 @@ def parse_config(raw: bytes) -> Config | PoolConfig:
 
 def refuse_unsupported(config: Config | PoolConfig) -> None:
     """Raises ConfigError when the config asks for what the server cannot do yet."""
-    models = {"model": config.model} if isinstance(config, Config) else _named(config)
+    models = {"model": config.model} if isinstance(config, Config) else _by_path(config)
     faults = [
         f"{path}.{key}: not supported yet" for path, model in models.items() for key, wanted in _asked(model) if wanted
     ]
@@ -67,7 +78,7 @@ def refuse_unsupported(config: Config | PoolConfig) -> None:
         raise ConfigError("\n".join(faults))
 
 
-def _named(config: PoolConfig) -> dict[str, ModelConfig]:
+def _by_path(config: PoolConfig) -> dict[str, ModelConfig]:
     return {f"models[{i}]": model for i, model in enumerate(config.models)}
 
 
@@ -79,10 +90,17 @@ def _asked(model: ModelConfig) -> Iterator[tuple[str, bool]]:
 def warn_of_retired(config: Config | PoolConfig) -> None:
     """Log which keys the config has that do nothing, or nothing any more."""
     models = (config.model,) if isinstance(config, Config) else config.models
-    if any(model.draft_source is not None and "draft-mtp" not in (model.drafts or ()) for model in models):
-        logger.warning("config   a file for drafts does nothing without model.draft_model draft-mtp")
+    if any(model.draft_source is not None and model.draft_file is None for model in models):
+        logger.warning("config   a file for drafts does nothing without model.draft_model draft-mtp or draft-simple")
     if config.scheduler.disaggregate_prefill is not None:
         logger.warning("config   scheduler.disaggregate_prefill does nothing any more; the next version refuses it")
+
+
+def _tree(raw: bytes) -> dict[str, Any]:
+    tree = _decode(raw)
+    if not isinstance(tree, dict):
+        raise ConfigError("the file must hold one JSON object")
+    return tree
 
 
 def _decode(raw: bytes) -> object:
@@ -130,7 +148,7 @@ def _build(kind: type[SectionT], tree: dict[str, object], path: str, faults: lis
         if key in fields:
             values[key] = _value(fields[key].type, value, _path(path, key), faults)
         else:
-            faults.append(f"{_path(path, key)}: unknown key{_suggestion(key, fields)}")
+            faults.append(f"{_path(path, key)}: unknown key{_suggestion(key, path, fields)}")
     faults += [f"{_path(path, key)}: required" for key, field in fields.items() if field.required and key not in tree]
     if len(faults) > before:
         return None
@@ -151,13 +169,14 @@ def _value(kind: Any, tree: object, path: str, faults: list[str]) -> Any:
             item_kind = get_args(option)[1]
             return {key: _value(item_kind, item, _path(path, key), faults) for key, item in tree.items()}
     try:
-        return msgspec.convert(tree, kind)
+        value = msgspec.convert(tree, kind)
+        return _expanded(value) if isinstance(value, str) and _is_path(kind) else value
     except msgspec.ValidationError as error:
         if isinstance(tree, float) and tree.is_integer():
             # 8.0 is an integer, as in JSON Schema, unless the key takes fractions
             with suppress(msgspec.ValidationError):
                 return msgspec.convert(int(tree), kind)
-        text = str(error)
+        text = in_json_types(str(error))
         if text.startswith("Invalid enum value"):
             text = f"Expected one of {', '.join(_choices(kind))}"
         faults.append(f"{path}: {text[0].lower()}{text[1:].replace('`', '')}")
@@ -186,6 +205,32 @@ def _path(parent: str, key: str) -> str:
     return f"{parent}[{json.dumps(key[:_SHOWN_CHARS])}]"
 
 
-def _suggestion(key: str, known: Iterable[str]) -> str:
+def _suggestion(key: str, section: str, known: Iterable[str]) -> str:
+    if (hint := hint_for(key)) is not None:
+        return f"; {hint}"
     nearest = difflib.get_close_matches(key[:_SHOWN_CHARS].lower(), known, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    if nearest:
+        return f"; did you mean {nearest[0]}?"
+    elsewhere = [place for place in _KEYS if place.rpartition(".")[2] == key and place.rpartition(".")[0] != section]
+    return f"; did you mean {elsewhere[0]}?" if len(elsewhere) == 1 else ""
+
+
+def _keys_of(kind: type[Section], path: str) -> Iterator[str]:
+    """Every key below a section that stands where its name says."""
+    for field in msgspec.structs.fields(kind):
+        yield _path(path, field.name)
+        for option in _options(field.type):
+            if isinstance(option, type) and issubclass(option, Section):
+                yield from _keys_of(option, _path(path, field.name))
+
+
+_KEYS = tuple(_keys_of(Config, ""))
+
+
+def _is_path(kind: Any) -> bool:
+    metas = [meta for option in _options(kind) for meta in getattr(option, "__metadata__", ())]
+    return any((meta.extra or {}).get("is_path") for meta in metas)
+
+
+def _expanded(path: str) -> str:
+    return os.path.expanduser(path) if path.startswith("~") else path

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# What ``repr`` writes of a text: an apostrophe inside a word opens none, and what nothing closes goes on to the end.
+_QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*(?:'|\\?\Z)|"(?:[^"\\]|\\.)*(?:"|\\?\Z))""", re.DOTALL)
+_LONGEST_REASON, _LONGEST_READ = 300, 4096
 
 
 class LlamafastError(Exception):
@@ -11,6 +16,7 @@ class LlamafastError(Exception):
 
     ``message`` is written for the client; ``param`` names the request field at fault, ``code`` is OpenAI's
     machine-readable code; ``retry_after`` (seconds) and ``should_retry``, by which OpenAI's clients go, become headers.
+    ``told`` is that part of the message which may have a client's text in it and is not in quotation marks.
     """
 
     status = 500
@@ -19,12 +25,19 @@ class LlamafastError(Exception):
     retry_after: float | None = None
     should_retry: bool | None = None
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, told: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self._told = told
         if code is not None:
             self.code = code
+
+    @property
+    def reason(self) -> str:
+        """The message for the log: without what it quotes of a request, on one line."""
+        message = self.message.replace(self._told, "...") if self._told else self.message
+        return " ".join(_QUOTED.sub("...", message[:_LONGEST_READ]).split())[:_LONGEST_REASON]
 
 
 class InvalidRequest(LlamafastError):
@@ -38,6 +51,12 @@ class UnsupportedParameter(InvalidRequest):
     """A field of OpenAI's API that this server does not implement."""
 
     code = "unsupported_parameter"
+
+
+class UnknownParameter(InvalidRequest):
+    """A field that no endpoint of this kind has; most probably another one was meant."""
+
+    code = "unknown_parameter"
 
 
 class Untokenizable(InvalidRequest):
@@ -227,6 +246,13 @@ class EngineUnavailable(LlamafastError):
     retry_after = 1.0
 
 
+class ShuttingDown(EngineUnavailable):
+    """The server ends, and with it whatever has not ended by itself."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
 class QueueTimeout(EngineUnavailable):
     """Nothing of the request has begun within ``server.queue_seconds``."""
 
@@ -289,6 +315,11 @@ class ModelFailed(LlamafastError):
     status = 503
     code = "model_failed"
     should_retry = False
+
+
+def internal_error() -> LlamafastError:
+    """What a client may know of a bug; the traceback goes to the log."""
+    return LlamafastError("the server had an internal error")
 
 
 class ConfigError(Exception):

@@ -12,8 +12,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -25,12 +25,14 @@ from granian.server.embed import Server
 from llamafast.api.client_wait import ClientWaits
 from llamafast.api.connections import Connections
 from llamafast.api.http import Receive, Scope, Send
-from llamafast.api.keys import VARIABLE, Keys
+from llamafast.api.keys import Keys
 from llamafast.api.loading import Gate
-from llamafast.config import ServerConfig
+from llamafast.config import KEY_VARIABLE, ServerConfig
+from llamafast.console import interruptible
 from llamafast.errors import ConfigError
 from llamafast.granian_limits import limits
 from llamafast.listener import Listener
+from llamafast.systemd import Service
 
 T = TypeVar("T")
 
@@ -47,6 +49,9 @@ class Served(Protocol):
     """An application, and how it comes to its end."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    def is_alive(self) -> bool:
+        """Whether nothing stands still that should not: else it had better be started again."""
 
     def announce_drain(self) -> None:
         """Probes tell that new requests should go elsewhere; all that come are served as before."""
@@ -73,7 +78,12 @@ class Front:
         self._remove = partial(_remove, listener, beside)
         self._config = config
         self._stopping = asyncio.Event()
+        self._service = Service()
         _end_on_signals(self._remove)
+        if self._service.is_heard:
+            # no terminal has closed: it is asked for a reload
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGHUP, logger.warning, "keys     are in no file that could be read again")
         self.waits = ClientWaits(config)
         if (port := listener.port) is not None:
             self.waits.connections = Connections(port, config)
@@ -119,12 +129,16 @@ class Front:
         self._gate.open(app)
         waiting = asyncio.get_running_loop().create_task(self._stopping.wait())
         logger.info("serving  %s", self._listener.url)
+        self._service.tell(f"READY=1\nSTATUS=serving {self._listener.url}")
+        watching = asyncio.get_running_loop().create_task(self._service.watch(app.is_alive))
         if on_serving is not None:
             on_serving()
         await asyncio.wait((self._serving, waiting), return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
+        self._service.tell("STOPPING=1")
         await self._drain(app, finish)
         await self._close(app)
+        watching.cancel()
         if not self._serving.done():
             _leave(self._remove)
         if self._serving.exception() is not None or not self._stopping.is_set():
@@ -132,7 +146,10 @@ class Front:
 
     async def _drain(self, app: Served, finish: Callable[[float], Awaitable[None]]) -> None:
         delay, seconds = self._config.drain_delay_seconds, self._config.drain_seconds
-        logger.info("stopping: running requests have %g s to finish; another signal ends them now", delay + seconds)
+        if delay or self.waits.any_open:
+            logger.info("stopping: running requests have %g s to finish; another signal ends them now", delay + seconds)
+        else:
+            logger.info("stopping")
         leave_after(delay + seconds + CLOSE_SECONDS, self._remove, code=int(self._serving.done()))
         app.announce_drain()
         await asyncio.wait((self._serving,), timeout=delay)
@@ -185,7 +202,17 @@ def warn_of_strangers(public_ip: str | None, keys: Keys) -> None:
             "keys     none, and %s is no loopback address: whoever reaches it may use this server and read what it "
             "keeps. Set server.api_key_file or %s, or server.host to 127.0.0.1",
             public_ip,
-            VARIABLE,
+            KEY_VARIABLE,
+        )
+
+
+def warn_of_contents(config: ServerConfig) -> None:
+    """Tell whoever starts a server that writes down what its clients say."""
+    if config.content_chars:
+        logger.warning(
+            "log      has what requests and answers say, up to %d characters of each (server.request_log.content): "
+            "whoever reads it reads that",
+            config.content_chars,
         )
 
 
@@ -216,7 +243,8 @@ def _end_on_signals(remove: Callable[[], None]) -> None:
 
 
 def read_keys_on_signal(keys: Keys) -> None:
-    """SIGHUP reads the file of keys again, where there is one; otherwise it ends the process, as it does any other."""
+    """SIGHUP reads the file of keys again, where there is one; otherwise it ends the process, as it does any other,
+    but for services of systemd."""
     if keys.have_file:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, keys.reload)
@@ -242,15 +270,3 @@ def _leave(remove: Callable[[], None], code: int = 0) -> NoReturn:
     logger.warning("stopped  and cut what did not end by itself")
     logging.shutdown()
     os._exit(code)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Inside, SIGINT ends the process at once, and no handler of Python's waits for what runs to return."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

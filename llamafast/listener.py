@@ -118,7 +118,8 @@ def find_socket(uds: str) -> Path:
         path.unlink()
         return path
     except (OSError, ValueError) as error:
-        raise ConfigError(f"server.uds: cannot listen on {uds}: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"server.uds: cannot listen on {Path(uds).absolute()}: {reason}") from error
 
 
 def _answers(path: Path) -> bool:

@@ -52,11 +52,27 @@ ProcessCollector(registry=_process)
 _requests = Counter(
     "llamafast:http_requests", "HTTP requests by route and status", ["path", "status"], registry=_process
 )
+_refused = Counter(
+    "llamafast:requests_refused", "Requests that ended with an error, by route and code", ["path", "code"],
+    registry=_process,
+)  # fmt: skip
+_spans = Counter("llamafast:spans", "Spans of traces, by what became of them", ["result"], registry=_process)
 
 
 def observe_http(path: str, status: int) -> None:
     """Count one answered request. ``path`` is the route, not the URL: clients must not invent label values."""
     _requests.labels(path, status).inc()
+
+
+def observe_refusal(path: str, code: str) -> None:
+    """Count a request that ended with an error: its code, or its type where it has none."""
+    _refused.labels(path, code).inc()
+
+
+def observe_spans(result: str, n: int) -> None:
+    """Count spans that were ``exported`` to the collector, that it did not take (``failed``), or that could not wait
+    for it (``dropped``)."""
+    _spans.labels(result).inc(n)
 
 
 def render(
@@ -201,10 +217,19 @@ def _derived(counters: Mapping[str, float], histograms: Mapping[str, Histogram])
         "free_cells": max(0.0, counters["total_cells"] - counters["used_cells"]),
         "unfinished": counters["running"] + counters["waiting"],
         "prefix_hits_ram": max(0, counters["prefix_hits_ram"] - counters.get("prefix_hits_disk", 0)),
+        "one": 1.0,
+        "prefix_hits_disk": counters.get("prefix_hits_disk", 0),
+        "hits_here": max(0, counters["prefix_hits"] - counters.get("prefix_hits_disk", 0)),
+        **_media(counters),
         "prefixes": counters["running"] + counters["cache_states"],
         "prompts_total": histograms["request_prompt_tokens"][2],
         **(_drafted(counters) if "draft_calls" in counters else dict.fromkeys((s.key for s in DRAFT_SERIES), 0.0)),
     }
+
+
+def _media(counters: Mapping[str, float]) -> dict[str, float]:
+    hits = sum(counters.get(f"media_{where}", 0) for where in ("hits_ram", "joined", "hits_disk"))
+    return {"media_hits": hits, "media_queries": hits + counters.get("media_encodes", 0)}
 
 
 def _drafted(counters: Mapping[str, float]) -> dict[str, float]:

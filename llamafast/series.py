@@ -28,6 +28,9 @@ MEDIA_HITS = "Media that were not encoded again, by where their rows were"
 DROPPED = "States that were not written, by reason"
 DELETED = "Files deleted, whole namespaces where these are foreign, by reason"
 READ = "Files read, by result"
+WAITING = "Sequences waiting, by what for"
+ASLEEP = "1 for the state the engine is in: it is always awake"
+SOURCE = "Prompt tokens, by where they came from"
 EVICTED = "States dropped from RAM, by reason"
 
 ENGINE_SERIES = (
@@ -78,6 +81,7 @@ ENGINE_SERIES = (
     Series("cache_states", "llamafast:prefix_cache_states", "gauge", "Parts of prefixes and checkpoints in RAM"),
     Series("cache_checkpoints", "llamafast:prefix_cache_checkpoints", "gauge", "Of them, states that cannot be cut"),
     Series("cache_bytes", "llamafast:prefix_cache_bytes", "gauge", "Bytes of them"),
+    Series("cache_max_bytes", "llamafast:prefix_cache_max_bytes", "gauge", "What these may come to"),
     Series("cache_restores", "llamafast:prefix_cache_restores_total", "counter", "Prefixes taken from RAM"),
     Series("evictions_budget", "llamafast:prefix_cache_evictions_total", "counter", EVICTED, ("reason", "budget")),
     Series("evictions_replaced", "llamafast:prefix_cache_evictions_total", "counter", EVICTED, ("reason", "replaced")),
@@ -104,6 +108,8 @@ ENGINE_SERIES = (
     ),
     Series("request_max_tokens", "llamafast:request_max_tokens", "histogram", "Tokens they might have had"),
     Series("request_choices", "llamafast:request_choices", "histogram", "Choices asked for with a prompt, by request"),
+    Series("request_token_seconds", "llamafast:request_token_seconds", "histogram", "A request's mean time per token"),
+    Series("request_computed_tokens", "llamafast:request_computed_tokens", "histogram", "Prompt tokens not cached"),
 )
 # Only of models that embed.
 EMBEDDING_SERIES = (
@@ -203,7 +209,16 @@ DRAFT_SERIES = (
             ("verified", "rows", "Rows of drafted tokens, by who drafted"),
             ("accepted", "accepted", "Drafted tokens that came, by who drafted"),
         )
-        for source in ("own", "prediction", "answers", "head")
+        for source in ("own", "prediction", "answers", "head", "model")
+    ),
+    *(
+        Series(f"{source}_{key}", f"llamafast:draft_model_{key}_total", "counter", text, ("source", source))
+        for key, text in (
+            ("calls", "Calls of a model that drafts, by which it is"),
+            ("rows", "Rows of these calls, prompts included"),
+            ("failures", "Such calls that failed"),
+        )
+        for source in ("head", "model")
     ),
     Series("draft_refused", "llamafast:draft_refused_total", "counter", "Drafts of those whose drafts have lost time"),
     Series("draft_dropped", "llamafast:draft_dropped_total", "counter", "Steps without memory for their drafts"),
@@ -214,18 +229,42 @@ ALIASES = {
     "vllm": (
         Series("running", "vllm:num_requests_running", "gauge", "Sequences running"),
         Series("waiting", "vllm:num_requests_waiting", "gauge", "Sequences waiting"),
+        Series("waiting", "vllm:num_requests_waiting_by_reason", "gauge", WAITING, ("reason", "capacity")),
+        Series("", "vllm:num_requests_waiting_by_reason", "gauge", WAITING, ("reason", "deferred")),
+        Series("one", "vllm:engine_sleep_state", "gauge", ASLEEP, ("sleep_state", "awake")),
+        Series("", "vllm:engine_sleep_state", "gauge", ASLEEP, ("sleep_state", "weights_offloaded")),
+        Series("", "vllm:engine_sleep_state", "gauge", ASLEEP, ("sleep_state", "discard_all")),
         Series("kv_usage", "vllm:kv_cache_usage_perc", "gauge", "KV cells in use / KV cells, 0 to 1"),
+        Series("kv_usage", "vllm:gpu_cache_usage_perc", "gauge", "The same, by its name of before"),
         Series("prefix_queries", "vllm:prefix_cache_queries_total", "counter", "Prompt tokens looked up for reuse"),
         Series("prefix_hits", "vllm:prefix_cache_hits_total", "counter", "Prompt tokens reused"),
+        Series(
+            "prefix_queries", "vllm:external_prefix_cache_queries_total", "counter", "Prompt tokens looked up there"
+        ),
+        Series("prefix_hits_disk", "vllm:external_prefix_cache_hits_total", "counter", "Prompt tokens from the disk"),
+        Series("media_queries", "vllm:mm_cache_queries_total", "counter", "Media that were looked up"),
+        Series("media_hits", "vllm:mm_cache_hits_total", "counter", "Media that were not encoded again"),
+        Series("prefix_hits", "vllm:prompt_tokens_cached_total", "counter", "Prompt tokens reused"),
+        Series("prompt_tokens", "vllm:prompt_tokens_by_source_total", "counter", SOURCE, ("source", "local_compute")),
+        Series("hits_here", "vllm:prompt_tokens_by_source_total", "counter", SOURCE, ("source", "local_cache_hit")),
+        Series(
+            "prefix_hits_disk",
+            "vllm:prompt_tokens_by_source_total",
+            "counter",
+            SOURCE,
+            ("source", "external_kv_transfer"),
+        ),
         Series("prompts_total", "vllm:prompt_tokens_total", "counter", "Prompt tokens, cached ones too"),
         Series("generated_tokens", "vllm:generation_tokens_total", "counter", "Tokens generated"),
         Series("preempted", "vllm:num_preemptions_total", "counter", "Preemptions"),
         Series("finished_stop", "vllm:request_success_total", "counter", FINISHED, ("finished_reason", "stop")),
         Series("finished_length", "vllm:request_success_total", "counter", FINISHED, ("finished_reason", "length")),
         Series("cancelled", "vllm:request_success_total", "counter", FINISHED, ("finished_reason", "abort")),
+        Series("failed", "vllm:request_success_total", "counter", FINISHED, ("finished_reason", "error")),
         Series("queue_seconds", "vllm:request_queue_time_seconds", "histogram", "Time in the queue"),
         Series("first_token_seconds", "vllm:time_to_first_token_seconds", "histogram", "Time to first token"),
         Series("inter_token_seconds", "vllm:inter_token_latency_seconds", "histogram", "From each token to the next"),
+        Series("inter_token_seconds", "vllm:time_per_output_token_seconds", "histogram", "The same, as it was called"),
         Series("end_to_end_seconds", "vllm:e2e_request_latency_seconds", "histogram", "From submitted to the end"),
         Series(
             "prefill_seconds",
@@ -243,7 +282,25 @@ ALIASES = {
         Series("step_rows", "vllm:iteration_tokens_total", "histogram", "Rows of a step"),
         Series("request_prompt_tokens", "vllm:request_prompt_tokens", "histogram", "Prompt tokens"),
         Series("request_generated_tokens", "vllm:request_generation_tokens", "histogram", "Tokens generated"),
+        Series(
+            "request_generated_tokens",
+            "vllm:request_max_num_generation_tokens",
+            "histogram",
+            "Most tokens of a request's choices, each of which counts as one here",
+        ),
         Series("request_max_tokens", "vllm:request_params_max_tokens", "histogram", "Tokens that might be generated"),
+        Series(
+            "request_token_seconds",
+            "vllm:request_time_per_output_token_seconds",
+            "histogram",
+            "A request's mean time per token",
+        ),
+        Series(
+            "request_computed_tokens",
+            "vllm:request_prefill_kv_computed_tokens",
+            "histogram",
+            "Prompt tokens of a request that were not cached",
+        ),
         Series("request_choices", "vllm:request_params_n", "histogram", "Choices asked for with a prompt"),
         Series("draft_batches_verified", "vllm:spec_decode_num_drafts_total", "counter", "Drafts decoded"),
         Series("draft_tokens_verified", "vllm:spec_decode_num_draft_tokens_total", "counter", "Rows of them"),

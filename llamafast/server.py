@@ -20,17 +20,22 @@ from llamafast.api.keys import KeyRing, Keys, keys_of
 from llamafast.api.origins import Origins
 from llamafast.config import Config, ModelConfig
 from llamafast.cpus import allowed_cpus, leave_to_compute, on_cpus
+from llamafast.engine.devices import encoding_device
 from llamafast.engine.disk import DiskStore
 from llamafast.engine.engine import Engine
+from llamafast.engine.kv_log import KVLog
 from llamafast.engine.load import load_engine, set_echo
 from llamafast.engine.placement import placement_of
 from llamafast.errors import ConfigError
-from llamafast.front import Front, in_thread, read_keys_on_signal, run, warn_of_strangers
-from llamafast.hub import resolve_model
+from llamafast.front import Front, in_thread, read_keys_on_signal, run, warn_of_contents, warn_of_strangers
 from llamafast.listener import Listener
+from llamafast.model_files import projector_packages, resolve_model
+from llamafast.traces.opened import open_traces
 
 if TYPE_CHECKING:
+    from llamafast.events.publisher import Publisher
     from llamafast.media.opened import OpenedMedia
+    from llamafast.traces.exporter import Exporter
 
 logger = logging.getLogger(__name__)
 
@@ -53,17 +58,41 @@ def serve(
     ring = keys_of(config.server) if keys is None else keys
     if isinstance(ring, Keys):
         warn_of_strangers(listener.public_ip, ring)
+        warn_of_contents(config.server)
     set_echo(verbose)
-    run(_serve(config, listener, ring, on_serving))
+    traces = open_traces(config.server)
+    events = open_events(config, ring)
+    try:
+        run(_serve(config, listener, ring, on_serving, events, traces))
+    finally:
+        if events is not None:
+            events.close()
+        if traces is not None:
+            traces.close()
 
 
-async def _serve(config: Config, listener: Listener, keys: KeyRing, on_serving: Callable[[Hurry], None] | None) -> None:
+async def _serve(
+    config: Config,
+    listener: Listener,
+    keys: KeyRing,
+    on_serving: Callable[[Hurry], None] | None,
+    events: Publisher | None,
+    traces: Exporter | None,
+) -> None:
     cpus = allowed_cpus()
     leave_to_compute(placement_of(config.model).n_computing)
-    front = Front(listener, config.server)
+    if traces is not None:
+        traces.start()
+    front = Front(listener, config.server, None if traces is None else traces.close)
     if isinstance(keys, Keys):
         read_keys_on_signal(keys)
-    engine, app = await front.loaded(in_thread(partial(_load, config, listener, keys, front.waits, cpus)))
+    log = None if events is None else events.log
+    loading = partial(_load, config, listener, keys, front.waits, cpus, log, traces)
+    engine, app = await front.loaded(in_thread(loading))
+    if events is not None:
+        events.start()
+        if not engine.info.generates:
+            logger.warning("events   none: this model generates nothing, and keeps no prompts")
     with on_cpus(cpus):
         engine.start()
     if on_serving is not None and engine.disk is not None:
@@ -84,36 +113,66 @@ async def _listed(disk: DiskStore) -> None:
 
 
 def _load(
-    config: Config, listener: Listener, keys: KeyRing, waits: ClientWaits, cpus: set[int] | None
+    config: Config,
+    listener: Listener,
+    keys: KeyRing,
+    waits: ClientWaits,
+    cpus: set[int] | None,
+    log: KVLog | None,
+    traces: Exporter | None,
 ) -> tuple[Engine, App]:
     """In a thread. Raises ConfigError or ModelLoadError."""
     layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed}"
     path = resolve_model(config.model.source)
     loras = [resolve_model(lora.source) for lora in config.model.loras]
-    draft = config.model.draft_source if "draft-mtp" in (config.model.drafts or ()) else None
-    head = None if draft is None else resolve_model(draft)
-    media = _open_media(config.model, path, cpus)
+    draft = None if config.model.draft_file is None else resolve_model(config.model.draft_file)
+    projector = None if config.model.mtmd is None else resolve_model(config.model.mtmd.source)
+    media = _open_media(config.model, path, projector, cpus)
     with on_cpus(cpus):
-        with tqdm(total=100, desc="loading", unit="%", bar_format=layout, disable=not sys.stderr.isatty()) as bar:
+        hidden = not sys.stderr.isatty()
+        with tqdm(total=100, desc="loading", unit="%", bar_format=layout, disable=hidden, leave=False) as bar:
             told = partial(_advance, bar)
-            engine = load_engine(config, path, told, media and media.encoder, loras, head)
+            engine = load_engine(config, path, told, media and media.encoder, loras, draft, log, projector)
         origins = Origins(config.server, listener.hosts)
-        app = App(engine, config, keys=keys, origins=origins, waits=waits, media=media and media.loader)
+        loader = media and media.loader
+        app = App(engine, config, keys=keys, origins=origins, waits=waits, media=loader, spans=traces)
     if engine.info.generates:
-        source = "GGUF" if config.model.chat_template is None else "config"
-        logger.info("chat     template from %s; %s", source, app.chat.summary())
+        told_of_chats = logger.info if app.chat.has_template else logger.warning
+        told_of_chats("chat     %s; takes %s", app.chat.summary(), ", ".join(("text", *engine.info.modalities)))
     return engine, app
 
 
-def _open_media(config: ModelConfig, path: Path, cpus: set[int] | None) -> OpenedMedia | None:
-    """What the model takes beside text, encoded on the CPUs that compute nothing where there are such. Raises
-    ConfigError or ModelLoadError."""
-    if (mtmd := config.mtmd) is None:
+def open_events(config: Config, keys: KeyRing) -> Publisher | None:
+    """Where routers are told of prefixes, if they are. Raises ConfigError."""
+    if config.server.kv_events is None:
         return None
     try:
-        from llamafast.media.opened import open_media
+        from llamafast.events.publisher import Publisher
     except ModuleNotFoundError as error:
-        raise ConfigError(f"model.mtmd needs the package {error.name}: pip install 'llamafast[media]'") from error
+        raise ConfigError(
+            f"server.kv_events needs the package {error.name}: pip install 'llamafast[events]'"
+        ) from error
+    events = Publisher(config.server.kv_events)
+    logger.info("events   %s", ", replays ".join(events.urls))
+    if isinstance(keys, Keys) and keys.separate:
+        logger.warning(
+            "events   none of requests with a key: each key has a part of the cache of its own (server.salt_by_key), "
+            "and no router is told of those. Give the router one key without a name, alone in its file, and keep "
+            "tenants apart in front of it"
+        )
+    return events
+
+
+def _open_media(config: ModelConfig, path: Path, projector: Path | None, cpus: set[int] | None) -> OpenedMedia | None:
+    """What the model takes beside text, encoded on the CPUs that compute nothing where there are such. Raises
+    ConfigError or ModelLoadError."""
+    if (mtmd := config.mtmd) is None or projector is None:
+        return None
+    if missing := projector_packages():
+        raise ConfigError(f"model.mtmd needs the package {missing[0]}: pip install 'llamafast[media]'")
+    # the process that encodes is no part of a server without it
+    from llamafast.media.opened import open_media
+
     placement = placement_of(config)
     own = allowed_cpus()
     alone = own is not None and own != cpus
@@ -122,9 +181,9 @@ def _open_media(config: ModelConfig, path: Path, cpus: set[int] | None) -> Opene
         config,
         mtmd,
         path,
-        resolve_model(mtmd.source),
+        projector,
         n_threads=n_threads,
-        use_gpu=not placement.on_cpu,
+        device=encoding_device(config),
         shares_cpus=placement.on_cpu and not alone,
     )
 

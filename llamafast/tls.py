@@ -58,7 +58,7 @@ def _check_certificates(key: str, path: str) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"server.{key}: {path}: no certificate in PEM: {_reason(error)}") from error
+        raise ConfigError(f"server.{key}: {Path(path).absolute()}: no certificate in PEM: {_reason(error)}") from error
 
 
 def _check_key(certificate: str, key: str, given: str | None) -> None:
@@ -85,7 +85,7 @@ def _check_key(certificate: str, key: str, given: str | None) -> None:
     except (OSError, ValueError) as error:
         fault = f"cannot be read: {_reason(error)}"
     if fault:
-        raise ConfigError(f"server.ssl_keyfile: {key}: {fault}")
+        raise ConfigError(f"server.ssl_keyfile: {Path(key).absolute()}: {fault}")
 
 
 class _Memory(type(Path())):  # type: ignore[misc]
@@ -111,7 +111,7 @@ def _decrypted(key: str, password: str) -> Path:
     try:
         opened = load_pem_private_key(Path(key).read_bytes(), password.encode())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"server.ssl_keyfile: {key}: {error}") from error
+        raise ConfigError(f"server.ssl_keyfile: {Path(key).absolute()}: {_reason(error)}") from error
     memory = os.memfd_create("key")
     os.write(memory, opened.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return _Memory(f"/proc/self/fd/{memory}")

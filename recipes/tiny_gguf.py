@@ -11,123 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
-from gguf.quants import quantize
+from gguf import GGMLQuantizationType
 
-from recipes.tiny_gguf_chain import SCRIPTED_CHATML, SCRIPTS, Floats, Ids, chain_output, loops
+from recipes.tiny_gguf_chain import SCRIPTED_CHATML, SCRIPTS, Ids, chain_output, loops
+from recipes.tiny_gguf_file import ModelFile, Shape
 from recipes.tiny_gguf_vocabulary import CHATML, Vocabulary
 from recipes.written import written
 
 # A changed recipe must not find the files of the old one.
 _RECIPE = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("tiny_gguf*.py")))
 CACHE = Path(__file__).parents[1] / ".cache" / "models" / hashlib.sha256(_RECIPE).hexdigest()[:12]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """The sizes every family shares; ``head`` is the width of one attention head."""
-
-    layers: int
-    embd: int = 64
-    heads: int
-    kv_heads: int
-    head: int
-    ff: int = 128
-
-
-class ModelFile:
-    """One GGUF being written. Tensor shapes are numpy's: (out, in) where ggml says {in, out}."""
-
-    def __init__(self, path: Path, arch: str, vocab: Vocabulary, shape: Shape, *, pre: str = "qwen2",
-                 template: str = CHATML) -> None:  # fmt: skip
-        self.arch, self.vocab, self.shape = arch, vocab, shape
-        self.rng = np.random.default_rng(1)
-        self.writer = writer = GGUFWriter(path, arch)
-        writer.add_name(f"tiny {arch}")
-        writer.add_file_type(0)
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(pre)
-        writer.add_token_list(vocab.tokens)
-        writer.add_token_types(vocab.types)
-        writer.add_token_merges([" ".join(pair) for pair in vocab.merges])
-        writer.add_bos_token_id(vocab.id("<|endoftext|>"))
-        writer.add_pad_token_id(vocab.id("<|endoftext|>"))
-        writer.add_eos_token_id(vocab.id("<|im_end|>"))
-        writer.add_add_bos_token(False)
-        writer.add_chat_template(template)
-        writer.add_context_length(8192)
-        writer.add_embedding_length(shape.embd)
-        writer.add_block_count(shape.layers)
-        writer.add_feed_forward_length(shape.ff)
-        writer.add_head_count(shape.heads)
-        writer.add_head_count_kv(shape.kv_heads)
-        writer.add_key_length(shape.head)
-        writer.add_value_length(shape.head)
-        writer.add_layer_norm_rms_eps(1e-6)
-
-    def key(self, name: str, value: int | float | Sequence[int]) -> None:
-        """An architecture key, typed as its value."""
-        key = f"{self.arch}.{name}"
-        if isinstance(value, int):
-            self.writer.add_uint32(key, value)
-        elif isinstance(value, float):
-            self.writer.add_float32(key, value)
-        else:
-            self.writer.add_array(key, value)
-
-    def tensor(self, name: str, values: Floats, quantization: GGMLQuantizationType | None = None) -> None:
-        values = np.ascontiguousarray(values, np.float32)
-        if quantization is None:
-            self.writer.add_tensor(name, values)
-        else:
-            self.writer.add_tensor(name, quantize(values, quantization), raw_dtype=quantization)
-
-    def random(self, *shape: int, scale: float = 1.0) -> Floats:
-        """Gaussian weights that keep the variance of their input, times ``scale``."""
-        return self.rng.standard_normal(shape, np.float32) * np.float32(scale / shape[-1] ** 0.5)
-
-    def ones(self, width: int, *names: str) -> None:
-        for name in names:
-            self.tensor(f"{name}.weight", np.ones(width, np.float32))
-
-    def ends(self, *, successors: Ids | None = None, tied_as: GGMLQuantizationType | None = None) -> Floats:
-        """Token embeddings, last norm and output matrix; with ``tied_as`` the quantized embeddings serve as both. The
-        embeddings."""
-        embeddings = self.rng.standard_normal((len(self.vocab), self.shape.embd), np.float32)
-        self.tensor("token_embd.weight", embeddings, tied_as)
-        self.ones(self.shape.embd, "output_norm")
-        if tied_as is None:
-            random = self.random(*embeddings.shape, scale=3.0)
-            self.tensor("output.weight", random if successors is None else chain_output(embeddings, successors))
-        return embeddings
-
-    def attention(self, block: str, *, out: float = 1.0, gated: bool = False, norms: bool = False) -> None:
-        """``gated`` doubles the query matrix: half of its rows make the output's gate."""
-        s = self.shape
-        query = s.heads * s.head * (2 if gated else 1)
-        self.tensor(f"{block}.attn_q.weight", self.random(query, s.embd))
-        self.tensor(f"{block}.attn_k.weight", self.random(s.kv_heads * s.head, s.embd))
-        self.tensor(f"{block}.attn_v.weight", self.random(s.kv_heads * s.head, s.embd))
-        self.tensor(f"{block}.attn_output.weight", self.random(s.embd, s.heads * s.head, scale=out))
-        if norms:
-            self.ones(s.head, f"{block}.attn_q_norm", f"{block}.attn_k_norm")
-
-    def feed_forward(self, block: str, *, out: float = 1.0) -> None:
-        s = self.shape
-        self.tensor(f"{block}.ffn_gate.weight", self.random(s.ff, s.embd))
-        self.tensor(f"{block}.ffn_up.weight", self.random(s.ff, s.embd))
-        self.tensor(f"{block}.ffn_down.weight", self.random(s.embd, s.ff, scale=out))
-
-    def save(self) -> None:
-        self.writer.write_header_to_file()
-        self.writer.write_kv_data_to_file()
-        self.writer.write_tensors_to_file()
-        self.writer.close()
 
 
 def llama(path: Path, vocab: Vocabulary, *, layers: int = 2, embd: int = 64, successors: Ids | None = None,
@@ -271,14 +168,46 @@ def qwen3moe(path: Path, vocab: Vocabulary) -> None:
     model.save()
 
 
-def qwen3vl(path: Path, vocab: Vocabulary) -> None:
-    """Attention alone, with rows of pictures at positions of two coordinates (M-RoPE)."""
-    shape = Shape(layers=2, heads=2, kv_heads=1, head=32)
+def gpt_oss(path: Path, vocab: Vocabulary) -> None:
+    """Sixteen experts of MXFP4, two used, with biases; sinks, and a sliding window (64) in every other layer. Experts
+    are chosen clearly and add little: else the last bits of a row would show in the logits."""
+    shape, experts, expert_ff = Shape(layers=2, heads=4, kv_heads=2, head=16), 16, 32
+    model = ModelFile(path, "gpt-oss", vocab, shape)
+    model.key("rope.freq_base", 150_000.0)
+    model.key("rope.dimension_count", shape.head)
+    model.key("attention.sliding_window", 64)
+    model.key("expert_count", experts)
+    model.key("expert_used_count", 2)
+    model.key("expert_feed_forward_length", expert_ff)
+    model.ends()
+    for block in (f"blk.{i}" for i in range(shape.layers)):
+        model.ones(shape.embd, f"{block}.attn_norm", f"{block}.post_attention_norm")
+        model.attention(block)
+        model.tensor(f"{block}.attn_output.bias", model.random(shape.embd))
+        model.tensor(f"{block}.attn_sinks.weight", model.random(shape.heads))
+        model.tensor(f"{block}.ffn_gate_inp.weight", model.random(experts, shape.embd, scale=3.0))
+        model.tensor(f"{block}.ffn_gate_inp.bias", model.random(experts))
+        for name, rows, columns, scale in (
+            ("ffn_gate_exps", expert_ff, shape.embd, 1.0),
+            ("ffn_up_exps", expert_ff, shape.embd, 1.0),
+            ("ffn_down_exps", shape.embd, expert_ff, 0.1),
+        ):
+            matrices = model.random(experts, rows, columns, scale=scale)
+            model.tensor(f"{block}.{name}.weight", matrices, GGMLQuantizationType.MXFP4)
+            model.tensor(f"{block}.{name}.bias", model.random(experts, rows, scale=scale))
+    model.save()
+
+
+def qwen3vl(path: Path, vocab: Vocabulary, *, deepstack: int = 0) -> None:
+    """Attention alone, with rows of pictures at positions of two coordinates (M-RoPE). Behind each of the first
+    ``deepstack`` blocks, but not the last one, more of a picture is added: its rows are so many times as wide, and once
+    more."""
+    shape = Shape(layers=2 + (deepstack > 0), heads=2, kv_heads=1, head=32)
     model = ModelFile(path, "qwen3vl", vocab, shape)
     model.key("rope.freq_base", 10_000.0)
     model.key("rope.dimension_count", shape.head)
     model.key("rope.dimension_sections", [6, 5, 5, 0])
-    model.key("n_deepstack_layers", 0)
+    model.key("n_deepstack_layers", deepstack)
     model.ends()
     for block in (f"blk.{i}" for i in range(shape.layers)):
         model.ones(shape.embd, f"{block}.attn_norm", f"{block}.ffn_norm")
@@ -314,7 +243,9 @@ MODELS: dict[str, Callable[[Path], None]] = {
     "tiny-qwen35-mtp-chain70": lambda path: mtp_chain(path, 0.3),
     "tiny-mamba": lambda path: mamba(path, Vocabulary(512)),
     "tiny-qwen3vl": lambda path: qwen3vl(path, Vocabulary(512)),
+    "tiny-qwen3vl-deepstack": lambda path: qwen3vl(path, Vocabulary(512), deepstack=2),
     "tiny-qwen3moe": lambda path: qwen3moe(path, Vocabulary(512)),
+    "tiny-gpt-oss": lambda path: gpt_oss(path, Vocabulary(512)),
 }
 
 

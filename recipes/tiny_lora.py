@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from gguf import GGUFWriter
+from gguf import GGUFValueType, GGUFWriter
 
 from recipes.written import written
 
@@ -21,7 +21,7 @@ CACHE = Path(__file__).parents[1] / ".cache" / "models" / hashlib.sha256(Path(__
 
 class Lora(NamedTuple):
     """``targets`` are {tensor: its shape, as ggml has it}; ``alpha`` 0 is left out; ``size`` is how far B moves what it
-    is added to."""
+    is added to. One with an ``invocation`` is active from these tokens on (aLoRA)."""
 
     arch: str
     targets: dict[str, tuple[int, ...]]
@@ -30,6 +30,7 @@ class Lora(NamedTuple):
     alpha: float = 8.0
     size: float = 1.0
     dtype: type[np.floating] = np.float32
+    invocation: tuple[int, ...] = ()
 
 
 def _blocks(layers: int, **shapes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -48,6 +49,10 @@ LORAS: dict[str, Lora] = {
     "lora-tiny-qwen35": Lora("qwen35", _HYBRID, 8),
     "lora-tiny-qwen3moe": Lora("qwen3moe", _EXPERTS, 10),
     "lora-tiny-gemma3": Lora("gemma3", _blocks(4, attn_q=(64, 64), ffn_up=(64, 128)), 9),
+    "alora-tiny-llama": Lora("llama", _TINY, 11, invocation=(310, 311)),
+    "alora-tiny-llama-2": Lora("llama", _TINY, 12, rank=2, invocation=(312,)),
+    "alora-tiny-qwen35": Lora("qwen35", _HYBRID, 13, invocation=(310, 311)),
+    "alora-tiny-gemma3": Lora("gemma3", _blocks(4, attn_q=(64, 64), ffn_up=(64, 128)), 14, invocation=(310, 311)),
     "lora-smollm2": Lora("llama", _SMOLLM2, 5, size=0.06),
     "lora-smollm2-2": Lora("llama", _SMOLLM2, 6, rank=16, alpha=32.0, size=0.06, dtype=np.float16),
     "lora-smollm2-3": Lora("llama", _SMOLLM2, 7, rank=8, size=0.06),
@@ -89,6 +94,9 @@ def write(path: Path, lora: Lora, *, mixed: bool = False) -> None:
     writer.add_string("adapter.type", "lora")
     if lora.alpha:
         writer.add_float32("adapter.lora.alpha", lora.alpha)
+    if lora.invocation:
+        key = "adapter.alora.invocation_tokens"
+        writer.add_key_value(key, lora.invocation, GGUFValueType.ARRAY, GGUFValueType.UINT32)
     for name, (a, b) in weights(lora).items():
         writer.add_tensor(f"{name}.lora_a", a)
         writer.add_tensor(f"{name}.lora_b", b.astype(np.float16) if mixed else b)

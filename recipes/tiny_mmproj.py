@@ -37,9 +37,11 @@ class Tower(Struct, frozen=True, kw_only=True):
 
 class Projector(Struct, frozen=True, kw_only=True):
     """What a file holds: of pictures, of sound, or of both, for a text model that is ``text`` wide. Pictures are cut
-    into patches of ``patch`` pixels, ``image`` pixels a side at first."""
+    into patches of ``patch`` pixels, ``image`` pixels a side at first. What each of the first ``deepstack`` blocks has
+    seen is added to their rows, for as many blocks of the text model."""
 
     text: int
+    deepstack: int = 0
     vision: Vision | None = None
     audio: Audio | None = None
     tower: Tower = Tower()
@@ -148,6 +150,10 @@ class ProjectorFile:
                 self._tensor("v.patch_embd.weight.1", width, 3, projector.patch, projector.patch)
                 self._linear("mm.0", 4 * width, 2 * width)
                 self._linear("mm.2", 2 * width, text)
+                for i in range(projector.deepstack):
+                    self._norm(f"v.deepstack.{i}.norm", 4 * width)
+                    self._linear(f"v.deepstack.{i}.fc1", 4 * width, 2 * width)
+                    self._linear(f"v.deepstack.{i}.fc2", 2 * width, text)
 
     def _audio(self, name: Audio) -> None:
         width, text, mels, stack = self.projector.tower.width, self.projector.text, 16, 50
@@ -175,6 +181,7 @@ LARGE = Tower(width=768, heads=12, layers=8)
 
 PROJECTORS: dict[str, Projector] = {
     "mmproj-qwen3vl-64": Projector(text=64, vision="qwen3vl_merger"),
+    "mmproj-qwen3vl-64-deepstack": Projector(text=64, vision="qwen3vl_merger", tower=Tower(layers=3), deepstack=2),
     "mmproj-gemma3-64": Projector(text=64, vision="gemma3"),
     "mmproj-idefics3-64": Projector(text=64, vision="idefics3"),
     "mmproj-ultravox-64": Projector(text=64, audio="ultravox"),

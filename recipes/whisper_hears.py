@@ -45,7 +45,7 @@ WORDS = [
 ]  # fmt: skip
 
 # The encoder of whisper tiny.en.
-WIDTH, HEADS, LAYERS, MELS, FRAMES = 384, 6, 4, 80, 1500
+WIDTH, HEADS, LAYERS, MELS = 384, 6, 4, 80
 RATE, WINDOW_SECONDS = 16_000, 30
 # A row of the projector is a second of sound: so many of its frames in a row.
 STACK = 50
@@ -232,7 +232,7 @@ def fitted(draft: Path, weights: dict[str, Floats], model: Path) -> Floats:
     # what is between the features and the text model shows the features themselves
     shown = np.eye(embeddings.shape[1], 2 * HALF, dtype=np.float32)
     write_projector(draft, weights, shown)
-    encoder = Projector(loaded, str(draft), n_threads=1, batch_max_tokens=1024, use_gpu=False)
+    encoder = Projector(loaded, str(draft), n_threads=1, batch_max_tokens=1024)
     inputs, outputs = [], []
     for sound, said in windows(Speaker(), np.random.default_rng(11)):
         chunks = encoder.audio(len(sound), array("f", sound.tobytes()))

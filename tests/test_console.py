@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import pty
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from llamafast import console
-from llamafast.console import LogWriter
+from llamafast.console import LogWriter, lines_in
 
 LINE = "x" * 999
 
@@ -43,7 +46,7 @@ class Pipe:
         self.leave()
         for log in self._logs:
             with log._changed:
-                assert log._changed.wait_for(lambda log=log: log._idle, 10)
+                assert log._changed.wait_for(lambda log=log: log._idle, 30)
         os.close(self.writer)
 
 
@@ -69,6 +72,20 @@ def test_lines_are_written_in_their_order(pipe: Pipe) -> None:
     assert os.read(pipe.reader, 1 << 20).decode().splitlines() == [f"line {i} \\ud800" for i in range(100)]
 
 
+@pytest.mark.parametrize(("terminal", "before"), [("xterm", b"\r\x1b[K"), ("dumb", b"")])
+def test_a_line_takes_the_place_of_a_bar(monkeypatch: pytest.MonkeyPatch, terminal: str, before: bytes) -> None:
+    """Which stands on a terminal without the end of its line."""
+    monkeypatch.setenv("TERM", terminal)
+    screen, descriptor = pty.openpty()
+    writer = LogWriter(descriptor)
+    os.write(descriptor, b"\rloading   0%| ")
+    writer.emit(record("model"))
+    writer.flush()
+    assert read_until(screen, b"\n") == b"\rloading   0%| " + before + b"model\r\n"
+    os.close(descriptor)
+    os.close(screen)
+
+
 def test_a_reader_that_goes_while_it_is_waited_for(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*_: object) -> None:
         raise OSError("gone")
@@ -76,7 +93,7 @@ def test_a_reader_that_goes_while_it_is_waited_for(pipe: Pipe, monkeypatch: pyte
     os.set_blocking(pipe.writer, False)
     writer = pipe.log()
     with monkeypatch.context() as patch:
-        patch.setattr("select.select", gone)
+        patch.setattr(console, "select", SimpleNamespace(select=gone))
         for _ in range(200):
             writer.emit(record(LINE))
         writer.flush()
@@ -86,6 +103,22 @@ def test_a_reader_that_goes_while_it_is_waited_for(pipe: Pipe, monkeypatch: pyte
     writer.emit(record("again"))
     writer.flush()
     assert os.read(pipe.reader, 1 << 20).endswith(b" were dropped here: nobody read it\n")
+
+
+def test_lines_of_json_alone(pipe: Pipe) -> None:
+    """What was dropped is told in one too."""
+    os.set_blocking(pipe.writer, False)
+    writer = pipe.log(max_bytes=100_000)
+    writer.setFormatter(lines_in("json"))
+    for _ in range(2):
+        for _ in range(500):
+            writer.emit(record(LINE))
+        time.sleep(0.05)
+    assert writer._n_dropped > 0
+    text = b""
+    while b"nobody read it" not in text or not text.endswith(b"\n"):
+        text += os.read(pipe.reader, 1 << 20)
+    assert {json.loads(line)["level"] for line in text.splitlines()} == {"info", "error"}
 
 
 @pytest.mark.parametrize("blocking", [True, False])
@@ -104,7 +137,7 @@ def test_a_reader_that_stops_costs_its_lines(pipe: Pipe, blocking: bool) -> None
     reader.start()
     writer.flush()
     writer.emit(record("again"))
-    reader.join(10)
+    reader.join(30)
     lines = received[0].decode().splitlines()
     told = [line for line in lines if "dropped" in line]
     n_dropped = sum(int(line.split()[0]) for line in told)
@@ -129,3 +162,39 @@ def test_the_end_does_not_wait_for_a_reader(pipe: Pipe, monkeypatch: pytest.Monk
     began = time.monotonic()
     writer.flush()
     assert time.monotonic() - began < 5
+
+
+def test_a_line_says_when_with_its_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC-5:30")
+    time.tzset()
+    try:
+        one = record("100 % done")
+        one.created = 1764493302.5
+        assert lines_in("text").format(one) == "2025-11-30 14:31:42.500+05:30 I 100 % done"
+        assert lines_in("text", "a%d").format(one) == "2025-11-30 14:31:42.500+05:30 I [a%d] 100 % done"
+        told = json.loads(lines_in("json", "a").format(one))
+        assert told == {
+            "time": "2025-11-30T14:31:42.500+05:30", "level": "info", "message": "100 % done", "server": "a",
+        }  # fmt: skip
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_line_of_json_has_the_fields_and_the_traceback(pipe: Pipe) -> None:
+    writer = pipe.log()
+    writer.setFormatter(lines_in("json"))
+    one = record("request %s")
+    one.args, one.fields = ("id=x",), {"id": "x", "stream": True, "total_ms": 1.5}
+    writer.emit(one)
+    try:
+        raise ValueError("a\nb")
+    except ValueError as error:
+        writer.emit(logging.LogRecord("name", logging.ERROR, "", 0, "broken", None, (type(error), error, None)))
+    writer.tell("llamafast: \ud800 no such file\nat all")
+    writer.flush()
+    first, second, third = map(json.loads, os.read(pipe.reader, 1 << 20).decode().splitlines())
+    assert (first["message"], first["id"], first["stream"], first["total_ms"]) == ("request", "x", True, 1.5)
+    assert (second["level"], second["message"]) == ("error", "broken")
+    assert "ValueError: a\nb" in second["exception"]
+    assert third["message"] == "llamafast: \ud800 no such file\nat all"

@@ -6,13 +6,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llamafast.config import FromPackage, FromPretrained
 from llamafast.errors import ModelLoadError
-from llamafast.hub import resolve_model, split_parts
+from llamafast.file_names import split_parts
+from llamafast.model_files import resolve_model
 
 SPLIT = [f"big-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
 
@@ -39,10 +41,15 @@ class FakeHub:
         self.online = True
         self.downloads: list[str] = []
 
-    def list_repo_files(self, repo_id: str) -> list[str]:
+    def model_info(self, repo_id: str, *, timeout: float) -> SimpleNamespace:
         if not self.online:
             raise ConnectionError("no route to the hub")
-        return self.names
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in self.names])
+
+    def get_hf_file_metadata(self, url: str, *, timeout: float) -> SimpleNamespace:
+        if not self.online:
+            raise ConnectionError("no route to the hub")
+        return SimpleNamespace(size=1)
 
     def hf_hub_download(self, repo_id: str, filename: str, *, cache_dir: str | None, local_dir: str | None) -> str:
         if not self.online:
@@ -61,6 +68,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeHu
         fake = FakeHub(tmp_path / "hub", list(names))
         monkeypatch.setattr("huggingface_hub.hf_hub_download", fake.hf_hub_download)
         monkeypatch.setattr("huggingface_hub.HfApi", lambda: fake)
+        monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", fake.get_hf_file_metadata)
         return fake
 
     return start
@@ -152,7 +160,7 @@ def test_package_with_a_split_model(package: Path) -> None:
 
 def test_literal_name_is_downloaded_without_a_listing(hub: Callable[..., FakeHub], tmp_path: Path) -> None:
     fake = hub("q4/m.gguf", "extra.txt")
-    fake.list_repo_files = None  # type: ignore[assignment, method-assign]
+    fake.model_info = None  # type: ignore[assignment, method-assign]
     path = resolve_model(pretrained("q4/m.gguf", additional_files=("extra.txt",), local_dir_use_symlinks=False))
     assert path == tmp_path / "hub" / "q4/m.gguf"
     assert fake.downloads == ["q4/m.gguf", "extra.txt"]
@@ -185,7 +193,7 @@ def test_glob_that_fits_none_or_several_lists_the_files(hub: Callable[..., FakeH
 def test_download_error_names_repository_and_file(hub: Callable[..., FakeHub], tmp_path: Path) -> None:
     hub("a.gguf")
     text = refusal(pretrained("b.gguf", cache_dir=str(tmp_path / "empty")))
-    assert text == "org/repo: cannot download b.gguf: 404: b.gguf"
+    assert text.startswith("org/repo: cannot download b.gguf: https://huggingface.co: 404: b.gguf (what was fetched")
 
 
 @pytest.mark.parametrize("repo_id", ["a/b/c", "a b", "../x", "-a", "a--b"])
@@ -238,7 +246,7 @@ def test_unusable_local_dir_is_a_model_load_error(hub: Callable[..., FakeHub], c
 
 def test_hub_library_is_loaded_only_for_the_hub() -> None:
     code = (
-        "import sys; from llamafast.hub import resolve_model; from llamafast.config import FromPackage\n"
+        "import sys; from llamafast.model_files import resolve_model; from llamafast.config import FromPackage\n"
         "try: resolve_model(FromPackage(package='toy-missing', filename='m'))\n"
         "except Exception: pass\n"
         "sys.exit('huggingface_hub' in sys.modules)"

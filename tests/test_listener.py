@@ -71,8 +71,13 @@ def test_what_is_no_socket_stays(place: Path) -> None:
     [("none/x", "No such file or directory"), ("x" * 200, "too long"), ("a\0b", "null byte")],
 )
 def test_a_place_where_no_socket_can_be(tmp_path: Path, name: str, reason: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^server\.uds: cannot listen on .*{reason}"):
+    with pytest.raises(ConfigError, match=rf"^server\.uds: cannot listen on {tmp_path}/.*{reason}"):
         listener(f"{tmp_path}/{name}")
+
+
+def test_the_folder_of_a_place_is_told() -> None:
+    with pytest.raises(ConfigError, match=rf"^server\.uds: cannot listen on {Path.cwd()}/none/x: No such file"):
+        listener("none/x")
 
 
 def test_it_removes_its_own_socket_only(place: Path) -> None:

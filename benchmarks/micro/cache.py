@@ -25,8 +25,8 @@ import time
 from array import array
 from pathlib import Path
 
-from benchmarks.figures import median, percentile
 from benchmarks.workload import PROMPT_IDS, resolve_model
+from llamafast.bench.figures import median, percentile
 from llamafast.config import CacheConfig, Config, ModelConfig
 from llamafast.engine.engine import Engine
 from llamafast.engine.load import load_engine

@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from benchmarks.ask import Ask
-from benchmarks.client import load
-from benchmarks.figures import median, summarize
 from benchmarks.server import serving
 from benchmarks.workload import Workload, resolve_model
+from llamafast.bench.address import loopback
+from llamafast.bench.ask import Ask
+from llamafast.bench.client import load
+from llamafast.bench.figures import median, summarize
 
 SCHEMA = {
     "type": "array",
@@ -98,7 +99,7 @@ def gap(port: int, work: Workload, beside: list[dict[str, Any]], run: int) -> fl
         [Ask(body={"prompt": prompt, "max_tokens": work.tokens, "temperature": 1, **fields}, measured=False)]
         for prompt, fields in zip(prompts, beside, strict=True)
     ]
-    done = load([*work.asks(run), *others], port, LIMIT_SECONDS)
+    done = load([*work.asks(run), *others], loopback(port), LIMIT_SECONDS)
     if failed := [exchange.error for exchange in done.exchanges if exchange.ask.measured and exchange.error]:
         raise RuntimeError(failed[0])
     return summarize(done, None).itl_p99

@@ -30,13 +30,13 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.ask import Ask
-from benchmarks.figures import percentile
 from benchmarks.media import answered
 from benchmarks.micro.cache import ask, prompt, settled
 from benchmarks.report import conditions, print_table, spread
 from benchmarks.server import Server, serving
 from benchmarks.workload import resolve_model
+from llamafast.bench.ask import Ask
+from llamafast.bench.figures import percentile
 from llamafast.config import CacheConfig, Config, DiskCacheConfig, ModelConfig
 from llamafast.cpus import allowed_cpus, leave_to_compute, on_cpus
 from llamafast.engine import disk_writer, worker

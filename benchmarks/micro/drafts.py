@@ -1,18 +1,22 @@
 """What drafts are worth: tokens per second with them ÷ without, of one model, in pairs that take turns.
 
     python -m benchmarks.micro.drafts [--model M] [--streams N ...] [--work W ...] [--pairs N] [--tokens N]
+                                      [--draft-model M [--only]]
 
 Nobody generates anything but what the model says: copies, extracts, edits of code, turns of an agent that quotes what a
-tool has answered, free text, and half of them copies beside free text. Prompts are of this repository's documents and
-code, and none comes twice. The seconds are those of the CPU that the thread has which computes (one), behind the
-prompts: others may use the machine. Answers have to be the same with and without; how many were not is told. Gaps are
-the times of steps, the 99th percentile of those with drafts ÷ without.
+tool has answered, JSON of what a text says of some people, under its schema, free text, and half of them copies beside
+free text. Prompts are of this repository's documents and code, and none comes twice. The seconds are those of the CPU
+that this process has, its one thread that computes and those that find masks, behind the prompts and while nobody has
+ended, so that all have as many streams: others may use the machine. Answers have to be the same with and without; how
+many were not is told. Gaps are the times of steps: the 99th percentile of those with drafts ÷ without, the median over
+pairs. A draft model drafts beside look-ups, or with ``--only`` in their place.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import random
 import re
@@ -21,12 +25,13 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import NormalDist, mean, median, quantiles, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec.structs import asdict
 
 from benchmarks.samplers import sampler_of
 from benchmarks.workload import resolve_model
+from llamafast._core.constraint import Constraint
 from llamafast._core.context import Context
 from llamafast._core.drafter import Drafter
 from llamafast._core.model import Model
@@ -34,8 +39,14 @@ from llamafast._core.outbox import Outbox
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import Sequence
 from llamafast._core.vocab import Vocab
-from llamafast.engine.drafting import ANSWERS_BYTES, TIMING_SECONDS
+from llamafast.api.schema.completions import CompletionRequest
+from llamafast.chat.grammar.asked import asked_of_completion
+from llamafast.chat.grammar.constraints import Constraints
+from llamafast.config import ModelConfig
+from llamafast.engine.drafting import ANSWERS_BYTES, TIMING_SECONDS, create_draft_model
+from llamafast.engine.masking import MaskerThreads
 from llamafast.engine.pace import Pace
+from llamafast.engine.types import Matcher
 
 ROOT = Path(__file__).parents[2]
 CHATML = "<|im_start|>{role}\n{text}<|im_end|>\n"
@@ -47,6 +58,37 @@ SUBJECTS = (
     "a lighthouse", "the tides", "baking bread", "an old bridge", "learning chess", "a lost dog", "winter", "trains",
     "bees", "a small museum", "mountain rivers", "the first snow", "gardens", "a clock maker", "sailing", "the moon",
 )  # fmt: skip
+
+NAMES = (
+    "Anna", "Bertram", "Chiara", "Dmitri", "Eleni", "Farid", "Greta", "Hamish", "Ingrid", "Joaquin", "Katya", "Luca",
+)  # fmt: skip
+FAMILIES = (
+    "Albrechtsen", "Bonaventura", "Castellanos", "Dubrovnik", "Eriksdottir", "Featherstone", "Grimaldi", "Haverkamp",
+)  # fmt: skip
+PLACES = (
+    "Aberystwyth", "Ljubljana", "Thessaloniki", "Reykjavik", "Montevideo", "Antananarivo", "Gothenburg", "Bratislava",
+)  # fmt: skip
+CRAFTS = (
+    "restores harpsichords", "inspects lighthouses", "translates crime novels", "breeds alpacas",
+    "teaches comparative anatomy", "drives night trains", "grows mushrooms in cellars", "mends fishing nets",
+)  # fmt: skip
+# What "json" asks for.
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 40},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "town": {"type": "string", "maxLength": 40},
+        "work": {"type": "string", "maxLength": 60},
+    },
+    "required": ["name", "age", "town", "work"],
+    "additionalProperties": False,
+}
+PEOPLE = {"type": "array", "items": PERSON, "minItems": 3, "maxItems": 3}
+
+
+# In fewer steps together, because somebody's answer ends at once, nothing can be seen.
+LEAST_STEPS = 8
 
 
 class Texts:
@@ -72,6 +114,17 @@ class Texts:
         self._code.insert(0, text := self._code.pop())
         return text
 
+    def people(self) -> tuple[str, str]:
+        """Three of them, in words and as JSON."""
+        choice = self.chance.choice
+        some = [
+            {"name": f"{choice(NAMES)} {choice(FAMILIES)}", "age": self.chance.randrange(20, 90),
+             "town": choice(PLACES), "work": choice(CRAFTS)}
+            for _ in range(3)
+        ]  # fmt: skip
+        words = " ".join("{name}, who is {age}, lives in {town} and {work}.".format(**one) for one in some)
+        return words, json.dumps(some)
+
     def free(self) -> str:
         self._free.insert(0, text := self._free.pop())
         return text
@@ -95,12 +148,17 @@ def asked(work: str, texts: Texts, k: int) -> str:
     if work == "mixed":
         work = ("copy", "free")[k % 2]
     if work == "copy":
-        return chat(("user", f"Repeat this text word for word, and say nothing else.\n\n{texts.prose()}"))
+        request, shown = "Repeat this text word for word, and say nothing else.", texts.prose()
+        return chat(("user", f"{request}\n\n{shown}"), ("assistant", shown), ("user", f"{request}\n\n{texts.prose()}"))
     if work == "extract":
         pair = [texts.prose(), texts.prose()]
         which = texts.chance.randrange(2)
         request = f"Quote the {('first', 'second')[which]} of these two paragraphs exactly."
-        return chat(("user", f"{request}\n\n1. {pair[0]}\n\n2. {pair[1]}"))
+        shown = [texts.prose(), texts.prose()]
+        return chat(
+            ("user", f"{request}\n\n1. {shown[0]}\n\n2. {shown[1]}"), ("assistant", shown[which]),
+            ("user", f"{request}\n\n1. {pair[0]}\n\n2. {pair[1]}"),
+        )  # fmt: skip
     if work == "code edit":
         code = texts.code()
         name = re.search(r"def (\w+)", code)
@@ -115,10 +173,18 @@ def asked(work: str, texts: Texts, k: int) -> str:
             ("assistant", '<tool_call>{"name": "read_note", "arguments": {}}</tool_call>'),
             ("user", f"<tool_response>{found}</tool_response>\nNow quote the note in full."),
         )
+    if work == "json":
+        request, shown, told = "Give me these people as JSON.", texts.people(), texts.people()
+        return chat(("user", f"{request}\n\n{shown[0]}"), ("assistant", shown[1]), ("user", f"{request}\n\n{told[0]}"))
     return chat(("user", texts.free()))
 
 
-WORKS = ("copy", "extract", "code edit", "agent", "free", "mixed")
+def form_of(work: str) -> dict[str, Any]:
+    """The fields of its request that say what the answer has to be like."""
+    return {"json_schema": PEOPLE} if work == "json" else {}
+
+
+WORKS = ("copy", "extract", "code edit", "agent", "json", "free", "mixed")
 
 
 class Ran(NamedTuple):
@@ -131,16 +197,24 @@ class Ran(NamedTuple):
 class Bench:
     """One context, and two runners that take turns in it: one drafts."""
 
-    def __init__(self, path: Path, n_seq_max: int, most: int) -> None:
+    def __init__(
+        self, path: Path, n_seq_max: int, most: int, small: Path | None = None, *, looks_up: bool = True
+    ) -> None:
         self.model = Model(str(path))
         self.vocab = Vocab(self.model)
         self.context = Context(self.model, n_ctx=16384, n_batch=512, n_ubatch=512, n_seq_max=n_seq_max, n_threads=1,
                                n_threads_batch=1, kv_unified=True)  # fmt: skip
         self.context.warm_up(0)
+        asked = ModelConfig(path=str(path), draft_model="draft-simple", draft_model_path=str(small), threads=1)
         self.drafter = Drafter(
-            self.context, most=most, most_sequences=n_seq_max, looks_up=True, answers_bytes=ANSWERS_BYTES
+            self.context,
+            most=most,
+            most_sequences=n_seq_max,
+            looks_up=looks_up,
+            answers_bytes=ANSWERS_BYTES,
+            model=None if small is None else create_draft_model(asked, self.context, self.vocab, Model(str(small))),
         )
-        self.times = self.drafter.time_steps(max(self.vocab.bos, 0), 4 * TIMING_SECONDS)
+        self.times = self.drafter.time_steps(max(self.vocab.bos, 0), 6 * TIMING_SECONDS)
         read, write = os.pipe()
         os.set_blocking(write, False)
         os.set_blocking(read, False)
@@ -151,60 +225,82 @@ class Bench:
             False: Runner(self.context, self.vocab, self.outbox, pace=pace),
             True: Runner(self.context, self.vocab, self.outbox, pace=pace, drafter=self.drafter),
         }
+        self.constraints = Constraints(self.vocab)
+        self.masking = [MaskerThreads(runner.masker) for runner in self.runners.values()]
+        for threads in self.masking:
+            threads.start()
 
-    def run(self, prompts: list[str], max_tokens: int, *, drafts: bool) -> Ran:
+    def close(self) -> None:
+        for threads in self.masking:
+            threads.close()
+
+    def matcher(self, work: str) -> Matcher | None:
+        ask = asked_of_completion(CompletionRequest(prompt="", **form_of(work)).task())
+        return None if ask is None else self.constraints.compile(ask).matcher
+
+    def run(self, prompts: list[str], max_tokens: int, matcher: Matcher | None, *, drafts: bool) -> Ran:
         runner = self.runners[drafts]
         sequences = []
         for tag, prompt in enumerate(prompts):
             tokens = self.vocab.tokenize(prompt, add_special=True, parse_special=True)
             sampler = sampler_of(self.vocab.n_tokens, temperature=0.0)
-            sequences.append(Sequence(self.vocab, array("i", tokens), sampler, tag=tag, max_tokens=max_tokens))
+            constraint = None if matcher is None else Constraint(matcher, self.vocab.n_tokens)
+            sequences.append(
+                Sequence(self.vocab, array("i", tokens), sampler, tag=tag, max_tokens=max_tokens, constraint=constraint)
+            )
         for sequence in sequences:
             runner.add(sequence)
         while any(sequence.n_tokens == sequence.n_prompt for sequence in sequences):
             runner.run(1)
         before = sum(sequence.n_tokens for sequence in sequences)
-        start, gaps = time.thread_time(), []
-        while runner.n_running:
+        start, gaps = time.process_time(), []
+        while runner.n_running == len(sequences):
             began = time.thread_time()
             runner.run(1)
             gaps.append(time.thread_time() - began)
             for sequence in runner.finished():
                 runner.remove(sequence)
-        seconds = time.thread_time() - start
-        self.outbox.drain()
+        seconds = time.process_time() - start
         n_generated = sum(sequence.n_tokens for sequence in sequences) - before
+        while runner.n_running:
+            runner.run(1)
+            for sequence in runner.finished():
+                runner.remove(sequence)
+        self.outbox.drain()
         return Ran([list(sequence.tokens()) for sequence in sequences], n_generated, seconds, gaps)
+
+
+def p99(gaps: list[float]) -> float:
+    return quantiles(gaps, n=100, method="inclusive")[98]
 
 
 def compared(bench: Bench, work: str, streams: int, pairs: int, max_tokens: int, texts: Texts) -> list[str]:
     """A row of the table."""
-    ratios, gaps, n_apart, n_all = [], {False: [], True: []}, 0, 0
+    ratios, longer, n_apart, n_all = [], [], 0, 0
     totals = {False: [0, 0.0], True: [0, 0.0]}
-    before = bench.drafter.counts()
+    before, matcher = bench.drafter.counts(), bench.matcher(work)
     for pair in range(pairs):
         prompts = [asked(work, texts, k) for k in range(streams)]
         order = (False, True) if pair % 2 else (True, False)
-        ran = {drafts: bench.run(prompts, max_tokens, drafts=drafts) for drafts in order}
-        if not ran[False].n_generated:
+        ran = {drafts: bench.run(prompts, max_tokens, matcher, drafts=drafts) for drafts in order}
+        if min(len(one.gaps) for one in ran.values()) < LEAST_STEPS:
             continue
         rates = {drafts: one.n_generated / one.seconds for drafts, one in ran.items()}
         ratios.append(rates[True] / rates[False])
         n_apart += sum(a != b for a, b in zip(ran[True].tokens, ran[False].tokens, strict=True))
         n_all += streams
+        longer.append(p99(ran[True].gaps) / p99(ran[False].gaps))
         for drafts, one in ran.items():
-            gaps[drafts] += one.gaps
             totals[drafts][0] += one.n_generated
             totals[drafts][1] += one.seconds
     after = bench.drafter.counts()
     decoded, accepted = (after[key] - before[key] for key in ("draft_tokens_verified", "draft_tokens_accepted"))
-    p99 = {drafts: quantiles(some, n=100)[98] for drafts, some in gaps.items()}
     overall = (totals[True][0] / totals[True][1]) / (totals[False][0] / totals[False][1])
     low = mean(ratios) - NormalDist().inv_cdf(0.975) * stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
     return [
         work, str(streams), f"{totals[False][0] / totals[False][1]:.1f}", f"{median(ratios):.2f}", f"{overall:.2f}",
         f"{low:.3f}", f"{min(ratios):.2f}", f"{decoded / max(1, totals[True][0]):.2f}",
-        f"{accepted / max(1, decoded):.2f}", f"{p99[True] / p99[False]:.2f}", f"{n_apart}/{n_all}",
+        f"{accepted / max(1, decoded):.2f}", f"{median(longer):.2f}", f"{n_apart}/{n_all}",
     ]  # fmt: skip
 
 
@@ -219,8 +315,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=96, help="most of an answer")
     parser.add_argument("--draft", type=int, default=16, help="most tokens of a draft")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--draft-model", help="a small one that drafts, by the same names")
+    parser.add_argument("--only", action="store_true", help="the draft model, and no look-ups")
     options = parser.parse_args()
-    bench = Bench(resolve_model(options.model)[0], max(options.streams), options.draft)
+    small = None if options.draft_model is None else resolve_model(options.draft_model)[0]
+    path = resolve_model(options.model)[0]
+    bench = Bench(path, max(options.streams), options.draft, small, looks_up=not options.only)
     times = {rows: seconds / bench.times[1] for rows, seconds in sorted(bench.times.items())}
     print(f"a step of one row: {bench.times[1] * 1e3:.2f} ms; of more, in its:",
           ", ".join(f"{rows}: {ratio:.2f}" for rows, ratio in times.items()))  # fmt: skip
@@ -230,6 +330,7 @@ def main() -> None:
         for streams in options.streams:
             texts = Texts(options.seed + streams)
             print(" | ".join(compared(bench, work, streams, options.pairs, options.tokens, texts)), flush=True)
+    bench.close()
 
 
 if __name__ == "__main__":

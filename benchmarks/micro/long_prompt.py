@@ -15,9 +15,9 @@ import asyncio
 import time
 from contextlib import suppress
 
-from benchmarks.figures import median, percentile
 from benchmarks.micro.cache import prompt, start
 from benchmarks.workload import PROMPT_IDS, resolve_model
+from llamafast.bench.figures import median, percentile
 from llamafast.engine.engine import Engine
 from llamafast.engine.types import Plan, SamplingParams
 

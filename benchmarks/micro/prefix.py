@@ -17,8 +17,9 @@ import time
 from array import array
 from collections.abc import Callable
 
-from benchmarks.figures import median
-from llamafast.engine.cache import PART, PrefixCache
+from llamafast.bench.figures import median
+from llamafast.engine.cache import PrefixCache
+from llamafast.engine.save_points import PART
 
 SIZES = (10, 10_000)
 SYSTEM_PROMPTS = 10

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.figures import median
 from benchmarks.ggml_products import Products, lib, quantised
+from llamafast.bench.figures import median
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 512)
-QUANTISED = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "q4_k", "q5_k", "q6_k")
+LEGACY = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "mxfp4", "nvfp4")
+QUANTISED = (*LEGACY, "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs")
 FLOATS = ("f16", "bf16", "f32")
 PEAK_SECONDS = 0.2
 

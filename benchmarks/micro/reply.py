@@ -12,18 +12,20 @@ import argparse
 import time
 from collections.abc import Callable
 
-from benchmarks.figures import median
 from benchmarks.workload import resolve_model
 from llamafast._core.model import Model
 from llamafast._core.vocab import Vocab
 from llamafast.api.chat.frames import ChatFrames
 from llamafast.api.chat.schema import ChatChunk, ChatRequest
 from llamafast.api.logprobs import TokenNames
+from llamafast.api.measured import Measured
+from llamafast.bench.figures import median
 from llamafast.chat.reply.deltas import PlainReply, ReplyParser
 from llamafast.chat.reply.dialects.parser import DialectParser
 from llamafast.chat.reply.dialects.tables import dialect_named
 from llamafast.chat.reply.reader import Reply
 from llamafast.chat.tools import read_tools
+from llamafast.engine.generation import Generation
 from llamafast.engine.types import Event
 
 TOOLS = [
@@ -68,7 +70,8 @@ def seconds(new_parser: Callable[[], ReplyParser], opening: list[str], token: st
     """The time of each token."""
     request = ChatRequest(messages=[{}], tools=TOOLS)
     chunk = ChatChunk(id="chatcmpl-0", created=0, model="model", choices=[])
-    frames = ChatFrames(chunk, [Reply(new_parser())], request, TokenNames(request, VOCAB))
+    measured = Measured(Generation(1, 0, lambda _: None, lambda _: None), request)
+    frames = ChatFrames(chunk, [Reply(new_parser())], request, TokenNames(request, VOCAB), measured)
     for text in opening:
         frames.event(Event(0, text, 1))
     times = []

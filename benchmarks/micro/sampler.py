@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.figures import median
 from benchmarks.llama_chain import Chain, Floats, token_data
 from benchmarks.samplers import sampler_of
+from llamafast.bench.figures import median
 
 VOCABULARIES = (49_152, 151_936)
 CASES: dict[str, dict[str, Any]] = {

@@ -15,12 +15,13 @@ from time import sleep
 
 from msgspec.structs import replace
 
-from benchmarks.client import load
-from benchmarks.figures import median, summarize
 from benchmarks.pinning import DEFAULT_PIN, bound_to, cores_of
 from benchmarks.server import Server, serving
 from benchmarks.slow_clients import KINDS, Crowd, readers
 from benchmarks.workload import Workload, resolve_model
+from llamafast.bench.address import loopback
+from llamafast.bench.client import load
+from llamafast.bench.figures import median, summarize
 
 LIMIT_SECONDS = 60
 READ_TOKENS = 100
@@ -47,7 +48,7 @@ def share(server: Server) -> float:
 
 def rate(port: int, work: Workload, run: int) -> float:
     """Generated tokens per second of ``work``."""
-    done = summarize(load(work.asks(run), port, LIMIT_SECONDS), None)
+    done = summarize(load(work.asks(run), loopback(port), LIMIT_SECONDS), None)
     if done.failures:
         raise RuntimeError(done.failures[0])
     return done.tokens / done.wall_s

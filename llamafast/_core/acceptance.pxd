@@ -4,8 +4,8 @@ from libc.stdint cimport int32_t
 from .draft cimport draft_t, proposal_t
 
 cdef enum:
-    MAX_SOURCES = 4
-    BY_HEAD = 3             # the source that has no matches: by how far it has drafted
+    MAX_SOURCES = 5
+    BY_MODELS = 3           # sources from here on have no matches: by how far they have drafted
     MATCHES = 6             # 1, 2 and 3, 4 to 7, 8 to 15, 16 to 31, more
 
 cdef struct acceptance_t:

@@ -7,7 +7,7 @@ from .draft cimport draft_t, proposal_t
 cdef double BELIEVED = 8
 cdef double PRIOR[MATCHES]
 PRIOR[:] = [0.15, 0.3, 0.55, 0.75, 0.9, 0.95]
-cdef double HEAD_PRIOR = 0.7
+cdef double MODEL_PRIOR = 0.7
 # Weight of the past after each token: about the last 200 of a kind count.
 cdef double PAST = 0.995
 # Of so many tokens that a source has proposed for a sequence so many are taken for right before any has come: its own
@@ -25,7 +25,7 @@ cdef void acceptance_init(acceptance_t *self) noexcept nogil:
     for source in range(MAX_SOURCES):
         for match in range(MATCHES):
             self.tried[source][match] = BELIEVED
-            self.taken[source][match] = BELIEVED * (HEAD_PRIOR if source == BY_HEAD else PRIOR[match])
+            self.taken[source][match] = BELIEVED * (MODEL_PRIOR if source >= BY_MODELS else PRIOR[match])
 
 
 cdef int32_t match_of(int32_t n_matched) noexcept nogil:
@@ -49,9 +49,9 @@ cdef void observe(acceptance_t *self, int32_t source, int32_t n_matched, bint ta
 
 
 cdef double acceptance_trust(const draft_t *draft, int32_t source) noexcept nogil:
-    """How far a sequence's own proposals have been as good as others', at most 1. Nothing can be seen of a head before
-    it is asked: it is trusted until it was wrong."""
-    cdef double granted = DOUBTED if source == BY_HEAD else GRANTED
+    """How far a sequence's own proposals have been as good as others', at most 1. Nothing can be seen of a model that
+    drafts before it is asked: it is trusted until it was wrong."""
+    cdef double granted = DOUBTED if source >= BY_MODELS else GRANTED
     return min(1.0, (draft.hits + granted) / (draft.expected + DOUBTED))
 
 
@@ -92,11 +92,14 @@ cdef int32_t acceptance_learn(acceptance_t *self, draft_t *draft, const int32_t 
     cdef proposal_t *proposal = &draft.proposal
     cdef int32_t i
     cdef bint taken
+    if proposal.n == 0:
+        draft.in_a_row = 0
     for i in range(min(proposal.n, n)):
         taken = proposal.tokens[i] == came[i]
         observe(self, draft.source, proposal.n_matched + i, taken)
         draft.expected = draft.expected * OWN_PAST + draft.survival[i] / (draft.survival[i - 1] if i else 1.0)
         draft.hits = draft.hits * OWN_PAST + taken
+        draft.in_a_row = draft.in_a_row + 1 if taken else 0
         if not taken:
             return i
     return max(0, min(proposal.n, n))

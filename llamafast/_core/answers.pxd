@@ -15,13 +15,13 @@ cdef struct answers_t:
     uint32_t n              # tokens that were ever kept
     int32_t *tokens         # (capacity,) a ring, each answer behind an END
     uint32_t *before        # (capacity,) the token whose gram has the same hash, before each
-    int32_t *whose          # (capacity,) the place of its answer
     uint32_t *heads         # (capacity,) by hash: behind the last one of it
-    answer_t *answers       # (n_places,) a ring
+    answer_t *answers       # (n_places,) a ring, by where they begin
     int32_t n_places
     int32_t oldest
     int32_t n_answers
     int64_t salt_bytes
+    int64_t salt_room       # what those may come to
 
 cdef int answers_init(answers_t *self, int64_t n_bytes) noexcept nogil
 cdef void answers_free(answers_t *self) noexcept nogil

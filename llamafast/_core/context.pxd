@@ -44,7 +44,8 @@ cdef class Context:
     cdef void set_group(self, int32_t seq_id, int32_t group) noexcept nogil
     cdef bytes state(self, int32_t seq_id, int32_t n_tokens)
     cdef bint set_state(self, int32_t seq_id, const uint8_t[::1] saved)
-    cdef bytes save_part(self, int32_t seq_id, int32_t start, int32_t stop, int32_t n_tokens)
+    cdef bytes save_part(self, int32_t seq_id, int32_t start, int32_t stop, int32_t n_tokens, bint rolled_back)
+    cdef int put_recurrent(self, int32_t seq_id, bytes saved) except -1
     cdef bint restore_part(self, int32_t seq_id, const uint8_t[::1] saved, int32_t start, int32_t stop)
 
 cdef int32_t context_decode(Context self, const llama_batch *batch) noexcept nogil      # llama_decode's code

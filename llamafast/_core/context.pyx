@@ -1,21 +1,24 @@
 """A llama_context, its memory and its batches."""
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int32_t, uint8_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.string cimport memcpy
 
 from .adapters cimport groups_begin, groups_new
 from .graph cimport graph_decode, graph_encode, graph_failed, graph_free, graph_init, graph_t
+from .headers.callbacks cimport llama_set_abort_callback
 from .headers.clock cimport now
 from .headers.llama cimport (
-    LLAMA_MAX_SEQ, llama_batch_free, llama_batch_init, llama_context_default_params, llama_context_params,
-    llama_free, llama_get_memory, llama_init_from_model, llama_memory_clear, llama_memory_seq_cp,
-    llama_memory_seq_rm, llama_model_get_vocab, llama_n_batch, llama_n_ctx, llama_n_ctx_seq, llama_n_rs_seq,
-    llama_n_seq_max, llama_n_threads, llama_n_threads_batch, llama_n_ubatch, llama_pooling_type, llama_set_n_threads,
-    llama_state_seq_get_data, llama_state_seq_get_size, llama_state_seq_set_data, llama_synchronize,
-    llama_vocab_n_tokens,
+    LLAMA_MAX_SEQ, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, llama_batch_free, llama_batch_init,
+    llama_context_default_params, llama_context_params, llama_free, llama_get_memory, llama_init_from_model,
+    llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_rm, llama_model_get_vocab, llama_n_batch, llama_n_ctx,
+    llama_n_ctx_seq, llama_n_rs_seq, llama_n_seq_max, llama_n_threads, llama_n_threads_batch, llama_n_ubatch,
+    llama_pooling_type, llama_set_n_threads, llama_state_seq_get_data_ext, llama_state_seq_get_size,
+    llama_state_seq_get_size_ext, llama_state_seq_set_data, llama_synchronize, llama_vocab_n_tokens,
 )
 from .leaks cimport BATCH, CONTEXT, born, died
 from .llama_log cimport check_ptr, forget_log
 from .model cimport Model
+from .progress cimport node_computed
 from .team cimport team_choose, team_init, team_observe
 
 
@@ -25,6 +28,8 @@ cdef enum:
     # A copy of so few bytes takes less than a tenth of a millisecond. Getting the GIL back takes up to 5 ms when the
     # event loop is busy, so such a copy keeps it.
     SHORT_COPY = 1 << 18
+    # What stands before a sequence's state: a magic number and whose it was.
+    STATE_HEAD = sizeof(uint32_t) + sizeof(int32_t)
 
 
 cdef class Batch:
@@ -94,7 +99,7 @@ cdef class Context:
         flash_attn_type=None, embeddings=None, rope_freq_base=None, rope_freq_scale=None, yarn_ext_factor=None,
         yarn_attn_factor=None, yarn_beta_fast=None, yarn_beta_slow=None, yarn_orig_ctx=None, type_k=None, type_v=None,
         offload_kqv=None, no_perf=None, op_offload=None, swa_full=None, kv_unified=None, n_rs_seq=None,
-        bare=None, bint choose_threads=False,
+        n_outputs_max=None, bare=None, bint choose_threads=False,
     ):
         cdef llama_context_params params = llama_context_default_params()
         self.model = model
@@ -125,6 +130,7 @@ cdef class Context:
         if swa_full is not None: params.swa_full = swa_full
         if kv_unified is not None: params.kv_unified = kv_unified
         if n_rs_seq is not None: params.n_rs_seq = n_rs_seq
+        if n_outputs_max is not None: params.n_outputs_max = n_outputs_max
         if params.n_rs_seq and min(params.n_ubatch, params.n_batch) <= params.n_rs_seq + 1:
             # the first step would abort the process
             raise ValueError(f"n_ubatch {params.n_ubatch} must be more than n_rs_seq {params.n_rs_seq} and one")
@@ -137,6 +143,11 @@ cdef class Context:
             self.scratch = min(params.n_seq_max, LLAMA_MAX_SEQ - 1)
             params.n_seq_max = self.scratch + 1
             params.n_batch = max(params.n_batch, params.n_seq_max)
+            if params.n_ctx and params.n_ctx < params.n_seq_max:
+                raise ValueError(f"n_ctx {params.n_ctx} must be more than n_seq_max {self.scratch}")
+        if params.n_outputs_max:
+            # it aborts for fewer
+            params.n_outputs_max = max(params.n_outputs_max, params.n_seq_max)
         if bare is None:
             bare = not model.on_cpu
         if not bare and not model.on_cpu:
@@ -147,6 +158,7 @@ cdef class Context:
         with nogil:
             self.ctx = llama_init_from_model(model.model, params)
         check_ptr(self.ctx, "cannot create a context")
+        llama_set_abort_callback(self.ctx, node_computed, NULL)
         self.graph.ctx = self.ctx
         self.graph.planning = &model.adapters
         born(CONTEXT)
@@ -160,8 +172,9 @@ cdef class Context:
             self.n_undo = <int32_t> llama_n_rs_seq(self.ctx) if self.unified else 0
         else:
             self.n_undo = UNLIMITED
-            # a saved state lacks what a sliding window has left behind, whatever swa_full says
-            self.n_cuttable = model.n_swa or UNLIMITED
+            # What the next token's sliding window leaves behind others may take the cells of, and a saved state lacks
+            # it, whatever swa_full says: of a sequence that fills the window that is its first token.
+            self.n_cuttable = max(model.n_swa - 1, 1) if model.n_swa else UNLIMITED
 
     def __dealloc__(self):
         if self.ctx != NULL:
@@ -271,12 +284,7 @@ cdef class Context:
         cdef size_t size = llama_state_seq_get_size(self.ctx, seq_id) if known is None else known
         cdef bytes saved = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> size)
         cdef uint8_t *data = <uint8_t *> <char *> saved
-        cdef size_t written
-        if size <= SHORT_COPY:
-            written = llama_state_seq_get_data(self.ctx, data, size, seq_id)
-        else:
-            with nogil:
-                written = llama_state_seq_get_data(self.ctx, data, size, seq_id)
+        cdef size_t written = get_state(self, seq_id, data, size, 0)
         if written != size:
             self.state_sizes.clear()
             raise AssertionError(f"llama_state_seq_get_data wrote {written} of {size} bytes")
@@ -296,13 +304,34 @@ cdef class Context:
                 read = llama_state_seq_set_data(self.ctx, data, size, seq_id)
         return read != 0
 
-    cdef bytes save_part(self, int32_t seq_id, int32_t start, int32_t stop, int32_t n_tokens):
-        """The state of a sequence's positions [start, stop), ``n_tokens`` tokens, where there is a scratch sequence."""
+    cdef bytes save_part(self, int32_t seq_id, int32_t start, int32_t stop, int32_t n_tokens, bint rolled_back):
+        """The state of a sequence's positions [start, stop), ``n_tokens`` tokens, where there is a scratch sequence.
+        What was ``rolled_back`` is copied with the recurrent state that it had before: that is taken from itself."""
         llama_memory_seq_cp(self.memory, seq_id, self.scratch, start, stop)
         try:
-            return self.state(self.scratch, n_tokens)
+            saved = self.state(self.scratch, n_tokens)
+            if rolled_back:
+                self.put_recurrent(seq_id, saved)
+            return saved
         finally:
             llama_memory_seq_rm(self.memory, self.scratch, -1, -1)
+
+    cdef int put_recurrent(self, int32_t seq_id, bytes saved) except -1:
+        """Let the recurrent part of ``saved``, which is the scratch sequence's and fresh from llama.cpp, be that of
+        another sequence at the same place. A state is a head, what can be cut, and the recurrent part at its end; one
+        of the recurrent part alone has the same head."""
+        cdef size_t size = llama_state_seq_get_size_ext(self.ctx, seq_id, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
+        cdef bytes part = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> size)
+        cdef uint8_t *data = <uint8_t *> <char *> part
+        if (
+            size != llama_state_seq_get_size_ext(self.ctx, self.scratch, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
+            or not STATE_HEAD < size <= <size_t> len(saved)
+            or get_state(self, seq_id, data, size, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) != size
+        ):
+            raise AssertionError(f"a recurrent state of {size} bytes in one of {len(saved)}")
+        size -= STATE_HEAD
+        memcpy(<char *> saved + <size_t> len(saved) - size, data + STATE_HEAD, size)
+        return 0
 
     cdef bint restore_part(self, int32_t seq_id, const uint8_t[::1] saved, int32_t start, int32_t stop):
         """Give a sequence that ends at ``start`` the positions up to ``stop`` of a saved part, as far as it has them;
@@ -312,6 +341,14 @@ cdef class Context:
             llama_memory_seq_cp(self.memory, self.scratch, seq_id, start, stop)
         llama_memory_seq_rm(self.memory, self.scratch, -1, -1)
         return done
+
+
+cdef size_t get_state(Context self, int32_t seq_id, uint8_t *data, size_t size, uint32_t flags) noexcept:
+    """llama_state_seq_get_data_ext."""
+    if size <= SHORT_COPY:
+        return llama_state_seq_get_data_ext(self.ctx, data, size, seq_id, flags)
+    with nogil:
+        return llama_state_seq_get_data_ext(self.ctx, data, size, seq_id, flags)
 
 
 cdef int32_t context_decode(Context self, const llama_batch *batch) noexcept nogil:

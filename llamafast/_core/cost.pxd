@@ -26,6 +26,8 @@ cdef enum:
 # What steps of 1 to MAX_TIMED rows take beside each other: no line, for products and attention have their steps.
 cdef struct times_t:
     double seconds[MAX_TIMED + 1]   # by rows, never falling; [1] is 0 as long as nothing was measured
+    double per_cell                 # what each cell before it adds to a row
+    double cells                    # before each of a step's rows, in the mean
     double change                   # what one of another number of rows than the last takes longer: a graph is made
     double stretch                  # how much longer the last ones took: contexts grow, and others compute too
     int32_t last                    # rows of the last step, with prompts or without
@@ -33,7 +35,7 @@ cdef struct times_t:
     bint given                      # they are as a test has them, and nothing is learned
 
 cdef void times_fill(
-    times_t *self, const int32_t *rows, const double *seconds, int32_t n, double change
+    times_t *self, const int32_t *rows, const double *measured, int32_t n, double change
 ) noexcept nogil
 cdef double times_of(const times_t *self, int32_t rows) noexcept nogil
 cdef double times_with(const times_t *self, int32_t useful, int32_t drafted) noexcept nogil

@@ -41,11 +41,15 @@ cdef void cost_fit(const step_cost_t *self, double *fixed, double *per_row) noex
 
 
 cdef void times_fill(
-    times_t *self, const int32_t *rows, const double *seconds, int32_t n, double change
+    times_t *self, const int32_t *rows, const double *measured, int32_t n, double change
 ) noexcept nogil:
-    """Take what ``n`` steps of different numbers of rows took, ascending, the first of one row."""
+    """Take what ``n`` steps (MAX_TIMED at most) of different numbers of rows took, ascending, the first of one row. One
+    that took longer than one of more rows was held up."""
     cdef int32_t i, k = 0
     cdef double slope = 0
+    cdef double[MAX_TIMED] seconds
+    for i in range(n - 1, -1, -1):
+        seconds[i] = measured[i] if i == n - 1 else min(measured[i], seconds[i + 1])
     for i in range(1, MAX_TIMED + 1):
         while k + 1 < n and rows[k + 1] <= i:
             k += 1
@@ -57,6 +61,7 @@ cdef void times_fill(
             slope = seconds[0]
         self.seconds[i] = max(seconds[k] + slope * (i - rows[k]), self.seconds[i - 1] if i > 1 else 0.0)
     self.change = change
+    self.per_cell = self.cells = 0
     self.stretch = 1
     self.last = self.learned = 0
 
@@ -64,10 +69,11 @@ cdef void times_fill(
 cdef double times_of(const times_t *self, int32_t rows) noexcept nogil:
     """What steps of so many rows take that follow each other, in seconds."""
     cdef int32_t beyond = rows - MAX_TIMED
+    cdef double attending = rows * self.per_cell * self.cells
     if beyond <= 0:
-        return self.stretch * self.seconds[rows]
+        return self.stretch * (self.seconds[rows] + attending)
     return self.stretch * (
-        self.seconds[MAX_TIMED]
+        self.seconds[MAX_TIMED] + attending
         + beyond * (self.seconds[MAX_TIMED] - self.seconds[MAX_TIMED // 2]) / (MAX_TIMED // 2)
     )
 

@@ -29,8 +29,11 @@ cdef struct draft_t:
     chains_t own                # prompt and answer
     int32_t hint                # where these were followed, from their end
     prediction_t prediction
+    int32_t in_a_row            # tokens that came as they were proposed, since one did not
     double hits                 # tokens of the last proposals that came
     double expected             # those that were expected to
     # In rows: what a step takes divided by the rows that it needs without drafts.
     double balance              # what drafts have saved less what they have cost, and a little credit
     double rows                 # what it has taken
+    int64_t n_decoded           # drafted tokens that were
+    int64_t n_accepted          # and of those that came

@@ -3,9 +3,10 @@ from libc.stdint cimport int32_t, int64_t
 
 from .acceptance cimport acceptance_t
 from .answers cimport answers_t
-from .context cimport Batch, Context
+from .context cimport Context
 from .cost cimport times_t
 from .draft cimport MAX_DRAFT, proposal_t
+from .draft_model cimport DraftModel
 from .live cimport live_t
 from .nextn cimport Head
 from .sequence cimport sequence_t
@@ -15,6 +16,7 @@ cpdef enum:
     SOURCE_PREDICTION       # what its client expects
     SOURCE_ANSWERS          # what others were answered
     SOURCE_HEAD             # a head of the model's
+    SOURCE_MODEL            # a small model
     N_SOURCES
 
 # Takes the place of all sources: for tests.
@@ -45,8 +47,7 @@ cdef class Drafter:
     cdef bint recurrent
     cdef bint in_passes         # rows of sequences that have not equally many are computed one after the other
     cdef readonly Head head     # None: there is none
-    cdef double head_rows       # what it has cost each of those it drafted for in this step, in rows
-    cdef int32_t rested         # steps since it was asked for anything
+    cdef readonly DraftModel model  # the same
     cdef propose_t propose
     cdef void *proposer
     cdef acceptance_t acceptance
@@ -54,12 +55,12 @@ cdef class Drafter:
     cdef answers_t answers
     cdef int32_t to_index       # tokens that this step may still index
     cdef double row_cost        # of a draft row in this step, in rows
+    cdef double row_seconds     # of a row in a step like this without drafts
+    cdef double seconds         # that models took which draft for this step
     cdef double stretch         # pace_t's, of who steps
+    cdef double mask_seconds    # the same: for the masks of one draft
     cdef draft_counters_t counters
 
-    cdef double time_step(self, Batch batch, int32_t token, int32_t rows) except -1
-
-cdef double drafter_clock(Drafter self) noexcept nogil
 cdef int32_t drafter_fill(
     Drafter self, live_t *live, int32_t turn, int32_t n_decode, int32_t n_prompt, int32_t room
 ) noexcept nogil

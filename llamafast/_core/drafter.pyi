@@ -3,12 +3,14 @@ from typing import Self
 from typing_extensions import disjoint_base
 
 from llamafast._core.context import Context
+from llamafast._core.draft_model import DraftModel
 from llamafast._core.nextn import Head
 
 SOURCE_OWN: int
 SOURCE_PREDICTION: int
 SOURCE_ANSWERS: int
 SOURCE_HEAD: int
+SOURCE_MODEL: int
 N_SOURCES: int
 SOURCE_NAMES: tuple[str, ...]
 
@@ -23,8 +25,10 @@ class Drafter:
         looks_up: bool,
         answers_bytes: int,
         head: Head | None = None,
+        model: DraftModel | None = None,
     ) -> Self: ...
     head: Head | None
+    model: DraftModel | None
     def time_steps(self, token: int, seconds: float) -> dict[int, float]: ...
     def forget_answers(self) -> None: ...
     def counts(self) -> dict[str, float]: ...

@@ -2,6 +2,7 @@
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from .dry cimport dry_t
+from .headers.infill cimport llama_sampler
 from .penalties cimport penalties_t
 
 # Working memory of a draw: one for all samplers that are used by the same thread.
@@ -33,6 +34,7 @@ cdef enum stage_t:
     STAGE_XTC
     STAGE_TEMPERATURE
     STAGE_MIROSTAT
+    STAGE_INFILL
 
 cdef struct bias_t:
     int32_t token
@@ -61,6 +63,7 @@ cdef struct sampler_t:
     float mirostat_mu
     uint64_t seed
     bias_t *bias            # (n_bias,)
+    llama_sampler *infill   # its stage, NULL: none
     penalties_t penalties
     dry_t dry
 

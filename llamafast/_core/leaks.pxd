@@ -25,6 +25,7 @@ cpdef enum Kind:
     ADAPTER
     DRAFTER
     HEAD
+    DRAFT_MODEL
     N_KINDS
 
 cdef void count(int kind, int n) noexcept nogil

@@ -23,6 +23,7 @@ from .context cimport UNLIMITED
 from .headers.llama cimport (
     LLAMA_MAX_SEQ, llama_memory_clear, llama_memory_seq_cp, llama_memory_seq_rm, llama_memory_t,
 )
+from .invocation cimport invocations_part
 from .sequence cimport (
     PHASE_DECODING, PHASE_ENDED, PHASE_FOLLOWING, PHASE_PARKED, PHASE_PREFILLING, PHASE_RESTORING, PHASE_WAITING,
     sequence_enter, sequence_position, sequence_reach, sequence_t, share_t,
@@ -140,7 +141,8 @@ cdef void live_grow(live_t *self, sequence_t *s, int32_t n_before) noexcept nogi
     have waits for its grammar's word on that."""
     if s.phase != PHASE_ENDED and s.tokens.n_certain == s.tokens.n_max:
         sequence_enter(s, PHASE_PARKED)
-    elif s.phase != PHASE_ENDED:
+    elif s.phase != PHASE_ENDED and s.tokens.n_past < s.tokens.n_certain:
+        # else the row of its last token is there already, and waits for a mask
         sequence_enter(s, PHASE_DECODING)
     if s.tokens.n_certain // BLOCK > n_before // BLOCK:
         note_blocks(self, s)
@@ -166,6 +168,9 @@ cdef int hash_blocks(sequence_t *s) noexcept nogil:
         share.hashes = grown
     while share.n_blocks < n_blocks:
         parent = share.hashes[share.n_blocks - 1] if share.n_blocks else share.seed
+        if s.invocation.at and share.n_blocks == s.invocation.at // BLOCK:
+            # this one, and all behind it, are those of whoever invokes the same
+            parent ^= s.invocation.seed
         share.hashes[share.n_blocks] = block_hash(parent, s.tokens.ids + share.n_blocks * BLOCK)
         share.n_blocks += 1
     return 0
@@ -259,13 +264,16 @@ cdef void follow(live_t *self, sequence_t *s, int32_t place) noexcept nogil:
 
 
 cdef loan_t best_before(const live_t *self, const sequence_t *s, int32_t place) noexcept nogil:
-    """What ``states[:place]`` can lend the hashed tokens of ``s``; without a lender: nothing."""
+    """What ``states[:place]`` can lend the hashed tokens of ``s``; without a lender: nothing. A prompt that is scored
+    is lent nothing: each of its rows has to give logits."""
     cdef uint64_t before[OWNER_WORDS]
     cdef int32_t depths[LLAMA_MAX_SEQ]
     cdef int32_t i
     cdef sequence_t *other
     cdef loan_t best, loan
     memset(&best, 0, sizeof(best))
+    if s.out.logprobs.n_scored < s.tokens.n_prompt:
+        return best
     memset(before, 0, sizeof(before))
     for i in range(place):
         before[self.states[i].seq_id >> 6] |= <uint64_t> 1 << (self.states[i].seq_id & 63)
@@ -288,7 +296,8 @@ cdef loan_t loan_of(const live_t *self, const sequence_t *s, sequence_t *other, 
     not kept.
     """
     cdef loan_t loan
-    cdef int32_t limit = min(s.tokens.n_certain - 1, other.tokens.n_certain)
+    cdef int32_t limit = min(
+        invocations_part(&s.invocation, &other.invocation), min(s.tokens.n_certain - 1, other.tokens.n_certain))
     loan.lender = other
     loan.n_shared = min(n_alike, limit)
     loan.n_shared += common_run(s.tokens.ids + loan.n_shared, other.tokens.ids + loan.n_shared, limit - loan.n_shared)
@@ -300,9 +309,10 @@ cdef loan_t loan_of(const live_t *self, const sequence_t *s, sequence_t *other, 
 
 
 cdef bint begins_alike(const sequence_t *s, const sequence_t *other, int32_t n) noexcept nogil:
-    """Whether they may share, and have their first ``n`` tokens in common."""
+    """Whether they may share their first ``n`` tokens, and have them in common."""
     return (
-        s.share.n_salt == other.share.n_salt and memcmp(s.share.salt, other.share.salt, s.share.n_salt) == 0
+        n <= invocations_part(&s.invocation, &other.invocation)
+        and s.share.n_salt == other.share.n_salt and memcmp(s.share.salt, other.share.salt, s.share.n_salt) == 0
         and memcmp(s.tokens.ids, other.tokens.ids, n * sizeof(int32_t)) == 0
     )
 
@@ -346,4 +356,6 @@ cdef void fork_from(live_t *self, sequence_t *leader, sequence_t *s) noexcept no
     if s.share.n_runs == 1:
         self.hits += n - s.tokens.n_past
         s.share.n_cached += n - s.tokens.n_past
+        s.share.n_lent += n - s.tokens.n_past
+        s.share.lender = leader.tag
     sequence_reach(s, n)

@@ -12,13 +12,17 @@ cdef void row_logprobs(
     scratch_t *scratch, const float *row, int32_t token, int32_t n_top, logprob_t *out
 ) noexcept nogil
 
-# The log probabilities of one sequence's tokens, on their way to the Outbox: each token has 1 + n_top entries.
+# One more than there are logits in row (n_vocab,) above the token's: 1 for the likeliest.
+cdef int32_t row_rank(const float *row, int32_t n_vocab, int32_t token) noexcept nogil
+
+# The log probabilities of one sequence's tokens, on their way to the Outbox: each token has `width` entries.
 cdef struct logprobs_t:
     int32_t n_top           # -1: nobody asked for any
+    int32_t width           # 1 + n_top, and where its prompt is scored one more: the rank, in place of a token
     int32_t n_scored        # tokens of the prompt before it have been reported, or need not be
     int64_t n_fed           # bytes of text so far
     int64_t n_shown         # how many of them have left
-    logprob_t *entries      # (capacity * (1 + n_top),)
+    logprob_t *entries      # (capacity * width,)
     int64_t *begin          # (capacity,) where the token's bytes begin in the text
     int64_t *end
     int32_t n

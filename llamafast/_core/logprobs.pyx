@@ -41,9 +41,17 @@ cdef void row_logprobs(
         out[k] = logprob_t(out[k].token, <float> (out[k].logprob - norm)) if k <= kept else logprob_t(-1, 0)
 
 
+cdef int32_t row_rank(const float *row, int32_t n_vocab, int32_t token) noexcept nogil:
+    cdef int32_t i, rank = 1
+    cdef float logit = row[token]
+    for i in range(n_vocab):
+        rank += row[i] > logit
+    return rank
+
+
 cdef logprob_t *logprobs_add(logprobs_t *self, int32_t length) noexcept nogil:
     """Room for the entries of a token that adds ``length`` bytes to the text; NULL when out of memory."""
-    cdef int32_t width = 1 + self.n_top
+    cdef int32_t width = self.width
     cdef int32_t capacity
     cdef void *grown
     if self.n == self.capacity:
@@ -79,7 +87,7 @@ cdef int32_t logprobs_ready(const logprobs_t *self, int32_t n_more, bint finishe
 
 cdef void logprobs_drop(logprobs_t *self, int32_t n, int32_t n_more) noexcept nogil:
     """Forget the first ``n`` tokens: they have left, and ``n_more`` bytes of text with them."""
-    cdef int32_t width = 1 + self.n_top
+    cdef int32_t width = self.width
     self.n_shown += n_more
     self.n -= n
     memmove(self.entries, self.entries + n * width, <size_t> self.n * <size_t> width * sizeof(logprob_t))

@@ -1,138 +1,26 @@
 """Which tokens may come next under a grammar, found out in a thread of its own while llama_decode runs.
 
-The engine thread asks (``masker_ask``) as soon as a token is chosen, without the GIL; the Masker's thread walks the
-grammar with the GIL, which llguidance lets go of for the long part. Whoever's mask is late keeps its row of logits and
-sits out the next step (``constraint_park``). Grammars that were slow before have a lane and a thread of their own, for
-which no step waits while others can go on: so a slow grammar slows nobody else.
+The engine thread asks (``masker_ask``) as soon as a token is chosen, without the GIL, and where tokens were drafted
+(``masker_look_ahead``) as soon as these are in the batch; the Masker's thread walks the grammar with the GIL, which
+llguidance lets go of for the long part. Whoever's mask is late keeps its row of logits and sits out the next step
+(``constraint_park``). Grammars that were slow before have a lane and a thread of their own, for which no step waits
+while others can go on: so a slow grammar slows nobody else.
 """
-from cpython.ref cimport PyObject
-from libc.stdint cimport int32_t, uint32_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdint cimport int32_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
+from .constraint cimport (
+    MASK_AHEAD, MASK_ASKED, MASK_NONE, MASK_READY, Constraint, ahead_t, constraint_came, constraint_t, constraint_take,
+)
 from .headers.atomic cimport shared_load, shared_store
-from .headers.clock cimport now, thread_now
+from .headers.clock cimport now
 from .headers.pthread cimport (
     monotonic_cond_init, monotonic_cond_wait, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init,
     pthread_cond_signal, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_unlock,
 )
-from .leaks cimport CONSTRAINT, born, died
 from .pace cimport pace_t
-from .vocab cimport tokenizing_seconds
-
-import logging
-
-logger = logging.getLogger(__name__)
-
-
-cdef enum:
-    MAX_REASON = 500        # characters of a reason that are logged
-
-cdef extern from *:
-    int __builtin_ctz(unsigned int bits) noexcept nogil
-
-
-cdef class Constraint:
-    """One sequence's walk through a grammar.
-
-    ``matcher`` has llguidance.LLMatcher's methods, is at its start and is only copied, by the thread that computes the
-    first mask: making thousands of Constraints costs next to nothing. With ``fast_forward`` tokens that the grammar
-    leaves no choice about are taken without sampling.
-    """
-
-    def __cinit__(self, matcher not None, int32_t n_vocab, *, bint fast_forward=True):
-        if n_vocab < 1:
-            raise ValueError(f"n_vocab is {n_vocab}: expected at least 1")
-        self.matcher = matcher
-        self.fast_forward = fast_forward
-        self.state.owner = <PyObject *> self
-        self.state.token = -1
-        self.state.n_words = (n_vocab + 31) // 32
-        born(CONSTRAINT)
-
-    def __dealloc__(self):
-        if self.state.n_words:
-            died(CONSTRAINT)
-        free(self.state.mask)
-        free(self.state.row)
-
-    cdef void begin(self) except *:
-        """Before the first mask: what only those who run need."""
-        self.state.mask = <uint32_t *> calloc(<size_t> self.state.n_words, sizeof(uint32_t))
-        if self.state.mask == NULL:
-            raise MemoryError
-        self.matcher = self.matcher.deep_copy()
-
-    cdef void advance(self, const pace_t *pace):
-        """Take in what was chosen, then every token that alone may follow, and find out what may follow these."""
-        cdef constraint_t *c = &self.state
-        cdef int32_t token = c.token
-        cdef double started, spent = 0
-        c.n_forced = 0
-        try:
-            if c.mask == NULL:
-                self.begin()
-            matcher = self.matcher
-            started = thread_seconds()
-            if token >= 0:
-                matcher.consume_token(token)
-            while not c.last and not matcher.is_stopped():
-                matcher.unsafe_compute_mask_ptr(<size_t> c.mask, <size_t> c.n_words * sizeof(uint32_t))
-                spent = thread_seconds() - started
-                if not self.fast_forward or c.n_forced == MAX_FORCED or spent > pace.forcing_seconds:
-                    break
-                token = only_bit(c.mask, c.n_words)
-                if token < 0 or not matcher.consume_token(token):
-                    break
-                c.forced[c.n_forced] = token
-                c.n_forced += 1
-            c.slow = spent > pace.slow_mask_seconds
-            c.complete = matcher.is_stopped()
-            c.failed = matcher.is_error() or spent > pace.mask_limit_seconds
-            if c.failed:
-                reason = folded(matcher.get_error()) or f"a token took {spent:.3f} s"
-                logger.warning("a grammar could not be followed: %s", reason)
-        except BaseException as error:  # a panic of llguidance's is no Exception, and the mask is the one before
-            c.failed = True
-            logger.error("a grammar could not be followed: %s: %s", type(error).__name__, folded(str(error)))
-
-
-cdef str folded(str reason):
-    """One line: the reason may quote a client's text."""
-    return " ".join(reason[:MAX_REASON].split())
-
-
-cdef double thread_seconds() noexcept nogil:
-    """CPU time of this thread, and what others spent for it."""
-    return thread_now() + tokenizing_seconds()
-
-
-cdef int32_t only_bit(const uint32_t *words, int32_t n_words) noexcept nogil:
-    """The index of the bit that is set, -1 where none or several are."""
-    cdef int32_t i, found = -1
-    for i in range(n_words):
-        if words[i] == 0:
-            continue
-        if found >= 0 or words[i] & (words[i] - 1):
-            return -1
-        found = i
-    return -1 if found < 0 else 32 * found + __builtin_ctz(words[found])
-
-
-cdef bint constraint_ready(constraint_t *self) noexcept nogil:
-    """Whether mask, forced, complete and failed are up to date."""
-    return shared_load(&self.state) == MASK_READY
-
-
-cdef int constraint_park(constraint_t *self, const float *row, int32_t n_vocab) noexcept nogil:
-    """Keep a row of logits until the mask is there: 0, or -1 when out of memory."""
-    if self.row == NULL:
-        self.row = <float *> malloc(<size_t> n_vocab * sizeof(float))
-        if self.row == NULL:
-            return -1
-    memcpy(self.row, row, <size_t> n_vocab * sizeof(float))
-    return 0
 
 
 cdef class Masker:
@@ -160,15 +48,18 @@ cdef class Masker:
 
     def run(self, *, bint slow=False):
         """Answer the questions of one lane until ``close``."""
-        cdef constraint_t *constraint
+        cdef question_t question
         cdef bint idle
         while True:
             with nogil:
-                constraint = masker_take(self, &self.lanes[slow])
-            if constraint == NULL:
+                question = masker_take(self, &self.lanes[slow])
+            if question.constraint == NULL:
                 return
-            (<Constraint> constraint.owner).advance(&self.pace)
-            idle = masker_answer(self, constraint)
+            if question.ahead:
+                (<Constraint> question.constraint.owner).look_ahead(&self.pace)
+            else:
+                (<Constraint> question.constraint.owner).advance(&self.pace)
+            idle = masker_answer(self, &question, &self.lanes[slow])
             if idle:
                 self.held.clear()
 
@@ -183,25 +74,77 @@ cdef class Masker:
 
     cdef void hold(self, Constraint constraint):
         """Keep a Constraint that its sequence lets go of alive as long as a thread may work on it."""
-        if shared_load(&constraint.state.state) == MASK_ASKED:
+        cdef constraint_t *c = &constraint.state
+        if shared_load(&c.state) == MASK_ASKED or shared_load(&c.ahead.state) == MASK_ASKED:
             self.held.append(constraint)
 
 
 cdef int masker_ask(Masker self, constraint_t *constraint, int32_t token, bint last) noexcept nogil:
     """Queue the question what may follow ``token`` (-1: what may come first), or, where it is the ``last`` that there
     may be, only whether the text is complete: 0, or -1 when out of memory."""
-    cdef lane_t *lane = &self.lanes[constraint.slow]
-    cdef constraint_t **grown
-    cdef int32_t i, capacity
-    cdef int code = 0
     constraint.token = token
     constraint.last = last
-    constraint.lane = constraint.slow
+    constraint.n_kept = constraint.n_ahead
+    constraint.n_ahead = 0
+    constraint.forced_came = constraint.ahead.along = False
+    # one thread at a time walks: the quick lane's is at it, or about to be
+    constraint.lane = shared_load(&constraint.ahead.state) != MASK_ASKED and constraint.slow
     shared_store(&constraint.state, MASK_ASKED)
+    if queue(self, &self.lanes[constraint.lane], question_t(constraint, False)) < 0:
+        shared_store(&constraint.state, MASK_NONE)
+        return -1
+    return 0
+
+
+cdef void masker_look_ahead(Masker self, constraint_t *constraint, const int32_t *draft, int32_t n) noexcept nogil:
+    """Queue the question what may follow the ``n`` tokens that were drafted behind what has come, MAX_DRAFT at most.
+    Nothing that was asked ahead is open. Without memory it is not asked."""
+    cdef ahead_t *ahead = &constraint.ahead
+    memcpy(ahead.draft, draft, <size_t> n * sizeof(int32_t))
+    ahead.n_draft = n
+    ahead.behind_forced = constraint.forced_came
+    ahead.n_kept = constraint.n_ahead
+    ahead.n_came = ahead.n_followed = 0
+    ahead.along = True
+    shared_store(&ahead.state, MASK_ASKED)
+    if queue(self, &self.lanes[0], question_t(constraint, True)) < 0:
+        ahead.along = False
+        shared_store(&ahead.state, MASK_NONE)
+    else:
+        constraint.n_ahead = 0
+
+
+cdef int masker_follow(Masker self, constraint_t *constraint, int32_t token, bint last) noexcept nogil:
+    """``token`` has come, which was sampled: what may follow it was found ahead, or is asked. 0, or -1 when out of
+    memory."""
+    constraint_came(constraint, token)
+    if last or not constraint.ahead.along:
+        return masker_ask(self, constraint, token, last)
+    constraint.token = token
+    shared_store(&constraint.state, MASK_AHEAD)
+    return min(masker_answered(self, constraint), 0)
+
+
+cdef int masker_answered(Masker self, constraint_t *constraint) noexcept nogil:
+    """1 where the answer is there, taken from what was found ahead if need be; 0 where it is still to come, which is
+    asked for where nothing was found so far ahead; -1 when out of memory."""
+    cdef int state = shared_load(&constraint.state)
+    if state == MASK_READY:
+        return 1
+    if state != MASK_AHEAD or shared_load(&constraint.ahead.state) != MASK_READY:
+        return 0
+    return 1 if constraint_take(constraint) else masker_ask(self, constraint, constraint.token, False)
+
+
+cdef int queue(Masker self, lane_t *lane, question_t question) noexcept nogil:
+    """Put a question behind a lane's others: 0, or -1 when out of memory."""
+    cdef question_t *grown
+    cdef int32_t i, capacity
+    cdef int code = 0
     pthread_mutex_lock(&self.lock)
     if lane.n_queued == lane.capacity:
         capacity = 2 * lane.capacity + 64
-        grown = <constraint_t **> malloc(<size_t> capacity * sizeof(constraint_t *))
+        grown = <question_t *> malloc(<size_t> capacity * sizeof(question_t))
         if grown != NULL:
             for i in range(lane.n_queued):
                 grown[i] = lane.queue[(lane.first + i) % lane.capacity]
@@ -210,13 +153,12 @@ cdef int masker_ask(Masker self, constraint_t *constraint, int32_t token, bint l
             lane.capacity = capacity
             lane.first = 0
     if lane.n_queued < lane.capacity:
-        lane.queue[(lane.first + lane.n_queued) % lane.capacity] = constraint
+        lane.queue[(lane.first + lane.n_queued) % lane.capacity] = question
         lane.n_queued += 1
         lane.n_pending += 1
         pthread_cond_signal(&lane.asked)
     else:
         code = -1
-        shared_store(&constraint.state, MASK_NONE)
     pthread_mutex_unlock(&self.lock)
     return code
 
@@ -233,25 +175,27 @@ cdef void masker_wait(Masker self, double seconds) noexcept nogil:
     pthread_mutex_unlock(&self.lock)
 
 
-cdef constraint_t *masker_take(Masker self, lane_t *lane) noexcept nogil:
-    """The lane's next question; NULL when closed."""
-    cdef constraint_t *constraint = NULL
+cdef question_t masker_take(Masker self, lane_t *lane) noexcept nogil:
+    """The lane's next question; one of nobody when closed."""
+    cdef question_t question = question_t(NULL, False)
     pthread_mutex_lock(&self.lock)
     while lane.n_queued == 0 and not self.closing:
         pthread_cond_wait(&lane.asked, &self.lock)
     if not self.closing:
-        constraint = lane.queue[lane.first]
+        question = lane.queue[lane.first]
         lane.first = (lane.first + 1) % lane.capacity
         lane.n_queued -= 1
     pthread_mutex_unlock(&self.lock)
-    return constraint
+    return question
 
 
-cdef bint masker_answer(Masker self, constraint_t *constraint) noexcept nogil:
+cdef bint masker_answer(Masker self, const question_t *question, lane_t *lane) noexcept nogil:
     """Publish an answer; whether no question is left."""
     cdef bint idle
-    cdef lane_t *lane = &self.lanes[constraint.lane]
-    shared_store(&constraint.state, MASK_READY)
+    if question.ahead:
+        shared_store(&question.constraint.ahead.state, MASK_READY)
+    else:
+        shared_store(&question.constraint.state, MASK_READY)
     pthread_mutex_lock(&self.lock)
     lane.n_pending -= 1
     if lane.n_pending == 0:

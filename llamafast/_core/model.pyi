@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from typing_extensions import disjoint_base
@@ -9,11 +9,14 @@ class Model:
         cls,
         path: str,
         *,
+        devices: Sequence[str] | None = None,
+        tensor_buft_overrides: Sequence[tuple[str, str]] | None = None,
         split_mode: int | None = None,
         main_gpu: int | None = None,
         load_mode: int | None = None,
         vocab_only: bool = False,
         with_heads: bool = False,
+        no_alloc: bool = False,
         on_progress: Callable[[float], None] | None = None,
         **llama_model_params: Any,
     ) -> Self: ...

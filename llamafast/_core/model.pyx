@@ -4,20 +4,22 @@ from libc.stdint cimport int32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from .devices cimport buffers_named, device_named, offloads
 from .gguf cimport Gguf
 from .headers.llama cimport (
     LLAMA_KV_OVERRIDE_TYPE_BOOL, LLAMA_KV_OVERRIDE_TYPE_FLOAT, LLAMA_KV_OVERRIDE_TYPE_INT, LLAMA_KV_OVERRIDE_TYPE_STR,
-    LLAMA_SPLIT_MODE_NONE, c_bool, llama_max_devices, llama_model_chat_template, llama_model_default_params,
-    llama_model_desc, llama_model_free, llama_model_has_encoder, llama_model_is_hybrid, llama_model_is_recurrent,
-    llama_model_kv_override, llama_model_load_from_file, llama_model_meta_val_str, llama_model_n_cls_out,
-    llama_model_n_ctx_train, llama_model_n_embd_out, llama_model_n_layer_nextn, llama_model_n_swa, llama_model_params,
-    llama_model_size, llama_supports_gpu_offload,
+    LLAMA_SPLIT_MODE_NONE, c_bool, ggml_backend_dev_t, llama_max_devices, llama_model_chat_template,
+    llama_model_default_params, llama_model_desc, llama_model_free, llama_model_has_encoder, llama_model_is_hybrid,
+    llama_model_is_recurrent, llama_model_kv_override, llama_model_load_from_file, llama_model_meta_val_str,
+    llama_model_n_cls_out, llama_model_n_ctx_train, llama_model_n_embd_out, llama_model_n_layer_nextn,
+    llama_model_n_swa, llama_model_params, llama_model_size, llama_model_tensor_buft_override,
 )
 from .headers.pthread cimport pthread_mutex_destroy, pthread_mutex_init
 from .headers.simd cimport SIMD_AVX2, simd_level
 from .headers.weight_layouts cimport LAYOUTS_CRASH, LAYOUTS_TILES, weight_layouts
 from .leaks cimport MODEL, born, died
 from .llama_log cimport check_ptr, forget_log
+from .progress cimport weights_read
 from .simd cimport simd_limit
 
 
@@ -30,21 +32,29 @@ cdef class Model:
 
     With ``with_heads`` the layers that draft (MTP) are loaded too, where there are any.
 
-    With no ``split_mode`` (0) and a negative ``main_gpu`` llama.cpp uses no GPU at all. ``n_gpu_layers`` 0 alone keeps
-    them for the products of large batches.
+    With ``no_alloc`` it has no weights, nor have its contexts memory: what they would take is told all the same
+    (``drain_sizes``), and none of them computes.
+
+    With no ``split_mode`` (0) and a negative ``main_gpu``, or with no ``devices`` ([]), llama.cpp uses no GPU at all.
+    ``n_gpu_layers`` 0 alone keeps them for the products of large batches.
+
+    ``devices`` are names, None for those that llama.cpp chooses; ``tensor_buft_overrides`` are pairs of a pattern and
+    the name of a type of buffers: what is no pattern is a ModelLoadError.
 
     Raises ModelLoadError with llama.cpp's reason, ValueError for a parameter llama.cpp cannot take.
     """
 
-    def __cinit__(self, str path, *, n_gpu_layers=None, split_mode=None, main_gpu=None, tensor_split=None,
-                  load_mode=None, use_extra_bufts=None, dict kv_overrides=None, bint vocab_only=False,
-                  bint with_heads=False, on_progress=None):
+    def __cinit__(self, str path, *, devices=None, tensor_buft_overrides=None, n_gpu_layers=None, split_mode=None,
+                  main_gpu=None, tensor_split=None, load_mode=None, use_extra_bufts=None, dict kv_overrides=None,
+                  bint vocab_only=False, bint with_heads=False, bint no_alloc=False, on_progress=None):
         cdef llama_model_params params = llama_model_default_params()
         cdef bytes raw_path = path.encode()
         cdef const char *c_path = raw_path
         cdef float *split = NULL
         cdef llama_model_kv_override *overrides = NULL
-        cdef list progress = [on_progress, None]
+        cdef ggml_backend_dev_t *chosen = NULL
+        cdef llama_model_tensor_buft_override *placed = NULL
+        cdef list patterns, progress = [on_progress, None]
         if n_gpu_layers is not None:
             params.n_gpu_layers = n_gpu_layers
         if split_mode is not None:
@@ -54,17 +64,26 @@ cdef class Model:
         if load_mode is not None:
             params.load_mode = load_mode
         params.vocab_only = vocab_only
+        params.no_alloc = no_alloc
         params.load_mtp = self.with_heads = with_heads
-        self.on_cpu = not supports_gpu_offload() or (
-            params.split_mode == LLAMA_SPLIT_MODE_NONE and params.main_gpu < 0
+        self.on_cpu = (params.split_mode == LLAMA_SPLIT_MODE_NONE and params.main_gpu < 0) or not (
+            supports_gpu_offload() if devices is None else devices
         )
         if use_extra_bufts is None:
             use_extra_bufts = vocab_only or gains_by_layouts(self.on_cpu, may_be_quantised(path))
         params.use_extra_bufts = self.use_extra_bufts = use_extra_bufts
+        params.progress_callback = weights_read
         if on_progress is not None:
             params.progress_callback = report_progress
             params.progress_callback_user_data = <void *> progress
         try:
+            if devices is not None:
+                chosen = devices_read(devices)
+                params.devices = chosen
+            if tensor_buft_overrides:
+                patterns = [pattern.encode() for pattern, _ in tensor_buft_overrides]
+                placed = buft_overrides_read(patterns, [name for _, name in tensor_buft_overrides])
+                params.tensor_buft_overrides = placed
             if tensor_split is not None:
                 split = tensor_split_read(tensor_split)
                 params.tensor_split = split
@@ -77,6 +96,8 @@ cdef class Model:
         finally:
             PyMem_Free(split)
             free(overrides)
+            free(chosen)
+            free(placed)
         if progress[1] is not None:
             raise progress[1]
         check_ptr(self.model, f"cannot load {path}")
@@ -164,8 +185,8 @@ cdef class Model:
 
 
 def supports_gpu_offload():
-    """Whether the linked llama.cpp can compute on other devices than CPUs, and this machine has one."""
-    return llama_supports_gpu_offload()
+    """Whether the linked llama.cpp can compute on other devices of this machine than CPUs, and it has one."""
+    return offloads()
 
 
 def layouts_work():
@@ -194,6 +215,7 @@ cdef bint may_be_quantised(str path):
 cdef c_bool report_progress(float fraction, void *user_data) noexcept with gil:
     """llama_progress_callback: [callable, exception or None]; False stops the load."""
     cdef list progress = <list> user_data
+    weights_read(fraction, NULL)
     try:
         progress[0](fraction)
     except BaseException as error:
@@ -216,6 +238,39 @@ cdef float *tensor_split_read(object shares) except? NULL:
     for i in range(n_devices):
         split[i] = values[i] if i < n_values else 0.0
     return split
+
+
+cdef ggml_backend_dev_t *devices_read(object names) except NULL:
+    """An array ended by NULL. Raises ValueError for a name that is no device's."""
+    cdef list wanted = list(names)
+    cdef ggml_backend_dev_t *array = <ggml_backend_dev_t *> calloc(len(wanted) + 1, sizeof(ggml_backend_dev_t))
+    cdef Py_ssize_t i
+    if array == NULL:
+        raise MemoryError
+    try:
+        for i in range(len(wanted)):
+            array[i] = device_named(wanted[i])
+    except BaseException:
+        free(array)
+        raise
+    return array
+
+
+cdef llama_model_tensor_buft_override *buft_overrides_read(list patterns, list names) except NULL:
+    """An array ended by an entry without a pattern. Raises ValueError for a name that is no type's of buffers."""
+    cdef llama_model_tensor_buft_override *array = <llama_model_tensor_buft_override *> calloc(
+        len(patterns) + 1, sizeof(llama_model_tensor_buft_override))
+    cdef Py_ssize_t i
+    if array == NULL:
+        raise MemoryError
+    try:
+        for i in range(len(patterns)):
+            array[i].pattern = <const char *> patterns[i]
+            array[i].buft = buffers_named(names[i])
+    except BaseException:
+        free(array)
+        raise
+    return array
 
 
 cdef llama_model_kv_override *overrides_read(dict overrides) except NULL:

@@ -20,7 +20,7 @@ class Projector:
         batch_max_tokens: int,
         image_max_tokens: int | None = None,
         flash_attn: int | None = None,
-        use_gpu: bool = True,
+        device: str | None = None,
     ) -> Self: ...
     @property
     def has_vision(self) -> bool: ...

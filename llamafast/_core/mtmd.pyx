@@ -4,6 +4,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint32_t
 from libc.string cimport memcpy, memset
 
+from .devices cimport device_named
 from .gguf cimport Gguf
 from .headers.llama cimport llama_model_n_embd_inp, llama_token
 from .headers.mtmd cimport (
@@ -45,20 +46,24 @@ cdef class Projector:
     """A projector's GGUF beside the model that it is for, whose weights are not read. Not thread-safe, but for
     ``image`` and ``audio`` beside ``Chunks.encode``.
 
-    ``image_max_tokens`` bounds what a projector of pictures of any size makes of one; ``flash_attn`` is llama.h's
-    flash_attn_type. Raises ModelLoadError with libmtmd's reason.
+    ``device`` is the name of the one that computes, None for CPUs. ``image_max_tokens`` bounds what a projector of
+    pictures of any size makes of one; ``flash_attn`` is llama.h's flash_attn_type. Raises ModelLoadError with libmtmd's
+    reason, ValueError for a device that is not there.
     """
 
     def __cinit__(
         self, Model model not None, str path not None, *, int n_threads, int batch_max_tokens, image_max_tokens=None,
-        flash_attn=None, bint use_gpu=True,
+        flash_attn=None, device=None,
     ):
         cdef mtmd_context_params params = mtmd_context_params_default()
         cdef bytes raw_path = path.encode()
         cdef const char *c_path = raw_path
         if llama_model_n_embd_inp(model.model) <= 0:
             raise ValueError("of a vocabulary alone it is not known how wide rows are")
-        params.use_gpu = use_gpu
+        # else libmtmd takes the first one of the machine
+        params.use_gpu = device is not None
+        if device is not None:
+            params.device = device_named(device)
         params.print_timings = False
         params.n_threads = n_threads
         params.batch_max_tokens = batch_max_tokens

@@ -15,6 +15,7 @@ cdef struct record_t:
     int32_t length      # bytes of text
     int32_t n_tokens
     int32_t n_cached
+    int32_t n_prompt    # tokens of its prompt that have been in memory
     int32_t finish
     int32_t matched_stop    # as out_t has it
     int32_t n_entries   # log probabilities

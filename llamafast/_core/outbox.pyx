@@ -92,10 +92,11 @@ cdef class Outbox:
         free(self.draining.bytes)
 
     def drain(self):
-        """Every published record, oldest first: (tag, text, n_tokens, n_cached, finish, logprobs, matched_stop, ids),
-        finish 0 while running; ``logprobs`` is None or whether they are the prompt's, and pairs of int32 and float32;
-        ``matched_stop`` counts the stop strings, then the stop tokens, -1 where none of them ended it; ``ids`` are the
-        int32 of the ``n_tokens`` where they are to be told."""
+        """Every published record, oldest first: (tag, text, n_tokens, n_cached, finish, logprobs, matched_stop, ids,
+        n_prompt), finish 0 while running; ``logprobs`` is None or whether they are the prompt's, and pairs of int32 and
+        float32, as logprobs_t has them; ``matched_stop`` counts the stop strings, then the stop tokens, -1 where none
+        of them ended it; ``ids`` are the int32 of the ``n_tokens`` where they are to be told; ``n_prompt`` tokens of
+        its prompt have been in memory."""
         cdef record_t record
         cdef size_t size, ids_size
         cdef size_t at = 0
@@ -118,6 +119,7 @@ cdef class Outbox:
                     record.n_tokens, record.n_cached, record.finish, logprobs, record.matched_stop,
                     PyBytes_FromStringAndSize(
                         self.draining.bytes + at + record.length + size, <Py_ssize_t> ids_size) if ids_size else b"",
+                    record.n_prompt,
                 ))
                 at += <size_t> record.length + size + ids_size
         finally:

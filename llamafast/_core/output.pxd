@@ -16,6 +16,7 @@ cdef class Output:
 cdef void output_halt(sequence_t *s) noexcept nogil
 
 # All: 0, or -1 when out of memory; the last 1 where llama.cpp has no logits.
+cdef bint output_heard(const sequence_t *s) noexcept nogil
 cdef int output_begun(Output self, sequence_t *s) noexcept nogil
 cdef int output_next(Output self, sequence_t *s, float *logits) noexcept nogil
 cdef int output_score(Output self, sequence_t *s) noexcept nogil

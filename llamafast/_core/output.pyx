@@ -4,18 +4,20 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
 from .budget cimport budget_read, budget_token
+from .constraint cimport answer_t, constraint_came, constraint_chose, constraint_park, constraint_t
 from .context cimport Context
 from .draw cimport draw_mask, scratch_free, scratch_init
 from .headers.llama cimport llama_get_logits_ith
-from .logprobs cimport logprob_t, logprobs_add, logprobs_drop, logprobs_ready, row_logprobs
-from .masks cimport Masker, constraint_park, constraint_ready, constraint_t, masker_ask
+from .logprobs cimport logprob_t, logprobs_add, logprobs_drop, logprobs_ready, row_logprobs, row_rank
+from .masks cimport Masker, masker_answered, masker_follow
 from .outbox cimport Outbox, outbox_stage, record_t
 from .sampler cimport sampler_pick
 from .sequence cimport (
     FINISH_HALTED, FINISH_LENGTH, FINISH_NONE, FINISH_REFUSED, FINISH_STOP, PHASE_ENDED, PHASE_PARKED,
-    sequence_append, sequence_enter, sequence_t,
+    sequence_enter, sequence_t,
 )
 from .text cimport text_drop, text_feed, text_ready
+from .tokens cimport tokens_append
 from .vocab cimport TOKEN_CONTROL, TOKEN_EOG, Vocab
 
 
@@ -50,13 +52,20 @@ cdef int output_score(Output self, sequence_t *s) noexcept nogil:
         entries = logprobs_add(&s.out.logprobs, 0)
         if entries == NULL:
             return -1
-        row_logprobs(&self.scratch, logits, s.tokens.ids[k], s.out.logprobs.n_top, entries)
+        note_row(self, s, logits, s.tokens.ids[k], entries)
         s.out.logprobs.n_scored = k + 1
     return stage_record(self, s, 0, s.out.logprobs.n, True)
 
 
+cdef bint output_heard(const sequence_t *s) noexcept nogil:
+    """Whether the rows of its prompt that a step has computed are told, where they give no text."""
+    if s.rows.n == 0 or s.tokens.n_certain > s.tokens.n_prompt:
+        return False
+    return s.out.options.tell_progress or (s.out.options.announce and s.tokens.n_past < s.tokens.n_prompt)
+
+
 cdef int output_begun(Output self, sequence_t *s) noexcept nogil:
-    """Tell once how much of its prompt was there already: 0, or -1 when out of memory."""
+    """Tell how much of its prompt is there, and was already: 0, or -1 when out of memory."""
     s.out.options.announce = False
     return stage_record(self, s, 0, 0, False)
 
@@ -64,15 +73,17 @@ cdef int output_begun(Output self, sequence_t *s) noexcept nogil:
 cdef int output_next(Output self, sequence_t *s, float *logits) noexcept nogil:
     """The sequence's next token, under a constraint several, or its end: 0, or -1 when out of memory."""
     cdef constraint_t *c = s.out.constraint
-    cdef int32_t token
+    cdef int32_t token, answered
     if s.tokens.n_max == s.tokens.n_prompt:
         # only the prompt was wanted
         return end(self, s, FINISH_LENGTH)
-    if c != NULL and not constraint_ready(c):
-        return park(self, s, c, logits)
+    if c != NULL:
+        answered = masker_answered(self.masker, c)
+        if answered <= 0:
+            return answered or park(self, s, c, logits)
     if s.tokens.n_certain == s.tokens.n_max:
         # the last token that there may be was sampled: its grammar alone knows whether the text is complete
-        return end(self, s, FINISH_STOP if c.complete and not c.failed else FINISH_LENGTH)
+        return end(self, s, FINISH_STOP if c.answer.complete and not c.answer.failed else FINISH_LENGTH)
     if s.out.logprobs.n_top >= 0:
         memcpy(self.scratch.raw, logits, <size_t> self.scratch.n_vocab * sizeof(float))
     if c != NULL:
@@ -103,24 +114,31 @@ cdef int park(Output self, sequence_t *s, constraint_t *c, const float *logits) 
 
 cdef int next_allowed(Output self, sequence_t *s, constraint_t *c, float *logits) noexcept nogil:
     """``output_next`` under a constraint whose mask is ready."""
+    cdef answer_t *answer = &c.answer
     cdef int32_t i, token, how
-    if c.failed:
+    if answer.failed:
         return end(self, s, FINISH_REFUSED)
-    if not c.n_forced and not c.complete:
-        draw_mask(logits, self.scratch.n_vocab, c.mask)
+    if not answer.complete and (answer.n_forced == 0 or c.forced_came):
+        draw_mask(logits, self.scratch.n_vocab, answer.mask)
         token = pick(self, s, logits)
         if token < 0 or accept(self, s, token, FINISH_NONE) < 0:
             return -1
         if s.phase == PHASE_ENDED:
             return 0
-        return masker_ask(self.masker, c, token, s.tokens.n_certain == s.tokens.n_max)
-    for i in range(c.n_forced):
+        constraint_chose(c)
+        return masker_follow(self.masker, c, token, s.tokens.n_certain == s.tokens.n_max)
+    for i in range(answer.n_forced):
         # a text that is complete has ended by itself, also where it is as long as it may be
-        how = FINISH_STOP if c.complete and i == c.n_forced - 1 else at_limit(s)
-        if s.phase != PHASE_ENDED and accept(self, s, c.forced[i], how) < 0:
+        how = FINISH_STOP if answer.complete and i == answer.n_forced - 1 else at_limit(s)
+        if s.phase != PHASE_ENDED and accept(self, s, answer.forced[i], how) < 0:
             return -1
-    c.n_forced = 0
-    return end(self, s, FINISH_STOP) if c.complete and s.phase != PHASE_ENDED else 0
+        constraint_came(c, answer.forced[i])
+    c.forced_came = True
+    c.n_left += answer.n_forced
+    if c.mask_seconds == 0:
+        # nothing was sampled so far
+        c.mask_seconds = c.seconds
+    return end(self, s, FINISH_STOP) if answer.complete and s.phase != PHASE_ENDED else 0
 
 
 cdef int32_t at_limit(const sequence_t *s) noexcept nogil:
@@ -162,7 +180,7 @@ cdef int accept(Output self, sequence_t *s, int32_t token, int32_t how) noexcept
     cdef int32_t length = self.vocab.pieces.offset[token + 1] - begin
     cdef int stopped = 0
     cdef int32_t which
-    if sequence_append(s, token) < 0:
+    if tokens_append(&s.tokens, token) < 0:
         return -1
     s.out.n_unreported += 1
     if s.out.budget.n_marks:
@@ -212,8 +230,17 @@ cdef int note_logprobs(Output self, sequence_t *s, int32_t token, int32_t length
     cdef logprob_t *entries = logprobs_add(&s.out.logprobs, length)
     if entries == NULL:
         return -1
-    row_logprobs(&self.scratch, self.scratch.raw, token, s.out.logprobs.n_top, entries)
+    note_row(self, s, self.scratch.raw, token, entries)
     return 0
+
+
+cdef void note_row(
+    Output self, sequence_t *s, const float *logits, int32_t token, logprob_t *entries
+) noexcept nogil:
+    """What a row gives to a token, as its sequence wants to have it told."""
+    row_logprobs(&self.scratch, logits, token, s.out.logprobs.n_top, entries)
+    if s.out.logprobs.width > 1 + s.out.logprobs.n_top:
+        entries[1 + s.out.logprobs.n_top] = logprob_t(row_rank(logits, self.scratch.n_vocab, token), 0)
 
 
 cdef int stage(Output self, sequence_t *s) noexcept nogil:
@@ -235,9 +262,12 @@ cdef int stage_record(
     record.length = length
     record.n_tokens = s.out.n_unreported
     record.n_cached = s.share.n_cached
+    record.n_prompt = s.tokens.n_prompt
+    if s.tokens.n_certain == s.tokens.n_prompt:
+        record.n_prompt = min(s.tokens.n_past, s.tokens.n_prompt)
     record.finish = s.out.finish
     record.matched_stop = s.out.matched_stop
-    record.n_entries = n_logprobs * (1 + s.out.logprobs.n_top)
+    record.n_entries = n_logprobs * s.out.logprobs.width
     record.of_prompt = of_prompt
     record.n_ids = s.out.n_unreported if s.out.options.tell_tokens else 0
     ids = s.tokens.ids + s.tokens.n_certain - record.n_ids

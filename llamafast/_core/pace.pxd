@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t
 cdef struct pace_t:
     double gap_stretch
     double gap_seconds
+    double media_stretch
     double target_itl
     int32_t prefill_chunk
     double least_spare

@@ -24,11 +24,20 @@ cdef void quota_init(
     quota_t *self, int32_t n_batch, int32_t n_ubatch, int32_t n_mixed, int32_t n_vocab, pace_t pace
 ) noexcept nogil
 cdef int32_t rows_fill(
-    quota_t *self, live_t *live, llama_batch *batch, double prompts, Drafter drafter
+    quota_t *self, live_t *live, llama_batch *batch, double prompts, double waited, Drafter drafter
 ) noexcept nogil
-cdef double quota_spare(const quota_t *self, double seconds, int32_t n_rows, int32_t n_decode) noexcept nogil
+cdef double quota_spare(
+    const quota_t *self, double seconds, int32_t n_rows, int32_t n_decode, double *media
+) noexcept nogil
+cdef int32_t prefill_budget(
+    const quota_t *self, int32_t n_decode, double share, double waited, double gone, bint of_media
+) noexcept nogil
 cdef void rows_none(sequence_t *s) noexcept nogil
 cdef void rows_of_media(live_t *live, sequence_t *s, int32_t n) noexcept nogil
+
+cdef inline void rows_gave(sequence_t *s) noexcept nogil:
+    """One of them has given a token, or several."""
+    s.rows.n_gave += 1
 
 cdef inline bint rows_give_token(const sequence_t *s) noexcept nogil:
     """Whether one of its rows in the step that was computed gives the next token's logits."""

@@ -8,9 +8,11 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memcpy
 
+from .constraint cimport MASK_NONE
 from .context cimport Context
 from .cost cimport cost_fit
 from .drafter cimport Drafter
+from .glance cimport glance_sequences, glance_steps
 from .headers.atomic cimport shared_load, shared_store
 from .headers.clock cimport now
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_memory_seq_pos_max, llama_memory_seq_rm
@@ -18,7 +20,7 @@ from .histograms cimport histograms_read
 from .laws cimport broken_law
 from .leaks cimport LLAMAFAST_DEBUG
 from .live cimport live_add, live_clear, live_loan, live_remove, live_restore, loan_t
-from .masks cimport MASK_NONE, masker_ask
+from .masks cimport masker_ask
 from .outbox cimport Outbox
 from .output cimport output_halt
 from .rows cimport rows_none
@@ -110,6 +112,16 @@ cdef class Runner:
             "prefix_hits_running": live.hits, "prefix_hits_ram": live.restored, "forks": live.forks,
         } | (self.step.drafter.counts() if self.step.drafter is not None else {})
 
+    def last_steps(self, int32_t most, int32_t most_parts):
+        """How many steps there have been, and of the last ``most`` of them, fewer where these have more than
+        ``most_parts`` parts, oldest first: seconds, and as parts who had rows: (sequence id, tag, kind, rows, drafted
+        ones). Any thread; never waits for a step."""
+        return glance_steps(&self.step.glance, most, most_parts)
+
+    def sequences(self):
+        """How far those are who run, as ``glance.glance_sequences`` has it. Any thread; never waits for a step."""
+        return glance_sequences(self.live)
+
     @property
     def n_running(self):
         return self.live.n
@@ -165,9 +177,10 @@ cdef class Runner:
             if masker_ask(self.step.masker, s.out.constraint, -1, False) < 0:
                 raise MemoryError
         rows_none(s)
+        if not self.live.n:
+            self.step.told = 0
         Py_INCREF(sequence)
         live_add(self.live, s, n_found)
-        self.step.context.set_group(s.seq_id, s.group)
 
     def forgo(self, Sequence sequence not None):
         """What is still to be restored of a running sequence is not to be had: it computes that itself."""
@@ -223,12 +236,10 @@ cdef class Runner:
             raise ValueError(f"tokens {start} to {stop} of {s.tokens.n_past} in memory")
         if stop < s.tokens.n_past and (self.step.context.scratch < 0 or s.tokens.n_past > self.step.context.n_cuttable):
             raise ValueError(f"a state of {s.tokens.n_past} tokens cannot be cut to {stop}")
-        # What was taken back would come back with a copy; a state that holds more than its part is cut when it is
-        # restored.
-        if self.step.context.scratch < 0 or (start == 0 and stop == s.tokens.n_past) or s.rolled_back:
+        if self.step.context.scratch < 0 or (start == 0 and stop == s.tokens.n_past):
             return self.step.context.state(s.seq_id, s.tokens.n_past)
         return self.step.context.save_part(
-            s.seq_id, sequence_position(s, start), sequence_position(s, stop), stop - start)
+            s.seq_id, sequence_position(s, start), sequence_position(s, stop), stop - start, s.rolled_back)
 
     def remove(self, Sequence sequence not None):
         """Stop running a sequence and free its memory. It can be added again: nothing but time is lost."""

@@ -3,12 +3,14 @@ from libc.stdint cimport int32_t
 
 from .draw cimport sampler_t, scratch_t
 from .dry cimport Breakers
+from .infill cimport Infill
 
 cdef class Sampler:
     cdef sampler_t state
     cdef scratch_t own_scratch  # of pick
     cdef bint counted
     cdef Breakers breakers
+    cdef Infill infill
     cdef Sampler owner          # of what is shared; None: itself, or the garbage collector has been here
     cdef bint borrows           # what is shared is the owner's to free
 

@@ -6,11 +6,12 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from .draw cimport (
-    MAX_STAGES, STAGE_DRY, STAGE_MIN_P, STAGE_MIROSTAT, STAGE_PENALTIES, STAGE_TEMPERATURE, STAGE_TOP_K,
+    MAX_STAGES, STAGE_DRY, STAGE_INFILL, STAGE_MIN_P, STAGE_MIROSTAT, STAGE_PENALTIES, STAGE_TEMPERATURE, STAGE_TOP_K,
     STAGE_TOP_N_SIGMA, STAGE_TOP_P, STAGE_TYPICAL_P, STAGE_XTC, bias_t, draw_token, sampler_t, scratch_free,
     scratch_init, scratch_t, stage_t,
 )
 from .dry cimport Breakers, dry_free
+from .infill cimport Infill
 from .leaks cimport SAMPLER, born, died
 from .penalties cimport penalize, penalties_t
 from .stages cimport draw_by_stages
@@ -21,7 +22,7 @@ from operator import index
 cdef dict STAGES = {
     "penalties": STAGE_PENALTIES, "dry": STAGE_DRY, "top_n_sigma": STAGE_TOP_N_SIGMA, "top_k": STAGE_TOP_K,
     "typ_p": STAGE_TYPICAL_P, "top_p": STAGE_TOP_P, "min_p": STAGE_MIN_P, "xtc": STAGE_XTC,
-    "temperature": STAGE_TEMPERATURE,
+    "temperature": STAGE_TEMPERATURE, "infill": STAGE_INFILL,
 }
 # Those that need no candidates, in the order in which ``draw`` takes them.
 cdef tuple ON_THE_ROW = (STAGE_PENALTIES, STAGE_TOP_K, STAGE_TOP_P, STAGE_MIN_P, STAGE_TEMPERATURE)
@@ -37,8 +38,9 @@ cdef class Sampler:
     token. Penalties look at the last ``penalty_last_n`` tokens of the history, DRY at the last ``dry_penalty_last_n``,
     at all of it with -1. ``dry_breakers`` are what its repetitions do not reach back over.
     ``logit_bias`` is pairs of token id and bias, which add up. ``seed`` is an integer of 64 bits, signed or not.
-    ``samplers`` are the stages in order, under llama-server's names; what is not among them is off. ``mirostat`` 1 or 2
-    takes the place of all stages but penalties, DRY and temperature. Nothing has a default here: what a request gets
+    ``samplers`` are the stages in order, under llama-server's names; what is not among them is off; that named infill
+    needs an ``infill``, which keeps them in one thread. ``mirostat`` 1 or 2 takes the place of all stages but
+    penalties, DRY and temperature. Nothing has a default here: what a request gets
     that says nothing is the engine's to say.
 
     Raises ValueError for a value that is not finite or out of range.
@@ -55,6 +57,7 @@ cdef class Sampler:
         double dynatemp_exponent, int mirostat, double mirostat_tau, double mirostat_eta, double repetition_penalty,
         double presence_penalty, double frequency_penalty, penalty_last_n, double dry_multiplier, double dry_base,
         dry_allowed_length, dry_penalty_last_n, logit_bias, seed, samplers, Breakers dry_breakers=None,
+        Infill infill=None,
     ):
         cdef sampler_t *s = &self.state
         if n_vocab < 1:
@@ -91,6 +94,9 @@ cdef class Sampler:
             self.breakers = dry_breakers
         s.dry.breakers = &self.breakers.table
         copy_bias(s, list(logit_bias))
+        self.infill = infill
+        if infill is not None:
+            s.infill = infill.stage
         choose_stages(s, tuple(samplers))
 
     def __dealloc__(self):
@@ -118,6 +124,7 @@ cdef class Sampler:
         s.dry.repeat = NULL
         s.dry.capacity = 0
         other.breakers = self.breakers
+        other.infill = self.infill
         other.owner = self if self.owner is None else self.owner
         return other
 
@@ -210,11 +217,14 @@ cdef int choose_stages(sampler_t *self, tuple samplers) except -1:
         STAGE_MIN_P: self.min_p > 0,
         STAGE_XTC: self.xtc_probability > 0 and self.xtc_threshold <= 0.5,
         STAGE_TEMPERATURE: self.temperature != 1 or self.dynatemp_range > 0,
+        STAGE_INFILL: True,
     }
     if len(samplers) > MAX_STAGES:
         raise ValueError(f"samplers has {len(samplers)} stages: expected at most {MAX_STAGES}")
     if unknown := [name for name in samplers if name not in STAGES]:
         raise ValueError(f"samplers has {unknown[0]!r}: expected one of {', '.join(STAGES)}")
+    if "infill" in samplers and self.infill == NULL:
+        raise ValueError("samplers has 'infill', which needs a vocabulary")
     stages = [STAGES[name] for name in samplers]
     warm = STAGE_TEMPERATURE in stages
     active = [stage for stage in stages if effective[stage]]

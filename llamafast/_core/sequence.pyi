@@ -3,7 +3,8 @@ from typing import Any, Self
 
 from typing_extensions import disjoint_base
 
-from llamafast._core.masks import Constraint
+from llamafast._core.constraint import Constraint
+from llamafast._core.invocation import Invocation
 from llamafast._core.sampler import Sampler
 from llamafast._core.spans import Span
 from llamafast._core.vocab import Vocab
@@ -39,6 +40,7 @@ class Sequence:
         show_control: bool = False,
         preserved: array[int] | None = None,
         salt: bytes = b"",
+        private: bool = False,
         seed: int = 0,
         checkpoints: tuple[int, ...] = (),
         constraint: Constraint | None = None,
@@ -46,6 +48,7 @@ class Sequence:
         media: tuple[object, ...] = (),
         group: int = 0,
         adapters: object = None,
+        invocation: Invocation | None = None,
         budget: tuple[object, ...] | None = None,
         prediction: array[int] | None = None,
         **output_options: int,
@@ -54,11 +57,14 @@ class Sequence:
     checkpoints: tuple[int, ...]
     media: tuple[Any, ...]
     adapters: Any
+    invocation: Invocation | None
     save_at: int
     @property
     def tag(self) -> int: ...
     @property
     def group(self) -> int: ...
+    @property
+    def private(self) -> bool: ...
     @property
     def n_prompt(self) -> int: ...
     @property
@@ -68,13 +74,23 @@ class Sequence:
     @property
     def n_max(self) -> int: ...
     @property
-    def scores_prompt(self) -> bool: ...
+    def n_cached(self) -> int: ...
+    @property
+    def seq_id(self) -> int: ...
+    @property
+    def n_scored(self) -> int: ...
     @property
     def queue_seconds(self) -> float | None: ...
+    @property
+    def age(self) -> float: ...
     @property
     def phase(self) -> int: ...
     @property
     def n_predicted(self) -> int: ...
+    @property
+    def n_drafted(self) -> int: ...
+    @property
+    def n_accepted(self) -> int: ...
     @property
     def finished(self) -> bool: ...
     @property

@@ -1,19 +1,19 @@
 """One choice of one request, from its prompt to its last token: its tokens, its phase and its clock."""
 from cpython.ref cimport PyObject
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy
+from libc.stdlib cimport free, malloc
 
 from .budget cimport budget_free, budget_init
 from .chains cimport chains_free
-from .context cimport UNLIMITED
+from .constraint cimport Constraint
 from .headers.clock cimport now
+from .invocation cimport Invocation
 from .leaks cimport SEQUENCE, born, died
 from .logprobs cimport logprobs_free
-from .masks cimport Constraint
 from .sampler cimport Sampler
-from .spans cimport Span, cut_before, cut_behind, is_inside, is_media, span_behind
+from .spans cimport cut_before, cut_behind, is_media, span_behind
 from .text cimport text_free, text_init
+from .tokens cimport tokens_free, tokens_init, tokens_take_spans
 from .vocab cimport Vocab
 
 from array import array
@@ -26,7 +26,8 @@ cdef class Sequence:
     ends at a stop string, a stop token or an end-of-generation token, as ``output_options`` allow: these are the fields
     of options_t.
     ``tag`` names the sequence in the Outbox. Sequences of different ``salt`` never share what they computed; ``seed``
-    is the salt's digest, with which the digests of its blocks begin.
+    is the salt's digest, with which the digests of its blocks begin. With ``private`` nobody who comes later will have
+    the salt.
     ``checkpoints`` are lengths of the prompt at which its state is likely to be wanted again, for whoever sets
     ``save_at``. With a ``constraint`` (of its own) an end-of-generation token always ends it.
 
@@ -40,7 +41,8 @@ cdef class Sequence:
 
     ``spans`` (Span) are the rows of media in the prompt, whose ids are below -1 as spans.pxd has them: in order, none
     at the end. They are computed once ``Runner.give_rows`` has brought them; ``media`` is what whoever does so knows
-    them by. ``prediction`` (int32 ids) is text that the answer may repeat.
+    them by. ``prediction`` (int32 ids) is text that the answer may repeat. With an ``invocation``, inside the prompt,
+    ``group``, ``salt`` and ``seed`` are of what is before that.
 
     Raises ValueError for an empty prompt or an id outside the vocabulary (llama.cpp would abort), TypeError for an
     option that there is not.
@@ -49,9 +51,10 @@ cdef class Sequence:
     def __cinit__(
         self, Vocab vocab not None, const int32_t[::1] prompt not None, Sampler sampler not None, *, int64_t tag,
         int32_t max_tokens, tuple stops=(), tuple stop_tokens=(), int32_t top_logprobs=-1, bint score_prompt=False,
-        bint show_control=False, const int32_t[::1] preserved=None, bytes salt not None=b"", uint64_t seed=0,
-        tuple checkpoints=(), Constraint constraint=None, tuple spans=(), tuple media=(), int32_t group=0,
-        object adapters=None, tuple budget=None, const int32_t[::1] prediction=None, **output_options,
+        bint show_control=False, const int32_t[::1] preserved=None, bytes salt not None=b"", bint private=False,
+        uint64_t seed=0, tuple checkpoints=(), Constraint constraint=None, tuple spans=(), tuple media=(),
+        int32_t group=0, object adapters=None, Invocation invocation=None, tuple budget=None,
+        const int32_t[::1] prediction=None, **output_options,
     ):
         cdef sequence_t *s = &self.state
         cdef dict options = s.out.options   # all at 0 so far
@@ -74,6 +77,11 @@ cdef class Sequence:
         s.owner = <PyObject *> self
         s.tag = tag
         s.group = group
+        self.invocation = invocation
+        if invocation is not None:
+            if invocation.at >= prompt.shape[0]:
+                raise ValueError(f"an invocation at token {invocation.at} of {prompt.shape[0]}")
+            s.invocation = invocation.state
         s.draft.prediction.at = -1
         if prediction is not None and prediction.shape[0]:
             for i in range(prediction.shape[0]):
@@ -84,20 +92,15 @@ cdef class Sequence:
             s.draft.prediction.n = <int32_t> prediction.shape[0]
         s.seq_id = -1
         s.share.leader = -1
-        s.tokens.save_at = UNLIMITED
-        s.tokens.n_prompt = s.tokens.n_certain = s.tokens.n_tokens = <int32_t> prompt.shape[0]
-        s.tokens.n_max = s.tokens.n_prompt + max_tokens
-        s.tokens.capacity = s.tokens.n_prompt + min(max_tokens, 64)
         s.out.show_control = show_control
         if preserved is not None and preserved.shape[0]:
             self.preserved = (<char *> &preserved[0])[:preserved.shape[0] * <Py_ssize_t> sizeof(int32_t)]
             s.out.preserved = <const int32_t *> <const char *> self.preserved
             s.out.n_preserved = <int32_t> preserved.shape[0]
-        s.tokens.ids = <int32_t *> malloc(<size_t> s.tokens.capacity * sizeof(int32_t))
-        if s.tokens.ids == NULL:
-            raise MemoryError
+        tokens_init(&s.tokens, &prompt[0], <int32_t> prompt.shape[0], max_tokens)
         born(SEQUENCE)
         s.out.logprobs.n_top = top_logprobs
+        s.out.logprobs.width = 1 + top_logprobs + score_prompt
         # of the first token there is none
         s.out.logprobs.n_scored = 1 if score_prompt else s.tokens.n_prompt
         if stop_tokens:
@@ -109,9 +112,9 @@ cdef class Sequence:
                 raise ValueError(f"token id {token} is outside the vocabulary of {vocab.pieces.n_tokens}")
             s.out.stop_tokens[s.out.n_stop_tokens] = token
             s.out.n_stop_tokens += 1
-        memcpy(s.tokens.ids, &prompt[0], <size_t> s.tokens.n_prompt * sizeof(int32_t))
         if spans:
-            self.take_spans(spans)
+            self.spans = [[given, None] for given in spans]
+            tokens_take_spans(&s.tokens, spans)
         text_init(&s.out.text, stops)
         if budget is not None:
             for _, _, forced in budget[2]:
@@ -121,6 +124,7 @@ cdef class Sequence:
         self.salt = salt
         s.share.salt = salt
         s.share.n_salt = len(salt)
+        s.share.private = private
         s.share.seed = seed
         self.sampler = sampler
         self.checkpoints = checkpoints
@@ -132,37 +136,10 @@ cdef class Sequence:
         if constraint is not None:
             s.out.constraint = &constraint.state
 
-    cdef int take_spans(self, tuple spans) except -1:
-        cdef tokens_t *tokens = &self.state.tokens
-        cdef int32_t i, end = 0, n_media = 0
-        cdef span_t *span
-        self.spans = [[given, None] for given in spans]
-        tokens.spans = <span_t *> calloc(<size_t> len(spans), sizeof(span_t))
-        if tokens.spans == NULL:
-            raise MemoryError
-        for given in spans:
-            span = &tokens.spans[tokens.n_spans]
-            span[0] = (<Span?> given).state
-            if span.row < end or span.row + span.n_rows >= tokens.n_prompt:
-                raise ValueError("spans that overlap, or end with the prompt")
-            end = span.row + span.n_rows
-            span.position = sequence_position(&self.state, span.row)
-            tokens.n_spans += 1
-            for i in range(span.row, end):
-                if not is_media(tokens.ids[i]) or is_inside(tokens.ids, tokens.n_prompt, i) != (i > span.row):
-                    raise ValueError(f"token id {tokens.ids[i]} in a span")
-            n_media += span.n_rows
-        for i in range(tokens.n_prompt):
-            n_media -= is_media(tokens.ids[i])
-        if n_media:
-            raise ValueError("token ids of media outside spans")
-        return 0
-
     def __dealloc__(self):
-        free(self.state.tokens.spans)
         if self.state.tokens.ids != NULL:
             died(SEQUENCE)
-        free(self.state.tokens.ids)
+        tokens_free(&self.state.tokens)
         free(self.state.share.hashes)
         free(self.state.out.stop_tokens)
         chains_free(&self.state.draft.own)
@@ -177,8 +154,13 @@ cdef class Sequence:
 
     @property
     def group(self):
-        """Of adapters; 0: none."""
-        return self.state.group
+        """Of adapters, which it has in the end; 0: none."""
+        return self.state.invocation.group or self.state.group
+
+    @property
+    def private(self):
+        """Whether nobody who comes later will have its salt."""
+        return self.state.share.private
 
     @property
     def n_prompt(self):
@@ -200,9 +182,20 @@ cdef class Sequence:
         return self.state.tokens.n_max
 
     @property
-    def scores_prompt(self):
-        """Whether log probabilities of its prompt are still to come: then every row of it gives logits."""
-        return self.state.out.logprobs.n_scored < self.state.tokens.n_prompt
+    def n_scored(self):
+        """How many tokens of its prompt need no log probabilities any more: the rows before the last one of them are
+        done. All where nobody has asked for any."""
+        return min(self.state.out.logprobs.n_scored, self.state.tokens.n_prompt)
+
+    @property
+    def n_cached(self):
+        """Tokens of its prompt that were taken from elsewhere."""
+        return self.state.share.n_cached
+
+    @property
+    def seq_id(self):
+        """Its place among those that run; -1: it does not. Any thread."""
+        return self.state.seq_id
 
     @property
     def save_at(self):
@@ -218,6 +211,11 @@ cdef class Sequence:
         """From here to the first work on it, be it a row or a restored part; None before. So what it waits for another
         sequence's prefix counts."""
         return self.state.clock.scheduled - self.state.clock.submitted if self.state.clock.scheduled else None
+
+    @property
+    def age(self):
+        """Seconds since it was submitted."""
+        return now() - self.state.clock.submitted
 
     @property
     def phase(self):
@@ -262,6 +260,16 @@ cdef class Sequence:
         return self.state.draft.prediction.n_accepted
 
     @property
+    def n_drafted(self):
+        """How many tokens that were drafted for it have been decoded."""
+        return self.state.draft.n_decoded
+
+    @property
+    def n_accepted(self):
+        """And how many of those came."""
+        return self.state.draft.n_accepted
+
+    @property
     def finished(self):
         return self.state.phase == PHASE_ENDED
 
@@ -300,48 +308,6 @@ cdef void sequence_reach(sequence_t *self, int32_t n_past) noexcept nogil:
     """Its first ``n_past`` tokens, and no more, are in memory now."""
     self.astray = self.astray or not 0 <= n_past <= self.tokens.n_certain
     self.tokens.n_past = n_past
-
-
-cdef int sequence_append(sequence_t *self, int32_t token) noexcept nogil:
-    """Add a generated token, which is certain: 0, or -1 when out of memory. Where it is what was drafted the rest of
-    the draft stays."""
-    cdef tokens_t *tokens = &self.tokens
-    if tokens.n_certain == tokens.n_tokens or tokens.ids[tokens.n_certain] != token:
-        if grow(tokens, tokens.n_certain + 1) < 0:
-            return -1
-        tokens.ids[tokens.n_certain] = token
-        tokens.n_tokens = tokens.n_certain + 1
-    tokens.n_certain += 1
-    return 0
-
-
-cdef int sequence_draft(sequence_t *self, const int32_t *tokens, int32_t n) noexcept nogil:
-    """Draft ``n`` tokens behind what is certain, of which there may be one more: 0, or -1 when out of memory."""
-    if grow(&self.tokens, self.tokens.n_certain + n) < 0:
-        return -1
-    memcpy(self.tokens.ids + self.tokens.n_certain, tokens, <size_t> n * sizeof(int32_t))
-    self.tokens.n_tokens = self.tokens.n_certain + n
-    return 0
-
-
-cdef void sequence_undraft(sequence_t *self, int32_t n_kept) noexcept nogil:
-    """Keep the first ``n_kept`` drafted tokens at most."""
-    self.tokens.n_tokens = min(self.tokens.n_tokens, self.tokens.n_certain + n_kept)
-
-
-cdef int grow(tokens_t *self, int32_t n) noexcept nogil:
-    """Have room for ``n`` tokens, n_max at most: 0, or -1 when out of memory."""
-    cdef int32_t *grown
-    cdef int32_t capacity
-    if n <= self.capacity:
-        return 0
-    capacity = min(max(2 * self.capacity, n), self.n_max)
-    grown = <int32_t *> realloc(self.ids, <size_t> capacity * sizeof(int32_t))
-    if grown == NULL:
-        return -1
-    self.ids = grown
-    self.capacity = capacity
-    return 0
 
 
 cdef void sequence_schedule(sequence_t *self, double when) noexcept nogil:

@@ -8,14 +8,15 @@ from libc.math cimport isfinite, log2
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from .draw cimport (
-    DRAW_XTC, STAGE_DRY, STAGE_MIN_P, STAGE_MIROSTAT, STAGE_PENALTIES, STAGE_TOP_K, STAGE_TOP_N_SIGMA, STAGE_TOP_P,
-    STAGE_TYPICAL_P, STAGE_XTC, cut_top_k, draw_at, draw_best, keep_top_p, lowest_by_min_p, sampler_t, scratch_t,
-    stage_t,
+    DRAW_XTC, STAGE_DRY, STAGE_INFILL, STAGE_MIN_P, STAGE_MIROSTAT, STAGE_PENALTIES, STAGE_TOP_K, STAGE_TOP_N_SIGMA,
+    STAGE_TOP_P, STAGE_TYPICAL_P, STAGE_XTC, cut_top_k, draw_at, draw_best, keep_top_p, lowest_by_min_p, sampler_t,
+    scratch_t, stage_t,
 )
 from .dry cimport dry_penalize
 from .headers.logits cimport (
     logits_compact, logits_gather, logits_max, logits_select, logits_uniforms, logits_use, logits_weights,
 )
+from .infill cimport MOST_CANDIDATES, infill_keep
 from .penalties cimport penalize
 from .simd cimport simd_limit
 
@@ -57,6 +58,9 @@ cdef int32_t draw_by_stages(
                 return -1
             for i in range(n):
                 scratch.logit[i] = row[scratch.id[i]]
+        elif self.stages[k] == STAGE_INFILL:
+            n = cut_top_k(scratch, n, MOST_CANDIDATES, -FLT_MAX, logits_max(scratch.logit, n, scratch.block_max))
+            n = infill_keep(self.infill, scratch.logit, scratch.id, n, row)
         else:
             n = apply_stage(self, scratch, self.stages[k], n, <uint32_t> n_history)
         if n == 0:

@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t
 
 from .context cimport Batch, Context
 from .drafter cimport Drafter
+from .glance cimport glance_t
 from .histograms cimport histograms_t
 from .live cimport live_t
 from .masks cimport Masker
@@ -50,8 +51,12 @@ cdef class Step:
     cdef bint media_turn                        # tokens had the last step
     cdef bint decodes                           # and somebody was decoding
     cdef double prompts                         # of the time for prompts, the share that this step has
+    cdef double told                            # when those who decode got their last tokens; 0: nobody runs yet
+    cdef double waited                          # how long before this step that was, in seconds
     cdef double spare                           # seconds that others may compute before the next step
+    cdef double media_spare                     # and how many of them rows of media
     cdef counters_t counters
     cdef histograms_t observed
+    cdef glance_t glance
 
 cdef int step_take(Step self) noexcept nogil

@@ -8,26 +8,30 @@ first one that was drafted otherwise are taken back. So texts, log probabilities
 """
 from libc.stdint cimport int32_t
 
+from .constraint cimport constraint_in_time
 from .context cimport Batch, Context, context_decode
 from .cost cimport cost_add, cost_add_prompts, cost_fit, times_observe
-from .drafter cimport Drafter, drafter_clock, drafter_drop, drafter_observe
+from .drafter cimport Drafter, drafter_drop, drafter_observe
+from .glance cimport glance_part, glance_step
 from .headers.clock cimport now
 from .headers.llama cimport LLAMA_MAX_SEQ, llama_get_logits_ith, llama_memory_seq_rm
 from .histograms cimport histograms_init, observe_end, observe_step, observe_token
 from .leaks cimport RUNNER, born, died
 from .live cimport live_free, live_grow, live_init
-from .masks cimport Masker, constraint_ready, masker_wait
+from .masks cimport Masker, masker_look_ahead, masker_wait
 from .media cimport MediaBatch, media_decode, media_fill, media_next
 from .nextn cimport head_keep
 from .outbox cimport Outbox, outbox_publish
-from .output cimport Output, output_begun, output_next, output_score
+from .output cimport Output, output_begun, output_heard, output_next, output_score
 from .pace cimport pace_t
-from .rows cimport quota_init, quota_spare, rows_fill, rows_give_token, rows_of_media
+from .rows cimport quota_init, quota_spare, rows_fill, rows_gave, rows_give_token, rows_of_media
 from .sequence cimport (
-    PHASE_ENDED, PHASE_PARKED, sequence_position, sequence_reach, sequence_schedule, sequence_span, sequence_t,
-    sequence_undraft,
+    PHASE_ENDED, PHASE_PARKED, sequence_group, sequence_position, sequence_reach, sequence_schedule, sequence_span,
+    sequence_t,
 )
 from .spans cimport span_t
+from .timing cimport timing_clock
+from .tokens cimport tokens_undraft
 from .vocab cimport Vocab
 
 
@@ -41,6 +45,7 @@ cdef class Step:
         self.drafter = drafter
         if drafter is not None:
             drafter.stretch = pace.draft_stretch
+            drafter.mask_seconds = pace.slow_mask_seconds
         self.outbox = outbox
         self.batch = Batch(context.n_batch)
         self.media = MediaBatch(context, pace.cost_decay)
@@ -69,9 +74,12 @@ cdef int step_take(Step self) noexcept nogil:
     if s == NULL or not self.media_turn:
         self.media_turn = True
         self.prompts = 1.0 if s == NULL else 0.5
-        n_decode = rows_fill(&self.quota, &self.live, &self.batch.batch, self.prompts, self.drafter)
+        self.waited = now() - self.told if self.told else 0
+        n_decode = rows_fill(
+            &self.quota, &self.live, &self.batch.batch, self.prompts, self.waited, self.drafter)
         self.decodes = n_decode > 0 or self.quota.n_elsewhere > 0
         if self.batch.batch.n_tokens:
+            look_ahead(self)
             return step_decode(self, n_decode)
         if s == NULL:
             # who has just taken a shared prefix may stand before rows of media
@@ -99,12 +107,13 @@ cdef int step_media(Step self, sequence_t *s) noexcept nogil:
     cdef double start = now(), seconds = pace.prefill_seconds, fixed, per_row
     if self.decodes:
         # others may have had their part of it
-        seconds = self.spare - (start - count.last_step)
+        seconds = self.media_spare - (start - count.last_step)
     if self.media.cost.rows > 0:
         cost_fit(&self.media.cost, &fixed, &per_row)
         most = max(most, <int32_t> min((seconds - fixed) / per_row, 1e6))
     n = media_fill(self.media, s, span, most)
     rows_of_media(&self.live, s, n)
+    self.context.set_group(s.seq_id, sequence_group(s))
     code = media_decode(self.media, span)
     count.last_step = now()
     if code != 0:
@@ -113,12 +122,15 @@ cdef int step_media(Step self, sequence_t *s) noexcept nogil:
     sequence_reach(s, s.tokens.n_past + n)
     sequence_schedule(s, start)
     cost_add(&self.media.cost, n, seconds)
+    glance_part(&self.glance, s, True)
     step_count(self, n, seconds, seconds)
     self.spare = 0 if self.decodes else seconds
     count.sequences += 1
     count.prompt_tokens += n
     count.media_rows += n
     count.prompt_seconds += seconds
+    if output_heard(s) and (output_begun(self.output, s) < 0 or outbox_publish(self.outbox) < 0):
+        return NO_MEMORY
     return SAVE_DUE if anybody_due(self) else PAUSED
 
 
@@ -131,6 +143,7 @@ cdef void step_count(Step self, int32_t n_rows, double decode_seconds, double st
     count.decode_seconds += decode_seconds
     count.step_seconds += step_seconds
     observe_step(&self.observed, step_seconds, n_rows)
+    glance_step(&self.glance, step_seconds)
 
 
 cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
@@ -141,15 +154,17 @@ cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
     cdef counters_t *count = &self.counters
     cdef sequence_t *s
     start = now()
+    for i in range(self.live.n):
+        self.context.set_group(self.live.states[i].seq_id, sequence_group(self.live.states[i]))
     if self.drafter is not None:
-        computing = drafter_clock(self.drafter)
+        computing = timing_clock(self.context)
     code = context_decode(self.context, &self.batch.batch)
     if code == NO_ROOM and anybody_drafted(self):
         # nobody has to make room for what is drafted
         drafter_drop(&self.live)
         self.drafter.counters.dropped += 1
         self.quota.turn = self.quota.turn_before    # it is still the turn of those who drafted
-        n_decode = rows_fill(&self.quota, &self.live, &self.batch.batch, self.prompts, None)
+        n_decode = rows_fill(&self.quota, &self.live, &self.batch.batch, self.prompts, self.waited, None)
         code = context_decode(self.context, &self.batch.batch)
     n_rows = self.batch.batch.n_tokens
     if code != 0:
@@ -163,6 +178,7 @@ cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
             sequence_reach(s, s.tokens.n_past + s.rows.n - s.rows.n_drafted)
             sequence_schedule(s, start)
             s.rolled_back = False
+            glance_part(&self.glance, s, False)
             n_sequences += 1
     # the first row waits until the device is done
     for i in range(self.live.n):
@@ -171,11 +187,13 @@ cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
             break
     decoded = now()
     if self.drafter is not None:
-        computing = drafter_clock(self.drafter) - computing
+        computing = timing_clock(self.context) - computing
     await_masks(self, decoded - start)
     code = step_publish(self, decoded)
     sampled = count.last_step
-    self.spare = quota_spare(&self.quota, sampled - start, n_rows, n_decode or min(1, self.quota.n_elsewhere))
+    self.spare = quota_spare(
+        &self.quota, sampled - start, n_rows, n_decode or min(1, self.quota.n_elsewhere), &self.media_spare
+    )
     if n_rows > n_decode:
         cost_add_prompts(
             &self.quota.cost, n_rows, decoded - start, self.quota.pace.excess_weight, self.quota.pace.excess_most
@@ -195,6 +213,17 @@ cdef int step_decode(Step self, int32_t n_decode) noexcept nogil:
     return SAVE_DUE if code == PAUSED and anybody_due(self) else code
 
 
+cdef void look_ahead(Step self) noexcept nogil:
+    """Ask what may follow the tokens that were drafted under grammars."""
+    cdef int32_t i
+    cdef sequence_t *s
+    for i in range(self.live.n):
+        s = self.live.states[i]
+        if s.rows.n_drafted and s.out.constraint != NULL:
+            masker_look_ahead(
+                self.masker, s.out.constraint, s.tokens.ids + s.tokens.n_certain, s.rows.n_drafted)
+
+
 cdef bint anybody_drafted(Step self) noexcept nogil:
     """Whether rows of this step are of drafted tokens."""
     cdef int32_t i
@@ -209,7 +238,7 @@ cdef int step_publish(Step self, double decoded) noexcept nogil:
     cdef int code = step_sample(self, decoded)
     if outbox_publish(self.outbox) < 0:
         code = NO_MEMORY
-    self.counters.last_step = now()
+    self.told = self.counters.last_step = now()
     return code
 
 
@@ -240,7 +269,7 @@ cdef void await_masks(Step self, double decode_seconds) noexcept nogil:
         if not rows_give_token(s):
             continue
         n_chosen += 1
-        if s.out.constraint != NULL and not constraint_ready(s.out.constraint):
+        if s.out.constraint != NULL and not constraint_in_time(s.out.constraint):
             n_late += 1
             n_slow += s.out.constraint.lane
     if n_late and n_late == n_chosen:
@@ -260,9 +289,9 @@ cdef int step_sample(Step self, double decoded) noexcept nogil:
             code = output_score(self.output, s)
             if code != 0:
                 return NO_MEMORY if code < 0 else NO_OUTPUT
+        if output_heard(s) and output_begun(self.output, s) < 0:
+            return NO_MEMORY
         if s.phase != PHASE_PARKED and not rows_give_token(s):
-            if s.rows.n and s.out.options.announce and output_begun(self.output, s) < 0:
-                return NO_MEMORY
             continue
         code = step_choose(self, s, decoded)
         if code >= NO_MEMORY:
@@ -285,8 +314,8 @@ cdef int step_choose(Step self, sequence_t *s, double decoded) noexcept nogil:
         self.counters.generated_tokens += s.tokens.n_certain - n_before
         observe_token(&self.observed, s, decoded)
         live_grow(&self.live, s, n_before)
-        if self.drafter is not None:
-            drafter_observe(self.drafter, s, n_before)
+    if self.drafter is not None and (s.tokens.n_certain > n_before or s.rows.n_drafted):
+        drafter_observe(self.drafter, s, n_before)
     if s.phase != PHASE_ENDED:
         return PAUSED
     observe_end(&self.observed, s, decoded)
@@ -299,21 +328,33 @@ cdef int step_verify(Step self, sequence_t *s) noexcept nogil:
 
     Memory has what it would have without drafts: not the last token, unless that waits for a mask.
     """
-    cdef int32_t i, n, n_drafted = s.rows.n_drafted, decoded = s.tokens.n_past + n_drafted
+    cdef int32_t i = 0, n, came, agreed, n_drafted = s.rows.n_drafted, decoded = s.tokens.n_past + n_drafted
     cdef int32_t first = s.tokens.n_past - 1    # the token whose row is the first that gives one
     cdef int32_t row = s.rows.first_output + s.rows.n_outputs - 1 - n_drafted
     cdef float *logits
-    for i in range(1 + n_drafted):
+    while True:
         n = s.tokens.n_certain
         logits = llama_get_logits_ith(self.context.ctx, row + i)
         if logits == NULL:
             return NO_OUTPUT
         if output_next(self.output, s, logits) < 0:
             return NO_MEMORY
-        if i == n_drafted or s.phase == PHASE_ENDED or s.tokens.ids[n] != s.draft.proposal.tokens[i]:
+        # a grammar that leaves no choice gives several at once
+        came = s.tokens.n_certain - n
+        if came:
+            rows_gave(s)
+        agreed = 0
+        while agreed < came and i + agreed < n_drafted and (
+            s.tokens.ids[n + agreed] == s.draft.proposal.tokens[i + agreed]
+        ):
+            agreed += 1
+        if s.phase == PHASE_ENDED:
+            agreed = min(agreed, max(0, came - 1))
+        sequence_reach(s, n + agreed)
+        i += agreed
+        if agreed < came or came == 0:
             break
-        sequence_reach(s, n + 1)
-    sequence_undraft(s, 0)
+    tokens_undraft(&s.tokens, 0)
     if self.drafter is not None and self.drafter.head is not None:
         # memory ends behind the row that gave the last token
         n = s.tokens.n_past - first

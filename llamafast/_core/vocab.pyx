@@ -2,6 +2,7 @@
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from libc.limits cimport INT_MAX, INT_MIN
 from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memcmp
 
 from .headers.fim cimport (
     llama_vocab_fim_mid, llama_vocab_fim_pad, llama_vocab_fim_pre, llama_vocab_fim_rep, llama_vocab_fim_sep,
@@ -124,6 +125,21 @@ cdef class Vocab:
         """
         return <size_t> self.vocab, <size_t> <void *> tokenize_for_grammars
 
+    def differing(self, Vocab other not None, int32_t most):
+        """The first tokens, ``most`` of them, that stand for other bytes there, are a control token in one of the two
+        only, or are in one only and stand for something."""
+        cdef int32_t token, n_shared = min(self.pieces.n_tokens, other.pieces.n_tokens)
+        cdef const pieces_t *longer = &self.pieces if self.pieces.n_tokens > n_shared else &other.pieces
+        cdef list found = []
+        for token in range(longer.n_tokens):
+            if len(found) == most:
+                break
+            if token < n_shared and same_token(&self.pieces, &other.pieces, token):
+                continue
+            if token < n_shared or longer.offset[token + 1] > longer.offset[token]:
+                found.append(token)
+        return found
+
     def check(self, const int32_t[::1] tokens not None):
         """Raises ValueError for no tokens or an id outside the vocabulary (llama.cpp would abort)."""
         cdef Py_ssize_t i
@@ -194,6 +210,14 @@ cdef class Vocab:
         if n < 0:
             raise AssertionError(f"llama_detokenize needs {-n} bytes, {capacity} given")
         return out[:n].decode("utf-8", "replace")
+
+
+cdef bint same_token(const pieces_t *one, const pieces_t *other, int32_t token) noexcept nogil:
+    """Whether a token stands for the same in both."""
+    cdef int32_t n = one.offset[token + 1] - one.offset[token]
+    return n == other.offset[token + 1] - other.offset[token] and memcmp(
+        one.text + one.offset[token], other.text + other.offset[token], <size_t> n
+    ) == 0 and one.flags[token] & TOKEN_CONTROL == other.flags[token] & TOKEN_CONTROL
 
 
 cdef double tokenizing_seconds() noexcept nogil:

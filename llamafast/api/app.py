@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,14 +12,18 @@ from llamafast.api.chat.endpoint import ChatEndpoint
 from llamafast.api.client_wait import ClientWaits
 from llamafast.api.completions import CompletionsEndpoint
 from llamafast.api.embeddings import EmbeddingsEndpoint, RerankEndpoint, ScoreEndpoint
+from llamafast.api.engine_events import EngineEvents
 from llamafast.api.grammars import Grammars
 from llamafast.api.http import Exchange, Receive, Scope, Send
 from llamafast.api.keys import KeyRing
 from llamafast.api.messages.endpoint import MessagesEndpoint
 from llamafast.api.messages.plan import MessagePlanner
 from llamafast.api.native.endpoint import NativeEndpoint
+from llamafast.api.ollama import ollama_routes
 from llamafast.api.origins import Origins
+from llamafast.api.page import Page
 from llamafast.api.reception import Reception
+from llamafast.api.render import RenderEndpoints
 from llamafast.api.request_log import RequestLog
 from llamafast.api.responses.endpoint import ResponsesEndpoint
 from llamafast.api.responses.lanes import Session
@@ -29,10 +33,26 @@ from llamafast.api.responses.socket import ResponseSockets, Whose, upgrade_requi
 from llamafast.api.responses.store import ResponseStore
 from llamafast.api.responses.stored import PATH as RESPONSES
 from llamafast.api.responses.stored import StoredResponses
-from llamafast.api.routes import CHAT, HEALTH, RERANK, RESPONSES_POST, Handler, Route, Routes, get
+from llamafast.api.routes import (
+    CHAT,
+    HEALTH,
+    MODELS,
+    RENDER_CHAT,
+    RENDER_COMPLETION,
+    RERANK,
+    RESPONSES_POST,
+    TRANSCRIPTIONS,
+    TRANSLATIONS,
+    Endpoint,
+    Route,
+    Routes,
+    get,
+)
+from llamafast.api.spans import SpanSink
 from llamafast.api.sse import PING_SECONDS
-from llamafast.api.system import SystemEndpoints, reply_live
+from llamafast.api.system import SystemEndpoints, reply_live, reply_version
 from llamafast.api.tokens import TokenEndpoints
+from llamafast.api.transcription.endpoint import TranscriptionEndpoint
 from llamafast.api.websocket import WebSocket
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.grammar.constraints import Constraints
@@ -40,15 +60,15 @@ from llamafast.config import Config, ModelConfig, ServerConfig
 from llamafast.engine.media import MediaLoader
 from llamafast.engine.types import EnginePort
 
-BodyHandler = Callable[[Exchange, bytes], Coroutine[Any, Any, None]]
+BodyEndpoint = Callable[[Exchange, bytes], Coroutine[Any, Any, None]]
 
 
 class App:
     """An OpenAI-compatible ASGI 3 application over one engine.
 
     ``keys`` and ``origins`` say who may ask, ``waits`` is of all clients that are waited for, ``ping_seconds`` how long
-    a stream may be silent, ``media`` where media come from, for a model that takes some. Raises ConfigError when the
-    model's chat template does not compile or the store of responses does not open.
+    a stream may be silent, ``media`` where media come from, for a model that takes some, ``spans`` where traces go.
+    Raises ConfigError when the model's chat template does not compile or the store of responses does not open.
     """
 
     socket_paths = (RESPONSES,)
@@ -63,13 +83,14 @@ class App:
         waits: ClientWaits,
         ping_seconds: float = PING_SECONDS,
         media: MediaLoader | None = None,
+        spans: SpanSink | None = None,
     ) -> None:
         self._engine = engine
         self._keys = keys
         max_bytes = config.max_body_bytes
         self._limits = BodyLimits(max_bytes, BODIES_AT_ONCE * max_bytes, engine.info.max_seq_len)
         self._waits = waits
-        request_log = RequestLog(config.server)
+        request_log = RequestLog(config.server, spans)
         self.chat = chat = ChatFormat(config.model, engine.info, engine.tokenizer)
         # now, when nobody waits yet
         grammars = Grammars(Constraints(engine.tokenizer) if engine.info.generates else None)
@@ -82,14 +103,18 @@ class App:
             )
 
         self._sockets = ResponseSockets(new_session, request_log, config.server)
-        self._system = SystemEndpoints(engine, config)
+        self._system = SystemEndpoints(engine, config, chats=chat.has_template)
+        self._engine_events = EngineEvents(engine, ping_seconds)
         self.routes = Routes([
             *self._generating(engine, chat, grammars, ping_seconds, media),
             *self._responding(ResponsesEndpoint(engine.info, responder, ping_seconds)),
             *StoredResponses(store).routes(),
             *self._embedding(engine, config.model),
-            *self._reading(TokenEndpoints(engine, chat)),
+            *self._reading(TokenEndpoints(engine, chat), RenderEndpoints(engine, chat)),
             *_describing(self._system, config.server),
+            *self._discovering(config.server),
+            Route("/engine/events", {"GET": self._engine_events.watch}),
+            *Page(config.server).routes(),
             *self._adapting(AdapterEndpoints(engine, config.server.lora_dir)),
         ])  # fmt: skip
         self._reception = Reception(self.routes, keys, origins, request_log, engine.retry_after)
@@ -101,13 +126,18 @@ class App:
             else:
                 await self._converse(WebSocket(scope, receive, send, wait, self._limits.max_bytes))
 
+    def is_alive(self) -> bool:
+        return self._system.seconds_stalled == 0
+
     def announce_drain(self) -> None:
         """/ready and /health turn red, so that new requests go elsewhere; all that come are served as before."""
         self._system.draining = True
 
     def drain(self) -> None:
-        """Close every WebSocket when what runs on it is done; requests over HTTP end by themselves."""
+        """Close every WebSocket when what runs on it is done; requests over HTTP end by themselves, but for those that
+        watch the engine."""
         self._sockets.drain()
+        self._engine_events.close()
 
     async def closed(self) -> None:
         """Until no WebSocket is open."""
@@ -140,6 +170,9 @@ class App:
         for path in ("/completion", "/completions"):
             yield self._post(path, native.completion)
         yield self._post("/infill", native.infill)
+        for path, translates in ((TRANSCRIPTIONS, False), (TRANSLATIONS, True)):
+            hears = TranscriptionEndpoint(engine, chat, ping_seconds, media, translates=translates)
+            yield Route(path, {"POST": self._with_form(hears)})
 
     def _responding(self, responses: ResponsesEndpoint) -> Iterator[Route]:
         create = {"POST": self._with_body(responses.create), "GET": upgrade_required}
@@ -160,28 +193,44 @@ class App:
         yield Route("/v1/load_lora_adapter", {"POST": self._with_body(adapters.load)}, "admin")
         yield Route("/v1/unload_lora_adapter", {"POST": self._with_body(adapters.unload)}, "admin")
 
-    def _reading(self, tokens: TokenEndpoints) -> Iterator[Route]:
+    def _discovering(self, config: ServerConfig) -> Iterable[Route]:
+        system = self._system
+        return ollama_routes(system.entries, self._with_body(system.show)) if config.ollama_discovery else ()
+
+    def _reading(self, tokens: TokenEndpoints, render: RenderEndpoints) -> Iterator[Route]:
         yield self._post("/apply-template", tokens.apply_template)
         yield self._post("/tokenize", tokens.tokenize)
         yield self._post("/detokenize", tokens.detokenize)
+        for path in RENDER_CHAT:
+            yield self._post(path, render.chat)
+        yield self._post(RENDER_COMPLETION, render.completion)
 
-    def _post(self, path: str, endpoint: BodyHandler) -> Route:
+    def _post(self, path: str, endpoint: BodyEndpoint) -> Route:
         return Route(path, {"POST": self._with_body(endpoint)})
 
-    def _with_body(self, endpoint: BodyHandler) -> Handler:
-        async def handler(exchange: Exchange) -> None:
+    def _with_body(self, endpoint: BodyEndpoint) -> Endpoint:
+        async def answer(exchange: Exchange) -> None:
             body = await exchange.read_json(self._limits)
             await exchange.until_disconnect(endpoint(exchange, body))
 
-        return handler
+        return answer
+
+    def _with_form(self, endpoint: BodyEndpoint) -> Endpoint:
+        async def answer(exchange: Exchange) -> None:
+            # nobody but the endpoint holds the body, which may let go of it
+            await exchange.until_disconnect(endpoint(exchange, await exchange.read_form(self._limits)))
+
+        return answer
 
 
 def _describing(system: SystemEndpoints, config: ServerConfig) -> Iterator[Route]:
     """What the server tells of itself, and what changes it."""
-    yield Route("/v1/models", get(system.models))
+    for path in MODELS:
+        yield Route(path, get(system.models))
     yield Route("/v1/models/{id}", get(system.model), id_pattern=".*")
     for path in ("/props", "/v1/props"):
         yield Route(path, get(system.props))
+    yield Route("/slots", get(system.slots))
     for path, probe in (
         ("/live", reply_live),
         ("/ready", system.ready),
@@ -189,5 +238,6 @@ def _describing(system: SystemEndpoints, config: ServerConfig) -> Iterator[Route
         ("/healthz", system.health),
     ):
         yield Route(path, get(probe), "open", is_probe=True)
+    yield Route("/version", get(reply_version))
     yield Route("/metrics", get(system.metrics), "open" if config.metrics_public else "key")
     yield Route("/reset_prefix_cache", {"POST": system.reset_prefix_cache}, "admin")

@@ -46,12 +46,14 @@ class BodyLimits:
 
 
 class BodySize:
-    """Counts one body piece by piece, each of at most some hundred KB; ``n_bytes`` is what came so far."""
+    """Counts one body piece by piece, each of at most some hundred KB; ``n_bytes`` is what came so far. One that is no
+    JSON has no values to be counted."""
 
-    __slots__ = ("_backslash", "_held", "_in_string", "_limits", "_no_ids", "_work", "n_bytes")
+    __slots__ = ("_backslash", "_held", "_in_string", "_is_json", "_limits", "_no_ids", "_work", "n_bytes")
 
-    def __init__(self, limits: BodyLimits) -> None:
+    def __init__(self, limits: BodyLimits, *, is_json: bool = True) -> None:
         self._limits = limits
+        self._is_json = is_json
         self._held = 0
         self._work = 0
         self._no_ids = 0  # of it, what no list of ids takes
@@ -67,7 +69,8 @@ class BodySize:
         if (n_more := self.n_bytes - FREE_BYTES - self._held) > 0:
             self._limits.hold(n_more)
             self._held += n_more
-        self._count(piece)
+        if self._is_json:
+            self._count(piece)
         if self._work > self._limits.max_work or self._no_ids > MAX_WORK:
             raise BodyTooLarge(
                 "the body holds too many JSON values: lists of more than some 400,000 numbers "

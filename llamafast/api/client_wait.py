@@ -28,6 +28,10 @@ class ClientWaits:
         self._open: set[ClientWait] = set()
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def any_open(self) -> bool:
+        return bool(self._open)
+
     def of(self, scope: MutableMapping[str, Any]) -> ClientWait:
         """For one request or WebSocket, by its ASGI scope."""
         return ClientWait(self, scope.get("client"), scope.get("http_version") == "2")

@@ -15,7 +15,8 @@ from llamafast.api.decode import decode_request
 from llamafast.api.delivery import Answer, collect, run_sized, stream, tokens_size, usage_of
 from llamafast.api.grammars import Grammars
 from llamafast.api.http import JSON_TYPE, Exchange
-from llamafast.api.logprobs import CompletionLogprobs
+from llamafast.api.logprobs import CompletionLogprobs, PromptScores, TokenNames
+from llamafast.api.measured import Measured
 from llamafast.api.schema.completions import Completion, CompletionChoice, CompletionRequest
 from llamafast.api.sse import HOLE, encode, frame, frame_pieces
 from llamafast.chat.grammar.asked import Ask
@@ -33,11 +34,12 @@ class CompletionsEndpoint:
         self._ping_seconds = ping_seconds
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
-        request = await run_sized(len(body), decode_request, _DECODER, body, self._engine.info)
+        request = await run_sized(len(body), decode_request, _DECODER, body, self._engine.info, exchange)
         plan, ask, echoes = await run_sized(len(body), self._plan, request)
         await self._engine.prepare(plan)
         plan = await self._grammars.constrained(plan, ask)
         generation = exchange.follow(self._engine.submit(plan, exchange.tenant))
+        measured = Measured(generation, request)
         try:
             reply = Completion(
                 id=f"cmpl-{uuid4().hex}",
@@ -45,20 +47,26 @@ class CompletionsEndpoint:
                 model=request.model or self._engine.info.id,
                 choices=[],
             )
+            exchange.response_id = reply.id
             writer = (
                 None if request.logprobs is None else CompletionLogprobs(request, plan, echoes, self._engine.tokenizer)
             )
             if request.stream:
-                frames = CompletionFrames(reply, echoes, plan, writer, request.wants_usage)
+                frames = CompletionFrames(reply, echoes, plan, writer, measured, wants_usage=request.wants_usage)
                 await stream(exchange, generation, frames, self._ping_seconds, request.logprobs or 0)
                 return
             answers = await collect(generation, len(plan.prompts) * plan.n)
-            reply.usage = usage_of(generation)
+            reply.usage, reply.timings = usage_of(generation), measured.wanted()
             n_tokens = generation.completion_tokens + sum(len(answer.prompt_logprobs) for answer in answers)
-            n_bytes = tokens_size(n_tokens, request.logprobs or 0) + len(answers) * max(map(len, echoes))
+            n_bytes = tokens_size(n_tokens, plan.top_logprobs or 0) + len(answers) * max(map(len, echoes))
             kept = _best(answers, plan.n, request.n or 1)
             told = plan.prompts if plan.tell_tokens else None
-            body = await run_sized(n_bytes, _collected, reply, answers, kept, echoes, plan.n, writer, told)
+            scores = (
+                None
+                if request.prompt_logprobs is None
+                else PromptScores(TokenNames(request, self._engine.tokenizer, request.prompt_logprobs), plan.n)
+            )
+            body = await run_sized(n_bytes, _collected, reply, answers, kept, echoes, plan.n, writer, told, scores)
             await exchange.reply(200, body, JSON_TYPE)
         finally:
             generation.cancel()
@@ -84,9 +92,10 @@ def _collected(
     n: int,
     writer: CompletionLogprobs | None,
     prompts: Sequence[array[int]] | None,
+    scores: PromptScores | None,
 ) -> bytes:
     """The JSON of ``reply`` with the ``kept`` answers, encoded one by one: no call keeps the GIL for all of them.
-    ``prompts`` are those whose ids are told, and the answers'."""
+    ``prompts`` are those whose ids are told, and the answers'; with ``scores`` log probabilities of the prompts are."""
     reply.choices = [
         msgspec.Raw(
             encode(
@@ -96,6 +105,7 @@ def _collected(
                     answers[at].finish_reason,
                     None if writer is None else writer.whole(at, answers[at]),
                     answers[at].matched_stop,
+                    prompt_logprobs=UNSET if scores is None else scores.told(at, answers[at].prompt_logprobs),
                     **({} if prompts is None else _token_ids(prompts[at // n], answers[at].token_ids)),
                 )
             )
@@ -109,8 +119,16 @@ class CompletionFrames:
     """The pieces of a streamed completion (``api.sse.Frames``); ``reply`` is what all its chunks have in common."""
 
     def __init__(
-        self, reply: Completion, echoes: list[str], plan: Plan, writer: CompletionLogprobs | None, wants_usage: bool
+        self,
+        reply: Completion,
+        echoes: list[str],
+        plan: Plan,
+        writer: CompletionLogprobs | None,
+        measured: Measured,
+        *,
+        wants_usage: bool,
     ) -> None:
+        self._measured = measured
         self._reply = msgspec.structs.replace(reply, usage=None if wants_usage else UNSET)
         self._echoes = echoes
         self._n = plan.n
@@ -127,24 +145,23 @@ class CompletionFrames:
                 yield self._text(prompt_index * self._n + k, echo)
 
     def event(self, event: Event) -> bytes:
-        text = self._with_logprobs(self._writer, event) if self._writer else self._plain(event)
+        frames = self._with_logprobs(self._writer, event) if self._writer else self._plain(event)
         if event.token_ids is not None:
             # before the text that they spell, which may be held back still; the first time the prompt's too
             ids = _token_ids(self._prompts.pop(event.index, None), event.token_ids)
-            text = frame(self._chunk(CompletionChoice("", event.index, **ids))) + text
-        if event.finish_reason is None:
-            return text
-        choice = CompletionChoice("", event.index, event.finish_reason, stop_reason=event.matched_stop)
-        return text + frame(self._chunk(choice))
+            frames.insert(0, self._frame(CompletionChoice("", event.index, **ids)))
+        if event.finish_reason is not None:
+            choice = CompletionChoice("", event.index, event.finish_reason, stop_reason=event.matched_stop)
+            frames.append(self._frame(choice))
+        return self._measured.framed(frames, lambda: self._frame(CompletionChoice("", 0)))
 
-    def _plain(self, event: Event) -> bytes:
-        return self._text(event.index, event.text) if event.text else b""
+    def _plain(self, event: Event) -> list[bytes]:
+        return [self._text(event.index, event.text)] if event.text else []
 
-    def _with_logprobs(self, writer: CompletionLogprobs, event: Event) -> bytes:
-        return b"".join(
-            frame(self._chunk(CompletionChoice(text, event.index, None, logprobs)))
-            for text, logprobs in writer.parts(event)
-        )
+    def _with_logprobs(self, writer: CompletionLogprobs, event: Event) -> list[bytes]:
+        return [
+            self._frame(CompletionChoice(text, event.index, None, logprobs)) for text, logprobs in writer.parts(event)
+        ]
 
     def closing(self, generation: Generation) -> bytes:
         if not self._wants_usage:
@@ -153,6 +170,9 @@ class CompletionFrames:
 
     def _text(self, index: int, text: str) -> bytes:
         return b"%b%b%b%d%b" % (self._before, encode(text), self._between, index, self._after)
+
+    def _frame(self, choice: CompletionChoice) -> bytes:
+        return frame(self._chunk(choice))
 
     def _chunk(self, choice: CompletionChoice) -> Completion:
         return msgspec.structs.replace(self._reply, choices=[choice])

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ Client = tuple[str, str]  # address and port, as in Granian's scopes
 
 @dataclass(slots=True)
 class Connection:
-    """What a descriptor was, with that ``inode``, when it was ``seen`` first (seconds of the monotonic clock).
+    """What a descriptor was, with that ``inode``, when it was ``seen`` first (by the clock).
 
     ``n_unsent`` bytes of its last answer were on their way at the last look, and became fewer at ``moved``.
     """
@@ -49,7 +50,7 @@ class Connection:
 
 
 class Ended(NamedTuple):
-    """When a last request ended (seconds of the monotonic clock), and for how long its answer may stand still."""
+    """When a last request ended (by the clock), and for how long its answer may stand still."""
 
     at: float
     send_seconds: float
@@ -61,11 +62,12 @@ class Connections:
     client still takes in its last answer: Granian and the kernel hold some MB of it when the request ends.
 
     Where the system lists no descriptors nothing is watched. ``begun``, ``ended`` and ``close`` are called by the event
-    loop, ``sweep`` by one other thread.
+    loop, ``sweep`` by one other thread. ``now`` is its clock.
     """
 
-    def __init__(self, port: int, config: ServerConfig) -> None:
+    def __init__(self, port: int, config: ServerConfig, *, now: Callable[[], float] = time.monotonic) -> None:
         self._port = port
+        self._now = now
         self._possible = os.path.isdir(DESCRIPTORS)
         self._header_seconds = config.header_seconds
         self._keep_alive_seconds = config.keep_alive_seconds
@@ -87,7 +89,7 @@ class Connections:
         if not self._possible:
             return
         # before it stops running: the other thread reads the two in the other order
-        self._ended[client] = Ended(time.monotonic(), send_seconds)
+        self._ended[client] = Ended(self._now(), send_seconds)
         left = self._running[client] - 1
         if left:
             self._running[client] = left
@@ -133,7 +135,7 @@ class Connections:
     def sweep(self) -> None:
         """Look at every connection once. Raises OSError, after all others had their turn, for one that could not be
         looked at or closed, or when nothing could; what was to be cut still is then, by the next sweep."""
-        began = time.monotonic()
+        began = self._now()
         names = os.listdir(DESCRIPTORS)
         unread = {self._unread.popleft() for _ in range(len(self._unread))}
         known: dict[int, Connection] = {}

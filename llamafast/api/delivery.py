@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import NamedTuple, ParamSpec, TypeVar
 
@@ -13,12 +12,9 @@ from llamafast.api.sse import EventStream, Frames
 from llamafast.chat.reply.reader import Reply, ReplyPart
 from llamafast.engine.media import MediaRows, Medium
 from llamafast.engine.types import Event, FinishReason, Generation, TokenLogprob
-from llamafast.errors import LlamafastError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-log = logging.getLogger(__name__)
 
 # Decoding, rendering and tokenising this many bytes of body takes a few milliseconds: what one step may wait.
 INLINE_BYTES = 16 * 1024
@@ -79,28 +75,20 @@ async def stream(
 ) -> None:
     """Send ``generation`` as server-sent events, one write per batch of Events, with ``n_top`` alternatives a token. It
     is not read any further once all ``replies``, where there are any, have ended before it.
-
-    An error that ends the generation becomes the last event where the status has gone out by then.
     """
     if generation.media_tokens:
         # what is wrong with a picture is mostly known before the first token: time enough to say so in the status
         await generation.begin(ping_seconds)
     async with EventStream(exchange, ping_seconds) as events:
-        try:
-            for opening in frames.opening():
-                await events.write(opening)
-            async for batch in generation:
-                # what a client that reads slowly has let pile up may be much
-                if pieces := await run_sized(events_size(batch, n_top), _told, frames, batch):
-                    await events.write(pieces)
-                if replies and all(reply.ended for reply in replies):
-                    break
-            await events.end(frames.closing(generation))
-        except LlamafastError as error:
-            await events.fail(error)
-        except Exception:
-            log.exception("request %s failed in mid-stream", exchange.identity.request_id.decode())
-            await events.fail(internal_error())
+        for opening in frames.opening():
+            await events.write(opening)
+        async for batch in generation:
+            # what a client that reads slowly has let pile up may be much
+            if pieces := await run_sized(events_size(batch, n_top), _told, frames, batch):
+                await events.write(pieces)
+            if replies and all(reply.ended for reply in replies):
+                break
+        await events.end(frames.closing(generation))
 
 
 def _told(frames: Frames, batch: Sequence[Event]) -> bytes:
@@ -162,8 +150,3 @@ def usage_of(generation: Generation, replies: Sequence[Reply] = ()) -> Usage:
         PromptTokensDetails(generation.cached_tokens, **media),
         CompletionTokensDetails(sum(reply.reasoning_tokens for reply in replies), *(generation.predicted_tokens or ())),
     )
-
-
-def internal_error() -> LlamafastError:
-    """What a client may know of a bug; the traceback goes to the log."""
-    return LlamafastError("the server had an internal error")

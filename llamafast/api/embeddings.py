@@ -52,7 +52,8 @@ class EmbeddingsEndpoint:
             import_module("llamafast.chat.vectors")
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
-        request, plan = await run_sized(len(body), self._prepare, body)
+        request, plan = await run_sized(len(body), self._prepare, exchange, body)
+        exchange.input_tokens = _n_tokens(plan)
         vectors = await self._engine.embed(plan, exchange.tenant)
         parts = await run_sized(sum(map(len, vectors)), self._encode, request, plan, vectors)
         length = b"%d" % sum(map(len, parts))
@@ -63,9 +64,9 @@ class EmbeddingsEndpoint:
             await asyncio.sleep(0)
         await exchange.write(parts[-1], more=False)
 
-    def _prepare(self, body: bytes) -> tuple[EmbeddingsRequest, EmbeddingPlan]:
+    def _prepare(self, exchange: Exchange, body: bytes) -> tuple[EmbeddingsRequest, EmbeddingPlan]:
         info = self._engine.info
-        request = decode_request(_EMBEDDINGS, body, info)
+        request = decode_request(_EMBEDDINGS, body, info, exchange)
         tokenizer = self._engine.tokenizer
         plan = plan_embeddings(request.input, request.dimensions, request.embd_normalize, tokenizer, info)
         return request, _adapted(plan, request)
@@ -86,14 +87,15 @@ class RerankEndpoint:
         self._config = config
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
-        request, scoring = await run_sized(len(body), self._prepare, body)
+        request, scoring = await run_sized(len(body), self._prepare, exchange, body)
+        exchange.input_tokens = _n_tokens(scoring.plan)
         vectors = await self._engine.embed(scoring.plan, exchange.tenant)
         size = sum(map(len, vectors)) + (len(body) if request.return_documents else 0)
         await exchange.reply(200, await run_sized(size, self._encode, request, scoring, vectors), JSON_TYPE)
 
-    def _prepare(self, body: bytes) -> tuple[RerankRequest, PairScoring]:
+    def _prepare(self, exchange: Exchange, body: bytes) -> tuple[RerankRequest, PairScoring]:
         info = self._engine.info
-        request = decode_request(_RERANK, body, info)
+        request = decode_request(_RERANK, body, info, exchange)
         pairs = [(request.query, _text(document)) for document in request.documents]
         raw = bool(request.raw_scores)
         scoring = plan_pairs(pairs, ("query", "documents"), raw, self._engine.tokenizer, info, self._config)
@@ -122,7 +124,8 @@ class ScoreEndpoint:
         self._config = config
 
     async def __call__(self, exchange: Exchange, body: bytes) -> None:
-        scoring = await run_sized(len(body), self._prepare, body)
+        scoring = await run_sized(len(body), self._prepare, exchange, body)
+        exchange.input_tokens = _n_tokens(scoring.plan)
         vectors = await self._engine.embed(scoring.plan, exchange.tenant)
         scores = await run_sized(sum(map(len, vectors)), scoring.scores, vectors)
         await exchange.reply_json(
@@ -135,9 +138,9 @@ class ScoreEndpoint:
             )
         )
 
-    def _prepare(self, body: bytes) -> PairScoring:
+    def _prepare(self, exchange: Exchange, body: bytes) -> PairScoring:
         info = self._engine.info
-        request = decode_request(_SCORE, body, info)
+        request = decode_request(_SCORE, body, info, exchange)
         first, second = ([side] if isinstance(side, str) else side for side in (request.text_1, request.text_2))
         if len(first) == 1:
             first = first * len(second)
@@ -158,8 +161,12 @@ def _text(document: str | DocumentText) -> str:
 
 
 def _usage(plan: EmbeddingPlan) -> EmbeddingUsage:
-    n_tokens = sum(map(len, plan.inputs))
+    n_tokens = _n_tokens(plan)
     return EmbeddingUsage(n_tokens, n_tokens)
+
+
+def _n_tokens(plan: EmbeddingPlan) -> int:
+    return sum(map(len, plan.inputs))
 
 
 def _pieces(

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
-from uuid import uuid4
 
 import msgspec
 
 from llamafast.api.body_size import BodyLimits, BodySize, too_many_bytes
 from llamafast.api.client_wait import ClientWait
+from llamafast.api.record import Identity, Record
 from llamafast.api.schema.fragments import ErrorBody, ErrorObject
-from llamafast.engine.types import ANYBODY, Generation
 from llamafast.errors import (
+    InvalidKey,
     InvalidRequest,
     LlamafastError,
     MethodNotAllowed,
@@ -33,6 +32,9 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = tuple[tuple[bytes, bytes], ...]
 
 JSON_TYPE = b"application/json"
+FORM_TYPE = b"multipart/form-data"
+# What of a request was read by nothing.
+IGNORED = b"x-llamafast-ignored"
 
 # A body may be behind this rate by what comes in `server.body_seconds`, and never gains more than that ahead of it.
 BYTES_PER_SECOND = 16 * 1024
@@ -42,31 +44,16 @@ PIECE_BYTES = 256 * 1024
 # in by default, and how long each piece of it is waited for.
 DISCARDED_BYTES = 64 * 2**20
 DISCARD_SECONDS = 1.0
+# How often somebody who watches on and on is asked for again: keys are taken away meanwhile.
+RECHECK_SECONDS = 1.0
 
-_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-
+# Headers that several have something for.
+_JOINED = frozenset({b"vary", IGNORED})
 _CLOSE: Headers = ((b"connection", b"close"),)
 
 
 class ClientGone(Exception):
     """The client left before its answer was complete; there is nobody to tell."""
-
-
-class Identity(NamedTuple):
-    """Who asks, by the headers. ``request_id`` is the client's where it is sane, else a new one; ``traceparent`` (W3C
-    Trace Context) is empty without a valid one."""
-
-    request_id: bytes
-    traceparent: bytes
-
-    @classmethod
-    def of(cls, headers: Mapping[bytes, bytes]) -> Identity:
-        given, trace = headers.get(b"x-request-id", b""), headers.get(b"traceparent", b"")
-        return cls(
-            given if _SANE_REQUEST_ID.fullmatch(given) else b"req_%b" % uuid4().hex.encode(),
-            trace if _TRACEPARENT.fullmatch(trace) else b"",
-        )
 
 
 class WireForm(NamedTuple):
@@ -77,26 +64,6 @@ class WireForm(NamedTuple):
     id_headers: tuple[bytes, ...]
 
 
-class Record:
-    """What the request log and the metrics tell of a request. ``status`` is that of the reply, 0 until there is one;
-    ``tenant`` is whose request it is, once that is known."""
-
-    __slots__ = ("generation", "identity", "method", "started", "status", "tenant")
-
-    def __init__(self, method: str, identity: Identity) -> None:
-        self.method = method
-        self.identity = identity
-        self.status = 0
-        self.started = time.monotonic()
-        self.generation: Generation | None = None
-        self.tenant = ANYBODY
-
-    def follow(self, generation: Generation) -> Generation:
-        """Remember what answers this request: its tokens and times are told."""
-        self.generation = generation
-        return generation
-
-
 class Exchange(Record):
     """A request and its one reply: ``start``, any number of ``write``, the last one with ``more=False``.
 
@@ -104,7 +71,8 @@ class Exchange(Record):
     ``origin_headers``, which tell a browser what the page behind the request may do. Where it ``closes``, its
     connection takes no other request. ``wait`` bounds how long the client may take to send the body, and to take in
     each piece of the reply. ``form`` is what the client's API has errors in. ``is_admin``: whoever asks may change the
-    server. ``passed_on``: another process answers, and tells of it.
+    server; ``recheck`` raises InvalidKey once they may ask no more. ``passed_on``: another process answers, and
+    tells of it.
     """
 
     __slots__ = (
@@ -122,11 +90,15 @@ class Exchange(Record):
         "passed_on",
         "path",
         "query",
+        "recheck",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, wait: ClientWait) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        super().__init__(scope["method"], Identity.of(self.headers))
+        config = wait.config
+        super().__init__(
+            scope["method"], Identity.of(self.headers, scope.get("client")), config.unknown_fields, config.content_chars
+        )
         self._receive = receive
         self._send = send
         self._wait = wait
@@ -135,6 +107,7 @@ class Exchange(Record):
         self.origin_headers: Headers = ()
         self.closes = False
         self.is_admin = False
+        self.recheck: Callable[[], object] = lambda: None
         self.passed_on = False
         self.form = OPENAI
         self._multiplexed = scope.get("http_version") == "2"
@@ -142,16 +115,27 @@ class Exchange(Record):
         self.query = _parameters(scope.get("query_string", b""))
 
     async def read_json(self, limits: BodyLimits) -> bytes:
-        """The request's body, within ``limits`` whatever its Content-Length says; it counts there until ``release``.
+        """The request's JSON, within ``limits`` whatever its Content-Length says; it counts there until ``release``.
 
         Raises UnsupportedMediaType when the headers call it something else than plain JSON, BodyTooLarge, QueueFull
         when there are too many bodies, RequestTimeout when it comes too slowly, or InvalidRequest when it breaks off.
         """
-        self._require_json()
+        self._require(JSON_TYPE)
+        body = await self._read(BodySize(limits), limits)
+        if self.contents is not None:
+            self.contents.asked(body)
+        return body
+
+    async def read_form(self, limits: BodyLimits) -> bytes:
+        """The same where it has to be a form of fields and files; what it says is told by whoever takes it apart."""
+        self._require(FORM_TYPE)
+        return await self._read(BodySize(limits, is_json=False), limits)
+
+    async def _read(self, size: BodySize, limits: BodyLimits) -> bytes:
         length = self.headers.get(b"content-length", b"")
         told = int(length[:20]) if length.isdigit() else 0
         refusal: LlamafastError | None = too_many_bytes(limits.max_bytes) if told > limits.max_bytes else None
-        size = self._size = BodySize(limits)
+        self._size = size
         chunks = []
         while refusal is None and self._more:
             chunk = await self._timely_chunk(size.n_bytes)
@@ -220,9 +204,12 @@ class Exchange(Record):
         if self._size is not None:
             self._size.release()
 
-    def _require_json(self) -> None:
+    def _require(self, wanted: bytes) -> None:
+        """A body of another type is refused; without any it is JSON."""
         kind = self.headers.get(b"content-type", JSON_TYPE).partition(b";")[0].strip().lower()
-        if kind != JSON_TYPE and not kind.endswith(b"+json"):
+        if wanted == FORM_TYPE and kind != FORM_TYPE:
+            raise UnsupportedMediaType("the body must be a form: send `content-type: multipart/form-data`")
+        if wanted == JSON_TYPE and kind != JSON_TYPE and not kind.endswith(b"+json"):
             raise UnsupportedMediaType("the body must be JSON: send `content-type: application/json`")
         if self.headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise UnsupportedMediaType("a compressed body is not supported: send no `content-encoding`")
@@ -230,17 +217,20 @@ class Exchange(Record):
     async def start(self, status: int, headers: Headers) -> None:
         self.status = status
         told = [*headers, *self.origin_headers, *self._identity_headers(), *self._connection_headers()]
-        if len(varies := [value for name, value in told if name == b"vary"]) > 1:
-            told = [*((name, value) for name, value in told if name != b"vary"), (b"vary", b", ".join(varies))]
+        if self.ignored:
+            told.append((IGNORED, ", ".join(self.ignored).encode()))
+        for joined in _JOINED:
+            if len(values := [value for name, value in told if name == joined]) > 1:
+                told = [*((name, value) for name, value in told if name != joined), (joined, b", ".join(values))]
         await self._send({"type": "http.response.start", "status": status, "headers": told})
 
     def _connection_headers(self) -> Headers:
         return _CLOSE if self.closes and not self._multiplexed else ()
 
     def _identity_headers(self) -> Headers:
-        request_id, trace = self.identity
-        ids = tuple((name, request_id) for name in self.form.id_headers)
-        return (*ids, *(((b"traceparent", trace),) if trace else ()))
+        identity = self.identity
+        ids = tuple((name, identity.request_id) for name in self.form.id_headers)
+        return (*ids, *(((b"traceparent", identity.traceparent),) if identity.traceparent else ()))
 
     async def write(self, body: bytes, *, more: bool = True) -> None:
         if len(body) > PIECE_BYTES:
@@ -265,16 +255,17 @@ class Exchange(Record):
         await self.reply(status, msgspec.json.encode(value), JSON_TYPE, headers)
 
     async def reply_error(self, error: LlamafastError, headers: Headers = ()) -> None:
+        self.error = error
         if error.retry_after is not None:
             seconds, milliseconds = math.ceil(error.retry_after), math.ceil(error.retry_after * 1000)
             headers = (*headers, (b"retry-after", b"%d" % seconds), (b"retry-after-ms", b"%d" % milliseconds))
         if error.should_retry is not None:
             headers = (*headers, (b"x-should-retry", b"true" if error.should_retry else b"false"))
         await self._discard()
-        status, body = self.error(error)
+        status, body = self.told(error)
         await self.reply_json(body, status, headers)
 
-    def error(self, error: LlamafastError) -> tuple[int, Any]:
+    def told(self, error: LlamafastError) -> tuple[int, Any]:
         """The status and the body that tell of ``error``."""
         return self.form.error(error, self.identity.request_id.decode())
 
@@ -294,8 +285,9 @@ class Exchange(Record):
         error = MethodNotAllowed(f"{self.path[:256]!r} takes {allow}, not {self.method[:32]!r}")
         await self.reply_error(error, ((b"allow", allow.encode()),))
 
-    async def until_disconnect(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run ``work`` to its end; cancel it and raise ClientGone when the client goes first.
+    async def until_disconnect(self, work: Coroutine[Any, Any, None], *, endless: bool = False) -> None:
+        """Run ``work`` to its end; cancel it and raise ClientGone when the client goes first, or InvalidKey when work
+        that is ``endless`` is for somebody whose key was taken away.
 
         To be used once the body is read. ``send`` to a client that has gone raises nothing (ASGI 2.3), so waiting
         for ``http.disconnect`` is the only way to notice.
@@ -303,14 +295,29 @@ class Exchange(Record):
         watcher = asyncio.create_task(self._disconnected())
         task = asyncio.create_task(work)
         watcher.add_done_callback(lambda _: task.cancel())
+        checker = asyncio.create_task(self._refused()) if endless else None
+        if checker is not None:
+            checker.add_done_callback(lambda _: task.cancel())
         try:
             await task
         except asyncio.CancelledError:
-            if not watcher.done() or watcher.cancelled():
-                raise
-            raise ClientGone from None
+            if watcher.done() and not watcher.cancelled():
+                raise ClientGone from None
+            if checker is not None and checker.done() and not checker.cancelled():
+                raise checker.result() from None
+            raise
         finally:
             watcher.cancel()
+            if checker is not None:
+                checker.cancel()
+
+    async def _refused(self) -> InvalidKey:
+        while True:
+            await asyncio.sleep(RECHECK_SECONDS)
+            try:
+                self.recheck()
+            except InvalidKey as error:
+                return error
 
     async def _disconnected(self) -> None:
         # of a body that nobody read its end may come first

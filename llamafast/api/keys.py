@@ -15,13 +15,12 @@ from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
-from llamafast.config import ServerConfig
+from llamafast.config import KEY_VARIABLE, ServerConfig
 from llamafast.engine.types import ANYBODY, Tenant
 from llamafast.errors import ConfigError, InvalidKey, PermissionDenied
 
 log = logging.getLogger(__name__)
 
-VARIABLE = "LLAMAFAST_API_KEY"
 VARIABLE_NAME = "default"
 # What a file may hold: it is read while the server answers.
 MAX_FILE_BYTES = 1 << 20
@@ -35,16 +34,22 @@ _FIELDS = ("name", "max_running", "priority", "admin")
 
 
 class Key(NamedTuple):
-    """``digest`` is the SHA-256 of the secret, ``tenant`` whoever shares the key's name; ``admin`` opens the routes
-    that change the server."""
+    """``digest`` is the SHA-256 of the secret, ``tenant`` whoever shares the key's name, which somebody has ``named``
+    or the digest has; ``admin`` opens the routes that change the server. ``peer`` is who asks by it, where the parent
+    of several models, which passes the request on, has told that."""
 
     digest: bytes
     tenant: Tenant
     admin: bool = False
+    named: bool = False
+    peer: str = ""
 
 
 class KeyRing(Protocol):
-    """Whose a request is, and what they may do."""
+    """Whose a request is, and what they may do. Those fields of a body are ``read_in_front`` that another process has
+    read which passes requests on."""
+
+    read_in_front: frozenset[str]
 
     def authenticate(self, headers: Mapping[bytes, bytes]) -> Key | None:
         """Whose request it is by its headers; None where nobody needs a key. Raises InvalidKey."""
@@ -63,10 +68,14 @@ class Keys:
     ``name=alice``, ``max_running=4``, ``priority=5`` and ``admin``; ``#`` begins a comment line. Without a name the
     key's own digest names its tenant. Several keys of one name are one tenant, so that a key can be replaced while both
     work; what they allow but for ``admin`` is the same. Of the environment's key counts what the file says, if it does.
-    With ``salted`` no tenant is given what another one's prompts have left in the prefix cache.
+    With ``salted`` no tenant is given what another one's prompts have left in the prefix cache. A key without a name
+    that is the only one is nobody's in particular, a router's for one: it has the part of requests without a key, and
+    keeps to its own once there are others.
 
     Raises ConfigError for a file that cannot be read, holds no key or has a line that is none of this.
     """
+
+    read_in_front: frozenset[str] = frozenset()
 
     def __init__(self, path: Path | None = None, variable: str = "", *, salted: bool = True) -> None:
         self._path = path
@@ -75,6 +84,8 @@ class Keys:
         self._reading = threading.Lock()
         self._known: dict[bytes, Key] = {}
         self.load()
+
+    separate = False  # whether each tenant has a part of the prefix cache of its own
 
     @property
     def required(self) -> bool:
@@ -90,10 +101,9 @@ class Keys:
         # of two readings at once the later one has the last word
         with self._reading:
             keys = [] if self._path is None else list(_read(self._path, self._of_variable))
-            self._known = {key.digest: self._own(key) for key in (*self._of_variable, *keys)}
-
-    def _own(self, key: Key) -> Key:
-        return key._replace(tenant=replace(key.tenant, salt=key.tenant.name)) if self._salted else key
+            known = {key.digest: key for key in (*self._of_variable, *keys)}
+            self.separate = self._salted and (len(known) > 1 or any(key.named for key in known.values()))
+            self._known = {digest: _apart(key) if self.separate else key for digest, key in known.items()}
 
     def reload(self) -> None:
         """The same while serving, from any thread: a file at fault is logged."""
@@ -143,7 +153,11 @@ class Keys:
 def keys_of(config: ServerConfig) -> Keys:
     """Those of the config's file and of this process's environment. Raises ConfigError."""
     path = None if config.api_key_file is None else Path(config.api_key_file)
-    return Keys(path, os.environ.get(VARIABLE, ""), salted=config.salt_by_key)
+    return Keys(path, os.environ.get(KEY_VARIABLE, ""), salted=config.salt_by_key)
+
+
+def _apart(key: Key) -> Key:
+    return key._replace(tenant=replace(key.tenant, salt=key.tenant.name))
 
 
 def _secrets(headers: Mapping[bytes, bytes]) -> Iterator[bytes]:
@@ -166,7 +180,7 @@ def _of_variable(secret: str) -> list[Key]:
     try:
         return [Key(_digest_in(secret), Tenant(name=VARIABLE_NAME))]
     except ValueError as error:
-        raise ConfigError(f"{VARIABLE}: {error}") from error
+        raise ConfigError(f"{KEY_VARIABLE}: {error}") from error
 
 
 def _digest_in(word: str) -> bytes:
@@ -188,7 +202,8 @@ def _read(path: Path, beside: Iterable[Key]) -> Iterator[Key]:
             raw = file.read(MAX_FILE_BYTES + 1)
         text = raw.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"server.api_key_file: {path}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"server.api_key_file: {path.absolute()}: {reason}") from error
     if len(raw) > MAX_FILE_BYTES:
         raise ConfigError(f"server.api_key_file: {path} has more than {MAX_FILE_BYTES} bytes")
     lines: dict[bytes, int] = {}
@@ -226,7 +241,7 @@ def _key(secret: str, words: list[str]) -> Key:
         max_running=_number(fields, "max_running", 1),
         priority=_number(fields, "priority", -(2**31)) or 0,
     )
-    return Key(digest, tenant, "admin" in fields)
+    return Key(digest, tenant, "admin" in fields, "name" in fields)
 
 
 def _number(fields: Mapping[str, str], name: str, least: int) -> int | None:

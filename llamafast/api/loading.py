@@ -8,12 +8,13 @@ from contextlib import suppress
 from llamafast.api.client_wait import ClientWaits
 from llamafast.api.http import ClientGone, Exchange, Receive, Scope, Send
 from llamafast.api.messages.errors import form_of
+from llamafast.api.page import Page
 from llamafast.api.request_log import RequestLog
-from llamafast.api.routes import HEALTH
+from llamafast.api.routes import HEALTH, Route, Routes, dispatch
 from llamafast.api.system import reply_live, reply_not_ready
 from llamafast.api.websocket import TRY_AGAIN_LATER, WebSocket
 from llamafast.config import ServerConfig
-from llamafast.errors import EngineUnavailable
+from llamafast.errors import EngineUnavailable, NotFound
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -25,7 +26,7 @@ _NO_ROUTE = "other"
 
 class Gate:
     """The ASGI application of a server whose model loads: it tells probes so and refuses all else, until it is opened
-    and everything goes to the application behind it.
+    and everything goes to the application behind it. The page is there already: it says that the model loads.
 
     Probes leave no trace in the log and the metrics, as they come again and again.
     """
@@ -33,6 +34,7 @@ class Gate:
     def __init__(self, waits: ClientWaits, config: ServerConfig) -> None:
         self._waits = waits
         self._log = RequestLog(config)
+        self._page = Routes(Page(config).routes())
         self._application: Application = self._refuse
 
     def open(self, application: Application) -> None:
@@ -56,13 +58,22 @@ class Gate:
             await reply_live(exchange)
         elif path in _READY:
             await reply_not_ready(exchange, "loading")
+        elif (found := self._page.find(path)) is not None:
+            await self._show(exchange, *found)
         else:
             await exchange.reply_error(EngineUnavailable(_LOADING))
             self._log.add(exchange, _NO_ROUTE)
 
+    async def _show(self, exchange: Exchange, route: Route, ids: tuple[str, ...]) -> None:
+        try:
+            await dispatch(route, ids, exchange)
+        except NotFound as error:
+            await exchange.reply_error(error)
+        self._log.add(exchange, route.path)
+
     async def _turn_away(self, socket: WebSocket) -> None:
         record = socket.record()
-        record.status = EngineUnavailable.status
+        record.status, record.error = EngineUnavailable.status, EngineUnavailable(_LOADING)
         with suppress(ClientGone):
             await socket.accept()
             await socket.close(TRY_AGAIN_LATER, _LOADING)

@@ -4,32 +4,49 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
-from llamafast.api.http import Exchange
+from llamafast.api.http import Exchange, WireForm
 
-Handler = Callable[..., Awaitable[None]]
+Endpoint = Callable[..., Awaitable[None]]
 # Whose request is answered: anybody's, that of whoever has a key, or an administrator's.
 Access = Literal["open", "key", "admin"]
 
 # What clients of other servers call the same.
 CHAT = ("/v1/chat/completions", "/chat/completions")
+RENDER_CHAT = tuple(f"{path}/render" for path in CHAT)
+RENDER_COMPLETION = "/v1/completions/render"
 RESPONSES_POST = "/responses"
+TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 RERANK = ("/v1/rerank", "/v2/rerank", "/rerank", "/v1/reranking", "/reranking")  # Jina's, Cohere's, llama-server's
+MODELS = ("/v1/models", "/models")
 HEALTH = ("/health", "/v1/health")
+
+
+# Of a path that nothing is at so much is compared, and so many are told in its place.
+MAX_PATH, MAX_NEAR, MAX_SPELLED = 256, 8, 3
+_TWICE = re.compile(r"^/v1(?:/v1)+/")
+# The last words of Ollama's and other servers' paths for what is here.
+_MEANT = {
+    "chat": "chat/completions", "generate": "completions", "complete": "completions", "embed": "embeddings",
+    "embedding": "embeddings", "tags": "models", "show": "models", "ps": "models", "rerankings": "rerank",
+    "token": "tokenize", "encode": "tokenize", "healthcheck": "health", "status": "health", "ping": "health",
+}  # fmt: skip
 
 
 class Route(NamedTuple):
     """``path`` is also the route's name in metrics and log. Where it has an ``{id}`` the methods get what stands in its
     place, which matches the regular expression ``id_pattern``, as their second argument. ``changes`` are methods that
-    are an administrator's. Probes may call the server by any name."""
+    are an administrator's. Probes may call the server by any name. ``form`` is that of another API's errors."""
 
     path: str
-    methods: Mapping[str, Handler]
+    methods: Mapping[str, Endpoint]
     access: Access = "key"
     changes: frozenset[str] = frozenset()
     id_pattern: str = "[^/]*"
     is_probe: bool = False
+    form: WireForm | None = None
 
     @property
     def allow(self) -> str:
@@ -53,15 +70,30 @@ class Routes:
                 return route, match.groups()
         return None
 
+    def near(self, path: str) -> list[str]:
+        """What may have been meant by a path that nothing is at, each with its methods, the likeliest first: the same
+        without what is too much in it, one that ends as it does, what is below it, or what is spelled like it."""
+        told = {route.path: f"{next(iter(route.methods))} {route.path}" for route in self.all}
+        clean = "/" + "/".join(part for part in path[:MAX_PATH].split("/") if part)
+        tail = clean.rpartition("/")[2].lower()
+        clean = _TWICE.sub("/v1/", clean)
+        if same := [told[known] for known in told if known in (clean, f"/v1{clean}")]:
+            return same
+        found = [known for known in told if known.endswith(f"/{_MEANT.get(tail, tail)}")]
+        if clean != "/":
+            found += [known for known in told if known.startswith(f"{clean}/")]
+        found += get_close_matches(clean, told, n=MAX_SPELLED, cutoff=0.75)
+        return [told[known] for known in dict.fromkeys(found)][:MAX_NEAR]
 
-def get(handler: Handler) -> Mapping[str, Handler]:
-    return {"GET": handler, "HEAD": handler}
+
+def get(endpoint: Endpoint) -> Mapping[str, Endpoint]:
+    return {"GET": endpoint, "HEAD": endpoint}
 
 
 async def dispatch(route: Route, ids: tuple[str, ...], exchange: Exchange) -> None:
     """Answer with the exchange's method, OPTIONS with which there are."""
-    if handler := route.methods.get(exchange.method):
-        await handler(exchange, *ids)
+    if endpoint := route.methods.get(exchange.method):
+        await endpoint(exchange, *ids)
     elif exchange.method == "OPTIONS":
         await exchange.reply_options(route.allow)
     else:

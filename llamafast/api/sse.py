@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -10,7 +11,9 @@ import msgspec
 
 from llamafast.api.http import Exchange, Headers
 from llamafast.engine.types import Event, Generation
-from llamafast.errors import LlamafastError
+from llamafast.errors import LlamafastError, internal_error
+
+log = logging.getLogger(__name__)
 
 PING_SECONDS = 15.0
 
@@ -64,11 +67,17 @@ def frame_pieces(event: Any) -> list[bytes]:
     return frame(event).split(b"\0")
 
 
+def extended(frame: bytes, name: str, value: Any) -> bytes:
+    """``frame``, whose data is an object with fields, with one more."""
+    return b'%b,"%b":%b}\n\n' % (frame[:-3], name.encode(), encode(value))
+
+
 class EventStream:
     """The open body of a streamed reply, as an async context.
 
     Inside it, after ``ping_seconds`` without a write, a ping tells proxies and clients that the stream lives; a lock
-    keeps that from falling into another write.
+    keeps that from falling into another write. The status has gone out, so what goes wrong inside is the last event: an
+    error as it is, a bug as one, which the log has.
     """
 
     __slots__ = ("_exchange", "_form", "_headers", "_last", "_lock", "_ping_seconds", "_pinger")
@@ -89,8 +98,15 @@ class EventStream:
         self._pinger = asyncio.create_task(self._keep_alive())
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, _: object, error: BaseException | None, trace: object) -> bool:
         self._pinger.cancel()
+        if isinstance(error, LlamafastError):
+            await self._fail(error)
+        elif isinstance(error, Exception):
+            request_id = self._exchange.identity.request_id.decode()
+            log.error("request %s failed in mid-stream", request_id, exc_info=error)
+            await self._fail(internal_error())
+        return isinstance(error, Exception)
 
     async def write(self, frames: bytes, *, more: bool = True) -> None:
         """Send whole frames in one piece."""
@@ -103,10 +119,10 @@ class EventStream:
         self._pinger.cancel()
         await self.write(frames + self._form.done, more=False)
 
-    async def fail(self, error: LlamafastError) -> None:
+    async def _fail(self, error: LlamafastError) -> None:
         """Send the error as the last event, without the mark of a good end."""
-        self._pinger.cancel()
-        _, body = self._exchange.error(error)
+        self._exchange.error = error
+        _, body = self._exchange.told(error)
         await self.write(self._form.error + frame(body), more=False)
 
     async def _keep_alive(self) -> None:

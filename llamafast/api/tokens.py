@@ -9,6 +9,7 @@ import msgspec
 from llamafast.api.chat.schema import ChatRequest
 from llamafast.api.decode import decode_request
 from llamafast.api.delivery import run_sized
+from llamafast.api.fields import note
 from llamafast.api.http import JSON_TYPE, Exchange
 from llamafast.api.schema.tokens import DetokenizeRequest, Prompt, Text, TokenizeRequest, TokenPiece, Tokens
 from llamafast.api.sse import encode
@@ -34,23 +35,25 @@ class TokenEndpoints:
 
     async def apply_template(self, exchange: Exchange, body: bytes) -> None:
         """A chat request's prompt as text."""
-        await exchange.reply(200, await run_sized(len(body), self._applied, body), JSON_TYPE)
+        await exchange.reply(200, await run_sized(len(body), self._applied, exchange, body), JSON_TYPE)
 
     async def tokenize(self, exchange: Exchange, body: bytes) -> None:
-        await exchange.reply(200, await run_sized(len(body), self._tokenized, body), JSON_TYPE)
+        await exchange.reply(200, await run_sized(len(body), self._tokenized, exchange, body), JSON_TYPE)
 
     async def detokenize(self, exchange: Exchange, body: bytes) -> None:
-        await exchange.reply(200, await run_sized(len(body), self._detokenized, body), JSON_TYPE)
+        await exchange.reply(200, await run_sized(len(body), self._detokenized, exchange, body), JSON_TYPE)
 
-    def _applied(self, body: bytes) -> bytes:
-        request = decode_request(_CHAT, body, self._info)
+    def _applied(self, exchange: Exchange, body: bytes) -> bytes:
+        request = decode_request(_CHAT, body, self._info, exchange)
         parts = self._chat.media_parts(self._info.modalities)
         request.messages = parts.messages(request.messages)
-        return encode(Prompt(Conversation(request.task(sources=parts.sources), self._chat).prompt))
+        conversation = Conversation(request.task(sources=parts.sources), self._chat)
+        note(conversation.unread, exchange)
+        return encode(Prompt(conversation.prompt))
 
-    def _tokenized(self, body: bytes) -> bytes:
+    def _tokenized(self, exchange: Exchange, body: bytes) -> bytes:
         """The pieces are encoded one by one, so that no call keeps the GIL for all of them."""
-        request = decode_request(_TOKENIZE, body, self._info)
+        request = decode_request(_TOKENIZE, body, self._info, exchange)
         tokens = self._tokens(request)
         strings: list[msgspec.Raw] | msgspec.UnsetType | None = msgspec.UNSET
         if request.return_token_strs is not None:
@@ -99,8 +102,8 @@ class TokenEndpoints:
         except UnicodeDecodeError:
             return TokenPiece(token, list(piece))
 
-    def _detokenized(self, body: bytes) -> bytes:
-        request = decode_request(_DETOKENIZE, body, self._info)
+    def _detokenized(self, exchange: Exchange, body: bytes) -> bytes:
+        request = decode_request(_DETOKENIZE, body, self._info, exchange)
         most = max(MAX_TOKENS, self._info.max_seq_len)
         if len(request.tokens) > most:
             raise InvalidRequest(f"`tokens` has {len(request.tokens)} tokens, at most {most} are taken", param="tokens")

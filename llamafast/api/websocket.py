@@ -14,14 +14,13 @@ from llamafast.api.http import (
     JSON_TYPE,
     PIECE_BYTES,
     ClientGone,
-    Identity,
     Message,
     Receive,
-    Record,
     Scope,
     Send,
     error_body,
 )
+from llamafast.api.record import Identity, Record
 from llamafast.errors import InvalidKey, LlamafastError
 
 # RFC 6455, and 1012 to 1014 from IANA's registry
@@ -53,7 +52,7 @@ class WebSocket:
     def __init__(self, scope: Scope, receive: Receive, send: Send, wait: ClientWait, max_frame_bytes: int) -> None:
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.identity = Identity.of(self.headers)
+        self.identity = Identity.of(self.headers, scope.get("client"))
         self._n_records = 0
         self._may_explain = "websocket.http.response" in scope.get("extensions", ())
         self._receive = receive
@@ -66,7 +65,9 @@ class WebSocket:
         """Of one more request."""
         self._n_records += 1
         request_id = b"%b-%d" % (self.identity.request_id, self._n_records)
-        return Record("WS", self.identity._replace(request_id=request_id))
+        identity = self.identity._replace(request_id=request_id, named=False)
+        config = self._wait.config
+        return Record("WS", identity, config.unknown_fields, config.content_chars)
 
     async def accept(self) -> None:
         """Raises ClientGone."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpcore2
 import msgspec
 
 from llamafast.batch.lines import Fault, Request, Response, Result
-from llamafast.errors import ConfigError
+from llamafast.server_url import check_key, read_url
 
 # Told to come back later: the queue is full, or the server loads or stops; in Anthropic's words the last.
 _LATER = frozenset({429, 503, 529})
@@ -23,24 +22,25 @@ CONNECT_SECONDS = 10.0
 
 class Client:
     """``url`` is a server's address, with or without /v1; with ``uds`` it listens on that Unix socket. Raises
-    ConfigError for an address that is none."""
+    ConfigError for an address or a key that is none."""
 
-    def __init__(self, url: str, key: str = "", *, uds: str | None = None, n_connections: int = 1) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{url}: is no address of a server, such as http://127.0.0.1:8000")
-        self._base = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
+    def __init__(self, url: str, key: str = "", *, uds: str | None = None) -> None:
+        self._root = read_url(url).root
         self._headers = [(b"content-type", b"application/json")]
         if key:
-            self._headers.append((b"authorization", b"Bearer " + key.encode()))
-        self._pool = httpcore2.AsyncConnectionPool(max_connections=n_connections, uds=uds)
+            self._headers.append((b"authorization", b"Bearer " + check_key(key).encode()))
+        self._uds = uds
+        # A pool looks through all its connections at each request: each has one.
+        self._pools: list[httpcore2.AsyncConnectionPool] = []
+        self._idle: list[httpcore2.AsyncConnectionPool] = []
 
     async def close(self) -> None:
-        await self._pool.aclose()
+        for pool in self._pools:
+            await pool.aclose()
 
     async def get(self, path: str) -> Any:
         """JSON; None where there is none. Raises NOBODY where nobody answers."""
-        response = await self._pool.request("GET", self._base + path, headers=self._headers, extensions=_patience(10.0))
+        response = await self._request("GET", path, _patience(10.0))
         if response.status != 200:
             return None
         try:
@@ -53,13 +53,7 @@ class Client:
         for tried in range(TRIES):
             wait = min(LONGEST_WAIT, 0.5 * 2**tried)
             try:
-                response = await self._pool.request(
-                    "POST",
-                    self._base + request.url,
-                    headers=self._headers,
-                    content=request.body,
-                    extensions=_patience(),
-                )
+                response = await self._request("POST", request.url, _patience(), request.body)
             except NOBODY as error:
                 fault = Fault(code="connection_error", message=f"{type(error).__name__}: {error}")
                 result = Result(custom_id=request.custom_id, error=fault)
@@ -75,6 +69,21 @@ class Client:
             if tried < TRIES - 1:
                 await asyncio.sleep(wait)
         return result
+
+    async def _request(
+        self, method: str, path: str, extensions: dict[str, Any], content: bytes | None = None
+    ) -> httpcore2.Response:
+        """Over a connection that nobody uses."""
+        if not self._idle:
+            self._pools.append(httpcore2.AsyncConnectionPool(max_connections=1, uds=self._uds))
+            self._idle.append(self._pools[-1])
+        pool = self._idle.pop()
+        try:
+            return await pool.request(
+                method, self._root + path, headers=self._headers, content=content, extensions=extensions
+            )
+        finally:
+            self._idle.append(pool)
 
 
 def _body(raw: bytes) -> Any:

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
+import sys
 from pathlib import Path
 
 from llamafast.batch.client import Client
 from llamafast.batch.run import Batch
-from llamafast.batch.served import MAX_WIDTH, Served, served
+from llamafast.batch.served import Served, served
 from llamafast.config import Config
 
-KEY = "LLAMAFAST_API_KEY"
 
-
-def run_batch(config: Config | None, url: str | None, given: Path, output: Path, width: int | None) -> int:
-    """Through an engine for ``config``, or the server at ``url``, whose key is the environment's. 0 where every line of
-    the output is a good answer, else 1. Raises ConfigError or ModelLoadError."""
+def run_batch(
+    config: Config | None, url: str | None, given: Path, output: Path, width: int | None, key: str = ""
+) -> int:
+    """Through an engine for ``config``, or the server at ``url``, with ``key``. 0 where every line of
+    the output is a good answer, else 1, of which there is a line on stderr. Raises ConfigError or ModelLoadError."""
     # ends what it has started, as an interruption by the keyboard does
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     batch = Batch(given, output)
-    if not batch.n_left:
-        return int(batch.n_failed > 0)
+    good = not batch.n_failed if not batch.n_left else _answered(batch, config, url, width, key)
+    if batch.n_failed:
+        print(f"llamafast: {output.absolute()}: {batch.n_failed} of its answers failed; each says why", file=sys.stderr)
+    return int(not good)
+
+
+def _answered(batch: Batch, config: Config | None, url: str | None, width: int | None, key: str) -> bool:
     if url is not None:
-        return int(not asyncio.run(_run(batch, Client(url, os.environ.get(KEY, ""), n_connections=MAX_WIDTH), width)))
+        return asyncio.run(_run(batch, Client(url, key), width))
     assert config is not None
     with served(config) as server:
-        client = Client("http://localhost", uds=server.uds, n_connections=MAX_WIDTH)
-        return int(not asyncio.run(_run(batch, client, width, server)))
+        client = Client("http://localhost", uds=server.uds)
+        return asyncio.run(_run(batch, client, width, server))
 
 
 async def _run(batch: Batch, client: Client, width: int | None, server: Served | None = None) -> bool:

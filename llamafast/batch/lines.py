@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple
 from uuid import uuid4
@@ -85,7 +87,7 @@ def check_readable(path: Path) -> None:
         with path.open("rb") as file:
             file.read(1)
     except OSError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path.absolute()}: {error.strerror or error}") from error
 
 
 def read_requests(path: Path, done: Done) -> Iterator[Request | BadLine]:
@@ -104,7 +106,7 @@ def read_requests(path: Path, done: Done) -> Iterator[Request | BadLine]:
                 elif number not in done.lines:
                     yield read
     except OSError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path.absolute()}: {error.strerror or error}") from error
 
 
 def _request(number: int, raw: bytes, seen: set[str]) -> Request | BadLine:
@@ -141,7 +143,7 @@ def open_output(path: Path, given: Path) -> tuple[BinaryIO, Done]:
             raise ConfigError(f"{path}: is no file")
         file = path.open("a+b")
     except OSError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path.absolute()}: {error.strerror or error}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return file, _done(file, path)
@@ -150,10 +152,24 @@ def open_output(path: Path, given: Path) -> tuple[BinaryIO, Done]:
         raise ConfigError(f"{path}: another batch writes it") from error
     except OSError as error:
         file.close()
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path.absolute()}: {error.strerror or error}") from error
     except BaseException:
         file.close()
         raise
+
+
+def add_line(file: BinaryIO, line: bytes) -> None:
+    """Write ``line`` behind the others, past the file's buffer: what could not be written is not tried again. Raises
+    ConfigError where there is no room for it, or the disk is gone; the lines before it stay whole."""
+    end = os.fstat(file.fileno()).st_size
+    left = memoryview(line)
+    try:
+        while left:
+            left = left[os.write(file.fileno(), left) :]
+    except OSError as error:
+        with suppress(OSError):
+            os.ftruncate(file.fileno(), end)
+        raise ConfigError(f"{file.name}: {error.strerror}; the batch goes on from here when it is run again") from error
 
 
 def _done(file: BinaryIO, path: Path) -> Done:

@@ -12,7 +12,7 @@ from msgspec.json import encode
 from tqdm import tqdm
 
 from llamafast.batch.client import NOBODY, Client
-from llamafast.batch.lines import BadLine, Request, Result, check_readable, failed, open_output, read_requests
+from llamafast.batch.lines import BadLine, Request, Result, add_line, check_readable, failed, open_output, read_requests
 from llamafast.errors import ConfigError
 
 # For each that runs so many wait, so that no step is narrower than it could be.
@@ -35,7 +35,8 @@ class Batch:
 
     async def run(self, client: Client, width: int | None = None) -> bool:
         """Whether every line of the output is a good answer. ``width`` requests are under way at once; None: twice as
-        many as the server computes at once. Raises ConfigError where nobody answers before anything is asked."""
+        many as the server computes at once. Raises ConfigError where nobody answers before anything is asked, or a
+        result cannot be written."""
         left = read_requests(self._given, self._done)
         with self._file, Bar(self.n_left) as bar:
             n_served = await _width(client)
@@ -45,14 +46,14 @@ class Batch:
             finally:
                 for worker in workers:
                     worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
         return not self.n_failed
 
     async def _work(self, client: Client, left: Iterator[Request | BadLine], bar: Bar) -> None:
         for one in left:
             result = failed(one) if isinstance(one, BadLine) else await client.post(one)
             self.n_failed += result.failed
-            self._file.write(encode(result) + b"\n")
-            self._file.flush()
+            add_line(self._file, encode(result) + b"\n")
             bar.add(result, self.n_failed)
 
 

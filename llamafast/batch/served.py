@@ -1,4 +1,4 @@
-"""A server for one batch: a process of its own on a Unix socket, which ends with it."""
+"""A server for one batch, or one conversation: a process of its own on a Unix socket, which ends with it."""
 
 from __future__ import annotations
 
@@ -27,17 +27,34 @@ MAX_WIDTH = 4096
 
 
 class Served:
-    """The process, and the folder with its socket and its log."""
+    """The process, and the folder with its socket and its log. With ``apart`` the terminal's signals are not for it."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, *, apart: bool = False) -> None:
         self.uds = str(folder / "socket")
         self._log = folder / "log"
         path = folder / "config.json"
         path.write_bytes(msgspec.json.encode(_own(config, self.uds)))
-        environment = {name: value for name, value in os.environ.items() if name != "LLAMAFAST_API_KEY"}
+        # what the environment says is in the config already
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("LLAMAFAST_") or name == "LLAMAFAST_SIMD"
+        }
         with self._log.open("wb") as log:
             command = [sys.executable, "-m", "llamafast.batch.child", str(path)]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                process_group=0 if apart else None,
+            )
+
+    def check(self) -> None:
+        """Raises ModelLoadError where it has ended."""
+        if self._process.poll() is not None:
+            self._ended()
 
     async def ready(self, client: Client) -> None:
         """Until it takes requests. Raises ModelLoadError where it ends before."""
@@ -58,7 +75,7 @@ class Served:
 
     def _ended(self) -> NoReturn:
         lines = self._log.read_text(errors="replace").strip().splitlines()
-        raise ModelLoadError(f"the server of this batch has ended: {lines[-1] if lines else self._process.returncode}")
+        raise ModelLoadError(f"the server has ended: {lines[-1] if lines else self._process.returncode}")
 
     def end(self) -> None:
         self._process.terminate()
@@ -70,9 +87,9 @@ class Served:
 
 
 @contextmanager
-def served(config: Config) -> Iterator[Served]:
+def served(config: Config, *, apart: bool = False) -> Iterator[Served]:
     with tempfile.TemporaryDirectory(prefix="llamafast-") as folder:
-        server = Served(config, Path(folder))
+        server = Served(config, Path(folder), apart=apart)
         try:
             yield server
         finally:

@@ -9,18 +9,21 @@ from functools import partial
 from llamafast.chat.grammar.asked import Letters
 from llamafast.chat.prompt.control import ControlTokens
 from llamafast.chat.prompt.media import MediaParts
-from llamafast.chat.prompt.template import ChatTemplate
+from llamafast.chat.prompt.template import NAMED, ChatTemplate
 from llamafast.chat.reply.declared.response_schema import ResponseSchema
 from llamafast.chat.reply.declared.response_template import ResponseTemplate
 from llamafast.chat.reply.deltas import NewParser, PlainReply
 from llamafast.chat.reply.dialects.parser import DialectParser
-from llamafast.chat.reply.dialects.tables import GENERIC, dialect_named, recognised
-from llamafast.chat.reply.thoughts import Thoughts
+from llamafast.chat.reply.dialects.tables import dialect_named, recognised
+from llamafast.chat.reply.thoughts import Thoughts, begun_message
 from llamafast.chat.tools import Tool
 from llamafast.config import ModelConfig
 from llamafast.engine.media import MediaKind
 from llamafast.engine.types import ModelInfo, Tokenizer
 from llamafast.errors import InvalidRequest, Untokenizable
+
+# What a base model is published without.
+_TEMPLATES = 'name one in `model.chat_template`, a Jinja text or "chatml", or use /v1/completions'
 
 
 class ChatFormat:
@@ -37,8 +40,9 @@ class ChatFormat:
         self.control = ControlTokens(info.control_tokens)
         self.declared = _declared(config)
         template, tool_use = info.chat_template, info.tool_use_template
-        if config.chat_template_text:
-            template, tool_use = config.chat_template_text, None
+        self._origin = "GGUF"
+        if told := config.chat_template_text:
+            template, tool_use, self._origin = NAMED.get(told, told), None, "model.chat_template"
         self._template = self._compiled(template, info)
         self._tool_use = self._compiled(tool_use, info)
         if config.dialect is None:
@@ -56,20 +60,25 @@ class ChatFormat:
     def _compiled(self, source: str | None, info: ModelInfo) -> ChatTemplate | None:
         return None if source is None else ChatTemplate(source, info.bos_text, info.eos_text, self.control)
 
+    @property
+    def has_template(self) -> bool:
+        return self._template is not None or self._tool_use is not None
+
     def summary(self) -> str:
         """One line on how this model's chats are written and read. Asks the templates what they take, which takes
         some 10 ms once: no request should wait for it."""
         templates = [template for template in (self._template, self._tool_use) if template is not None]
         if not templates:
-            return "no template: name one in model.chat_template, or use /v1/completions"
+            return f"no template, so chats are refused: {_TEMPLATES}"
         accepts = [template.accepts for template in templates][-1]
-        calls = self.dialect.name
+        calls = f"{self.dialect.name}, printed by the template"
         if not (accepts.tools and accepts.calls):
-            calls = "generic prompt" if calls == GENERIC.name else f"generic prompt for {calls}"
+            calls = f"{self.dialect.name}, told in words as the template prints none"
         if self.declared is not None:
             calls += ", replies as model.response_template or response_schema declares"
         thoughts = ", ".join(begin for begin, _ in self.dialect.reasoning) or "none"
-        return f"tool calls: {calls}; reasoning: {'channels' if self.dialect.channels else thoughts}"
+        reasoning = "channels" if self.dialect.channels else thoughts
+        return f"template from {self._origin}; tool calls: {calls}; reasoning: {reasoning}"
 
     def media_parts(self, modalities: Sequence[MediaKind]) -> MediaParts:
         """What collects the media of one request to a model that takes ``modalities``."""
@@ -82,9 +91,7 @@ class ChatFormat:
         """
         template = (tools and self._tool_use) or self._template
         if template is None:
-            raise InvalidRequest(
-                "this model has no chat template: name one in `model.chat_template`, or use /v1/completions"
-            )
+            raise InvalidRequest(f"this model has no chat template: {_TEMPLATES}")
         return template
 
     def parser(self, prompt: str, tools: Sequence[Tool], *, split_reasoning: bool, continued: str = "") -> NewParser:
@@ -101,6 +108,11 @@ class ChatFormat:
         else:
             begun = self.begun_reasoning(prompt, continued)
         return partial(DialectParser, dialect, tools, split_reasoning=split_reasoning, begun=begun)
+
+    def begun_thoughts(self, prompt: str, continued: str = "") -> str:
+        """The mark behind which a reply to ``prompt`` begins with thoughts, "" where it does not: that of
+        ``begun_reasoning``, or the header of a message of Harmony's that the prompt leaves open."""
+        return begun_message(prompt) if self.dialect.channels else self.begun_reasoning(prompt, continued)
 
     def begun_reasoning(self, prompt: str, continued: str = "") -> str:
         """The mark of reasoning that ``prompt`` ends with, before the thoughts ``continued``, "" for none."""

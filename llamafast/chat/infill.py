@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from llamafast.chat.request import Task
-from llamafast.engine.types import FimTokens, ModelInfo, Tokenizer
+from llamafast.engine.model_facts import FimTokens
+from llamafast.engine.types import ModelInfo, Tokenizer
 from llamafast.errors import UnsupportedParameter, Untokenizable
 
 # What models have read where no name was known.
@@ -58,8 +59,9 @@ def infill_tokens(task: InfillTask, tokenizer: Tokenizer, info: ModelInfo) -> ar
     left = room - min(most, len(before)) - len(behind)
     before = before[_dropped(len(before), most, step) :]
     parts = [begin, _context(task, tokenizer, info, left // step * step)]
-    parts += [array("i", [fim.prefix]), before, array("i", [fim.suffix]), behind, array("i", [fim.middle])]
-    return sum(parts, array("i"))
+    sides = [array("i", [fim.prefix]) + before, array("i", [fim.suffix]) + behind]
+    middle = array("i", [fim.middle] if fim.middle >= 0 else [])
+    return sum([*parts, *(reversed(sides) if fim.suffix_first else sides), middle], array("i"))
 
 
 def _dropped(n: int, most: int, step: int) -> int:
@@ -69,7 +71,7 @@ def _dropped(n: int, most: int, step: int) -> int:
 
 def check_fills_in(fim: FimTokens, field: str) -> None:
     """Raises UnsupportedParameter that names ``field`` for a model without tokens for it."""
-    if min(fim.prefix, fim.suffix, fim.middle) < 0:
+    if not fim.fills_in:
         told = f"`{field}`: this model has no tokens by which a text is filled in"
         raise UnsupportedParameter(told, param=field)
 

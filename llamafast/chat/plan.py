@@ -35,7 +35,8 @@ MAX_CHARACTERS = 1 << 20
 
 class ChatPlan(NamedTuple):
     """A Plan, what is asked of the reply (compiled apart, to be the Plan's matcher), and how to read what comes of it.
-    Without ``parallel`` a reply ends with its first tool call; ``content_stops`` end it where its content has them."""
+    Without ``parallel`` a reply ends with its first tool call; ``content_stops`` end it where its content has them.
+    The fields that are ``unread`` are for a template, and the model's does not read them."""
 
     plan: Plan
     new_parser: NewParser
@@ -43,6 +44,7 @@ class ChatPlan(NamedTuple):
     parallel: bool
     ask: Ask | None = None
     content_stops: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def replies(self) -> list[Reply]:
         """A fresh reader for each choice, by index."""
@@ -132,13 +134,14 @@ def plan_chat(
             raise InvalidRequest(f"`{named}` has {n_chars} characters, at most {most} are tokenised", param=named)
 
     conversation = Conversation(task, chat, check_size=check_size)
-    prompt, tools = conversation.prompt, task.tools.callable
+    prompt, tools = conversation.prompt, task.tools.callable if task.parses_calls else ()
     n_rows = sum(chunk.n_rows for medium in task.media for chunk in medium.chunks if isinstance(chunk, MediaRows))
     if n_rows > fits.max_seq_len:
         raise _too_long(named, f"{n_rows} rows of media", info, n_rows)
     with Untokenizable.named(named):
         spliced = conversation.spliced(tokenizer)
-        for name, asked in (("truncate_prompt_tokens", task.truncated), ("return_token_ids", task.tell_tokens or None)):
+        refused = {"truncate_prompt_tokens": task.truncated, "return_token_ids": task.tell_tokens or None}
+        for name, asked in (refused | {"prompt_logprobs": task.prompt_logprobs}).items():
             if task.media and asked is not None:
                 raise InvalidRequest(f"`{name}` does not go with media", param=name)
         tokens = _checked_tokens(_truncated(spliced.tokens, task, info), named, fits)
@@ -153,6 +156,7 @@ def plan_chat(
         new_parser = chat.parser(prompt, tools, split_reasoning=task.split_reasoning, continued=continued)
     # which control tokens are marks is known of a dialect, not of a declaration
     parsed = new_parser is not PlainReply
+    marks = chat.preserved_tokens if parsed or not task.parses_calls else ()
     plan = _plan(
         task,
         (tokens,),
@@ -162,17 +166,19 @@ def plan_chat(
         constrained=ask is not None,
         top_logprobs=task.top_logprobs,
         hides_control=not parsed or chat.declared is None,
-        preserved_tokens=chat.preserved_tokens if parsed else (),
+        preserved_tokens=marks,
         checkpoints=() if info.cuts_anywhere or task.truncated else conversation.checkpoints(spliced, tokenizer),
         media=spliced.spans,
         prediction=_prediction(task.prediction, tokenizer, info),
     )
     if task.reasoning_budget is not None:
-        plan = replace(plan, budget=chat.thoughts.budget(task.reasoning_budget, begun))
+        thoughts = chat.begun_thoughts(prompt, task.continued_thoughts)
+        plan = replace(plan, budget=chat.thoughts.budget(task.reasoning_budget, thoughts))
     content_stops: tuple[str, ...] = ()
     if task.stops_content_only and parsed:
         content_stops, plan = plan.stop, replace(plan, stop=())
-    return ChatPlan(plan, new_parser, tools, task.parallel is not False, ask, content_stops)
+    unread = conversation.unread
+    return ChatPlan(plan, new_parser, tools, task.parallel is not False, ask, content_stops, unread)
 
 
 def _check_generates(info: ModelInfo) -> None:
@@ -207,12 +213,15 @@ def _plan(
         max_tokens=None if task.max_tokens is None else min(task.max_tokens, info.max_seq_len),
         stop=_stop_strings(task),
         skip_special_tokens=task.skip_special_tokens and hides_control,
-        preserved_tokens=preserved_tokens,
+        preserved_tokens=tuple(dict.fromkeys((*preserved_tokens, *_stop_marks(task, tokenizer, info)))),
         stop_token_ids=_stop_tokens(task.stop_token_ids, info),
-        top_logprobs=top_logprobs,
-        prompt_logprobs=prompt_logprobs,
+        top_logprobs=max(asked)
+        if (asked := [n for n in (top_logprobs, task.prompt_logprobs) if n is not None])
+        else None,
+        prompt_logprobs=prompt_logprobs or task.prompt_logprobs is not None,
         priority=task.priority,
         cache_salt=task.cache_salt,
+        cache_prompt=task.cache_prompt,
         model=task.model,
         lora=task.lora,
         checkpoints=checkpoints,
@@ -255,6 +264,16 @@ def _stop_strings(task: Task) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task.stop))
 
 
+def _stop_marks(task: Task, tokenizer: Tokenizer, info: ModelInfo) -> list[int]:
+    """Control tokens whose text is a stop string, as editors send those by which a text is filled in: they have to
+    leave text, or nothing stops there."""
+    marks = []
+    for text in {*task.stop} & {*info.control_tokens} if task.stop else ():
+        ids = tokenizer.tokenize(text, add_special=False, parse_special=True)
+        marks += [id for id in ids if tokenizer.is_control(id) and tokenizer.piece(id) == text.encode()]
+    return sorted(marks)
+
+
 def split_prompts(prompt: Prompt, field: str) -> list[str | list[int]]:
     """One entry per prompt. Raises InvalidRequest when ``prompt``, given as ``field``, is none of the four forms."""
     if isinstance(prompt, str):
@@ -280,7 +299,7 @@ def _prompt_tokens(
             # the tokens at the cut are not among those that count
             prompt = prompt[-(info.max_seq_len + _AT_THE_CUT) * info.longest_piece :]
         with Untokenizable.named(path):
-            tokens = tokenizer.tokenize(prompt, add_special=True, parse_special=True)
+            tokens = tokenizer.tokenize(prompt, add_special=task.adds_special, parse_special=True)
     else:
         if len(prompt) > info.max_seq_len and task.truncated is None:
             raise _too_long(path, f"{len(prompt)} tokens", info, len(prompt))

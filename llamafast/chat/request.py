@@ -18,6 +18,9 @@ Prompt = str | list[str | int | list[int]]
 
 NO_TOOLS = ToolChoice((), (), False)
 
+# The texts of a message that is put together of many turns: lists of pieces meanwhile, as who adds to a text copies it.
+_PIECED = ("content", "reasoning_content")
+
 # The names under which a message may have its reasoning: each template reads one of them.
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
@@ -29,7 +32,8 @@ class Task(OutputOptions, frozen=True, kw_only=True):
     answer's form, by the names of OpenAI, llama-server and vLLM (``chat.grammar.requested``). With ``max_tokens`` 0 the
     prompt is computed and nothing generated. Of a prompt the last ``truncated`` tokens count (None: all; -1: as many as
     fit with the output behind them). ``top_logprobs``: how many alternatives come with each token's log probability;
-    None: nobody asked for those. ``priority``, ``cache_salt``, ``model`` and ``lora`` are the Plan's.
+    None: nobody asked for those; ``prompt_logprobs`` are those of the prompt's tokens. ``priority``, ``cache_salt``,
+    ``cache_prompt``, ``model`` and ``lora`` are the Plan's.
 
     ``names`` are the client's own, by the names in chat completions, for fields that it calls otherwise: errors say
     these.
@@ -44,8 +48,10 @@ class Task(OutputOptions, frozen=True, kw_only=True):
     skip_special_tokens: bool = True
     truncated: int | None = None
     top_logprobs: int | None = None
+    prompt_logprobs: int | None = None
     priority: int = 0
     cache_salt: str = ""
+    cache_prompt: bool = True
     model: str = ""
     lora: tuple[tuple[int, float], ...] = ()
     names: Mapping[str, str] = {}
@@ -58,11 +64,13 @@ class Task(OutputOptions, frozen=True, kw_only=True):
 
 class CompletionTask(Task, frozen=True, kw_only=True):
     """Texts to go on from, as they stand. For each ``best_of`` choices are made, of which the best ``n`` are wanted;
-    with ``echo`` the prompts are part of the answer."""
+    with ``echo`` the prompts are part of the answer. A text begins with BOS where the model wants one, unless
+    ``adds_special`` is false."""
 
     prompt: Prompt
     best_of: int | None = None
     echo: bool = False
+    adds_special: bool = True
 
 
 class ChatTask(Task, frozen=True, kw_only=True):
@@ -72,6 +80,7 @@ class ChatTask(Task, frozen=True, kw_only=True):
     None allows several where calls are not forced. ``add_generation_prompt`` (default true) and
     ``continue_final_message`` are those of ``transformers``, ``variables`` more that the template may read.
     Reasoning has at most ``reasoning_budget`` tokens, with 0 there is none.
+    Without ``parses_calls`` calls are content as the model wrote them.
     ``split_reasoning`` tells reasoning apart from content, and with ``stops_content_only`` no ``stop`` string is looked
     for outside of that. Behind the prompt ``room`` tokens have to fit. ``media`` are those whose words are in
     ``messages``, in order, and ``sources`` what the client sent of them. The answer may repeat the text of
@@ -92,6 +101,7 @@ class ChatTask(Task, frozen=True, kw_only=True):
     verbosity: str | None = None
     variables: Mapping[str, Any] = {}
     split_reasoning: bool = True
+    parses_calls: bool = True
     stops_content_only: bool = False
     room: int = 0
     prediction: str = ""
@@ -102,3 +112,8 @@ class ChatTask(Task, frozen=True, kw_only=True):
         if self.continue_final_message not in REASONING_FIELDS:
             return ""
         return next((text for name in REASONING_FIELDS if isinstance(text := self.messages[-1].get(name), str)), "")
+
+
+def of_pieces(message: Message) -> Message:
+    """``message`` whose texts are in pieces, as a template takes it."""
+    return message | {name: "".join(message[name]) for name in _PIECED if name in message}

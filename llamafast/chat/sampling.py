@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from llamafast.engine.types import ModelInfo, SamplingParams, Tokenizer
+from llamafast.engine.types import INFILL_STAGE, ModelInfo, SamplingParams, Tokenizer
 from llamafast.errors import InvalidRequest
 
 MAX_BREAKER_BYTES = 40
@@ -39,7 +39,7 @@ def stage_names(samplers: Iterable[str]) -> tuple[str, ...]:
     names = tuple(samplers)
     if len(names) > MAX_STAGES:
         raise InvalidRequest(f"`samplers` has more than {MAX_STAGES} stages", param="samplers")
-    known = SamplingParams().samplers
+    known = (*SamplingParams().samplers, INFILL_STAGE)
     for name in names:
         if name not in known:
             raise InvalidRequest(

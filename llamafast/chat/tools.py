@@ -11,6 +11,7 @@ from msgspec import Struct
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}", re.ASCII)
+_TYPES = {"description": (str, "a string"), "parameters": (dict, "an object"), "strict": (bool, "a boolean")}
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 
 Json = Mapping[str, Any]
@@ -159,9 +160,9 @@ def read_function(function: Any, path: str) -> Tool:
         raise InvalidRequest(
             f"`{path}.name` must be 1 to 128 letters, digits, underscores, dots or dashes", param=f"{path}.name"
         )
-    for key, kind in (("description", str), ("parameters", dict), ("strict", bool)):
+    for key, (kind, told) in _TYPES.items():
         if not isinstance(function.get(key), kind | None):
-            raise InvalidRequest(f"`{path}.{key}` must be of type {kind.__name__}", param=f"{path}.{key}")
+            raise InvalidRequest(f"`{path}.{key}` must be {told}", param=f"{path}.{key}")
     # templates list the properties without asking whether there are any
     parameters = function.get("parameters") or _NO_PARAMETERS
     given = {key: value for key, value in function.items() if value is not None}

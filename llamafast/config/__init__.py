@@ -11,10 +11,12 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from llamafast.config.fields import Bytes, Positive, Section, Text, ascii_host
+from llamafast.config.fields import Bytes, FilePath, Positive, Section, ascii_host, cache_type, cache_type_name
+from llamafast.config.llama_params import NumaStrategy
 from llamafast.config.model import (
     MAX_LORAS,
     EmbeddingCacheConfig,
+    FimConfig,
     FromPackage,
     FromPretrained,
     LoraConfig,
@@ -23,27 +25,34 @@ from llamafast.config.model import (
     MtmdConfig,
 )
 from llamafast.config.pool import PoolLimits
-from llamafast.config.server import ResponsesConfig, ServerConfig
+from llamafast.config.server import KEY_VARIABLE, KVEventsConfig, RequestLogConfig, ResponsesConfig, ServerConfig
 
 __all__ = [
+    "KEY_VARIABLE",
     "MAX_LORAS",
     "CacheConfig",
     "Config",
     "DiskCacheConfig",
     "EmbeddingCacheConfig",
+    "FimConfig",
     "FromPackage",
     "FromPretrained",
+    "KVEventsConfig",
     "LoraConfig",
     "ModelConfig",
     "ModelSource",
     "MtmdConfig",
+    "NumaStrategy",
     "PoolConfig",
     "PoolLimits",
+    "RequestLogConfig",
     "ResponsesConfig",
     "SchedulerConfig",
     "Section",
     "ServerConfig",
     "ascii_host",
+    "cache_type",
+    "cache_type_name",
 ]
 
 # Scanning a text of this length keeps every thread from Python for 40 ms, and a data URL of 20 MiB fits.
@@ -52,7 +61,7 @@ MAX_BODY_BYTES = 24 * 2**20
 
 class SchedulerConfig(Section, frozen=True, kw_only=True):
     """``target_itl_ms``: how long a prompt may hold running answers up between two tokens (null: 1.6 times as long as
-    without it, or 75). ``prefill_chunk``: most prompt tokens in one step that also decodes, instead of that.
+    without it, or 60). ``prefill_chunk``: most prompt tokens in one step that also decodes, instead of that.
     ``disaggregate_prefill`` does nothing any more, and goes with the next version.
 
     ``priorities``: whether requests may say how urgent they are.
@@ -77,9 +86,12 @@ class CacheConfig(Section, frozen=True, kw_only=True):
 class DiskCacheConfig(Section, frozen=True, kw_only=True):
     """A directory for sequence states; prompts below ``min_tokens`` are not kept."""
 
-    path: Text
+    path: FilePath
     max_bytes: Bytes
     min_tokens: Positive = 128
+
+
+_NO_EVENTS = "server.kv_events", "is for one model that stays: behind a router each worker has one"
 
 
 class ServedConfig(Section, frozen=True, kw_only=True):
@@ -104,6 +116,8 @@ class Config(ServedConfig, frozen=True, kw_only=True):
                 yield "pool", "is for several models, or one with model.ttl_seconds or that is loaded on demand"
             if self.model.memory_bytes is not None:
                 yield "model.memory_bytes", "is for several models, or one with ttl_seconds or that is loaded on demand"
+        elif self.server.kv_events is not None:
+            yield _NO_EVENTS
 
     @property
     def max_body_bytes(self) -> int:
@@ -121,6 +135,8 @@ class PoolConfig(ServedConfig, frozen=True, kw_only=True):
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if not self.models:
             yield "models", "at least one is needed"
+        if self.server.kv_events is not None:
+            yield _NO_EVENTS
         taken: dict[str, str] = {}
         for i, model in enumerate(self.models):
             loras = [lora.name for lora in model.loras]

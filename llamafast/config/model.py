@@ -12,9 +12,8 @@ from msgspec import Meta
 
 from llamafast.config.fields import (
     Bytes,
-    CacheType,
+    FilePath,
     Int,
-    KvValue,
     Natural,
     Positive,
     PositiveBytes,
@@ -24,10 +23,10 @@ from llamafast.config.fields import (
     Text,
     Threads,
     ascii_host,
+    is_quantised,
 )
+from llamafast.config.llama_params import ContextConfig
 from llamafast.config.names import is_pattern
-
-KV_STRING_BYTES = 127  # char[128] in llama.h, with its closing NUL
 
 
 class FromPretrained(Section, frozen=True, kw_only=True):
@@ -39,9 +38,9 @@ class FromPretrained(Section, frozen=True, kw_only=True):
     repo_id: Text
     filename: Text
     additional_files: tuple[Text, ...] | None = None
-    local_dir: Text | None = None
+    local_dir: FilePath | None = None
     local_dir_use_symlinks: bool | Literal["auto"] = "auto"
-    cache_dir: Text | None = None
+    cache_dir: FilePath | None = None
 
 
 class FromPackage(Section, frozen=True, kw_only=True):
@@ -54,7 +53,7 @@ class FromPackage(Section, frozen=True, kw_only=True):
     filename: Text
 
 
-DraftModel = Literal["prompt-lookup-decoding", "draft-mtp"]
+DraftModel = Literal["prompt-lookup-decoding", "draft-mtp", "draft-simple"]
 
 # What the core has room for beside one another.
 MAX_LORAS = 16
@@ -76,7 +75,7 @@ class LoraConfig(Section, frozen=True, kw_only=True):
     """One adapter. Without a ``name`` every request has it, with the weight ``scale``; with one those that ask for it,
     by that name as their model, and with ``default`` all others too."""
 
-    path: Text | None = None
+    path: FilePath | None = None
     from_pretrained: FromPretrained | None = None
     from_package: FromPackage | None = None
     scale: Real = 1.0
@@ -98,7 +97,7 @@ class LoraConfig(Section, frozen=True, kw_only=True):
 class EmbeddingCacheConfig(Section, frozen=True, kw_only=True):
     """A directory for the embeddings of media."""
 
-    path: Text
+    path: FilePath
     max_bytes: Bytes
 
 
@@ -109,19 +108,20 @@ class MtmdConfig(Section, frozen=True, kw_only=True):
 
     ``cache_ram_bytes``: host memory for rows that were encoded, beside those that requests wait with.
     ``image_max_tokens``: most rows that a projector of pictures of any size makes of one. ``threads`` encode (null: as
-    many as compute, or where these leave CPUs to others so many). Encoding one may take ``encode_max_seconds`` of CPU.
+    many as compute, or where these leave CPUs to others so many). Encoding one may take ``encode_max_seconds`` of CPU;
+    until all of a request are fetched and laid out ``load_max_seconds`` may pass.
 
     ``allowed_media_domains`` null or empty allows every host. Hosts whose address is not the public Internet's are
     asked only where that list names them, or all with ``allow_private_media``.
     """
 
-    mmproj_path: Text | None = None
+    mmproj_path: FilePath | None = None
     mmproj_from_pretrained: FromPretrained | None = None
     mmproj_from_package: FromPackage | None = None
     embedding_cache: EmbeddingCacheConfig | None = None
     allowed_media_domains: tuple[Text, ...] | None = None
     allow_private_media: bool = False
-    allowed_local_media_path: Text | None = None
+    allowed_local_media_path: FilePath | None = None
     batch_max_tokens: Positive = 1024
     image_max_bytes: PositiveBytes = 20 * 2**20
     audio_max_bytes: PositiveBytes = 100 * 2**20
@@ -137,6 +137,7 @@ class MtmdConfig(Section, frozen=True, kw_only=True):
     encode_max_seconds: Seconds = 600.0
     threads: Threads | None = None
     image_timeout_seconds: Seconds = 10.0
+    load_max_seconds: Seconds = 120.0
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         yield from _source_conflicts(self, "mmproj_")
@@ -163,48 +164,21 @@ class MtmdConfig(Section, frozen=True, kw_only=True):
         return source
 
 
-class LoadConfig(Section, frozen=True, kw_only=True):
-    """What llama_model_params has by the same names, and gets as it stands."""
+class FimConfig(Section, frozen=True, kw_only=True):
+    """The texts of the tokens by which a model fills in, where its GGUF does not say; "": it has no such token."""
 
-    n_gpu_layers: Int | None = None  # negative: all
-    tensor_split: tuple[Annotated[float, Meta(ge=0, le=3.4e38)], ...] | None = None
-    kv_overrides: dict[str, KvValue] | None = None
-
-    @property
-    def llama_model_params(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in LoadConfig.__annotations__}
-
-
-# msgspec lays fields out one struct behind the other: of structs with fields only one can be a base.
-class ContextConfig(LoadConfig, frozen=True, kw_only=True):
-    """What llama_context_params has by the same names, and gets as it stands."""
-
-    rope_scaling_type: Literal[-1, 0, 1, 2, 3] | None = None
-    attention_type: Literal[-1, 0, 1] | None = None
-    rope_freq_base: Real | None = None
-    rope_freq_scale: Real | None = None
-    yarn_ext_factor: Real | None = None
-    yarn_attn_factor: Real | None = None
-    yarn_beta_fast: Real | None = None
-    yarn_beta_slow: Real | None = None
-    yarn_orig_ctx: Natural | None = None
-    type_k: CacheType | None = None
-    type_v: CacheType | None = None
-    offload_kqv: bool | None = None
-    op_offload: bool | None = None
-    swa_full: bool | None = None
-    no_perf: bool | None = None
-    kv_unified: bool = True
-
-    @property
-    def llama_context_params(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ContextConfig.__annotations__}
+    prefix: Text | None = None
+    suffix: Text | None = None
+    middle: str | None = None
+    pad: str | None = None
+    repository: str | None = None
+    file: str | None = None
 
 
 class ModelConfig(ContextConfig, frozen=True, kw_only=True):
     """One model and its context. Names are llama.h's where llama.h has one."""
 
-    path: Text | None = None
+    path: FilePath | None = None
     from_pretrained: FromPretrained | None = None
     from_package: FromPackage | None = None
     alias: Text | None = None
@@ -216,12 +190,12 @@ class ModelConfig(ContextConfig, frozen=True, kw_only=True):
     dialect: Text | None = None  # how the model writes tool calls and reasoning; null: its template tells
     response_schema: dict[str, Any] | None = None
     response_template: dict[str, Any] | None = None
+    fim_tokens: FimConfig | None = None
+    spm_infill: bool = False  # what is behind the gap comes first
     loras: tuple[LoraConfig, ...] = ()  # at most MAX_LORAS
     max_loras: Annotated[int, Meta(ge=1, le=MAX_LORAS)] = 4  # sets of adapters that run at once; others wait
     mtmd: MtmdConfig | None = None
 
-    split_mode: Literal[0, 1, 2, 3] | None = None
-    main_gpu: Int | None = None
     vocab_only: bool | None = None
     use_mmap: bool | None = None
     use_mlock: bool | None = None
@@ -242,7 +216,7 @@ class ModelConfig(ContextConfig, frozen=True, kw_only=True):
     max_output_tokens: Natural | None = None
 
     draft_model: DraftModel | Literal["none"] | tuple[DraftModel, ...] | None = None  # null: what clients predict
-    draft_model_path: Text | None = None
+    draft_model_path: FilePath | None = None
     draft_model_from_pretrained: FromPretrained | None = None
     draft_model_from_package: FromPackage | None = None
     draft_model_num_pred_tokens: Int = 16
@@ -254,7 +228,10 @@ class ModelConfig(ContextConfig, frozen=True, kw_only=True):
     draft_model_threads_batch: Threads | None = None
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
+        yield from super().conflicts()
         yield from _source_conflicts(self, "")
+        if self.flash_attn is False and is_quantised(self.type_v):
+            yield "type_v", "one that is quantised needs flash_attn"
         if self.alias is not None and is_pattern(self.alias):
             yield "alias", "is the model's own name, not a pattern: those go to aliases"
         if self.response_schema is not None and self.response_template is not None:
@@ -269,15 +246,13 @@ class ModelConfig(ContextConfig, frozen=True, kw_only=True):
         drafts = _sources(self, "draft_model_")
         if len(drafts) > 1:
             yield "", f"at most one of {' and '.join(drafts)} may be set"
+        if "draft-simple" in (self.drafts or ()) and not drafts:
+            keys = "draft_model_path, draft_model_from_pretrained and draft_model_from_package"
+            yield "draft_model", f"draft-simple needs one of {keys}: a small model of the same vocabulary"
         if "draft-mtp" in (self.drafts or ()) and self.n_batch is not None:
             least = self.draft_model_num_pred_tokens + 1
             if self.n_batch < least:
                 yield "n_batch", f"draft-mtp needs at least draft_model_num_pred_tokens + 1 = {least}"
-        for key, value in (self.kv_overrides or {}).items():
-            if not 1 <= len(key.encode()) <= KV_STRING_BYTES or "\0" in key:
-                yield "kv_overrides", f"a key must have 1 to {KV_STRING_BYTES} bytes and no NUL"
-            elif isinstance(value, str) and (len(value.encode()) > KV_STRING_BYTES or "\0" in value):
-                yield "kv_overrides", f"the value of {key} must have at most {KV_STRING_BYTES} bytes and no NUL"
 
     @property
     def comes_and_goes(self) -> bool:
@@ -301,6 +276,16 @@ class ModelConfig(ContextConfig, frozen=True, kw_only=True):
     def draft_source(self) -> ModelSource | None:
         """Where a separate draft model comes from."""
         return next(iter(_sources(self, "draft_model_").values()), None)
+
+    @property
+    def has_draft_model(self) -> bool:
+        """Whether a small model drafts."""
+        return "draft-simple" in (self.drafts or ()) and self.draft_model_num_pred_tokens > 0
+
+    @property
+    def draft_file(self) -> ModelSource | None:
+        """The same, where somebody drafts by it: a small model, or else a head."""
+        return self.draft_source if self.has_draft_model or "draft-mtp" in (self.drafts or ()) else None
 
     @property
     def chat_template_text(self) -> str | None:

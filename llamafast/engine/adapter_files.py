@@ -22,14 +22,20 @@ logger = logging.getLogger(__name__)
 
 _TYPES = ("f32", "f16", "bf16")
 _HALVES = (".lora_a", ".lora_b")
+_EMBEDDINGS = "token_embd.weight"
+_INVOCATION = "adapter.alora.invocation_tokens"
 _NO_HALF = "_norm.weight"  # llama.cpp leaves them out
 
 
 class AdapterHead(NamedTuple):
-    """What a file says of its alpha, 0 where it says nothing, and the weights that it has pairs for."""
+    """What a file says of its alpha, 0 where it says nothing, the weights that it has pairs for, the tokens that invoke
+    it, if it waits for some, and what it is for."""
 
     alpha: float
     weights: set[str]
+    invocation: tuple[int, ...]
+    task_name: str
+    prompt_prefix: str
 
 
 class AdapterFiles:
@@ -54,7 +60,8 @@ class AdapterFiles:
         except (OSError, ModelLoadError) as error:
             raise ConfigError(f"the adapter {path}: {error}") from error
         applied = config.scale if config.name is None or config.default else 0.0
-        return LoadedAdapter(config.name, path, config.scale, applied, digest, adapter)
+        beside = said.invocation, said.task_name, said.prompt_prefix
+        return LoadedAdapter(config.name, path, config.scale, applied, digest, adapter, *beside)
 
     def check(self, path: Path) -> AdapterHead:
         """What ``check_adapter`` says of it. Raises ConfigError."""
@@ -80,6 +87,7 @@ def load_adapters(
             one = files.load(model, config, path)
         loaded.append(one)
         who = "every request" if one.applied else f"requests for {config.name}"
+        who += f", from the tokens {list(one.invocation)} on" if one.invocation else ""
         logger.info("adapter  %d: %s, scale %g, for %s", id, path.name, config.scale, who)
     return loaded
 
@@ -102,8 +110,9 @@ def check_adapter(path: Path, weights: dict[str, Tensor], architecture: str, *, 
     alpha = head.number("adapter.lora.alpha") if head.has_key("adapter.lora.alpha") else 0.0
     if alpha is None or not isfinite(alpha):
         raise ConfigError(f"the adapter {path}: adapter.lora.alpha is no number")
-    if head.has_key("adapter.alora.invocation_tokens"):
-        raise ConfigError(f"the adapter {path}: activated adapters (aLoRA) are not supported yet")
+    invocation = _invocation(path, head, weights)
+    if invocation and not generates:
+        raise ConfigError(f"the adapter {path} is an activated one (aLoRA), and this model generates no text")
     tensors = {name: tensor for name, tensor in head.tensors().items() if not name.endswith(_NO_HALF)}
     if not tensors:
         raise ConfigError(f"the adapter {path} has no tensors")
@@ -111,7 +120,23 @@ def check_adapter(path: Path, weights: dict[str, Tensor], architecture: str, *, 
         fault = _fault_of(name, tensor, tensors, weights, generates) or _data_fault(path, tensor, size)
         if fault is not None:
             raise ConfigError(f"the adapter {path}: {name} {fault}")
-    return AdapterHead(alpha, {name[:-7] for name in tensors})
+    told = head.text("adapter.lora.task_name") or "", head.text("adapter.lora.prompt_prefix") or ""
+    return AdapterHead(alpha, {name[:-7] for name in tensors}, invocation, *told)
+
+
+def _invocation(path: Path, head: Gguf, weights: dict[str, Tensor]) -> tuple[int, ...]:
+    """The tokens that invoke it; none where it is always active."""
+    if not head.has_key(_INVOCATION):
+        return ()
+    tokens = head.integers(_INVOCATION)
+    if not tokens:
+        raise ConfigError(f"the adapter {path}: {_INVOCATION} is no list of tokens")
+    embeddings = weights.get(_EMBEDDINGS)
+    n_vocab = 0 if embeddings is None else embeddings.shape[1]
+    for token in tokens:
+        if not 0 <= token < n_vocab:
+            raise ConfigError(f"the adapter {path}: {_INVOCATION} has {token}, and the model has {n_vocab} tokens")
+    return tuple(tokens)
 
 
 def _digest(path: Path) -> bytes:
@@ -138,9 +163,9 @@ def _fault_of(
     if weight.type == "nvfp4":
         return "belongs to an NVFP4 weight, which llama.cpp adds nothing to"
     n_in, n_out, *more = weight.shape
-    if whole == "token_embd.weight" and generates and "output.weight" not in weights:
+    if whole == _EMBEDDINGS and generates and "output.weight" not in weights:
         return "changes embeddings that the model's output shares, which llama.cpp cannot"
-    if whole == "token_embd.weight":
+    if whole == _EMBEDDINGS:
         expected = {".lora_a": (a.shape[0], n_out, *more), ".lora_b": (a.shape[0], n_in, *more)}
     else:
         expected = {".lora_a": (n_in, a.shape[1], *more), ".lora_b": (a.shape[1], n_out, *more)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -10,12 +10,16 @@ from msgspec import Struct
 
 
 class AdapterInfo(Struct, frozen=True):
-    """``scale`` is what a request has of it that does not choose; ``name`` None: it cannot be asked for by name."""
+    """``scale`` is what a request has of it that does not choose; ``name`` None: it cannot be asked for by name. An
+    activated adapter (aLoRA) has the tokens of its ``invocation``. Its file has ``task_name``, ``prompt_prefix``."""
 
     id: int
     name: str | None
     path: str
     scale: float
+    invocation: tuple[int, ...] = ()
+    task_name: str = ""
+    prompt_prefix: str = ""
 
 
 class AdapterUse(Struct, frozen=True):
@@ -38,9 +42,9 @@ class AdaptersPort(Protocol):
     def listed(self) -> list[AdapterInfo]:
         """All, by id."""
 
-    def apply(self, scales: Mapping[int, float]) -> None:
-        """From now on a request that does not choose has these, by id, and no others. Raises InvalidRequest for an id
-        that there is not."""
+    def apply(self, chosen: Iterable[tuple[int, float]]) -> None:
+        """From now on a request that does not choose has these, by id and scale, and no others. Raises InvalidRequest
+        for an id that there is not, or that is there twice."""
 
     async def load(self, name: str, path: Path, scale: float = 1.0) -> None:
         """Let requests ask for one more. Raises InvalidRequest for a file that is none of this model's, a name that is

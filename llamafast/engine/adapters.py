@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
+from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, KeysView, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, KeysView
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from llamafast._core.adapters import MAX_GROUPS, Adapter
 from llamafast.config import MAX_LORAS, LoraConfig
@@ -45,8 +46,9 @@ class AdapterHome(Protocol):
 
 @dataclass(eq=False)
 class LoadedAdapter:
-    """``scale`` is for who asks for it by ``name``; whoever does not choose has it with the scale ``applied``.
-    ``n_requests`` have had it."""
+    """``scale`` is for who asks for it by ``name``; whoever does not choose has it with the scale ``applied``. One with
+    an ``invocation``, which are tokens, changes only what comes from there on. ``task_name`` and ``prompt_prefix`` its
+    file says for whoever asks. ``n_requests`` have had it."""
 
     name: str | None
     path: Path
@@ -54,6 +56,9 @@ class LoadedAdapter:
     applied: float
     digest: bytes
     adapter: Adapter
+    invocation: tuple[int, ...] = ()
+    task_name: str = ""
+    prompt_prefix: str = ""
     n_requests: int = 0
 
 
@@ -67,6 +72,14 @@ class AdapterGroup:
 
 
 NO_ADAPTERS = AdapterGroup(0, (), ())
+
+
+class Applied(NamedTuple):
+    """What a prompt has: ``group``, and with ``invoked_at`` that from this token on and ``before`` in front of it."""
+
+    group: AdapterGroup = NO_ADAPTERS
+    invoked_at: int | None = None
+    before: AdapterGroup = NO_ADAPTERS
 
 
 class Adapters:
@@ -99,10 +112,13 @@ class Adapters:
         return self._ids.keys()
 
     def listed(self) -> list[AdapterInfo]:
-        return [AdapterInfo(id, one.name, str(one.path), one.applied) for id, one in sorted(self._loaded.items())]
+        return [
+            AdapterInfo(id, one.name, str(one.path), one.applied, one.invocation, one.task_name, one.prompt_prefix)
+            for id, one in sorted(self._loaded.items())
+        ]
 
-    def apply(self, scales: Mapping[int, float]) -> None:
-        self._check(scales)
+    def apply(self, chosen: Iterable[tuple[int, float]]) -> None:
+        scales = self._scales(chosen)
         for id, one in self._loaded.items():
             one.applied = scales.get(id, 0.0)
 
@@ -150,22 +166,66 @@ class Adapters:
             for id, one in sorted(self._loaded.items())
         ]
 
-    def group(self, model: str = "", chosen: Iterable[tuple[int, float]] = ()) -> AdapterGroup:
-        """Of a request that names ``model`` and has ``chosen`` adapters by their ids, each with its scale.
+    def applied(
+        self, prompts: Iterable[array[int]], model: str = "", chosen: Iterable[tuple[int, float]] = ()
+    ) -> list[Applied]:
+        """To each prompt of a request that names ``model`` and has ``chosen`` adapters by their ids, each with its
+        scale. An activated adapter changes what comes from the last place on where its invocation is, and nothing of a
+        prompt that has none.
 
-        Raises InvalidRequest for an id that there is not, ModelNotFound for a name that there is not any more,
-        QueueFull where too many groups are in use.
+        Raises InvalidRequest for an id that there is not or that is chosen twice and for a prompt that invokes several,
+        ModelNotFound for a name that there is not any more, QueueFull where too many groups are in use.
         """
+        members = self._members(model, chosen)
+        activated = [one for one in members if self._loaded[one[0]].invocation]
+        if not activated:
+            group = self._group(members)
+            return [Applied(group) for _ in prompts]
+        plain = tuple(one for one in members if one not in activated)
+        return [self._invoked(prompt, plain, activated) for prompt in prompts]
+
+    def group(self, model: str = "", chosen: Iterable[tuple[int, float]] = ()) -> AdapterGroup:
+        """The same for inputs that become vectors: of activated adapters those that everybody has leave them as they
+        are, and to ask for one is an InvalidRequest."""
+        chosen = tuple(chosen)
+        members = self._members(model, chosen)
+        asked = {id for id, _ in chosen} | {id for name, id in self._ids.items() if name == model}
+        for id, _ in members:
+            if self._loaded[id].invocation and id in asked:
+                raise InvalidRequest(
+                    f"the adapter {id} is an activated one (aLoRA): it is for text that is generated, not for vectors",
+                    param="model" if id == self._ids.get(model) else "lora",
+                )
+        return self._group(tuple(one for one in members if not self._loaded[one[0]].invocation))
+
+    def _members(self, model: str, chosen: Iterable[tuple[int, float]]) -> Members:
         if model and model not in self._ids and not answers_to(model, self._reserved):
             raise ModelNotFound(f"the model {model[:128]!r} does not exist", param="model")
-        asked = dict(chosen)
-        self._check(asked)
+        asked = self._scales(chosen)
         # whoever lists some has no others, as llama-server has it
         scales = {} if asked else {id: one.applied for id, one in self._loaded.items()}
         if (named := self._ids.get(model)) is not None:
             scales[named] = self._loaded[named].scale
         scales |= asked
-        members = tuple((id, rounded(scale)) for id, scale in sorted(scales.items()) if rounded(scale))
+        return tuple((id, rounded(scale)) for id, scale in sorted(scales.items()) if rounded(scale))
+
+    def _invoked(self, prompt: array[int], plain: Members, activated: list[tuple[int, float]]) -> Applied:
+        places = {one: last_place(prompt, self._loaded[one[0]].invocation) for one in activated}
+        found = [(one, at) for one, at in places.items() if at >= 0]
+        if len(found) > 1:
+            ids = ", ".join(str(id) for (id, _), _ in found)
+            raise InvalidRequest(
+                f"the prompt invokes several activated adapters ({ids}), and a request may have one of them: choose "
+                "with `lora`",
+                param="lora",
+            )
+        before = self._group(plain)
+        if not found:
+            return Applied(before)
+        ((one, at),) = found
+        return Applied(self._group(tuple(sorted((*plain, one)))), at, before)
+
+    def _group(self, members: Members) -> AdapterGroup:
         if not members:
             return NO_ADAPTERS
         group = self._groups.get(members)
@@ -178,10 +238,17 @@ class Adapters:
         for id in ids:
             self._loaded[id].n_requests += 1
 
-    def _check(self, ids: Iterable[int]) -> None:
-        for id in ids:
+    def _scales(self, chosen: Iterable[tuple[int, float]]) -> dict[int, float]:
+        """By id. Raises InvalidRequest for one that there is not, and for one that is there twice: of two scales one
+        would be lost."""
+        scales: dict[int, float] = {}
+        for id, scale in chosen:
             if id not in self._loaded:
                 raise InvalidRequest(f"`lora`: there is no adapter {id}", param="lora")
+            if id in scales:
+                raise InvalidRequest(f"`lora`: the adapter {id} is there twice", param="lora")
+            scales[id] = scale
+        return scales
 
     def _new(self, members: Members) -> AdapterGroup:
         if not self._free:
@@ -202,3 +269,12 @@ class Adapters:
 
 def rounded(scale: float) -> float:
     return round(scale * STEPS) / STEPS
+
+
+def last_place(prompt: array[int], wanted: tuple[int, ...]) -> int:
+    """Where ``wanted``, some tokens, begin for the last time in a prompt; -1: nowhere."""
+    tokens, needle, size = prompt.tobytes(), array(prompt.typecode, wanted).tobytes(), prompt.itemsize
+    at = tokens.rfind(needle)
+    while at % size and at > 0:
+        at = tokens.rfind(needle, 0, at + len(needle) - 1)
+    return at // size

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from llamafast.errors import EngineUnavailable, LlamafastError
+from llamafast.errors import LlamafastError, ShuttingDown
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ class BetweenSteps:
     async def do(self, work: Callable[[], T]) -> T:
         """What ``work`` comes to. Raises EngineUnavailable where the engine ends before."""
         if self._closed is not None:
-            raise EngineUnavailable("the server is shutting down")
+            raise ShuttingDown()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
 

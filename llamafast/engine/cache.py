@@ -15,24 +15,17 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
-from heapq import heapify, heappop, heappush
-from itertools import count
+from collections.abc import Callable
 from typing import NamedTuple
 
 from llamafast._core.context import UNLIMITED
+from llamafast._core.invocation import Invocation
 from llamafast._core.states import PrefixTree, State
+from llamafast.engine.kv_log import RAM, KVLog, Tier
+from llamafast.engine.leaves import Leaves
+from llamafast.engine.prefix_key import salt_at
+from llamafast.engine.save_points import MIN_TOKENS, PART, SavePoints
 
-# Where a sequence can be cut anywhere it is saved in parts of so many tokens. Saving 512 tokens of SmolLM2 takes 10 ms.
-PART = 512
-# Where it cannot, a state is taken so many tokens before the end of the prompt, at twice that distance and so on; and
-# right before the end, because the last few tokens of a prompt often belong to a template and differ in the next turn.
-DISTANCE = 64
-LAST_DISTANCE = 4
-# But never further apart than this, so that copying what lies between delays nobody for long.
-LONGEST = 2048
-# Fewer tokens are computed as fast as they are found.
-MIN_TOKENS = 8
 # A state that is not saved in parts is restored whole and then cut, at about a thousandth of what computing it takes.
 MAX_WASTE = 64
 # What a state takes beside its bytes and tokens, about.
@@ -58,10 +51,11 @@ class PrefixCache:
     A sequence of up to ``n_cuttable`` tokens can be cut anywhere, a longer one goes on only from where it was saved.
     Without ``in_parts`` each state is everything up to its end.
 
-    What goes first is what is cheapest to lose: a state that none continues with the least uses x tokens / bytes, aged
-    by the value of what went before it (GreedyDual-Size-Frequency, Cherkasova 1998). Computing a token costs the same
-    for all, so its cost does not count. What somebody holds does not go, as if a state continued it; so what is new may
-    go at once.
+    What goes first is what is cheapest to lose, as ``Leaves`` has it. What somebody holds does not go, as if a state
+    continued it; so what is new may go at once.
+
+    Of tokens with an ``Invocation`` those up to it are of ``salt``, those behind it of the invocation's own: a state
+    that ends behind it is one of that salt, and continues what is there of either.
     """
 
     brings = False  # whether bytes of what was found may have to be waited for
@@ -73,12 +67,11 @@ class PrefixCache:
         self.used_bytes = 0
         self.n_states = 0
         self.n_checkpoints = 0
+        self.log: KVLog | None = None  # where somebody is told of what is kept for anybody
         self._counts = dict.fromkeys(COUNTED, 0)
         self._tree = PrefixTree()
-        self._leaves: list[tuple[float, int, State]] = []
-        self._pushed = count()  # no two entries are equal
+        self._leaves: Leaves[State] = Leaves()
         self._held: Counter[State] = Counter()
-        self._age = 0.0
 
     @property
     def cuts_anywhere(self) -> bool:
@@ -90,16 +83,17 @@ class PrefixCache:
             "cache_states": self.n_states,
             "cache_checkpoints": self.n_checkpoints,
             "cache_bytes": self.used_bytes,
+            "cache_max_bytes": self.budget,
         }
         return counts | self._counts
 
-    def find(self, tokens: array[int], salt: bytes, more_than: int) -> list[Part]:
+    def find(self, tokens: array[int], salt: bytes, more_than: int, invoked: Invocation | None = None) -> list[Part]:
         """The parts that make most of ``tokens``, in order; none where they are not worth more than ``more_than``.
 
         The last token does not count: it is always computed, as logits are not kept. To look is free: what is going to
         be restored is to be told to ``use``, and held before anything else is kept.
         """
-        state, stop = self._tree.find(tokens, self._root(salt), len(tokens) - 1, self.n_cuttable)
+        state, stop = self._most_of(tokens, salt, len(tokens) - 1, invoked)
         if state is None or stop < more_than + MIN_TOKENS or stop * MAX_WASTE < state.stop:
             return []
         parts: list[Part] = []
@@ -177,30 +171,35 @@ class PrefixCache:
             self._wait(state)
         self._held.clear()
 
-    def unsaved(self, tokens: array[int], salt: bytes) -> tuple[int, int]:
-        """Which of the ``tokens`` in memory to save, as [start, stop); (0, 0) for none."""
+    def unsaved(self, tokens: array[int], salt: bytes, invoked: Invocation | None = None) -> tuple[int, int]:
+        """Which of the ``tokens`` in memory to save next, as [start, stop); (0, 0) for none."""
         if not self.budget:
             return 0, 0
-        _, start = self._base(tokens, salt)
+        _, start = self._base(tokens, salt, invoked)
         stop = len(tokens)
         if self.in_parts and stop <= self.n_cuttable:
             stop = min(stop, start + 2 * PART)
+            if invoked is not None and start + MIN_TOKENS <= invoked.at:
+                stop = min(stop, invoked.at)
         if stop - start < MIN_TOKENS:
             return 0, 0
         return (start if self.in_parts else 0), stop
 
-    def put(self, tokens: array[int], salt: bytes, saved: bytes) -> State:
+    def put(self, tokens: array[int], salt: bytes, saved: bytes, invoked: Invocation | None = None) -> State:
         """Keep the state of those of ``tokens`` that ``unsaved`` named, their end included. Where there is no room for
         it beside what is worth more it is gone already."""
-        state = self._keep(tokens, salt, saved)
+        state = self._keep(tokens, salt, saved, invoked)
         self._shrink()
         return state
 
-    def _keep(self, tokens: array[int], salt: bytes, saved: bytes) -> State:
+    def _keep(self, tokens: array[int], salt: bytes, saved: bytes, invoked: Invocation | None) -> State:
         """``put``, within the budget or beyond it."""
-        base, start = self._base(tokens, salt)
+        base, start = self._base(tokens, salt, invoked)
+        root = self._root(salt_at(len(tokens), salt, invoked))
         if base is not None and not self.in_parts:
             replaces = self.cuts_anywhere and base.stop == start and base.is_last and base.entry is None
+            # what others go on from who invoke nothing, or something else, stays
+            replaces = replaces and self._root(salt_at(start, salt, invoked)) == root
             if replaces and base not in self._held:
                 # the longer state contains the shorter one
                 self._counts["evictions_replaced"] += 1
@@ -210,7 +209,7 @@ class PrefixCache:
         spares = len(tokens) - start
         n_bytes = len(saved) + spares * tokens.itemsize + STATE_BYTES
         state = State(saved, base, start if self.in_parts else 0, len(tokens), spares=spares, n_bytes=n_bytes)
-        self._tree.add(tokens, self._root(salt), state)
+        self._tree.add(tokens, root, state)
         if base is not None:
             base.n_heirs += 1
         self._counts["cache_saves"] += 1
@@ -218,10 +217,8 @@ class PrefixCache:
         self._count(state, 1)
         self._value(state)
         self._wait(state)
-        if len(self._leaves) > 2 * self.n_states + 64:
-            # most of them were dropped before their turn came
-            self._leaves = [entry for entry in self._leaves if entry[2].kept]
-            heapify(self._leaves)
+        self._note(RAM, state)
+        self._leaves.forget_dropped(self.n_states)
         return state
 
     def clear(self) -> int:
@@ -229,11 +226,8 @@ class PrefixCache:
         about 0.1 s."""
         n_bytes = self.used_bytes
         self.let_go_of_all()
-        while self._leaves:
-            _, _, state = self._leaves.pop()
-            state.waits = False
-            if state.kept and not state.n_heirs:
-                self._drop(state)
+        while (state := self._leaves.pop(_may_go)) is not None:
+            self._drop(state)
         return n_bytes
 
     def forget(self, unwanted: Callable[[bytes], bool]) -> None:
@@ -244,19 +238,26 @@ class PrefixCache:
                     if state.saved is not None and not state.n_heirs:
                         self._lose(state)
 
-    def next_save(self, n_past: int, n_prompt: int, checkpoints: tuple[int, ...]) -> int:
+    def next_save(self, n_past: int, n_prompt: int, checkpoints: tuple[int, ...], invoked_at: int = 0) -> int:
         """At which length a sequence of ``n_past`` tokens is to be saved next, before it ends."""
         if not self.budget:
             return UNLIMITED
-        if self.cuts_anywhere:
-            return (n_past // PART + 1) * PART if self.in_parts else UNLIMITED
-        points = [n for n in checkpoints if MIN_TOKENS <= n < n_prompt]
-        points += [n for n in _distances(n_prompt) if all(abs(n - other) >= MIN_TOKENS for other in points)]
-        return min((n for n in points if n > n_past), default=(n_past // LONGEST + 1) * LONGEST)
+        return SavePoints(self.cuts_anywhere, self.in_parts).after(n_past, n_prompt, checkpoints, invoked_at)
 
-    def _base(self, tokens: array[int], salt: bytes) -> tuple[State | None, int]:
+    def _most_of(
+        self, tokens: array[int], salt: bytes, length: int, invoked: Invocation | None
+    ) -> tuple[State | None, int]:
+        """The state that gives most of the first ``length`` tokens, and how much."""
+        if invoked is not None and length > invoked.at:
+            state, stop = self._tree.find(tokens, self._root(invoked.salt), length, self.n_cuttable)
+            if stop > invoked.at:
+                return state, stop
+            length = invoked.at
+        return self._tree.find(tokens, self._root(salt), length, self.n_cuttable)
+
+    def _base(self, tokens: array[int], salt: bytes, invoked: Invocation | None) -> tuple[State | None, int]:
         """The state that a new one is to continue, and where: not one that gives only a few tokens."""
-        state, stop = self._tree.find(tokens, self._root(salt), len(tokens), self.n_cuttable)
+        state, stop = self._most_of(tokens, salt, len(tokens), invoked)
         if state is not None and stop - state.start < MIN_TOKENS:
             return state.base, state.start
         return state, stop
@@ -271,33 +272,25 @@ class PrefixCache:
         self.used_bytes += n * state.n_bytes
 
     def _value(self, state: State) -> None:
-        state.priority = self._age + state.uses * state.spares / state.n_bytes
+        state.priority = self._leaves.worth(state, state.n_bytes)
 
     def _wait(self, state: State) -> None:
         """Put a state that none continues among those that may be evicted."""
-        if not state.waits and not state.n_heirs:
-            state.waits = True
-            heappush(self._leaves, (state.priority, next(self._pushed), state))
+        if not state.n_heirs:
+            self._leaves.add(state, state)
 
     def _shrink(self) -> None:
         """Whatever is held was within the budget without what is new."""
-        while self.used_bytes > self.budget and self._leaves:
-            self._evict()
+        while self.used_bytes > self.budget and self._evict():
+            pass
 
-    def _evict(self) -> None:
-        """Drop the state that is worth least. A place in the heap is by the value at the time, so it may be better."""
-        while self._leaves:
-            priority, _, state = heappop(self._leaves)
-            state.waits = False
-            if state.n_heirs or not state.kept:
-                continue
-            if state.priority > priority:
-                self._wait(state)
-                continue
-            self._age = priority
-            self._counts["evictions_budget"] += 1
-            self._lose(state)
-            return
+    def _evict(self) -> bool:
+        """Whether there was a state to lose; the one that is worth least has gone."""
+        if (state := self._leaves.pop(_may_go)) is None:
+            return False
+        self._counts["evictions_budget"] += 1
+        self._lose(state)
+        return True
 
     def _lose(self, state: State) -> None:
         """There is no room for its bytes."""
@@ -308,6 +301,7 @@ class PrefixCache:
         has_bytes = state.saved is not None
         self._tree.drop(state)
         if has_bytes:
+            self._note_loss(RAM, state)
             self._leave_base(state)
 
     def _leave_base(self, state: State) -> None:
@@ -316,8 +310,19 @@ class PrefixCache:
             state.base.n_heirs -= 1
             self._wait(state.base)
 
+    def _note(self, tier: Tier, state: State) -> None:
+        """Its bytes are there, in this tier."""
+        if self.log is not None:
+            tokens, root = self._tree.tokens(state)
+            if not root:
+                self.log.hold(tier, state, tokens, state.start)
+
+    def _note_loss(self, tier: Tier, state: State) -> None:
+        if self.log is not None:
+            self.log.drop(tier, state)
+
     def _root(self, salt: bytes) -> bytes:
-        """What the tree knows a salt by."""
+        """What the tree knows a salt by; b"" is anybody's, and no other's."""
         return salt
 
     def _salt_of(self, root: bytes) -> bytes:
@@ -325,10 +330,5 @@ class PrefixCache:
         return root
 
 
-def _distances(n_prompt: int) -> Iterator[int]:
-    yield n_prompt - LAST_DISTANCE
-    distance = DISTANCE
-    while distance < n_prompt:
-        yield n_prompt - distance
-        distance *= 2
-    yield from range(LONGEST, n_prompt, LONGEST)
+def _may_go(state: State, _: State) -> bool:
+    return state.kept and not state.n_heirs

@@ -108,7 +108,9 @@ class DiskAdmission:
         if not self._traffic.pays(len(saved), state.stop - state.start):
             self.counts["disk_dropped_worth"] += 1
             return False
-        order = order_of(state, new_id(), *self._tree.tokens(state), again=again)
+        path, root = self._tree.tokens(state)
+        base_root = root if state.base is None else self._tree.tokens(state.base)[1]
+        order = order_of(state, new_id(), path, root, base_root, again=again)
         if not self._entries.make_room(state, order.file_bytes, self.most_bytes):
             self.counts["disk_dropped_budget"] += 1
             return False

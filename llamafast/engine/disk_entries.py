@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from heapq import heappop, heappush
-from itertools import count
 
 from llamafast._core.states import State
 from llamafast.engine.cache import STATE_BYTES
 from llamafast.engine.disk_entry import Head
 from llamafast.engine.disk_events import Order
+from llamafast.engine.leaves import Leaves
 
 _TOKEN_BYTES = array("i").itemsize
 
@@ -43,8 +42,8 @@ class Entry:
 
 
 class DiskEntries:
-    """Entries by id, each of one state. What is cheapest to lose goes first, as in RAM: one that none continues, with
-    the least uses x tokens / bytes; what is in RAM alone needs what it continues, wherever that is.
+    """Entries by id, each of one state. What is cheapest to lose goes first, as in RAM; what is in RAM alone needs what
+    it continues, wherever that is.
 
     ``on_leave`` is told of each state that is on the disk no more.
     """
@@ -55,9 +54,7 @@ class DiskEntries:
         self.n_evicted = 0
         self.index_bytes = 0  # that the tokens of all of them take in RAM
         self._on_leave = on_leave
-        self._leaves: list[tuple[float, int, State, Entry]] = []
-        self._pushed = count()
-        self._age = 0.0
+        self._leaves: Leaves[Entry] = Leaves()
 
     def enter(self, state: State, entry: Entry) -> None:
         """It is on the disk, or is going to be."""
@@ -85,28 +82,27 @@ class DiskEntries:
 
     def value(self, state: State, entry: Entry) -> None:
         """It was of use, or is new."""
-        entry.priority = self._worth(state, entry.n_bytes)
+        entry.priority = self._leaves.worth(state, entry.n_bytes)
 
     def devalue(self, state: State) -> None:
         """It is worth nothing until it is of use again."""
         entry: Entry = state.entry
-        if not entry.waits or entry.priority > self._age:
-            entry.priority, entry.waits = self._age, False
+        if not entry.waits or entry.priority > self._leaves.age:
+            entry.priority, entry.waits = self._leaves.age, False
             self.wait(state)
 
     def wait(self, state: State) -> None:
         """Put it among those that may be evicted, if it may be."""
         entry: Entry | None = state.entry
-        if entry is not None and not entry.waits and entry.head is not None and _may_go(state, entry):
-            entry.waits = True
-            heappush(self._leaves, (entry.priority, next(self._pushed), state, entry))
+        if entry is not None and entry.head is not None and _may_go(state, entry):
+            self._leaves.add(state, entry)
 
     def make_room(self, state: State, n_bytes: int, most: int) -> bool:
         """Whether there is room for an entry of this state within ``most`` bytes, beside what is worth more. What it
         continues stays."""
         if n_bytes > most:
             return False
-        worth = self._worth(state, n_bytes)
+        worth = self._leaves.worth(state, n_bytes)
         continued: Entry | None = None if state.base is None else state.base.entry
         if continued is not None:
             continued.n_heirs += 1
@@ -125,22 +121,11 @@ class DiskEntries:
 
     def evict(self, beyond: float = float("inf")) -> bool:
         """Let the one leave that is worth least, and no more than ``beyond``; whether there was one."""
-        while self._leaves:
-            priority, _, state, entry = heappop(self._leaves)
-            entry.waits = False
-            if state.entry is not entry or not _may_go(state, entry):
-                continue
-            if entry.priority > priority:
-                self.wait(state)
-                continue
-            if priority > beyond:
-                self.wait(state)
-                return False
-            self._age = max(self._age, priority)
-            self.n_evicted += 1
-            self.leave(state)
-            return True
-        return False
+        if (state := self._leaves.pop(_may_go, beyond)) is None:
+            return False
+        self.n_evicted += 1
+        self.leave(state)
+        return True
 
     def clear(self) -> None:
         for state in list(self.by_id.values()):
@@ -158,9 +143,6 @@ class DiskEntries:
                 one = one.base
         return sum(entry.n_bytes for entry in entries if entry not in stay)
 
-    def _worth(self, state: State, n_bytes: int) -> float:
-        return self._age + state.uses * state.spares / max(n_bytes, 1)
-
 
 def index_bytes(n_tokens: int) -> int:
     """What a state of so many tokens of its own takes in RAM where its bytes are not there, about."""
@@ -168,17 +150,18 @@ def index_bytes(n_tokens: int) -> int:
 
 
 def _may_go(state: State, entry: Entry) -> bool:
-    return not entry.n_heirs and (state.saved is not None or not state.n_heirs)
+    return state.entry is entry and not entry.n_heirs and (state.saved is not None or not state.n_heirs)
 
 
-def order_of(state: State, id: str, path: array[int], root: bytes, *, again: bool) -> Order:
-    """To write a state that has these tokens and its bytes; what it continues has an entry."""
+def order_of(state: State, id: str, path: array[int], root: bytes, base_root: bytes, *, again: bool) -> Order:
+    """To write a state that has these tokens and its bytes; what it continues has an entry, and is of ``base_root``."""
     depth, part = 0, state.base
     while part is not None:
         depth, part = depth + 1, part.base
     assert state.saved is not None
     continued = "" if state.base is None else state.base.entry.id
-    return Order(id, continued, root.hex(), state.start, depth, path[state.start :], state.saved, again)
+    other = None if base_root == root else base_root.hex()
+    return Order(id, continued, root.hex(), state.start, depth, path[state.start :], state.saved, again, other)
 
 
 def continues(state: State, other: State) -> bool:

@@ -17,6 +17,7 @@ from msgspec import Struct
 FORMAT = "llamafast-1"
 HEAD_BYTES = 4096
 NAME = re.compile(r"(?P<id>[0-9a-f]{32})\.safetensors")
+_ROOT = re.compile(r"([0-9a-f]{2}){,64}")
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.tmp")
 _LENGTH = Packing("<Q")
 _ITEM = array("i").itemsize
@@ -24,8 +25,8 @@ _ITEM = array("i").itemsize
 
 class Head(Struct, frozen=True, kw_only=True):
     """What an entry says of itself. ``id`` and ``base`` (empty: it begins at 0) are 32 digits of hex, ``root`` is whose
-    it is, a digest in hex or empty; ``depth`` counts what it continues, all the way down. Its state is of tokens
-    [start, stop) of a sequence, ``n_bytes`` long."""
+    it is, a digest in hex or empty, and ``base_root`` whose its base is where that is somebody else's; ``depth`` counts
+    what it continues, all the way down. Its state is of tokens [start, stop) of a sequence, ``n_bytes`` long."""
 
     id: str
     base: str
@@ -35,6 +36,7 @@ class Head(Struct, frozen=True, kw_only=True):
     depth: int
     n_bytes: int
     state_xxh3_128: str
+    base_root: str | None = None
 
     @property
     def at(self) -> int:
@@ -82,6 +84,8 @@ def encode_head(head: Head, namespace: str, tokens: array[int]) -> bytes:
         "depth": str(head.depth),
         "state_xxh3_128": head.state_xxh3_128,
     }
+    if head.base_root is not None:
+        told["base_root"] = head.base_root
     n_tokens, end = len(tokens), head.at - HEAD_BYTES
     content = {
         "__metadata__": told | {"head_xxh3_64": _head_checksum(told, tokens.tobytes())},
@@ -117,13 +121,15 @@ def parse_head(data: bytes, id: str, n_bytes: int) -> Head | None:
             depth=int(told["depth"]),
             n_bytes=n_bytes - HEAD_BYTES - _ITEM * (stop - start),
             state_xxh3_128=told["state_xxh3_128"],
+            base_root=told.get("base_root"),
         )
     except (msgspec.DecodeError, KeyError, ValueError, RecursionError):
         return None
     possible = 0 <= head.start < head.stop < 2**31 and 0 <= head.depth < 2**31 and head.n_bytes > 0
     named = (
         re.fullmatch(r"[0-9a-f]{32}" if head.depth else "", head.base)
-        and re.fullmatch(r"([0-9a-f]{2}){,64}", head.root)
+        and _ROOT.fullmatch(head.root)
+        and (head.base_root is None or (head.depth and _ROOT.fullmatch(head.base_root)))
         and re.fullmatch(r"[0-9a-f]{32}", head.state_xxh3_128)
     )
     return head if possible and named else None

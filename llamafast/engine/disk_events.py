@@ -24,6 +24,7 @@ class Order(NamedTuple):
     tokens: array[int]
     state: bytes | memoryview
     again: bool = False
+    base_root: str | None = None
 
     @property
     def at(self) -> int:
@@ -46,6 +47,7 @@ class Order(NamedTuple):
             depth=self.depth,
             n_bytes=len(self.state),
             state_xxh3_128=checksum,
+            base_root=self.base_root,
         )
 
 

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
-import re
 import secrets
-import stat
 from collections.abc import Mapping
 from contextlib import suppress
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from pathlib import Path
 
 import msgspec
 
-from llamafast.engine.disk_entry import FORMAT, NAME, UNFINISHED, file_name, unfinished_name
+from llamafast.engine import namespaces
+from llamafast.engine.disk_entry import FORMAT, file_name, unfinished_name
 from llamafast.engine.files import Files
 from llamafast.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-
-_NAMESPACE = re.compile(r"[0-9a-f]{16}(\.bad)?")
-_ABOUT, _LOCK = "namespace.json", "lock"
-_MAX_ABOUT = 2**20
 
 
 class DiskFolder:
@@ -37,7 +31,7 @@ class DiskFolder:
         check_folder(path, self.files)
         self._path = path
         about = msgspec.json.encode({"format": FORMAT, **fingerprint}, order="sorted")
-        self.name = sha256(about).hexdigest()[:16]
+        self.name = namespaces.name_of(about)
         self.namespace = path / self.name
         self._about = about
         self._lock: int | None = None
@@ -67,8 +61,8 @@ class DiskFolder:
         if self._lock is not None or self._closed:
             return self._lock is not None
         self.files.make_folder(self.namespace)
-        _refuse_strangers(self.namespace, self.files)
-        lock = self.files.lock(self.namespace / _LOCK)
+        namespaces.refuse_strangers(self.namespace, self.files)
+        lock = self.files.lock(self.namespace / namespaces.LOCK)
         if lock is None:
             return False
         try:
@@ -110,60 +104,24 @@ class DiskFolder:
 
     def others(self) -> list[Path]:
         """Folders of other namespaces."""
-        places = []
-        for one in self.files.scan(self._path):
-            if _NAMESPACE.fullmatch(one.name) and one.name != self.name:
-                with suppress(OSError):  # it may go meanwhile
-                    if stat.S_ISDIR(self.files.status(self._path / one.name).st_mode):
-                        places.append(self._path / one.name)
-        return places
-
-    def is_held(self, place: Path) -> bool:
-        """Whether another process writes there, or nobody can tell."""
-        try:
-            lock = self.files.lock(place / _LOCK)
-        except OSError:
-            return True
-        if lock is not None:
-            self.files.close(lock)
-        return lock is None
+        found = namespaces.namespaces(self._path, self.files)
+        return [one for one in found if one.name != self.name and namespaces.is_ours(one, self.files)]
 
     def set_aside(self) -> Path:
         """Give the namespace another name, for ``restore`` to begin an empty one; where it is now. Raises OSError."""
         place = self._path / f"{self.name}.bad"
         with suppress(FileNotFoundError):
             self.files.status(place)
-            self.remove(place)
+            namespaces.remove(place, self.files)
         self.files.rename(self.namespace, place)
         return place
-
-    def remove(self, place: Path) -> bool:
-        """Delete another namespace, of which only what has the names of ours goes; False while somebody writes there,
-        or something keeps it."""
-        try:
-            lock = self.files.lock(place / _LOCK)
-            if lock is None:
-                return False
-            try:
-                found = list(self.files.scan(place))
-                # who comes meanwhile finds the lock held, and the secret of what is there
-                for one in sorted(found, key=lambda one: (one.name == _LOCK, one.name == _ABOUT)):
-                    if one.name in (_ABOUT, _LOCK) or NAME.fullmatch(one.name) or UNFINISHED.fullmatch(one.name):
-                        self.files.unlink(place / one.name)
-            finally:
-                self.files.close(lock)
-            self.files.remove_folder(place)
-        except OSError as error:
-            logger.warning("disk     cannot delete %s: %s", place, error)
-            return False
-        return True
 
     def _read_secret(self) -> bytes | None:
         """That of the entries there are, None where they have none that can be read: those of salts are lost then."""
         try:
-            fd = self.files.open(self.namespace / _ABOUT)
+            fd = self.files.open(self.namespace / namespaces.ABOUT)
             try:
-                told = msgspec.json.decode(self.files.read(fd, _MAX_ABOUT, 0))
+                told = msgspec.json.decode(self.files.read(fd, namespaces.MAX_ABOUT, 0))
             finally:
                 self.files.close(fd)
             secret = bytes.fromhex(told.pop("secret"))
@@ -187,7 +145,7 @@ class DiskFolder:
                 self.files.flush(fd)
             finally:
                 self.files.close(fd)
-            self.files.rename(aside, self.namespace / _ABOUT)
+            self.files.rename(aside, self.namespace / namespaces.ABOUT)
         except OSError:
             self.unlink(aside.name)
             raise
@@ -199,15 +157,6 @@ def check_folder(path: Path, files: Files | None = None) -> None:
     try:
         with suppress(PermissionError):
             files.make_folder(path)
-        _refuse_strangers(path, files)
+        namespaces.refuse_strangers(path, files)
     except OSError as error:
-        raise ConfigError(f"disk_cache.path: {error}") from error
-
-
-def _refuse_strangers(path: Path, files: Files) -> None:
-    """What others can write they could plant: a state of their making in somebody's conversation."""
-    status = files.status(path)
-    if not stat.S_ISDIR(status.st_mode):
-        raise ConfigError(f"disk_cache.path: {path} is not a folder")
-    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(f"disk_cache.path: {path} is not this user's alone to write")
+        raise ConfigError(f"disk_cache.path: {path.absolute()}: {error.strerror or error}") from error

@@ -9,12 +9,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 
+from llamafast._core.invocation import Invocation
 from llamafast._core.states import State
 from llamafast.engine.cache import PrefixCache
 from llamafast.engine.disk import DiskStore
 from llamafast.engine.disk_admission import DiskAdmission
 from llamafast.engine.disk_entries import DiskEntries, Entry, continues
 from llamafast.engine.disk_traffic import DiskTraffic
+from llamafast.engine.kv_log import DISK, RAM
 
 # Salts that are remembered, at least.
 MIN_SALTS = 64
@@ -65,13 +67,24 @@ class PlacedCache(PrefixCache):
         counts["disk_queue_bytes"] = self._traffic.queued_bytes
         return counts
 
-    def unsaved(self, tokens: array[int], salt: bytes) -> tuple[int, int]:
-        """What of them is on the disk alone, and is not brought from there, comes first."""
-        part, lowest = self._base(tokens, salt)[0] if self.budget and self.in_parts else None, None
+    def unsaved(self, tokens: array[int], salt: bytes, invoked: Invocation | None = None) -> tuple[int, int]:
+        """What of them is on the disk alone, all of it, and is not brought from there, comes first; of memory that
+        cannot be cut, where that is its end."""
+        part, end = self._base(tokens, salt, invoked) if self.budget and self.in_parts else (None, 0)
+        lowest: State | None = None
+        can_be_cut = len(tokens) <= self.n_cuttable
         while part is not None:
-            lowest = part if self._is_given_up(part) else lowest
-            part = part.base
-        return super().unsaved(tokens, salt) if lowest is None else (lowest.start, lowest.stop)
+            if part.stop <= end and self._is_given_up(part) and (can_be_cut or part.stop == len(tokens)):
+                lowest = part
+            end, part = part.start, part.base
+        return super().unsaved(tokens, salt, invoked) if lowest is None else (lowest.start, lowest.stop)
+
+    def _base(self, tokens: array[int], salt: bytes, invoked: Invocation | None) -> tuple[State | None, int]:
+        """Of what nobody brings a part is not to be had, nor the whole by whoever has other tokens behind that part."""
+        state, stop = super()._base(tokens, salt, invoked)
+        while state is not None and state.stop > stop and self._is_given_up(state):
+            stop, state = state.start, state.base
+        return state, stop
 
     def _root(self, salt: bytes) -> bytes:
         root = self._store.folder.root(salt)
@@ -92,6 +105,7 @@ class PlacedCache(PrefixCache):
             state.entry.wanted_at, state.entry.given_up = None, False
         self.used_bytes += len(saved)
         self._n_bare -= 1
+        self._note(RAM, state)
         if state.base is not None:
             state.base.n_heirs += 1
         self._value(state)
@@ -105,6 +119,7 @@ class PlacedCache(PrefixCache):
             state.entry.fresh = False
             self.used_bytes -= state.empty()
             self._n_bare += 1
+            self._note_loss(RAM, state)
             self._leave_base(state)
             self._entries.wait(state)
             return
@@ -126,6 +141,7 @@ class PlacedCache(PrefixCache):
 
     def _left(self, state: State, entry: Entry) -> None:
         """Its entry goes."""
+        self._note_loss(DISK, state)
         self._store.delete(entry.id)
         self._traffic.written(entry.id)
         self._traffic.come(entry)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llamafast.engine.disk_folder import DiskFolder
-from llamafast.engine.files import passes
+from llamafast.engine.namespaces import is_held, remove, weighed
 
 # Other processes write their namespaces meanwhile: so often it is looked at what they take.
 WEIGH_SECONDS = 10.0
@@ -52,8 +52,8 @@ class DiskRoom:
         OSError."""
         others, held = [], 0
         for place in self._folder.others():
-            used_at, n_bytes = self._weighed(place)
-            if self._folder.is_held(place):
+            used_at, n_bytes = weighed(place, self._folder.files)
+            if is_held(place, self._folder.files):
                 held += n_bytes
             else:
                 others.append(_Other(used_at, place, n_bytes))
@@ -116,9 +116,9 @@ class DiskRoom:
                 if not self._others:
                     return False
                 other = self._others.pop(0)
-            gone = self._folder.remove(other.place)
+            gone = remove(other.place, self._folder.files)
             try:
-                left = 0 if gone else self._weighed(other.place)[1]
+                left = 0 if gone else weighed(other.place, self._folder.files)[1]
             except OSError:
                 left = other.n_bytes
             with self._lock:
@@ -127,14 +127,3 @@ class DiskRoom:
                 self._counts["disk_foreign"] += gone
             if left < other.n_bytes:
                 return True
-
-    def _weighed(self, place: Path) -> tuple[float, int]:
-        """When a namespace was last used, and its bytes; nothing where it is not to be looked at. Raises OSError where
-        it may be later."""
-        try:
-            found = list(self._folder.files.scan(place))
-        except OSError as error:
-            if passes(error):
-                raise
-            return 0.0, 0
-        return max((one.used_at for one in found), default=0.0), sum(one.n_bytes for one in found)

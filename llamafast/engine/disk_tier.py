@@ -13,14 +13,17 @@ from collections.abc import Callable
 from itertools import takewhile
 
 from llamafast._core.context import UNLIMITED
+from llamafast._core.invocation import Invocation
 from llamafast._core.states import State
-from llamafast.engine.cache import MIN_TOKENS, Part
+from llamafast.engine.cache import Part
 from llamafast.engine.disk import DiskStore
 from llamafast.engine.disk_entries import Entry, index_bytes
 from llamafast.engine.disk_entry import Head
 from llamafast.engine.disk_events import Brought, Listed, Written
 from llamafast.engine.disk_places import PlacedCache
-from llamafast.engine.prefix_key import is_private
+from llamafast.engine.kv_log import DISK
+from llamafast.engine.prefix_key import is_private, salt_at
+from llamafast.engine.save_points import MIN_TOKENS
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +54,8 @@ class TieredCache(PlacedCache):
         self._forgets = False  # what is still being listed
         self._cleared: set[str] = set()  # ordered before the last time that the disk was full
 
-    def find(self, tokens: array[int], salt: bytes, more_than: int) -> list[Part]:
-        found = super().find(tokens, salt, more_than)
+    def find(self, tokens: array[int], salt: bytes, more_than: int, invoked: Invocation | None = None) -> list[Part]:
+        found = super().find(tokens, salt, more_than, invoked)
         bare = any(part.state.saved is None for part in found)
         if not bare or found[-1].stop >= self._min_tokens:
             return found
@@ -97,16 +100,17 @@ class TieredCache(PlacedCache):
     def give_way(self, beside: bool) -> None:
         self._store.give_way(beside)
 
-    def put(self, tokens: array[int], salt: bytes, saved: bytes) -> State:
-        known = self._tree.ending(tokens, self._root(salt))
+    def put(self, tokens: array[int], salt: bytes, saved: bytes, invoked: Invocation | None = None) -> State:
+        own = salt_at(len(tokens), salt, invoked)
+        known = self._tree.ending(tokens, self._root(own))
         if known is not None and known.saved is None and known.entry.saved is None:
             self._fill(known, saved)
             self._shrink()
             return known
-        state = self._keep(tokens, salt, saved)
+        state = self._keep(tokens, salt, saved, invoked)
         self._states.add(state)
-        is_candidate = not is_private(salt) and state.stop >= self._min_tokens
-        if is_candidate and self._candidates.add(state, tokens, self._root(salt)):
+        is_candidate = not is_private(own) and state.stop >= self._min_tokens
+        if is_candidate and self._candidates.add(state, tokens, self._root(own)):
             self._admission.write(state)
         self._shrink()
         return state
@@ -203,6 +207,8 @@ class TieredCache(PlacedCache):
             return
         base = self._entries.by_id.get(head.base)
         path, root = (tokens[:0], bytes.fromhex(head.root)) if base is None else self._tree.tokens(base)
+        if base is not None and head.base_root == root.hex():
+            root = bytes.fromhex(head.root)
         if head.root != root.hex() or (base is None) != (head.base == "") or head.start > len(path):
             self._tiers["disk_orphans"] += 1
             self._store.delete(head.id)
@@ -222,6 +228,7 @@ class TieredCache(PlacedCache):
         self._candidates.discard(state)
         self._entries.enter(state, Entry(head.id, n_bytes, head))
         self._entries.wait(state)
+        self._note(DISK, state)
 
     def _written(self, id: str, head: Head | None, full: bool) -> None:
         self._traffic.written(id)
@@ -232,6 +239,7 @@ class TieredCache(PlacedCache):
         saved, entry.saved = entry.saved, None
         if head is not None:
             entry.head = head
+            self._note(DISK, state)
             self._entries.wait(state)
             if not self.in_parts:
                 self._admission.supersede(state)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import count
@@ -27,29 +25,31 @@ from llamafast.engine.adapter_files import AdapterFiles
 from llamafast.engine.adapter_info import AdaptersPort
 from llamafast.engine.adapters import Adapters, LoadedAdapter
 from llamafast.engine.between_steps import BetweenSteps
-from llamafast.engine.cache import PrefixCache
-from llamafast.engine.disk import DiskStore
 from llamafast.engine.disk_folder import DiskFolder
-from llamafast.engine.disk_tier import TieredCache
 from llamafast.engine.embedding_info import EmbeddingPlan
 from llamafast.engine.embeddings import EmbeddingQueue, EmbeddingRequest, Settled, inputs_of, settle
-from llamafast.engine.generation import Generation, token_logprobs
+from llamafast.engine.generation import Generation, slots_of, token_logprobs
+from llamafast.engine.keeping import cache_over, store_in
+from llamafast.engine.kv_log import KVLog
 from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.masking import MaskerThreads
 from llamafast.engine.media import MediaEncoder
 from llamafast.engine.pace import Pace
 from llamafast.engine.queue_limits import QueueLimits
+from llamafast.engine.request_sizes import RequestSizes
 from llamafast.engine.scheduler import Arrival, Scheduler
+from llamafast.engine.seen import read_activity
 from llamafast.engine.sequence_planner import Choices, SequencePlanner
+from llamafast.engine.slot_info import SlotInfo
 from llamafast.engine.types import ANYBODY, FinishReason, Histogram, ModelInfo, Plan, Tenant, Tokenizer
 from llamafast.engine.worker import Worker
 from llamafast.errors import (
     DoesNotEmbed,
     DoesNotGenerate,
     EngineFailure,
-    EngineUnavailable,
     InvalidRequest,
     LlamafastError,
+    ShuttingDown,
 )
 
 logger = logging.getLogger(__name__)
@@ -59,8 +59,6 @@ FINISH_REASONS: dict[int, FinishReason | None] = {FINISH_NONE: None, FINISH_STOP
 
 # Seconds that keeping prefixes may take at the end.
 LEAST_KEEPING, MOST_KEEPING = 1.0, 5.0
-# Choices of a request, the upper bounds of their distribution.
-CHOICES_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
 class Engine:
@@ -85,6 +83,7 @@ class Engine:
         adapters: Iterable[LoadedAdapter] = (),
         adapter_files: AdapterFiles | None = None,
         drafter: Drafter | None = None,
+        kv_log: KVLog | None = None,
     ) -> None:
         self.tokenizer: Tokenizer = vocab
         self._vocab = vocab
@@ -100,10 +99,10 @@ class Engine:
         self.adapters: AdaptersPort = self._adapters
         self.info = replace(info, adapters=self._adapters.names)
         self._sequences = SequencePlanner(vocab, info)
-        self._choices: Counter[int] = Counter()
         self._making: dict[Generation, Choices] = {}
         self._requests = count()
         self._limits = QueueLimits(config.server)
+        self._sizes = RequestSizes(self._limits.end)
         self._ends_at: float | None = None
         self._waking = False
         self._wake_read, self._wake_write = os.pipe()
@@ -118,26 +117,14 @@ class Engine:
             max_groups=config.model.max_loras,
         )
         self._masking = MaskerThreads(runner.masker)
-        n_cuttable, in_parts = runner.n_cuttable, runner.in_parts
-        self.disk: DiskStore | None = None
-        if disk is None or config.disk_cache is None:
-            cache = PrefixCache(cache_bytes, n_cuttable=n_cuttable, in_parts=in_parts)
-        else:
-            self.disk = DiskStore(disk, config.disk_cache.max_bytes, lambda: self._worker.wake())
-            least = config.disk_cache.min_tokens
-            cache = TieredCache(
-                cache_bytes,
-                self.disk,
-                least,
-                row_seconds=lambda: runner.row_seconds,
-                n_cuttable=n_cuttable,
-                in_parts=in_parts,
-            )
+        self.disk = store_in(disk, config.disk_cache, lambda: self._worker.wake())
+        cache = cache_over(self.disk, runner, cache_bytes, config.disk_cache)
         self._embeddings = None
         if embedder is not None:
             n_groups = config.model.max_loras if embedder.context.mixes else 1
             self._embeddings = EmbeddingQueue(embedder, self._settle_from_worker, n_groups)
-        self._transfer = transfer = KVTransfer(runner, cache, pace)
+        self._transfer = transfer = KVTransfer(runner, cache, pace, kv_log)
+        self.activity = lambda: read_activity(runner, scheduler)
         self._worker = Worker(runner, scheduler, transfer, self._fail_from_worker, pace, self._embeddings, encoder)
 
     def start(self) -> None:
@@ -155,7 +142,7 @@ class Engine:
         self._ends_at = monotonic() + drain_seconds if self._ends_at is None else self._ends_at
         with suppress(TimeoutError):
             await asyncio.wait_for(self._limits.empty.wait(), self._ends_at - monotonic())
-        shutdown = EngineUnavailable("the server is shutting down")
+        shutdown = ShuttingDown()
         self._limits.abort_all(shutdown)
         self._between_steps.close(shutdown)
         if self._worker.encoder is not None:
@@ -169,7 +156,7 @@ class Engine:
     def hurry(self) -> None:
         """End what runs now, however long ``close``, which is called before or after this, would give it."""
         self._ends_at = monotonic()
-        self._limits.abort_all(EngineUnavailable("the server is shutting down"))
+        self._limits.abort_all(ShuttingDown())
 
     async def prepare(self, plan: Plan) -> None:
         """Do in a thread what ``submit`` would hold up the event loop for. Raises InvalidRequest."""
@@ -190,17 +177,17 @@ class Engine:
         if plan.matcher is not None:
             self._masking.start()
         n_tokens = sum(len(prompt) for prompt in plan.prompts)
-        generation = Generation(n_choices, n_tokens, self._cancel, self._limits.end, plan.n, tenant)
-        generation.top_logprobs = plan.top_logprobs or 0
+        generation = Generation(n_choices, n_tokens, self._cancel, self._sizes.finished, plan.n, tenant)
+        generation.top_logprobs, generation.scored = plan.top_logprobs or 0, plan.prompt_logprobs
         generation.stops = (*plan.stop, *plan.stop_token_ids)
         generation.media_tokens, generation.prediction_length = plan.media_tokens(), len(plan.prediction)
-        group = self._adapters.group(plan.model, plan.lora)
-        generation.adapter_ids = group.ids
-        sequences = enumerate(self._sequences.of(plan, tenant, group))
-        self._choices[plan.n] += 1
+        applied = self._adapters.applied(plan.prompts, plan.model, plan.lora)
+        generation.adapter_ids = tuple({id for one in applied for id in one.group.ids})
+        sequences = enumerate(self._sequences.of(plan, tenant, applied))
+        self._sizes.asked(plan.n)
         priority = tenant.priority, plan.priority
         self._limits.begin(generation, generation.abort)
-        self._adapters.count(group.ids)
+        self._adapters.count(generation.adapter_ids)
         self._make(generation, Choices(next(self._requests), n_choices, tenant, priority, sequences))
         return generation
 
@@ -274,8 +261,12 @@ class Engine:
         self._worker.do(call)
         self._wake_worker()
 
+    def slots(self) -> list[SlotInfo]:
+        """The choices that run now, for /slots; never waits for a step."""
+        return slots_of(generation for generation, _ in self._live.values())
+
     def stalled(self) -> float:
-        """Seconds since the last step while work was waiting; 0 when idle."""
+        """``activity.Observed.stalled``."""
         return self._worker.stalled()
 
     def counters(self) -> dict[str, float]:
@@ -284,17 +275,13 @@ class Engine:
 
     def histograms(self) -> dict[str, Histogram]:
         """The engine's distributions for /metrics; never waits for a step."""
-        counts = [0] * (len(CHOICES_BOUNDS) + 1)
-        for n, requests in self._choices.items():
-            counts[bisect_left(CHOICES_BOUNDS, n)] += requests
-        choices = (CHOICES_BOUNDS, counts, float(sum(n * requests for n, requests in self._choices.items())))
         disk = {} if self.disk is None else self.disk.histograms()
-        return self._worker.histograms() | disk | {"request_choices": choices}
+        return self._worker.histograms() | disk | self._sizes.histograms()
 
     def _check_open(self, tenant: Tenant, n_more: int) -> None:
         """Whether a request for ``n_more`` choices may wait. Raises EngineUnavailable or QueueFull."""
         if self._ends_at is not None:
-            raise EngineUnavailable("the server is shutting down")
+            raise ShuttingDown()
         self._limits.check(tenant, n_more, self._worker.n_waiting_requests, self._n_waiting)
 
     @property
@@ -322,7 +309,7 @@ class Engine:
     def _deliver(self) -> None:
         """The pipe's reader: hand out what the steps since the last wake-up produced."""
         os.read(self._wake_read, 4096)
-        for tag, text, n_tokens, n_cached, finish, logprobs, stop, ids in self._outbox.drain():
+        for tag, text, n_tokens, n_cached, finish, logprobs, stop, ids, n_done in self._outbox.drain():
             if finish == FINISH_REFUSED:
                 self._fail([tag], InvalidRequest("the grammar became too complex to be followed"))
                 continue
@@ -332,11 +319,11 @@ class Engine:
             generation, index = live
             told = index, text, n_tokens, FINISH_REASONS[finish], n_cached
             if logprobs is None:
-                generation.push(*told, None, None, stop, ids)
+                generation.push(*told, None, None, stop, ids, n_done)
                 continue
             of_prompt, entries = logprobs
-            tokens = token_logprobs(entries, generation.top_logprobs)
-            generation.push(*told, None if of_prompt else tokens, tokens if of_prompt else None, stop, ids)
+            tokens = token_logprobs(entries, generation.top_logprobs, ranked=generation.scores(index))
+            generation.push(*told, None if of_prompt else tokens, tokens if of_prompt else None, stop, ids, n_done)
 
     def _settle_from_worker(self, settled: Settled) -> None:
         self._loop.call_soon_threadsafe(settle, settled)

@@ -124,10 +124,13 @@ class Files:
         return status.f_frsize * (status.f_bavail - status.f_blocks // 20)
 
     def lock(self, path: Path) -> int | None:
-        """A descriptor that holds a file's lock until it is closed; None where another process does."""
+        """A descriptor that holds a file's lock until it is closed; None where another process does, or did when it
+        deleted the file."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(fd).st_nlink:
+                raise BlockingIOError
         except BlockingIOError:
             os.close(fd)
             return None

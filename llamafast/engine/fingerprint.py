@@ -16,7 +16,7 @@ from llamafast.config import ModelConfig
 from llamafast.engine.placement import computes_bare
 
 # To be raised by whatever changes a number that our attention or products give.
-KERNELS = 1
+KERNELS = 2
 # Of the middle of each tensor: no two fine-tunes of a model agree there.
 _SAMPLE = 4096
 # Copies of llama.cpp that store quantised rows as they are do so by this variable.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from struct import Struct
+from typing import Any
 
 from llamafast._core.sequence import Sequence
 from llamafast.engine.media import MediaKind
+from llamafast.engine.slot_info import SlotInfo
 from llamafast.engine.types import ANYBODY, Alternatives, Event, FinishReason, Tenant, TokenLogprob
 from llamafast.errors import LlamafastError
 
@@ -36,19 +38,23 @@ class Generation:
         self.tenant = tenant
         self.sequences: list[Sequence] = []
         self.prompt_tokens = prompt_tokens
-        self.completion_tokens = 0
+        self.completion_tokens = self.processed_tokens = 0
         self.top_logprobs = 0
+        self.scored = False  # whether log probabilities of its prompts are told
         self.stops: tuple[str | int, ...] = ()
         self.finish_reasons: set[FinishReason] = set()
         self.adapter_ids: tuple[int, ...] = ()
         self.media_tokens: dict[MediaKind, int] = {}
         self.prediction_length = 0
-        self._submitted = time.monotonic()
+        self.submitted = time.monotonic()
         self._first_token: float | None = None
         self._choices_per_prompt = choices_per_prompt
         self._cached: dict[int, int] = {}
-        self._n_choices = self._unfinished = n_choices
+        self._processed: dict[int, int] = {}
+        self.n_choices = self._unfinished = n_choices
         self._pending: dict[int, Event] = {}
+        self._held: dict[int, list[tuple[Any, ...]]] = {}  # of choices whose prompt has not been told yet
+        self._told_prompts: set[int] = set()
         self._error: LlamafastError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._cancel = cancel
@@ -65,7 +71,16 @@ class Generation:
         if not self.prediction_length:
             return None
         accepted = sum(sequence.n_predicted for sequence in self.sequences)
-        return accepted, self.prediction_length * self._n_choices - accepted
+        return accepted, self.prediction_length * self.n_choices - accepted
+
+    @property
+    def drafted_tokens(self) -> tuple[int, int]:
+        """Drafted tokens that were decoded, and those of them that came, of all choices."""
+        return sum(s.n_drafted for s in self.sequences), sum(s.n_accepted for s in self.sequences)
+
+    def scores(self, index: int) -> bool:
+        """Whether choice ``index`` is the one that its prompt is scored for."""
+        return self.scored and index % self._choices_per_prompt == 0
 
     @property
     def queue_seconds(self) -> float | None:
@@ -80,7 +95,7 @@ class Generation:
     @property
     def first_token_seconds(self) -> float | None:
         """From submit to the arrival of the first token; None before."""
-        return None if self._first_token is None else self._first_token - self._submitted
+        return None if self._first_token is None else self._first_token - self.submitted
 
     @property
     def has_begun(self) -> bool:
@@ -91,7 +106,7 @@ class Generation:
     def n_waiting(self) -> int:
         """Its choices of which that cannot be said yet."""
         n_begun = sum(sequence.queue_seconds is not None for sequence in self.sequences)
-        return self._n_choices - n_begun
+        return self.n_choices - n_begun
 
     @property
     def finished(self) -> bool:
@@ -143,14 +158,34 @@ class Generation:
         prompt_logprobs: list[TokenLogprob] | None = None,
         matched_stop: int = -1,
         ids: bytes = b"",
+        n_processed: int = 0,
     ) -> None:
         """Engine side: something became known of choice ``index``; ``matched_stop`` counts ``stops``, ``ids`` are the
-        int32 of its tokens."""
+        int32 of its tokens, ``n_processed`` tokens of its prompt are in memory.
+
+        A prompt is scored for the first of its choices; the others are told the same, and nothing before that is
+        complete."""
+        if self.scored and self._choices_per_prompt > 1:
+            first = index - index % self._choices_per_prompt
+            if index != first and first not in self._told_prompts:
+                told = (index, text, n_tokens, finish_reason, n_cached, logprobs, None, matched_stop, ids, n_processed)
+                self._held.setdefault(first, []).append(told)
+                return
+            if index == first and prompt_logprobs:
+                for other in range(first + 1, first + self._choices_per_prompt):
+                    beside = self._pending.setdefault(other, Event(other, "", 0))
+                    beside.prompt_logprobs = (beside.prompt_logprobs or []) + prompt_logprobs
+            if index == first and first not in self._told_prompts and (n_tokens or finish_reason is not None):
+                self._told_prompts.add(first)
+                for told in self._held.pop(first, ()):
+                    self.push(*told)
         if not self.completion_tokens and n_tokens:
             self._first_token = time.monotonic()
         self.completion_tokens += n_tokens
         if index % self._choices_per_prompt == 0:
             self._cached[index] = n_cached
+        if self.processed_tokens < self.prompt_tokens:
+            self._process(index // self._choices_per_prompt, n_processed)
         event = self._pending.get(index)
         if event is None:
             self._pending[index] = Event(index, text, n_tokens, finish_reason, logprobs, prompt_logprobs)
@@ -174,6 +209,12 @@ class Generation:
                 self._on_finished(self)
         self._wake()
 
+    def _process(self, prompt: int, n_processed: int) -> None:
+        """Of the choices of a prompt the one counts that is furthest, also once it has given way."""
+        if (more := n_processed - self._processed.get(prompt, 0)) > 0:
+            self._processed[prompt] = n_processed
+            self.processed_tokens += more
+
     def fail(self, error: LlamafastError) -> None:
         """Engine side: the request ends with an error. What was pushed before is still delivered."""
         if not self.finished:
@@ -190,11 +231,34 @@ class Generation:
             self._waiter.set_result(None)
 
 
-def token_logprobs(entries: bytes, n_top: int) -> list[TokenLogprob]:
-    """What the core wrote: for every token 1 + n_top pairs of int32 and float32; ids below 0 are no tokens."""
-    size = PAIR.size * (1 + n_top)
+def slots_of(generations: Iterable[Generation]) -> list[SlotInfo]:
+    """Those of their choices that run at this moment. Event loop; the engine thread goes on meanwhile."""
+    running = (s for one in dict.fromkeys(generations) for s in one.sequences if s.seq_id >= 0 and not s.finished)
+    return [_slot(sequence) for sequence in running]
+
+
+def _slot(sequence: Sequence) -> SlotInfo:
+    n_memory, n_tokens, n_prompt = sequence.n_past, sequence.n_tokens, sequence.n_prompt
+    return SlotInfo(
+        slot=sequence.seq_id,
+        task=sequence.tag,
+        n_prompt=n_prompt,
+        n_computed=max(0, min(n_memory, n_prompt) - sequence.n_cached),
+        n_cached=sequence.n_cached,
+        n_memory=n_memory,
+        n_generated=max(0, n_tokens - n_prompt),
+        n_left=max(0, sequence.n_max - n_tokens),
+    )
+
+
+def token_logprobs(entries: bytes, n_top: int, *, ranked: bool) -> list[TokenLogprob]:
+    """What the core wrote: for every token 1 + n_top pairs of int32 and float32; ids below 0 are no tokens. Where they
+    are ``ranked`` another one, whose integer is the token's rank."""
+    size = PAIR.size * (1 + n_top + ranked)
+    end = PAIR.size * (1 + n_top)
     tokens: list[TokenLogprob] = []
     for at in range(0, len(entries), size):
         token, logprob = PAIR.unpack_from(entries, at)
-        tokens.append(TokenLogprob(token, logprob, Alternatives(entries[at + PAIR.size : at + size])))
+        rank, _ = PAIR.unpack_from(entries, at + end) if ranked else (0, 0.0)
+        tokens.append(TokenLogprob(token, logprob, Alternatives(entries[at + PAIR.size : at + end]), rank))
     return tokens

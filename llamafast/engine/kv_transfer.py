@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from array import array
 from collections import deque
 from collections.abc import Collection, Iterable
 from itertools import islice
@@ -11,6 +12,7 @@ from itertools import islice
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import Sequence
 from llamafast.engine.cache import Part, PrefixCache
+from llamafast.engine.kv_log import RUNNING, KVLog
 from llamafast.engine.pace import Pace
 
 logger = logging.getLogger(__name__)
@@ -60,8 +62,9 @@ class KVTransfer:
     Where the bytes of a part are still to come, whoever waits for them is passed over: nothing here ever waits.
     """
 
-    def __init__(self, runner: Runner, cache: PrefixCache, pace: Pace) -> None:
+    def __init__(self, runner: Runner, cache: PrefixCache, pace: Pace, log: KVLog | None = None) -> None:
         self._pace = pace
+        self._log = cache.log = log
         self._runner = runner
         self._cache = cache
         self._restores: dict[Sequence, Parts] = {}
@@ -133,6 +136,9 @@ class KVTransfer:
         parts, shared = self._found(sequence)
         n_found = parts[-1].stop if parts else 0
         self._runner.add(sequence, n_found)
+        if self._log is not None and not sequence.salt:
+            # what it will have: others that come meanwhile wait for it
+            self._log.hold(RUNNING, sequence, _first_salts(sequence), 0)
         if parts:
             self._cache.use(parts)
             self._restores[sequence] = Parts(self._cache, parts)
@@ -171,10 +177,8 @@ class KVTransfer:
         if not saved:  # gone
             self._runner.forgo(sequence)
             return False
-        # A part comes whole before it is cut, through cells of its own. Where memory cannot be cut what was saved
-        # behind a draft that was taken back is all there was.
-        least = part.state.stop - (part.state.start if self._cache.cuts_anywhere else 0)
-        has_room = self._runner.total_cells - self._runner.n_cells >= least
+        # a part comes whole before it is cut, through cells of its own
+        has_room = self._runner.total_cells - self._runner.n_cells >= part.state.stop - part.state.start
         done = self._runner.restore(sequence, saved, part.start, part.stop)
         if done:
             self._cache.restored(part.state, part.stop - part.start)
@@ -195,13 +199,16 @@ class KVTransfer:
 
     def stop(self, sequence: Sequence) -> None:
         """Free a sequence's memory; what it computed is kept if it may be of use."""
-        self._save(sequence)
+        if not (sequence.private and sequence.finished):
+            self._save(sequence)
         self.discard(sequence)
 
     def discard(self, sequence: Sequence) -> None:
         """Free a sequence's memory."""
         self._drop_restores(sequence)
         self._runner.remove(sequence)
+        if self._log is not None:
+            self._log.drop(RUNNING, sequence)
 
     def forget_saved(self) -> int:
         """Forget the prefixes in host RAM; how many bytes that freed. Whoever is getting one computes the rest. Answers
@@ -216,6 +223,8 @@ class KVTransfer:
     def clear(self) -> None:
         """Empty the memory of all that run."""
         self._runner.clear()
+        if self._log is not None:
+            self._log.drop(RUNNING, None)
         self._restores.clear()
         self._ahead.clear()
         self._cache.let_go_of_all()
@@ -226,8 +235,10 @@ class KVTransfer:
 
     def _save_next(self, sequence: Sequence, n_past: int) -> None:
         """Say when a sequence that has ``n_past`` tokens in memory is to be saved next."""
-        at = self._cache.next_save(n_past, sequence.n_prompt, sequence.checkpoints)
-        sequence.save_at = sequence.cut_behind(at)
+        if not sequence.private:
+            invoked_at = 0 if sequence.invocation is None else sequence.invocation.at
+            at = self._cache.next_save(n_past, sequence.n_prompt, sequence.checkpoints, invoked_at)
+            sequence.save_at = sequence.cut_behind(at)
 
     def _found(self, sequence: Sequence) -> tuple[list[Part], int]:
         """The parts of a saved prefix that are worth more than what a running sequence shares, and how much that is."""
@@ -237,11 +248,12 @@ class KVTransfer:
 
     def _find(self, sequence: Sequence, more_than: int) -> list[Part]:
         try:
-            tokens = sequence.tokens()
-            found = self._cache.find(tokens, sequence.salt, more_than)
+            # a row that gives log probabilities has to be computed
+            tokens = sequence.tokens()[: sequence.n_scored if sequence.n_scored < sequence.n_prompt else None]
+            found = self._cache.find(tokens, sequence.salt, more_than, sequence.invocation)
             # two media may have a few ids in common by chance
             while found and (edge := sequence.cut_before(found[-1].stop)) < found[-1].stop:
-                found = self._cache.find(tokens[: edge + 1], sequence.salt, more_than)
+                found = self._cache.find(tokens[: edge + 1], sequence.salt, more_than, sequence.invocation)
             return found
         except Exception:
             logger.exception("cannot look up a prompt of %d tokens", sequence.n_prompt)
@@ -259,10 +271,25 @@ class KVTransfer:
             if end < sequence.n_past > self._cache.n_cuttable or (end < sequence.n_past and not self._cache.in_parts):
                 return  # it stands in a span of media, and its state cannot be cut
             tokens = sequence.tokens()[:end]
-            start, stop = self._cache.unsaved(tokens, sequence.salt)
-            stop = sequence.cut_behind(stop)
-            if stop and sequence.cut_before(start) == start:
-                self._cache.put(tokens[:stop], sequence.salt, self._runner.save(sequence, start, stop))
+            # what is before an invocation, and what is behind it
+            while self._save_part(sequence, tokens):
+                pass
         except Exception:
             logger.exception("cannot keep a prefix of %d tokens", sequence.n_past)
             self._counts["save_failures"] += 1
+
+    def _save_part(self, sequence: Sequence, tokens: array[int]) -> bool:
+        """Keep the next part of ``tokens``; whether it ends before an invocation, and more are to be kept."""
+        invocation = sequence.invocation
+        start, stop = self._cache.unsaved(tokens, sequence.salt, invocation)
+        stop = sequence.cut_behind(stop)
+        if not stop or sequence.cut_before(start) != start:
+            return False
+        self._cache.put(tokens[:stop], sequence.salt, self._runner.save(sequence, start, stop), invocation)
+        return invocation is not None and stop == invocation.at < len(tokens)
+
+
+def _first_salts(sequence: Sequence) -> array[int]:
+    """Its tokens that are of the salt with which it begins."""
+    tokens = sequence.tokens()
+    return tokens if sequence.invocation is None else tokens[: sequence.invocation.at]

@@ -25,14 +25,16 @@ class DetachedText(str):
 
 
 class MediaSource(Struct, frozen=True, kw_only=True):
-    """A picture, sound or video as a request has it: by a URL (``data:``, ``http:``, ``https:`` or ``file:``), or as
-    bare base64 where not ``is_url``. ``path`` leads to it in the request. ``low_detail`` asks for a small picture."""
+    """A picture, sound or video as a request has it: by a URL (``data:``, ``http:``, ``https:`` or ``file:``), as
+    bare base64 where not ``is_url``, or as it is: then ``data`` are its bytes, or what its loader has made of them.
+    ``path`` leads to it in the request. ``low_detail`` asks for a small picture."""
 
     kind: MediaKind
-    text: str
+    text: str = ""
     path: str
     is_url: bool = True
     low_detail: bool = False
+    data: Any = None
 
 
 class MediaRows(Struct, frozen=True):
@@ -74,7 +76,13 @@ class MediaSpan(Struct, frozen=True, eq=False):
 
 
 class MediaLoader(Protocol):
-    """Where media come from."""
+    """Where media come from. ``projectors`` are libmtmd's names of what encodes them."""
+
+    projectors: tuple[str, ...]
+
+    async def cut(self, sound: MediaSource, most_seconds: float) -> list[MediaSource]:
+        """A sound, given as ``data``, in pieces of so many seconds at most, in their order; each ends where it is
+        quiet. One that is no longer stays as it is. Raises what ``load`` raises."""
 
     async def load(self, sources: Sequence[MediaSource], salt: str = "") -> list[Medium]:
         """Fetch them and find out how they stand in a prompt. What was found out for one salt (``Tenant.salt``) another

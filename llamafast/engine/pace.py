@@ -16,6 +16,9 @@ class Pace(Struct, frozen=True, kw_only=True):
     # median without prompts, or 0.1 s; without prompts it is half as long again as the median.
     gap_stretch: float = 1.6
     gap_seconds: float = 0.06
+    # Rows of a picture or of a sound lengthen it to so many times what it would be and no further: there are hundreds
+    # of them, so theirs is the gap that readers have for as long as somebody looks.
+    media_stretch: float = 2.0
     # What a step that decodes may take instead, as far as its prompt rows decide that; 0: the two above.
     target_itl: float = 0.0
     # Most prompt rows of such a step, whatever they take; 0: as many as the time allows.

@@ -9,7 +9,9 @@ from llamafast.config import ModelConfig
 from llamafast.engine.threads import physical_cores
 
 # enum llama_split_mode of llama.h; without any GPU it goes with a negative main_gpu
-SPLIT_MODE_NONE, NO_GPU = 0, -1
+SPLIT_MODE_NONE, SPLIT_MODE_TENSOR, NO_GPU = 0, 3, -1
+# The type of buffers that CPUs have.
+CPU = "CPU"
 
 
 class Placement(Struct, frozen=True, kw_only=True):
@@ -35,11 +37,16 @@ def placement_of(config: ModelConfig) -> Placement:
     """Where a model is to be computed. A thread that is confined to some CPUs counts only those."""
     split_mode: int | None = config.split_mode
     main_gpu = config.main_gpu
-    if config.n_gpu_layers == 0 and not config.op_offload:
-        # no layer, and nobody asks for the products of large batches either: then no GPU is set up at all
+    moves = any(where != CPU for _, where in config.tensor_buft_overrides)
+    if config.n_gpu_layers == 0 and not config.op_offload and not moves:
+        # no layer nor tensor, and nobody asks for the products of large batches either: then no GPU is set up at all
         split_mode, main_gpu = SPLIT_MODE_NONE, NO_GPU
     without_gpu = split_mode == SPLIT_MODE_NONE and main_gpu is not None and main_gpu < 0
-    on_cpu = without_gpu or not supports_gpu_offload()
+    if config.device_names is not None:
+        has_devices = bool(config.device_names)
+    else:
+        has_devices = bool(config.rpc_servers) or supports_gpu_offload()
+    on_cpu = without_gpu or not has_devices
     threads = config.threads or physical_cores()
     return Placement(
         on_cpu=on_cpu,

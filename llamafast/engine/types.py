@@ -10,12 +10,18 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
+from llamafast.engine.activity import Observed
 from llamafast.engine.adapter_info import AdaptersPort
 from llamafast.engine.embedding_info import EmbeddingInfo, EmbeddingPlan
 from llamafast.engine.media import MediaKind, MediaSpan
+from llamafast.engine.model_facts import FimTokens, Weights
 from llamafast.engine.reasoning import ReasoningBudget
 
 FinishReason = Literal["stop", "length"]
+
+
+# A stage for texts that are filled in, which nobody gets who does not ask for it.
+INFILL_STAGE = "infill"
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True):
@@ -65,12 +71,14 @@ class Matcher(Protocol):
 class OutputOptions(Struct, frozen=True, kw_only=True):
     """What goes from a client's task to the core's Sequence as it stands, by the same names. ``ignore_eos`` lets
     generation run through end-of-generation tokens; neither they nor stop tokens can come before ``min_tokens``. With
-    ``tell_tokens`` each Event has the ids of its tokens. Only where it is ``speculative`` tokens are drafted."""
+    ``tell_tokens`` each Event has the ids of its tokens, with ``tell_progress`` steps tell how much of a prompt is
+    computed. Only where it is ``speculative`` tokens are drafted."""
 
     min_tokens: int = 0
     keep_stop: bool = False
     ignore_eos: bool = False
     tell_tokens: bool = False
+    tell_progress: bool = False
     speculative: bool = True
 
     def output_options(self) -> dict[str, Any]:
@@ -81,17 +89,16 @@ class Plan(OutputOptions, frozen=True, kw_only=True):
     """What one request wants generated: ``n`` choices for each prompt.
 
     ``prompts`` are arrays of int32 token ids, at least one id each. ``max_tokens`` bounds the output of one choice
-    (None: as much as fits; 0: only the prompt is computed). ``stop`` strings end a choice and are not part of its text,
-    unless ``keep_stop``. With ``skip_special_tokens`` control tokens leave no text, but for those whose ids are in
-    ``preserved_tokens``. ``stop_token_ids`` end a choice too and leave no text. With ``top_logprobs`` every Event has
-    the log probabilities of its tokens, and so many alternatives; with ``prompt_logprobs`` those of the prompt come
-    too, which is computed whole for it. ``matcher`` is a grammar that the text of every choice follows. Of a tenant's
-    requests those with a lower ``priority`` run first and give way last. Only requests of one ``cache_salt``, of
-    tenants of one salt, share what they computed. ``model`` may name an adapter, ``lora`` has more of them, by id and
-    scale. ``checkpoints`` are lengths at which later prompts may part from this one (the end of the system prompt, the
-    start of the last user turn): there a state that cannot be cut is kept. ``media`` are the spans of rows in the one
-    prompt there is then. With ``announce`` an Event without text tells how much of a long prompt was cached. ``budget``
-    bounds thoughts, and answers may repeat the token ids of ``prediction``.
+    (None: as much as fits; 0: the prompt is computed). ``stop`` strings end a choice and, unless ``keep_stop``, are no
+    part of it. With ``skip_special_tokens`` control tokens leave no text, but for those whose ids are in
+    ``preserved_tokens``. ``stop_token_ids`` end it too and leave no text. With ``top_logprobs`` every Event has the log
+    probabilities of its tokens and so many alternatives; with ``prompt_logprobs`` those of the prompt come too, which
+    is computed whole. ``matcher`` is a grammar that every choice follows. Of a tenant's requests those with a lower
+    ``priority`` run first and give way last. Only requests of one ``cache_salt``, of tenants of one salt, share what
+    they computed; without ``cache_prompt`` its choices do among themselves. ``model`` may name an adapter, ``lora`` has
+    more, by id and scale. ``checkpoints`` are lengths at which later prompts may part from this one: there a state that
+    cannot be cut is kept. ``media`` are the spans of rows in the one prompt there is then. ``announce`` tells by an
+    Event how much of a long prompt was cached. ``budget`` bounds thoughts; answers may repeat ``prediction``.
     """
 
     prompts: tuple[array[int], ...]
@@ -107,6 +114,7 @@ class Plan(OutputOptions, frozen=True, kw_only=True):
     matcher: Matcher | None = None
     priority: int = 0
     cache_salt: str = ""
+    cache_prompt: bool = True
     model: str = ""
     lora: tuple[tuple[int, float], ...] = ()
     checkpoints: tuple[int, ...] = ()
@@ -153,11 +161,12 @@ class Alternatives(Struct, frozen=True, gc=False):
 
 class TokenLogprob(NamedTuple):
     """A token, its log probability and the most likely tokens in its place with theirs: of the model's distribution,
-    before bias, penalties, temperature and truncation."""
+    before bias, penalties, temperature and truncation. ``rank``, 1 for the likeliest, is known of prompts."""
 
     token: int
     logprob: float
     top: Iterable[tuple[int, float]]
+    rank: int = 0
 
 
 class Event(Struct, gc=False):
@@ -180,25 +189,14 @@ class Event(Struct, gc=False):
     token_ids: list[int] | None = None
 
 
-class FimTokens(NamedTuple):
-    """The tokens by which a text is filled in: what stands before and behind the gap, and where it is written; what
-    fills it up, and what announces a repository and a file. -1 where there is none."""
-
-    prefix: int = -1
-    suffix: int = -1
-    middle: int = -1
-    pad: int = -1
-    repository: int = -1
-    file: int = -1
-
-
 class ModelInfo(Struct, frozen=True, kw_only=True):
     """What the layers above may know of the loaded model. Lengths are in tokens, ``longest_piece`` is the most bytes of
     text that one token can stand for, ``control_tokens`` the texts of control tokens. ``chat_template`` and
     ``tool_use_template``, for conversations with tools, are the GGUF's own. ``sampling`` is what a request gets that
     asks for nothing else. ``embedding`` is None for a model that does not embed. Where memory ``cuts_anywhere``, what
     prompts share is reused wherever they part, else only up to a checkpoint. ``modalities`` are what it takes beside
-    text, ``adapters`` the names of those that there are now, ``aliases`` further names and patterns of them."""
+    text, ``adapters`` the names of those that there are now, ``aliases`` further names and patterns of them. A KV cell
+    has about ``cell_bytes``."""
 
     id: str
     created: int
@@ -219,8 +217,10 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     cuts_anywhere: bool = True
     modalities: tuple[MediaKind, ...] = ()
     fim: FimTokens = FimTokens()
+    weights: Weights = Weights()
     adapters: Collection[str] = ()
     aliases: tuple[str, ...] = ()
+    cell_bytes: float = 0.0
 
     @property
     def ranks(self) -> bool:  # whether vectors of this model are scores
@@ -271,14 +271,19 @@ class Generation(Protocol):
     """The caller's end of a submitted Plan: an async iterator of batches of Events.
 
     Each batch holds at most one Event per choice; Events that pile up while the caller is away are merged. It ends when
-    every choice has had its ``finish_reason``, or raises the ``LlamafastError`` that ended the request. Of the prompt's
-    tokens ``media_tokens`` are rows of media. Counts are current, and final after the last batch.
+    every choice has had its ``finish_reason``, or raises the ``LlamafastError`` that ended the request. Of the prompts'
+    tokens ``processed_tokens`` are known to be computed, ``media_tokens`` are rows; ``drafted_tokens`` are those that
+    were decoded, and those of them that came. Counts are final after the last.
     """
 
     prompt_tokens: int
+    processed_tokens: int
     completion_tokens: int
     finish_reasons: set[FinishReason]
     media_tokens: dict[MediaKind, int]
+
+    @property
+    def drafted_tokens(self) -> tuple[int, int]: ...
 
     @property
     def predicted_tokens(self) -> tuple[int, int] | None: ...  # of the prediction: that came, and that did not
@@ -306,7 +311,7 @@ class Generation(Protocol):
         """Stop generating; idempotent, a no-op once finished. Must be called when the caller gives up."""
 
 
-class EnginePort(Protocol):
+class EnginePort(Observed, Protocol):
     """The engine's door as ``api`` and ``chat`` use it; the tests' fake implements it too."""
 
     info: ModelInfo
@@ -334,11 +339,5 @@ class EnginePort(Protocol):
     async def reset_prefix_cache(self) -> int:
         """Forget what finished requests computed and were told; how many bytes that freed. Raises EngineUnavailable."""
 
-    def stalled(self) -> float:
-        """Seconds since the engine last stepped while work was waiting; 0 when it is idle or stepping."""
-
-    def counters(self) -> dict[str, float]:
-        """The current value of every engine series of ``llamafast.series``, by series key. Never waits for a step."""
-
     def histograms(self) -> dict[str, Histogram]:
-        """The same for its distributions."""
+        """The current value of every distribution of ``llamafast.series``, by series key. Never waits for a step."""

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from llamafast._core.progress import last_progress
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import PHASE_FOLLOWING, PHASE_RESTORING, Sequence
 from llamafast._core.step import FINISHED, NO_ROOM, PAUSED, SAVE_DUE
@@ -63,17 +64,16 @@ class Worker:
         self.embeddings = embeddings
         self.encoder = encoder
         self._outputs = EncoderOutputs(runner, encoder, self.wake)
-        self.spare = 0.0
         self._pace = pace
         self._turns = EncoderTurns(encoder) if encoder is not None and encoder.shares_cpus else None
-        claimants = [claimant for claimant in (embeddings, self._turns) if claimant is not None]
-        self._shares = Shares(claimants, pace)
+        self._shares = Shares([claimant for claimant in (embeddings, self._turns) if claimant is not None], pace)
         self._on_failure = on_failure
         self._orders = Orders(runner.interrupt, self._turns)
         self._ended: deque[tuple[Sequence, str]] = deque()  # still in memory, and what they count as
         self._idles = False  # nothing is to be done but to wait for the bytes of prefixes or the rows of media
         self._busy_since: float | None = None
-        self._worked_at = 0.0
+        self.spare = self._worked_at = self._copies_end = 0.0
+        self._unstepped = False  # somebody interrupted the last run before its step
         self._counts = {"submitted": 0, "admitted": 0, "completed": 0, "cancelled": 0, "failed": 0, "preempted": 0}
         if encoder is not None and self._turns is not None:
             encoder.on_busy = self.wake
@@ -123,14 +123,15 @@ class Worker:
         return 0 if self.embeddings is None else self.embeddings.n_waiting
 
     def stalled(self) -> float:
-        """Seconds that work has been waiting without a step; 0 when idle. Any thread."""
+        """Seconds in which work waited and neither a step nor a node of one was computed; 0 when idle. Any thread."""
         busy_since = self._busy_since
         if busy_since is None or (self._idles and self._outputs.awaits):  # a picture may take a minute
             return 0.0
         since_step = self.runner.since_last_step()
         if self.embeddings is not None:
             since_step = min(since_step, self.embeddings.embedder.since_last_step())
-        return min(time.monotonic() - busy_since, since_step)
+        now = time.monotonic()
+        return min(now - busy_since, since_step, now - last_progress())
 
     def counters(self) -> dict[str, float]:
         """Any thread; never waits for a step."""
@@ -229,16 +230,20 @@ class Worker:
         if self._ended and len(self._ended) == self.scheduler.n_running and not self.scheduler.n_waiting:
             self._orders.rest(self._pace.sending_seconds)
         start = time.monotonic()
-        deadline = start + self._pace.copy_seconds
+        copies = not self._unstepped or start < self._copies_end
+        if not self._unstepped:
+            self._copies_end = start + self._pace.copy_seconds
         self.transfer.settle()
-        self.release(deadline)
+        if copies:
+            self.release(self._copies_end)
         for sequence in self.scheduler.admit():
             self._outputs.want(sequence, self.transfer.start(sequence))
             self._counts["admitted"] += 1
         self._look_ahead()
         for sequence, error in self._outputs.deliver():
             self._fail([sequence], error)
-        self.transfer.restore(deadline)
+        if copies:
+            self.transfer.restore(self._copies_end)
         if not self.scheduler.n_running:
             if not self.scheduler.has_work and time.monotonic() - self._worked_at >= IDLE_SECONDS:
                 self.transfer.settle_idle()
@@ -247,10 +252,11 @@ class Worker:
         decides = self._ended or self.transfer.has_work or self.transfer.awaits_bytes
         status = self.runner.run(STEPS_PER_RUN if alone and not decides else 1)
         ran = time.monotonic() - copied
+        self._unstepped = status == PAUSED and not self.runner.idled and self.runner.since_last_step() > ran
         self._settle(status)
         self.transfer.give_way(not self._idles)
-        # copies are as much a pause of the streams as what others compute
-        self.spare = self.runner.spare - (time.monotonic() - start - ran)
+        # copies are as much a pause of the streams as what others compute; without a step what it left is gone
+        self.spare = 0.0 if self._unstepped else self.runner.spare - (time.monotonic() - start - ran)
         return ran
 
     def _look_ahead(self) -> None:
@@ -266,13 +272,11 @@ class Worker:
             self.transfer.save_due()
         if status == FINISHED:
             self._end(self.runner.finished(), "completed")
-        elif status == SAVE_DUE:
-            pass
         elif status == PAUSED:
             self._idles = self.runner.idled and self._is_idle()
         elif status == NO_ROOM:
             self._make_room()
-        else:
+        elif status != SAVE_DUE:
             # who has finished in this step has not failed
             self._end(self.runner.finished(), "completed")
             self._fail(self.runner.in_last_step() or self.scheduler.running, step_failure(status))
@@ -293,13 +297,11 @@ class Worker:
         """The memory is full: the youngest starts over later; alone, a sequence cannot be helped."""
         if self._ended:
             self.release()
-            return
-        sequence = self.scheduler.preempt()
-        if sequence is not None:
+        elif (sequence := self.scheduler.preempt()) is not None:
             self.transfer.stop(sequence)
             self._counts["preempted"] += 1
-            return
-        self._fail(self.scheduler.running, EngineFailure("the request does not fit the context's memory"))
+        else:
+            self._fail(self.scheduler.running, EngineFailure("the request does not fit the context's memory"))
 
     def _cancel(self, tags: set[int]) -> None:
         self._counts["cancelled"] += self.scheduler.remove_waiting(lambda sequence: sequence.tag in tags)

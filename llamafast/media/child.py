@@ -6,12 +6,9 @@ bounded in memory and CPU time, killed and started again, and nobody else notice
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import queue
-import resource
-import signal
 import socket
 import sys
 import threading
@@ -22,7 +19,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
 
 import xxhash
 
@@ -32,13 +28,18 @@ from llamafast._core.vocab import Vocab
 from llamafast.engine.media import MediaKind
 from llamafast.errors import InvalidMedia, ModelLoadError
 from llamafast.media.anonymous_file import AnonymousFile, mapped
+from llamafast.media.confined import CpuLimit, bound_memory, confine
 from llamafast.media.ffmpeg import frames, groups, probe_video
+from llamafast.media.lane import Lane, MediumFile
 from llamafast.media.picture import picture_size, read_picture
+from llamafast.media.silence import ends_of_pieces, to_pcm16
 from llamafast.media.sound import read_sound
 from llamafast.media.wire import (
     Begin,
     Chunk,
+    CutSound,
     Done,
+    Drop,
     Encode,
     Failed,
     LaidOut,
@@ -46,20 +47,17 @@ from llamafast.media.wire import (
     Ready,
     Refused,
     Rows,
+    SoundCut,
     ToChild,
     Wire,
 )
 
-# Beyond what it has mapped when it is ready: a picture of 50 million pixels in some copies, and the graph of a large
-# encoder.
-SPARE_BYTES = 4 << 30
 # What laying a medium out may take of the CPU.
 LAY_OUT_SECONDS = 30.0
 # Projectors whose rows depend on their place in the prompt, or on how many pictures are before.
 PLACED = frozenset({"deepseek4v", "hunyuanvl"})
 # How long ffmpeg may run at one go, stopped or not.
 FFMPEG_SECONDS, PROBE_SECONDS = 300.0, 30.0
-_PR_SET_PDEATHSIG = 1
 # enum llama_load_mode of llama.h: weights are mapped, and never read
 _LOAD_MODE_MMAP = 1
 _SPLIT_MODE_NONE, _NO_GPU = 0, -1
@@ -68,57 +66,13 @@ _SHAPES = ((64, 64), (512, 512), (1024, 1024), (4096, 4096), (4096, 512), (512, 
 _HASHED_AT_ONCE = 1 << 24
 
 
-class _File:
-    """The bytes of a medium, and the file that has them, which the context closes."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.data = memoryview(b"")
-
-    def __enter__(self) -> Self:
-        """Not before its turn: there is room for a few only."""
-        self.data = mapped(self.descriptor)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.data = memoryview(b"")
-        os.close(self.descriptor)
-
-    @property
-    def name(self) -> tuple[int, int]:
-        """Its own as long as it is open or mapped anywhere."""
-        status = os.fstat(self.descriptor)
-        return status.st_dev, status.st_ino
-
-
-class CpuLimit:
-    """Ends this process where a job takes more of the CPU than it may: by the kernel, whoever holds the GIL."""
-
-    def __init__(self) -> None:
-        self._ends: dict[int, float] = {}
-        self._lock = threading.Lock()
-
-    def begin(self, job: int, seconds: float) -> None:
-        with self._lock:
-            self._ends[job] = time.process_time() + seconds
-            self._set()
-
-    def end(self, job: int) -> None:
-        with self._lock:
-            del self._ends[job]
-            self._set()
-
-    def _set(self) -> None:
-        left = max(0.001, min(self._ends.values()) - time.process_time()) if self._ends else 0.0
-        signal.setitimer(signal.ITIMER_PROF, left)
-
-
 class Child:
     def __init__(self, wire: Wire, begin: Begin) -> None:
         """Raises ModelLoadError."""
         self._wire = wire
         self._begin = begin
-        for kind in projector_kinds(begin.projector):
+        self._kinds = tuple(projector_kinds(begin.projector))
+        for kind in self._kinds:
             if kind in PLACED:
                 raise ModelLoadError(f"projectors of kind {kind}, whose rows depend on their place, are not served")
         # whole, and not its vocabulary alone: so libmtmd finds out whether the two fit each other
@@ -133,15 +87,13 @@ class Child:
             batch_max_tokens=begin.batch_max_tokens,
             image_max_tokens=begin.image_max_tokens,
             flash_attn=begin.flash_attn,
-            use_gpu=begin.use_gpu,
+            device=begin.device,
         )
         self._vocab = Vocab(model)
         self._limit = CpuLimit()
         # pictures, of which a header is enough, do not wait for sound and video
-        self._layouts: dict[bool, queue.SimpleQueue[tuple[LayOut, _File]]] = {
-            of_image: queue.SimpleQueue() for of_image in (True, False)
-        }
-        self._encodes: queue.SimpleQueue[tuple[Encode, _File]] = queue.SimpleQueue()
+        self._layouts = {of_image: Lane() for of_image in (True, False)}
+        self._encodes: queue.SimpleQueue[tuple[Encode, MediumFile]] = queue.SimpleQueue()
         # of the last sound: it is laid out before it is encoded
         self._sound: tuple[tuple[int, int], array[float], memoryview] | None = None
 
@@ -155,6 +107,7 @@ class Child:
             modalities.append("video")
         return Ready(
             modalities=tuple(modalities),
+            projectors=self._kinds,
             width=self._projector.width,
             widest_span=self._widest_span(),
             fingerprint=self._fingerprint(),
@@ -165,12 +118,13 @@ class Child:
         for work in (self._encode_all, *(partial(self._lay_out_all, layouts) for layouts in self._layouts.values())):
             threading.Thread(target=_or_die, args=(work,), daemon=True).start()
         while (received := self._wire.receive()) is not None:
-            message, (descriptor,) = received
-            file = _File(descriptor)
+            message, descriptors = received
             if isinstance(message, Encode):
-                self._encodes.put((message, file))
+                self._encodes.put((message, MediumFile(*descriptors)))
             elif isinstance(message, LayOut):
-                self._layouts[message.kind == "image"].put((message, file))
+                self._layouts[message.kind == "image"].put(message, MediumFile(*descriptors))
+            elif isinstance(message, Drop) and any(lane.drop(message.job) for lane in self._layouts.values()):
+                self._wire.send(LaidOut(message.job, []))
 
     def _widest_span(self) -> int:
         """Rows of the widest span that is not causal, of pictures of any shape and of a window of sound."""
@@ -189,7 +143,7 @@ class Child:
                 digest.update(part)
         return digest.hexdigest()
 
-    def _lay_out_all(self, layouts: queue.SimpleQueue[tuple[LayOut, _File]]) -> None:
+    def _lay_out_all(self, layouts: Lane) -> None:
         # the clock is the process's: what is encoded meanwhile is not this one's fault
         seconds = LAY_OUT_SECONDS * (1 + self._begin.n_threads)
         while True:
@@ -197,12 +151,26 @@ class Child:
             self._limit.begin(message.job, seconds)
             try:
                 with file:
+                    if isinstance(message, CutSound):
+                        self._cut(message, file)
+                        continue
                     told = [chunk for chunks in self._chunks(message, file, whole=False) for chunk in _told(chunks)]
                 self._wire.send(LaidOut(message.job, told))
             except Exception as error:
                 self._fail(message, error)
             finally:
                 self._limit.end(message.job)
+
+    def _cut(self, message: CutSound, file: MediumFile) -> None:
+        samples, rate = self._samples(file), self._projector.sample_rate
+        ends = ends_of_pieces(samples, rate, message.most_seconds)
+        if len(ends) == 1:
+            self._wire.send(SoundCut(message.job))
+            return
+        self._sound = None  # its pieces are what will be asked for
+        pcm = AnonymousFile(2 * len(samples))
+        to_pcm16(samples, mapped(pcm.descriptor, writable=True))
+        self._wire.send(SoundCut(message.job, rate, ends), [pcm.descriptor])
 
     def _encode_all(self) -> None:
         while True:
@@ -218,7 +186,7 @@ class Child:
             finally:
                 self._limit.end(message.job)
 
-    def _encode(self, message: Encode, file: _File) -> None:
+    def _encode(self, message: Encode, file: MediumFile) -> None:
         first = 0
         for chunks in self._chunks(message, file, whole=True):
             for i in range(len(chunks)):
@@ -233,7 +201,7 @@ class Child:
         chunks.encode(i, rows.cast("f", (n_rows, self._projector.width)))
         self._wire.send(Rows(message.job, number), [file.descriptor])
 
-    def _chunks(self, message: LayOut, file: _File, *, whole: bool) -> Iterator[Chunks | list[Chunk]]:
+    def _chunks(self, message: LayOut, file: MediumFile, *, whole: bool) -> Iterator[Chunks | list[Chunk]]:
         """What a medium becomes, part by part; only the ``whole`` of it can be encoded."""
         match message.kind:
             case "image":
@@ -251,7 +219,7 @@ class Child:
         picture = read_picture(data, most, low_detail=low)
         return self._image(picture.width, picture.height, picture.rgb)
 
-    def _video(self, file: _File, *, whole: bool) -> Iterator[Chunks | list[Chunk]]:
+    def _video(self, file: MediumFile, *, whole: bool) -> Iterator[Chunks | list[Chunk]]:
         begin = self._begin
         video = probe_video(
             file.descriptor, max_frames=begin.video_max_frames, max_seconds=begin.video_max_seconds,
@@ -272,7 +240,7 @@ class Child:
         except ValueError:
             raise InvalidMedia("the model takes no image of this shape") from None
 
-    def _samples(self, file: _File) -> array[float]:
+    def _samples(self, file: MediumFile) -> array[float]:
         key, kept = file.name, self._sound
         if kept is None or kept[0] != key:
             self._sound = None  # before there are two of them
@@ -308,21 +276,6 @@ def _told(chunks: Chunks | list[Chunk]) -> list[Chunk]:
     return told
 
 
-def confine() -> None:
-    """What a process that meets strangers' files must not do: outlive its server, and leave a core of its memory."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def bound_memory() -> None:
-    """From here on no more than SPARE_BYTES beside what it has."""
-    if sys.platform == "linux":
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * os.sysconf("SC_PAGE_SIZE") + SPARE_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
 def main(descriptor: int) -> None:
     confine()
     wire = Wire(socket.socket(fileno=descriptor), ToChild)
@@ -336,7 +289,7 @@ def main(descriptor: int) -> None:
     except (ModelLoadError, ValueError, RuntimeError, OSError) as error:
         wire.send(Refused(str(error)))
         return
-    if not begin.use_gpu:  # whose driver maps more than there is
+    if begin.device is None:  # whose driver maps more than there is
         bound_memory()
     wire.send(ready)
     child.serve()

@@ -32,7 +32,7 @@ def open_media(
     projector: Path,
     *,
     n_threads: int,
-    use_gpu: bool,
+    device: str | None,
     shares_cpus: bool,
 ) -> OpenedMedia:
     """Start the process, which runs on the CPUs of the caller's thread, those that compute where it ``shares_cpus``.
@@ -50,7 +50,7 @@ def open_media(
             model=str(model),
             projector=str(projector),
             n_threads=n_threads,
-            use_gpu=use_gpu,
+            device=device,
             flash_attn=None if config.flash_attn is None else int(config.flash_attn),
             batch_max_tokens=mtmd.batch_max_tokens,
             image_max_tokens=mtmd.image_max_tokens,
@@ -73,4 +73,4 @@ def open_media(
         cache_bytes=mtmd.cache_ram_bytes,
         files=files,
     )
-    return OpenedMedia(encoder, Loader(mtmd, process, ready.fingerprint, files))
+    return OpenedMedia(encoder, Loader(mtmd, process, ready.fingerprint, files, ready.projectors))

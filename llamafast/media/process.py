@@ -15,22 +15,27 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
+from typing import Any
 
 from llamafast.engine.media import MediaKind
 from llamafast.errors import (
     EngineFailure,
-    EngineUnavailable,
     InvalidMedia,
     LlamafastError,
     ModelLoadError,
     ProjectorFailure,
+    ShuttingDown,
 )
 from llamafast.media.anonymous_file import AnonymousFile, mapped
 from llamafast.media.encode_job import EncodeJob
+from llamafast.media.layouts import Layouts, refused
+from llamafast.media.sound_pieces import CutSamples
 from llamafast.media.wire import (
     Begin,
     Chunk,
+    CutSound,
     Done,
+    Drop,
     Encode,
     Failed,
     FromChild,
@@ -39,6 +44,7 @@ from llamafast.media.wire import (
     Ready,
     Refused,
     Rows,
+    SoundCut,
     Wire,
 )
 
@@ -58,7 +64,7 @@ class MediaProcess:
         self._begin = begin
         self._numbers = count(1)
         self._lock = threading.Lock()
-        self._layouts: dict[int, tuple[LayOut, AnonymousFile, concurrent.futures.Future[list[Chunk]], bool]] = {}
+        self._layouts = Layouts()
         self._waiting: deque[EncodeJob] = deque()
         self._encoding: tuple[int, EncodeJob] | None = None
         self._wire: Wire | None = None
@@ -111,16 +117,28 @@ class MediaProcess:
 
     def lay_out(self, file: AnonymousFile, kind: MediaKind, low_detail: bool) -> concurrent.futures.Future[list[Chunk]]:
         """How a medium stands in a prompt. Raises InvalidMedia or EngineFailure in the future."""
-        done: concurrent.futures.Future[list[Chunk]] = concurrent.futures.Future()
-        message = LayOut(job=next(self._numbers), kind=kind, low_detail=low_detail)
+        return self._ask(LayOut(job=next(self._numbers), kind=kind, low_detail=low_detail), file)
+
+    def cut(self, file: AnonymousFile, most_seconds: float) -> concurrent.futures.Future[CutSamples | None]:
+        """The samples of a sound in pieces of ``most_seconds`` at most, None for one that is no longer. Raises
+        InvalidMedia or EngineFailure in the future."""
+        number = next(self._numbers)
+        return self._ask(CutSound(job=number, kind="audio", low_detail=False, most_seconds=most_seconds), file)
+
+    def _ask(self, message: LayOut, file: AnonymousFile) -> concurrent.futures.Future[Any]:
         with self._lock:
             if self._closing:
-                done.set_exception(EngineUnavailable("the server is shutting down"))
-                return done
-            self._layouts[message.job] = (message, file, done, False)
+                return refused(ShuttingDown())
+            done = self._layouts.add(message, file)
             self._send(message, file)
         self.on_busy()
         return done
+
+    def drop(self, asked: concurrent.futures.Future[Any]) -> None:
+        """Whoever waited for this has left: it comes to an end soon, unlooked at where it has not begun."""
+        with self._lock:
+            if (job := self._layouts.leave(asked)) is not None:
+                self._send(Drop(job))
 
     def encode(self, job: EncodeJob) -> None:
         """Queue a job."""
@@ -130,7 +148,7 @@ class MediaProcess:
                 self._waiting.append(job)
                 self._next()
         if closing:
-            job.on_end(EngineUnavailable("the server is shutting down"))
+            job.on_end(ShuttingDown())
         self.on_busy()
 
     def take_back(self, job: EncodeJob) -> bool:
@@ -141,11 +159,11 @@ class MediaProcess:
             self._waiting.remove(job)
             return True
 
-    def _send(self, message: LayOut | Encode, file: AnonymousFile) -> None:
+    def _send(self, message: LayOut | Encode | Drop, *files: AnonymousFile) -> None:
         """Where the process is gone its reader finds out, and sends what is to be sent again."""
         if self._wire is not None:
             with suppress(OSError):
-                self._wire.send(message, [file.descriptor])
+                self._wire.send(message, [file.descriptor for file in files])
 
     def _next(self) -> None:
         """With the lock: let the first job that waits be encoded, where none is."""
@@ -205,6 +223,7 @@ class MediaProcess:
                     self._take(*received)
                 except Exception:
                     logger.exception("an answer of the process for media was of no use")
+                    self._failed(getattr(received[0], "job", 0), "its answer was of no use", False)
                 finally:
                     for descriptor in received[1]:
                         os.close(descriptor)
@@ -218,7 +237,7 @@ class MediaProcess:
                     break
                 except (ModelLoadError, OSError) as error:
                     if self._closing:
-                        self._end_all(EngineUnavailable("the server is shutting down"))
+                        self._end_all(ShuttingDown())
                         return
                     logger.error("cannot start the process for media again: %s", error)
                     self._end_all(EngineFailure("media cannot be encoded now"))
@@ -228,10 +247,9 @@ class MediaProcess:
     def _take(self, message: object, descriptors: list[int]) -> None:
         match message:
             case LaidOut(job, chunks):
-                with self._lock:
-                    asked = self._layouts.pop(job, None)
-                if asked is not None and asked[2].set_running_or_notify_cancel():
-                    asked[2].set_result(chunks)
+                self._tell(job, chunks)
+            case SoundCut(job, rate, ends):
+                self._tell(job, CutSamples(rate, tuple(ends), mapped(descriptors[0])) if ends else None)
             case Rows(job, chunk):
                 self._rows(job, chunk, descriptors)
             case Done(job, seconds):
@@ -240,6 +258,12 @@ class MediaProcess:
                 self._finish(job, None)
             case Failed(job, text, invalid):
                 self._failed(job, text, invalid)
+
+    def _tell(self, job: int, answer: list[Chunk] | CutSamples | None) -> None:
+        with self._lock:
+            told = self._layouts.tell(job, answer)
+        if told is not None:
+            told()
 
     def _rows(self, job: int, chunk: int, descriptors: list[int]) -> None:
         if (encoding := self._encoding) is None or encoding[0] != job:
@@ -255,9 +279,9 @@ class MediaProcess:
             logger.error("a medium could not be encoded: %s", text)
         self.counts["media_failures"] += 1
         with self._lock:
-            asked = self._layouts.pop(job, None)
-        if asked is not None:
-            _refuse(asked[2], InvalidMedia(text) if invalid else ProjectorFailure(asked[0].kind))
+            told = self._layouts.refuse(job, text if invalid else None)
+        if told is not None:
+            told()
         elif (encoding := self._encoding) is not None and encoding[0] == job:
             self._finish(job, InvalidMedia(text) if invalid else ProjectorFailure(encoding[1].kind))
 
@@ -289,50 +313,31 @@ class MediaProcess:
                 self._waiting.appendleft(encoding[1])
         elif encoding is not None:
             self.counts["media_failures"] += 1
-            encoding[1].on_end(
-                EngineUnavailable("the server is shutting down") if closing else ProjectorFailure(encoding[1].kind)
-            )
+            encoding[1].on_end(ShuttingDown() if closing else ProjectorFailure(encoding[1].kind))
         if closing:
-            self._end_all(EngineUnavailable("the server is shutting down"))
+            self._end_all(ShuttingDown())
             return False
         self.counts["media_restarts"] += 1
         logger.error("the process for media ended with %d, and is started again", code)
         return True
 
     def _resume(self) -> None:
-        """Give a new process what waits. What has been the first to be laid out when two of them died is to blame for
-        that: pictures have a thread of their own there, so two may be."""
-        failed = []
+        """Give a new process what waits."""
         with self._lock:
-            asked, self._layouts = self._layouts, {}
-            begun: set[bool] = set()
-            for message, file, done, again in asked.values():
-                lane = message.kind == "image"
-                first, begun = lane not in begun, begun | {lane}
-                if first and again:
-                    failed.append((message, done))
-                elif not done.cancelled():
-                    self._layouts[message.job] = (message, file, done, again or first)
-                    self._send(message, file)
+            failed = self._layouts.again(self._send)
             self._next()
         self.on_busy()
-        for message, done in failed:
-            _refuse(done, ProjectorFailure(message.kind))
+        for told in failed:
+            told()
 
     def _end_all(self, error: LlamafastError) -> None:
         with self._lock:
-            asked, self._layouts = self._layouts, {}
+            told = self._layouts.refuse_all(error)
             jobs, self._waiting = self._waiting, deque()
-        for _, _, done, _ in asked.values():
-            _refuse(done, error)
+        for tell in told:
+            tell()
         for job in jobs:
             job.on_end(error)
-
-
-def _refuse(done: concurrent.futures.Future[list[Chunk]], error: LlamafastError) -> None:
-    """Whoever waited may have left."""
-    if done.set_running_or_notify_cancel():
-        done.set_exception(error)
 
 
 def _signal_all(child: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from llamafast._core.mtmd import Projector
 
 FORMATS = ("WAV", "MP3", "FLAC")
+# What browsers and telephones record.
+MORE_FORMATS = "WebM, M4A, Ogg"
 # Shorter sound has no frame that an encoder could see; of one sample libmtmd ends the process.
 LEAST_SECONDS = 0.05
 FFMPEG_SECONDS = 60.0
@@ -28,7 +30,7 @@ def read_sound(data: memoryview, descriptor: int, projector: Projector, max_seco
     elif found():
         samples = read_samples(descriptor, projector.sample_rate, max_seconds=max_seconds, deadline=FFMPEG_SECONDS)
     if not samples:
-        more = "" if found() else "; others need ffmpeg, which is not on this machine"
+        more = "" if found() else f"; {MORE_FORMATS} and others need ffmpeg, which is not on this machine"
         raise InvalidMedia(f"the audio cannot be read; formats: {', '.join(FORMATS)}{more}")
     seconds = len(samples) / projector.sample_rate
     if seconds < LEAST_SECONDS:

@@ -20,12 +20,13 @@ _MAX_DESCRIPTORS = 1
 
 
 class Begin(Struct, tag=True, kw_only=True):
-    """The first message: what to load and what of media is taken, by the names of the config's ``model.mtmd``."""
+    """The first message: what to load, on which device (None: CPUs), and what of media is taken, by the names of the
+    config's ``model.mtmd``."""
 
     model: str
     projector: str
     n_threads: int
-    use_gpu: bool
+    device: str | None
     flash_attn: int | None
     batch_max_tokens: int
     image_max_tokens: int
@@ -38,9 +39,11 @@ class Begin(Struct, tag=True, kw_only=True):
 
 
 class Ready(Struct, tag=True, kw_only=True):
-    """The answer: ``width`` floats are a row, ``fingerprint`` is of all that rows depend on beside the media."""
+    """The answer: ``projectors`` are libmtmd's names of what encodes, ``width`` floats are a row, ``fingerprint`` is of
+    all that rows depend on beside the media."""
 
     modalities: tuple[MediaKind, ...]
+    projectors: tuple[str, ...]
     width: int
     widest_span: int
     fingerprint: str
@@ -81,6 +84,28 @@ class Encode(LayOut, tag=True, kw_only=True):
     there: tuple[int, ...] = ()
 
 
+class CutSound(LayOut, tag=True, kw_only=True):
+    """How the sound in the file that comes along is divided into pieces of ``most_seconds`` at most."""
+
+    most_seconds: float
+
+
+class SoundCut(Struct, tag=True):
+    """Its samples, int16 at ``rate`` Hz, are in the file that comes along, and each piece ends before one of ``ends``.
+    Without any it is one piece as it is, and no file comes along."""
+
+    job: int
+    rate: int = 0
+    ends: list[int] = []
+
+
+class Drop(Struct, tag=True):
+    """Nobody waits any more for how this medium stands in a prompt, or is divided: where that has not begun its file is
+    closed, and it is LaidOut without chunks."""
+
+    job: int
+
+
 class Rows(Struct, tag=True):
     """Those of a chunk are in the file that comes along."""
 
@@ -103,8 +128,8 @@ class Failed(Struct, tag=True):
     invalid: bool
 
 
-ToChild = Begin | LayOut | Encode
-FromChild = Ready | Refused | LaidOut | Rows | Done | Failed
+ToChild = Begin | LayOut | CutSound | Drop | Encode
+FromChild = Ready | Refused | LaidOut | SoundCut | Rows | Done | Failed
 
 
 class Wire:
@@ -124,9 +149,11 @@ class Wire:
     def send(self, message: ToChild | FromChild, descriptors: Sequence[int] = ()) -> None:
         """Raises OSError where the other end is gone."""
         payload = msgspec.msgpack.encode(message)
+        told = _LENGTH.pack(len(payload)) + payload
         with self._sending:
-            socket.send_fds(self._connection, [_LENGTH.pack(len(payload))], list(descriptors))
-            self._connection.sendall(payload)
+            # in one piece where there is room: each takes some of that for itself
+            sent = socket.send_fds(self._connection, [told], list(descriptors))
+            self._connection.sendall(memoryview(told)[sent:])
 
     def receive(self) -> tuple[object, list[int]] | None:
         """A message and its descriptors, which are the caller's; None where the other end is gone or talks nonsense."""

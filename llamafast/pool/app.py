@@ -9,16 +9,32 @@ from llamafast.api.body_size import BODIES_AT_ONCE, BodyLimits
 from llamafast.api.client_wait import ClientWaits
 from llamafast.api.http import Exchange, Receive, Scope, Send
 from llamafast.api.keys import KeyRing
+from llamafast.api.ollama import ollama_routes
 from llamafast.api.origins import Origins
+from llamafast.api.page import Page
 from llamafast.api.reception import Reception
 from llamafast.api.request_log import RequestLog
 from llamafast.api.responses.socket import ResponseSockets, Whose, upgrade_required
 from llamafast.api.responses.store import ResponseStore
 from llamafast.api.responses.stored import PATH as RESPONSES
 from llamafast.api.responses.stored import StoredResponses
-from llamafast.api.routes import CHAT, HEALTH, RERANK, RESPONSES_POST, Route, Routes, get
+from llamafast.api.routes import (
+    CHAT,
+    HEALTH,
+    MODELS,
+    RENDER_CHAT,
+    RENDER_COMPLETION,
+    RERANK,
+    RESPONSES_POST,
+    TRANSCRIPTIONS,
+    TRANSLATIONS,
+    Route,
+    Routes,
+    get,
+)
+from llamafast.api.spans import SpanSink
 from llamafast.api.sse import PING_SECONDS
-from llamafast.api.system import reply_live
+from llamafast.api.system import reply_live, reply_version
 from llamafast.api.websocket import WebSocket
 from llamafast.config import PoolConfig
 from llamafast.pool.catalogue import Catalogue
@@ -47,14 +63,19 @@ _PROMPTED = (
     "/apply-template",
     "/tokenize",
     "/detokenize",
+    *RENDER_CHAT,
+    RENDER_COMPLETION,
 )
+# And to whoever names it in a form.
+_HEARD = (TRANSCRIPTIONS, TRANSLATIONS)
 # Ids in a prompt, as many as the longest contexts have; what fewer may be is for the model to say.
 _MAX_PROMPT = 2**20
 _RETRY_SECONDS = 1.0
 
 
 class PoolApp:
-    """``store`` is the database of responses that all models write."""
+    """``store`` is the database of responses that all models write, ``spans`` where traces of requests go that none of
+    them answers."""
 
     def __init__(
         self,
@@ -68,15 +89,16 @@ class PoolApp:
         origins: Origins,
         waits: ClientWaits,
         ping_seconds: float = PING_SECONDS,
+        spans: SpanSink | None = None,
     ) -> None:
         self._keys = keys
         self._waits = waits
         self._events = events
         max_bytes = config.max_body_bytes
         self._limits = limits = BodyLimits(max_bytes, BODIES_AT_ONCE * max_bytes, _MAX_PROMPT)
-        request_log = RequestLog(config.server)
+        request_log = RequestLog(config.server, spans)
         self._system = PoolEndpoints(fleet, catalogue, config, limits)
-        self._proxy = Proxy(fleet, catalogue, limits, ping_seconds, frozenset(_PROMPTED))
+        self._proxy = Proxy(fleet, catalogue, limits, ping_seconds, frozenset((*_PROMPTED, *_HEARD)))
 
         def new_session(socket: WebSocket, whose: Whose) -> PooledSession:
             return PooledSession(socket, whose, fleet, catalogue, request_log, limits=limits, config=config.server)
@@ -97,6 +119,10 @@ class PoolApp:
                 if admitted:
                     await self._sockets.serve(socket, partial(self._keys.tenant, key))
 
+    def is_alive(self) -> bool:
+        """A child that hangs is no reason to end the others: /health tells of it."""
+        return True
+
     def announce_drain(self) -> None:
         self._system.draining = True
 
@@ -111,6 +137,8 @@ class PoolApp:
         for path in _PROMPTED:
             more = {"GET": upgrade_required} if path == RESPONSES else {}
             yield Route(path, {"POST": self._proxy.with_body, **more})
+        for path in _HEARD:
+            yield Route(path, {"POST": self._proxy.with_form})
         methods = {**get(self._proxy.without_body), "POST": self._proxy.with_body}
         yield Route("/lora-adapters", methods, changes=frozenset({"POST"}))
         for path in ("/props", "/v1/props"):
@@ -120,9 +148,10 @@ class PoolApp:
 
     def _describing(self, config: PoolConfig) -> Iterator[Route]:
         system = self._system
-        for path in ("/v1/models", "/models"):
+        for path in MODELS:
             yield Route(path, get(system.models))
         yield Route("/v1/models/{id}", get(system.model), id_pattern=".*")
+        yield Route("/slots", get(system.slots))
         yield Route("/models/load", {"POST": system.load}, "admin")
         yield Route("/models/unload", {"POST": system.unload}, "admin")
         yield Route("/models/sse", {"GET": self._events.watch}, "admin")
@@ -133,5 +162,10 @@ class PoolApp:
             ("/healthz", system.health),
         ):
             yield Route(path, get(probe), "open", is_probe=True)
+        yield Route("/version", get(reply_version))
         yield Route("/metrics", get(system.metrics), "open" if config.server.metrics_public else "key")
+        yield Route("/engine/events", {"GET": system.watch})
+        if config.server.ollama_discovery:
+            yield from ollama_routes(system.entries, system.show)
+        yield from Page(config.server).routes()
         yield Route("/reset_prefix_cache", {"POST": system.reset_prefix_cache}, "admin")

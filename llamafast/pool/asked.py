@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import re
+from contextlib import suppress
 
 import msgspec
 
 from llamafast.api.cut_body import cut
+from llamafast.api.decode import invalid_field
+from llamafast.api.form import read_form
+from llamafast.api.transcription.schema import LISTS
 from llamafast.errors import InvalidRequest
 
 _DURATION = re.compile(r"-?(?:\d+(?:\.\d+)?(?:ms|h|m|s))+", re.ASCII)
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)", re.ASCII)
+# Of a text that says how long: a pattern that repeats keeps something for each time it does.
+MAX_CHARS = 64
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Asked(msgspec.Struct):
-    """``keep_alive`` is Ollama's, seconds or a text as 5m; ``ttl`` LM Studio's, seconds. ``lora_name`` is of an adapter
-    to be loaded or unloaded."""
+    """``keep_alive`` is Ollama's, seconds or a text as 5m; ``ttl`` LM Studio's, seconds; ``rid`` SGLang's, the
+    request's id. ``lora_name`` is of an adapter to be loaded or unloaded."""
 
     model: str | None = None
     stream: bool | None = None
     keep_alive: float | str | None = None
     ttl: float | None = None
     lora_name: str | None = None
+    rid: str | None = None
 
     @property
     def ttl_seconds(self) -> float | None:
@@ -44,19 +52,32 @@ def asked_in(body: bytes) -> Asked:
     except msgspec.ValidationError as error:
         if "- at `$" not in str(error):
             return Asked()
-        raise _wrong(str(error)) from error
+        raise invalid_field(str(error)) from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from error
 
 
+def asked_in_form(body: bytes, content_type: bytes) -> Asked:
+    """The same of a form, whose values are texts whatever they mean. Raises InvalidRequest for what is none."""
+    fields = read_form(body, content_type, LISTS).fields
+    try:
+        asked = msgspec.convert(
+            {name: fields[name] for name in Asked.__struct_fields__ if name in fields}, Asked, strict=False
+        )
+    except msgspec.ValidationError as error:
+        raise invalid_field(str(error)) from error
+    if isinstance(asked.keep_alive, str):
+        with suppress(ValueError):
+            asked.keep_alive = float(asked.keep_alive)
+    for name, value in (("ttl", asked.ttl), ("keep_alive", asked.keep_alive)):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidRequest(f"`{name}`: expected seconds", param=name)
+    return asked
+
+
 def seconds(text: str) -> float:
     """Raises InvalidRequest."""
-    if not _DURATION.fullmatch(text):
+    if len(text) > MAX_CHARS or not _DURATION.fullmatch(text):
         raise InvalidRequest("`keep_alive`: expected seconds, or a text as 5m or 1h30m", param="keep_alive")
     total = sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
     return -total if text.startswith("-") else total
-
-
-def _wrong(text: str) -> InvalidRequest:
-    what, _, name = text.rstrip("`").rpartition(" - at `$.")
-    return InvalidRequest(f"`{name}`: {what[:1].lower()}{what[1:].replace('`', '')}", param=name)

@@ -1,7 +1,7 @@
 """What fits into memory beside what: pure policy, which knows models by what they take and when they were used.
 
 Nobody who is busy leaves, whoever waits. Of the idle ones those leave that were used least recently, and only as soon
-as that makes room enough. What a model that goes still takes is waited for.
+as that makes room enough. What a model that goes still takes is waited for, and a process that waits itself goes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ PATIENCE_SECONDS = 5.0
 
 
 class Phase(Enum):
-    """Of a model that has memory: it is loading, answers, or is on its way out."""
+    """Of a model that has memory: its process waits for room, it is loading, answers, or is on its way out."""
 
+    WEIGHED = 0
     LOADING = 1
     LOADED = 2
     UNLOADING = 3
@@ -44,7 +45,7 @@ class Evict(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """Somebody is loading, going or busy. The busy ``in_the_way`` would have to become idle."""
+    """Somebody waits for room as well, is loading, going or busy. The busy ``in_the_way`` would have to become idle."""
 
     in_the_way: tuple[str, ...]
 
@@ -64,7 +65,7 @@ def room_for(n_bytes: int, holders: Iterable[Holder], max_bytes: int) -> Verdict
     missing = sum(holder.n_bytes for holder in holders) + n_bytes - max_bytes
     if missing <= 0:
         return Fits()
-    missing -= sum(holder.n_bytes for holder in holders if holder.phase is Phase.UNLOADING)
+    missing -= sum(holder.n_bytes for holder in holders if holder.phase in (Phase.UNLOADING, Phase.WEIGHED))
     if missing <= 0:
         return Wait(())
     loaded = sorted((holder for holder in holders if holder.phase is Phase.LOADED), key=lambda one: one.used_at)

@@ -18,19 +18,27 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
+from pathlib import Path
 from queue import SimpleQueue
 
-from llamafast.config import Config, ModelConfig, ModelSource
+from msgspec.structs import replace
+
+from llamafast.config import Config, FromPretrained, ModelConfig, ModelSource
 from llamafast.config_file import parse_config
-from llamafast.console import FORMAT, LogWriter
-from llamafast.engine.need import memory_need
+from llamafast.console import LogWriter, lines_in
+from llamafast.engine.fit import LEAST, with_context
+from llamafast.engine.load import last_progress
+from llamafast.engine.memory import part_of, total_bytes
+from llamafast.engine.need import file_bytes, memory_need
 from llamafast.errors import ConfigError, ModelLoadError
-from llamafast.hub import resolve_model
+from llamafast.model_files import resolve_model
 from llamafast.pool.tenants import ToldKeys
-from llamafast.pool.wire import Begin, End, FromChild, Go, Needs, Ready, Refused, ToChild, line, to_child
+from llamafast.pool.wire import Begin, End, FromChild, Go, Needs, Progress, Ready, Refused, ToChild, line, to_child
 from llamafast.server import serve
 
 _PR_SET_PDEATHSIG = 1
+# So often at most the parent is told that the model is nearer.
+_PROGRESS_SECONDS = 1.0
 
 
 def main(descriptor: int) -> int:
@@ -56,18 +64,23 @@ def main(descriptor: int) -> int:
     try:
         config = parse_config(bytes(begin.config))
         assert isinstance(config, Config)
-        name = str(config.model.alias).replace("%", "%%")
-        log.setFormatter(logging.Formatter(f"{FORMAT.removesuffix('%(message)s')}[{name}] %(message)s"))
+        log.setFormatter(lines_in(config.server.log_format, str(config.model.alias)))
         logging.basicConfig(level=logging.INFO, handlers=[log])
-        path, *beside = map(resolve_model, _sources(config.model))
-        tell(Needs(_own_bytes() + memory_need(config.model, path, beside)))
+        path, *beside = (_found(source, tell) for source in _sources(config.model))
+        model, n_bytes = _weighed(config.model, path, beside, begin)
+        config = replace(config, model=model)
+        tell(Needs(n_bytes))
         if not isinstance(parent.next(), Go):
             return 1
 
+        loaded = threading.Event()
+
         def serving(hurry: Callable[[], None]) -> None:
+            loaded.set()
             parent.hears(hurry)
             tell(Ready())
 
+        threading.Thread(target=_tell_of_progress, args=(loaded, tell), name="llamafast-progress", daemon=True).start()
         serve(config, begin.verbose, keys=ToldKeys(begin.secret), on_serving=serving)
     except (ConfigError, ModelLoadError) as error:
         tell(Refused(str(error)))
@@ -75,13 +88,46 @@ def main(descriptor: int) -> int:
     return 0
 
 
+def _found(source: ModelSource, tell: Callable[[FromChild], None]) -> Path:
+    tell(Progress(fetched=isinstance(source, FromPretrained)))
+    path = resolve_model(source)
+    tell(Progress())
+    return path
+
+
+def _tell_of_progress(loaded: threading.Event, tell: Callable[[FromChild], None]) -> None:
+    """Until the model is ``loaded``; nothing while no weights are read and nothing is computed."""
+    told = last_progress()
+    while not loaded.wait(_PROGRESS_SECONDS):
+        if (at := last_progress()) > told:
+            told = at
+            tell(Progress())
+
+
+def _weighed(model: ModelConfig, path: Path, beside: list[Path], begin: Begin) -> tuple[ModelConfig, int]:
+    """The model with a context as long as its part of the room allows, and what it takes. One that the config says is
+    as if all of the machine were for it: others go for it."""
+    own = _own_bytes()
+    n_beside = sum(file.stat().st_size for file in beside)
+    part = part_of(max(0, begin.max_bytes - own), begin.n_models, file_bytes(path, beside))
+    draft = beside[-1] if beside and model.has_draft_model else None
+    chosen = with_context(model, path, n_beside, here=total_bytes() if model.n_ctx else part, draft=draft)
+    need = memory_need(chosen, path, beside, draft)
+    if not model.n_ctx and chosen.n_ctx != LEAST:
+        # it was laid out, which is more exact
+        need = min(need, part)
+    return chosen, own + need
+
+
 def _sources(model: ModelConfig) -> Iterator[ModelSource]:
-    """Of the model first."""
+    """Of the model first, of what drafts last."""
     yield model.source
     for lora in model.loras:
         yield lora.source
     if model.mtmd is not None:
         yield model.mtmd.source
+    if model.draft_file is not None:
+        yield model.draft_file
 
 
 def _own_bytes() -> int:

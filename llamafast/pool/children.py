@@ -9,20 +9,19 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import httpcore2
 from msgspec import DecodeError, Raw
 
-from llamafast.api.keys import VARIABLE
+from llamafast.config import KEY_VARIABLE
 from llamafast.cpus import on_cpus
 from llamafast.errors import ModelLoadError
 from llamafast.front import CLOSE_SECONDS, in_thread
 from llamafast.pool.resident import peak_bytes
 from llamafast.pool.streams import UnixBackend
-from llamafast.pool.wire import Begin, End, FromChild, Go, Needs, Ready, Refused, from_child, line
+from llamafast.pool.wire import Begin, End, Go, Needs, Progress, Ready, Refused, from_child, line
 
 COMMAND = (sys.executable, "-m", "llamafast.pool.child")
 # For a child that is to end at once: its answers' last events, and what it keeps on disk. Below CLOSE_SECONDS, by which
@@ -30,13 +29,16 @@ COMMAND = (sys.executable, "-m", "llamafast.pool.child")
 AT_ONCE_SECONDS = 3.0
 # A child closes a connection after `server.keep_alive_seconds` and never sooner than its parent.
 IDLE_SECONDS = 15.0
+# Of the bound of a load, each waited for by itself: while this process stands still too (a container that is paused)
+# one of them passes, and no more.
+_PARTS = 20
 
 
 class Died(Exception):
-    """The child has ended, with ``code``."""
+    """The child has ended, with ``code``, by a ``fault`` that is known where the code says nothing of it."""
 
-    def __init__(self, code: int) -> None:
-        super().__init__(f"it was ended by signal {-code}" if code < 0 else f"it ended with {code}")
+    def __init__(self, code: int, fault: str = "") -> None:
+        super().__init__(fault or (f"it was ended by signal {-code}" if code < 0 else f"it ended with {code}"))
         self.code = code
 
 
@@ -92,20 +94,25 @@ class ChildPort(Protocol):
 
 
 class Child:
-    """One process, once. ``config`` is a cfg.json whose ``server.uds`` is ``path``; it may run on ``cpus``. On an
-    event loop of the main thread: the kernel ends a child with the thread that has started it."""
+    """One process, once. ``config`` is a cfg.json whose ``server.uds`` is ``path``; ``shared`` are the bytes of how
+    many models, of which it has a part; it may run on ``cpus``. One that says nothing for ``load_seconds`` before it
+    answers is ended. On an event loop of the main thread: the kernel ends a child with the thread that has started it.
+    """
 
     def __init__(
         self,
         config: bytes,
         path: Path,
+        shared: tuple[int, int],
         *,
+        load_seconds: float | None = None,
         verbose: bool = False,
         cpus: set[int] | None = None,
     ) -> None:
         self._cpus = cpus
+        self._load_seconds = load_seconds
         self._secret = secrets.token_hex(32)
-        self._begin = Begin(config=Raw(config), secret=self._secret, verbose=verbose)
+        self._begin = Begin(Raw(config), self._secret, verbose, *shared)
         self._path = path
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -123,7 +130,7 @@ class Child:
                     [*COMMAND, str(its.fileno())],
                     pass_fds=[its.fileno()],
                     stdin=subprocess.DEVNULL,
-                    env={name: value for name, value in os.environ.items() if name != VARIABLE},
+                    env={name: value for name, value in os.environ.items() if name != KEY_VARIABLE},
                     # a signal of the terminal's is for the parent, which still drains
                     process_group=0,
                 )
@@ -166,19 +173,45 @@ class Child:
     async def _ask(self, message: Begin | Go) -> Needs | Ready:
         """What the child answers. Raises ModelLoadError or Died."""
         assert self._writer is not None
-        answer: FromChild | None = None
-        with suppress(OSError, DecodeError):
+        answer: Needs | Ready | Refused | None = None
+        try:
             self._writer.write(line(message))
-            answer = from_child.decode(await self._reader.readline())
-        if answer is None:
+            answer = await self._answer()
+        except TimeoutError:
+            self.kill()
+            fault = f"it has come no further for {self._load_seconds:g} seconds while it loaded"
+            raise Died(await asyncio.shield(self.gone), fault) from None
+        except (OSError, DecodeError):
+            pass  # as nothing would be
+        if not isinstance(answer, Needs | Ready):
             # it ends, or what is left of it is of no use
             await asyncio.wait((self.gone,), timeout=CLOSE_SECONDS)
             self.kill()
-            raise Died(await asyncio.shield(self.gone))
-        if isinstance(answer, Refused):
-            await asyncio.shield(self.gone)
-            raise ModelLoadError(answer.reason)
+            code = await asyncio.shield(self.gone)
+            raise Died(code) if answer is None else ModelLoadError(answer.reason)
         return answer
+
+    async def _answer(self) -> Needs | Ready | Refused:
+        """What ends a wait for the child. Raises TimeoutError where it says nothing for too long, OSError or
+        DecodeError."""
+        bound = self._load_seconds
+        while True:
+            said = from_child.decode(await self._line(bound))
+            if not isinstance(said, Progress):
+                return said
+            bound = None if said.fetched else self._load_seconds
+
+    async def _line(self, seconds: float | None) -> bytes:
+        """What it says next. Raises TimeoutError or OSError."""
+        reading = asyncio.ensure_future(self._reader.readline())
+        try:
+            for _ in range(_PARTS):
+                await asyncio.wait((reading,), timeout=None if seconds is None else seconds / _PARTS)
+                if reading.done():
+                    return reading.result()
+            raise TimeoutError
+        finally:
+            reading.cancel()
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and not self.gone.done():

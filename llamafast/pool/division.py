@@ -26,7 +26,7 @@ from llamafast.config import (
 )
 from llamafast.config.names import is_pattern
 from llamafast.errors import ConfigError, ModelLoadError
-from llamafast.hub import find_model
+from llamafast.model_files import find_model
 from llamafast.pool.children import IDLE_SECONDS
 
 # A child's own limits that are not to be met before the parent's.
@@ -96,7 +96,7 @@ def disk_folder(disk: DiskCacheConfig, model: ModelConfig) -> Path:
 
 
 def _child_server(config: PoolConfig, socket: Path) -> ServerConfig:
-    """What remains of ``server``: queues and their times, what /metrics and the log have."""
+    """What remains of ``server``: queues and their times, what /metrics and the log have; the page is the parent's."""
     server = config.server
     return ServerConfig(
         uds=str(socket),
@@ -107,8 +107,13 @@ def _child_server(config: PoolConfig, socket: Path) -> ServerConfig:
         request_seconds=server.request_seconds,
         drain_seconds=config.pool.unload_seconds,
         request_log=server.request_log,
+        log_format=server.log_format,
+        unknown_fields=server.unknown_fields,
         metrics_aliases=server.metrics_aliases,
+        otlp_endpoint=server.otlp_endpoint,
         lora_dir=server.lora_dir,
+        ollama_discovery=server.ollama_discovery,
+        page=False,
         max_websockets=server.max_websockets,
         websocket_seconds=_LONG_SECONDS,
         websocket_idle_seconds=_LONG_SECONDS,

@@ -37,7 +37,7 @@ class Events:
             self._end(unread)
 
     async def watch(self, exchange: Exchange) -> None:
-        await exchange.until_disconnect(self._watch(exchange))
+        await exchange.until_disconnect(self._watch(exchange), endless=True)
 
     async def _watch(self, exchange: Exchange) -> None:
         if len(self._watchers) >= MOST_WATCHERS:

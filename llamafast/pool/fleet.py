@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from llamafast.config import PoolLimits
-from llamafast.errors import EngineUnavailable, ModelTooLarge, QueueFull, QueueTimeout
+from llamafast.errors import ModelTooLarge, QueueFull, QueueTimeout, ShuttingDown
 from llamafast.pool.budget import PATIENCE_SECONDS, Evict, Fits, Never, Wait, room_for
 from llamafast.pool.children import ChildPort, Door
 from llamafast.pool.lives import Lives, Watcher
@@ -70,7 +70,7 @@ class Fleet:
         """Where the model answers, which stays until ``leave``; None where it is not to be had at once. Raises
         EngineUnavailable."""
         if self._closing:
-            raise EngineUnavailable("the server is shutting down")
+            raise ShuttingDown()
         if member.state is not State.LOADED or member.closing:
             return None
         assert member.child is not None
@@ -125,11 +125,17 @@ class Fleet:
             self._lives.end_early(member)
         self._wake.set()
 
+    def end_stalled(self, member: Member, child: ChildPort, fault: str) -> None:
+        """The process hangs that the model had when somebody looked."""
+        if member.child is child and member.state is State.LOADED and not self._closing:
+            self._lives.end_stalled(member, fault)
+            self._wake.set()
+
     async def close(self, seconds: float) -> None:
         """Refuse new requests, give running ones so long, then end all children."""
         self._closing = True
         for member in self.members.values():
-            member.refuse(EngineUnavailable("the server is shutting down"))
+            member.refuse(ShuttingDown())
         until = time.monotonic() + seconds
         while any(member.busy for member in self.members.values()) and (rest := until - time.monotonic()) > 0:
             self._wake.clear()
@@ -192,9 +198,13 @@ class Fleet:
         self._serve_all()
         for member in self.members.values():
             member.closing = False
-        weighing = blocked = False
+        weighing = blocked = returning = False
         for member in sorted(self.members.values(), key=lambda one: one.wanted_at or 0.0):
             if member.wanted_at is None:
+                continue
+            if member.state is State.UNLOADING:
+                # what it has still will be its own again, whenever its process ends: nobody else waits for that
+                returning = True
                 continue
             if blocked:
                 self._let_wait(member)
@@ -203,7 +213,7 @@ class Fleet:
                 # nobody is in a hurry, and it may be the other one that there is room for
                 continue
             # whoever is behind one that has to wait for room waits too
-            blocked = not self._bring_if_there_is_room(member, now)
+            blocked = not self._bring_if_there_is_room(member, now, returning)
             weighing = weighing or (member.state is State.WEIGHED and member.bringing)
         self._serve_all()
 
@@ -212,17 +222,19 @@ class Fleet:
             if member.state is State.LOADED and not member.closing:
                 member.serve()
 
-    def _bring_if_there_is_room(self, member: Member, now: float) -> bool:
-        """Whether those behind it may be looked at."""
+    def _bring_if_there_is_room(self, member: Member, now: float, returning: bool) -> bool:
+        """Whether those behind it may be looked at. While one that was asked for before it is ``returning`` it gets no
+        room that others have."""
         if member.state in (State.LOADED, State.LOADING) or member.bringing or member.retry_at > now:
             return True
-        if member.state is State.UNLOADING:
-            return False
         if member.need is None:
             self._lives.bring(member, only_weigh=True)
             return True
         holders = [held for other in self.members.values() if other is not member and (held := other.holds)]
         verdict = room_for(member.need, holders, self.max_bytes)
+        if returning and isinstance(verdict, Evict | Wait):
+            self._let_wait(member)
+            return False
         pushes = isinstance(verdict, Evict) or (isinstance(verdict, Wait) and bool(verdict.in_the_way))
         if pushes and not member.waiting and not member.asked:
             # nobody wants it yet, and somebody may want what it would push out

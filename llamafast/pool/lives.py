@@ -44,6 +44,7 @@ class Lives:
         self._wake = wake
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stalled: dict[ChildPort, str] = {}
 
     def bring(self, member: Member, only_weigh: bool = False) -> None:
         """Load it, or only find out what it takes."""
@@ -61,6 +62,8 @@ class Lives:
                 n_bytes = await child.begin()
                 if member.need is None:
                     member.need = n_bytes
+                if child.gone.done():  # which nobody will tell any more
+                    raise Died(child.gone.result())
             if not only_weigh:
                 await child.load()
                 await self._loaded(member)
@@ -99,18 +102,27 @@ class Lives:
         self._set(member, State.UNLOADING)
         self._do(child.end(self._unload_seconds))
 
+    def end_stalled(self, member: Member, fault: str) -> None:
+        """Its process hangs, and is ended as it stands: that is a failure, and whoever comes meanwhile waits."""
+        child = member.child
+        assert child is not None
+        self._stalled[child] = fault
+        self._set(member, State.UNLOADING)
+        child.kill()
+
     def _gone(self, member: Member, child: ChildPort, gone: asyncio.Future[int]) -> None:
         """A process has ended, and its memory is free."""
         if self._closing:
             return
         self._do(close_idle(child.door))
         if member.child is child and not member.bringing:
-            if member.state is State.UNLOADING:
+            fault = self._stalled.pop(child, None)
+            if member.state is State.UNLOADING and fault is None:
                 member.child = None
                 member.exit_code = gone.result()
                 self._set(member, State.UNLOADED)
             else:
-                self._failed(member, gone.result(), str(Died(gone.result())))
+                self._failed(member, gone.result(), fault or str(Died(gone.result())))
         self._wake()
 
     def _refused(self, member: Member, fault: str, told: str) -> None:

@@ -39,7 +39,12 @@ class State(Enum):
 
 
 # Those in which a model has memory.
-_PHASES = {State.LOADING: Phase.LOADING, State.LOADED: Phase.LOADED, State.UNLOADING: Phase.UNLOADING}
+_PHASES = {
+    State.WEIGHED: Phase.WEIGHED,
+    State.LOADING: Phase.LOADING,
+    State.LOADED: Phase.LOADED,
+    State.UNLOADING: Phase.UNLOADING,
+}
 
 
 class Member:
@@ -101,9 +106,10 @@ class Member:
 
     @property
     def n_bytes(self) -> int:
-        """What it takes, or will."""
+        """What it takes, or will once it is loaded; while it only waits for room, what its process has."""
         peak = self.child.peak_bytes() if self.child is not None else None
-        return max(self.need or 0, peak or 0)
+        need = self.need if self.state is not State.WEIGHED else None
+        return max(need or 0, peak or 0)
 
     def begun(self) -> None:
         self._began_at = self._now()

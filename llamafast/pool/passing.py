@@ -43,10 +43,24 @@ async def ask(door: Door, method: str, path: str, tenant: Tenant = ANYBODY, admi
     return response.status, response.content
 
 
+class Body:
+    """A request's body, which nobody else holds and which is forgotten once it is passed on: answers may take long."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    async def pieces(self, exchange: Exchange) -> AsyncIterator[bytes]:
+        """Others have their turn between two of them: hundreds of megabytes at one go would hold them up."""
+        for start in range(0, len(self.data), PIECE_BYTES):
+            yield self.data[start : start + PIECE_BYTES]
+        self.data = b""
+        exchange.release()
+
+
 async def pass_on(
     exchange: Exchange,
     door: Door,
-    body: bytes,
+    body: Body,
     stream: EventStream | None = None,
     before: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
@@ -56,11 +70,13 @@ async def pass_on(
     a stream of events ends with that as its last one, and anything else breaks off.
     """
     path = exchange.path + (f"?{urlencode(exchange.query)}" if exchange.query else "")
-    headers = [*_request_headers(exchange, door), (b"content-length", b"%d" % len(body))]
+    headers = [*_request_headers(exchange, door), (b"content-length", b"%d" % len(body.data))]
     is_stream = stream is not None
     last = b""
     try:
-        async with door.http.stream(exchange.method, _url(path), headers=headers, content=_pieces(body)) as response:
+        async with door.http.stream(
+            exchange.method, _url(path), headers=headers, content=body.pieces(exchange)
+        ) as response:
             exchange.passed_on = True
             kind = dict(_lower(response.headers)).get(b"content-type", b"")
             if before is not None and response.status < 300:
@@ -84,9 +100,10 @@ async def pass_on(
         if is_stream:
             # what has come of an event that is cut is nobody's
             ending = b"" if last.endswith(b"\n\n") or not last else b"\n\n"
-            _, told_of = exchange.error(error)
+            _, told_of = exchange.told(error)
             await exchange.write(ending + stream_form_of(exchange.path).error + frame(told_of), more=False)
         exchange.status = error.status
+        exchange.error = error
 
 
 async def _pass_into(stream: EventStream, response: httpcore2.Response, kind: bytes, form: StreamForm) -> None:
@@ -100,15 +117,9 @@ async def _pass_into(stream: EventStream, response: httpcore2.Response, kind: by
         await stream.write(form.error + error, more=False)
 
 
-async def _pieces(body: bytes) -> AsyncIterator[bytes]:
-    """Others have their turn between two of them: hundreds of megabytes at one go would hold them up."""
-    for start in range(0, len(body), PIECE_BYTES):
-        yield body[start : start + PIECE_BYTES]
-
-
 def _request_headers(exchange: Exchange, door: Door) -> Iterable[tuple[bytes, bytes]]:
     yield b"host", b"localhost"
-    yield HEADER, told(exchange.tenant, exchange.is_admin, door.secret)
+    yield HEADER, told(exchange.tenant, exchange.is_admin, door.secret, exchange.identity.peer)
     yield b"x-request-id", exchange.identity.request_id
     if exchange.identity.traceparent:
         yield b"traceparent", exchange.identity.traceparent

@@ -8,16 +8,16 @@ from functools import partial
 
 from llamafast.api.body_size import BodyLimits
 from llamafast.api.delivery import run_sized
+from llamafast.api.fields import note_rid
 from llamafast.api.http import Exchange
 from llamafast.api.messages.errors import stream_form_of
 from llamafast.api.sse import EventStream
-from llamafast.errors import LlamafastError
-from llamafast.pool.asked import Asked, asked_in
+from llamafast.pool.asked import Asked, asked_in, asked_in_form
 from llamafast.pool.catalogue import Catalogue
 from llamafast.pool.children import Door
 from llamafast.pool.fleet import Fleet
 from llamafast.pool.member import Member
-from llamafast.pool.passing import pass_on
+from llamafast.pool.passing import Body, pass_on
 
 # vLLM's, whose bodies name an adapter
 ADAPTERS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
@@ -43,14 +43,25 @@ class Proxy:
 
     async def with_body(self, exchange: Exchange) -> None:
         """The body names the model, or where it is a list ``?model=`` does, as llama-server has it."""
-        body = await exchange.read_json(self._limits)
-        asked = await run_sized(len(body), asked_in, body)
-        await exchange.until_disconnect(self._answer(exchange, body, asked))
+        body = Body(await exchange.read_json(self._limits))
+        await self._named(exchange, body, await run_sized(len(body.data), asked_in, body.data))
+
+    async def with_form(self, exchange: Exchange) -> None:
+        """The same where the body is a form of fields and files."""
+        body = Body(await exchange.read_form(self._limits))
+        content_type = exchange.headers.get(b"content-type", b"")
+        await self._named(exchange, body, await run_sized(len(body.data), asked_in_form, body.data, content_type))
 
     async def without_body(self, exchange: Exchange) -> None:
-        await exchange.until_disconnect(self._answer(exchange, b"", Asked()))
+        await exchange.until_disconnect(self._answer(exchange, Body(b""), Asked()))
 
-    async def _answer(self, exchange: Exchange, body: bytes, asked: Asked) -> None:
+    async def _named(self, exchange: Exchange, body: Body, asked: Asked) -> None:
+        exchange.model = asked.model or ""
+        if asked.rid is not None:
+            note_rid(asked.rid, exchange)
+        await exchange.until_disconnect(self._answer(exchange, body, asked))
+
+    async def _answer(self, exchange: Exchange, body: Body, asked: Asked) -> None:
         ttl_seconds = asked.ttl_seconds
         member = await self._member(exchange, asked)
         if (door := self._fleet.enter_now(member)) is None:
@@ -64,7 +75,7 @@ class Proxy:
             self._fleet.leave(member, ttl_seconds)
 
     async def _pass_on(
-        self, exchange: Exchange, door: Door, body: bytes, member: Member, stream: EventStream | None = None
+        self, exchange: Exchange, door: Door, body: Body, member: Member, stream: EventStream | None = None
     ) -> None:
         changes = exchange.method == "POST" and exchange.path not in self._prompted
         await pass_on(exchange, door, body, stream, partial(self._catalogue.learn, member) if changes else None)
@@ -80,7 +91,7 @@ class Proxy:
             self._catalogue.check_free(adapter, member)
         return member
 
-    async def _stream_later(self, exchange: Exchange, body: bytes, member: Member, ttl_seconds: float | None) -> None:
+    async def _stream_later(self, exchange: Exchange, body: Body, member: Member, ttl_seconds: float | None) -> None:
         """The same for a model that is not there yet. What goes wrong soon is told by the status."""
         entering = asyncio.ensure_future(self._fleet.enter(member))
         try:
@@ -90,12 +101,13 @@ class Proxy:
                 return
             form = stream_form_of(exchange.path)
             async with EventStream(exchange, self._ping_seconds, form=form) as stream:
-                try:
-                    await self._pass_on(exchange, await entering, body, member, stream)
-                except LlamafastError as error:
-                    await stream.fail(error)
+                await self._pass_on(exchange, await entering, body, member, stream)
         finally:
             entering.cancel()
-            await asyncio.wait((entering,))
-            if not entering.cancelled() and entering.exception() is None:
-                self._fleet.leave(member, ttl_seconds)
+            # waits for nothing: who waits may be cancelled once more
+            entering.add_done_callback(partial(self._left, member, ttl_seconds))
+
+    def _left(self, member: Member, ttl_seconds: float | None, entered: asyncio.Future[Door]) -> None:
+        """Whoever has entered, or not, has gone."""
+        if not entered.cancelled() and entered.exception() is None:
+            self._fleet.leave(member, ttl_seconds)

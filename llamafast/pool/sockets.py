@@ -9,21 +9,21 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from msgspec import UNSET, Struct, json
+from msgspec import Struct, json
 from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import WebSocketException
 
-from llamafast.api.body_size import BodyLimits, BodySize
-from llamafast.api.delivery import internal_error, run_sized
-from llamafast.api.http import PIECE_BYTES, Record, error_body
+from llamafast.api.body_size import BodyLimits
+from llamafast.api.delivery import run_sized
 from llamafast.api.request_log import RequestLog
-from llamafast.api.responses.frames import ErrorFrame, decode_frame
-from llamafast.api.responses.socket import ROUTE, Whose
-from llamafast.api.sse import encode
-from llamafast.api.websocket import POLICY_VIOLATION, Refused, WebSocket
+from llamafast.api.responses.frames import decode_frame
+from llamafast.api.responses.intake import Incoming, Intake
+from llamafast.api.responses.lanes import MAX_LANES, MAX_STREAM_ID_CHARS
+from llamafast.api.responses.socket import Whose
+from llamafast.api.websocket import WebSocket
 from llamafast.config import ServerConfig
 from llamafast.engine.types import Tenant
-from llamafast.errors import EngineUnavailable, InvalidKey, LlamafastError, ModelDied, QueueFull
+from llamafast.errors import EngineUnavailable, LlamafastError, ModelDied, QueueFull, internal_error
 from llamafast.pool.catalogue import Catalogue
 from llamafast.pool.children import Door
 from llamafast.pool.fleet import Fleet
@@ -51,25 +51,14 @@ class _Peek(Struct):
 _PEEK = json.Decoder(_Peek)
 
 
-class _Frame:
-    """One from the client, until its last answer."""
-
-    def __init__(self, data: bytes, size: BodySize, stream_id: str | None, record: Record) -> None:
-        self.data = data
-        self.size = size
-        self.stream_id = stream_id
-        self.record = record
-        self.connection: ClientConnection | None = None  # on which it is answered
-
-
 class _Line:
     """To one model: frames that wait for it, and those that it has not answered yet. While there are such the model
     stays; otherwise it may go, and the next frame brings it back."""
 
     def __init__(self, member: Member, session: PooledSession) -> None:
         self.member = member
-        self.waiting: deque[_Frame] = deque()
-        self.unanswered: list[_Frame] = []
+        self.waiting: deque[Incoming] = deque()
+        self.unanswered: dict[Incoming, ClientConnection | None] = {}  # and on which they are answered
         self._session = session
         self._door: Door | None = None
         self._tenant: Tenant | None = None  # whose the connection's frames are
@@ -82,7 +71,7 @@ class _Line:
     def busy(self) -> bool:
         return bool(self.waiting or self.unanswered or self._sending)
 
-    def put(self, frame: _Frame) -> None:
+    def put(self, frame: Incoming) -> None:
         """Raises QueueFull."""
         if len(self.waiting) >= MAX_WAITING:
             raise QueueFull(f"{MAX_WAITING} requests wait on this connection already")
@@ -110,29 +99,29 @@ class _Line:
             try:
                 await self._pass_on(frame)
             except LlamafastError as error:
-                await self._session.refuse(error, frame.stream_id, frame.record)
+                await self._session.intake.refuse(error, frame)
             except Exception:
                 log.exception("request %s failed", frame.record.identity.request_id.decode())
-                await self._session.refuse(internal_error(), frame.stream_id, frame.record)
+                await self._session.intake.refuse(internal_error(), frame)
             finally:
                 frame.size.release()
                 frame.data = b""
         self._sending = None
         self._session.news.set()
 
-    async def _pass_on(self, frame: _Frame) -> None:
+    async def _pass_on(self, frame: Incoming) -> None:
         """Raises ModelDied, EngineUnavailable where no connection is to be had, or why the model is not to be had."""
         if frame.record.tenant != self._tenant:
             await self._until_answered()
             self._connection = None
         door = await self._session.fleet.enter(self.member)
         # before it is sent: the answer may be here sooner than the end of sending
-        self.unanswered.append(frame)
+        self.unanswered[frame] = None
         try:
             if door is not self._door or self._connection not in self._listening:
                 await self._connect(door, frame)
-            frame.connection = self._connection
             assert self._connection is not None
+            self.unanswered[frame] = self._connection
             await self._connection.send(frame.data, text=True)
         except (OSError, WebSocketException) as error:
             if self._answered(frame):  # else the client has been told already
@@ -151,14 +140,16 @@ class _Line:
         if self._connection is not None:
             await self._connection.close()
 
-    async def _connect(self, door: Door, frame: _Frame) -> None:
+    async def _connect(self, door: Door, frame: Incoming) -> None:
         """Raises OSError or WebSocketException."""
+        identity, tenant = frame.record.identity, frame.record.tenant
         self._connection = await unix_connect(
             str(door.path),
             "ws://localhost/v1/responses",
             additional_headers={
-                HEADER.decode(): told(frame.record.tenant, False, door.secret).decode(),
-                "x-request-id": frame.record.identity.request_id.decode(),
+                HEADER.decode(): told(tenant, False, door.secret, identity.peer).decode(),
+                "x-request-id": identity.request_id.decode(),
+                **({"traceparent": identity.traceparent.decode()} if identity.traceparent else {}),
             },
             max_size=None,
             compression=None,
@@ -166,7 +157,7 @@ class _Line:
             proxy=None,
         )
         self._door = door
-        self._tenant = frame.record.tenant
+        self._tenant = tenant
         self._listening[self._connection] = asyncio.create_task(self._listen(self._connection))
 
     async def _listen(self, connection: ClientConnection) -> None:
@@ -184,16 +175,16 @@ class _Line:
             del self._listening[connection]
         for frame in self._unanswered_on(connection):
             self._answered(frame)
-            await self._session.refuse(_died(), frame.stream_id, frame.record)
+            await self._session.intake.refuse(_died(), frame)
 
-    def _unanswered_on(self, connection: ClientConnection) -> list[_Frame]:
-        return [frame for frame in self.unanswered if frame.connection is connection]
+    def _unanswered_on(self, connection: ClientConnection) -> list[Incoming]:
+        return [frame for frame, on in self.unanswered.items() if on is connection]
 
-    def _answered(self, frame: _Frame) -> bool:
+    def _answered(self, frame: Incoming) -> bool:
         """Whether it was not before."""
         if frame not in self.unanswered:
             return False
-        self.unanswered.remove(frame)
+        del self.unanswered[frame]
         self._session.fleet.leave(self.member)
         self._freed.set()
         self._session.news.set()
@@ -215,46 +206,25 @@ class PooledSession:
         config: ServerConfig,
     ) -> None:
         self.fleet = fleet
+        self.intake = Intake(socket, whose, limits, request_log, config)
         self._socket = socket
-        self._whose = whose
         self._catalogue = catalogue
-        self._request_log = request_log
-        self._limits = limits
-        self._config = config
         self._lines: dict[str, _Line] = {}
-        self._bound: Member | None = None
-        self._last = time.monotonic()
+        # by the lanes' ids, the one that had the last frame at the end
+        self._bound: dict[str | None, Member] = {}
         self.news = asyncio.Event()  # that something is done
 
     def idle_seconds_left(self) -> float:
-        answering = any(line.busy for line in self._lines.values())
-        return self._config.websocket_idle_seconds - (0.0 if answering else time.monotonic() - self._last)
+        return self.intake.idle_seconds_left(answering=any(line.busy for line in self._lines.values()))
 
     async def read(self) -> None:
-        while True:
-            data = await self._socket.receive()
-            self._last = time.monotonic()
-            size, record = BodySize(self._limits), self._socket.record()
-            stream_id: str | None = None
-            try:
-                record.tenant = self._whose()
-                for start in range(0, len(data), PIECE_BYTES):
-                    size.add(data[start : start + PIECE_BYTES])
-                    await asyncio.sleep(0)
-                peek = await run_sized(len(data), decode_frame, _PEEK, data)
-                stream_id = peek.stream_id
-                member = await self._member(peek.model)
-                line = self._lines.setdefault(member.name, _Line(member, self))
-                line.put(_Frame(data, size, stream_id, record))
-            except LlamafastError as error:
-                size.release()
-                await self.refuse(error, stream_id, record)
-                if isinstance(error, InvalidKey):
-                    raise Refused(POLICY_VIOLATION, error.message) from error
-            except BaseException:
-                size.release()
-                raise
-            del data, size
+        await self.intake.read(self._take)
+
+    async def _take(self, frame: Incoming) -> None:
+        peek = await run_sized(len(frame.data), decode_frame, _PEEK, frame.data)
+        frame.stream_id = peek.stream_id
+        member = await self._member(peek)
+        self._lines.setdefault(member.name, _Line(member, self)).put(frame)
 
     async def finish(self) -> None:
         while any(line.busy for line in self._lines.values()):
@@ -264,25 +234,26 @@ class PooledSession:
     async def cancel(self) -> None:
         await asyncio.gather(*(line.close() for line in self._lines.values()))
 
-    async def tell(self, error: LlamafastError, stream_id: str | None = None) -> None:
-        lane = UNSET if stream_id is None else stream_id
-        frame = ErrorFrame(status=error.status, error=error_body(error).error, stream_id=lane)
-        await self._socket.send(encode(frame))
-
-    async def refuse(self, error: LlamafastError, stream_id: str | None, record: Record) -> None:
-        record.status = error.status
-        self._request_log.add(record, ROUTE)
-        await self.tell(error, stream_id)
+    async def tell(self, error: LlamafastError) -> None:
+        await self.intake.tell(error)
 
     async def pass_back(self, data: bytes) -> None:
-        self._last = time.monotonic()
+        self.intake.last = time.monotonic()
         await self._socket.send(data)
 
-    async def _member(self, model: str | None) -> Member:
-        """The model that a frame names, or the last one that one did. Raises InvalidRequest or ModelNotFound."""
-        if model or self._bound is None:
-            self._bound = await self._catalogue.find(model)
-        return self._bound
+    async def _member(self, peek: _Peek) -> Member:
+        """The model that a frame names, or that the last one of its lane was for, or else the last one of all. Raises
+        InvalidRequest or ModelNotFound."""
+        lane = peek.stream_id and peek.stream_id[:MAX_STREAM_ID_CHARS]  # longer ones the model refuses
+        if peek.model or not self._bound:
+            member = await self._catalogue.find(peek.model)
+        else:
+            member = self._bound.get(lane) or next(reversed(self._bound.values()))
+        self._bound.pop(lane, None)
+        self._bound[lane] = member
+        if len(self._bound) > MAX_LANES:
+            del self._bound[next(iter(self._bound))]
+        return member
 
 
 def _died() -> ModelDied:

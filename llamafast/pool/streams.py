@@ -17,16 +17,22 @@ _MOST_BYTES = 256 * 1024
 
 
 # What this process or the system has no more of, while the other end may be there.
-_SCARCE = {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM}
+_SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+# The other end's queue is full of connections that it has not taken yet.
+_CROWDED = errno.EAGAIN
 
 
 def is_scarcity(error: OSError) -> bool:
     """Whether a connection may be had a moment later, where this was raised instead."""
-    return error.errno in _SCARCE
+    return error.errno in _SCARCE or error.errno == _CROWDED
 
 
 class Scarce(httpcore2.ConnectError):
     """No connection can be had just now."""
+
+
+class Crowded(Scarce):
+    """As the other end has too many that it has not taken yet."""
 
 
 class UnixBackend(httpcore2.AsyncNetworkBackend):
@@ -38,10 +44,12 @@ class UnixBackend(httpcore2.AsyncNetworkBackend):
         timeout: float | None = None,  # noqa: ASYNC109 - httpcore2 names it
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Raises ConnectError, or Scarce."""
+        """Raises ConnectError, Scarce or Crowded."""
         try:
             _, protocol = await asyncio.get_running_loop().create_unix_connection(_Protocol, path)
         except OSError as error:
+            if error.errno == _CROWDED:
+                raise Crowded(str(error)) from error
             raise (Scarce if is_scarcity(error) else httpcore2.ConnectError)(str(error)) from error
         return _Stream(protocol)
 

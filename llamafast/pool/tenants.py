@@ -21,18 +21,22 @@ HEADER = b"x-llamafast-tenant"
 class _Told(msgspec.Struct):
     tenant: Tenant
     admin: bool
+    peer: str = ""
 
 
 _DECODER = msgspec.json.Decoder(_Told)
 
 
-def told(tenant: Tenant, admin: bool, secret: str) -> bytes:
-    """The header's value."""
-    return secret.encode() + b" " + msgspec.json.encode(_Told(tenant, admin))
+def told(tenant: Tenant, admin: bool, secret: str, peer: str = "") -> bytes:
+    """The header's value; ``peer`` is who has asked the parent, for the log."""
+    return secret.encode() + b" " + msgspec.json.encode(_Told(tenant, admin, peer))
 
 
 class ToldKeys:
     """What a child knows of keys: each request says whose it is, and proves that the parent says so."""
+
+    # wherever they are; the others that the parent looks at are for some endpoints only
+    read_in_front: frozenset[str] = frozenset({"model", "keep_alive", "ttl", "rid"})
 
     def __init__(self, secret: str) -> None:
         self._secret = secret.encode()
@@ -43,7 +47,7 @@ class ToldKeys:
         if not hmac.compare_digest(secret, self._secret):
             raise InvalidKey("this socket is the server's own")
         told = _DECODER.decode(what)
-        return Key(b"", told.tenant, told.admin)
+        return Key(b"", told.tenant, told.admin, peer=told.peer)
 
     def tenant(self, key: Key | None) -> Tenant:
         assert key is not None

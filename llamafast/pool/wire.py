@@ -7,11 +7,14 @@ from msgspec import Raw, Struct
 
 
 class Begin(Struct, tag=True):
-    """The first line. ``config`` is a cfg.json of one model, ``secret`` what requests have to bring along."""
+    """The first line. ``config`` is a cfg.json of one model, ``secret`` what requests have to bring along,
+    ``max_bytes`` the room of ``n_models`` models, of which this is one."""
 
     config: Raw
     secret: str
     verbose: bool
+    max_bytes: int
+    n_models: int
 
 
 class Go(Struct, tag=True):
@@ -30,6 +33,13 @@ class Needs(Struct, tag=True):
     n_bytes: int
 
 
+class Progress(Struct, tag=True):
+    """The model is not there yet, but nearer. What is ``fetched`` next comes from a network, in time that is not the
+    child's."""
+
+    fetched: bool = False
+
+
 class Ready(Struct, tag=True):
     """Requests are answered."""
 
@@ -41,7 +51,7 @@ class Refused(Struct, tag=True):
 
 
 ToChild = Begin | Go | End
-FromChild = Needs | Ready | Refused
+FromChild = Needs | Progress | Ready | Refused
 
 to_child = msgspec.json.Decoder(ToChild)
 from_child = msgspec.json.Decoder(FromChild)

@@ -30,7 +30,9 @@ TABLE: dict[tuple[str, str], tuple[int, ...]] = {
     ("POST", "/completion"): KEY,
     ("POST", "/completions"): KEY,
     ("POST", "/infill"): KEY,
-    **{(method, path): KEY for method in ("GET", "HEAD") for path in ("/props", "/v1/props")},
+    ("POST", "/v1/audio/transcriptions"): KEY,
+    ("POST", "/v1/audio/translations"): KEY,
+    **{(method, path): KEY for method in ("GET", "HEAD") for path in ("/props", "/v1/props", "/slots")},
     ("POST", "/v1/messages/count_tokens"): KEY,
     ("POST", URL): KEY,
     ("GET", URL): KEY,
@@ -53,8 +55,15 @@ TABLE: dict[tuple[str, str], tuple[int, ...]] = {
     ("POST", "/apply-template"): KEY,
     ("POST", "/tokenize"): KEY,
     ("POST", "/detokenize"): KEY,
+    ("POST", "/v1/chat/completions/render"): KEY,
+    ("POST", "/chat/completions/render"): KEY,
+    ("POST", "/v1/completions/render"): KEY,
+    ("GET", "/version"): KEY,
+    ("HEAD", "/version"): KEY,
     ("GET", "/v1/models"): KEY,
     ("HEAD", "/v1/models"): KEY,
+    ("GET", "/models"): KEY,
+    ("HEAD", "/models"): KEY,
     ("GET", "/v1/models/{id}"): KEY,
     ("HEAD", "/v1/models/{id}"): KEY,
     **{(method, path): OPEN for method in ("GET", "HEAD") for path in ("/live", "/ready", "/health", "/v1/health")},
@@ -62,6 +71,8 @@ TABLE: dict[tuple[str, str], tuple[int, ...]] = {
     ("HEAD", "/healthz"): OPEN,
     ("GET", "/metrics"): KEY,
     ("HEAD", "/metrics"): KEY,
+    **{(method, path): OPEN for method in ("GET", "HEAD") for path in ("/", "/page/{id}")},
+    ("GET", "/engine/events"): KEY,
     ("POST", "/reset_prefix_cache"): ADMIN,
     ("GET", "/lora-adapters"): KEY,
     ("HEAD", "/lora-adapters"): KEY,
@@ -69,8 +80,8 @@ TABLE: dict[tuple[str, str], tuple[int, ...]] = {
     ("POST", "/v1/load_lora_adapter"): ADMIN,
     ("POST", "/v1/unload_lora_adapter"): ADMIN,
 }
-NOWHERE = [("GET", "/"), ("GET", "/v1"), ("POST", "/admin"), ("PUT", "/v1/models"), ("GET", f"{URL}/a/b/c")]
-SERVED = {200, 400, 404, 426}
+NOWHERE = [("GET", "/nothing"), ("GET", "/v1"), ("POST", "/admin"), ("PUT", "/v1/models"), ("GET", f"{URL}/a/b/c")]
+SERVED = {200, 400, 404, 415, 426}
 
 
 @pytest.fixture(autouse=True)
@@ -229,7 +240,7 @@ async def test_a_refused_reset_waits_for_no_body_that_has_come(
     engine.refusal = EngineUnavailable("the server is shutting down")
     for body in (b"", [b"{", b"}"]):
         asked = AsgiClient(app).post("/reset_prefix_cache", body, x_api_key="secret-root")
-        assert (await asyncio.wait_for(asked, 5)).status == 503
+        assert (await asyncio.wait_for(asked, 30)).status == 503
 
 
 async def test_a_key_decides_how_its_requests_run(app: App, engine: FakeEngine) -> None:

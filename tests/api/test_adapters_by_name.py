@@ -10,9 +10,10 @@ from msgspec.json import encode
 from msgspec.structs import replace
 from support.apps import make_app
 from support.asgi_client import AsgiClient
-from support.fake_engine import INFO, FakeEngine
+from support.fake_engine import INFO, FakeAdapters, FakeEngine
 
 from llamafast.api.keys import Keys
+from llamafast.engine.adapter_info import AdapterInfo
 
 PATHS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
@@ -104,7 +105,22 @@ async def test_what_everybody_has_is_told_and_changed(client: AsgiClient) -> Non
     ]
 
 
-@pytest.mark.parametrize("body", [{}, [{"id": 0}], [{"id": 5, "scale": 1}], "x", [{"id": 0, "scale": 1}] * 17])
+async def test_those_that_prompts_activate_tell_how(engine: FakeEngine, client: AsgiClient) -> None:
+    sql = AdapterInfo(0, "sql", "0.gguf", 0.0, (72, 105), "judge", "Say: ")
+    engine.adapters = FakeAdapters([sql, AdapterInfo(1, "poems/2", "1.gguf", 0.0)])
+    fields = {"alora_invocation_string": "Hi", "alora_invocation_tokens": [72, 105]}
+    told = {"id": 0, "path": "0.gguf", "scale": 0.0, "name": "sql", "task_name": "judge", "prompt_prefix": "Say: "}
+    assert (await client.get("/lora-adapters")).json == [
+        told | fields,
+        {"id": 1, "path": "1.gguf", "scale": 0.0, "name": "poems/2"},
+    ]
+    model, first, second = (await client.get("/v1/models")).json["data"]
+    assert {name: first.get(name) for name in fields} == fields
+    assert (await client.get("/v1/models/sql")).json == first
+    assert not fields.keys() & (model.keys() | second.keys())
+
+
+@pytest.mark.parametrize("body", [{}, [{"id": 0}], [{"id": 5, "scale": 1}], "x", [{"id": 0, "scale": 1}] * 2])
 async def test_an_administrator_changes_it(tmp_path: Path, engine: FakeEngine, body: Any) -> None:
     path = tmp_path / "keys"
     path.write_text("secret name=a\nsecret-root name=root admin\n")
@@ -114,6 +130,8 @@ async def test_an_administrator_changes_it(tmp_path: Path, engine: FakeEngine, b
     half = await client.post("/lora-adapters", encode([{"id": 1, "scale": 0.5}]), x_api_key="secret-root")
     assert half.json == {"success": True}
     assert (await client.post("/lora-adapters", encode(body), x_api_key="secret-root")).status == 400
+    many = [{"id": 0, "scale": 1}] * 17
+    assert (await client.post("/lora-adapters", encode(many), x_api_key="secret-root")).status == 400
     listed = await client.get("/lora-adapters", x_api_key="secret")
     assert [one["scale"] for one in listed.json] == [0.0, 0.5]
 

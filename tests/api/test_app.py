@@ -14,6 +14,8 @@ from support.asgi_client import AsgiClient
 from support.fake_engine import INFO, FakeEngine
 
 from llamafast import metrics
+from llamafast.api.routes import MAX_NEAR
+from llamafast.engine.model_facts import FimTokens
 
 COMPLETIONS = "/v1/completions"
 MODEL = {
@@ -24,7 +26,8 @@ MODEL = {
     "max_model_len": 512,
     "context_length": 512,
     "modalities": ["text"],
-    "meta": {"n_ctx_train": 4096, "n_vocab": 258},
+    "capabilities": ["completion", "tools"],
+    "meta": {"n_vocab": 258, "n_ctx_train": 4096, "n_ctx": 512, "n_embd": 0, "n_params": 0, "size": 0},
 }
 
 
@@ -37,8 +40,21 @@ def observed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 async def test_models(client: AsgiClient) -> None:
-    assert (await client.get("/v1/models")).json == {"object": "list", "data": [MODEL]}
+    for path in ("/v1/models", "/models"):
+        assert (await client.get(path)).json == {"object": "list", "data": [MODEL]}
     assert (await client.get("/v1/models/org/fake-model")).json == MODEL
+
+
+async def test_what_fills_in_says_so(engine: FakeEngine) -> None:
+    for fim, capable in (
+        (FimTokens(prefix=1, suffix=2, middle=3), True),
+        (FimTokens(prefix=1, suffix=2, suffix_first=True), True),
+        (FimTokens(prefix=1, suffix=2), False),
+        (FimTokens(middle=3), False),
+    ):
+        engine.info = replace(engine.info, fim=fim)
+        (model,) = (await AsgiClient(make_app(engine)).get("/v1/models")).json["data"]
+        assert ("insert" in model["capabilities"]) == capable
 
 
 @pytest.mark.parametrize("path", ["/v1/models/other", "/v1/models/", "/v1/models/org/fake-model/", "/v1/models/\udcff"])
@@ -61,10 +77,36 @@ async def test_metrics_are_those_of_the_engine(
     assert response.headers["content-type"] == "text/x-test; v=1"
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/completion", "/v1/completions/", "//v1/models", "/v1/\udcff\n"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/completion", "/v1/completions/", "//v1/models", "/v1/\udcff\n"])
 async def test_no_such_url(client: AsgiClient, path: str) -> None:
     for response in (await client.get(path), await client.post(path, b"{")):
         assert (response.status, response.error["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/v1/chat/completions/", ["POST /v1/chat/completions"]),
+        ("/v1/v1/embeddings", ["POST /v1/embeddings"]),
+        ("//v1//models", ["GET /v1/models"]),
+        ("/embeddings", ["POST /v1/embeddings"]),
+        ("/api/chat", ["POST /v1/chat/completions", "POST /chat/completions"]),
+        ("/api/tags", ["GET /v1/models"]),
+        ("/api/embed", ["POST /v1/embeddings"]),
+        ("/v1/chat/completion", ["POST /v1/chat/completions"]),
+        ("/v1", ["POST /v1/completions", "POST /v1/chat/completions"]),
+        ("/v1/batches/x", ["llamafast batch"]),
+    ],
+)
+async def test_what_may_have_been_meant_is_told(client: AsgiClient, path: str, meant: list[str]) -> None:
+    message = (await client.post(path, b"{}")).error["message"]
+    assert all(each in message for each in meant), message
+    assert message.count(",") < MAX_NEAR
+
+
+@pytest.mark.parametrize("path", ["/x", "/" + "a/" * 9000, "/\udcff"])
+async def test_of_a_path_like_no_other_nothing_is_said(client: AsgiClient, path: str) -> None:
+    assert "there is " not in (await client.get(path)).error["message"].replace("there is nothing", "")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def _nothing_is_submitted(request: pytest.FixtureRequest):
         (b"null", "expected `object`"),
         (b'"prompt"', "expected `object`"),
         (b'{"prompt":' + b"[" * 50_000, "nested too deeply"),
-        (b'{"prompt":[[[1]]]}', "`prompt[0][0]`: expected `int`"),
+        (b'{"prompt":[[[1]]]}', "`prompt[0][0]`: expected `integer`"),
         (b'{"prompt":"a","zz":' + b"[" * 50_000 + b"]" * 50_000 + b"}", "nested too deeply"),
         (b'{"prompt":"a","zz":' + b'{"a":' * 30_000 + b"1" + b"}" * 30_000 + b"}", "nested too deeply"),
         (b'{"prompt":"a","prompt":"b"}', "'prompt' occurs twice"),
@@ -93,7 +94,7 @@ async def test_bodies_that_are_not_a_request(client: AsgiClient, body: bytes, sa
         ("dry_penalty_last_n", [-2, 2**31]),
         ("repeat_last_n", [-2, 1.5]),
         ("dry_sequence_breakers", ["x", [""], ["x" * 41], ["x"] * 17, [1]]),
-        ("samplers", ["q", ["infill"], ["top_k", 1], ["top_k"] * 17, "k" * 17, {}]),
+        ("samplers", ["q", ["fill"], ["top_k", 1], ["top_k"] * 17, "k" * 17, {}]),
         ("min_tokens", [-1, "1", 1.5]),
         ("logprobs", [-1, 21, "1", 1.5]),
         ("return_tokens_as_token_ids", [1, "true"]),
@@ -190,11 +191,9 @@ EVERYWHERE = {
     "bad_words": ["x"],
     "allowed_token_ids": [1],
     "ebnf": "x",
-    "regex": "x",
     "return_hidden_states": True,
     "n_probs": 3,
     "post_sampling_probs": True,
-    "prompt_logprobs": 0,
     "modalities": ["text", "audio"],
     "audio": {"voice": "alloy"},
     "web_search_options": {},
@@ -207,9 +206,10 @@ NOT_IN_COMPLETIONS = {**EVERYWHERE, "echo": True, "best_of": 2, "suffix": "x"}
     ("path", "request_body", "field", "value"),
     [
         *[(COMPLETIONS, {"prompt": "a"}, *item) for item in EVERYWHERE.items()],
-        (COMPLETIONS, {"prompt": "a"}, "timings_per_token", True),
-        ("/v1/responses", {"input": "a"}, "timings_per_token", True),
-        *[(CHAT, {"messages": MESSAGES}, *item) for item in NOT_IN_COMPLETIONS.items()],
+        *[("/v1/responses", {"input": "a"}, name, True) for name in ("timings_per_token", "return_progress")],
+        ("/v1/responses", {"input": "a"}, "prompt_logprobs", 0),
+        (CHAT, {"messages": MESSAGES}, "add_special_tokens", True),
+        *[(CHAT, {"messages": MESSAGES}, *item) for item in NOT_IN_COMPLETIONS.items() if item[0] != "echo"],
         *[("/v1/responses", {"input": "a"}, *item) for item in NOT_IN_COMPLETIONS.items()],
     ],
 )
@@ -262,6 +262,30 @@ TOOLS = [{"type": "function", "function": FUNCTION}]
 async def test_unusable_tools(client: AsgiClient, fields: dict[str, Any], param: str) -> None:
     response = await client.post(CHAT, {"messages": MESSAGES, **fields})
     assert (response.status, response.error["param"]) == (400, param)
+    assert not re.search(r"\b(str|dict|bool|int)\b", response.error["message"])
+
+
+@pytest.mark.parametrize(
+    ("message", "fault"),
+    [
+        ({"role": "usr", "content": "a"}, "`messages[0].role` must be one of assistant, developer, "),
+        ({"role": "user", "content": 5}, "`messages[0].content` must be a string, a list of content parts or null"),
+        ({"role": "user", "content": ["a"]}, "`messages[0].content[0]` must be an object with a string `type`"),
+        ({"role": "user", "content": [{"type": "text", "text": 1}]}, "`messages[0].content[0].text` must be a string"),
+        ({"role": "user", "content": "a", "name": 5}, "`messages[0].name` must be a string"),
+        ({"role": "assistant", "tool_calls": 5}, "`messages[0].tool_calls` must be a list"),
+        ({"role": "assistant", "tool_calls": [5]}, "`messages[0].tool_calls[0]` must be an object"),
+        (
+            {"role": "user", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+            "`messages[0].tool_calls`: only an assistant calls tools",
+        ),
+    ],
+)
+async def test_messages_that_are_none_are_named_as_all_fields_are(
+    client: AsgiClient, message: dict[str, Any], fault: str
+) -> None:
+    error = (await client.post(CHAT, {"messages": [message]})).error
+    assert (error["message"].startswith(fault), error["param"]) == (True, fault.split("`")[1]), error["message"]
 
 
 CONSTRAINTS = [
@@ -355,3 +379,34 @@ async def test_any_json_is_answered_or_refused(fields: dict[str, Any], path: str
     response = await client.post(path, {"prompt": "a", "messages": MESSAGES, **fields})
     assert response.status in (200, 400, 404)
     json.loads(response.body) if response.status == 200 else response.error
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message", "param"),
+    [
+        ("/v1/responses", {}, "`input` is required", "input"),
+        ("/v1/responses", {"input": []}, "`input` must not be empty", "input"),
+        ("/v1/responses/compact", {}, "`input` is required", "input"),
+        ("/v1/chat/completions", {"messages": [{"role": "user"}]}, "`messages[0].content` is required", None),
+        ("/v1/responses", {"input": [{"role": "user"}]}, "`input[0].content` is required", "input[0].content"),
+        (
+            "/v1/embeddings",
+            {"input": "a", "truncate_prompt_tokens": 5},
+            "`truncate_prompt_tokens` is not supported yet; send a text that fits",
+            "truncate_prompt_tokens",
+        ),
+        ("/v1/chat/completions", {"messages": "x"}, "`messages`: expected `array`, got `string`", "messages"),
+        ("/v1/completions", {"prompt": "a", "n": "2"}, "`n`: expected `integer | null`, got `string`", "n"),
+    ],
+)
+async def test_a_fault_is_told_in_the_words_of_json_and_of_the_endpoint(
+    client: AsgiClient, path: str, body: dict[str, object], message: str, param: str | None
+) -> None:
+    error = (await client.post(path, body)).error
+    assert (error["message"], error["param"]) == (message, param or "messages[0].content")
+
+
+async def test_a_long_input_is_called_so(client: AsgiClient) -> None:
+    error = (await client.post("/v1/responses", {"input": "long " * 400})).error
+    assert (error["param"], error["code"]) == ("input", "context_length_exceeded")
+    assert "your input resulted in" in error["message"]

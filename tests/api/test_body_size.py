@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,10 @@ from support.apps import make_app
 from support.asgi_client import AsgiClient
 from support.fake_engine import FakeEngine
 
+from llamafast.api import decode
 from llamafast.api.body_size import ESCAPE_WORK, ITEM_WORK, MEMBER_WORK, QUOTE_WORK, BodyLimits, BodySize
+from llamafast.api.delivery import INLINE_BYTES
+from llamafast.api.keys import Keys
 from llamafast.errors import BodyTooLarge
 
 MIB = 2**20
@@ -151,3 +156,23 @@ async def test_integral_numbers_are_integers(client: AsgiClient, path: str) -> N
 async def test_integral_numbers_of_a_prompt(client: AsgiClient, engine: FakeEngine) -> None:
     assert (await client.post("/v1/completions", b'{"prompt":[104.0,1.05e2]}')).status == 200
     assert engine.plan.prompts[0].tolist() == [104, 105]
+
+
+async def test_no_large_body_is_decoded_on_the_event_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One of hundreds of megabytes is one call, which takes as many milliseconds."""
+    places: list[tuple[str, bool]] = []
+
+    class Decoder:
+        def decode(self, text: str) -> Any:
+            places.append((path, threading.current_thread() is threading.main_thread()))
+            return json.loads(text)
+
+    monkeypatch.setattr(decode, "_JSON", Decoder())
+    keys = tmp_path / "keys"
+    keys.write_text("secret-root name=root admin\n")
+    app = make_app(FakeEngine(), keys=Keys(keys), ollama_discovery=True, lora_dir=str(tmp_path))
+    body = json.dumps({"model": "x" * INLINE_BYTES}).encode()
+    for path in [route.path for route in app.routes.all if "POST" in route.methods and "{id}" not in route.path]:
+        await AsgiClient(app).post(path, body, authorization="Bearer secret-root")
+    assert {"/api/show", "/lora-adapters", "/v1/chat/completions"} <= {path for path, _ in places}
+    assert not [path for path, is_on_the_loop in places if is_on_the_loop]

@@ -25,7 +25,7 @@ async def test_a_reply_field_by_field(client: AsgiClient, engine: FakeEngine) ->
     assert int(response.headers["content-length"]) == len(response.body)
     body = response.json
     assert re.fullmatch(r"cmpl-[0-9a-f]{32}", body.pop("id"))
-    assert abs(time.time() - body.pop("created")) < 5
+    assert abs(time.time() - body.pop("created")) < 60
     assert body == {
         "object": "text_completion",
         "model": "org/fake-model",
@@ -96,12 +96,10 @@ async def test_a_stream_byte_by_byte(client: AsgiClient, engine: FakeEngine) -> 
     assert response.body.decode() == "".join(f"{frame}\n\n" for frame in expected)
 
 
-async def test_a_prompt_that_is_not_cached_has_a_salt_of_its_own(client: AsgiClient, engine: FakeEngine) -> None:
-    for cached in (True, False, False, None):
+async def test_a_prompt_may_be_asked_not_to_be_cached(client: AsgiClient, engine: FakeEngine) -> None:
+    for cached in (True, False, None):
         await client.post(PATH, {"prompt": "x", "cache_prompt": cached})
-    salts = [generation.plan.cache_salt for generation in engine.generations]
-    assert salts[0] == salts[3] == ""
-    assert len(set(salts)) == 3
+    assert [generation.plan.cache_prompt for generation in engine.generations] == [True, False, True]
 
 
 async def test_token_ids(client: AsgiClient, engine: FakeEngine) -> None:

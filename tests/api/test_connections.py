@@ -1,4 +1,4 @@
-"""Which of this process's TCP connections are closed, and when; with sockets of the test's own."""
+"""Which of this process's TCP connections are closed, and when; with sockets and a clock of the test's own."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import errno
 import os
 import select
 import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
@@ -25,15 +26,22 @@ PART = 0.05
 
 
 class Server:
-    """A listening socket, and both ends of what is connected to it."""
+    """A listening socket, and both ends of what is connected to it. ``at`` is what time it is."""
 
-    def __init__(self, stack: ExitStack, family: socket.AddressFamily = socket.AF_INET) -> None:
+    def __init__(
+        self,
+        stack: ExitStack,
+        family: socket.AddressFamily = socket.AF_INET,
+        *,
+        now: Callable[[], float] | None = None,
+    ) -> None:
+        self.at = 1000.0
         self._stack = stack
         self._listener = stack.enter_context(socket.socket(family))
         self._listener.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
         self._listener.listen()
         self.address = self._listener.getsockname()
-        self.connections = Connections(self.address[1], CONFIG)
+        self.connections = Connections(self.address[1], CONFIG, now=now or (lambda: self.at))
 
     def connect(self) -> tuple[socket.socket, socket.socket, Client]:
         """The client's end, the server's, and who the client is."""
@@ -53,14 +61,18 @@ class Server:
         with suppress(BlockingIOError):
             while n_bytes < 2**20:
                 n_bytes += ours.send(bytes(2**16))
+        settle(ours)
         self.connections.ended(client, SEND)
         return theirs, ours, client, n_bytes
 
+    def sweep(self) -> None:
+        self.at += PART / 5
+        self.connections.sweep()
+
     def sweep_for(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            self.connections.sweep()
-            time.sleep(PART / 5)
+        until = self.at + seconds
+        while self.at < until:
+            self.sweep()
 
 
 @pytest.fixture
@@ -72,6 +84,15 @@ def stack() -> Iterator[ExitStack]:
 @pytest.fixture
 def server(stack: ExitStack) -> Server:
     return Server(stack)
+
+
+def settle(connection: socket.socket) -> None:
+    """Until the kernel has moved all that it will move of what was sent over it: it does so by a clock of its own."""
+    seen, since = -1, 0.0
+    while seen < 0 or time.monotonic() - since < 0.3:
+        if (n_unsent := connections._n_unsent(connection.fileno())) != seen:
+            seen, since = n_unsent, time.monotonic()
+        time.sleep(0.01)
 
 
 def drain(connection: socket.socket) -> None:
@@ -120,11 +141,13 @@ def test_another_request_begins_the_time_again(server: Server) -> None:
 
 
 def test_an_answer_that_is_read_slowly_arrives_whole_and_then_time_begins(server: Server) -> None:
-    connection, _, _, n_bytes = server.answer()
+    connection, ours, _, n_bytes = server.answer()
     server.sweep_for(KEEP_ALIVE + SEND / 2)
     part = n_bytes // 4
     while n_bytes:
         n_bytes -= len(connection.recv(min(part, n_bytes), socket.MSG_WAITALL))
+        while connections._n_unsent(ours.fileno()) > n_bytes:
+            pass  # what was read is not acknowledged yet
         server.sweep_for(SEND / 3)
     server.sweep_for(KEEP_ALIVE - SEND / 3 - PART)
     assert is_open(connection)
@@ -145,8 +168,8 @@ def test_an_answer_of_which_nothing_is_read_is_dropped(server: Server) -> None:
 
 def test_an_answer_that_only_grows_is_not_read(server: Server) -> None:
     _, ours, *_ = server.answer()
-    until = time.monotonic() + KEEP_ALIVE + SEND + 3 * PART
-    while is_open(ours) and time.monotonic() < until:
+    until = server.at + KEEP_ALIVE + SEND + 3 * PART
+    while is_open(ours) and server.at < until:
         ours.send(bytes(100))
         server.sweep_for(PART)
     assert not is_open(ours)
@@ -171,7 +194,7 @@ def test_an_unread_one_is_cut_at_once_with_what_was_not_sent(server: Server) -> 
     with pytest.raises(TimeoutError):
         ours.sendall(bytes(2**24))
     server.connections.close(client)
-    server.connections.sweep()
+    server.sweep()
     with pytest.raises(BrokenPipeError):
         ours.send(b"x")
     ours.close()
@@ -208,11 +231,11 @@ def test_what_is_gone_is_forgotten(server: Server) -> None:
     connection, ours, client = server.connect()
     server.connections.begun(client)
     server.connections.ended(client, SEND)
-    server.connections.sweep()
+    server.sweep()
     assert server.connections._ended
     connection.close()
     ours.close()
-    server.connections.sweep()
+    server.sweep()
     assert not server.connections._ended
     assert not server.connections._running
     assert not server.connections._known
@@ -220,10 +243,18 @@ def test_what_is_gone_is_forgotten(server: Server) -> None:
 
 def test_a_sweep_leaves_no_descriptor_behind(server: Server) -> None:
     ends = [server.connect() for _ in range(20)]
-    before = len(os.listdir(DESCRIPTORS))
     server.sweep_for(HEADER + PART)
-    assert len(os.listdir(DESCRIPTORS)) == before
+    assert [n_descriptors(ours) for _, ours, _ in ends] == [1] * 20
     assert all(connection.recv(1) == b"" for connection, *_ in ends)
+
+
+def n_descriptors(connection: socket.socket) -> int:
+    """Of that connection. How many there are of others changes: other threads of this process have some."""
+    status, n = os.fstat(connection.fileno()), 0
+    for name in os.listdir(DESCRIPTORS):
+        with suppress(OSError):
+            n += os.path.samestat(os.fstat(int(name)), status)
+    return n
 
 
 def no_descriptor(fd: int) -> socket.socket | None:
@@ -235,21 +266,22 @@ def test_one_that_cannot_be_closed_harms_no_other(server: Server, monkeypatch: p
     gone_client, gone, client = server.connect()
     server.connections.begun(client)
     server.connections.ended(client, SEND)
-    server.connections.sweep()
+    server.sweep()
     gone.close()
     gone_client.close()
     duplicate = connections._duplicate
     stuck = ends[1][1].fileno()
     monkeypatch.setattr(connections, "_duplicate", lambda fd: (no_descriptor if fd == stuck else duplicate)(fd))
-    time.sleep(HEADER + PART)
+    server.at += HEADER + PART
     with pytest.raises(OSError, match="too many open files"):
-        server.connections.sweep()
-    assert [is_open(connection) for connection, *_ in ends] == [False, True, False]
+        server.sweep()
+    assert [ends[i][0].recv(1) for i in (0, 2)] == [b"", b""]
+    assert is_open(ends[1][0])
     assert not server.connections._ended
     assert len(server.connections._known) == 3
     monkeypatch.undo()
-    server.connections.sweep()
-    assert not is_open(ends[1][0])
+    server.sweep()
+    assert ends[1][0].recv(1) == b""
 
 
 @pytest.mark.parametrize("seen", [False, True])
@@ -260,47 +292,70 @@ def test_an_unread_one_is_cut_as_soon_as_that_is_possible(
     _, ours, client = server.connect()
     server.connections.begun(client)
     if seen:
-        server.connections.sweep()
+        server.sweep()
     with monkeypatch.context() as patch:
         patch.setattr(f"llamafast.api.connections.{failing}", no_descriptor)
         server.connections.close(client)
         with pytest.raises(OSError, match="too many open files"):
-            server.connections.sweep()
-    server.connections.sweep()
+            server.sweep()
+    server.sweep()
     assert not is_open(ours)
     assert not server.connections._unread
+
+
+def watchers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "connections"}
+
+
+@contextmanager
+def watched(server: Server, sweep: Callable[[], None] | None = None) -> Iterator[threading.Thread]:
+    """Whose thread ends with the block, though a server's never does. ``sweep`` is what it does in place of its own."""
+    before = watchers()
+    with pytest.MonkeyPatch.context() as patch:
+        if sweep is not None:
+            patch.setattr(server.connections, "sweep", sweep)
+        server.connections.watch()
+        (thread,) = watchers() - before
+        try:
+            yield thread
+        finally:
+            patch.setattr(server.connections, "sweep", sys.exit)
+            patch.setattr(threading, "excepthook", threading.__excepthook__)  # to which that is no fault
+            server.connections._wake.set()
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 def test_watching_takes_a_thread_that_hears_of_unread_ones_at_once(server: Server) -> None:
     server.connections._header_seconds = server.connections._keep_alive_seconds = 1e300
     _, ours, client = server.connect()
     server.connections.begun(client)
-    server.connections.watch()
-    assert any(thread.name == "connections" and thread.daemon for thread in threading.enumerate())
-    assert is_open(ours)
-    server.connections.close(client)
-    ours.settimeout(5)
-    assert ours.recv(1) == b""
+    with watched(server) as thread:
+        assert thread.daemon
+        assert is_open(ours)
+        server.connections.close(client)
+        ours.settimeout(30)
+        assert ours.recv(1) == b""
 
 
-def test_watching_goes_on_after_a_failure_that_is_told_once(
-    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    sweeps = threading.Semaphore(0)
+def test_watching_goes_on_after_a_failure_that_is_told_once(stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
+    server = Server(stack, now=time.monotonic)
+    sweeps, well, sweep = threading.Semaphore(0), threading.Event(), server.connections.sweep
 
-    def fail() -> None:
+    def fails() -> None:
         sweeps.release()
-        raise RuntimeError("no such thing")
+        if not well.is_set():
+            raise RuntimeError("no such thing")
+        sweep()
 
-    monkeypatch.setattr(server.connections, "sweep", fail)
-    server.connections.watch()
-    for _ in range(4):
-        assert sweeps.acquire(timeout=5)
-    assert len(caplog.records) == 1
-    connection, *_ = server.connect()
-    monkeypatch.undo()
-    connection.settimeout(5)
-    assert connection.recv(1) == b""
+    with watched(server, fails):
+        for _ in range(4):
+            assert sweeps.acquire(timeout=30)
+        assert [record.message for record in caplog.records] == ["some connections were not looked at or not closed"]
+        connection, *_ = server.connect()
+        well.set()
+        connection.settimeout(30)
+        assert connection.recv(1) == b""
 
 
 def test_where_no_descriptors_are_listed_nothing_is_watched(
@@ -309,11 +364,10 @@ def test_where_no_descriptors_are_listed_nothing_is_watched(
     monkeypatch.setattr(connections, "DESCRIPTORS", "/nowhere")
     server = Server(stack)
     connection, _, client = server.connect()
-    n_threads = threading.active_count()
+    before = watchers()
     server.connections.watch()
-    assert threading.active_count() == n_threads
-    # those who watch for the tests before say what they miss, too
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+    assert watchers() == before
+    assert [record.getMessage() for record in caplog.records] == [
         "idle and unread connections are not closed: there is no /nowhere"
     ]
     server.connections.begun(client)

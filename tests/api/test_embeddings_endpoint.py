@@ -117,6 +117,8 @@ async def test_without_pooling_there_is_a_vector_a_token_not_normalised():
         ({"input": "a", "normalize": False}, "normalize"),
         ({"input": "a", "add_special_tokens": False}, "add_special_tokens"),
         ({"input": "a", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ({"input": "a", "truncate": "END"}, "truncate"),
+        ({"input": "a", "normalized": False}, "normalized"),
     ],
 )
 async def test_malformed_requests_name_the_field(body, param):
@@ -126,6 +128,13 @@ async def test_malformed_requests_name_the_field(body, param):
     assert response.status == (404 if param == "model" else 400)
     assert response.error["param"] == param
     assert not engine.embedding_plans
+
+
+async def test_what_others_say_of_what_is_so_anyway_is_taken(client):
+    for field in ({"normalized": True}, {"truncate": "NONE"}, {"truncate": False}):
+        response = await client.post(PATH, {"input": "a", **field})
+        assert response.status == 200, response.body
+        assert "x-llamafast-ignored" not in response.headers
 
 
 async def test_too_long_is_the_context_length_code(client):

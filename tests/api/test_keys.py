@@ -69,10 +69,10 @@ def test_prefixes_are_shared_where_keys_are_no_salt(file: Write) -> None:
 
 def test_a_key_of_the_environment_is_no_administrator(file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMAFAST_API_KEY", "secret")
-    default = (Tenant(name="default", salt="default"), False)
+    default = (Tenant(name="default"), False)
     assert found(keys_of(ServerConfig()), b"secret") == default
     both = keys_of(ServerConfig(api_key_file=str(file("other name=other admin"))))
-    assert found(both, b"secret") == default
+    assert found(both, b"secret") == (Tenant(name="default", salt="default"), False)
     assert found(both, b"other") == (Tenant(name="other", salt="other"), True)
     named = keys_of(ServerConfig(api_key_file=str(file("secret name=ops admin"))))
     assert found(named, b"secret") == (Tenant(name="ops", salt="ops"), True)
@@ -104,8 +104,8 @@ def test_a_file_without_keys_lets_nobody_in(file: Write, tmp_path: Path) -> None
     for text in ("", "# none\n\n"):
         with pytest.raises(ConfigError, match="holds no key"):
             Keys(file(text))
-    with pytest.raises(ConfigError, match="api_key_file"):
-        Keys(tmp_path / "missing")
+    with pytest.raises(ConfigError, match=rf"^server\.api_key_file: {Path.cwd()}/missing: No such file or directory$"):
+        Keys(Path("missing"))
     path = file("")
     path.write_bytes(b"\xff\n")
     with pytest.raises(ConfigError, match="api_key_file"):
@@ -235,3 +235,22 @@ def test_how_a_key_is_refused_does_not_depend_on_how_much_of_it_was_right(file: 
 
     assert keys.find(Sealed(SECRET)) is not None
     assert keys.find(Sealed(wrong[-1])) is None
+
+
+def test_a_key_without_a_name_that_is_alone_has_the_part_of_those_without_a_key(file: Write) -> None:
+    """A router's, whose events are of that part alone."""
+    own = f"key-{sha256(b'one').hexdigest()[:16]}"
+    keys = Keys(file("one\n"))
+    assert found(keys, b"one") == (Tenant(name=own), False)
+    assert not keys.separate
+    file("one\ntwo\n")
+    keys.load()
+    assert found(keys, b"one") == (Tenant(name=own, salt=own), False)
+    assert keys.separate
+    named = Keys(file("one name=router\n"))
+    assert found(named, b"one") == (Tenant(name="router", salt="router"), False)
+    assert named.separate
+    beside = Keys(file("one\n"), "two")
+    assert found(beside, b"two") == (Tenant(name="default", salt="default"), False)
+    assert found(beside, b"one") == (Tenant(name=own, salt=own), False)
+    assert not Keys(file("one name=router\n"), salted=False).separate

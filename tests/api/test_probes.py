@@ -44,7 +44,9 @@ async def test_an_engine_that_stands_still_is_alive_but_not_ready(app: App, engi
     client = AsgiClient(app)
     engine.stalled_seconds = 5.0
     assert await told(client, "/ready") == (200, {"status": "ok"})
+    assert app.is_alive()
     engine.stalled_seconds = 5.1
+    assert not app.is_alive()  # as systemd's watchdog has it
     assert await told(client, "/live") == (200, {"status": "ok"})
     for path in ("/ready", "/health", "/healthz"):
         assert await told(client, path) == (503, {"status": "stalled", "seconds": 5.1})

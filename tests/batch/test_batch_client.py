@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks.server import free_port
 from llamafast.batch import client as module
 from llamafast.batch.client import TRIES, Client
 from llamafast.batch.lines import Request
@@ -28,6 +29,14 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(module.asyncio, "sleep", at_once)
     return seconds
+
+
+@pytest.fixture
+def nowhere() -> Iterator[str]:
+    """Where nobody listens, nor will."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
 
 
 async def posted(*replies: bytes) -> tuple[module.Result, list[bytes]]:
@@ -73,8 +82,8 @@ async def test_other_answers_are_results(status: int) -> None:
     assert (result.failed, len(asked)) == (True, 1)
 
 
-async def test_a_server_that_is_not_there(slept: list[float]) -> None:
-    client = Client(f"http://127.0.0.1:{free_port()}")
+async def test_a_server_that_is_not_there(slept: list[float], nowhere: str) -> None:
+    client = Client(nowhere)
     result = await client.post(REQUEST)
     await client.close()
     assert result.error is not None
@@ -83,17 +92,32 @@ async def test_a_server_that_is_not_there(slept: list[float]) -> None:
     assert max(slept) <= module.LONGEST_WAIT
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", ""])
-def test_an_address_that_is_none(url: str) -> None:
-    with pytest.raises(ConfigError, match="no address"):
-        Client(url)
+async def test_a_connection_is_used_again_and_there_are_as_many_as_are_under_way() -> None:
+    connections = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.current_task())
+        while await reader.read(65536):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+            await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        client = Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        for _ in range(3):
+            results = await asyncio.gather(*(client.post(REQUEST) for _ in range(5)))
+            assert [result.failed for result in results] == [False] * 5
+        await client.close()
+        await asyncio.gather(*filter(None, connections))
+    assert len(connections) == 5
 
 
 @pytest.mark.parametrize("width", [None, 4])
-async def test_where_nobody_listens_nothing_is_asked(tmp_path: Path, width: int | None) -> None:
+async def test_where_nobody_listens_nothing_is_asked(tmp_path: Path, nowhere: str, width: int | None) -> None:
     given, output = tmp_path / "in", tmp_path / "out"
     given.write_text('{"custom_id": "a", "url": "/v1/completions", "body": {}}\n')
-    client = Client(f"http://127.0.0.1:{free_port()}")
+    client = Client(nowhere)
     with pytest.raises(ConfigError, match="no server answers"):
         await Batch(given, output).run(client, width)
     await client.close()

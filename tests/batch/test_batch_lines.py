@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.json import encode
 
-from llamafast.batch.lines import BadLine, Done, Fault, Request, Response, Result, failed, open_output, read_requests
+from llamafast.batch.lines import (
+    BadLine,
+    Done,
+    Fault,
+    Request,
+    Response,
+    Result,
+    add_line,
+    failed,
+    open_output,
+    read_requests,
+)
 from llamafast.batch.run import Batch
 from llamafast.errors import ConfigError
 
@@ -187,3 +200,31 @@ def test_a_result_is_a_line_as_openai_has_it() -> None:
     }  # fmt: skip
     fault = json.loads(encode(Result(custom_id="a", error=Fault(code="c", message="m"))))
     assert (fault["response"], fault["error"]) == (None, {"code": "c", "message": "m"})
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, out = written(tmp_path / "in", GOOD, GOOD | {"custom_id": "b"}), tmp_path / "out"
+    file, _ = open_output(out, given)
+    add_line(file, encode(result("ok", 1)) + b"\n")
+    whole = out.read_bytes()
+    room = [10, 7]
+
+    def write(fd: int, data: memoryview) -> int:
+        if fd != file.fileno():  # another thread's
+            return real(fd, data)
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, data[: room.pop()])
+
+    real = os.write
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(ConfigError, match=r"out: No space left on device; the batch goes on"):
+        add_line(file, encode(result("ok", 2)) + b"\n")
+    file.close()
+    assert out.read_bytes() == whole
+    room[:] = [100] * 50
+    file, done = open_output(out, given)
+    with file:
+        assert done.custom_ids == {"1"}
+        add_line(file, encode(result("ok", 2)) + b"\n")
+    assert out.read_bytes().count(b"\n") == 2

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ask import Ask
 from benchmarks.compare import Result, failures
 from benchmarks.comparison_report import page, plot, ratios, summary
-from benchmarks.figures import Exchange, Goal, Load, summarize
+from llamafast.bench.ask import Ask
+from llamafast.bench.figures import Exchange, Goal, Load, summarize
 
 WORDS = [b'data: {"choices": [{"text": "a"}]}', b'data: {"choices": [{"text": "b", "finish_reason": "length"}]}']
 

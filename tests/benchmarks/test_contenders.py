@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import contenders
-from benchmarks.client import load
 from benchmarks.compare import scripts_for
 from benchmarks.contenders import CONTENDERS, Contender, Llamafast, LlamaServer, Seed, Unavailable, end_tokens
-from benchmarks.figures import summarize
 from benchmarks.scenarios import minilm, streams
+from llamafast.bench.address import loopback
+from llamafast.bench.client import load
+from llamafast.bench.figures import summarize
 from recipes import tiny_gguf
 
 SETTINGS = {"n_ctx": 8192, "n_batch": 512, "n_ubatch": 256, "n_seq_max": 4, "n_threads": 3, "n_threads_batch": 5,
@@ -101,5 +102,5 @@ def chain_server() -> Iterator[tuple[Contender, int]]:
 def test_a_contender_serves(chain_server: tuple[Contender, int]) -> None:
     contender, port = chain_server
     scenario = streams("tiny-llama-chain", 2, 1, tokens=8)
-    run = summarize(load(scripts_for(contender, scenario, 1), port, 30), None)
+    run = summarize(load(scripts_for(contender, scenario, 1), loopback(port), 30), None)
     assert (run.requests, run.tokens, run.failures) == (2, 16, [])

@@ -12,14 +12,16 @@ import pytest
 from support.answering import answering
 
 from benchmarks import embeddings
-from benchmarks.client import play_all
 from benchmarks.embedding_work import EmbeddingWork
-from benchmarks.figures import Exchange, Failure, Load, read_answer, summarize
 from benchmarks.report import Journal
+from llamafast.bench.address import loopback
+from llamafast.bench.client import play_all
+from llamafast.bench.figures import Exchange, Failure, Load, read_answer, summarize
 
 EMBED = EmbeddingWork(model="m.gguf", clients=1, requests=2, inputs=2, tokens=3).asks(1)
 
 
+@pytest.mark.heavy
 def test_embeddings_are_measured_against_the_bare_loop(tiny_encoder: Callable[[str], Path], tmp_path: Path) -> None:
     options = Namespace(
         model=str(tiny_encoder("tiny-bert")), clients=[1, 2], inputs=3, tokens=[16], requests=2, threads=1, pairs=2,
@@ -57,7 +59,7 @@ async def test_vectors_are_counted_and_checked() -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
 
     async with answering(reply) as port:
-        run = summarize(Load(await play_all(port, EMBED, 5), 0.0), None)
+        run = summarize(Load(await play_all(loopback(port), EMBED, 5), 0.0), None)
     assert run.failures == ["expected vectors, tokens (2, 6); got 1, 6"]
     assert (run.requests, run.tokens) == (1, 6)
     assert run.ttft_p50 == run.e2el_p50 > 0

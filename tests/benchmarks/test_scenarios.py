@@ -7,6 +7,7 @@ import json
 import pytest
 
 from benchmarks.scenarios import SETS, Scenario, poisson, shared_prefix
+from llamafast.bench.address import loopback
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def test_every_request_fits_its_context(scenarios: list[Scenario]) -> None:
         for ask in (ask for script in scripts for ask in script):
             each = (ask.prompt_tokens or 0) // max(1, ask.vectors) + (ask.tokens or 0)
             assert each <= settings["n_ctx"], scenario.name
-            body = json.loads(ask.message("history ").partition(b"\r\n\r\n")[2])
+            body = json.loads(ask.message(loopback(1), "history ").partition(b"\r\n\r\n")[2])
             assert body.get("stream", False) is not bool(ask.vectors)
 
 

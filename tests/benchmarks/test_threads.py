@@ -16,6 +16,7 @@ from benchmarks.workload import Workload
 from recipes import tiny_gguf
 
 
+@pytest.mark.heavy
 def test_every_setting_has_a_row(tmp_path: Path) -> None:
     work = Workload(
         model=str(tiny_gguf.build("tiny-llama")), streams=1, requests=1, prompt_tokens=4, tokens=4, sampling="greedy",
@@ -40,7 +41,7 @@ def test_a_neighbour_is_busy_and_goes_away() -> None:
     with busy_neighbour() as pid:
         start = monotonic()
         while (seconds := Server(0, pid).cpu_seconds()) is not None and seconds < 0.05:
-            assert monotonic() < start + 10
+            assert monotonic() < start + 60
             sleep(0.01)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

@@ -89,9 +89,15 @@ def test_harmony_begins_within_the_header_that_the_prompt_has_begun() -> None:
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        (TEMPLATES["chatml"], "tool calls: hermes; reasoning: <think>"),
-        (SPARSE_TEMPLATES["roles only"], "tool calls: generic prompt; reasoning: none"),
-        (TEMPLATES["channels"], "tool calls: generic prompt for harmony; reasoning: channels"),
+        (TEMPLATES["chatml"], "template from GGUF; tool calls: hermes, printed by the template; reasoning: <think>"),
+        (
+            SPARSE_TEMPLATES["roles only"],
+            "template from GGUF; tool calls: generic, told in words as the template prints none; reasoning: none",
+        ),
+        (
+            TEMPLATES["channels"],
+            "template from GGUF; tool calls: harmony, told in words as the template prints none; reasoning: channels",
+        ),
         (None, "no template"),
     ],
 )
@@ -111,3 +117,16 @@ def test_the_config_may_name_the_dialect() -> None:
     assert reads(planned("plain", dialect="qwen-xml"), "<think>Hm.</think>Yes.") == ("Yes.", "Hm.", [])
     with pytest.raises(ConfigError, match=r"model\.dialect"):
         planned("plain", dialect="klingon")
+
+
+def test_a_base_model_takes_chatml_by_its_name() -> None:
+    info = replace(INFO, chat_template=None)
+    request = ChatRequest(
+        messages=[{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]
+    ).task()
+    written = ChatFormat(ModelConfig(chat_template="chatml"), info, ByteTokenizer())
+    assert written.summary().startswith("template from model.chat_template; tool calls: generic, told in words")
+    plan = plan_chat(request, written, ByteTokenizer(), info)
+    assert bytes(list(plan.plan.prompts[0])).decode() == (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    )

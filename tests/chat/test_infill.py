@@ -14,7 +14,7 @@ from support.fake_engine import BOS, INFO, ByteTokenizer
 
 from llamafast.chat.infill import Chunk, InfillTask, infill_tokens
 from llamafast.chat.plan import plan_infill
-from llamafast.engine.types import FimTokens
+from llamafast.engine.model_facts import FimTokens
 from llamafast.errors import InvalidRequest
 
 # bytes that no text here has
@@ -44,6 +44,14 @@ def test_other_files_come_first_each_behind_its_name() -> None:
     assert filled(FimTokens(PRE, SUF, MID), chunks=chunks) == (
         "^\n\n--- snippet ---\n\nold\n\n--- snippet ---\n\nnew<PRE>def f(<SUF>\n<MID>"
     )
+
+
+def test_some_models_read_what_is_behind_the_gap_first() -> None:
+    assert filled(FimTokens(PRE, SUF, MID, suffix_first=True)) == "^<SUF>\n<PRE>def f(<MID>"
+    # some of them have no mark of the gap: it is where the text ends
+    assert filled(FimTokens(PRE, SUF, suffix_first=True)) == "^<SUF>\n<PRE>def f("
+    with pytest.raises(InvalidRequest, match="no tokens by which"):
+        filled(FimTokens(PRE, SUF))
 
 
 def test_control_tokens_that_a_client_writes_are_text() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from llamafast.api.chat.schema import ChatRequest
 from llamafast.api.schema.completions import CompletionRequest
 from llamafast.chat.format import ChatFormat
 from llamafast.chat.plan import MAX_TOTAL_CHOICES, echo_texts, plan_chat, plan_completion
+from llamafast.chat.reply.deltas import assemble
 from llamafast.config import ModelConfig
 from llamafast.engine.types import Plan, SamplingParams
 from llamafast.errors import ContextLengthExceeded, InvalidRequest
@@ -256,6 +258,12 @@ def test_stop_strings() -> None:
         assert refused(stop=stop).param == "stop"
 
 
+def test_a_stop_string_that_is_a_control_token_leaves_text() -> None:
+    assert completion(stop=["</s>", "x"]).preserved_tokens == (EOS,)
+    assert completion(stop=["</s>x", "<unknown>"]).preserved_tokens == ()
+    assert chat(stop="<s>").preserved_tokens == (BOS,)
+
+
 def test_echo_gives_the_prompts_back() -> None:
     for prompt, texts in (("hé</s>", ["hé</s>"]), ([[104, 105, EOS], [0xFF]], ["hi</s>", "\ufffd"])):
         request = CompletionRequest(prompt=prompt, echo=True).task()
@@ -274,7 +282,7 @@ def test_a_chat_is_rendered_and_gets_no_second_bos() -> None:
 def test_template_variables() -> None:
     form = written("{{ reasoning_effort }}|{{ verbosity }}|{{ enable_thinking }}")
     request = ChatRequest(
-        messages=[{"role": "user"}], reasoning_effort="low", verbosity="high",
+        messages=[{"role": "user", "content": ""}], reasoning_effort="low", verbosity="high",
         chat_template_kwargs={"enable_thinking": False, "verbosity": "own"},
     ).task()  # fmt: skip
     (tokens,) = plan_chat(request, form, TOKENIZER, INFO).plan.prompts
@@ -295,7 +303,7 @@ def test_template_variables() -> None:
 )
 def test_thinking_is_switched_under_both_names(fields: dict[str, Any], thinking: str) -> None:
     source = "{{ enable_thinking }}|{{ thinking }}|{{ documents[0].title }}{{ documents[0].text }}"
-    request = ChatRequest(messages=[{"role": "user"}], documents=[{"title": "t"}], **fields).task()
+    request = ChatRequest(messages=[{"role": "user", "content": ""}], documents=[{"title": "t"}], **fields).task()
     chat_format = written(source)
     (tokens,) = plan_chat(request, chat_format, TOKENIZER, INFO).plan.prompts
     assert TOKENIZER.detokenize(tokens) == f"{thinking}|{thinking}|t"
@@ -324,7 +332,7 @@ def test_a_chat_without_template_or_text_or_room() -> None:
     request = ChatRequest(messages=[{"role": "user", "content": "x" * 600}]).task()
     with pytest.raises(InvalidRequest, match="no chat template"):
         plan_chat(request, written(None), TOKENIZER, INFO)
-    silent = ChatRequest(messages=[{"role": "user"}]).task()
+    silent = ChatRequest(messages=[{"role": "user", "content": ""}]).task()
     with pytest.raises(InvalidRequest, match="no tokens") as caught:
         plan_chat(silent, written(""), TOKENIZER, INFO)
     assert caught.value.param == "messages"
@@ -344,3 +352,41 @@ def test_any_prompt_is_planned_or_refused(prompt: Any) -> None:
         return
     assert all(0 <= token < N_VOCAB for tokens in plan.prompts for token in tokens)
     assert all(plan.prompts)
+
+
+def test_a_last_message_that_says_so_is_continued() -> None:
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "prefix": True}]
+    assert chat(messages=said).prompts == chat(messages=said, continue_final_message=True).prompts
+    assert chat(messages=said, continue_final_message=False).prompts != chat(messages=said).prompts
+    said[-1]["prefix"] = False
+    assert chat(messages=said).prompts == chat(messages=said, continue_final_message=False).prompts
+
+
+def test_a_text_without_its_special_tokens() -> None:
+    assert completion(prompt="ab", add_special_tokens=False).prompts == (array("i", [*b"ab"]),)
+    assert completion(prompt="ab", add_special_tokens=True) == completion(prompt="ab")
+
+
+def test_a_regex_has_two_names() -> None:
+    for fields in ({"regex": "a+"}, {"guided_regex": "a+"}):
+        assert CompletionRequest(prompt="a", **fields).task().constraints == {"guided_regex": "a+"}
+
+
+@pytest.mark.parametrize("parsed", [True, False])
+def test_calls_may_stay_as_the_model_wrote_them(parsed: bool) -> None:
+    chat_format = ChatFormat(ModelConfig(dialect="hermes"), INFO, TOKENIZER)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    request = ChatRequest(messages=[{"role": "user", "content": "a"}], tools=tools, parse_tool_calls=parsed)
+    planned = plan_chat(request.task(), chat_format, TOKENIZER, INFO)
+    parser = planned.new_parser()
+    said = '<think>x</think>a<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    told = assemble([*parser.feed(said), *parser.finish()])
+    assert told.reasoning == "x"
+    assert [call.name for call in told.tool_calls] == (["f"] if parsed else [])
+    assert told.content == (said.removeprefix("<think>x</think>") if not parsed else "a")
+    assert (
+        planned.plan.prompts
+        == plan_chat(
+            ChatRequest(messages=request.messages, tools=tools).task(), chat_format, TOKENIZER, INFO
+        ).plan.prompts
+    )

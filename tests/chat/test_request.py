@@ -80,7 +80,7 @@ def test_a_place_in_a_field_of_another_name_is_the_whole_field() -> None:
 
 def test_limits_that_exclude_each_other_are_called_as_they_were_sent() -> None:
     assert "`length`" in refusal(min_tokens=5, max_tokens=4).message
-    old = ChatRequest(messages=[{"role": "user"}], min_tokens=5, max_completion_tokens=4).task()
+    old = ChatRequest(messages=[{"role": "user", "content": ""}], min_tokens=5, max_completion_tokens=4).task()
     assert old.named("max_tokens") == "max_completion_tokens"
     assert ChatRequest(messages=[{}], max_tokens=4).task().named("max_tokens") == "max_tokens"
     assert ChatRequest(messages=[{}], functions=[{"name": "f"}]).task().named("tools") == "functions"

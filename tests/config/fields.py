@@ -21,7 +21,10 @@ NULL_POSITIVE = ([None, 1, INT32], [0, -1, INT32 + 1, *WRONG_INT])
 NULL_NATURAL = ([None, 0, INT32], [-1, INT32 + 1, *WRONG_INT])
 NULL_THREADS = ([None, 1, 512], [0, 513, *WRONG_INT])
 NULL_INT = ([None, -1, 0, INT32, -INT32 - 1], [INT32 + 1, -INT32 - 2, *WRONG_INT])
-CACHE_TYPE = ([None, 0, 1, 2, 3, 6, 7, 8, 20, 30], [-1, 4, 5, 9, 10, 31, 43, True, "f16"])
+CACHE_TYPE = (
+    [None, 0, 1, 2, 3, 6, 7, 8, 20, 30, "f16", "q8_0", "iq4_nl"],
+    [-1, 4, 5, 9, 10, 31, 43, True, "q8", "8", "Q8_0"],
+)
 PRETRAINED_OR_NULL = ([None], [1, [], "org/repo", {}, {"repo_id": "a"}])
 SECONDS = ([0.1, 5], [0, -1, None, "60", True])
 MEDIA_BYTES = ([1, 2**40], [0, -1, None, *WRONG_INT])
@@ -53,14 +56,32 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "request_seconds": (None, [None, 0.1, 5], [0, -1, "60", True]),
         "drain_delay_seconds": (0.0, [0, 0.5, 100], [-0.1, None, "5", True]),
         "drain_seconds": (20.0, [0, 0.5, 100], [-0.1, None, "30", True]),
-        "request_log": (True, [True, False], [None, 0, "true"]),
+        "request_log": (
+            True,
+            [True, False, {}, {"content": False}, {"content": True, "max_content_chars": 1}],
+            [None, 0, "true", [], {"content": 1}, {"content": None}, {"contents": True}, {"max_content_chars": 0}],
+        ),
+        "log_format": ("text", ["text", "json"], [None, "xml", True]),
+        "unknown_fields": ("warn", ["ignore", "warn", "refuse"], [None, "error", False]),
         "metrics_aliases": ((), [[], ["vllm"]], [None, "vllm", ["sglang"], [1]]),
         "max_websockets": (1024, [0, 1], [-1, None, *WRONG_INT]),
         "websocket_seconds": (3600.0, [0.1, 5], [0, -1, None, "60", True]),
         "api_key_file": (None, *NULL_TEXT),
         "lora_dir": (None, *NULL_TEXT),
+        "kv_events": (
+            None,
+            [None, {}, {"endpoint": "tcp://*:5557", "replay_endpoint": None, "topic": "", "buffer_steps": 1}],
+            [[], 1, {"endpoint": ""}, {"endpoint": None}, {"buffer_steps": 0}, {"topic": None}, {"hwm": 1}],
+        ),
+        "otlp_endpoint": (
+            None,
+            [None, "http://127.0.0.1:4318", "https://c.example/v1/traces", "http://[::1]:4318/"],
+            ["", "127.0.0.1:4318", "grpc://a:4317", "http://", "http://a b", "http://u:p@a", "http://a?b", 1, []],
+        ),
+        "ollama_discovery": (False, *BOOL),
         "salt_by_key": (True, *BOOL),
         "metrics_public": (False, *BOOL),
+        "page": (True, *BOOL),
         "cors_origins": (
             (),
             [[], ["*"], ["null"], ["https://a.b:1", "http://[::1]:2", "vscode-webview://x"]],
@@ -141,10 +162,15 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "encode_max_seconds": (600.0, [0.1, 60], [0, -1, None, "1"]),
         "threads": (None, [None, 1, 512], [0, 513, *WRONG_INT]),
         "image_timeout_seconds": (10.0, [0.1, 60], [0, -1, None, "1"]),
+        "load_max_seconds": (120.0, [0.1, 60], [0, -1, None, "1"]),
     },
     "model.mtmd.embedding_cache": {
         "path": (REQUIRED, *TEXT),
         "max_bytes": (REQUIRED, [0, 2**40], [-1, None, *WRONG_INT]),
+    },
+    "model.fim_tokens": {
+        **dict.fromkeys(("prefix", "suffix"), (None, *NULL_TEXT)),
+        **dict.fromkeys(("middle", "pad", "repository", "file"), (None, [None, "", "x"], [1, True, ["x"], {}])),
     },
     "model": {
         "path": ("m.gguf", *TEXT),
@@ -159,6 +185,8 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
         "chat_template": (None, [None, "", "t", [], ["a", "b"]], [1, {}, [1], ["a", None]]),
         "response_schema": (None, [None, {}, {"type": "object", "x": [1, None]}], [1, [], "x"]),
         "response_template": (None, [None, {}, {"fields": {"content": {}}}], [1, [], "x"]),
+        "fim_tokens": (None, [None, {}, {"middle": ""}], [1, [], "x"]),
+        "spm_infill": (False, *BOOL),
         "loras": ((), [[], [{"path": "a"}]], [None, {}, [1], [{}], [None], [{"path": "a"}] * 17]),
         "max_loras": (4, [1, 16], [0, 17, None, *WRONG_INT]),
         "mtmd": (None, [None, {"mmproj_path": "p"}], [{}, [], 1]),
@@ -173,6 +201,45 @@ FIELDS: dict[str, dict[str, tuple[Any, list[Any], list[Any]]]] = {
             None,
             [None, {}, {"a.b": True, "c": -(2**63), "d": 1.5, "e": "x" * 127, "k" * 127: ""}],
             [[], 1, {"a": None}, {"a": [1]}, {"a": 2**63}, {"a": "x" * 128}, {"a": "é" * 64}, {"": 1}, {"a\0": 1}],
+        ),
+        "devices": (None, [None, "none", [], ["none"], ["CUDA0", "RPC1"]], ["", "CUDA0", [""], [1], ["a", "a"], {}]),
+        "n_cpu_moe": (0, [0, 1, INT32, "all"], [-1, None, INT32 + 1, "none", *WRONG_INT]),
+        "override_tensors": (
+            None,
+            [None, {}, [], {"exps": "CPU", "x" * 1024: "CUDA0"}, ["(?=a)exps=CPU", "b{1,2}=CUDA0"]],
+            [
+                "exps=CPU",
+                {"a": ""},
+                {"a": 1},
+                {"": "CPU"},
+                {"x" * 1025: "CPU"},
+                {"a\0": "CPU"},
+                ["a"],
+                ["=CPU"],
+                ["a="],
+            ],
+        ),
+        "numa": (
+            "disabled",
+            ["disabled", "distribute", "isolate", "numactl", "mirror"],
+            [None, "", True, 1, "on"],
+        ),
+        "rpc_servers": (
+            (),
+            [[], ["gpu-1:50052", "10.0.0.2:1"], [f"h:{port}" for port in range(1, 17)]],
+            [
+                None,
+                "h:1",
+                ["h"],
+                ["h:"],
+                [":1"],
+                ["h:0"],
+                ["h:65536"],
+                ["http://h:1"],
+                ["[::1]:1"],
+                ["h:1", "h:1"],
+                [f"h:{port}" for port in range(1, 18)],
+            ],
         ),
         "n_ctx": (None, *NULL_NATURAL),
         "n_batch": (None, *NULL_POSITIVE),

@@ -56,7 +56,7 @@ def test_integral_numbers_are_integers() -> None:
     assert [type(value) for value in (model.kv_overrides or {}).values()] == [float, int]
     tree = minimal("server")
     at(tree, "server")["port"] = 8000.5
-    assert faults(tree) == ["server.port: expected int, got float"]
+    assert faults(tree) == ["server.port: expected integer, got number"]
 
 
 def test_the_most_bytes_of_a_body() -> None:
@@ -125,12 +125,62 @@ def test_exactly_one_source(prefix: str) -> None:
         assert source if isinstance(source, str) else msgspec.to_builtins(source).items() >= values[key].items()
 
 
+def test_where_weights_lie() -> None:
+    by_map = parse_model(override_tensors={"a": "CPU", "(?=b)": "CUDA0"})
+    by_list = parse_model(override_tensors=["a=CPU", "(?=b)=CUDA0"])
+    assert by_map.tensor_buft_overrides == by_list.tensor_buft_overrides == [("a", "CPU"), ("(?=b)", "CUDA0")]
+    assert parse_model().tensor_buft_overrides == []
+    none = [parse_model(devices=said).device_names for said in ("none", ["none"], [])]
+    assert none == [(), (), ()]
+    assert parse_model().device_names is None
+    assert parse_model(devices=["CUDA1"]).device_names == ("CUDA1",)
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ({"devices": ["none", "CUDA0"]}, 'devices: "none" stands alone'),
+        ({"devices": ["CUDA0", "CUDA0"]}, "devices: CUDA0 is there twice"),
+        ({"override_tensors": ["exps"]}, "override_tensors: exps is no pattern=type, such as ffn_.*_exps=CPU"),
+        ({"rpc_servers": ["a:0"]}, "rpc_servers: a:0 has no port between 1 and 65535"),
+        ({"rpc_servers": ["a:1"], "devices": "none"}, "rpc_servers: have nothing to compute where devices are none"),
+        ({"type_v": "q8_0", "flash_attn": False}, "type_v: one that is quantised needs flash_attn"),
+    ],
+)
+def test_what_of_it_does_not_fit_together(said: dict[str, Any], fault: str) -> None:
+    assert faults({"model": {"path": "m", **said}}) == [f"model.{fault}"]
+
+
+def test_types_of_the_cache_by_name_are_told() -> None:
+    assert [shapes.cache_type_name(type) for type in (None, 8, "q4_0", 0)] == ["f16", "q8_0", "q4_0", "f32"]
+    assert parse_model(type_v="q8_0", flash_attn=True).quantises_cache
+    assert parse_model(type_k=8).quantises_cache
+    assert not parse_model(type_k="bf16", type_v=0, flash_attn=False).quantises_cache
+    assert faults({"model": {"path": "m", "type_k": "q9_0"}})[0].startswith("model.type_k: expected one of 0, 1")
+
+
 def test_draft_source() -> None:
     assert parse_model().draft_source is None
     assert parse_model(draft_model_path="d.gguf").draft_source == "d.gguf"
     assert parse_model(draft_model_from_package=PACKAGE).draft_source == shapes.FromPackage(**PACKAGE)
     (fault,) = faults({"model": {"path": "m", "draft_model_path": "d", "draft_model_from_pretrained": PRETRAINED}})
     assert fault == "model: at most one of draft_model_path and draft_model_from_pretrained may be set"
+
+
+def test_a_draft_model_has_a_file() -> None:
+    for drafts in ("draft-simple", ["prompt-lookup-decoding", "draft-simple"]):
+        (fault,) = faults({"model": {"path": "m", "draft_model": drafts}})
+        assert fault == (
+            "model.draft_model: draft-simple needs one of draft_model_path, draft_model_from_pretrained and "
+            "draft_model_from_package: a small model of the same vocabulary"
+        )
+        one = parse_model(draft_model=drafts, draft_model_path="d.gguf")
+        assert (one.has_draft_model, one.draft_file) == (True, "d.gguf")
+        assert "draft-simple" in (one.drafts or ())
+    off = parse_model(draft_model="draft-simple", draft_model_path="d.gguf", draft_model_num_pred_tokens=0)
+    assert (off.has_draft_model, off.draft_file) == (False, None)
+    assert parse_model(draft_model="draft-mtp", draft_model_path="d.gguf").draft_file == "d.gguf"
+    assert parse_model(draft_model="prompt-lookup-decoding", draft_model_path="d.gguf").draft_file is None
 
 
 def test_replies_are_read_in_one_way() -> None:

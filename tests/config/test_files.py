@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from support.configs import config_in
 
 from config.fields import EVERY_FIELD
 from config.trees import PRETRAINED, at, holds, minimal, parse, parse_model
 from llamafast.config import FromPretrained
-from llamafast.config_file import load_config, parse_config, refuse_unsupported, warn_of_retired
+from llamafast.config_file import parse_config, refuse_unsupported, warn_of_retired
 from llamafast.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -50,13 +51,13 @@ def test_byte_order_mark_is_allowed() -> None:
     assert parse_config(b'\xef\xbb\xbf{"model": {"path": "m"}}').model.path == "m"
 
 
-def test_load_config_reads_a_file_and_names_an_unreadable_one(tmp_path: Path) -> None:
+def test_a_file_is_read_and_an_unreadable_one_named(tmp_path: Path) -> None:
     file = tmp_path / "cfg.json"
     file.write_text('{"model": {"path": "é.gguf"}}', encoding="utf-8")
-    assert load_config(file).model.source == "é.gguf"
+    assert config_in(file).model.source == "é.gguf"
     for missing in (tmp_path / "none.json", tmp_path):
         with pytest.raises(ConfigError) as caught:
-            load_config(missing)
+            config_in(missing)
         assert str(caught.value).startswith(f"{missing}: ")
 
 
@@ -232,7 +233,7 @@ def test_accepts_the_unsupported_switched_off(fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.json")), ids=lambda file: file.name)
 def test_shipped_configs_load(file: Path) -> None:
-    refuse_unsupported(load_config(file))
+    config_in(file)
 
 
 def test_config_is_frozen() -> None:
@@ -267,7 +268,7 @@ def test_any_bytes_are_a_config_error(raw: bytes) -> None:
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_a_shipped_config_serves_the_model_of_the_seeds_file_of_its_name(name: str) -> None:
-    ours, seeds = load_config(ROOT / "configs" / f"{name}.json").model, parse(SEED_LIKE[name]).model
+    ours, seeds = config_in(ROOT / "configs" / f"{name}.json").model, parse(SEED_LIKE[name]).model
     assert isinstance(seeds.from_pretrained, FromPretrained)
     assert ours.from_pretrained == replace(seeds.from_pretrained, additional_files=None)
     for key in ("alias", "n_ctx", "n_seq_max", "n_batch", "n_gpu_layers", "flash_attn", "max_output_tokens"):
@@ -279,3 +280,11 @@ def test_a_retired_key_is_taken_and_told(wanted: bool | None, caplog: pytest.Log
     warn_of_retired(parse({"model": {"path": "m"}, "scheduler": {"disaggregate_prefill": wanted}}))
     warned = ["config   scheduler.disaggregate_prefill does nothing any more; the next version refuses it"]
     assert caplog.messages == ([] if wanted is None else warned)
+
+
+def test_a_file_that_nobody_drafts_by_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    for drafts in ("prompt-lookup-decoding", "draft-mtp", "draft-simple"):
+        warn_of_retired(parse({"model": {"path": "m", "draft_model": drafts, "draft_model_path": "d"}}))
+    assert caplog.messages == [
+        "config   a file for drafts does nothing without model.draft_model draft-mtp or draft-simple"
+    ]

@@ -27,6 +27,9 @@ def pool(*models: dict[str, Any], **sections: Any) -> PoolConfig:
 def test_defaults() -> None:
     config = pool(entry(alias="a"))
     assert (config.pool.max_bytes, config.pool.queue_seconds, config.pool.unload_seconds) == (None, 300.0, 30.0)
+    assert (config.pool.load_timeout_seconds, config.pool.stall_seconds) == (600.0, 120.0)
+    unbounded = pool(entry(alias="a"), pool={"load_timeout_seconds": None, "stall_seconds": None}).pool
+    assert (unbounded.load_timeout_seconds, unbounded.stall_seconds) == (None, None)
     assert (config.models[0].load, config.models[0].ttl_seconds) == ("startup", None)
 
 
@@ -57,6 +60,8 @@ def test_defaults() -> None:
         ({"models": [entry()], "pool": {"max_bytes": 0}}, "pool.max_bytes: "),
         ({"models": [entry()], "pool": {"queue_seconds": 0}}, "pool.queue_seconds: "),
         ({"models": [entry()], "pool": {"unload_seconds": -1}}, "pool.unload_seconds: "),
+        ({"models": [entry()], "pool": {"stall_seconds": 0}}, "pool.stall_seconds: "),
+        ({"models": [entry()], "pool": {"load_timeout_seconds": 0}}, "pool.load_timeout_seconds: "),
         ({"models": [entry()], "pool": {"max_models": 4}}, "pool.max_models: unknown key"),
         ({"model": entry(), "pool": {}}, "pool: is for several models"),
         ({"model": entry(memory_bytes=1)}, "model.memory_bytes: is for several models"),

@@ -44,6 +44,8 @@ def minimal(section: str) -> dict[str, Any]:
             tree["model"] = {"from_package": dict(PACKAGE)}
         case "model.loras[0]":
             tree["model"]["loras"] = [{"path": "lora.gguf"}]
+        case "model.fim_tokens":
+            tree["model"]["fim_tokens"] = {}
         case "model.mtmd":
             tree["model"]["mtmd"] = {"mmproj_path": "mmproj.gguf"}
         case "model.mtmd.embedding_cache":

@@ -1,6 +1,7 @@
 """What is inside the core and has no Python form there, for tests to look at."""
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
+from llamafast._core.adapters cimport Adapter
 from llamafast._core.answers cimport (
     answers_free, answers_init, answers_keep, answers_propose, answers_size, answers_t,
 )
@@ -15,9 +16,14 @@ from llamafast._core.draft cimport proposal_t
 from llamafast._core.drafter cimport Drafter
 from llamafast._core.dry cimport Breakers, breakers_t
 from llamafast._core.embedder cimport Embedder
-from llamafast._core.headers.llama cimport llama_memory_seq_pos_max
-from llamafast._core.plan cimport plan_passes, plan_rows
-from llamafast._core.rows cimport quota_init, quota_spare, quota_t
+from llamafast._core.headers.llama cimport (
+    llama_adapter_lora, llama_batch_get_one, llama_context, llama_context_default_params, llama_context_params,
+    llama_decode, llama_free, llama_get_logits_ith, llama_init_from_model, llama_memory_seq_pos_max,
+    llama_set_adapters_lora,
+)
+from llamafast._core.model cimport Model
+from llamafast._core.plan cimport plan_passes, plan_rows, plan_spare, weight_t
+from llamafast._core.rows cimport prefill_budget, quota_init, quota_spare, quota_t
 from llamafast._core.runner cimport Runner
 from llamafast._core.sequence cimport Sequence, sequence_may_enter, sequence_t
 from llamafast._core.team cimport team_choose, team_init, team_observe, team_t
@@ -63,6 +69,37 @@ def n_adapter_changes(Context context not None):
     return context.groups.n_changes, context.groups.active.n
 
 
+def logits_of(Model model not None, int32_t n_vocab, pieces):
+    """The logits of the last row of each of ``pieces``, which are tokens (array('i')) and the Adapter that these have,
+    or None: llama.cpp alone computes one after another."""
+    cdef llama_context_params params = llama_context_default_params()
+    cdef llama_context *ctx
+    cdef llama_adapter_lora *adapter = NULL
+    cdef int32_t[::1] tokens
+    cdef float scale = 1
+    cdef list told = []
+    params.n_ctx = params.n_batch = params.n_ubatch = 512
+    params.n_threads = params.n_threads_batch = 1
+    # of 16 bits, keys would be rounded, and queries by flash attention
+    params.type_k = params.type_v = 0
+    params.flash_attn_type = 0
+    ctx = llama_init_from_model(model.model, params)
+    if ctx == NULL:
+        raise MemoryError
+    try:
+        for ids, one in pieces:
+            tokens = ids
+            adapter = NULL if one is None else (<Adapter?> one).adapter
+            if llama_set_adapters_lora(ctx, &adapter, 0 if adapter == NULL else 1, &scale):
+                raise ValueError("no adapter of this model's")
+            if llama_decode(ctx, llama_batch_get_one(&tokens[0], <int32_t> tokens.shape[0])):
+                raise ValueError("llama_decode")
+            told.append((<char *> llama_get_logits_ith(ctx, -1))[:n_vocab * <Py_ssize_t> sizeof(float)])
+    finally:
+        llama_free(ctx)
+    return told
+
+
 def last_position(Context context not None, int32_t seq_id):
     """The largest one that a sequence has in memory, -1 where it has none."""
     return llama_memory_seq_pos_max(context.memory, seq_id)
@@ -95,12 +132,21 @@ def may_follow(int phase, int next_phase):
 
 def spare_seconds(pace, double seconds, int32_t n_decode, int32_t n_prefill=0, double per_row=0):
     """How long others may compute after a step of ``seconds``, where one row costs ``per_row`` (0: that is not known
-    yet)."""
+    yet), and how much of that rows of media may take."""
     cdef quota_t quota
+    cdef double media
     quota_init(&quota, 1, 1, 0, 1, pace)
     if per_row:
         cost_add(&quota.cost, 1, per_row)
-    return quota_spare(&quota, seconds, n_decode + n_prefill, n_decode)
+    return quota_spare(&quota, seconds, n_decode + n_prefill, n_decode, &media), media
+
+
+def prompt_rows(pace, int32_t n_decode, *, double per_row, double share=1, double waited=0, bint of_media=False):
+    """How many rows of prompts may join a step, where one row costs ``per_row`` and who decodes has ``waited``."""
+    cdef quota_t quota
+    quota_init(&quota, 1, 1, 0, 1, pace)
+    cost_add(&quota.cost, 1, per_row)
+    return prefill_budget(&quota, n_decode, share, waited, 0, of_media)
 
 
 cdef class StepCost:
@@ -193,6 +239,12 @@ def drafter_of(Runner runner not None):
     return runner.step.drafter
 
 
+def proposed(Sequence sequence not None):
+    """What was drafted for its last step, whether it was decoded or not."""
+    cdef const proposal_t *proposal = &sequence.state.draft.proposal
+    return [proposal.tokens[i] for i in range(proposal.n)]
+
+
 def was_rolled_back(Sequence sequence not None):
     return sequence.state.rolled_back
 
@@ -209,15 +261,20 @@ def set_times(Drafter drafter not None, seconds):
     drafter.times.given = True
 
 
-def planned(seconds, survival, int32_t useful, int32_t room, *, bint passes, double change=0, int32_t last=0):
+def planned(
+    seconds, survival, int32_t useful, int32_t room, *, bint passes, double change=0, int32_t last=0, weights=None,
+    double beside=0
+):
     """How many of each proposal's tokens, likely as ``survival`` says, are decoded where steps take ``seconds``, one of
-    another number of rows than the ``last`` longer by ``change``."""
+    another number of rows than the ``last`` longer by ``change``, and masks ``beside``. ``weights``: what a row of each
+    proposal is worth, and the seconds that it takes beside."""
     cdef times_t times
     cdef int32_t i, k, n = <int32_t> len(survival)
     cdef float[256][64] chances
     cdef const float *pointers[256]
     cdef int32_t[256] lengths
     cdef int32_t[256] taken
+    cdef weight_t[256] given
     cdef int32_t[MAX_TIMED] rows
     cdef double[MAX_TIMED] measured
     for i in range(<int32_t> len(seconds)):
@@ -230,13 +287,27 @@ def planned(seconds, survival, int32_t useful, int32_t room, *, bint passes, dou
         lengths[i] = <int32_t> len(survival[i])
         taken[i] = 0
         pointers[i] = chances[i]
+        given[i].worth, given[i].seconds = weights[i] if weights else (1, 0)
         for k in range(lengths[i]):
             chances[i][k] = survival[i][k]
     if passes:
-        plan_passes(&times, pointers, lengths, n, useful, room, taken)
+        plan_passes(&times, pointers, lengths, given, n, useful, room, beside, taken)
     else:
-        plan_rows(&times, pointers, lengths, n, useful, room, taken)
+        plan_rows(&times, pointers, lengths, given, n, useful, room, beside, taken)
     return [taken[i] for i in range(n)]
+
+
+def spare(seconds, int32_t useful, double stretch, double change=0):
+    """The drafted rows that a step of ``useful`` ones takes ``stretch`` times as long for at most."""
+    cdef times_t times
+    cdef int32_t i
+    cdef int32_t[MAX_TIMED] rows
+    cdef double[MAX_TIMED] measured
+    for i in range(<int32_t> len(seconds)):
+        rows[i] = i + 1
+        measured[i] = seconds[i]
+    times_fill(&times, rows, measured, <int32_t> len(seconds), change)
+    return plan_spare(&times, useful, stretch)
 
 
 cdef class StepTimes:
@@ -254,6 +325,9 @@ cdef class StepTimes:
 
     def of(self, int32_t rows):
         return times_of(&self.times, rows)
+
+    def attend(self, double per_cell, double cells):
+        self.times.per_cell, self.times.cells = per_cell, cells
 
     def observe(self, int32_t rows, double seconds):
         times_observe(&self.times, rows, seconds)
@@ -314,3 +388,4 @@ cdef void of(sequence_t *s, const int32_t[::1] tokens, bytes salt, uint64_t seed
     s.share.salt = salt
     s.share.n_salt = len(salt)
     s.share.seed = seed
+    s.share.private = False

@@ -126,6 +126,7 @@ def test_sixteen_of_five_groups_say_what_each_says_alone(tiny_model, settings):
     say_what_each_says_alone(rig, [[(11 * tag + 7 * k) % 300 + 33 for k in range(20 + tag)] for tag in range(16)])
 
 
+@pytest.mark.heavy
 def test_a_real_model_with_several(smollm2):
     rig = Rig(smollm2, n_ctx=4096, n_batch=512, flash_attn_type=1, target_itl=100.0)
     groups_of(rig, SMOLLM2S)

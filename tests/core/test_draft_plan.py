@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.inside import StepTimes, planned
+from core.inside import StepTimes, planned, set_times, spare
+from core.test_runner import Rig
 
 CHANCES = st.lists(st.floats(0.015625, 1, width=32), min_size=1, max_size=4).map(
     lambda some: [float(c) for c in sorted(some, reverse=True)]
@@ -67,6 +68,19 @@ def test_steps_are_as_they_were_measured_and_straight_between():
     )
 
 
+def test_a_size_that_was_held_up_when_it_was_measured_says_nothing_of_larger_ones():
+    times = StepTimes({1: 1.0, 4: 1.2, 5: 9.0, 8: 2.0, 16: 4.0})
+    assert [times.of(rows) for rows in (4, 5, 8, 16)] == pytest.approx([1.2, 2.0, 2.0, 4.0])
+
+
+def test_rows_behind_many_cells_take_longer_each():
+    times = StepTimes({1: 1.0, 4: 1.2})
+    times.attend(0.001, 500)
+    assert (times.of(1), times.of(4)) == pytest.approx((1.5, 3.2))
+    times.observe(4, 3.2)
+    assert (times.of(1), times.of(4)) == pytest.approx((1.5, 3.2))
+
+
 def test_more_rows_never_take_less():
     times = StepTimes({1: 1.0, 2: 0.9, 4: 0.8, 8: 2})
     every = [times.of(rows) for rows in range(1, 200)]
@@ -104,3 +118,38 @@ def test_a_row_that_is_hardly_worth_it_is_not_worth_a_new_graph_twice():
     assert planned(seconds, asked, 1, 8, passes=False) == [1]
     assert planned(seconds, asked, 1, 8, passes=False, change=0.15, last=1) == [0]
     assert planned(seconds, asked, 1, 8, passes=False, change=0.15, last=2) == [1]
+
+
+def test_nobody_need_be_sure_of_rows_that_a_step_is_hardly_longer_for():
+    seconds = [1.0, 1.1, 1.2, 1.3]
+    assert [spare(seconds, 1, stretch) for stretch in (1.05, 1.1, 1.25, 1.3)] == [0, 1, 2, 3]
+    assert [spare(seconds, useful, 1.2) for useful in (1, 2, 3)] == [2, 2, 2]
+    assert [spare(seconds, 1, 1.2, change) for change in (0.05, 0.15)] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("n_copies", "n_others", "several"), [(1, 0, 12), (1, 1, 12), (1, 2, None), (2, 2, 12), (2, 3, None)]
+)
+def test_drafts_make_a_step_long_where_half_of_those_who_wait_have_something_of_it(
+    tiny_model, n_copies, n_others, several
+):
+    """One row more takes a step beyond what may be tried: how many tokens came when somebody had some."""
+    rig = Rig(tiny_model("tiny-llama-chain"), drafts={})
+    set_times(rig.drafter, [1.3 ** min(k, n_copies + n_others) for k in range(64)])
+    source = rig.sequence([40, 50], 1, max_tokens=150, ignore_eos=True, speculative=False)
+    rig.run(source)
+    for k in range(n_others):
+        rig.runner.add(rig.sequence([60 + k], 2 + k, max_tokens=400, ignore_eos=True, speculative=False))
+    rig.runner.run(2)
+    copies = [rig.sequence(source.tokens(), 20 + k, max_tokens=60, ignore_eos=True) for k in range(n_copies)]
+    for copy in copies:
+        rig.runner.add(copy)
+    came = []
+    while not any(copy.finished for copy in copies):
+        n = copies[0].n_tokens - len(source.tokens())
+        rig.runner.run(1)
+        if copies[0].n_drafted:
+            came.append(n)
+    rig.runner.clear()
+    rig.close()
+    assert came[:1] == ([] if several is None else [pytest.approx(several, abs=3)])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.inside import Answers, Chains, set_times
+from core.inside import Answers, Chains, n_products, set_times
 from core.test_drafts import Drafting
 
 TEXTS = st.lists(st.integers(0, 3), min_size=1, max_size=80)
@@ -113,10 +113,35 @@ def test_the_ring_keeps_to_its_budget_whatever_comes():
         answers.keep(
             array("i", [chance.randrange(50_000) for _ in range(chance.randrange(8, 4000))]), b"x" * (k % 500), k
         )
-        assert answers.n_bytes <= 1.5 * (1 << 18)
+        assert answers.n_bytes <= 1 << 18
     last = array("i", range(1000, 2000))
     answers.keep(last, b"me", 1)
     assert answers.propose(last[500:600], b"me", 1, 8) == list(range(1600, 1608))
+
+
+@pytest.mark.parametrize("n_bytes", [15_000, 20_000, 1 << 17, (1 << 20) - 1, 1 << 24])
+def test_the_ring_is_within_its_bytes_whatever_they_are(n_bytes):
+    answers = Answers(n_bytes)
+    assert answers.n_bytes <= n_bytes
+    for k in range(3000):
+        answers.keep(array("i", range(8)), b"%0500d" % k, k)
+    assert answers.n_bytes <= n_bytes
+
+
+def test_a_salt_that_is_very_long_drives_nobody_out():
+    answers = Answers(1 << 16)
+    answers.keep(array("i", range(100, 140)), b"a", 1)
+    answers.keep(array("i", range(200, 240)), b"x" * 10_000, 2)
+    assert answers.propose(array("i", [210, 211, 212]), b"x" * 10_000, 2, 5) == []
+    assert answers.propose(array("i", [110, 111, 112]), b"a", 1, 2) == [113, 114]
+
+
+def test_what_is_private_is_not_told_again(chain):
+    for private, least in ((True, 0), (True, 0), (False, 0), (False, 40)):
+        sequence = chain.sequence([78], 1, max_tokens=60, salt=b"mine", seed=9, private=private)
+        assert counted(chain, "draft_answers_accepted", sequence)[2] >= least
+        if not least:
+            assert counted(chain, "draft_answers_accepted", chain.sequence([5], 2, max_tokens=1))[2] == 0
 
 
 def test_without_room_nothing_is_kept():
@@ -155,6 +180,30 @@ def test_a_text_that_repeats_itself_is_drafted_from_itself(chain):
     assert list(first.tokens()) == list(without.tokens())
 
 
+def test_drafts_are_short_until_a_few_tokens_came_as_proposed(tiny_model):
+    """Whose draft may fail makes a step but a little longer, however likely it looks."""
+    rig = Drafting(tiny_model("tiny-llama-chain"), most=16)
+    set_times(rig.drafter, [1 + 0.08 * k for k in range(64)])
+    sequence = rig.sequence([40], 1, max_tokens=200)
+    rig.runner.add(sequence)
+    in_a_row, rows = 0, []
+    while rig.runner.n_running:
+        before = rig.runner.counts()
+        rig.runner.run(1)
+        after = rig.runner.counts()
+        drafted, came = (
+            after[f"draft_tokens_{key}"] - before[f"draft_tokens_{key}"] for key in ("verified", "accepted")
+        )
+        rows.append(drafted)
+        # of 1.2 times a step there are two rows more
+        assert drafted <= (2 if in_a_row < 12 else max(2, in_a_row))
+        in_a_row = in_a_row + after["generated_tokens"] - before["generated_tokens"] if drafted == came > 0 else 0
+        rig.tidy()
+    assert max(rows) > 8
+    rig.collect()
+    rig.close()
+
+
 def test_what_somebody_was_answered_is_drafted_for_those_of_its_salt(chain):
     """Sixty tokens, none of which comes twice."""
     for salt, seed, least, most in ((b"one", 1, 0, 0), (b"one", 1, 40, 60), (b"two", 2, 0, 0)):
@@ -184,6 +233,27 @@ def test_a_drafter_that_knows_no_times_drafts_nothing(tiny_model):
     assert set(measured) >= {1, 4}
     assert rig.runner.n_cells == 0
     assert counted(rig, "draft_tokens_accepted", rig.sequence([40], 1, max_tokens=200))[2] > 0
+
+
+def test_without_time_three_steps_are_timed(tiny_model):
+    """Two of one row, for the first may be slow, and one of four, however long they take."""
+    rig = Drafting(tiny_model("tiny-llama-chain"))
+    rig.run(rig.sequence([40], 1, max_tokens=8, ignore_eos=True))
+    of_a_step = n_products(rig.context) / rig.runner.counts()["steps"]
+    before = n_products(rig.context)
+    assert sorted(rig.drafter.time_steps(40, 0)) == [1, 4]
+    assert n_products(rig.context) - before == 3 * of_a_step
+    assert rig.runner.n_cells == 0
+
+
+def test_without_time_a_micro_batch_of_one_row_is_timed_twice(tiny_model):
+    """No step of four rows fits into it."""
+    rig = Drafting(tiny_model("tiny-llama-chain"), n_ubatch=1)
+    rig.run(rig.sequence([40], 1, max_tokens=8, ignore_eos=True))
+    of_a_step = n_products(rig.context) / rig.runner.counts()["steps"]
+    before = n_products(rig.context)
+    assert list(rig.drafter.time_steps(40, 0)) == [1]
+    assert n_products(rig.context) - before == 2 * of_a_step
 
 
 def test_beyond_its_most_sequences_nobody_drafts(tiny_model):

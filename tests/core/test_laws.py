@@ -12,7 +12,7 @@ from msgspec.structs import asdict
 from core.inside import may_follow
 from core.test_masks import SECOND, Cycle
 from core.test_runner import Rig
-from llamafast._core.masks import Constraint
+from llamafast._core.constraint import Constraint
 from llamafast._core.runner import Runner
 from llamafast._core.sequence import (
     N_PHASES,

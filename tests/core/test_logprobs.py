@@ -19,8 +19,9 @@ def rig(tiny_model):
     rig.close()
 
 
-def tell(rig, *sequences, n_top):
-    """{tag: (text, [token, logprob, top] of the prompt, the same of the output)}."""
+def tell(rig, *sequences, n_top, ranks=None):
+    """{tag: (text, [token, logprob, top] of the prompt, the same of the output)}; into ``ranks`` go those of a prompt's
+    tokens."""
     for sequence in sequences:
         rig.runner.add(sequence)
     told = {sequence.tag: ["", [], []] for sequence in sequences}
@@ -32,7 +33,10 @@ def tell(rig, *sequences, n_top):
             if logprobs is not None:
                 of_prompt, entries = logprobs
                 pairs = list(iter_unpack("if", entries))
-                for at in range(0, len(pairs), 1 + n_top):
+                width = 1 + n_top + of_prompt
+                for at in range(0, len(pairs), width):
+                    if of_prompt and ranks is not None:
+                        ranks.append(pairs[at + 1 + n_top][0])
                     told[tag][1 if of_prompt else 2].append((*pairs[at], pairs[at + 1 : at + 1 + n_top]))
     return told
 
@@ -67,10 +71,15 @@ def test_a_prompt_has_the_ones_that_generating_it_had(rig):
     assert len(said) == 40
     neighbour = rig.sequence(whole, 2, max_tokens=30)
     scored = rig.sequence(whole, 3, max_tokens=0, top_logprobs=2, score_prompt=True, salt=b"own")
-    told = tell(rig, neighbour, scored, n_top=2)
+    ranks = []
+    told = tell(rig, neighbour, scored, n_top=2, ranks=ranks)
     text, prompt, output = told[3]
     assert (text, output, len(prompt)) == ("", [], 41)
     assert [token for token, _, _ in prompt] == whole[1:]
+    for rank, (token, logprob, top) in zip(ranks, prompt, strict=True):
+        assert (rank <= 2) == (token in [other for other, _ in top])
+        assert rank > 2 or logprob == top[rank - 1][1]
+    assert max(ranks) > 2
     for (token, logprob, top), (expected_token, expected, expected_top) in zip(prompt[1:], said, strict=True):
         assert token == expected_token
         assert logprob == pytest.approx(expected, abs=1e-3)

@@ -92,7 +92,7 @@ def test_long_runs_are_tokenised(tiny_model, pre):
     run(RUNS + LIMIT, tiny_model("tiny-llama"), pre)
 
 
-@pytest.mark.parametrize("pre", ["gpt-4o", "deepseek-llm"])
+@pytest.mark.parametrize("pre", ["gpt-4o", pytest.param("deepseek-llm", marks=pytest.mark.heavy)])
 def test_what_a_schema_forces_is_tokenised(tiny_model, pre):
     run(SCHEMA, tiny_model("tiny-llama"), pre)
 

@@ -20,6 +20,7 @@ PICTURE, OTHER, LARGE = pixels(96, 80, 1), pixels(96, 80, 5), pixels(200, 160, 2
 PAIR = np.dtype([("token", "i4"), ("logprob", "f4")])
 KINDS = {
     "attention": ("tiny-qwen3vl", "mmproj-qwen3vl-64", [PICTURE, LARGE]),
+    "wide rows": ("tiny-qwen3vl-deepstack", "mmproj-qwen3vl-64-deepstack", [PICTURE, LARGE]),
     "hybrid": ("tiny-qwen35", "mmproj-qwen3vl-64", [PICTURE, LARGE]),
     "hybrid hears": ("tiny-qwen35", "mmproj-qwen3vl-ultravox-64", [PICTURE, tone(40, 440)]),
     "not causal": ("tiny-llama", "mmproj-gemma3-64", [LARGE, PICTURE]),

@@ -14,7 +14,9 @@ from llamafast._core.context import UNLIMITED
 from llamafast._core.sequence import PHASE_FOLLOWING
 from llamafast._core.spans import Span
 from llamafast._core.step import FINISHED, PAUSED, SAVE_DUE
+from llamafast.engine.pace import Pace
 
+PACE = Pace()
 PICTURE, OTHER, LARGE = pixels(96, 80, 1), pixels(96, 80, 5), pixels(200, 160, 2)
 # long enough to be found where two prompts begin with it
 TEXT = f"{'hello there ' * 20}{MARKER} what is it"
@@ -228,3 +230,26 @@ def test_parts_of_media_and_of_text_have_sizes_of_their_own(rig):
         assert sizes[0] == sizes[n_rows]
     assert len(rig.runner.save(sequence, row, after)) == sizes[0]
     rig.tidy()
+
+
+def test_what_prompts_have_beside_media_stretches_a_step_no_more_than_these():
+    """Where they may not at all, it is the rows that a prompt gets in any case; others have what any prompt may."""
+    rig = MediaRig("tiny-qwen3vl", "mmproj-qwen3vl-64", n_batch=64, pace={"media_stretch": 1.0})
+    stream = rig.sequence([40], 1, max_tokens=500, ignore_eos=True)
+    rig.runner.add(stream)
+    rig.runner.run(8)  # what a row takes is known
+    looks, _ = rig.with_media(TEXT, [PICTURE], tag=2)
+    reads, also_reads = (rig.sequence([50 + tag, *range(60, 260)], tag) for tag in (3, 4))
+    rig.runner.add(looks)
+    for n_steps in range(1, 4):
+        rig.runner.run(1)
+        assert looks.n_past == n_steps * PACE.min_prefill
+    rig.runner.add(reads)
+    rig.runner.add(also_reads)
+    while also_reads.n_past < 200:
+        before = looks.n_past
+        rig.runner.run(1)
+        # the first that came advances still
+        assert before < looks.n_past <= before + PACE.min_prefill
+    rig.runner.clear()
+    rig.close()

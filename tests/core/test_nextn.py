@@ -13,6 +13,7 @@ from llamafast._core.drafter import Drafter
 from llamafast._core.model import Model
 from llamafast._core.nextn import Head, available
 from llamafast._core.runner import Runner
+from llamafast.engine.drafting import CALLING_SECONDS
 from llamafast.engine.pace import Pace
 
 HEAD = {"n_threads": 1, "n_threads_batch": 1}
@@ -25,7 +26,7 @@ class Headed(Rig):
         super().__init__(path, with_heads=True, n_rs_seq=4, **settings)
         self.plain = self.runner
         self.head = Head(self.context, self.model, least=least, **HEAD)
-        self.head.time_calls()
+        self.head.time_calls(CALLING_SECONDS)
         self.drafter = Drafter(self.context, most=4, most_sequences=64, looks_up=False, answers_bytes=0, head=self.head)
         set_times(self.drafter, [1.0] * 64)
         self.headed = Runner(self.context, self.vocab, self.outbox, pace=asdict(Pace()), drafter=self.drafter)

@@ -3,31 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import pytest
 
-from benchmarks.ggml_products import Array, Products, lib, quantised
+from benchmarks.ggml_products import TYPES, Array, Products, lib, quantised
 
-LEGACY = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl")
-OF_256 = ("q4_k", "q5_k", "q6_k")
+LEGACY = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "mxfp4", "nvfp4")
+OF_256 = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs")
 QUANTISED = (*LEGACY, *OF_256)
 FLOATS = ("f32", "f16", "bf16")
 LEVELS = {1: "avx2", 3: "avx512_vnni", 4: "avx512_bf16"}
 BEST = lib.products_use(99)
-ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 31, 64, 65, 200)
+HERE = [level for level in LEVELS if level <= BEST]
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 31, 64, 65)
+# how many rows are tried in every shape; what depends on their number alone is tried with all of them, bit for bit
+SOME_OR_ALL = pytest.mark.parametrize("of_rows", [(1, 2, 5, 65), pytest.param((*ROWS, 200), marks=pytest.mark.heavy)])
 random = np.random.default_rng(3)
 
 
-@pytest.fixture(params=[level for level in LEVELS if level <= BEST], ids=LEVELS.get, autouse=True)
+# nothing that is quantised is multiplied otherwise on the last level
+@pytest.fixture(params=[level for level in HERE if level < 4], ids=LEVELS.get, autouse=True)
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
     assert lib.products_use(request.param) == request.param
     yield LEVELS[request.param]
     lib.products_use(BEST)
 
 
+on_every_level = pytest.mark.parametrize("level", HERE, ids=LEVELS.get, indirect=True)
+
+
+def heavy(*names: str) -> list[object]:
+    return [pytest.param(name, marks=pytest.mark.heavy) for name in names]
+
+
+@cache
+def stored(type_name: str) -> Array:
+    """101 different rows of 1536 columns, in bytes: some types take long to be quantised."""
+    data = quantised(type_name, random.standard_normal((101, 1536), np.float32))
+    return np.frombuffer(data, np.uint8).reshape(101, -1)
+
+
 def matrix(type_name: str, n_rows: int, n_columns: int) -> tuple[str, int, bytes]:
-    return type_name, n_rows, quantised(type_name, random.standard_normal((n_rows, n_columns), np.float32))
+    """The first columns of those rows, which come again where more are wanted."""
+    rows = stored(type_name)[:, : lib.ggml_row_size(TYPES[type_name], n_columns)]
+    return type_name, n_rows, np.resize(rows, (n_rows, rows.shape[1])).tobytes()
 
 
 def activations(n_rows: int, n_columns: int) -> Array:
@@ -56,18 +77,22 @@ def check(weights: list[tuple[str, int, bytes]], x: Array, n_threads: int = 1) -
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
+@SOME_OR_ALL
 @pytest.mark.parametrize("type_name", QUANTISED)
-def test_shapes(type_name: str) -> None:
+def test_shapes(type_name: str, of_rows: tuple[int, ...]) -> None:
     columns = (32, 96, 288, 576) if type_name in LEGACY else (256, 512, 1536)
+    columns = (64, 192, 320, 576) if type_name == "nvfp4" else columns
     for n_columns in columns:
         for n_rows in (16, 17, 31, 100):
             weights = matrix(type_name, n_rows, n_columns)
-            for rows in ROWS:
+            for rows in of_rows:
                 check([weights], activations(rows, n_columns))
 
 
+@on_every_level
+@SOME_OR_ALL
 @pytest.mark.parametrize("type_name", FLOATS)
-def test_floats(type_name: str, level: str) -> None:
+def test_floats(type_name: str, level: str, of_rows: tuple[int, ...]) -> None:
     """ggml rounds activations to the weights' type. These do not, but for BF16 where the processor multiplies it."""
     for n_columns in (16, 64, 80, 576):
         for n_rows in (16, 17, 31, 100):
@@ -76,7 +101,7 @@ def test_floats(type_name: str, level: str) -> None:
                 weights = (weights.view(np.uint32) & 0xFFFF0000).view(np.float32)
             elif type_name == "f16":
                 weights = weights.astype(np.float16).astype(np.float32)
-            for rows in ROWS:
+            for rows in of_rows:
                 x = activations(rows, n_columns)
                 (got,) = ours(Products([(type_name, n_rows, quantised(type_name, weights))], x), 1 + rows % 3)
                 if (type_name, level, n_columns % 32) == ("bf16", "avx512_bf16", 0):
@@ -86,10 +111,10 @@ def test_floats(type_name: str, level: str) -> None:
 
 
 @pytest.mark.parametrize("n_threads", [2, 3, 5])
-@pytest.mark.parametrize("type_name", ["q4_1", "q8_0", "q4_k", "q6_k"])
+@pytest.mark.parametrize("type_name", ["q4_1", "q3_k", "q6_k", *heavy("q8_0", "q4_k")])
 def test_threads(type_name: str, n_threads: int) -> None:
     """Fewer strips than threads, more of them, and a last one that is short."""
-    for n_rows in (16, 40, 1000):
+    for n_rows in (16, 40, 200):
         weights = matrix(type_name, n_rows, 512)
         for rows in (1, 2, 7, 65):
             check([weights], activations(rows, 512), n_threads)
@@ -97,7 +122,7 @@ def test_threads(type_name: str, n_threads: int) -> None:
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_what_several_products_share_is_quantised_once_for_each_kind(n_threads: int) -> None:
-    weights = [matrix(name, 48, 256) for name in ("q4_k", "q8_0", "q6_k", "q4_1", "q5_0", "q5_k", "q5_1")]
+    weights = [matrix(name, 48, 256) for name in QUANTISED]
     check(weights, activations(9, 256), n_threads)
 
 
@@ -105,8 +130,8 @@ class Experts:
     """Products of several slots of tokens with the matrices that are chosen for each."""
 
     def __init__(self, type_name: str, *, tokens: int, slots: int, experts: int = 8, n_rows: int = 40) -> None:
-        weights = random.standard_normal((experts, n_rows, 512), np.float32)
-        self.weights = [(name, n_rows, quantised(name, weights)) for name in (type_name, "q8_0")]
+        every = [matrix(name, experts * n_rows, 512) for name in (type_name, "q8_0")]
+        self.weights = [(name, n_rows, data) for name, _, data in every]
         self.ids = np.array([random.permutation(experts)[:slots] for _ in range(tokens)])
         self.experts = experts
 
@@ -123,7 +148,7 @@ class Experts:
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 5])
-@pytest.mark.parametrize("type_name", ["q4_1", "q5_0", "q4_k", "q6_k"])
+@pytest.mark.parametrize("type_name", ["q4_1", "mxfp4", "q3_k", *heavy("q5_0", "q4_k", "q6_k")])
 def test_experts(type_name: str, n_threads: int) -> None:
     """Slots share a token's row (gate and up) or have one each (down)."""
     for tokens in (1, 2, 9, 80):
@@ -150,15 +175,24 @@ def test_a_token_does_not_depend_on_the_others_whatever_experts_they_choose() ->
             assert (got[0] == wanted[token]).all()
 
 
-@pytest.mark.parametrize("type_name", [*QUANTISED, *FLOATS])
+def check_rows_alone(type_name: str) -> None:
+    weights, x = matrix(type_name, 112, 768), activations(65, 768)
+    alone = np.concatenate([ours(Products([weights], row[None]))[0] for row in x])
+    for rows in ROWS:
+        (together,) = ours(Products([weights], x[:rows]), 1 + rows % 3)
+        assert (together == alone[:rows]).all()
+
+
+@pytest.mark.parametrize("type_name", QUANTISED)
 def test_a_row_does_not_depend_on_the_others_nor_on_the_threads(type_name: str) -> None:
     """Bit for bit."""
-    weights, x = matrix(type_name, 112, 768), activations(130, 768)
-    alone = np.concatenate([ours(Products([weights], row[None]))[0] for row in x])
-    for rows in ROWS[:-1]:
-        for n_threads in (1, 2, 3):
-            (together,) = ours(Products([weights], x[:rows]), n_threads)
-            assert (together == alone[:rows]).all()
+    check_rows_alone(type_name)
+
+
+@on_every_level
+@pytest.mark.parametrize("type_name", FLOATS)
+def test_a_row_of_floats_does_not_either(type_name: str) -> None:
+    check_rows_alone(type_name)
 
 
 @pytest.mark.parametrize("type_name", QUANTISED)
@@ -178,10 +212,13 @@ def test_a_graph_may_be_computed_again() -> None:
             assert (got == before).all()
 
 
-# where a block has halves, and how long it is
-HALVES = {
-    "q4_0": ((0,), 18), "q4_1": ((0, 2), 20), "q5_0": ((0,), 22), "q5_1": ((0, 2), 24), "q8_0": ((0,), 34),
-    "iq4_nl": ((0,), 18), "q4_k": ((0, 2), 144), "q5_k": ((0, 2), 176), "q6_k": ((208,), 210),
+ONE, LARGE, LARGEST = np.float16(1).tobytes(), b"\xa0", b"\x7e"  # in E8M0 2^33, in UE4M3 448
+# where a block has its own scales, what they are set to, and how long it is
+SCALES: dict[str, tuple[tuple[int, ...], bytes, int]] = {
+    "q4_0": ((0,), ONE, 18), "q4_1": ((0, 2), ONE, 20), "q5_0": ((0,), ONE, 22), "q5_1": ((0, 2), ONE, 24),
+    "q8_0": ((0,), ONE, 34), "iq4_nl": ((0,), ONE, 18), "mxfp4": ((0,), LARGE, 17),
+    "nvfp4": ((0, 1, 2, 3), LARGEST, 36), "q2_k": ((80, 82), ONE, 84), "q3_k": ((108,), ONE, 110),
+    "q4_k": ((0, 2), ONE, 144), "q5_k": ((0, 2), ONE, 176), "q6_k": ((208,), ONE, 210), "iq4_xs": ((0,), ONE, 136),
 }  # fmt: skip
 
 
@@ -189,14 +226,50 @@ HALVES = {
 @pytest.mark.parametrize("type_name", QUANTISED)
 def test_nothing_saturates(type_name: str, fill: int) -> None:
     """The largest weights, scales and mins that a block can hold, with activations as large as they are quantised."""
-    halves, size = HALVES[type_name]
+    places, scale, size = SCALES[type_name]
     block = bytearray([fill]) * size
-    for at in halves:
-        block[at : at + 2] = np.float16(1).tobytes()
-    n_blocks = 16 if type_name in LEGACY else 2
+    for at in places:
+        block[at : at + len(scale)] = scale
+    n_blocks = 8 if type_name == "nvfp4" else 16 if type_name in LEGACY else 2
     weights = (type_name, 16, bytes(block) * n_blocks * 16)
-    for sign in (np.ones(512), np.tile([1, -1], 256), np.repeat([1, -1], 256)):
-        check([weights], np.tile(127 * sign, (5, 1)))
+    for rows in (1, 5):
+        for sign in (np.ones(512), np.tile([1, -1], 256), np.repeat([1, -1], 256)):
+            check([weights], np.tile(127 * sign, (rows, 1)))
+
+
+@pytest.mark.parametrize("type_name", OF_256)
+def test_whatever_bits_a_block_has(type_name: str) -> None:
+    """Not only those that ggml writes."""
+    places, scale, size = SCALES[type_name]
+    data = random.integers(0, 256, (40, 3, size), np.uint8)
+    for at in places:
+        data[..., at : at + 2] = np.frombuffer(scale, np.uint8)
+    for rows in (1, 2, 5, 17):
+        check([(type_name, 40, data.tobytes())], activations(rows, 768))
+
+
+def test_every_exponent_of_mxfp4() -> None:
+    """One for each row of weights; the last is NaN in E8M0 and a number in ggml. The smallest are below 2^-126."""
+    data = random.integers(0, 256, (256, 17), np.uint8)
+    data[:, 0] = np.arange(256)
+    x = np.exp2(random.integers(-3, 3, (2, 32)))
+    product = Products([("mxfp4", 256, data.tobytes())], x)
+    product.compute()
+    (wanted,), (got,) = product.results(), ours(product)
+    assert (wanted != 0).mean() > 0.9
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+def test_every_scale_of_nvfp4() -> None:
+    """Subnormal ones, 127, which is NaN in UE4M3 and 0 in ggml, and those that have a sign, which no type has."""
+    data = random.integers(0, 256, (256, 36), np.uint8)
+    data[:, :4] = np.arange(256)[:, None]
+    x = np.exp2(random.integers(-3, 3, (2, 64)))
+    product = Products([("nvfp4", 256, data.tobytes())], x)
+    product.compute()
+    (wanted,), (got,) = product.results(), ours(product)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted[:, 1]).min())
+    assert not got[:, [0, 127, 128]].any()
 
 
 @pytest.mark.parametrize("type_name", QUANTISED)

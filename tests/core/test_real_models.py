@@ -33,7 +33,14 @@ def real_model(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.mark.parametrize("settings", [{}, {"n_ubatch": 32}, {"n_threads": 2, "n_threads_batch": 2}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        pytest.param({"n_ubatch": 32}, marks=pytest.mark.heavy),
+        pytest.param({"n_threads": 2, "n_threads_batch": 2}, marks=pytest.mark.heavy),
+    ],
+)
 def test_sixteen_together_say_what_each_says_alone(real_model, settings):
     """Bit for bit: the same log probabilities, whatever else is in the batch and wherever a prompt is cut. That holds
     as long as a sequence's tokens lie in memory in order, which they may not once somebody has left: nobody leaves
@@ -62,6 +69,7 @@ def perplexity(path, *, bare):
     return exp(-sum(logprobs) / len(logprobs))
 
 
+@pytest.mark.heavy
 def test_perplexity_is_ggmls(real_model):
     """Over so few tokens ggml's own differ by half a percent with and without flash attention."""
     assert perplexity(real_model, bare=False) == pytest.approx(perplexity(real_model, bare=True), rel=1e-2)

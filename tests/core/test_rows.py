@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import asdict
 
-from core.inside import spare_seconds
+from core.inside import prompt_rows, spare_seconds
 from core.test_runner import Rig
 from llamafast.engine.pace import Pace
 
@@ -17,7 +18,11 @@ PACE = Pace()
 
 
 def spare_after(*args, target_itl=0.0, **step):
-    return spare_seconds(asdict(Pace(target_itl=target_itl)), *args, **step)
+    return spare_seconds(asdict(Pace(target_itl=target_itl)), *args, **step)[0]
+
+
+def media_spare_after(*args, target_itl=0.0, **step):
+    return spare_seconds(asdict(Pace(target_itl=target_itl)), *args, **step)[1]
 
 
 @pytest.mark.parametrize(("seconds", "n_decode", "spare"), [
@@ -28,6 +33,20 @@ def spare_after(*args, target_itl=0.0, **step):
 ])  # fmt: skip
 def test_who_decodes_sees_no_pause(seconds, n_decode, spare):
     assert spare_after(seconds, n_decode) == pytest.approx(spare)
+
+
+@pytest.mark.parametrize(("seconds", "n_decode", "spare"), [
+    (0.02, 8, 0.02),        # twice the step, however little that is
+    (0.001, 64, 0.001),
+    (1.0, 64, 0.6),         # and never more than anybody may
+    (0.3, 0, 0.3),          # nobody decodes
+])  # fmt: skip
+def test_rows_of_media_take_as_long_as_the_step_and_no_longer(seconds, n_decode, spare):
+    assert media_spare_after(seconds, n_decode) == pytest.approx(spare)
+
+
+def test_a_target_is_what_rows_of_media_may_take_too():
+    assert media_spare_after(0.01, 8, target_itl=0.05) == pytest.approx(0.04)
 
 
 @given(st.floats(1e-4, 5), st.integers(1, 256), st.integers(0, 400), st.floats(1e-5, 0.1))
@@ -53,6 +72,53 @@ def test_others_have_the_time_where_nobody_decodes():
 def test_a_target_leaves_what_the_step_did_not_take_and_never_nothing():
     assert spare_after(0.03, 8, target_itl=0.05) == pytest.approx(0.02)
     assert spare_after(0.08, 8, target_itl=0.05) == pytest.approx(0.008)
+
+
+@pytest.mark.parametrize(("n_decode", "share", "waited", "n_rows"), [
+    (8, 1.0, 0.0, 52),      # 60 ms in all
+    (8, 1.0, 0.02, 32),
+    (8, 0.5, 0.0, 26),      # the other half is for rows of media,
+    (8, 0.5, 0.02, 26),     # which have had it
+    (8, 0.5, 0.04, 12),
+    (8, 1.0, 1.0, 4),       # a prompt advances in any case
+    (0, 1.0, 1.0, 500),     # nobody has waited who decodes
+])  # fmt: skip
+def test_prompts_have_what_is_left_of_a_gap(n_decode, share, waited, n_rows):
+    found = prompt_rows(asdict(PACE), n_decode, per_row=0.001, share=share, waited=waited)
+    assert found == pytest.approx(n_rows, abs=1)
+
+
+@pytest.mark.parametrize(("n_decode", "target_itl", "waited", "n_rows"), [
+    (8, 0.0, 0.0, 8),       # twice the step
+    (100, 0.0, 0.0, 60),    # and never more than any prompt gets
+    (8, 0.05, 0.0, 42),     # unless somebody said what it may be
+    (8, 0.0, 1.0, 4),
+    (0, 0.0, 0.0, 500),
+])  # fmt: skip
+def test_prompts_with_media_stretch_a_step_as_their_media_do(n_decode, target_itl, waited, n_rows):
+    pace = asdict(Pace(target_itl=target_itl))
+    assert prompt_rows(pace, n_decode, per_row=0.001, waited=waited, of_media=True) == pytest.approx(n_rows, abs=1)
+
+
+def test_whatever_took_the_time_since_the_last_tokens_is_a_part_of_the_gap(tiny_model):
+    rig = Rig(tiny_model("tiny-llama"), n_batch=512)
+    stream = rig.sequence([40], 1, max_tokens=500, ignore_eos=True)
+    rig.runner.add(stream)
+    rig.runner.run(8)  # what a row takes is known
+    late, later = (rig.sequence(range(50, 250), tag, salt=b"%d" % tag) for tag in (2, 3))
+    rig.runner.add(late)
+    time.sleep(PACE.gap_seconds)
+    rig.runner.run(1)
+    assert late.n_past == PACE.min_prefill
+    # where nobody runs nobody waits, however long
+    rig.runner.clear()
+    time.sleep(PACE.gap_seconds)
+    rig.runner.add(rig.sequence([41], 4, max_tokens=500, ignore_eos=True))
+    rig.runner.add(later)
+    rig.runner.run(1)
+    assert later.n_past > PACE.min_prefill
+    rig.runner.clear()
+    rig.close()
 
 
 def test_prompts_that_are_scored_together_share_the_logits_of_a_step(tiny_model):

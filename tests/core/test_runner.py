@@ -28,9 +28,19 @@ class Rig:
     """A Runner with everything below it. Flash attention is off: then texts do not depend on how steps are cut."""
 
     def __init__(
-        self, path, *, n_ctx=2048, n_batch=64, n_seq_max=16, prefill_chunk=0, target_itl=0.0, drafts=None, **settings
+        self,
+        path,
+        *,
+        n_ctx=2048,
+        n_batch=64,
+        n_seq_max=16,
+        prefill_chunk=0,
+        target_itl=0.0,
+        drafts=None,
+        pace=None,
+        **settings,
     ):
-        self.model = Model(str(path), with_heads=settings.pop("with_heads", False))
+        self.model = Model(str(path), with_heads=settings.pop("with_heads", False), **settings.pop("model", {}))
         self.vocab = Vocab(self.model)
         one = {"n_threads": 1, "n_threads_batch": 1}
         settings = {"n_ubatch": n_batch, "flash_attn_type": 0, "kv_unified": True, **one, **settings}
@@ -38,7 +48,9 @@ class Rig:
         self.read_fd, self.write_fd = os.pipe()
         os.set_blocking(self.read_fd, False)
         self.outbox = Outbox(self.write_fd)
-        pace = asdict(Pace(prefill_chunk=prefill_chunk, target_itl=target_itl))
+        # what steps with decode rows may take, others may too
+        seconds = max(target_itl, Pace().prefill_seconds)
+        pace = asdict(Pace(prefill_chunk=prefill_chunk, target_itl=target_itl, prefill_seconds=seconds)) | (pace or {})
         self.drafter = None
         if drafts is not None:
             options = {"most": 8, "most_sequences": 64, "looks_up": True, "answers_bytes": 1 << 16} | drafts

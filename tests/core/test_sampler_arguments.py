@@ -146,7 +146,7 @@ def test_thousands_of_samplers_share_what_is_large() -> None:
         dry_breakers=Breakers([(token, (1,)) for token in range(50_000)]),
         logit_bias=[(token, 1.0) for token in range(50_000)],
     )
-    start = time.process_time()
+    start = time.thread_time()
     samplers = [large.reseeded(seed) for seed in range(2048)]
-    assert time.process_time() - start < 0.5  # 10 ms
+    assert time.thread_time() - start < 0.5  # 10 ms
     assert len(samplers) == 2048

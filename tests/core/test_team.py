@@ -48,6 +48,53 @@ def test_another_neighbour_changes_the_best():
     assert Counter(batches(team, 1500, 1, lambda threads: 1 / threads)).most_common(1)[0][0] == 2
 
 
+# seconds of a step of one row and of a prompt's batch, by threads, alone and beside a busy process
+PROMPT, STEPS = 32, 64
+ALONE = {1: {1: 4.9, 2: 4.3}, PROMPT: {1: 35, 2: 22}}
+BESIDE = {1: {1: 4.9, 2: 19}, PROMPT: {1: 36, 2: 70}}
+
+
+def requests(team, n, seconds):
+    """What ``n`` requests take ÷ what they take with the best numbers of threads."""
+    spent = 0
+
+    def cost(threads):
+        nonlocal spent
+        spent += (took := seconds[n_rows][threads])
+        return took
+
+    for _ in range(n):
+        for n_rows in (PROMPT, *[1] * STEPS):
+            team.batch(n_rows, cost)
+    return spent / n / (min(seconds[PROMPT].values()) + STEPS * min(seconds[1].values()))
+
+
+def test_rare_batches_know_of_a_neighbour_what_frequent_ones_know():
+    """There is one prompt in 65 batches. It does not find out anew by itself that somebody has come."""
+    team = Team(2)
+    requests(team, 2, ALONE)
+    assert requests(team, 10, ALONE) < 1.03
+    requests(team, 1, BESIDE)
+    assert requests(team, 10, BESIDE) < 1.03
+    requests(team, 10, ALONE)
+    assert requests(team, 10, ALONE) < 1.03
+
+
+def test_what_is_many_times_slower_is_tried_at_last():
+    """So it is found out that somebody has gone."""
+    team = Team(2)
+    batches(team, 100, 1, lambda threads: threads**3)
+    later = batches(team, 3000, 1, lambda threads: 1 if threads == 1 else 8)
+    assert 1 <= later[200:].count(2) < 10
+
+
+def test_one_batch_that_is_held_up_changes_nothing():
+    team = Team(2)
+    batches(team, 200, 1, lambda threads: 1 / threads**0.2)
+    team.batch(1, lambda threads: 10)
+    assert batches(team, 32, 1, lambda threads: 1 / threads**0.2).count(1) < 4
+
+
 def test_noise_does_not_matter():
     chance = random.Random(5)
     team = Team(8)

@@ -8,9 +8,11 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from support.engines import config
 
 from llamafast.chat.grammar import trial
-from llamafast.engine import disk_places, disk_tier, disk_traffic, files
+from llamafast.engine import disk_places, disk_tier, disk_traffic, disk_writer, files
+from llamafast.engine.load import load_engine
 
 
 class Clock(SimpleNamespace):
@@ -40,10 +42,18 @@ def little_ram(monkeypatch):
     monkeypatch.setattr(disk_places, "LEAST_RAM", 0)
 
 
+@pytest.fixture
+def patience(monkeypatch):
+    """Nothing is computed because a busy machine reads it late."""
+    monkeypatch.setattr(disk_traffic, "LEAST_PATIENCE", 60.0)
+
+
 @pytest.fixture(autouse=True)
 def threads_of_the_disk_run(monkeypatch):
-    """Those that give way to all others may not run for many seconds, and tests wait for them."""
+    """Those that give way to all others may not run for many seconds, and tests wait for them. None of them hangs
+    unless a test says so."""
     monkeypatch.setattr(files, "NICENESS", 0)
+    monkeypatch.setattr(disk_writer, "HANGS", 30.0)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -56,3 +66,12 @@ def trials_without_sanitizer():
         if "libasan" in os.environ.get("LD_PRELOAD", ""):
             patch.setattr(trial, "subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
         yield
+
+
+@pytest.fixture
+async def engine(tiny_model):
+    """One that runs, of ``tiny-llama``."""
+    engine = load_engine(config(tiny_model("tiny-llama")), tiny_model("tiny-llama"))
+    engine.start()
+    yield engine
+    await engine.close()

@@ -12,9 +12,9 @@ import pytest
 from core.test_adapters import merged
 from msgspec.structs import replace
 from support import tiny_encoders
+from support.engines import collect, config, plan, settled, standing
 
 from engine.test_adapter_groups import NAMES, PROMPT, Defined, engine_with, loaded, merged_text, text
-from engine.test_engine import collect, config, plan, settled
 from llamafast._core.adapters import Adapter
 from llamafast._core.context import Context
 from llamafast._core.gguf import Gguf
@@ -195,7 +195,7 @@ async def test_requests_for_vectors_choose_as_others_do(tiny_model, tmp_path):
     at_once = await asyncio.gather(*(engine.embed(plans[name]) for name in [*plans] * 3))
     for name, vectors in zip([*plans] * 3, at_once, strict=True):
         assert farthest(vectors, of[name]) < 1e-4
-    engine.adapters.apply({0: 1.0})
+    engine.adapters.apply([(0, 1.0)])
     assert farthest(await engine.embed(plans[""]), of[NAMES[0]]) < 1e-4
     assert apart(of[""][0], of[NAMES[0]][0]) > 1e-2
     await engine.adapters.unload("b")
@@ -279,9 +279,9 @@ async def test_what_is_ordered_while_cancels_are_taken_waits_for_those_behind_it
     take = worker._orders.take
     monkeypatch.setattr(worker._orders, "take", lambda: (take(), seen.append("taken"))[0])
     generation = engine.submit(plan(*PROMPT, model="a", max_tokens=200, ignore_eos=True))
-    await anext(generation)
-    generation.cancel()
-    async with asyncio.timeout(10):
+    async with standing(engine, lambda: engine.counters()["running"]):
+        generation.cancel()
+    async with asyncio.timeout(30):
         while "called" not in seen:
             worker.wake()
             await asyncio.sleep(0.001)

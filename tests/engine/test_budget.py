@@ -5,8 +5,8 @@ from __future__ import annotations
 from array import array
 
 import pytest
+from support.engines import config
 
-from engine.test_engine import config
 from llamafast.chat.reply.dialects.tables import GENERIC
 from llamafast.chat.reply.thoughts import Thoughts
 from llamafast.engine.load import load_engine

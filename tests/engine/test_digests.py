@@ -59,5 +59,10 @@ def test_a_chain_begins_with_the_digest_of_both_salts(monkeypatch, tenant, cache
     asks = Tenant("whoever", salt=tenant)
     list(planner.of(plan, asks))
     assert [(fields["salt"], fields["seed"]) for fields in made] == [(salt, xxhash.xxh3_64_intdigest(salt))]
+    list(planner.of(replace(plan, n=2, cache_prompt=False), asks))
+    own = [fields["salt"] for fields in made[1:]]
+    assert own[0] == own[1] != salt
+    assert [fields["private"] for fields in made] == [False, True, True]
+    del made[1:]
     list(planner.of(replace(plan, prompt_logprobs=True, top_logprobs=1), asks))
     assert made[1]["seed"] == xxhash.xxh3_64_intdigest(made[1]["salt"]) != made[0]["seed"]

@@ -8,11 +8,13 @@ from array import array
 from contextlib import asynccontextmanager, suppress
 
 import pytest
+from support.engines import GREEDY, settled
 
-from engine.test_engine import GREEDY, settled
-from engine.test_memory_kinds import KINDS, TEXTS, answer, start
+from engine.test_memory_kinds import KIND_PARAMS, TEXTS, answer, start
 from llamafast.config import DiskCacheConfig
 from llamafast.engine.types import Plan
+
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 @asynccontextmanager
@@ -26,7 +28,7 @@ async def disk_engine(tiny_model, kind, folder, max_bytes=10**9, min_tokens=16, 
 
 
 async def until(engine, **counters):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while any(engine.counters()[name] < n for name, n in counters.items()):
             await asyncio.sleep(0.01)
 
@@ -35,7 +37,7 @@ def entries(folder):
     return sorted(folder.glob("*/*.safetensors"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KIND_PARAMS)
 async def test_a_conversation_goes_on_after_a_restart(tiny_model, tmp_path, kind):
     folder = tmp_path / "disk"
     first, second = TEXTS[0][:300], [*TEXTS[0][:300], *TEXTS[1][:30]]
@@ -67,7 +69,7 @@ async def tokens_and_logprobs(engine, prompt):
     return [token for token, _ in found], [logprob for _, logprob in found]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KIND_PARAMS)
 async def test_tokens_and_probabilities_are_those_without_a_cache(tiny_model, tmp_path, kind):
     prompt = [*TEXTS[0][:300], *TEXTS[1][:50]]
     alone = start(tiny_model, kind, 0)
@@ -140,7 +142,7 @@ async def test_forgetting_the_cache_empties_the_folder(tiny_model, tmp_path):
     async with disk_engine(tiny_model, "unified", tmp_path / "disk") as engine:
         await until(engine, disk_entries=1)
         await engine.reset_prefix_cache()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while entries(tmp_path / "disk"):
                 await asyncio.sleep(0.01)
         assert (await answer(engine, TEXTS[0][:300]))[1] == 0

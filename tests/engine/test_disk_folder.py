@@ -1,21 +1,22 @@
-"""The disk tier's folder: refused where others could write it, shared by a writer and readers, and kept small."""
+"""The disk tier's folder: refused where others could write it and shared by a writer and readers."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 
 import pytest
-from support.driven_store import FINGERPRINT, Driven, driven, id_of, order_of
+from support.driven_store import FINGERPRINT, driven, id_of, order_of
 from support.faulty_files import FaultyFiles
 
 from llamafast.engine import disk_reader
 from llamafast.engine.disk_entry import file_name, unfinished_name
 from llamafast.engine.disk_folder import DiskFolder, check_folder
+from llamafast.engine.files import Files
+from llamafast.engine.namespaces import remove
 from llamafast.errors import ConfigError
-
-SIZE = order_of(0).file_bytes
 
 
 def opened(path, files=None, **about):
@@ -65,7 +66,7 @@ def test_a_file_in_its_place_is_refused(tmp_path):
     (tmp_path / "disk").write_text("")
     with pytest.raises(ConfigError, match=r"disk_cache\.path"):
         check_folder(tmp_path / "disk")
-    with pytest.raises(ConfigError, match=r"disk_cache\.path"):
+    with pytest.raises(ConfigError, match=rf"^disk_cache\.path: {tmp_path}/disk/below: Not a directory$"):
         check_folder(tmp_path / "disk" / "below")
 
 
@@ -188,6 +189,41 @@ def test_who_reads_may_find_that_it_was_deleted(tmp_path):
             assert reader.read(head) is None
 
 
+def test_other_programs_folders_are_no_namespaces(tmp_path):
+    """Whatever they are called: nothing is made, weighed or deleted there."""
+    for name, file, text in (
+        ("0" * 16, "lock", "x"),
+        ("1" * 16, "namespace.json", '{"secret": "x"}'),
+        ("2" * 16, "y", ""),
+    ):
+        (tmp_path / name).mkdir(mode=0o700)
+        (tmp_path / name / file).write_text(text)
+    other = closed(tmp_path, model="other")
+    mine = opened(tmp_path)
+    assert mine.others() == [other.namespace]
+    assert len([one for one in tmp_path.rglob("*/*") if one.parent.name[:4] in ("0000", "1111", "2222")]) == 3
+    mine.close()
+
+
+def test_the_lock_of_what_was_deleted_meanwhile_is_none(tmp_path, monkeypatch):
+    """Who comes next locks another file of that name: both would write."""
+    namespace = closed(tmp_path).namespace
+    real, writers = fcntl.flock, []
+
+    def slow(fd, how):
+        monkeypatch.setattr(fcntl, "flock", real)
+        assert remove(namespace, Files())
+        writers.append(opened(tmp_path))
+        real(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    late = opened(tmp_path)
+    assert (late.locked, writers[0].locked) == (False, True)
+    writers[0].close()
+    assert late.take()
+    late.close()
+
+
 def test_a_lock_goes_with_its_process(tmp_path):
     first = opened(tmp_path)
     assert not opened(tmp_path).locked
@@ -195,170 +231,3 @@ def test_a_lock_goes_with_its_process(tmp_path):
     second = opened(tmp_path)
     assert second.locked
     second.close()
-
-
-def foreign(path, about, n, used_at):
-    """Another namespace with some entries."""
-    with driven(path, about=about) as one:
-        one.listed()
-        one.write_all(order_of(100 * used_at + number) for number in range(n))
-    for each in one.namespace.iterdir():
-        os.utime(each, (used_at, used_at))
-    return one.namespace
-
-
-def test_what_others_take_counts_until_it_has_to_leave(tmp_path):
-    places = {used_at: foreign(tmp_path, f"other {used_at}", 2, used_at) for used_at in (7, 5)}
-    with driven(tmp_path, max_bytes=6 * SIZE) as one:
-        one.listed()
-        assert one.store.used_bytes >= 4 * SIZE
-        assert one.store.elsewhere == 0
-        for number in range(6):
-            assert one.write(order_of(number)).head is not None
-            assert one.store.used_bytes <= 6 * SIZE
-            assert places[7].exists() or not places[5].exists()
-        assert not places[7].exists()
-        assert one.store.counts["disk_foreign"] == 2
-        assert one.write(order_of(9)).head is None
-
-
-def test_what_of_another_cannot_be_deleted_goes_on_to_count(tmp_path):
-    place = foreign(tmp_path, "other", 2, 5)
-    (place / "notes.txt").write_text("mine" * 1024)
-    with driven(tmp_path, max_bytes=4 * SIZE) as one:
-        one.listed()
-        results = [one.write(order_of(number)).head is not None for number in range(4)]
-        assert results == [True, True, True, False]
-        assert [path.name for path in place.iterdir()] == ["notes.txt"]
-        assert one.store.elsewhere == 4096
-        assert one.store.counts["disk_foreign"] == 0
-
-
-def test_what_is_set_aside_is_the_first_to_leave(tmp_path):
-    other = foreign(tmp_path, "other", 1, 5)
-    with driven(tmp_path, max_bytes=8 * SIZE) as one:
-        one.listed()
-        heads = one.write_all(map(order_of, range(3)))
-        one.store.set_aside()
-        one.carried_out()
-        place = one.namespace.with_name(f"{one.folder.name}.bad")
-        assert len(list(place.glob("*.safetensors"))) == 3
-        assert one.names == set()
-        used = one.store.used_bytes
-        assert used >= 4 * SIZE
-        one.delete(id_of(0))
-        assert one.store.used_bytes == used
-        assert one.read(heads[id_of(1)]) is None
-        assert one.write(order_of(50, base=order_of(2))).head is None
-        one.write_all(map(order_of, range(10, 15)))
-        assert not place.exists()
-        assert other.exists()
-        assert one.store.used_bytes <= 8 * SIZE
-        one.store.set_aside()
-        one.carried_out()
-        one.store.set_aside()
-        one.carried_out()
-        assert one.write(order_of(20)).head is not None
-    with driven(tmp_path, max_bytes=8 * SIZE) as one:
-        assert one.entries().keys() == {id_of(20)}
-
-
-def test_who_only_reads_sets_nothing_aside(tmp_path):
-    with driven(tmp_path) as writer:
-        writer.listed()
-        writer.write_all([order_of(1)])
-        with driven(tmp_path) as reader:
-            reader.store.set_aside()
-            reader.carried_out()
-        assert writer.names == {file_name(id_of(1))}
-
-
-def test_what_was_not_used_for_longest_goes_first(tmp_path):
-    places = {used_at: foreign(tmp_path, f"other {used_at}", 4, used_at) for used_at in (7, 3, 9, 5)}
-    with driven(tmp_path, max_bytes=10 * SIZE) as one:
-        one.listed()
-        assert sorted(used_at for used_at, place in places.items() if place.exists()) == [7, 9]
-        assert one.store.counts["disk_foreign"] == 2
-        assert one.store.used_bytes <= 10 * SIZE
-
-
-def test_a_namespace_that_somebody_writes_is_not_deleted(tmp_path):
-    with driven(tmp_path, about="other") as other:
-        other.listed()
-        other.write_all(map(order_of, range(3)))
-        with driven(tmp_path, max_bytes=1) as one:
-            one.listed()
-            assert other.names == {file_name(id_of(number)) for number in range(3)}
-            assert one.store.counts["disk_foreign"] == 0
-            assert one.write(order_of(9)).head is None
-
-
-def test_of_a_namespace_only_what_is_ours_is_deleted(tmp_path):
-    place = foreign(tmp_path, "other", 2, 5)
-    (place / "notes.txt").write_text("mine")
-    (place / unfinished_name(id_of(1))).write_text("half")
-    folder = opened(tmp_path)
-    assert not folder.remove(place)
-    assert [path.name for path in place.iterdir()] == ["notes.txt"]
-    (place / "notes.txt").unlink()
-    assert folder.remove(place)
-    assert not place.exists()
-    folder.close()
-
-
-def test_folders_with_other_names_are_left_alone(tmp_path):
-    for name in ("photos", "A" * 16, "0" * 15, "0" * 17):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / file_name(id_of(1))).write_bytes(bytes(10_000))
-    with driven(tmp_path, max_bytes=1) as one:
-        one.listed()
-        assert one.store.elsewhere == 0
-    assert len(list(tmp_path.glob(f"*/{file_name(id_of(1))}"))) == 4
-
-
-def test_a_link_to_another_folder_is_no_namespace(tmp_path):
-    target = tmp_path / "target"
-    target.mkdir()
-    (target / file_name(id_of(1))).write_bytes(bytes(10_000))
-    (tmp_path / "disk").mkdir(0o700)
-    (tmp_path / "disk" / ("0" * 16)).symlink_to(target)
-    with driven(tmp_path / "disk", max_bytes=1) as one:
-        one.listed()
-    assert [path.name for path in target.iterdir()] == [file_name(id_of(1))]
-
-
-def strange(place, what):
-    if what == "a pipe":
-        os.mkfifo(place)
-    elif what == "a dangling link":
-        place.symlink_to("nowhere")
-
-
-@pytest.mark.parametrize("what", ["a pipe", "a dangling link"])
-def test_what_is_no_folder_hides_no_entries(tmp_path, what):
-    with driven(tmp_path) as one:
-        one.listed()
-        one.write_all([order_of(1)])
-    strange(tmp_path / ("0" * 16), what)
-    with driven(tmp_path) as one:
-        assert one.entries().keys() == {id_of(1)}
-
-
-def test_a_namespace_that_goes_meanwhile_hides_no_entries(tmp_path):
-    """Another process may delete it between two looks."""
-    foreign(tmp_path, "other", 1, 5)
-    with driven(tmp_path) as one:
-        one.listed()
-        one.write_all([order_of(1)])
-
-    class Vanishing(FaultyFiles):
-        def scan(self, path):
-            found = list(super().scan(path))
-            if path == tmp_path:
-                for place in one.folder.others():
-                    one.folder.remove(place)
-            return iter(found)
-
-    again = Driven(tmp_path, files=Vanishing())
-    assert again.entries().keys() == {id_of(1)}
-    again.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.test_cache import LONG, tokens
+from engine.test_cache import LONG, keep, tokens
 from engine.test_disk_tier import BYTES, FILE, happen, kept_first, remember, restarted, tiered, used
 from engine.test_handles import AT_ONCE, FakeSequence, compute, run_through, transfer_of
 from llamafast.engine import disk_tier, disk_traffic
@@ -42,6 +42,52 @@ def test_few_tokens_are_not_brought():
     cache, _ = tiered(disk=disk, min_tokens=150)
     assert not cache.find(tokens([1], LONG[:148], [1]), b"", 0)
     assert cache.find(tokens([1], LONG[:149], [1]), b"", 0)
+
+
+@pytest.mark.parametrize("own", [30, 300])
+def test_a_prompt_that_leaves_what_is_not_brought_keeps_its_own(own):
+    """The beginning of long prompts is there as a part of theirs, and too short to be brought for itself."""
+    disk = {}
+    cache, _ = tiered(disk=disk)
+    remember(cache, 1, letter=b"a")
+    remember(cache, 1, range(100), letter=b"b")
+    cache.close(1.0)
+    cache, _ = tiered(disk=disk, min_tokens=250)
+    key = tokens([1], LONG[:50], [7] * own)
+    assert not cache.find(key, b"", 0)
+    start, stop = cache.unsaved(key, b"")
+    assert (start, stop) == (0, len(key))
+    state = cache.put(key, b"", b"c" * BYTES)
+    assert (state.base, state.start, state.stop) == (None, 0, len(key))
+    assert cache.unsaved(key, b"") == (0, 0)
+    (part,) = cache.find(tokens(key, [1]), b"", 0)
+    assert (part.state, part.start, part.stop) == (state, 0, len(key))
+    # whoever has all of it fills it
+    assert cache.unsaved(tokens([1], LONG, [8]), b"") == (0, 201)
+
+
+def test_what_others_leave_before_its_end_is_filled_by_none_of_them():
+    disk = {}
+    cache, _ = tiered(disk=disk)
+    remember(cache, 1, letter=b"a")
+    assert keep(cache, [1], LONG[:100], [7] * 50, saved=b"b" * BYTES) == (101, 151)
+    cache.close(1.0)
+    cache, _ = tiered(disk=disk, min_tokens=250)
+    longer = [1], LONG[:100], [7] * 50, [8] * 40
+    assert keep(cache, *longer, saved=b"b" * BYTES) == (101, 151)
+    assert keep(cache, *longer, saved=b"c" * BYTES) == (151, 191)
+    assert keep(cache, *longer) == (0, 0)
+
+
+def test_memory_that_cannot_be_cut_fills_only_what_ends_where_it_does():
+    disk = {}
+    cache, _ = tiered(disk=disk, n_cuttable=0)
+    remember(cache, 1, letter=b"a")
+    remember(cache, 1, range(100), letter=b"b")
+    cache.close(1.0)
+    cache, _ = tiered(disk=disk, n_cuttable=0, min_tokens=250)
+    assert cache.unsaved(tokens([1], LONG, [7] * 50), b"") == (201, 251)
+    assert cache.unsaved(tokens([1], LONG), b"") == (0, 201)
 
 
 def test_an_entry_without_what_it_continues_is_deleted():

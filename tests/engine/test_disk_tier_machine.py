@@ -18,19 +18,23 @@ from llamafast.engine.kv_transfer import KVTransfer
 from llamafast.engine.pace import Pace
 from llamafast.engine.prefix_key import PrefixKey
 
-BUDGET, MAX_BYTES, MIN_TOKENS = 22_000, 62_000, 20
+BUDGET, MAX_BYTES = 22_000, 62_000
+# tokens of a part of a prompt, which long ones continue; fewer are not brought for themselves
+PART, MIN_TOKENS = 35, (20, 80)
+INVOKED_AT = (3, 35, 60)
 PROMPTS = st.tuples(
     st.lists(st.integers(0, 1), min_size=1, max_size=4),
     st.sampled_from([0, 5, 19]),
     st.sampled_from([b"", b"", b"salt"]),
+    st.sampled_from([None, *INVOKED_AT]),
 )
 PRIVATE = PrefixKey(private=1).encoded()
 
 
 def sequence_of(prompt, private=False):
-    path, rest, salt = prompt
-    ids = [100 * part + i for part in path for i in range(35)] + [7] * rest
-    return FakeSequence([*ids, 1], PRIVATE if private else salt)
+    path, rest, salt, invoked_at = prompt
+    ids = [100 * part + i for part in path for i in range(PART)] + [7] * rest
+    return FakeSequence([*ids, 1], PRIVATE if private else salt, invoked_at)
 
 
 class FatRunner(FakeRunner):
@@ -75,8 +79,11 @@ class Tiers(RuleBasedStateMachine):
     """Sequences come, are restored bit by bit, compute and leave; reads and writes are carried out in order, some fail,
     files vanish, and the process ends and starts again."""
 
-    @initialize(kind=st.sampled_from(KINDS), elsewhere=st.sampled_from([0, 30_000]))
-    def begin(self, kind, elsewhere):
+    @initialize(
+        kind=st.sampled_from(KINDS), elsewhere=st.sampled_from([0, 30_000]), min_tokens=st.sampled_from(MIN_TOKENS)
+    )
+    def begin(self, kind, elsewhere, min_tokens):
+        self.min_tokens = min_tokens
         self.n_cuttable, self.in_parts = kind
         self.elsewhere = elsewhere
         self.disk = {}
@@ -84,8 +91,10 @@ class Tiers(RuleBasedStateMachine):
 
     def start_process(self):
         self.store = FakeStore(self.disk, MAX_BYTES, elsewhere=self.elsewhere)
-        self.cache = TieredCache(BUDGET, self.store, MIN_TOKENS, n_cuttable=self.n_cuttable, in_parts=self.in_parts)
-        self.runner = FatRunner(self.in_parts)
+        self.cache = TieredCache(
+            BUDGET, self.store, self.min_tokens, n_cuttable=self.n_cuttable, in_parts=self.in_parts
+        )
+        self.runner = FatRunner(self.in_parts, self.n_cuttable)
         self.transfer = KVTransfer(self.runner, self.cache, Pace())
 
     @rule(prompt=PROMPTS, private=st.sampled_from([False] * 7 + [True]))
@@ -207,8 +216,8 @@ class Tiers(RuleBasedStateMachine):
     def what_may_go_can_be_found(self):
         if not hasattr(self, "cache"):
             return
-        leaves = {state for _, _, state in self.cache._leaves}
-        entries = {entry for _, _, _, entry in self.cache._entries._leaves}
+        leaves = {state for state, _ in self.cache._leaves}
+        entries = {entry for _, entry in self.cache._entries._leaves}
         for state in self.cache._states:
             if state.saved is not None and not state.n_heirs:
                 assert state in leaves
@@ -230,9 +239,17 @@ class Tiers(RuleBasedStateMachine):
     def private_prefixes_stay_in_ram(self):
         if not hasattr(self, "cache"):
             return
-        roots = {b"", self.store.folder.root(b"salt")}
+        salts = [b"", b"salt", *(b"%b from %d on" % (salt, at) for salt in (b"", b"salt") for at in INVOKED_AT)]
+        roots = set(map(self.store.folder.root, salts))
         assert {bytes.fromhex(kept.head.root) for kept in self.disk.values()} <= roots
-        assert all(kept.head.stop >= MIN_TOKENS or not self.in_parts for kept in self.disk.values())
+        # what longer ones continue is there too
+        least = min(self.min_tokens, PART)
+        assert all(kept.head.stop >= least or not self.in_parts for kept in self.disk.values())
+
+    @invariant()
+    def what_is_in_memory_can_be_kept(self):
+        if hasattr(self, "cache"):
+            assert not self.transfer.counts()["save_failures"]
 
     def teardown(self):
         if not hasattr(self, "cache"):
@@ -255,5 +272,6 @@ def small(monkeypatch, little_ram, clock):
     monkeypatch.setattr(disk_tier, "INDEX_SHARE", 2)
 
 
-def test_every_hit_is_true_and_every_number_right():
-    run_state_machine_as_test(Tiers, settings=settings(max_examples=150, stateful_step_count=50, deadline=None))
+@pytest.mark.parametrize("n_examples", [30, pytest.param(150, marks=pytest.mark.heavy)])
+def test_every_hit_is_true_and_every_number_right(n_examples):
+    run_state_machine_as_test(Tiers, settings=settings(max_examples=n_examples, stateful_step_count=50, deadline=None))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
-from core.inside import drafter_of, set_times
+from core.inside import draft_by, drafter_of, set_times
+from support.engines import GREEDY, collect, config, loaded, plan, settled
 
-from engine.test_engine import GREEDY, collect, config, plan, settled
 from engine.test_memory_kinds import TEXTS, answer, start
 from llamafast._core import nextn
 from llamafast._core.vocab import Vocab
 from llamafast.config import ModelConfig
 from llamafast.engine.drafting import create_drafter, draft_params, most_drafted
-from llamafast.engine.load import create_contexts, load_engine, load_model
+from llamafast.engine.load import create_contexts, load_engine
 from llamafast.engine.types import SamplingParams
 from llamafast.errors import ConfigError
 
@@ -59,6 +60,48 @@ async def test_a_conversation_with_drafts_is_the_one_without(tiny_model, kind):
     assert "draft_calls" not in plain.counters()
     for engine in (drafts, plain):
         await engine.close()
+
+
+async def test_answers_that_end_behind_a_draft_that_was_taken_back_are_kept_in_parts(tiny_model):
+    """A state that cannot be cut is kept from where the last one ends, and not from the beginning: over the turns of a
+    conversation that is as many bytes as without drafts, and not their square."""
+    engines = drafting(tiny_model, "hybrid", 10**8), start(tiny_model, "hybrid", 10**8, draft_model="none")
+
+    def wrong(tag, tokens, most):
+        return [40 + len(tokens) % 9] * most
+
+    draft_by(drafter_of(engines[0]._worker.runner), wrong)
+    history, kept = TEXTS[0][:200], []
+    for turn in range(6):
+        told = [await answer(engine, history, 24) for engine in engines]
+        for engine in engines:
+            await settled(engine)
+        assert told[0] == told[1]
+        kept.append([engine.counters()["cache_bytes"] for engine in engines])
+        said = engines[0].tokenizer.tokenize(told[0][0][0], add_special=False, parse_special=False)
+        history = [*history, *said, *TEXTS[1][turn * 40 : turn * 40 + 60]]
+    assert engines[0].counters()["draft_tokens_verified"] > engines[0].counters()["draft_tokens_accepted"]
+    assert [drafts for drafts, _ in kept] == [plain for _, plain in kept]
+    grown = [after[0] - before[0] for before, after in pairwise(kept)]
+    assert max(grown) < 1.5 * min(grown)
+    for engine in engines:
+        await engine.close()
+
+
+async def test_what_nobody_else_may_have_is_kept_for_nobody(tiny_model):
+    """Neither to be drafted from nor among the prefixes; the choices of a request have it among themselves."""
+    engine = drafting(tiny_model, "unified", 10**8)
+    prompt, alone = TEXTS[0][:150], {"cache_prompt": False}
+    for options, n_states in ((alone, 0), (alone, 0), ({}, 1), (alone, 1)):
+        _, cached = await answer(engine, prompt, 60, **options)
+        await settled(engine)
+        assert (cached, engine.counters()["cache_states"]) == (0, n_states)
+    assert engine.counters()["draft_answers_accepted"] == 0
+    await collect(engine.submit(plan(*prompt, n=3, max_tokens=4, **alone)))
+    assert engine.counters()["prefix_hits_running"] >= 2 * (len(prompt) - 1)
+    await answer(engine, prompt, 60)
+    assert engine.counters()["draft_answers_accepted"] > 0
+    await engine.close()
 
 
 @pytest.mark.parametrize("kind", ["unified", "hybrid"])
@@ -113,6 +156,20 @@ async def test_what_one_tenant_was_answered_is_not_drafted_for_another(tiny_mode
     await engine.close()
 
 
+async def test_what_was_drafted_is_told_of_the_request_and_of_its_steps(tiny_model):
+    engine = drafting(tiny_model, "unified", 10**8)
+    for _ in range(2):  # what was answered once is drafted the next time
+        generation = engine.submit(plan(*say_again(TEXTS[0]), *TEXTS[0][:40], max_tokens=30, ignore_eos=True))
+        await collect(generation)
+        await settled(engine)
+    counters, activity = engine.counters(), engine.activity()
+    told = counters["draft_tokens_verified"], counters["draft_tokens_accepted"]
+    assert generation.drafted_tokens == told
+    assert told[0] > 0
+    assert sum(part.n_drafted for step in activity.steps for part in step.parts) == told[0]
+    await engine.close()
+
+
 def test_what_the_config_means():
     def model(**settings):
         return ModelConfig(path="m.gguf", **settings)
@@ -129,7 +186,7 @@ def test_states_to_go_back_to_are_kept_only_where_they_are_needed(tiny_model, ca
     caplog.set_level("INFO")
     for name, n_undo in (("tiny-llama", 2**31 - 1), ("tiny-qwen35", 8), ("tiny-mamba", 0)):
         wanted = ModelConfig(path="m", n_ctx=256, threads=1, **LOOKUP)
-        model = load_model(wanted, tiny_model(name))
+        model = loaded(wanted, tiny_model(name))
         assert draft_params(wanted, model) == ({} if name == "tiny-llama" else {"n_rs_seq": 8})
         assert draft_params(ModelConfig(path="m"), model) == {}
         context, _ = create_contexts(wanted, model)
@@ -177,7 +234,7 @@ def test_a_model_without_a_head_is_told_at_start(tiny_model, monkeypatch, caplog
 
 async def test_a_head_may_come_in_a_file_of_its_own(tiny_model):
     path, separate = tiny_model("tiny-qwen35-mtp-chain"), tiny_model("tiny-qwen35-mtp-chain70")
-    engine = load_engine(config(path, draft_model="draft-mtp"), path, head=separate)
+    engine = load_engine(config(path, draft_model="draft-mtp"), path, draft=separate)
     set_times(drafter_of(engine._worker.runner), FREE)
     engine.start()
     await answer(engine, [40, 50, 60], 100)
@@ -186,4 +243,4 @@ async def test_a_head_may_come_in_a_file_of_its_own(tiny_model):
     await engine.close()
     other = tiny_model("tiny-llama")
     with pytest.raises(ConfigError, match="no layer that drafts"):
-        load_engine(config(path, draft_model="draft-mtp"), path, head=other)
+        load_engine(config(path, draft_model="draft-mtp"), path, draft=other)

@@ -7,9 +7,9 @@ from array import array
 
 import pytest
 from core.test_runner import Rig
+from support.engines import config
 from support.fake_encoder import FakeEncoder, FakeEncoding, fake_medium
 
-from engine.test_engine import config
 from engine.test_media import answer, media_engine, media_plan
 from engine.test_worker import FakeRunner, FakeSequence, arrival
 from llamafast._core.sequence import PHASE_PREFILLING, PHASE_WAITING

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from engine.test_engine import settled
+from support.engines import settled
+
 from engine.test_media import answer, media_engine, media_plan, picture
 from engine.test_memory_kinds import TEXTS
 
@@ -14,7 +15,7 @@ def long_request(engine):
 
 
 async def until(happened):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not happened():
             await asyncio.sleep(0.005)
 

@@ -3,73 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import threading
 from array import array
 
 import pytest
+from support.engines import GREEDY, collect, config, plan, settled
 
 from llamafast._core.dry import Breakers
 from llamafast._core.sampler import Sampler
-from llamafast.config import CacheConfig, Config, ModelConfig, SchedulerConfig, ServerConfig
+from llamafast.config import Config, ModelConfig
 from llamafast.engine.load import load_engine
+from llamafast.engine.model_facts import FimTokens
 from llamafast.engine.pace import Pace
 from llamafast.engine.recommended import recommended_sampling
-from llamafast.engine.types import FimTokens, Plan, SamplingParams
+from llamafast.engine.types import Plan, SamplingParams
 from llamafast.errors import (
     ConfigError,
     ContextLengthExceeded,
     EngineFailure,
-    EngineUnavailable,
     InvalidRequest,
     QueueFull,
 )
-
-GREEDY = SamplingParams(temperature=0)
-
-
-def config(
-    path, *, max_queue=512, ram_bytes=0, prefill_chunk=None, priorities=False, disk_cache=None, **model
-) -> Config:
-    # random weights make near-ties, which ggml's flash attention and 16-bit keys and values decide by how steps are cut
-    exact = {"flash_attn": False, "type_k": 0, "type_v": 0}
-    settings = {"path": str(path), "n_ctx": 512, "n_seq_max": 4, "threads": 1} | exact
-    return Config(
-        model=ModelConfig(**settings | model),
-        server=ServerConfig(max_queue=max_queue),
-        cache=CacheConfig(ram_bytes=ram_bytes),
-        scheduler=SchedulerConfig(prefill_chunk=prefill_chunk, priorities=priorities),
-        disk_cache=disk_cache,
-    )
-
-
-@pytest.fixture
-async def engine(tiny_model):
-    engine = load_engine(config(tiny_model("tiny-llama")), tiny_model("tiny-llama"))
-    engine.start()
-    yield engine
-    await engine.close()
-
-
-def plan(*prompt, **options):
-    return Plan(prompts=(array("i", prompt),), **{"sampling": GREEDY, "max_tokens": 8} | options)
-
-
-async def settled(engine):
-    """The last Event leaves before the engine thread has tidied up."""
-    async with asyncio.timeout(10):
-        while engine.counters()["running"]:
-            await asyncio.sleep(0.001)
-
-
-async def collect(generation):
-    texts = {}
-    async for batch in generation:
-        for event in batch:
-            text, _ = texts.get(event.index, ("", None))
-            texts[event.index] = (text + event.text, event.finish_reason)
-    return [texts[index] for index in sorted(texts)]
 
 
 async def test_choices_of_many_prompts(engine):
@@ -129,17 +84,6 @@ async def test_choices_that_cannot_be_made_end_their_request_only(engine, monkey
     assert len(await collect(engine.submit(plan(40, n=2)))) == 2
 
 
-async def test_closing_ends_requests_whose_choices_are_still_made(tiny_model, monkeypatch):
-    engine = load_engine(config(tiny_model("tiny-llama")), tiny_model("tiny-llama"))
-    monkeypatch.setattr(engine, "_pace", Pace(making_seconds=0))
-    engine.start()
-    generation = engine.submit(plan(40, n=1000, max_tokens=400, ignore_eos=True))
-    await engine.close()
-    with pytest.raises(EngineUnavailable):
-        await collect(generation)
-    assert len(generation.sequences) < 1000
-
-
 async def test_breakers_are_found_off_the_event_loop(engine, monkeypatch):
     threads = []
     spelling = Breakers.spelling
@@ -172,19 +116,6 @@ def test_the_tokens_by_which_texts_are_filled_in_are_the_ggufs(tiny_model):
     names = {"fim_pre": 40, "fim_suf": 41, "fim_mid": 42, "fim_pad": 43, "fim_rep": 44, "fim_sep": 45}
     overrides = {f"tokenizer.ggml.{name}_token_id": token for name, token in names.items()}
     assert load_engine(config(path, kv_overrides=overrides), path).info.fim == FimTokens(*names.values())
-
-
-async def test_nothing_to_generate_ends_at_once(engine):
-    generation = engine.submit(plan(40, max_tokens=0))
-    assert await collect(generation) == [("", "length")]
-    full = engine.submit(plan(*[40] * 512, max_tokens=None))
-    assert await collect(full) == [("", "length")]
-
-
-async def test_the_context_bounds_the_answer(engine):
-    generation = engine.submit(plan(*[40] * 500, max_tokens=None, ignore_eos=True))
-    assert (await collect(generation))[0][1] == "length"
-    assert generation.completion_tokens == 12
 
 
 async def test_what_cannot_be_served_is_refused_and_leaves_nothing(engine):
@@ -221,10 +152,10 @@ async def test_preemption_happens_and_does_not_show(tiny_model):
 
 
 async def test_a_full_queue_refuses(tiny_model):
-    settings = config(tiny_model("tiny-llama"), max_queue=1, n_seq_max=1, n_ctx=4096)
+    settings = config(tiny_model("tiny-llama"), max_queue=1, n_seq_max=1, n_ctx=8192)
     engine = load_engine(settings, tiny_model("tiny-llama"))
     engine.start()
-    running = engine.submit(plan(40, max_tokens=4000, ignore_eos=True))
+    running = engine.submit(plan(40, max_tokens=8000, ignore_eos=True))
     await anext(running)
     waiting = engine.submit(plan(40))
     while engine.counters()["waiting"] == 0:
@@ -238,10 +169,10 @@ async def test_a_full_queue_refuses(tiny_model):
 
 async def test_a_request_for_many_choices_shuts_nobody_out(tiny_model):
     """It fills its share of the queue; others still find a place, and are served before its last choices."""
-    settings = config(tiny_model("tiny-llama"), max_queue=4, n_seq_max=1, n_ctx=4096)
+    settings = config(tiny_model("tiny-llama"), max_queue=4, n_seq_max=1, n_ctx=8192)
     engine = load_engine(settings, tiny_model("tiny-llama"))
     engine.start()
-    running = engine.submit(plan(40, max_tokens=4000, ignore_eos=True))
+    running = engine.submit(plan(40, max_tokens=8000, ignore_eos=True))
     await anext(running)
     many = engine.submit(plan(41, n=16))
     while engine.counters()["waiting"] < 16:
@@ -279,53 +210,6 @@ async def test_priorities_are_for_those_who_enable_them(engine, tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("drain", "running", "least", "most"), [(0, 0, 1, 1), (3, 0, 2.5, 3), (3, 1, 1, 1), (60, 0, 5, 5)]
-)
-async def test_what_is_left_of_the_drain_is_for_what_outlives_it(tiny_model, monkeypatch, drain, running, least, most):
-    engine = load_engine(config(tiny_model("tiny-llama"), n_ctx=8192), tiny_model("tiny-llama"))
-    engine.start()
-    close, seconds = engine._worker.close, []
-    monkeypatch.setattr(engine._worker, "close", lambda keeping: (seconds.append(keeping), close(keeping)))
-    long = [engine.submit(plan(40, max_tokens=None, ignore_eos=True)) for _ in range(running)]
-    await engine.close(drain)
-    assert least <= seconds[0] <= most
-    for one in long:
-        with pytest.raises(EngineUnavailable):
-            await collect(one)
-
-
-async def test_closing_drains_then_fails_what_is_left(tiny_model):
-    engine = load_engine(config(tiny_model("tiny-llama"), n_ctx=8192), tiny_model("tiny-llama"))
-    engine.start()
-    short, long = engine.submit(plan(40)), engine.submit(plan(40, max_tokens=None, ignore_eos=True))
-    closing = asyncio.create_task(engine.close(0.2))
-    assert (await collect(short))[0][1] == "length"
-    with pytest.raises(EngineUnavailable):
-        await collect(long)
-    with pytest.raises(EngineUnavailable):
-        engine.submit(plan(40))
-    await closing
-    gc.collect()
-
-
-@pytest.mark.parametrize("before", [True, False])
-async def test_closing_can_be_hurried(tiny_model, before):
-    engine = load_engine(config(tiny_model("tiny-llama"), n_ctx=8192), tiny_model("tiny-llama"))
-    engine.start()
-    long = engine.submit(plan(40, max_tokens=None, ignore_eos=True))
-    if before:
-        engine.hurry()
-    closing = asyncio.create_task(engine.close(60))
-    await asyncio.sleep(0)
-    if not before:
-        assert not closing.done()
-        engine.hurry()
-    with pytest.raises(EngineUnavailable):
-        await collect(long)
-    await asyncio.wait_for(closing, 5)
-
-
-@pytest.mark.parametrize(
     ("model", "error", "text"),
     [
         ({"n_batch": 8, "n_seq_max": 16}, ConfigError, "n_seq_max"),
@@ -358,115 +242,6 @@ async def test_every_kind_of_memory(tiny_model, name, kv_unified):
     together = await asyncio.gather(*(collect(engine.submit(one)) for one in plans))
     assert together == alone
     await engine.close()
-
-
-async def test_tokens_that_end_a_choice(engine):
-    """A stop token leaves no text and cannot come too soon; it counts as generated."""
-    always = SamplingParams(temperature=0, logit_bias=((97, 1000.0),))
-    generation = engine.submit(plan(40, 41, sampling=always, stop_token_ids=(97,)))
-    assert await collect(generation) == [("", "stop")]
-    assert generation.completion_tokens == 1
-    generation = engine.submit(plan(40, 41, sampling=always, stop_token_ids=(97,), min_tokens=5))
-    ((_, reason),) = await collect(generation)
-    assert (generation.completion_tokens, reason) == (6, "stop")
-    eos = engine.tokenizer.eog_tokens()[0]
-    ending = SamplingParams(temperature=0, logit_bias=((eos, 1000.0),))
-    generation = engine.submit(plan(40, 41, sampling=ending, min_tokens=3))
-    await collect(generation)
-    assert generation.completion_tokens == 4
-
-
-async def test_which_stop_was_met_is_told(engine):
-    async def last(**options):
-        events = [event async for batch in engine.submit(plan(40, 41, **options)) for event in batch]
-        assert [event.matched_stop for event in events[:-1]] == [None] * (len(events) - 1)
-        return events[-1].finish_reason, events[-1].matched_stop
-
-    ((text, _),) = await collect(engine.submit(plan(40, 41, ignore_eos=True)))
-    shorter, longer = text[3:5], text[2:5]
-    assert text.index(longer) == 2
-    always = SamplingParams(temperature=0, logit_bias=((97, 1000.0),))
-    for keep_stop in (False, True):
-        assert await last(stop=("absent", shorter, longer), keep_stop=keep_stop) == ("stop", longer)
-    assert await last(stop=("absent",), stop_token_ids=(96, 97), sampling=always) == ("stop", 97)
-    assert await last(stop=("absent",), stop_token_ids=(96,), ignore_eos=True) == ("length", None)
-    ending = SamplingParams(temperature=0, logit_bias=((engine.tokenizer.eog_tokens()[0], 1000.0),))
-    assert await last(stop=("absent",), sampling=ending) == ("stop", None)
-
-
-async def test_the_ids_of_all_tokens_are_told_where_they_are_wanted(engine):
-    async def ids(*prompt, **options):
-        generation = engine.submit(plan(*prompt, tell_tokens=True, **options))
-        told = [
-            id for event in [event async for batch in generation for event in batch] for id in event.token_ids or ()
-        ]
-        assert len(told) == generation.completion_tokens
-        return told
-
-    ((text, _),) = await collect(engine.submit(plan(40, 41, skip_special_tokens=False)))
-    told = await ids(40, 41)
-    assert engine.tokenizer.detokenize(array("i", told)) == text
-    stopped = await ids(40, 41, stop=(text[1:3],))
-    assert 0 < len(stopped) < len(told)
-    assert stopped == told[: len(stopped)]
-    eos = engine.tokenizer.eog_tokens()[0]
-    ending = SamplingParams(temperature=0, logit_bias=((eos, 1000.0),))
-    assert await ids(40, 41, sampling=ending) == [eos]
-    # beside log probabilities
-    scored = engine.submit(plan(40, 41, tell_tokens=True, top_logprobs=1))
-    events = [event async for batch in scored for event in batch]
-    assert [id for event in events for id in event.token_ids or ()] == told
-    plain = [event async for batch in engine.submit(plan(40, 41)) for event in batch]
-    assert all(event.token_ids is None for event in plain)
-
-
-async def test_no_tokens_are_the_prompt_only_which_is_kept(tiny_model):
-    engine = load_engine(config(tiny_model("tiny-llama"), ram_bytes=1 << 26), tiny_model("tiny-llama"))
-    engine.start()
-    prompt = [40 + i % 60 for i in range(200)]
-    prefill = engine.submit(plan(*prompt, max_tokens=0))
-    assert (await collect(prefill), prefill.completion_tokens) == ([("", "length")], 0)
-    await settled(engine)
-    after = engine.submit(plan(*prompt, 50, 51))
-    await collect(after)
-    assert after.cached_tokens >= 190
-    await engine.close()
-
-
-async def test_a_long_prompt_is_announced_with_what_was_cached(tiny_model):
-    engine = load_engine(config(tiny_model("tiny-llama"), ram_bytes=1 << 26, n_batch=32), tiny_model("tiny-llama"))
-    engine.start()
-
-    async def told(*prompt, **options):
-        """The text, the number of tokens and of cached ones each time that something becomes known, and the answer."""
-        generation, pushed = engine.submit(plan(*prompt, **options)), []
-        push = generation.push
-        generation.push = lambda *args: (pushed.append((args[1], args[2], args[4])), push(*args))
-        answer = await collect(generation)
-        return pushed, answer
-
-    prompt = [40 + i % 60 for i in range(200)]
-    pushed, cold = await told(*prompt, announce=True)
-    assert pushed[0] == ("", 0, 0)
-    assert all(n_tokens for _, n_tokens, _ in pushed[1:])
-    await settled(engine)
-    pushed, warm = await told(*prompt[:150], *range(100, 200), announce=True)
-    text, n_tokens, n_cached = pushed[0]
-    assert (text, n_tokens, n_cached > 100) == ("", 0, True)
-    assert {cached for _, _, cached in pushed} == {n_cached}
-    await settled(engine)
-    pushed, plain = await told(*prompt)
-    assert all(n_tokens for _, n_tokens, _ in pushed)
-    assert plain == cold != warm
-    await engine.close()
-
-
-async def test_a_stop_string_may_stay(engine):
-    ((text, _),) = await collect(engine.submit(plan(40, 41, ignore_eos=True)))
-    stop = text[2:4]
-    for keep_stop in (False, True):
-        ((cut, reason),) = await collect(engine.submit(plan(40, 41, stop=(stop,), keep_stop=keep_stop)))
-        assert (cut, reason) == (text[: text.index(stop)] + stop * keep_stop, "stop")
 
 
 RARE = SamplingParams(

@@ -7,17 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.engines import config, loaded
 
-from engine.test_engine import config
 from llamafast._core.gguf import Gguf
 from llamafast.engine.fingerprint import fingerprint
-from llamafast.engine.load import create_contexts, load_model
+from llamafast.engine.load import create_contexts
 
 
 def taken(path, named=None, **options):
     """The fingerprint of a model with these options; ``named`` is the path it is asked by."""
     asked = config(path, **options).model
-    model = load_model(asked, path)
+    model = loaded(asked, path)
     context, _ = create_contexts(asked, model, 0)
     return fingerprint(asked, named or path, model, context)
 

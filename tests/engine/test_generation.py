@@ -62,6 +62,15 @@ async def test_the_ids_of_tokens_are_merged_with_their_events(generation):
     assert (first.token_ids, second.token_ids) == ([5, 6, 7], None)
 
 
+async def test_how_much_of_the_prompts_is_in_memory_by_whoever_is_furthest():
+    generation = Generation(4, 30, lambda _: None, lambda _: None, choices_per_prompt=2)
+    seen = []
+    for index, n_processed in ((0, 4), (1, 9), (0, 8), (0, 2), (2, 5), (3, 20), (1, 10)):
+        generation.push(index, "", 0, None, n_processed=n_processed)
+        seen.append(generation.processed_tokens)
+    assert seen == [4, 9, 9, 9, 14, 29, 30]
+
+
 async def test_a_waiting_consumer_is_woken(generation):
     waiting = asyncio.create_task(anext(generation))
     await asyncio.sleep(0)

@@ -6,8 +6,8 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
+from support.engines import collect, config, plan, settled, standing
 
-from engine.test_engine import collect, config, plan, settled
 from llamafast.engine.load import load_engine
 from llamafast.errors import EngineUnavailable
 
@@ -30,7 +30,7 @@ async def busy(tiny_model, max_tokens=6000, **settings):
     try:
         yield engine, stream
     finally:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await engine.close()
 
 
@@ -44,10 +44,14 @@ async def solo(tiny_model, *plans):
     return answers
 
 
-async def reached(engine, counter, n):
-    async with asyncio.timeout(10):
-        while engine.counters()[counter] < n:
-            await asyncio.sleep(0.001)
+def reached(engine, counter, n):
+    """Once a counter has, nothing more is computed in the block."""
+    return standing(engine, lambda: engine.counters()[counter] >= n)
+
+
+def answered(engine):
+    """As ``reached`` by the first request that ends."""
+    return standing(engine, lambda: engine.counters()["finished_length"] + engine.counters()["finished_stop"])
 
 
 async def test_a_stream_goes_on_beside_a_long_prompt_and_a_cancel_and_a_close_end_it(tiny_model):
@@ -56,14 +60,14 @@ async def test_a_stream_goes_on_beside_a_long_prompt_and_a_cancel_and_a_close_en
     async with busy(tiny_model) as (engine, stream):
         before = engine.counters()["generated_tokens"]
         given_up, kept = engine.submit(long), engine.submit(long)
-        await reached(engine, "running", 3)
-        given_up.cancel()
+        async with reached(engine, "running", 3):
+            given_up.cancel()
         assert await collect(kept) == expected
         # as many steps as the prompt has chunks
         assert engine.counters()["generated_tokens"] - before >= 3000 // CHUNK
         last = engine.submit(plan(*text(3000, 40)))
-        await reached(engine, "running", 2)
-        stream.cancel()
+        async with reached(engine, "running", 2):
+            stream.cancel()
     with pytest.raises(EngineUnavailable):
         await collect(last)
 
@@ -77,11 +81,12 @@ async def test_nobody_waits_for_the_end_of_a_strangers_prompt(tiny_model, n_comm
     (expected,) = await solo(tiny_model, question)
     async with busy(tiny_model) as (engine, _):
         long = engine.submit(plan(*begin, *text(3000, 90), max_tokens=4))
-        await reached(engine, "running", 2)
-        short = engine.submit(question)
-        assert await collect(short) == expected
-        assert short.cached_tokens == n_common
-        assert long.first_token_seconds is None
+        async with reached(engine, "running", 2):
+            short = engine.submit(question)
+        async with answered(engine):
+            assert await collect(short) == expected
+            assert short.cached_tokens == n_common
+            assert long.first_token_seconds is None
         assert len(await collect(long)) == 1
 
 
@@ -91,15 +96,23 @@ async def test_a_prefix_that_somebody_waits_for_comes_before_prompts_that_are_lo
     async with busy(tiny_model) as (engine, _):
         oldest = engine.submit(plan(*text(1000, 5), max_tokens=1))
         long = engine.submit(plan(*begin, *text(3000, 90), max_tokens=1))
-        await reached(engine, "running", 3)
-        short = engine.submit(plan(*begin, 40))
-        await collect(short)
-        assert short.cached_tokens == 200
-        assert (oldest.first_token_seconds, long.first_token_seconds) == (None, None)
+        async with reached(engine, "running", 3):
+            short = engine.submit(plan(*begin, 40))
+        async with answered(engine):
+            await collect(short)
+            assert short.cached_tokens == 200
+            assert (oldest.first_token_seconds, long.first_token_seconds) == (None, None)
 
 
-@pytest.mark.parametrize("ram_bytes", [0, 10**8])
-@pytest.mark.parametrize("how", ["cancelled", "one token"])
+@pytest.mark.parametrize(
+    ("how", "ram_bytes"),
+    [
+        ("cancelled", 0),
+        ("one token", 10**8),
+        pytest.param("cancelled", 10**8, marks=pytest.mark.heavy),
+        pytest.param("one token", 0, marks=pytest.mark.heavy),
+    ],
+)
 async def test_who_waited_for_a_prompt_whose_owner_leaves_goes_on(tiny_model, how, ram_bytes):
     """What many followers have in common is computed once, whoever of them it is that goes on with it."""
     max_tokens = 1 if how == "one token" else 4
@@ -112,8 +125,8 @@ async def test_who_waited_for_a_prompt_whose_owner_leaves_goes_on(tiny_model, ho
         waiting = [engine.submit(one) for one in plans]
         stranger = engine.submit(other)
         if how == "cancelled":
-            await reached(engine, "running", 14)
-            waiting.pop(0).cancel()
+            async with reached(engine, "running", 14):
+                waiting.pop(0).cancel()
             del answers[0]
         assert await collect(stranger) == expected
         assert [await collect(generation) for generation in waiting] == answers
@@ -129,9 +142,9 @@ async def test_what_is_computed_of_a_long_prompt_is_kept_before_its_end(tiny_mod
     async with busy(tiny_model, ram_bytes=10**8) as (engine, _):
         given_up = engine.submit(long)
         # parts of 512 tokens
-        await reached(engine, "cache_saves", 2)
-        assert given_up.first_token_seconds is None
-        given_up.cancel()
+        async with reached(engine, "cache_saves", 2):
+            assert given_up.first_token_seconds is None
+            given_up.cancel()
         again = engine.submit(long)
         assert await collect(again) == expected
         assert 1024 <= again.cached_tokens < 2999

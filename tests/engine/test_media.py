@@ -7,9 +7,9 @@ from array import array
 from contextlib import asynccontextmanager
 
 import pytest
+from support.engines import GREEDY, collect, config, settled
 from support.fake_encoder import FakeEncoder, fake_medium
 
-from engine.test_engine import GREEDY, collect, config, settled
 from engine.test_memory_kinds import TEXTS
 from llamafast.chat.prompt.media import row_ids
 from llamafast.engine.load import load_engine
@@ -112,24 +112,30 @@ async def test_a_burst_with_one_picture_computes_it_once(tiny_model, kind):
 
 
 async def test_streams_go_on_while_a_picture_is_encoded(tiny_model):
-    async with media_engine(tiny_model, "attention", seconds=0.5) as (engine, _):
+    async with media_engine(tiny_model, "attention", seconds=0.001) as (engine, encoder):
+        encoder.may_end.clear()
         stream = engine.submit(media_plan(TEXTS[0][:10], max_tokens=100))
         waits = asyncio.create_task(answer(engine, media_plan([50], picture("attention", 1), [51])))
         await collect(stream)
         assert not waits.done()
-        assert engine.stalled() < 0.4
+        while engine.stalled():
+            await asyncio.sleep(0.001)
+        encoder.may_end.set()
         await waits
         assert engine.counters()["failed"] == 0
 
 
 async def test_nobody_steps_while_all_wait_for_rows_and_that_is_no_stall(tiny_model):
-    async with media_engine(tiny_model, "attention", seconds=0.3) as (engine, _):
+    async with media_engine(tiny_model, "attention", seconds=0.001) as (engine, encoder):
+        encoder.may_end.clear()
         waits = asyncio.create_task(answer(engine, media_plan([50], picture("attention", 1), [51])))
-        await asyncio.sleep(0.1)
+        while not engine._worker._idles:
+            await asyncio.sleep(0.001)
         steps = engine.counters()["steps"]
         await asyncio.sleep(0.1)
         assert engine.counters()["steps"] == steps
         assert engine.stalled() == 0
+        encoder.may_end.set()
         await waits
 
 
@@ -155,7 +161,7 @@ async def test_a_picture_that_cannot_be_encoded_fails_its_request_alone(tiny_mod
 async def test_who_leaves_wants_no_rows_any_more(tiny_model):
     async with media_engine(tiny_model, "attention", seconds=5) as (engine, encoder):
         generation = engine.submit(media_plan([50], picture("attention", 1), [51]))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not encoder.encodings:
                 await asyncio.sleep(0.001)
             generation.cancel()
@@ -212,7 +218,7 @@ async def test_who_cannot_have_what_a_leader_computed_asks_for_rows_after_all(ti
     async with media_engine(tiny_model, kind, ram_bytes=0) as (alone, _):
         truth = (await answer(alone, second))[0]
     async with media_engine(tiny_model, kind, seconds=0.05, ram_bytes=0, n_ctx=4096) as (engine, _):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             leader = engine.submit(first)
             follower = asyncio.create_task(answer(engine, second))
             await asyncio.sleep(0.02)

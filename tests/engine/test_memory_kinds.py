@@ -9,8 +9,8 @@ from array import array
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.engines import GREEDY, collect, config, settled
 
-from engine.test_engine import GREEDY, collect, config, settled
 from llamafast.config import LoraConfig
 from llamafast.engine.load import load_engine
 from llamafast.engine.types import Plan
@@ -27,18 +27,22 @@ KINDS = {
     "hybrid, partitioned": ("tiny-qwen35", {"kv_unified": False}),
     "recurrent": ("tiny-mamba", {}),
 }
+# Where each takes long those are heavy that differ from others only in how cells are divided.
+KIND_PARAMS = [
+    pytest.param(kind, marks=pytest.mark.heavy) if kind.endswith(("partitioned", "full")) else kind for kind in KINDS
+]
 LORAS = {"tiny-llama": "lora-tiny-llama", "tiny-gemma3-swa": "lora-tiny-gemma3", "tiny-qwen35": "lora-tiny-qwen35"}
 TEXTS = [[33 + (k * 7 + i * (k + 3)) % 250 for i in range(400)] for k in range(3)]
 
 
-def start(tiny_model, kind, ram_bytes, encoder=None, **settings):
-    """With an adapter that nobody has who does not ask for it, where the model has one."""
+def start(tiny_model, kind, ram_bytes, encoder=None, draft=None, **settings):
+    """With two adapters that nobody has who does not ask, where the model has some; the second is an activated one."""
     name, options = KINDS[kind]
     path = tiny_model(name)
-    loras = [tiny_lora.build(LORAS[name])] if name in LORAS else []
-    named = tuple(LoraConfig(path=str(one), name="lora") for one in loras)
+    loras = [tiny_lora.build(kind + LORAS[name]) for kind in ("", "a")] if name in LORAS else []
+    named = tuple(LoraConfig(path=str(path), name=f"lora{id}") for id, path in enumerate(loras))
     asked = config(path, **{"n_ctx": 8192, "ram_bytes": ram_bytes, "loras": named} | options | settings)
-    engine = load_engine(asked, path, encoder=encoder, loras=loras)
+    engine = load_engine(asked, path, encoder=encoder, loras=loras, draft=draft)
     engine.start()
     return engine
 
@@ -50,7 +54,7 @@ async def answer(engine, prompt, max_tokens=8, **options):
     return text, generation.cached_tokens
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KIND_PARAMS)
 async def test_a_conversation_computes_only_what_is_new(tiny_model, kind):
     """Each turn continues the last one word for word, as clients that send tokens back do."""
     with_cache, without = [start(tiny_model, kind, ram) for ram in (10**8, 0)]
@@ -68,7 +72,7 @@ async def test_a_conversation_computes_only_what_is_new(tiny_model, kind):
         await engine.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KIND_PARAMS)
 async def test_a_burst_computes_its_common_prefix_once(tiny_model, kind):
     engine = start(tiny_model, kind, 10**8)
     prompts = [[*TEXTS[0][:300], *range(40 + 20 * k, 50 + 20 * k)] for k in range(4)]
@@ -104,7 +108,7 @@ async def test_a_branch_goes_on_from_the_last_checkpoint_before_it(tiny_model, k
         await each.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KIND_PARAMS)
 async def test_a_small_memory_finishes_everybody_as_they_would_alone(tiny_model, kind):
     """Cells for about four of 64 requests of random lengths at once."""
     chance = random.Random(5)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.engines import loaded
 
 from llamafast._core.gguf import Gguf
 from llamafast.config import ModelConfig
 from llamafast.engine import need
-from llamafast.engine.load import load_model
 from llamafast.engine.need import memory_need
 from llamafast.engine.placement import Placement
 from llamafast.errors import ModelLoadError
@@ -20,7 +20,7 @@ from llamafast.errors import ModelLoadError
 def test_files_and_cache_and_a_tenth(tiny_model: Any, fields: dict[str, int], value_bytes: float) -> None:
     path: Path = tiny_model("tiny-llama")
     config = ModelConfig(path=str(path), n_ctx=4096, n_gpu_layers=0, **fields)
-    model = load_model(config, path)
+    model = loaded(config, path)
     tensors = Gguf(str(path)).tensors()
     n_values = 4096 * sum(tensor.shape[1] for name, tensor in tensors.items() if name.endswith("attn_k.weight"))
     cache = n_values * 2 * value_bytes if value_bytes else n_values * (34 / 32 + 2)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 from core.inside import n_attention
+from support.engines import collect, config, loaded, plan
 
-from engine.test_engine import collect, config, plan
 from llamafast import cpus
 from llamafast._core import model as core_model
 from llamafast._core.context import Context
 from llamafast._core.model import Model
 from llamafast.config import ModelConfig
 from llamafast.engine import load, placement
-from llamafast.engine.load import context_params, create_context, load_engine, load_model
+from llamafast.engine.load import context_params, create_context, load_engine
 from llamafast.engine.placement import placement_of
 
 
@@ -67,8 +67,8 @@ async def test_cpu_paths_are_kept_with_no_layer_on_the_gpu_and_only_then(
 ):
     contexts = []
 
-    def create(model, params):
-        contexts.append(create_context(model, params))
+    def create(model, params, lower):
+        contexts.append(create_context(model, params, lower))
         return contexts[-1]
 
     monkeypatch.setattr(load, "create_context", create)
@@ -88,7 +88,7 @@ def test_nodes_of_ours_are_refused_where_a_gpu_computes(tiny_model, with_gpu):
 
 def test_a_model_can_be_loaded_without_any_device(tiny_model):
     settings = config(tiny_model("tiny-llama"), n_gpu_layers=0).model
-    model = load_model(settings, tiny_model("tiny-llama"))
+    model = loaded(settings, tiny_model("tiny-llama"))
     assert model.on_cpu
     assert create_context(model, context_params(settings, model)).on_cpu
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from support.engines import collect, config, plan, settled
+from support.standing_clock import stand_still
 
 from engine.test_embeddings import inputs_of
-from engine.test_engine import collect, config, plan, settled
 from llamafast.config import ServerConfig
 from llamafast.engine import queue_limits as limits_module
 from llamafast.engine.embedding_info import EmbeddingPlan
@@ -154,11 +155,12 @@ async def test_timers_are_there_only_where_the_config_has_bounds_and_not_after_t
     Request(QueueLimits(ServerConfig(queue_seconds=1e300, request_seconds=1e-300)))
 
 
-async def test_who_waits_or_takes_too_long_is_sent_away():
+async def test_who_waits_or_takes_too_long_is_sent_away(monkeypatch):
+    stand_still(monkeypatch)
     limits = QueueLimits(ServerConfig(queue_seconds=0.01, request_seconds=0.03))
     waiting, running, done = Request(limits), Request(limits, has_begun=True), Request(limits)
     limits.end(done)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await limits.empty.wait()
     ((queued,), (taken,)) = waiting.errors, running.errors
     assert (type(queued), queued.status, queued.code) == (QueueTimeout, 503, "queue_timeout")
@@ -198,8 +200,8 @@ LONG = {"max_tokens": None, "ignore_eos": True}
 
 
 async def test_a_request_that_none_has_begun_to_work_on_gives_its_place_up(tiny_model):
-    engine = bounded(tiny_model("tiny-llama"), queue_seconds=0.3)
-    running = engine.submit(plan(40, **LONG))
+    engine = bounded(tiny_model("tiny-llama"), queue_seconds=1.0)
+    running = engine.submit(plan(40, n=2, **LONG))
     await anext(running)
     waiting = engine.submit(plan(41, n=2))
     with pytest.raises(QueueTimeout):
@@ -208,17 +210,17 @@ async def test_a_request_that_none_has_begun_to_work_on_gives_its_place_up(tiny_
     running.cancel()
     await settled(engine)
     counters = engine.counters()
-    assert (counters["waiting"], counters["cancelled"], counters["used_cells"]) == (0, 3, 0)
+    assert (counters["waiting"], counters["cancelled"], counters["used_cells"]) == (0, 4, 0)
     # one of its choices has begun: the other may wait
-    assert [reason for _, reason in await collect(engine.submit(plan(41, n=2, max_tokens=1500, ignore_eos=True)))] == [
+    assert [reason for _, reason in await collect(engine.submit(plan(41, n=2, max_tokens=6000, ignore_eos=True)))] == [
         "length", "length",
     ]  # fmt: skip
     await engine.close()
 
 
 async def test_a_request_that_takes_too_long_ends_with_what_it_said_so_far(tiny_model):
-    engine = bounded(tiny_model("tiny-llama"), request_seconds=0.5)
-    generation = engine.submit(plan(40, **LONG))
+    engine = bounded(tiny_model("tiny-llama"), request_seconds=1.0)
+    generation = engine.submit(plan(40, n=2, **LONG))
     heard = []
 
     async def listen():
@@ -230,7 +232,7 @@ async def test_a_request_that_takes_too_long_ends_with_what_it_said_so_far(tiny_
     assert 0 < sum(heard) == generation.completion_tokens
     await settled(engine)
     counters = engine.counters()
-    assert (counters["cancelled"], counters["used_cells"]) == (1, 0)
+    assert (counters["cancelled"], counters["used_cells"]) == (2, 0)
     assert (await collect(engine.submit(plan(40))))[0][1] == "length"
     await engine.close()
 
@@ -238,13 +240,13 @@ async def test_a_request_that_takes_too_long_ends_with_what_it_said_so_far(tiny_
 async def test_embeddings_may_not_stay_longer_either(tiny_model, monkeypatch):
     path = tiny_model("tiny-llama")
     many = EmbeddingPlan(inputs=inputs_of(400) * 2000)
-    engine = bounded(path, embedding=True, request_seconds=0.5)
+    engine = bounded(path, embedding=True, request_seconds=1.0)
     with pytest.raises(AnswerTimeout):
         await engine.embed(many)
     assert len(await engine.embed(EmbeddingPlan(inputs=inputs_of(3)))) == 1
     assert engine.counters()["embedding_inputs"] < 2000
     await engine.close()
-    engine = bounded(path, embedding=True, queue_seconds=0.3)
+    engine = bounded(path, embedding=True, queue_seconds=1.0)
     with monkeypatch.context() as held:
         held.setattr(engine._embeddings, "_admit", lambda: None)
         with pytest.raises(QueueTimeout):
@@ -262,7 +264,7 @@ async def test_the_engine_tells_when_to_come_back(tiny_model, clock):
     running = engine.submit(plan(40, **LONG))
     await anext(running)
     waiting = [engine.submit(plan(42)) for _ in range(4)]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while engine.counters()["waiting"] != 4:
             await asyncio.sleep(0.001)
     assert engine.retry_after() == pytest.approx(24)
@@ -295,10 +297,10 @@ async def test_who_leaves_the_queue_is_no_progress(clock):
 async def test_a_tenant_with_a_bound_fills_its_own_queue_and_nobody_elses(tiny_model):
     """It would otherwise shut everybody out by requests that wait for nothing but its own."""
     path = tiny_model("tiny-llama")
-    engine = load_engine(config(path, max_queue=3), path)
+    engine = load_engine(config(path, max_queue=3, n_ctx=8192), path)
     engine.start()
     bounded = Tenant(name="bounded", max_running=1)
-    long = {"max_tokens": 400, "ignore_eos": True}
+    long = {"max_tokens": 7000, "ignore_eos": True}
     many = [engine.submit(plan(40, **long), bounded)]
     await anext(many[0])
     many += [engine.submit(plan(41 + k, **long), bounded) for k in range(3)]

@@ -8,9 +8,9 @@ from array import array
 
 import numpy as np
 import pytest
+from support.engines import collect, config, plan, settled
 
 from engine.test_embeddings import engine_of, floats, inputs_of
-from engine.test_engine import collect, config, plan, settled
 from llamafast.engine.embedding_info import EmbeddingPlan
 from llamafast.engine.load import load_engine
 from llamafast.engine.types import ANYBODY, Tenant
@@ -22,7 +22,7 @@ PROMPT = array("i", random.Random(7).choices(range(512), k=200))
 @pytest.fixture
 async def engine(tiny_model):
     path = tiny_model("tiny-llama")
-    engine = load_engine(config(path, n_ctx=8192, ram_bytes=1 << 26), path)
+    engine = load_engine(config(path, n_ctx=16384, ram_bytes=1 << 26), path)
     engine.start()
     yield engine
     await engine.close()
@@ -36,7 +36,7 @@ async def cached(engine, tenant, **options) -> int:
 
 
 async def test_nobody_shares_the_prefix_of_another_tenant_that_runs(engine):
-    running = engine.submit(plan(*PROMPT, max_tokens=3000, ignore_eos=True), ALICE)
+    running = engine.submit(plan(*PROMPT, max_tokens=7000, ignore_eos=True), ALICE)
     await anext(running)
     assert await cached(engine, BOB) == await cached(engine, ANYBODY) == 0
     assert await cached(engine, ALICE, cache_salt="mine") == 0
@@ -64,7 +64,7 @@ async def test_tenants_of_one_salt_share(engine):
 
 async def test_at_most_so_many_sequences_of_a_tenant_run_and_others_go_on(engine):
     bounded = Tenant("alice", max_running=2)
-    long = {"max_tokens": 3000, "ignore_eos": True}
+    long = {"max_tokens": 7000, "ignore_eos": True}
     generations = [engine.submit(plan(40, n=3, **long), bounded), engine.submit(plan(41, **long), bounded)]
     await anext(generations[0])
     for _ in range(3):
@@ -80,10 +80,10 @@ async def test_at_most_so_many_sequences_of_a_tenant_run_and_others_go_on(engine
 
 async def test_a_tenants_priority_counts_where_requests_may_not_have_one(tiny_model):
     path = tiny_model("tiny-llama")
-    settings = config(path, n_ctx=4096, n_seq_max=1)
+    settings = config(path, n_ctx=8192, n_seq_max=1)
     engine = load_engine(settings, path)
     engine.start()
-    running = engine.submit(plan(40, max_tokens=3000, ignore_eos=True))
+    running = engine.submit(plan(40, max_tokens=7000, ignore_eos=True))
     await anext(running)
     done = []
 

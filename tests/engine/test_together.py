@@ -18,9 +18,9 @@ from core.inside import drafter_of, set_times
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from support.engines import settled
 from support.fake_encoder import FakeEncoder, fake_medium
 
-from engine.test_engine import settled
 from engine.test_memory_kinds import KINDS, TEXTS, start
 from llamafast.api.schema.completions import CompletionRequest
 from llamafast.chat.grammar.asked import asked_of_completion
@@ -36,7 +36,8 @@ from llamafast.errors import AdapterInUse, EngineUnavailable
 T = TypeVar("T")
 
 TENANTS = (Tenant(), Tenant(name="a", salt="a"), Tenant(name="b", salt="b", max_running=1, priority=-1))
-GRAMMARS = (None, "[a-f]+", "(ab|cd)*e?")
+# the last one says again and again what tokens are drafted from
+GRAMMARS = (None, "[a-f]+", "(ab|cd)*e?", '([{]"a": [0-9]{1,2}, "b": (true|false)[}], )+')
 # None of whose draws falls so near an edge that the order of the cells that attention sums over decides it.
 SAMPLINGS = (
     SamplingParams(temperature=0),
@@ -46,9 +47,12 @@ SAMPLINGS = (
 # of one digest each, whichever positions their rows have
 PICTURES = [fake_medium(seed, grid=None, n_rows=24) for seed in (1, 2)]
 GRIDS = [fake_medium(seed, grid=(6, 4)) for seed in (1, 2)]
-# by id, with scales: of so many sets of adapters is a request
-LORAS: tuple[tuple[tuple[int, float], ...], ...] = ((), ((0, 1.0),), ((0, -0.5),), ((1, -0.25),))
+# by name, with scales: of so many sets of adapters is a request
+LORAS: tuple[dict[str, float], ...] = (
+    {}, {"lora0": 1.0}, {"lora0": -0.5}, {"again": -0.25}, {"lora1": 1.0}, {"lora0": 1.0, "lora1": -0.5},
+)  # fmt: skip
 LOADED = 3  # the one that comes and goes
+ACTIVATED, INVOCATION = "lora1", [310, 311]
 MAX_LIVE = 8
 # cells for a few requests, so that some wait and some give way
 N_CTX = 640
@@ -70,12 +74,27 @@ class Work(NamedTuple):
     scored: bool
     shown: int
     lora: int
+    invoked: int
 
     @property
     def prompt(self) -> list[int]:
-        """Behind its first text a picture may be ``shown``; 0: none is."""
+        """Behind its first text a picture may be ``shown``; 0: none is. An adapter may be ``invoked`` behind that, and
+        once more at the end; 0: none is."""
         first, *others = ([*TEXTS[text][:length]] for text, length in self.parts)
-        return [*first, *self._picture, *(token for text in others for token in text), self.last]
+        once, twice = (INVOCATION if self.invoked >= n else [] for n in (1, 2))
+        return [*first, *self._picture, *once, *(token for text in others for token in text), *twice, self.last]
+
+    @property
+    def adapters(self) -> dict[str, float]:
+        """Those that it begins with, where it does not begin with what invokes another one."""
+        return {name: scale for name, scale in LORAS[self.lora].items() if name != ACTIVATED}
+
+    @property
+    def invoked_at(self) -> int | None:
+        """From which token on it has the one that is activated, too."""
+        if not self.invoked or ACTIVATED not in LORAS[self.lora]:
+            return None
+        return len(self.prompt) - len(INVOCATION) - 1 if self.invoked == 2 else self.parts[0][1] + len(self._picture)
 
     @property
     def span(self) -> int:
@@ -99,6 +118,7 @@ class Whose(NamedTuple):
     tenant: int
     cache_salt: str
     priority: int
+    speculative: bool = True
 
 
 WORKS = st.builds(
@@ -110,17 +130,19 @@ WORKS = st.builds(
     max_tokens=st.sampled_from([60, 350, 17, 1]),
     n=st.sampled_from([1, 1, 1, 2, 3]),
     sampling=st.integers(0, len(SAMPLINGS) - 1),
-    grammar=st.sampled_from([0, 0, 0, 1, 2]),
+    grammar=st.sampled_from([0, 0, 0, 1, 2, 3]),
     logprobs=st.sampled_from([None, None, 0, 2]),
     scored=st.sampled_from([False, False, False, True]),
     shown=st.sampled_from([0, 0, 1, 1, 2]),
-    lora=st.sampled_from([0, 0, 0, 1, 2, LOADED]),
+    lora=st.sampled_from([0, 0, 0, 1, 2, LOADED, 4, 4, 5]),
+    invoked=st.sampled_from([0, 1, 1, 2]),
 )
 WHOSES = st.builds(
     Whose,
     tenant=st.integers(0, len(TENANTS) - 1),
     cache_salt=st.sampled_from(["", "", "a"]),
     priority=st.sampled_from([0, 0, -1, 3]),
+    speculative=st.sampled_from([True, True, True, False]),
 )
 # of one choice: text, the tokens that came with log probabilities, how it ended
 Said = tuple[str, list[int], str | None]
@@ -136,11 +158,21 @@ class Heard:
         self.task = asyncio.get_running_loop().create_task(self._listen())
 
     @property
-    def _key(self) -> tuple[str, str, int]:
-        return TENANTS[self.whose.tenant].salt, self.whose.cache_salt, self.work.lora
+    def _key(self) -> tuple[str, str]:
+        return TENANTS[self.whose.tenant].salt, self.whose.cache_salt
 
-    def may_share_with(self, other: Heard) -> bool:
-        return self._key == other._key
+    def may_share_with(self, other: Heard) -> int:
+        """So many tokens at most, where they have them in common."""
+        one, two = self.work, other.work
+        same_place = one.invoked_at == two.invoked_at
+        if self._key != other._key or (0 in (one.invoked_at, two.invoked_at) and not same_place):
+            return 0
+        if same_place and (LORAS[one.lora] if one.invoked_at is not None else one.adapters) == (
+            LORAS[two.lora] if two.invoked_at is not None else two.adapters
+        ):
+            return N_CTX * N_SEQ_MAX
+        places = [work.invoked_at for work in (one, two) if work.invoked_at is not None]
+        return min(places, default=0) if one.adapters == two.adapters else 0
 
     async def _listen(self) -> None:
         try:
@@ -246,7 +278,7 @@ class Together(RuleBasedStateMachine):
         live, self._live = self._live, []
         self._run(self._engine.close())
         for heard in live:
-            self._run(asyncio.wait((heard.task,), timeout=10))
+            self._run(asyncio.wait((heard.task,), timeout=60))
             self._check(heard)
         self._open()
 
@@ -269,7 +301,8 @@ class Together(RuleBasedStateMachine):
             work = work._replace(lora=0)
         elif work.lora == LOADED and "again" not in self._engine.info.adapters:
             work = work._replace(lora=1)
-        heard = Heard(work, whose, self._engine.submit(self._plan(work, whose), TENANTS[whose.tenant]))
+        plan = self._plan(self._engine, work, whose)
+        heard = Heard(work, whose, self._engine.submit(plan, TENANTS[whose.tenant]))
         self._asked.append(heard)
         return heard
 
@@ -284,7 +317,7 @@ class Together(RuleBasedStateMachine):
         assert not self._engine._worker.transfer._cache._held
 
     async def _ended(self, live: list[Heard]) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(300):
             for heard in live:
                 await heard.task
         await settled(self._engine)
@@ -303,14 +336,16 @@ class Together(RuleBasedStateMachine):
             return 0
         prompt, most = heard.work.prompt, 0
         for other in self._asked:
-            if other is not heard and other.may_share_with(heard):
+            if other is not heard and (reach := other.may_share_with(heard)):
                 n_common = common(prompt, other.work.prompt)
                 # what the other one answered may go on as this prompt does
-                most = max(most, n_common if n_common < len(other.work.prompt) else len(prompt) - 1)
+                n_common = n_common if n_common < len(other.work.prompt) else len(prompt) - 1
+                most = max(most, min(n_common, reach))
         return most
 
-    def _plan(self, work: Work, whose: Whose | None = None) -> Plan:
-        _, cache_salt, priority = whose or Whose(0, "", 0)
+    def _plan(self, engine: Engine, work: Work, whose: Whose | None = None) -> Plan:
+        _, cache_salt, priority, speculative = whose or Whose(0, "", 0)
+        ids = {one.name: one.id for one in engine.adapters.listed()}
         return Plan(
             prompts=(array("i", work.prompt),),
             n=work.n,
@@ -321,8 +356,9 @@ class Together(RuleBasedStateMachine):
             top_logprobs=0 if work.scored and work.logprobs is None else work.logprobs,
             prompt_logprobs=work.scored,
             cache_salt=cache_salt,
-            lora=LORAS[work.lora],
+            lora=tuple((ids[name], scale) for name, scale in LORAS[work.lora].items()),
             priority=priority,
+            speculative=speculative,
             checkpoints=(work.parts[0][1],),
             media=(MediaSpan(work.span, self.pictures[work.shown - 1], 1),) if work.is_shown else (),
         )
@@ -339,14 +375,14 @@ class Together(RuleBasedStateMachine):
     async def _said_alone(self, work: Work) -> list[Said]:
         if work.lora == LOADED and "again" not in self._alone.info.adapters:
             await load_again(self._alone)
-        heard = Heard(work, Whose(0, "", 0), self._alone.submit(self._plan(work)))
+        heard = Heard(work, Whose(0, "", 0), self._alone.submit(self._plan(self._alone, work)))
         await heard.task
         return heard.said
 
 
 async def load_again(engine: Engine) -> None:
     """A second time the adapter that it has, which others may not be given what was computed with, for all that."""
-    (first,) = engine.adapters.listed()
+    first = engine.adapters.listed()[0]
     await engine.adapters.load("again", Path(first.path))
 
 
@@ -370,8 +406,12 @@ def test_together(tiny_model: Callable[[str], Path], kind: str, monkeypatch: pyt
             ram_bytes = 0 if alone else RAM_BYTES
             below = None if disk is None else DiskCacheConfig(path=str(disk), max_bytes=DISK_BYTES, min_tokens=16)
             options = {"priorities": True, "prefill_chunk": 64, "disk_cache": below}
-            drafts = "none" if alone else "prompt-lookup-decoding"
-            engine = start(tiny_model, kind, ram_bytes, encoder, draft_model=drafts, **options, **size)
+            drafts: dict[str, Any] = {"draft_model": "none"}
+            if not alone:
+                small = tiny_model(KINDS[kind][0])
+                drafts = {"draft_model": ("prompt-lookup-decoding", "draft-simple"), "draft_model_path": str(small)}
+                drafts |= {"draft": small, "draft_model_num_pred_tokens": 4}
+            engine = start(tiny_model, kind, ram_bytes, encoder, **drafts, **options, **size)
             if not alone:
                 # whatever may come is decoded
                 set_times(drafter_of(engine._worker.runner), [1.0] * 64)

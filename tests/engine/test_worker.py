@@ -28,13 +28,16 @@ class FakeSequence:
     n_max: int = 20
     n_past: int = 0
     n_prompt: int = 10
+    n_scored: int = 10
     group: int = 0
     salt: bytes = b""
     checkpoints: tuple = ()
     save_at: int = 0
     finished: bool = False
+    private: bool = False
     media: tuple = ()
     awaited: int | None = None
+    invocation: None = None
 
     def tokens(self):
         return array("i", range(self.n_tokens))
@@ -85,7 +88,7 @@ class FakeRunner:
 
     def run(self, max_steps):
         if self.hold is not None:
-            self.hold.wait(10)
+            self.hold.wait(30)
         step = self.script.pop(0) if self.script else FINISHED
         if isinstance(step, Exception):
             raise step
@@ -130,7 +133,7 @@ def worker(runner, failures):
 
 
 def until(condition):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -161,6 +164,15 @@ def test_sequences_come_and_go(worker):
     until(lambda: worker.counters()["completed"] == 10)
     counters = worker.counters()
     assert (counters["submitted"], counters["admitted"], counters["running"], counters["waiting"]) == (10, 10, 0, 0)
+
+
+@pytest.mark.parametrize(("ago", "stalled"), [(400, 123), (7, 7)])
+def test_a_step_that_comes_further_does_not_stand_still(worker, monkeypatch, ago, stalled):
+    """By its nodes: one of a giant that is read from a disk takes minutes."""
+    now = time.monotonic()
+    monkeypatch.setattr(worker_module, "last_progress", lambda: now - ago)
+    worker._busy_since = now - 500
+    assert stalled <= worker.stalled() < stalled + 60
 
 
 def test_an_exception_fails_who_ran_and_the_thread_goes_on(worker, runner, failures, caplog):
@@ -221,10 +233,10 @@ def test_no_room_for_one_alone_is_its_error(worker, runner, failures):
 
 def test_a_prefix_that_cannot_be_kept_fails_nobody(runner, failures, caplog):
     class BrokenCache(PrefixCache):
-        def find(self, tokens, salt, more_than):
+        def find(self, tokens, salt, more_than, invoked=None):
             raise MemoryError
 
-        def unsaved(self, tokens, salt):
+        def unsaved(self, tokens, salt, invoked=None):
             raise MemoryError
 
     transfer = KVTransfer(runner, BrokenCache(10), Pace())
@@ -388,3 +400,22 @@ def test_copies_are_a_part_of_the_pause(clock, monkeypatch):
     # of 0.06 a step
     assert worker.spare == pytest.approx(0.045)
     assert embeddings.seconds / runner.seconds == pytest.approx(0.75, abs=0.01)
+
+
+def test_who_keeps_a_step_from_being_taken_leaves_no_time_for_more_copies(clock, monkeypatch):
+    """Orders come one after the other while states are copied, and each interrupts the run that follows."""
+    runner, embeddings = ClockedRunner(clock, 0.0), FakeEmbeddings(clock)
+    runner.idled = False
+    transfer = KVTransfer(runner, PrefixCache(0), Pace())
+    worker = Worker(runner, Scheduler(n_seq_max=4, n_cells=None), transfer, lambda *_: None, Pace(), embeddings)
+    worker.scheduler.enqueue(arrival([FakeSequence(1)]))
+    monkeypatch.setattr(transfer, "restore", lambda deadline: setattr(clock, "now", clock.now + 0.004))
+    for _ in range(8):
+        worker._shares.round(worker)
+    # two parts fit, and nobody computes in a pause that no step has left
+    assert clock.now == pytest.approx(0.008)
+    monkeypatch.setattr(runner, "since_last_step", lambda: 0.0)
+    worker._shares.round(worker)
+    before = clock.now
+    worker._shares.round(worker)
+    assert clock.now > before

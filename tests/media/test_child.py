@@ -24,6 +24,15 @@ from llamafast.media.process import MediaProcess
 from recipes import tiny_gguf, tiny_mmproj
 
 
+@pytest.fixture(scope="module")
+def process():
+    """One for all: what hurts nobody hurts no later one either."""
+    process = MediaProcess(begin())
+    process.ready = process.start()
+    yield process
+    process.close()
+
+
 def test_it_says_what_it_takes(process):
     assert process.ready.modalities == ("image", "audio", "video")
     assert process.ready.width == 64
@@ -33,6 +42,12 @@ def test_it_says_what_it_takes(process):
     assert (ready.modalities, ready.widest_span) == (("image", "video"), 4)
     assert ready.fingerprint != process.ready.fingerprint
     other.close()
+
+
+def test_it_computes_on_the_device_that_it_is_told_and_on_no_other():
+    process = MediaProcess(begin(device="CUDA7"))
+    with pytest.raises(ModelLoadError, match="there is no CUDA7 that layers can go to"):
+        process.start()
 
 
 @pytest.mark.parametrize(
@@ -163,7 +178,11 @@ def test_what_needs_ffmpeg_says_so(monkeypatch):
     process.start()
     for kind, data, sentence in (
         ("video", b"\0\0\0\x18ftypmp42", "reading this needs ffmpeg, which is not on this machine"),
-        ("audio", b"OggS" + bytes(100), "formats: WAV, MP3, FLAC; others need ffmpeg, which is not on this machine"),
+        (
+            "audio",
+            b"OggS" + bytes(100),
+            "formats: WAV, MP3, FLAC; WebM, M4A, Ogg and others need ffmpeg, which is not on this machine",
+        ),
     ):
         with pytest.raises(InvalidMedia, match=sentence):
             laid_out(process, data, kind)
@@ -176,9 +195,9 @@ def test_complaints_of_a_reader_are_bounded(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     begun = time.monotonic()
     with tempfile.TemporaryFile() as file, pytest.raises(InvalidMedia, match="takes too long"):
-        read_samples(file.fileno(), 16000, max_seconds=1, deadline=20)
+        read_samples(file.fileno(), 16000, max_seconds=1, deadline=120)
     if sys.platform == "linux":
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 60
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_layouts_outlive_a_death(process):
     os.kill(process.pid, signal.SIGSTOP)
     waiting = [process.lay_out(AnonymousFile.of(png(96, 80, seed)), "image", False) for seed in range(20)]
     os.kill(process.pid, signal.SIGKILL)
-    assert all(len(one.result(20)) == 3 for one in waiting)
+    assert all(len(one.result(30)) == 3 for one in waiting)
 
 
 def test_close_tells_whoever_waits(process):
@@ -56,9 +56,9 @@ def test_close_tells_whoever_waits(process):
     process.encode(behind)
     layout = process.lay_out(AnonymousFile.of(png(96, 80, 1)), "image", False)
     process.close()
-    assert job.ended.wait(5)
-    assert behind.ended.wait(5)
-    for error in (job.error, behind.error, layout.exception(5)):
+    assert job.ended.wait(30)
+    assert behind.ended.wait(30)
+    for error in (job.error, behind.error, layout.exception(30)):
         assert isinstance(error, EngineUnavailable)
 
 
@@ -71,7 +71,7 @@ def test_it_ends_with_its_server():
     process._wire.close()
     process._closing = True
     process.close()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     while time.monotonic() < until:
         try:
             os.kill(pid, 0)

@@ -32,11 +32,12 @@ async def test_many_who_wait_wait_for_one(opened):
     for share in shares[1:4]:
         share.leave()
     while any(share.rows(chunk) is None for share in shares[4:] for chunk in (0, 1)):
-        assert await asyncio.to_thread(news.acquire, timeout=20)
+        assert await asyncio.to_thread(news.acquire, timeout=30)
     assert opened.encoder.counts()["media_encodes"] <= 1
     assert opened.encoder.counts()["media_joined"] == 7
 
 
+@pytest.mark.heavy
 async def test_nothing_is_encoded_for_nobody(opened):
     long, short = await opened.medium(wav(300, 440), "audio"), await opened.medium(png(96, 80, 1))
     first = opened.encoder.encode(long, b"", lambda: None)
@@ -74,6 +75,7 @@ async def test_details_and_kinds_are_in_the_digest(opened):
     assert one.chunks[1].n_rows > low.chunks[1].n_rows
 
 
+@pytest.mark.heavy
 async def test_a_digest_that_kills_twice_is_refused(opened):
     medium = await opened.medium(wav(600, 440), "audio")
     for _ in range(2):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ Answer = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
 
 
 def config(**settings: Any) -> MtmdConfig:
-    settings = {"allow_private_media": True, "image_timeout_seconds": 2.0} | settings
+    settings = {"allow_private_media": True, "image_timeout_seconds": 60.0} | settings
     return MtmdConfig(mmproj_path="unused", **settings)
 
 
@@ -114,15 +113,14 @@ async def test_what_is_no_answer_is_refused(answer: bytes, sentence: str) -> Non
 async def test_one_deadline_for_all_of_it() -> None:
     async def drip(path: str, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        for _ in range(100):
+        while True:
             writer.write(b"x")
             await writer.drain()
             await asyncio.sleep(0.05)
 
     async with host(drip) as port:
-        began = time.monotonic()
-        message = await refused(f"http://localhost:{port}/", config(image_timeout_seconds=0.3))
-        assert time.monotonic() - began < 2
+        async with asyncio.timeout(30):
+            message = await refused(f"http://localhost:{port}/", config(image_timeout_seconds=0.3))
     assert message == "fetching from localhost took longer than 0.3 s"
 
 

@@ -24,7 +24,6 @@ from recipes import tiny_mmproj
 pytestmark = pytest.mark.media
 
 N_HOSTILE, N_STREAMS, N_KILLS = 300, 8, 50
-EXPECTED = ("200", "400 the image", "400 the audio", "400 the model takes")
 
 
 @pytest.fixture(scope="module")

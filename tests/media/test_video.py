@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from llamafast._core.model import Model
 from llamafast._core.mtmd import Projector
 from llamafast._core.vocab import Vocab
 from llamafast.errors import InvalidMedia
+from llamafast.media.anonymous_file import AnonymousFile
 from llamafast.media.process import MediaProcess
 from recipes import tiny_gguf, tiny_mmproj
 
@@ -68,7 +68,7 @@ def test_frames_and_texts_are_those_of_libmtmds_helper(merges, tmp_path, name, s
     process, mmproj = merges
     data = clip(tmp_path, name, seconds=seconds)
     model = Model(str(tiny_gguf.build("tiny-qwen35" if "qwen3vl" in mmproj else "tiny-llama")))
-    encoder = Projector(model, str(tiny_mmproj.build(mmproj)), n_threads=1, batch_max_tokens=1024, use_gpu=False)
+    encoder = Projector(model, str(tiny_mmproj.build(mmproj)), n_threads=1, batch_max_tokens=1024)
     shown = raw_frames(data, (96, 80))
     parts: list[str | list[bytes]] = ["Video:"]
     for i, frame in enumerate(shown):
@@ -170,10 +170,9 @@ PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n%b\n#EXT-X-ENDLIST\n"
     ],
 )
 def test_what_leads_elsewhere_or_nowhere_is_told(process, kind, data):
-    began, pid = time.monotonic(), process.pid
+    pid = process.pid
     with pytest.raises(InvalidMedia, match=r"cannot be read|shorter"):
         laid_out(process, data, kind)
-    assert time.monotonic() - began < 10
     assert process.pid == pid
 
 
@@ -203,3 +202,14 @@ async def test_a_video_is_not_looked_at_twice(tmp_path):
     second.encoded(again)
     assert second.encoder.counts()["media_encodes"] == 0
     second.encoder.close()
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.webm", "libopus"), ("a.m4a", "aac"), ("a.ogg", "libvorbis")])
+def test_what_browsers_record_is_cut_as_any_sound(tmp_path, name, codec):
+    process = MediaProcess(begin())
+    process.start()
+    sound = "sine=frequency=440:duration=35,volume=enable='between(t,20,20.6)':volume=0"
+    cut = process.cut(AnonymousFile.of(made(tmp_path, name, "-i", sound, "-c:a", codec)), 30.0).result(60)
+    assert 20 <= cut.ends[0] / cut.rate <= 20.6
+    assert cut.ends[1] / cut.rate == pytest.approx(35, abs=0.1)
+    process.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from pathlib import Path
+from contextlib import suppress
 
 import pytest
 from support.encoding import Job, begin
@@ -16,8 +16,13 @@ from llamafast.media.process import MediaProcess
 from llamafast.media.wire import Done, FromChild, Wire
 
 
-def n_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def is_open(file: os.stat_result) -> bool:
+    """Whether a descriptor of this process is of that file. How many there are in all other threads change."""
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(int(name)), file):
+                return True
+    return False
 
 
 @pytest.mark.parametrize(
@@ -26,14 +31,15 @@ def n_descriptors() -> int:
 def test_what_is_no_message_is_the_end(sent: bytes) -> None:
     ours, its = socket.socketpair()
     wire = Wire(ours, FromChild)
-    before = n_descriptors()
     file = AnonymousFile.of(b"rows")
+    identity = os.fstat(file.descriptor)
+    assert is_open(identity)
     if sent:
         socket.send_fds(its, [sent], [file.descriptor])
     del file
     its.close()
     assert wire.receive() is None
-    assert n_descriptors() <= before - 1
+    assert not is_open(identity)
     wire.close()
 
 
@@ -64,8 +70,15 @@ def test_a_process_that_cannot_be_started_leaves_nothing_open(monkeypatch: pytes
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no more processes")
 
+    pairs = []
+    socketpair = socket.socketpair
+
+    def opened() -> tuple[socket.socket, socket.socket]:
+        pairs.append(socketpair())
+        return pairs[-1]
+
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    before = n_descriptors()
+    monkeypatch.setattr(socket, "socketpair", opened)
     with pytest.raises(OSError, match="no more processes"):
         MediaProcess(begin()).start()
-    assert n_descriptors() <= before
+    assert [end.fileno() for pair in pairs for end in pair] == [-1, -1]

@@ -12,14 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 from support import stub_child
 from support.server_process import Process
+
+ASK = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "temperature": 0}
 
 # Children that have no model and start at once.
 STUBS = (
     "import sys; from llamafast.pool import children; from llamafast.cli import main; "
     f"children.COMMAND = (sys.executable, {stub_child.__file__!r}); sys.exit(main(['serve', sys.argv[1]]))"
 )
+# Children for which no read of a disk is too late, and whose disk gives way to nobody, however busy the machine is.
+_CHILD = (
+    "import sys; from llamafast.engine import disk_traffic, files; from llamafast.pool.child import main; "
+    "disk_traffic.LEAST_PATIENCE, files.NICENESS = 60.0, 0; sys.exit(main(int(sys.argv[1])))"
+)
+PATIENT = STUBS.replace(f"{stub_child.__file__!r}", f"'-c', {_CHILD!r}")
 
 
 class Server:
@@ -52,7 +61,7 @@ class Server:
     def unload(self, name: str) -> None:
         assert self.client.post("/models/unload", json={"model": name}, headers=self.root).json() == {"success": True}
 
-    def until(self, true: Callable[[], object], seconds: float = 20.0) -> None:
+    def until(self, true: Callable[[], object], seconds: float = 60.0) -> None:
         until = time.monotonic() + seconds
         while not true():
             assert self.process.poll() is None, self.process.log
@@ -61,7 +70,7 @@ class Server:
 
     def until_dead(self, children: list[int]) -> None:
         """Once it has ended itself."""
-        until = time.monotonic() + 5
+        until = time.monotonic() + 30
         while any(map(alive, children)):
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -80,7 +89,9 @@ class Server:
 
 
 @contextmanager
-def started(folder: Path, config: dict[str, Any], *, stubs: bool = False, wait: bool = True) -> Iterator[Server]:
+def started(
+    folder: Path, config: dict[str, Any], *, stubs: bool = False, patient: bool = False, wait: bool = True
+) -> Iterator[Server]:
     """Until it listens, and with ``wait`` until its startup models answer. Its own TMPDIR is below ``folder``."""
     folder.mkdir(exist_ok=True)
     (folder / "tmp").mkdir(exist_ok=True)
@@ -88,7 +99,8 @@ def started(folder: Path, config: dict[str, Any], *, stubs: bool = False, wait: 
     keys.write_text("secret-a name=alice\nsecret-b name=bob\nsecret-root name=root admin\n")
     keys.chmod(0o600)
     config = {**config, "server": {"port": 0, "api_key_file": str(keys), **config.get("server", {})}}
-    program = f"-c {shlex.quote(STUBS)}" if stubs else "-m llamafast serve"
+    code = STUBS if stubs else PATIENT if patient else None
+    program = "-m llamafast serve" if code is None else f"-c {shlex.quote(code)}"
     limits = f"export TMPDIR={shlex.quote(str(folder / 'tmp'))}"
     with Process(folder, config, program=program, limits=limits) as process:
         try:
@@ -117,3 +129,17 @@ def _state(pid: int) -> str:
 def said(frames: str) -> list[Any]:
     """The JSON events of an SSE body."""
     return [json.loads(one.removeprefix("data: ")) for one in frames.split("\n\n") if one.startswith("data: {")]
+
+
+def client_of(server: Server, key: str = "secret-a") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.base_url}/v1", api_key=key, max_retries=0)
+
+
+def answered(socket: Any, **fields: Any) -> dict[str, Any]:
+    """The response to a frame of /v1/responses, once it is complete."""
+    socket.send(json.dumps({"type": "response.create", **fields}))
+    while True:
+        event = json.loads(socket.recv(timeout=30))
+        assert event["type"] not in ("error", "response.failed"), event
+        if event["type"] in ("response.completed", "response.incomplete"):
+            return event["response"]

@@ -52,6 +52,14 @@ def test_memory_that_is_coming_back_is_waited_for() -> None:
     assert room_for(5, [going, loaded("b", 4, 2)], 10) == Wait(())
 
 
+def test_a_process_that_waits_itself_counts_and_nobody_goes_for_it() -> None:
+    weighed = Holder("a", Phase.WEIGHED, 2, False, 0)
+    assert room_for(9, [weighed], 10) == Wait(())
+    assert room_for(8, [weighed], 10) == Fits()
+    assert room_for(6, [weighed, loaded("b", 4, 2)], 10) == Wait(())
+    assert room_for(7, [weighed, loaded("b", 4, 2)], 10) == Evict(("b",))
+
+
 @given(st.integers(0, 20), HOLDERS, st.integers(0, 20))
 def test_laws(n_bytes: int, holders: list[Holder], max_bytes: int) -> None:
     by_name = {holder.name: holder for holder in holders}
@@ -64,7 +72,7 @@ def test_laws(n_bytes: int, holders: list[Holder], max_bytes: int) -> None:
         case Evict(names):
             chosen = [by_name[name] for name in names]
             assert all(one.phase is Phase.LOADED and not one.busy for one in chosen)
-            going = sum(holder.n_bytes for holder in holders if holder.phase is Phase.UNLOADING)
+            going = sum(one.n_bytes for one in holders if one.phase in (Phase.UNLOADING, Phase.WEIGHED))
             rest = total - going - sum(one.n_bytes for one in chosen)
             assert rest + n_bytes <= max_bytes < total + n_bytes
             # nobody goes in vain

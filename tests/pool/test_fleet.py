@@ -1,38 +1,19 @@
-"""Models that come and go, with children that are fakes and a clock that stands still: what others suffer from."""
+"""Who has room beside whom and who waits, with children that are fakes and a clock that stands still: what others
+suffer from."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import pytest
-from support.fake_child import FakeChild, Pool
+from support.fake_child import FakeChild, MakePool
 
 from llamafast.errors import (
-    EngineUnavailable,
-    ModelFailed,
-    ModelNotLoaded,
     ModelTooLarge,
     QueueFull,
     QueueTimeout,
 )
-from llamafast.pool.budget import PATIENCE_SECONDS
-
-MakePool = Callable[..., Pool]
-
-
-@pytest.fixture
-async def make() -> AsyncIterator[MakePool]:
-    pools: list[Pool] = []
-
-    def made(*arguments: Any, **options: Any) -> Pool:
-        pools.append(Pool(*arguments, **options))
-        return pools[-1]
-
-    yield made
-    for pool in pools:
-        await pool.close()
+from llamafast.pool.budget import PATIENCE_SECONDS, Holder, Phase
 
 
 async def test_twenty_first_requests_start_one_child(make: MakePool) -> None:
@@ -187,6 +168,35 @@ async def test_who_waits_for_busy_ones_has_no_process_meanwhile(make: MakePool) 
     assert pool["b"].counts["deaths"] == 0
 
 
+async def test_a_process_that_waits_for_an_eviction_counts_with_what_it_has(make: MakePool) -> None:
+    pool = make({"a": 6, "b": 6}, 10)
+    pool.prepare["a"] = lambda child: child.may_end.clear()
+    pool.prepare["b"] = lambda child: setattr(child, "peak", 2)
+    await pool.use("a")
+    waiting = await pool.ask("b")
+    assert (pool["b"].state.word, pool["b"].n_bytes) == ("loading", 2)
+    assert pool["b"].holds == Holder("b", Phase.WEIGHED, 2, False, 0.0)
+    pool.children["a"][0].may_end.set()
+    await pool.settle()
+    assert waiting.done()
+    assert pool["b"].n_bytes == 6
+
+
+async def test_nothing_loads_into_the_memory_of_processes_that_wait_behind_it(make: MakePool) -> None:
+    pool = make({"a": 9, "b": 1, "c": 1}, 10, load="startup")
+    for name in "bc":
+        pool.prepare[name] = lambda child: (setattr(child, "peak", 2), child.may_end.clear())
+    await pool.settle()
+    assert all(pool.children[name][0].ending for name in "bc")
+    for name in "bc":
+        assert not pool.children["a"][0].loading
+        assert pool.loaded_names == set()
+        pool.children[name][0].may_end.set()
+        await pool.settle()
+    assert pool.loaded_names >= {"a"}
+    assert pool["a"].counts["deaths"] == pool["b"].counts["deaths"] == 0
+
+
 async def test_requests_get_their_turn_in_order_of_arrival(make: MakePool) -> None:
     pool = make({"a": 6, "b": 6, "c": 6}, 10)
     await (await pool.ask("a"))
@@ -246,326 +256,3 @@ async def test_so_many_wait_and_no_more(make: MakePool) -> None:
         await (await pool.ask("a"))
     for task in tasks:
         task.cancel()
-
-
-async def test_the_time_to_live_counts_from_the_end_of_the_last_answer(make: MakePool) -> None:
-    pool = make({"a": 5}, 10, ttl_seconds=60)
-    await (await pool.ask("a"))
-    await (await pool.ask("a"))
-    await pool.settle(seconds=100)
-    pool.fleet.leave(pool["a"])
-    await pool.settle(seconds=100)
-    assert pool.loaded_names == {"a"}  # one is answered still
-    pool.fleet.leave(pool["a"])
-    await pool.settle(seconds=59)
-    assert pool.loaded_names == {"a"}
-    await pool.settle(seconds=2)
-    assert pool.loaded_names == set()
-    assert pool.fleet.ready
-    await pool.use("a")
-    assert len(pool.children["a"]) == 2
-
-
-@pytest.mark.parametrize(("hint", "stays", "goes"), [(5, 4, 2), (300, 299, 2), (0, None, 0), (-1, 10**9, None)])
-async def test_a_request_may_say_how_long(make: MakePool, hint: float, stays: float | None, goes: float | None) -> None:
-    """ollama PR#8029: and that is never a reason to load it again."""
-    pool = make({"a": 5}, 10, ttl_seconds=60)
-    await pool.use("a", ttl_seconds=hint)
-    if stays is not None:
-        await pool.settle(seconds=stays)
-        assert pool.loaded_names == {"a"}
-    if goes is not None:
-        await pool.settle(seconds=goes)
-        assert pool.loaded_names == set()
-    assert len(pool.children["a"]) == 1
-
-
-async def test_what_is_there_from_the_start_stays_whatever_a_client_says(make: MakePool) -> None:
-    pool = make({"a": 5}, 10, load="startup")
-    await pool.settle()
-    assert pool.loaded_names == {"a"}
-    await pool.use("a", ttl_seconds=0)
-    await pool.settle(seconds=10)
-    assert pool.loaded_names == {"a"}
-
-
-async def test_ready_once_all_are_loaded_that_are_to_be_from_the_start(make: MakePool) -> None:
-    pool = make({"a": 5, "b": 5}, 10, models={"a": {"load": "startup"}})
-    assert not pool.fleet.ready
-    await pool.settle()
-    assert pool.fleet.ready
-    assert pool.loaded_names == {"a"}
-
-
-async def test_at_the_start_nobody_pushes_another_out(make: MakePool) -> None:
-    pool = make({"a": 6, "b": 6}, 10, load="startup")
-    await pool.settle()
-    await pool.settle()
-    assert pool.loaded_names == {"a"}
-    assert pool.fleet.ready
-    await pool.use("b")
-    assert pool.loaded_names == {"b"}
-
-
-async def test_at_the_start_the_configs_first_have_the_room(make: MakePool) -> None:
-    """Whichever reads its file's head first."""
-    pool = make({"a": 6, "b": 6, "c": 6}, 10, load="startup", models={"c": {"load": "on_demand"}})
-    read = asyncio.Event()
-
-    async def begin() -> int:
-        await read.wait()
-        return 6
-
-    pool.prepare["a"] = lambda child: setattr(child, "begin", begin)
-    await pool.settle()
-    assert pool["b"].need == 6
-    assert pool.loaded_names == set()
-    asked = await pool.ask("c")
-    assert asked.done()  # who is waited for does not wait for what nobody waits for
-    pool.fleet.leave(pool["c"])
-    pool.fleet.unload(pool["c"])
-    await pool.settle()
-    read.set()
-    await pool.settle()
-    assert pool.loaded_names == {"a"}
-
-
-async def test_a_model_that_dies_is_loaded_again_after_a_while_that_grows(make: MakePool) -> None:
-    pool = make({"a": 5}, 10, load="startup")
-    await pool.settle()
-    pool.children["a"][0].die(-11)
-    await pool.settle()
-    assert not pool.fleet.ready
-    assert pool["a"].exit_code == -11
-    await pool.settle(seconds=0.9)
-    assert len(pool.children["a"]) == 1
-    await pool.settle(seconds=0.2)
-    assert pool.loaded_names == {"a"}
-    pool.children["a"][1].die(-11)
-    await pool.settle()
-    await pool.settle(seconds=1.5)
-    assert len(pool.children["a"]) == 2
-    await pool.settle(seconds=1)
-    assert pool.loaded_names == {"a"}
-    assert pool.fleet.ready
-
-
-async def test_three_deaths_within_a_minute_are_enough_until_an_administrator_says_so(make: MakePool) -> None:
-    pool = make({"a": 5, "b": 5}, 10, load="startup")
-    await pool.settle()
-    for _ in range(3):
-        pool.children["a"][-1].die(-6)
-        await pool.settle()
-        await pool.settle(seconds=10)
-    await pool.settle(seconds=1000)
-    assert len(pool.children["a"]) == 3
-    assert not pool.fleet.ready
-    assert pool["a"].failed
-    with pytest.raises(ModelFailed, match="ended by signal 6"):
-        await pool.fleet.enter(pool["a"])
-    assert pool.loaded_names == {"b"}  # who has nothing to do with it
-    pool.fleet.load(pool["a"])
-    await pool.settle()
-    assert pool.loaded_names == {"a", "b"}
-    assert pool.fleet.ready
-
-
-async def test_deaths_far_apart_are_not_too_many(make: MakePool) -> None:
-    pool = make({"a": 5}, 10, load="startup")
-    await pool.settle()
-    for _ in range(10):
-        pool.children["a"][-1].die(-6)
-        await pool.settle()
-        await pool.settle(seconds=70)
-        assert pool.loaded_names == {"a"}
-
-
-async def test_a_death_while_it_loads_is_tried_again_for_those_who_wait(make: MakePool) -> None:
-    pool = make({"a": 5}, 10)
-    pool.prepare["a"] = lambda child: child.may_load.clear()
-    waiting = await pool.ask("a")
-    pool.prepare.clear()
-    pool.children["a"][0].die(-9)
-    await pool.settle()
-    assert not waiting.done()
-    await pool.settle(seconds=1.1)
-    assert waiting.done()
-
-
-async def test_a_death_just_before_it_answers_is_noticed(make: MakePool) -> None:
-    pool = make({"a": 5}, 10)
-    said: list[str] = []
-
-    async def loaded(member: Any) -> None:
-        if not said:
-            said.append("loaded")
-            pool.children["a"][0].die(-9)
-            await asyncio.sleep(0)
-
-    pool.loaded = loaded  # type: ignore[method-assign]
-    waiting = await pool.ask("a")
-    assert not waiting.done()
-    assert pool["a"].state.word == "unloaded"
-    await pool.settle(seconds=1.1)
-    assert waiting.done()
-    assert pool["a"].child is pool.children["a"][1]
-
-
-async def test_a_model_is_loaded_whatever_is_not_learned_of_it(make: MakePool) -> None:
-    pool = make({"a": 5}, 10)
-
-    async def loaded(member: Any) -> None:
-        raise ValueError("its list is none")
-
-    pool.loaded = loaded  # type: ignore[method-assign]
-    await pool.use("a")
-    assert pool.loaded_names == {"a"}
-    assert pool["a"].counts["deaths"] == 0
-
-
-async def test_a_model_that_cannot_be_loaded_is_told_at_once(make: MakePool) -> None:
-    pool = make({"a": 5}, 10)
-    pool.prepare["a"] = lambda child: setattr(child, "refusal", "a.gguf: no such file")
-    with pytest.raises(ModelNotLoaded, match=r"a\.gguf: no such file"):
-        await (await pool.ask("a"))
-    assert pool["a"].counts["deaths"] == 1
-
-
-async def test_a_refusal_is_tried_again_by_the_next_request_and_by_nobody_else(make: MakePool) -> None:
-    pool = make({"a": 5}, 10)
-    pool.prepare["a"] = lambda child: setattr(child, "refusal", "a.gguf: no such file")
-    for n in range(1, 5):
-        with pytest.raises(ModelNotLoaded, match=r"a\.gguf: no such file"):
-            await (await pool.ask("a"))
-        await pool.settle(seconds=5)
-        assert len(pool.children["a"]) == n
-    pool.fleet.load(pool["a"])
-    for _ in range(5):
-        await pool.settle(seconds=30)
-    assert len(pool.children["a"]) == 5
-    assert not pool["a"].failed
-    pool.prepare.clear()
-    await pool.use("a")
-    assert pool.loaded_names == {"a"}
-
-
-async def test_what_is_to_be_there_from_the_start_is_tried_three_times(make: MakePool) -> None:
-    pool = make({"a": 5}, 10, load="startup")
-    pool.prepare["a"] = lambda child: setattr(child, "refusal", "a.gguf: no such file")
-    for _ in range(8):
-        await pool.settle(seconds=5)
-    assert len(pool.children["a"]) == 3
-    pool.fleet.load(pool["a"])
-    for _ in range(8):
-        await pool.settle(seconds=5)
-    assert len(pool.children["a"]) == 6
-    with pytest.raises(ModelFailed):
-        await pool.fleet.enter(pool["a"])
-
-
-async def test_deaths_of_what_an_administrator_wants_back_are_counted(make: MakePool) -> None:
-    pool = make({"a": 5}, 10)
-    await pool.use("a", ttl_seconds=0)
-    await pool.settle(seconds=1)
-    pool.prepare["a"] = lambda child: child.die(-9)
-    pool.fleet.load(pool["a"])
-    for _ in range(8):
-        await pool.settle(seconds=5)
-    assert len(pool.children["a"]) == 4
-    assert pool["a"].failed
-
-
-async def test_an_administrator_loads_and_unloads(make: MakePool) -> None:
-    pool = make({"a": 6, "b": 6}, 10)
-    pool.fleet.load(pool["a"])
-    await pool.settle()
-    assert pool.loaded_names == {"a"}
-    pool.fleet.load(pool["b"])  # makes room as a request does
-    await pool.settle()
-    assert pool.loaded_names == {"b"}
-    pool.fleet.unload(pool["b"])
-    await pool.settle()
-    assert pool.loaded_names == set()
-    assert [state for name, state in pool.states if name == "a"] == [
-        "loading", "loading", "loaded", "unloading", "unloaded",
-    ]  # fmt: skip
-
-
-async def test_unloading_what_loads_ends_it_and_is_no_failure(make: MakePool) -> None:
-    pool = make({"a": 6}, 10)
-    pool.prepare["a"] = lambda child: child.may_load.clear()
-    pool.fleet.load(pool["a"])
-    await pool.settle()
-    pool.fleet.unload(pool["a"])
-    await pool.settle()
-    assert pool.children["a"][0].gone.done()
-    assert pool["a"].counts["deaths"] == 0
-    assert pool["a"].state.word == "unloaded"
-
-
-async def test_what_has_been_told_to_end_is_not_loaded(make: MakePool) -> None:
-    pool = make({"a": 6, "b": 6}, 10)
-    pool.prepare["b"] = lambda child: child.may_end.clear()
-    await (await pool.ask("a"))
-    waiting = await pool.ask("b")
-    (weighed,) = pool.children["b"]
-    pool.fleet.unload(pool["b"])
-    pool.fleet.leave(pool["a"])
-    await pool.settle()
-    assert not weighed.loaded
-    pool.prepare.clear()
-    weighed.may_end.set()
-    await pool.settle()
-    assert waiting.result() is pool.children["b"][1].door
-
-
-async def test_what_has_been_told_to_end_while_it_loads_is_not_loaded(make: MakePool) -> None:
-    pool = make({"a": 6}, 10)
-
-    def hold(child: FakeChild) -> None:
-        child.may_load.clear()
-        child.may_end.clear()
-
-    pool.prepare["a"] = hold
-    pool.fleet.load(pool["a"])
-    await pool.settle()
-    (first,) = pool.children["a"]
-    pool.fleet.unload(pool["a"])
-    await pool.settle()
-    first.may_load.set()  # it was about to be ready
-    pool.prepare.clear()
-    waiting = await pool.ask("a")
-    assert not waiting.done()
-    first.may_end.set()
-    await pool.settle(seconds=2)
-    assert waiting.result() is pool.children["a"][1].door
-
-
-async def test_a_request_that_comes_while_it_unloads_brings_it_back(make: MakePool) -> None:
-    pool = make({"a": 6}, 10)
-    pool.prepare["a"] = lambda child: child.may_end.clear()
-    await pool.use("a")
-    pool.fleet.unload(pool["a"])
-    waiting = await pool.ask("a")
-    assert not waiting.done()
-    pool.prepare.clear()
-    pool.children["a"][0].may_end.set()
-    await pool.settle()
-    assert waiting.done()
-    assert len(pool.children["a"]) == 2
-
-
-async def test_the_end_waits_for_what_runs_and_refuses_the_rest(make: MakePool) -> None:
-    pool = make({"a": 6, "b": 6}, 10)
-    await (await pool.ask("a"))
-    waiting = await pool.ask("b")
-    closing = asyncio.create_task(pool.fleet.close(30))
-    await pool.settle()
-    with pytest.raises(EngineUnavailable, match="shutting down"):
-        await waiting
-    with pytest.raises(EngineUnavailable, match="shutting down"):
-        await pool.fleet.enter(pool["a"])
-    assert not closing.done()
-    pool.fleet.leave(pool["a"])
-    await closing
-    assert all(child.gone.done() for children in pool.children.values() for child in children)

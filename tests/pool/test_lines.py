@@ -24,7 +24,7 @@ from llamafast.pool.children import Door
 from llamafast.pool.sockets import PooledSession
 from llamafast.pool.tenants import HEADER, ToldKeys
 
-SECONDS = 5.0
+SECONDS = 30.0
 
 
 class Client:

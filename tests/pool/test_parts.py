@@ -77,8 +77,10 @@ def test_any_bytes_are_asked_or_refused(body: bytes) -> None:
 @pytest.mark.parametrize("admin", [False, True])
 def test_whose_a_request_is_arrives_as_it_was_told(tenant: Tenant, admin: bool) -> None:
     keys = ToldKeys("s3cret")
-    key = keys.authenticate({HEADER: told(tenant, admin, "s3cret")})
+    key = keys.authenticate({HEADER: told(tenant, admin, "s3cret", "192.0.2.7")})
     assert keys.tenant(key) == tenant
+    assert key is not None
+    assert key.peer == "192.0.2.7"
     if admin:
         keys.require_admin(key)
     else:
@@ -130,7 +132,6 @@ def test_a_connection_of_a_client_takes_one_to_a_model_along(monkeypatch: pytest
     assert limits(server, 2)["backpressure"] == server.max_connections
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_memory_is_that_of_a_process_and_all_below_it() -> None:
     eats = "b = bytearray(b'x' * {0}); print('.', flush=True); "
     below = f"import sys; {eats.format(40_000_000)} sys.stdin.read()"
@@ -228,3 +229,10 @@ async def test_a_server_that_leaves_in_the_middle(folder: Path) -> None:
     async with await asyncio.start_unix_server(leave, folder / "s"), client(folder / "s") as http:
         with pytest.raises(httpcore2.RemoteProtocolError):
             await http.request("GET", "http://x/", headers=[(b"host", b"x")])
+
+
+@pytest.mark.parametrize("long", ["1s" * 1000, "1" * 1000 + "s", "-" + "1h" * 33])
+def test_how_long_is_said_in_a_few_characters(long: str) -> None:
+    """A pattern that repeats takes memory for each time: hundreds of bytes for each of some millions."""
+    with pytest.raises(InvalidRequest, match="keep_alive"):
+        seconds(long)

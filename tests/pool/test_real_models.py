@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from pool.processes import Server, alive, started
+from pool.processes import ASK, alive, answered, client_of, started
 from websockets.sync.client import connect
 
 pytestmark = pytest.mark.scale
-
-SMALL = {"n_ctx": 1024, "n_seq_max": 8, "n_batch": 256, "n_ubatch": 256, "threads": 1}
-ASK = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "temperature": 0}
-
-
-@pytest.fixture
-def chat(tiny_model: Callable[[str], Path]) -> dict[str, Any]:
-    return {"alias": "chat", "path": str(tiny_model("tiny-scripted")), **SMALL}
-
-
-@pytest.fixture
-def other(tiny_model: Callable[[str], Path]) -> dict[str, Any]:
-    return {"alias": "other", "path": str(tiny_model("tiny-llama")), "load": "on_demand", **SMALL}
-
-
-def client_of(server: Server, key: str = "secret-a") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.base_url}/v1", api_key=key, max_retries=0)
 
 
 def test_chat_and_embeddings_of_two_models(folder: Path, chat: dict[str, Any], minilm: Path) -> None:
@@ -104,63 +84,12 @@ def test_a_model_that_is_not_there_is_told(folder: Path, chat: dict[str, Any]) -
         assert server.client.post("/v1/chat/completions", json={**ASK, "model": "chat"}).status_code == 200
 
 
-def test_kills_of_a_real_child_cost_its_own_requests_and_nobody_elses(
-    folder: Path, chat: dict[str, Any], other: dict[str, Any]
-) -> None:
-    wrong: list[object] = []
-    done = threading.Event()
-    with started(folder, {"models": [chat, other]}) as server:
-        (bystander,) = server.children()
-
-        def listen() -> None:
-            with client_of(server) as client:
-                while not done.is_set():
-                    answer = client.chat.completions.create(model="chat", **ASK)
-                    if not answer.choices[0].message.content:
-                        wrong.append(answer)
-
-        listener = threading.Thread(target=listen)
-        listener.start()
-        for _ in range(6):
-            server.load("other")
-            server.until_state("other", "loaded")
-            (victim,) = set(server.children()) - {bystander}
-            body = {"model": "other", "prompt": "x", "max_tokens": 900, "stream": True, "ignore_eos": True}
-            with server.client.stream("POST", "/v1/completions", json=body) as answer:
-                lines = answer.iter_lines()
-                next(lines)
-                os.kill(victim, signal.SIGKILL)
-                *_, last = [line for line in lines if line]
-            assert "model_died" in last or last == "data: [DONE]"  # tiny models are fast
-            server.until(lambda: server.states()["other"] != "loaded")
-        # over a WebSocket it is an error too, and the socket stays open for what comes next
-        server.load("other")
-        server.until_state("other", "loaded")
-        (victim,) = set(server.children()) - {bystander}
-        url = f"ws://127.0.0.1:{server.process.port}/v1/responses"
-        with connect(url, additional_headers={"authorization": "Bearer secret-a"}) as socket:
-            os.kill(victim, signal.SIGSTOP)
-            socket.send(json.dumps({"type": "response.create", "model": "other", "input": "x", "stream_id": "s"}))
-            assert answered(socket, model="chat", input="x", max_output_tokens=4)["model"] == "chat"
-            os.kill(victim, signal.SIGKILL)
-            event = json.loads(socket.recv(timeout=20))
-            assert (event["type"], event["status"], event["stream_id"]) == ("error", 502, "s")
-            assert event["error"]["code"] == "model_died"
-            server.load("other")
-            assert answered(socket, model="other", input="x", max_output_tokens=4)["model"] == "other"
-        done.set()
-        listener.join()
-        assert wrong == []
-        assert bystander in server.children()
-        assert "Traceback" not in server.process.log
-
-
 def test_two_models_two_keys_one_folder_stored_responses_and_a_socket(
     folder: Path, chat: dict[str, Any], other: dict[str, Any]
 ) -> None:
     disk = folder / "disk"
     config = {"models": [chat, other], "disk_cache": {"path": str(disk), "max_bytes": 10**8, "min_tokens": 16}}
-    with started(folder, config) as server:
+    with started(folder, config, patient=True) as server:
         url = f"ws://127.0.0.1:{server.process.port}/v1/responses"
         ids: dict[tuple[str, str], str] = {}
         for key in ("a", "b"):
@@ -200,21 +129,14 @@ def test_two_models_two_keys_one_folder_stored_responses_and_a_socket(
         assert "Traceback" not in server.process.log
 
 
-def answered(socket: Any, **fields: Any) -> dict[str, Any]:
-    socket.send(json.dumps({"type": "response.create", **fields}))
-    while True:
-        event = json.loads(socket.recv(timeout=30))
-        assert event["type"] not in ("error", "response.failed"), event
-        if event["type"] in ("response.completed", "response.incomplete"):
-            return event["response"]
-
-
 def test_nobody_but_the_parent_reaches_a_child_and_it_ends_with_it(folder: Path, chat: dict[str, Any]) -> None:
     with started(folder, {"models": [chat]}) as server:
         (private,) = (folder / "tmp").glob("llamafast-pool-*")
         assert private.stat().st_mode & 0o077 == 0
         (place,) = [one for one in private.iterdir() if one.is_socket()]
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(place)), base_url="http://localhost") as client:
+        with httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(place)), base_url="http://localhost", timeout=60
+        ) as client:
             for headers in ({}, {"x-api-key": "secret-root"}, {"x-llamafast-tenant": 'x {"tenant":{},"admin":true}'}):
                 assert client.get("/v1/models", headers=headers).status_code == 401
                 assert client.post("/v1/completions", json={"prompt": "x"}, headers=headers).status_code == 401
@@ -223,8 +145,8 @@ def test_nobody_but_the_parent_reaches_a_child_and_it_ends_with_it(folder: Path,
         (child,) = server.children()
         assert b"LLAMAFAST_API_KEY" not in Path(f"/proc/{child}/environ").read_bytes()
         server.process.send_signal(signal.SIGKILL)
-        server.process.wait(10)
-        until = time.monotonic() + 5
+        server.process.wait(30)
+        until = time.monotonic() + 30
         while alive(child):
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -250,8 +172,8 @@ def test_the_end_comes_in_time_and_answers_that_it_cuts_say_so(folder: Path, oth
         server.unload("unloaded")
         began = time.monotonic()
         server.process.terminate()
-        assert server.process.wait(20) == 0
-        assert time.monotonic() - began < 0.5 + 2.5
+        assert server.process.wait(30) == 0
+        assert time.monotonic() - began < 0.5 + 15
         for reader in readers:
             reader.join()
         for events in lines.values():

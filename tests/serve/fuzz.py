@@ -78,7 +78,7 @@ def run(folder: Path, n_requests: int, seed: int, model: str = "tiny-scripted") 
             process.until_serving()
             found, statuses = asyncio.run(faults(process.port, n_requests, seed))
             process.terminate()
-            process.wait(20)
+            process.wait(30)
         finally:
             process.kill()
     if process.returncode != 0:

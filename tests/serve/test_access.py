@@ -74,9 +74,9 @@ def test_a_client_needs_a_key(process: Process) -> None:
     assert may_ask(process, "secret-a")
     assert not may_ask(process, "secret-c")
     url = f"http://127.0.0.1:{process.port}"
-    assert httpx.get(f"{url}/healthz").status_code == 200
-    assert httpx.get(f"{url}/metrics").status_code == 401
-    assert httpx.get(f"{url}/metrics", headers={"x-api-key": "secret-b"}).status_code == 200
+    assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200
+    assert httpx.get(f"{url}/metrics", timeout=60).status_code == 401
+    assert httpx.get(f"{url}/metrics", headers={"x-api-key": "secret-b"}, timeout=60).status_code == 200
 
 
 def test_a_socket_needs_one_too(process: Process) -> None:
@@ -103,7 +103,7 @@ def test_a_socket_needs_one_too(process: Process) -> None:
 )
 def test_browsers_are_told_apart(process: Process, headers: dict[str, str], status: int) -> None:
     url = f"http://127.0.0.1:{process.port}/v1/models"
-    reply = httpx.get(url, headers={"authorization": "Bearer secret-a", **headers})
+    reply = httpx.get(url, headers={"authorization": "Bearer secret-a", **headers}, timeout=60)
     assert reply.status_code == status
     readable = reply.headers.get("access-control-allow-origin")
     assert readable == ("https://chat.example" if "chat" in headers.get("origin", "") else None)
@@ -134,15 +134,15 @@ def test_an_administrator_resets_the_cache(process: Process) -> None:
     prompt = [42 + k % 180 for k in range(600)]
     assert cached(process, "secret-a", prompt) == 0
     url = f"http://127.0.0.1:{process.port}/reset_prefix_cache"
-    assert httpx.post(url, headers={"x-api-key": "secret-a"}).status_code == 403
-    reply = httpx.post(url, headers={"x-api-key": "secret-root"})
+    assert httpx.post(url, headers={"x-api-key": "secret-a"}, timeout=60).status_code == 403
+    reply = httpx.post(url, headers={"x-api-key": "secret-root"}, timeout=60)
     assert reply.status_code == 200
     assert reply.json()["freed_bytes"] > 0
     assert cached(process, "secret-a", prompt) == 0
 
 
 def until(process: Process, text: str) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while text not in process.log:
         assert time.monotonic() < deadline, process.log
         time.sleep(0.01)

@@ -16,12 +16,14 @@ from recipes import tiny_lora
 from serve.conftest import model_config
 
 NAMES = ("one", "two", "three")
+ACTIVATED = "judge"
 
 
 @pytest.fixture(scope="module")
 def server(tiny_model: Callable[[str], Path]) -> Iterator[Server]:
     files = ("lora-tiny-llama", "lora-tiny-llama-2", "lora-tiny-llama-3")
     loras = [{"path": str(tiny_lora.build(file)), "name": name} for file, name in zip(files, NAMES, strict=True)]
+    loras.append({"path": str(tiny_lora.build("alora-tiny-llama")), "name": ACTIVATED})
     config = {"alias": "tiny", "loras": loras, "embedding": True}
     with serving(lambda port: model_config(tiny_model("tiny-llama"), port, **config), None) as server:
         yield server
@@ -44,8 +46,8 @@ async def said(client: openai.AsyncOpenAI, model: str, k: int = 0, **more: Any) 
 
 async def test_all_are_asked_at_once(client: Any) -> None:
     models = {model.id: model.model_extra.get("parent") async for model in client.models.list()}
-    assert models == {"tiny": None} | dict.fromkeys(NAMES, "tiny")
-    asked = [(model, k) for k in range(4) for model in models]
+    assert models == {"tiny": None} | dict.fromkeys((*NAMES, ACTIVATED), "tiny")
+    asked = [(model, k) for k in range(4) for model in ("tiny", *NAMES)]
     alone = [await said(client, model, k) for model, k in asked]
     assert len(set(alone)) == len(asked)
     assert await asyncio.gather(*(said(client, model, k) for model, k in asked)) == alone
@@ -54,12 +56,29 @@ async def test_all_are_asked_at_once(client: Any) -> None:
 
 
 async def test_what_there_is_not_is_refused(client: Any) -> None:
-    with pytest.raises(openai.NotFoundError, match="this server has 'tiny', 'one', 'two', 'three'"):
+    with pytest.raises(openai.NotFoundError, match="this server has 'tiny', 'one', 'two', 'three', 'judge'"):
         await said(client, "four")
-    with pytest.raises(openai.BadRequestError, match="no adapter 3"):
-        await said(client, "tiny", lora=[{"id": 3, "scale": 1}])
+    with pytest.raises(openai.BadRequestError, match="no adapter 4"):
+        await said(client, "tiny", lora=[{"id": 4, "scale": 1}])
     with pytest.raises(openai.NotFoundError):
         await client.embeddings.create(model="four", input="x")
+
+
+async def test_one_that_a_prompt_activates_shares_what_the_model_has_computed(client: Any) -> None:
+    *_, listed = [model async for model in client.models.list()]
+    prompt = [*range(40, 100), *listed.model_extra["alora_invocation_tokens"], 90]
+    texts = {}
+    for model, cached in (("tiny", 0), (ACTIVATED, 60), (ACTIVATED, len(prompt) - 1)):
+        answer = await client.completions.create(
+            model=model, prompt=prompt, max_tokens=24, temperature=0, extra_body={"ignore_eos": True}
+        )
+        assert answer.usage.prompt_tokens_details.cached_tokens == cached
+        texts.setdefault(model, answer.choices[0].text)
+        assert answer.choices[0].text == texts[model]
+    assert len(set(texts.values())) == 2
+    assert await said(client, ACTIVATED) == await said(client, "tiny")
+    with pytest.raises(openai.BadRequestError, match="an activated one"):
+        await client.embeddings.create(model=ACTIVATED, input="x")
 
 
 async def test_vectors_are_of_whom_they_are_asked(client: Any) -> None:
@@ -146,7 +165,7 @@ async def test_an_administrator_loads_and_unloads_them(changed: Server) -> None:
         assert 'max_lora="4",running_lora_adapters="one",waiting_lora_adapters=""' in info
         assert float(info.split()[-1]) > 1.7e9
         await stream.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     await unload("one")

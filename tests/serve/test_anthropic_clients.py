@@ -116,6 +116,7 @@ def test_an_asynchronous_client_and_one_that_leaves(checks: dict[str, Any]) -> N
     assert checks["async stream"]["blocks"] == ANSWERS["think"]
 
 
+@pytest.mark.heavy
 def test_vercels_ai_sdk(url: str) -> None:
     saw = run_node(installed(Path(__file__).with_name("anthropic_client.mjs")), f"{url}/v1")
     for trigger, reasoning, text, calls in (

@@ -77,9 +77,12 @@ def test_each_line_has_its_result(engine: list[object], tmp_path: Path) -> None:
     statuses = [told[name]["response"]["status_code"] for name in ("bad", "nowhere")]
     assert statuses == [400, 404]
     assert told["bad"]["response"]["body"]["error"]["param"] == "n"
+    failures = f"llamafast: {tmp_path}/out: 2 of its answers failed; each says why\n"
+    assert done.stderr.endswith(failures)
     # again: nothing is left, and the failures are not forgotten
     before = (tmp_path / "out").read_bytes()
-    assert batch(*engine, given, tmp_path / "out").returncode == 1
+    again = batch(*engine, given, tmp_path / "out")
+    assert (again.returncode, again.stderr) == (1, failures)
     assert (tmp_path / "out").read_bytes() == before
 
 
@@ -100,7 +103,7 @@ def test_an_interruption_costs_what_was_under_way_and_leaves_nobody_behind(
         process.wait(30)
     n_done = out.read_bytes().count(b"\n")
     assert 20 <= n_done < 400
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     while (left := serving(tmp_path)) and time.monotonic() < until:
         time.sleep(0.05)
     assert not left
@@ -132,14 +135,31 @@ def test_a_server_that_dies_ends_the_batch(tiny_model: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.heavy
+def test_a_full_disk_is_told_and_the_batch_goes_on_later(scripted_server: Server, tmp_path: Path) -> None:
+    given = written(tmp_path / "in", *(ask(f"r{i}") for i in range(60)))
+    url, out = f"http://127.0.0.1:{scripted_server.port}", tmp_path / "out"
+    command = [sys.executable, "-m", "llamafast", "batch", "--url", url, given, out]
+    room = f"ulimit -f 8; exec {' '.join(map(str, command))}"  # KiB
+    done = subprocess.run(["bash", "-c", room], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "out: File too large; the batch goes on from here when it is run again" in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert 0 < out.stat().st_size <= 8192
+    n_done = len(results(out))
+    assert 0 < n_done < 60
+    assert batch("--url", url, given, out).returncode == 0
+    assert results(out).keys() == {f"r{i}" for i in range(60)}
+
+
+@pytest.mark.heavy
 def test_what_cannot_be_run(tmp_path: Path) -> None:
     given = written(tmp_path / "in", ask("a"))
     for arguments, told in (
         ([tmp_path / "none.gguf", given, tmp_path / "out"], "none.gguf"),
         ([tmp_path / "none.json", given, tmp_path / "out"], "none.json"),
         (["--url", "nowhere", given, tmp_path / "out"], "no address"),
+        ([given, tmp_path / "out"], "which model?"),
     ):
         done = batch(*arguments)
         assert (done.returncode, told in done.stderr) == (1, True), done.stderr
-    assert batch(given, tmp_path / "out").returncode == 2
     assert batch("--url", "http://x", tmp_path / "cfg.json", given, tmp_path / "out").returncode == 2

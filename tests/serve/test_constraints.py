@@ -59,6 +59,22 @@ def test_langchain_gets_its_structured_output(smollm2_server, method):
         assert isinstance(model.with_structured_output(Person, method=method).invoke(question), Person)
 
 
+def test_what_a_client_predicts_is_drafted_under_its_schema(real):
+    """Whether that is right or wrong, the answer is the same."""
+    options = {
+        "model": "smollm2-135m", "temperature": 0, "max_tokens": 60,
+        "messages": [{"role": "user", "content": "Anna Featherstone of Ljubljana is 31. Who is she?"}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}},
+    }  # fmt: skip
+    alone = real.chat.completions.create(**options)
+    text = alone.choices[0].message.content
+    for predicted, least, most in ((text, 5, 60), (text.replace(":", " :"), 0, 60), ("no JSON at all", 0, 0)):
+        answer = real.chat.completions.create(**options, prediction={"type": "content", "content": predicted})
+        assert answer.choices[0].message.content == text
+        assert answer.usage.completion_tokens == alone.usage.completion_tokens
+        assert least <= answer.usage.completion_tokens_details.accepted_prediction_tokens <= most
+
+
 def test_a_stream_is_the_same_text(real):
     options = {
         "model": "smollm2-135m", "messages": [{"role": "user", "content": "Describe a cat as JSON."}],
@@ -106,7 +122,8 @@ def random_schema(rng: random.Random, depth: int = 0) -> dict:
     return {"type": "object", "properties": named, "required": required, "additionalProperties": False}
 
 
-def test_five_hundred_schemas_at_temperature_one(tiny):
+@pytest.mark.parametrize("n", [100, pytest.param(500, marks=pytest.mark.heavy)])
+def test_hundreds_of_schemas_at_temperature_one(tiny, n):
     """Whatever the weights want to say: an answer that ended is valid, one that was cut is the beginning of one."""
 
     def one(seed: int) -> tuple[dict, str, str]:
@@ -119,7 +136,7 @@ def test_five_hundred_schemas_at_temperature_one(tiny):
         return schema, answer.choices[0].message.content, answer.choices[0].finish_reason
 
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(one, range(500)))
+        answers = list(pool.map(one, range(n)))
     ended = 0
     for schema, text, reason in answers:
         if reason == "stop":
@@ -129,7 +146,7 @@ def test_five_hundred_schemas_at_temperature_one(tiny):
             # the last token may have completed it
             verdict = check(schema, text)
             assert verdict.reason is None or verdict.reason.startswith("not complete"), (schema, text)
-    assert ended > 200
+    assert ended > 0.4 * n
 
 
 def record(**named: dict) -> dict:

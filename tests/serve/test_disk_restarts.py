@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.server_process import Process
+from support.server_process import PATIENT, Process
 
 from llamafast.series import DISK_SERIES
 
@@ -24,7 +24,7 @@ def start(tmp_path: Path, model: Path) -> Process:
         "model": {"path": str(model), "alias": "tiny", "n_ctx": 4096, "threads": 1},
         "disk_cache": {"path": str(tmp_path / "disk"), "max_bytes": 10**9},
     }
-    process = Process(tmp_path, config)
+    process = Process(tmp_path, config, program=PATIENT)
     process.until_serving()
     return process
 
@@ -50,13 +50,15 @@ def series(process: Process) -> dict[str, float]:
 
 
 def until(process: Process, name: str, least: float) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while series(process)[name] < least:
         assert time.monotonic() < end
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=lambda end: end.name)
+@pytest.mark.parametrize(
+    "end", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.heavy)], ids=lambda end: end.name
+)
 def test_a_prompt_is_found_again_by_the_next_server(tmp_path: Path, tiny_model: Any, end: signal.Signals) -> None:
     process = start(tmp_path, tiny_model("tiny-llama"))
     first = ask(process, PROMPT)
@@ -98,10 +100,7 @@ def test_prompts_after_a_long_warm_up_are_found_as_the_first_ones_were(tmp_path:
     try:
         until(process, "llamafast:disk_cache_entries", 640)
         hits = [cached(ask(process, prompt)) for prompt in prompts]
-        assert set(hits) <= {0, len(PROMPT) + 1}
-        # nobody waits for a read that a busy machine makes late
-        late = series(process)['llamafast:disk_cache_reads_total{result="late"}']
-        assert hits.count(0) <= late < 0.02 * len(prompts)
+        assert set(hits) == {len(PROMPT) + 1}
     finally:
         process.kill()
         process.wait()

@@ -134,8 +134,8 @@ def test_langchain(server, expected):
 
 
 async def test_llama_index(server, expected):
-    async with httpx.AsyncClient() as async_http_client:
-        with httpx.Client() as http_client:
+    async with httpx.AsyncClient(timeout=60) as async_http_client:
+        with httpx.Client(timeout=60) as http_client:
 
             def embedding(**options):
                 return OpenAIEmbedding(
@@ -197,6 +197,7 @@ MALFORMED = [
 ]  # fmt: skip
 
 
+@pytest.mark.heavy
 async def test_a_third_of_the_requests_malformed_no_vector_is_wrong(tiny_encoder):
     """32 clients, everything at once: each answer is the one a lone request gets, and the server stays whole."""
     draw = random.Random(9)

@@ -23,7 +23,7 @@ def mean_logprob(port: int, model: str) -> float:
     return sum(logprobs) / len(logprobs)
 
 
-@pytest.mark.parametrize("name", ["baseline", "avx2"])
+@pytest.mark.parametrize("name", ["baseline", pytest.param("avx2", marks=pytest.mark.heavy)])
 def test_what_is_limited_serves_too(smollm2, smollm2_server, name: str) -> None:
     """Sums of floats differ in their last bits, and 8 bits of a few numbers with them."""
     with serving(lambda port: model_config(smollm2, port, alias="m"), None, {"LLAMAFAST_SIMD": name}) as server:

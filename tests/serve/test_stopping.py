@@ -22,6 +22,8 @@ from serve.conftest import model_config
 
 Start = Callable[..., AbstractContextManager[Process]]
 
+# However busy the machine is, and much less than there would be to wait for.
+AT_ONCE = 20.0
 RUNNING = json.dumps({"prompt": "x", "max_tokens": 2000, "ignore_eos": True, "stream": True}).encode()
 STREAM = json.dumps({"prompt": "x", "n": 16, "max_tokens": 4000, "ignore_eos": True, "stream": True}).encode()
 
@@ -82,6 +84,7 @@ def answer(process: Process, message: bytes) -> tuple[int, str]:
     return int(whole.split()[1]), whole
 
 
+@pytest.mark.heavy
 def test_it_ends_in_time(start: Start) -> None:
     with start(drain_seconds=1, drain_delay_seconds=0.5) as process, ExitStack() as stack:
         for message in HELD:
@@ -92,13 +95,13 @@ def test_it_ends_in_time(start: Start) -> None:
             connection.sendall(message)
         time.sleep(0.3)
         process.terminate()
-        assert process.ended(20) < 0.5 + 1 + 5 + 2
+        assert process.ended(60) < 0.5 + 1 + 5 + 20
     assert process.returncode == 0
     assert "stopped" in process.log
     assert "Traceback" not in process.log, process.log
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.heavy)])
 def test_a_second_signal_ends_it_at_once(start: Start, number: signal.Signals) -> None:
     with start(drain_seconds=60) as process:
         with process.connect(post("/v1/completions", STREAM)) as connection:
@@ -106,13 +109,13 @@ def test_a_second_signal_ends_it_at_once(start: Start, number: signal.Signals) -
             until_stopping(process, number)
             assert process.poll() is None
             process.send_signal(number)
-            assert process.ended(10) < 2
+            assert process.ended(30) < AT_ONCE
         assert process.returncode == -number
         assert "Traceback" not in process.log, process.log
 
 
 def test_what_runs_finishes_and_what_comes_is_refused(start: Start) -> None:
-    with start(drain_seconds=30) as process, process.connect(post("/v1/completions", RUNNING)) as running:
+    with start(drain_seconds=60) as process, process.connect(post("/v1/completions", RUNNING)) as running:
         text = running.recv(65536)
         assert text.startswith(b"HTTP/1.1 200")
         until_stopping(process)
@@ -126,11 +129,21 @@ def test_what_runs_finishes_and_what_comes_is_refused(start: Start) -> None:
             text += more
         assert text.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
         assert text.count(b'"finish_reason":"length"') == 1
-        assert process.ended(10) < 2
+        assert process.ended(30) < AT_ONCE
     assert process.returncode == 0
+    assert "stopping: running requests have 60 s to finish" in process.log
     assert "Traceback" not in process.log, process.log
 
 
+def test_who_has_nothing_to_do_speaks_of_no_requests(start: Start) -> None:
+    with start(drain_seconds=30) as process:
+        process.terminate()
+        assert process.ended(10) < 5
+    assert "running requests" not in process.log
+    assert re.findall(r" I (stop.*)", process.log) == ["stopping", "stopped"]
+
+
+@pytest.mark.heavy
 def test_requests_are_served_until_all_know_that_it_is_not_ready(start: Start) -> None:
     with start(drain_delay_seconds=60) as process:
         until_stopping(process)
@@ -140,7 +153,7 @@ def test_requests_are_served_until_all_know_that_it_is_not_ready(start: Start) -
         for _ in range(2):
             assert answer(process, post("/v1/completions", b'{"prompt": "x", "max_tokens": 2}'))[0] == 200
         process.terminate()
-        assert process.ended(10) < 2
+        assert process.ended(30) < AT_ONCE
     assert process.returncode == -signal.SIGTERM
 
 
@@ -149,7 +162,7 @@ def test_an_interrupt_while_it_loads_leaves_no_traceback() -> None:
     code = (
         # of a shell's background job it would be ignored
         "import hashlib, signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from llamafast.front import interruptible\n"
+        "from llamafast.console import interruptible\n"
         "with interruptible(): print('loading', flush=True); hashlib.pbkdf2_hmac('sha1', b'', b'', 10**9)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -158,10 +171,30 @@ def test_an_interrupt_while_it_loads_leaves_no_traceback() -> None:
         assert process.stdout.readline() == b"loading\n"
         process.send_signal(signal.SIGINT)
         try:
-            assert process.wait(10) == -signal.SIGINT
+            assert process.wait(30) == -signal.SIGINT
             assert process.stderr.read() == b""
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("module", ["llamafast.server", "llamafast.pool.parent"])
+def test_no_module_that_loads_keeps_an_interrupt_for_itself(module: str, tmp_path: Path) -> None:
+    """As those do that try imports and go on whatever comes of them."""
+    several = ' "load": "on_demand",' if "pool" in module else ""
+    (tmp_path / "cfg.json").write_text(f'{{"model": {{{several} "path": "m.gguf"}}}}')
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}:\n"
+        "            try: os.kill(os.getpid(), signal.SIGINT); sys.exit('kept')\n"
+        "            except KeyboardInterrupt: pass\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from llamafast.cli import main\n"
+        f"sys.exit(main(['serve', {str(tmp_path / 'cfg.json')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
 def test_any_number_of_seconds_can_be_waited() -> None:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.server import Server, serving
 from serve.conftest import model_config
 
-LONG = {"model": "m", "prompt": "x", "max_tokens": 8000, "extra_body": {"ignore_eos": True}}
+LONG = {"model": "m", "prompt": "x", "max_tokens": 8000, "n": 4, "extra_body": {"ignore_eos": True}}
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def server(tiny_model) -> Iterator[Server]:
 
     def config(port: int) -> dict[str, object]:
         settings = model_config(tiny_model("tiny-llama"), port, alias="m", n_ctx=8192, n_seq_max=1)
-        return settings | {"server": {"port": port, "queue_seconds": 0.2, "request_seconds": 0.6}}
+        return settings | {"server": {"port": port, "queue_seconds": 1.0, "request_seconds": 2.0}}
 
     with serving(config, None) as server:
         yield server

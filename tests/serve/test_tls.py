@@ -65,7 +65,7 @@ def serving(folder: Path, model: Path, leaf: trustme.LeafCert, client_authority:
             process.until_serving()
             yield process
             process.terminate()
-            process.ended(10)
+            process.ended(30)
             assert "Traceback" not in process.log
             assert "secret" not in process.log
         finally:
@@ -111,7 +111,7 @@ def client_context(
 
 
 def ready(process: Process, context: ssl.SSLContext) -> object:
-    with httpx.Client(verify=context) as client:
+    with httpx.Client(verify=context, timeout=60) as client:
         return client.get(f"https://127.0.0.1:{process.port}/ready").json()
 
 
@@ -120,12 +120,12 @@ def test_a_handshake_that_never_ends_is_given_up(server: Process) -> None:
         with server.connect(begun) as connection:
             started = time.monotonic()
             assert connection.recv(1) == b""
-            assert 0.9 < time.monotonic() - started < 5
+            assert 0.9 < time.monotonic() - started < 15
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_openais_client_over_https(server: Process, authorities: Authorities, host: str) -> None:
-    transport = httpx.Client(verify=client_context(authorities.ours))
+    transport = httpx.Client(verify=client_context(authorities.ours), timeout=60)
     url = f"https://{host}:{server.port}/v1"
     assert f"serving  https://127.0.0.1:{server.port}/v1" in server.log
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0, http_client=transport) as client:
@@ -137,7 +137,7 @@ def test_openais_client_over_https(server: Process, authorities: Authorities, ho
 
 async def test_a_response_over_wss(server: Process, authorities: Authorities) -> None:
     url, context = f"wss://127.0.0.1:{server.port}/v1/responses", client_context(authorities.ours)
-    async with asyncio.timeout(20), websockets.connect(url, ssl=context) as socket:
+    async with asyncio.timeout(30), websockets.connect(url, ssl=context) as socket:
         await socket.send(json.dumps({"type": "response.create", "input": "Hi", "max_output_tokens": 4}))
         kinds = [json.loads(await socket.recv())["type"]]
         while kinds[-1] not in ("response.completed", "response.incomplete"):
@@ -178,7 +178,7 @@ def test_tls_1_2_is_taken_by_option_only(server: Process, strict_server: Process
 
 def test_plain_http_gets_no_answer(server: Process, authorities: Authorities) -> None:
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"http://127.0.0.1:{server.port}/ready")
+        httpx.get(f"http://127.0.0.1:{server.port}/ready", timeout=60)
     assert ready(server, client_context(authorities.ours)) == {"status": "ok"}
 
 
@@ -186,9 +186,8 @@ def test_files_are_looked_at_before_the_model(tmp_path: Path) -> None:
     config = model_config("none.gguf", 0)
     config["server"] = {"ssl_certfile": "none.pem", "ssl_keyfile": "none.pem"}
     with Process(tmp_path, config) as process:
-        process.ended(20)
+        process.ended(30)
         assert process.returncode == 1
-        assert (
-            process.log
-            == "llamafast: server.ssl_certfile: none.pem: no certificate in PEM: No such file or directory\n"
-        )
+        file = Path.cwd() / "none.pem"
+        fault = f"server.ssl_certfile: {file}: no certificate in PEM: No such file or directory"
+        assert process.log == f"llamafast: {fault}\n"

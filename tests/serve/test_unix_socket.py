@@ -40,7 +40,7 @@ def start(tiny_model: Callable[[str], Path], tmp_path: Path, place: Path) -> Cal
 
 def models(place: Path) -> list[str]:
     """What OpenAI's client is told over the socket."""
-    transport = httpx.Client(transport=httpx.HTTPTransport(uds=str(place)))
+    transport = httpx.Client(transport=httpx.HTTPTransport(uds=str(place)), timeout=60)
     with openai.OpenAI(base_url="http://localhost/v1", api_key="none", max_retries=0, http_client=transport) as client:
         return [model.id for model in client.models.list().data]
 
@@ -52,18 +52,18 @@ def test_a_life_of_a_socket(start: Callable[..., object], place: Path) -> None:
         assert stat.S_IMODE(place.stat().st_mode) == 0o770  # the umask alone decides
         assert models(place) == ["scripted"]
         with start("second") as second:
-            second.ended(20)
+            second.ended(30)
             assert second.returncode == 1
             assert "server.uds: a server listens on" in second.log
         assert models(place) == ["scripted"]
         first.kill()
-        first.wait(10)
+        first.wait(30)
     assert place.is_socket()  # left behind
     with start("third") as third:
         third.until_told(serving)
         assert models(place) == ["scripted"]
         third.terminate()
-        third.ended(10)
+        third.ended(30)
         assert third.returncode == 0
         assert not place.exists()
         assert "Traceback" not in third.log

@@ -9,6 +9,7 @@ from llamafast.api.app import App
 from llamafast.api.client_wait import ClientWaits
 from llamafast.api.keys import Keys
 from llamafast.api.origins import Origins
+from llamafast.api.spans import SpanSink
 from llamafast.api.sse import PING_SECONDS
 from llamafast.config import Config, ModelConfig, ResponsesConfig, ServerConfig
 from llamafast.engine.media import MediaLoader
@@ -25,6 +26,7 @@ def make_app(
     model: Mapping[str, Any] | None = None,
     responses: ResponsesConfig | None = None,
     media: MediaLoader | None = None,
+    spans: SpanSink | None = None,
     **server: Any,
 ) -> App:
     """Other keywords are keys of the config's section ``server``, those in ``model`` of that one. Without ``keys``
@@ -42,4 +44,5 @@ def make_app(
         waits=waits or ClientWaits(config.server),
         ping_seconds=ping_seconds,
         media=media,
+        spans=spans,
     )

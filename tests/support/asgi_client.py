@@ -9,6 +9,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 
+def asked_from(app: Any, address: str) -> Any:
+    """The application as whoever is at ``address`` asks it."""
+
+    async def asked(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await app({**scope, "client": (address, 50000)}, receive, send)
+
+    return asked
+
+
 class Response:
     """What an application sent: ``writes`` are the bodies, one per ``send``."""
 
@@ -122,12 +131,14 @@ class AsgiClient:
             return {"type": "http.disconnect"}
 
         named = {"content-type": "application/json"} | {k.replace("_", "-"): v for k, v in (headers or {}).items()}
+        path, _, query = path.partition("?")
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": http_version,
             "method": method,
             "path": path,
+            "query_string": query.encode(),
             "headers": [(name.encode(), value.encode()) for name, value in named.items()],
         }
         connection.task = asyncio.create_task(self._app(scope, receive, connection.send))
@@ -135,7 +146,7 @@ class AsgiClient:
             yield connection
         finally:
             connection.disconnect()
-            await asyncio.wait_for(connection.task, 5)
+            await asyncio.wait_for(connection.task, 30)
 
     def open_post(self, path: str, body: Any) -> Any:
         return self.open("POST", path, _chunks(body))

@@ -42,7 +42,7 @@ class Socket:
         self._to_app.put_nowait({"type": "websocket.disconnect", "code": 1006})
 
     async def event(self) -> dict[str, Any]:
-        return await asyncio.wait_for(self._from_app.get(), 5)
+        return await asyncio.wait_for(self._from_app.get(), 30)
 
     async def until(self, kind: str) -> list[dict[str, Any]]:
         """The events up to the first of type ``kind``."""
@@ -93,4 +93,4 @@ async def websocket(
         yield socket
     finally:
         socket.disconnect()
-        await asyncio.wait_for(socket.task, 5)
+        await asyncio.wait_for(socket.task, 30)

@@ -16,7 +16,7 @@ from llamafast.engine.disk_folder import DiskFolder
 from llamafast.engine.files import Files
 
 FINGERPRINT = {"weights": "some"}
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 def id_of(number: int) -> str:

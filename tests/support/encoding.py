@@ -28,7 +28,7 @@ MODEL, MMPROJ = "tiny-qwen35", "mmproj-qwen3vl-ultravox-64"
 
 def begin(model=MODEL, mmproj=MMPROJ, **options):
     values = {
-        "n_threads": 1, "use_gpu": False, "flash_attn": None, "batch_max_tokens": 1024, "image_max_tokens": 4096,
+        "n_threads": 1, "device": None, "flash_attn": None, "batch_max_tokens": 1024, "image_max_tokens": 4096,
         "image_max_pixels": 50_000_000, "audio_max_seconds": 1800.0, "encode_max_seconds": 600.0,
         "video_max_seconds": 600.0, "video_max_frames": 256, "n_nice": NICENESS,
     }  # fmt: skip
@@ -59,14 +59,14 @@ class Job(EncodeJob):
 
     def outcome(self):
         """Once it was given to a process."""
-        assert self.ended.wait(20)
+        assert self.ended.wait(30)
         if self.error is not None:
             raise self.error
         return self.rows
 
 
 def laid_out(process, data, kind="image", low_detail=False):
-    return process.lay_out(AnonymousFile.of(data), kind, low_detail).result(20)
+    return process.lay_out(AnonymousFile.of(data), kind, low_detail).result(30)
 
 
 def kill(process):
@@ -80,7 +80,8 @@ class Opened:
     """A process with an encoder and a loader over it."""
 
     def __init__(self, cache_bytes=2**20, files=None, **mtmd):
-        self.process = MediaProcess(begin())
+        limits = {name: value for name, value in mtmd.items() if name in Begin.__struct_fields__}
+        self.process = MediaProcess(begin(**limits))
         ready = self.process.start()
         self.encoder = Encoder(
             self.process, ready.modalities, widest_span=0, width=64, cache_bytes=cache_bytes, files=files
@@ -100,7 +101,7 @@ class Opened:
         while any(share.rows(i) is None for i in wanted):
             if share.error is not None:
                 raise share.error
-            assert news.acquire(timeout=20)
+            assert news.acquire(timeout=30)
         return share
 
 
@@ -109,6 +110,6 @@ def disk(folder, max_bytes=10**6):
 
 
 async def until(said):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not said():
             await asyncio.sleep(0.005)

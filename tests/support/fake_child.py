@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,6 @@ class Pool:
             for child in children:
                 child.may_end.set()
         await self.fleet.close(0)
+
+
+MakePool = Callable[..., Pool]

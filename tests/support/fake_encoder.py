@@ -40,7 +40,8 @@ class FakeEncoding:
 
 
 class FakeEncoder:
-    """``n_asked`` counts by digest; ``faults`` are errors by digest."""
+    """``n_asked`` counts by digest; ``faults`` are errors by digest. Until ``may_end`` is set again nothing is done,
+    however much later than after ``seconds``."""
 
     modalities = ("image",)
     shares_cpus = False
@@ -48,6 +49,9 @@ class FakeEncoder:
 
     def __init__(self, seconds: float = 0.0, widest_span: int = 0) -> None:
         self.seconds, self.widest_span = seconds, widest_span
+        self._timers: list[threading.Timer] = []
+        self.may_end = threading.Event()
+        self.may_end.set()
         self.n_asked: Counter[bytes] = Counter()
         self.faults: dict[bytes, LlamafastError] = {}
         self.encodings: list[FakeEncoding] = []
@@ -57,12 +61,17 @@ class FakeEncoder:
         encoding = FakeEncoding(self, medium)
         self.encodings.append(encoding)
         if self.seconds:
-            timer = threading.Timer(self.seconds, encoding.come, (on_news,))
+            timer = threading.Timer(self.seconds, self._end, (encoding, on_news))
             timer.daemon = True
+            self._timers.append(timer)
             timer.start()
         else:
             encoding.come(on_news)
         return encoding
+
+    def _end(self, encoding: FakeEncoding, on_news: Callable[[], None]) -> None:
+        assert self.may_end.wait(60)
+        encoding.come(on_news)
 
     def on_busy(self) -> None:
         pass
@@ -77,7 +86,8 @@ class FakeEncoder:
         return {}
 
     def close(self) -> None:
-        pass
+        for timer in self._timers:
+            timer.cancel()
 
 
 def fake_medium(seed: int, *, grid: tuple[int, int] | None = (3, 3), n_rows: int = 9, causal: bool = True) -> Medium:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
 
+from llamafast.engine.activity import Activity
 from llamafast.engine.adapter_info import AdapterInfo, AdaptersPort, AdapterUse
 from llamafast.engine.embedding_info import EmbeddingPlan
+from llamafast.engine.slot_info import SlotInfo
 from llamafast.engine.types import ANYBODY, Event, FinishReason, Generation, Histogram, ModelInfo, Plan, Tenant
 from llamafast.errors import AdapterNotFound, InvalidRequest, LlamafastError
 
@@ -78,19 +80,21 @@ class ByteTokenizer:
 
 
 class ScriptedGeneration:
-    """Plays batches of Events: an exception in the script is raised there, a number sleeps that many seconds."""
+    """Plays batches of Events: an exception in the script is raised there, a float sleeps that many seconds, an int
+    tells that so many tokens of the prompts are in memory."""
 
     def __init__(self, plan: Plan, script: Sequence[Step], cached_tokens: int, tenant: Tenant) -> None:
         self.plan = plan
         self.tenant = tenant
         self.prompt_tokens = sum(map(len, plan.prompts))
-        self.completion_tokens = 0
+        self.completion_tokens = self.processed_tokens = 0
         self.cached_tokens = cached_tokens
         self.cancelled = False
         self.finished = False
         self.finish_reasons: set[FinishReason] = set()
         self.media_tokens = plan.media_tokens()
         self.predicted_tokens = (0, len(plan.prediction)) if plan.prediction else None
+        self.drafted_tokens = (0, 0)
         self.queue_seconds: float | None = 0.001
         self.first_token_seconds: float | None = 0.002
         self._script = script
@@ -110,8 +114,13 @@ class ScriptedGeneration:
                 await step.wait()
             elif isinstance(step, float):
                 await asyncio.sleep(step)
+            elif isinstance(step, int):
+                await asyncio.sleep(0)
+                self.processed_tokens = step
+                return [Event(0, "", 0)]
             else:
                 await asyncio.sleep(0)
+                self.processed_tokens = self.prompt_tokens
                 self.completion_tokens += sum(event.n_tokens for event in step)
                 self.finish_reasons |= {event.finish_reason for event in step if event.finish_reason}
                 return [replace(event) for event in step]
@@ -128,7 +137,7 @@ class ScriptedGeneration:
             self.cancelled = True
 
 
-Step = list[Event] | float | asyncio.Event | Exception
+Step = list[Event] | float | int | asyncio.Event | Exception
 Script = Callable[[Plan], Sequence[Step]]
 
 
@@ -161,10 +170,11 @@ class FakeAdapters:
         scales = self.applied[-1] if self.applied else {}
         return [replace(info, scale=scales.get(info.id, 0.0)) for info in self._infos]
 
-    def apply(self, scales: Mapping[int, float]) -> None:
-        if any(id >= len(self._infos) for id in scales):
-            raise InvalidRequest("`lora`: there is no such adapter", param="lora")
-        self.applied.append(dict(scales))
+    def apply(self, chosen: Iterable[tuple[int, float]]) -> None:
+        pairs = list(chosen)
+        if {id for id, _ in pairs} - set(range(len(self._infos))) or len(dict(pairs)) < len(pairs):
+            raise InvalidRequest("`lora`: there is no such adapter, or twice", param="lora")
+        self.applied.append(dict(pairs))
 
     async def load(self, name: str, path: Path, scale: float = 1.0) -> None:
         if name in self.names:
@@ -204,8 +214,10 @@ class FakeEngine:
         self.stalled_seconds = 0.0
         self.retry_seconds = 1.0
         self.saved_bytes = 0
+        self.running_slots: list[SlotInfo] = []
         self.series: dict[str, float] = {}
         self.distributions: dict[str, Histogram] = {}
+        self.seen = Activity(0, [], [], [])
 
     @property
     def plan(self) -> Plan:
@@ -247,6 +259,9 @@ class FakeEngine:
         freed, self.saved_bytes = self.saved_bytes, 0
         return freed
 
+    def slots(self) -> list[SlotInfo]:
+        return self.running_slots
+
     def stalled(self) -> float:
         return self.stalled_seconds
 
@@ -255,3 +270,6 @@ class FakeEngine:
 
     def histograms(self) -> dict[str, Histogram]:
         return self.distributions
+
+    def activity(self) -> Activity:
+        return self.seen

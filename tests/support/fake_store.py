@@ -131,6 +131,7 @@ class FakeStore:
             depth=order.depth,
             n_bytes=len(order.state),
             state_xxh3_128=xxhash.xxh3_128_hexdigest(order.state),
+            base_root=order.base_root,
         )
         self.disk[order.id] = Kept(head, order.tokens, order.file_bytes, order.state)
         self._events.append(Written(order.id, head))

@@ -16,6 +16,7 @@ from llamafast.api.native.schema import CompletionBody, InfillBody
 from llamafast.api.responses.schema import ResponsesRequest
 from llamafast.api.schema.completions import CompletionRequest
 from llamafast.api.schema.embeddings import EmbeddingsRequest, RerankRequest, ScoreRequest
+from llamafast.api.schema.foreign import CHANGING, WHOSE
 from llamafast.api.schema.tokens import DetokenizeRequest, TokenizeRequest
 
 TOOL = {
@@ -77,7 +78,20 @@ SEEDS: list[tuple[str, dict[str, Any], type[msgspec.Struct]]] = [
     ("/v1/completions", {
         "prompt": ["a", "b"], "stream": True, "stream_options": {"include_usage": True},
     }, CompletionRequest),
+    ("/v1/completions", {
+        "prompt": "a", "prompt_logprobs": 2, "add_special_tokens": False, "regex": "a+", "stop": ["</s>"],
+    }, CompletionRequest),
+    ("/v1/completions", {
+        "prompt": "a", "stream": True, "return_progress": True, "timings_per_token": True,
+    }, CompletionRequest),
     ("/v1/chat/completions", {"messages": MESSAGES, "tools": [TOOL], "tool_choice": "auto"}, ChatRequest),
+    ("/v1/chat/completions", {
+        "messages": [*MESSAGES[:1], {"role": "assistant", "content": "a", "prefix": True}], "prompt_logprobs": 1,
+        "parse_tool_calls": False, "tools": [TOOL],
+    }, ChatRequest),
+    ("/v1/chat/completions", {
+        "messages": MESSAGES[:1], "stream": True, "return_progress": True, "timings_per_token": True,
+    }, ChatRequest),
     ("/v1/chat/completions", {
         "messages": MESSAGES[:2], "logprobs": True, "top_logprobs": 2, "stream": True,
     }, ChatRequest),
@@ -98,7 +112,8 @@ SEEDS: list[tuple[str, dict[str, Any], type[msgspec.Struct]]] = [
     }, CompletionBody),
     ("/infill", {
         "input_prefix": "a", "input_suffix": "b", "input_extra": [{"text": "x", "filename": "f"}], "prompt": "c",
-        "n_predict": 2, "samplers": ["top_k", "infill"], "t_max_predict_ms": 50,
+        "n_predict": 2, "samplers": ["top_k", "infill"], "t_max_predict_ms": 50, "n_indent": 2, "stream": True,
+        "return_progress": True,
     }, InfillBody),
     ("/v1/messages/count_tokens", {"messages": TURNS, "tools": [MESSAGES_TOOL]}, CountTokensRequest),
     ("/v1/embeddings", {"input": ["a", "b"], "encoding_format": "float"}, EmbeddingsRequest),
@@ -191,7 +206,10 @@ class Fuzzer:
     def _mutate(self, tree: dict[str, Any], kind: type[msgspec.Struct]) -> None:
         rng = self._rng
         if rng.random() < 0.5:
-            tree[rng.choice(kind.__struct_fields__)] = self.value()
+            name = rng.choice(kind.__struct_fields__)
+            if rng.random() < 0.2:
+                name = rng.choice([*CHANGING, *WHOSE, name[:-1], f"{name}s", name.upper(), name[1:] + name[:1]])
+            tree[name] = self.value()
             return
         node: Any = tree
         while True:

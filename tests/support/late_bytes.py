@@ -28,8 +28,8 @@ class LateCache(PrefixCache):
                 return None
             return super().saved(state) if self.here.get(state, True) else b""
 
-    def put(self, tokens, salt, saved):
-        state = super().put(tokens, salt, saved)
+    def put(self, tokens, salt, saved, invoked=None):
+        state = super().put(tokens, salt, saved, invoked)
         with self.lock:
             self.here[state] = True
         return state

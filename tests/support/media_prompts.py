@@ -49,17 +49,20 @@ def tone(seconds: float, hertz: float) -> array[float]:
 
 
 def wav(seconds: float, hertz: float) -> bytes:
+    return wav_of(array("h", [int(32767 * sample) for sample in tone(seconds, hertz)]).tobytes())
+
+
+def wav_of(pcm16: bytes, rate: int = RATE) -> bytes:
+    """The file of samples of one channel."""
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(RATE)
-        out.writeframes(array("h", [int(32767 * sample) for sample in tone(seconds, hertz)]).tobytes())
+        out.setparams((1, 2, rate, 0, "NONE", ""))
+        out.writeframes(pcm16)
     return file.getvalue()
 
 
 def projector(model: Model, path: Path) -> Projector:
-    return Projector(model, str(path), n_threads=1, batch_max_tokens=1024, use_gpu=False)
+    return Projector(model, str(path), n_threads=1, batch_max_tokens=1024)
 
 
 def media_prompt(vocab: Vocab, encoder: Projector, text: str, media: list[Medium]) -> MediaPrompt:

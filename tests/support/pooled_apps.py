@@ -22,6 +22,7 @@ from llamafast.api.client_wait import ClientWaits
 from llamafast.api.keys import KeyRing, Keys
 from llamafast.api.origins import Origins
 from llamafast.api.responses.store import ResponseStore
+from llamafast.api.spans import SpanSink
 from llamafast.config import PoolConfig
 from llamafast.config_file import parse_config
 from llamafast.pool.app import PoolApp
@@ -33,12 +34,23 @@ from llamafast.pool.fleet import Fleet
 from llamafast.pool.member import Member, State
 from llamafast.pool.tenants import ToldKeys
 
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+TWO = ({"alias": "chat", "aliases": ["gpt-*", "*"]}, {"alias": "other", "load": "on_demand", "aliases": ["gpt-4o"]})
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer secret-{key}"}
+
 
 class ServedChild(FakeChild):
-    """Answers with ``engine``, whose model is the member's; ``config`` is what the parent gives it."""
+    """Answers with ``engine``, whose model is the member's; ``config`` is what the parent gives it, ``spans`` where its
+    traces go."""
 
-    def __init__(self, engine: FakeEngine, config: bytes, place: Path, n_bytes: int) -> None:
+    def __init__(
+        self, engine: FakeEngine, config: bytes, place: Path, n_bytes: int, spans: SpanSink | None = None
+    ) -> None:
         super().__init__(n_bytes)
+        self._spans = spans
         self.config = parse_config(config)
         self.engine = engine
         self.secret = f"secret-of-{place.name}"
@@ -53,6 +65,7 @@ class ServedChild(FakeChild):
             keys=ToldKeys(self.secret),
             origins=Origins(self.config.server, None),
             waits=ClientWaits(self.config.server),
+            spans=self._spans,
         )
         self._server = Server(
             app, interface=Interfaces.ASGINL, uds=self.door.path, log_level=LogLevels.critical, backpressure=64
@@ -78,8 +91,17 @@ class ServedChild(FakeChild):
 class Pooled:
     """``app`` in front of children; ``engines`` by model, ``children`` in the order in which they came."""
 
-    def __init__(self, config: PoolConfig, folder: Path, keys: KeyRing | None, infos: dict[str, Any], **options: Any):
+    def __init__(
+        self,
+        config: PoolConfig,
+        folder: Path,
+        keys: KeyRing | None,
+        infos: dict[str, Any],
+        spans_of_children: SpanSink | None,
+        **options: Any,
+    ) -> None:
         self.config = config
+        self._spans_of_children = spans_of_children
         self.engines = {
             model.alias: FakeEngine(
                 info=replace(INFO, id=model.alias, aliases=model.aliases, **infos.get(model.alias, {}))
@@ -116,7 +138,7 @@ class Pooled:
     def _spawn(self, member: Member) -> ServedChild:
         place = self.folder / f"{member.name}{len(self.children[member.name])}"
         config = child_config(self.config, member.config, place, self.folder / "responses.sqlite", 1000)
-        child = ServedChild(self.engines[member.name], config, place, 10)
+        child = ServedChild(self.engines[member.name], config, place, 10, self._spans_of_children)
         if self.hold is not None:
             child.may_load = self.hold
         self.children[member.name].append(child)
@@ -138,19 +160,22 @@ async def pooled(
     keys: KeyRing | None = None,
     infos: dict[str, Any] | None = None,
     ping_seconds: float = 15.0,
+    spans: tuple[SpanSink | None, SpanSink | None] = (None, None),
     **sections: Any,
 ) -> AsyncIterator[Pooled]:
-    """Each of ``models`` is an entry of the config; ``infos`` are what the fake engines say of theirs."""
+    """Each of ``models`` is an entry of the config; ``infos`` are what the fake engines say of theirs, ``spans``
+    where traces of the parent and of the children go."""
     tree = {"models": [{"path": "m.gguf", **model} for model in models], **sections}
 
     config = parse_config(msgspec.json.encode(tree))
     assert isinstance(config, PoolConfig)
-    pool = Pooled(config, folder, keys, infos or {}, ping_seconds=ping_seconds)
+    own, of_children = spans
+    pool = Pooled(config, folder, keys, infos or {}, of_children, ping_seconds=ping_seconds, spans=own)
     pool.fleet.start()
     try:
         yield pool
     finally:
         pool.app.drain()
         with suppress(TimeoutError):
-            await asyncio.wait_for(pool.fleet.close(1.0), 10)
+            await asyncio.wait_for(pool.fleet.close(1.0), 30)
         pool.store.close()

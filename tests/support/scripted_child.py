@@ -14,7 +14,7 @@ import struct
 import sys
 
 from llamafast.media.anonymous_file import AnonymousFile
-from llamafast.media.wire import Chunk, Done, Encode, Failed, LaidOut, LayOut, Ready, Rows, ToChild, Wire
+from llamafast.media.wire import Chunk, Done, Drop, Encode, Failed, LaidOut, LayOut, Ready, Rows, ToChild, Wire
 
 STRUCK, STRAY = b".", 1 << 30
 
@@ -53,9 +53,12 @@ def answer(wire: Wire, message: LayOut, letter: bytes) -> None:
 def main(descriptor: int) -> None:
     wire = Wire(socket.socket(fileno=descriptor), ToChild)
     wire.receive()
-    wire.send(Ready(modalities=("image", "audio"), width=1, widest_span=0, fingerprint="scripted"))
+    wire.send(Ready(modalities=("image", "audio"), projectors=(), width=1, widest_span=0, fingerprint="scripted"))
     while (received := wire.receive()) is not None:
-        message, (descriptor,) = received
+        message, descriptors = received
+        if isinstance(message, Drop):  # all has begun here
+            continue
+        (descriptor,) = descriptors
         assert isinstance(message, LayOut)
         answer(wire, message, next_letter(descriptor))
         os.close(descriptor)

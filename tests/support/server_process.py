@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -11,6 +12,11 @@ import time
 from pathlib import Path
 from typing import IO
 
+# A server for which no read of a disk is too late, and whose disk gives way to nobody, however busy the machine is.
+PATIENT = "-c " + shlex.quote(
+    "import sys; from llamafast.cli import main; from llamafast.engine import disk_traffic, files; "
+    "disk_traffic.LEAST_PATIENCE, files.NICENESS = 60.0, 0; sys.exit(main(['serve', sys.argv[1]]))"
+)
 _SERVING = re.compile(r"serving  https?://(\S+):(\d+)/v1")
 
 
@@ -32,7 +38,7 @@ class Process(subprocess.Popen[bytes]):
         self.port = port
         self._folder = folder
         (folder / "cfg.json").write_text(json.dumps(config))
-        command = f"{limits}; exec {sys.executable} {program} {folder / 'cfg.json'} {redirect}"
+        command = f"{limits}; exec {sys.executable} {program} {shlex.quote(str(folder / 'cfg.json'))} {redirect}"
         with (folder / "log").open("wb") as log:
             output = log if output is None else output
             super().__init__(["bash", "-c", command], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
@@ -49,7 +55,7 @@ class Process(subprocess.Popen[bytes]):
 
     def until_told(self, what: re.Pattern[str]) -> re.Match[str]:
         """Wait for a line of the log."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while not (said := what.search(self.log)):
             assert self.poll() is None, self.log
             assert time.monotonic() < until

@@ -1,7 +1,9 @@
 """A child of a pool that starts at once and has no model: ``python stub_child.py DESCRIPTOR``.
 
 It says what its parent has to hear, and answers: a stream of a piece every few milliseconds until its client leaves or
-``max_tokens`` are sent, else a JSON object. ``prompt`` "die" ends the process in the middle of the answer.
+``max_tokens`` are sent, else a JSON object. ``prompt`` "die" ends the process in the middle of the answer, "hang" stops
+it as it stands before that, and "stay" is told in the log and never answered. One whose model is an empty file leaves
+its process id there, and stops as it stands while it loads.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 PIECE_SECONDS = 0.005
 
@@ -28,6 +31,11 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, nam
             elif body.get("stream"):
                 await stream(writer, body)
             else:
+                if body.get("prompt") == "hang":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                if body.get("prompt") == "stay":
+                    print("one stays", file=sys.stderr, flush=True)
+                    await asyncio.Event().wait()
                 await asyncio.sleep(body.get("max_tokens", 1) * PIECE_SECONDS)
                 if body.get("prompt") == "die":
                     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{")
@@ -76,12 +84,19 @@ async def serve(connection: socket.socket, config: dict[str, dict[str, str]]) ->
     os._exit(0)
 
 
+def hang_once(path: Path) -> None:
+    if path.is_file() and not path.stat().st_size:
+        path.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     lines = connection.makefile("rb")
     begin = json.loads(lines.readline())
     connection.sendall(b'{"type":"Needs","n_bytes":1000000}\n')
     if lines.readline():
+        hang_once(Path(begin["config"]["model"]["path"]))
         asyncio.run(serve(connection, begin["config"]))
 
 

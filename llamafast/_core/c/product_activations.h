@@ -50,9 +50,13 @@ TARGET static void K(quantise_32)(const float *x, int64_t n, void *to)
     vf zero = vset(0);
     for (int64_t at = 0; at < n; at += 32) {
         const int block = (int) (at / 32 % 8);
-        const float most = K(largest)(x + at, 32, &zero);
-        const int32_t sum = K(quantise)(x + at, 32, INVERSE(most), chunk->value + 32 * block);
+        const float most = K(largest)(x + at, 32, &zero), inverse = INVERSE(most);
+        int8_t *value = chunk->value + 32 * block;
+        const int32_t first = K(quantise)(x + at, 16, inverse, value);
+        const int32_t second = K(quantise)(x + at + 16, 16, inverse, value + 16), sum = first + second;
         chunk->scale[block] = vhalf_of(most / 127);
+        chunk->start_half[2 * block] = -16 * first;
+        chunk->start_half[2 * block + 1] = -16 * second;
         chunk->start[OFFSET_8][block] = -8 * sum;
         chunk->start[OFFSET_16][block] = -16 * sum;
         chunk->start[OFFSET_WIDE][block] = -WIDE_OFFSET * sum;
@@ -81,8 +85,11 @@ TARGET static void K(quantise_256)(const float *x, int64_t n, void *to)
             chunk->sum[block] = (int16_t) sum;
             chunk->start[block] = -32 * sum;
         }
+        chunk->start_wide_all = 0;
         for (int block = 0; block < 8; block++) {
             chunk->pair_sum[block] = (int16_t) (chunk->sum[2 * block] + chunk->sum[2 * block + 1]);
+            chunk->start_wide[block] = -WIDE_OFFSET * chunk->pair_sum[block];
+            chunk->start_wide_all += chunk->start_wide[block];
         }
     }
     ((struct chunk_k *) to)->scale += vhsum(zero);

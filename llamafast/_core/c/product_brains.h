@@ -13,31 +13,45 @@ TARGET_BRAINS static void quantise_brains(const float *x, int64_t n, void *to)
     }
 }
 
+/* Four rows of weights, from `byte` on, times n rows of the piece: `burst` lines of a row before the next row's. */
+TARGET_BRAINS static inline __attribute__((always_inline)) void four_spans_of_brains(
+    int burst, int n, const struct piece *piece, const uint8_t *w, int from, int64_t byte, __m512 sum[][4])
+{
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+#pragma GCC unroll 4
+        for (int b = 0; b < burst; b++) {
+            const int64_t at = byte + b * LINE;
+            const __m512bh v = (__m512bh) _mm512_loadu_si512(w + j * piece->row_bytes + at);
+#pragma GCC unroll 8
+            for (int i = 0; i < n; i++) {
+                sum[i][j] = _mm512_dpbf16_ps(sum[i][j], v, (__m512bh) _mm512_loadu_si512(piece->rows[from + i] + at));
+            }
+        }
+    }
+}
+
 /* Four rows of weights, of which the first is `row`, times n rows of the piece from `from` on. */
 TARGET_BRAINS static inline __attribute__((always_inline)) void four_rows_of_brains(
     int n, const struct piece *piece, int64_t row, int from)
 {
     const uint8_t *w = piece->weights + row * piece->row_bytes;
-    struct ahead ahead = {w + 4 * piece->row_bytes, from == 0 ? 4 * LINE : 0};
+    const int64_t stop = piece->n_columns * 2;
+    const int burst = n == 1 ? 4 : 2;
+    int64_t byte = 0;
     __m512 sum[BRAIN_ROWS][4];
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) {
         sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = _mm512_setzero_ps();
     }
-    for (int64_t byte = 0; byte < piece->n_columns * 2; byte += LINE) {
-        __m512bh v[4];
-        fetch_near(ahead, 0, 1);
-        ahead.from += ahead.part;
-        for (int j = 0; j < 4; j++) {
-            v[j] = (__m512bh) _mm512_loadu_si512(w + j * piece->row_bytes + byte);
+    for (; byte + burst * LINE <= stop; byte += burst * LINE) {
+        if (from == 0) {
+            fetch_lines(w + 4 * (piece->row_bytes + byte), 4 * burst * LINE);
         }
-#pragma GCC unroll 8
-        for (int i = 0; i < n; i++) {
-            const __m512bh y = (__m512bh) _mm512_loadu_si512(piece->rows[from + i] + byte);
-            for (int j = 0; j < 4; j++) {
-                sum[i][j] = _mm512_dpbf16_ps(sum[i][j], v[j], y);
-            }
-        }
+        four_spans_of_brains(burst, n, piece, w, from, byte, sum);
+    }
+    for (; byte < stop; byte += LINE) {
+        four_spans_of_brains(1, n, piece, w, from, byte, sum);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) {

@@ -10,31 +10,48 @@ TARGET INLINE vf K(weights)(enum ggml_type type, const uint8_t *row, int64_t k)
         : type == GGML_TYPE_F16 ? vhalf((const uint16_t *) row + k) : vbrain((const uint16_t *) row + k);
 }
 
+/* Four rows of weights, from column k on, times n rows of the piece: `burst` vectors of a row before the next row's, as
+ * memory gives what lies together sooner. Each sum is the same chain whatever the burst. */
+TARGET INLINE void K(four_spans)(
+    enum ggml_type type, int burst, int n, const struct piece *piece, const uint8_t *w, int from, int64_t k, vf sum[][4])
+{
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+#pragma GCC unroll 4
+        for (int b = 0; b < burst; b++) {
+            const vf a = K(weights)(type, w + j * piece->row_bytes, k + b * VL);
+#pragma GCC unroll 8
+            for (int i = 0; i < n; i++) {
+                sum[i][j] = vfma(a, vload((const float *) piece->rows[from + i] + k + b * VL), sum[i][j]);
+            }
+        }
+    }
+}
+
 /* Four rows of weights, of which the first is `row`, times n rows of the piece from `from` on. */
 TARGET INLINE void K(four_rows)(enum ggml_type type, int n, const struct piece *piece, int64_t row, int from)
 {
     const uint8_t *w = piece->weights + row * piece->row_bytes;
-    /* what is read at once is fetched from the next four rows; the processor does that itself for the long ones of F32 */
-    const int64_t part = from == 0 && type != GGML_TYPE_F32 ? 8 * VL : 0;
-    struct ahead ahead = {w + 4 * piece->row_bytes, part};
+    const bool is_f32 = type == GGML_TYPE_F32;
+    const int burst = !is_f32 ? 1 : n == 1 ? 4 : 2, size = is_f32 ? 4 : 2;
+    /* as much is fetched as is read, from the next four rows or, of F32, whose rows are long, from nearer by; a single row
+     * of those is read so fast that the processor foresees it best by itself */
+    const bool fetches = from == 0 && !(is_f32 && n == 1);
+    const uint8_t *ahead = w + (is_f32 ? F32_AHEAD : 4 * piece->row_bytes);
+    int64_t k = 0;
     vf sum[FLOAT_ROWS][4];
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) {
         sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = vset(0);
     }
-    for (int64_t k = 0; k < piece->n_columns; k += VL) {
-        fetch_near(ahead, 0, 1);
-        ahead.from += part;
-        const vf a = K(weights)(type, w, k), b = K(weights)(type, w + piece->row_bytes, k);
-        const vf c = K(weights)(type, w + 2 * piece->row_bytes, k), d = K(weights)(type, w + 3 * piece->row_bytes, k);
-#pragma GCC unroll 8
-        for (int i = 0; i < n; i++) {
-            const vf y = vload((const float *) piece->rows[from + i] + k);
-            sum[i][0] = vfma(a, y, sum[i][0]);
-            sum[i][1] = vfma(b, y, sum[i][1]);
-            sum[i][2] = vfma(c, y, sum[i][2]);
-            sum[i][3] = vfma(d, y, sum[i][3]);
+    for (; k + burst * VL <= piece->n_columns; k += burst * VL) {
+        if (fetches) {
+            fetch_lines(ahead + 4 * size * k, 4 * size * burst * VL);
         }
+        K(four_spans)(type, burst, n, piece, w, from, k, sum);
+    }
+    for (; k < piece->n_columns; k += VL) {
+        K(four_spans)(type, 1, n, piece, w, from, k, sum);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) {

@@ -13,6 +13,7 @@ enum {
     MAX_TAKEN = 8,                              /* rows whose sums are in registers */
     LINE = 64,                                  /* bytes that come from memory together */
     CACHED_WEIGHTS = 1 << 18,                   /* bytes of floats that rows are multiplied with in turn */
+    F32_AHEAD = 8192,                           /* bytes before which those of F32 are fetched */
 };
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
@@ -32,14 +33,14 @@ struct chunk_sums {                             /* ggml's Q8_1 */
 struct chunk_offsets {                          /* Q8_0 */
     int8_t value[256];
     float scale[8];
-    int32_t start[N_OFFSETS][8];
+    int32_t start[N_OFFSETS][8], start_half[16];
 };
 
 struct chunk_k {                                /* Q8_K */
     int8_t value[256];
     float scale;
     int16_t sum[16], pair_sum[8];
-    int32_t start[16];
+    int32_t start[16], start_wide[8], start_wide_all;
 };
 
 static const size_t chunk_size[N_KINDS] = {
@@ -47,8 +48,10 @@ static const size_t chunk_size[N_KINDS] = {
     [KIND_K] = sizeof(struct chunk_k), [KIND_BRAINS] = 256 * sizeof(uint16_t),
 };
 
-/* How a strip is multiplied: with mins or with an offset, and whether its values need more than 6 bits. */
-enum shape { SUMS, OFFSET, WIDE, K_MINS, K_OFFSET };
+/* How a strip is multiplied: with mins or with an offset, and whether its values need more than 6 bits. Of HALVES there
+ * are two scales for each one of activations. Of the last two a tile has the values times their blocks' scales, which are
+ * whole numbers. */
+enum shape { SUMS, OFFSET, WIDE, HALVES, K_MINS, K_OFFSET, K_WIDE, SCALED_MINS, SCALED_WIDE };
 
 struct tile_avx2;
 struct tile_avx512_vnni;
@@ -115,6 +118,15 @@ static inline void fetch_near(struct ahead ahead, int first, int stop)
 
 #undef FETCH
 
+/* Lines of which it is known how many: `size` is a constant. */
+static inline __attribute__((always_inline)) void fetch_lines(const uint8_t *from, int size)
+{
+#pragma GCC unroll 16
+    for (int line = 0; line < size; line += LINE) {
+        __builtin_prefetch(from + line, 0, 3);
+    }
+}
+
 #if defined(__x86_64__)
 #include "simd/avx2.h"
 #define TAKEN_BY_ONE 4
@@ -123,6 +135,7 @@ static inline void fetch_near(struct ahead ahead, int first, int stop)
 #define FLOAT_ROWS 2
 #include "product_activations.h"
 #include "product_unpack.h"
+#include "product_unpack_k.h"
 #include "product_terms.h"
 #include "product_few_rows.h"
 #include "product_kernels.h"
@@ -138,6 +151,7 @@ static inline void fetch_near(struct ahead ahead, int first, int stop)
 #include "simd/avx512_vnni.h"
 #include "product_activations.h"
 #include "product_unpack.h"
+#include "product_unpack_k.h"
 #include "product_terms.h"
 #include "product_few_rows.h"
 #include "product_kernels.h"
@@ -160,9 +174,14 @@ static const struct format formats[GGML_TYPE_COUNT] = {
     [GGML_TYPE_Q5_1] = {KIND_SUMS, SUMS, 0, 8 * 24, STRIPS(q5_1), FEW(q5_1, 4)},
     [GGML_TYPE_Q8_0] = {KIND_OFFSETS, WIDE, OFFSET_WIDE, 8 * 34, STRIPS(q8_0), FEW(q8_0, 4)},
     [GGML_TYPE_IQ4_NL] = {KIND_OFFSETS, WIDE, OFFSET_WIDE, 8 * 18, STRIPS(iq4_nl), FEW(iq4_nl, 4)},
+    [GGML_TYPE_MXFP4] = {KIND_OFFSETS, OFFSET, OFFSET_16, 8 * 17, STRIPS(mxfp4), FEW(mxfp4, 4)},
+    [GGML_TYPE_NVFP4] = {KIND_OFFSETS, HALVES, 0, 4 * 36, STRIPS(nvfp4), FEW(nvfp4, 4)},
+    [GGML_TYPE_Q2_K] = {KIND_K, SCALED_MINS, 0, 84, STRIPS(q2_k), FEW(q2_k, 4)},
+    [GGML_TYPE_Q3_K] = {KIND_K, SCALED_WIDE, 0, 110, STRIPS(q3_k), FEW(q3_k, 4)},
     [GGML_TYPE_Q4_K] = {KIND_K, K_MINS, 0, 144, STRIPS(q4_k), FEW(q4_k, 2)},
     [GGML_TYPE_Q5_K] = {KIND_K, K_MINS, 0, 176, STRIPS(q5_k), FEW(q5_k, 2)},
     [GGML_TYPE_Q6_K] = {KIND_K, K_OFFSET, 0, 210, STRIPS(q6_k)},
+    [GGML_TYPE_IQ4_XS] = {KIND_K, K_WIDE, 0, 136, STRIPS(iq4_xs), FEW(iq4_xs, 4)},
 };
 
 static const struct format brains = {KIND_BRAINS, .compute_avx512_vnni = compute_brains};

@@ -24,7 +24,7 @@ TARGET INLINE void K(dot)(
     }
 }
 
-/* Scales of activations by block of 32: Q4_1 and Q5_1 (SUMS), Q4_0, Q5_0, Q8_0 and the like. */
+/* Scales of activations by block of 32: Q4_1 and Q5_1 (SUMS), Q4_0, Q5_0, Q8_0 and the like, NVFP4 (HALVES). */
 TARGET INLINE void K(multiply_32)(
     int shape, int width, int n, const struct K(tile) *tile, int n_columns, const void *const *row, int offset,
     struct ahead ahead, vf sum[][2])
@@ -33,30 +33,33 @@ TARGET INLINE void K(multiply_32)(
     for (int i = 0; i < n; i++) {
         value[i] = row[i];
     }
-    for (int block = 0; block < n_columns / 32; block++) {
-        fetch(ahead, block, block + 1);
+    const int n_groups = shape == HALVES ? 4 : 8;
+    for (int block = 0; block < n_columns / (4 * n_groups); block++) {
+        fetch(ahead, n_groups * block / 8, n_groups * (block + 1) / 8);
         vi x[MAX_TAKEN][2];
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++) {
             x[i][0] = x[i][1] = K(start)(shape, row[i], offset, block);
         }
-        K(dot)(shape, width, n, tile, value, 8 * block, 8, x);
+        K(dot)(shape, width, n, tile, value, n_groups * block, n_groups, x);
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++) {
             for (int strip = 0; strip < width; strip++) {
                 const struct K(scales) *scales = &tile[strip].scales;
+                const vf min = shape == SUMS ? scales->min[block] : vset(0);
                 sum[i][strip] = K(with_32)(
-                    shape, sum[i][strip], x[i][strip], scales->scale[block], scales->min[block], row[i], block);
+                    shape, sum[i][strip], x[i][strip], scales->scale[block], min, row[i], block);
             }
         }
     }
 }
 
-/* One scale of activations for 256 columns; those of weights by block of 32 with mins (Q4_K, Q5_K) or of 16 (Q6_K). */
+/* One scale of activations for 256 columns; those of weights by block of 32 (Q4_K and Q5_K with mins, IQ4_XS) or of 16
+ * (Q6_K). */
 TARGET INLINE void K(multiply_256)(
     int shape, int width, int n, const struct K(tile) *tile, const void *const *row, struct ahead ahead, vf sum[][2])
 {
-    const int n_blocks = shape == K_MINS ? 8 : 16;
+    const int n_blocks = shape == K_OFFSET ? 16 : 8;
     const int8_t *value[MAX_TAKEN];
     vf of_chunk[MAX_TAKEN][2];
     for (int i = 0; i < n; i++) {
@@ -86,6 +89,34 @@ TARGET INLINE void K(multiply_256)(
     }
 }
 
+/* The same, where a tile has the values times the scales (Q2_K, Q3_K): sums of 256 are whole numbers. There are two of
+ * each, because one vector after the other into a few would wait for each other. */
+TARGET INLINE void K(multiply_scaled)(
+    int shape, int width, int n, const struct K(tile) *tile, const void *const *row, struct ahead ahead, vf sum[][2])
+{
+    const bool two = n * width < MAX_TAKEN;
+    const int8_t *value[MAX_TAKEN];
+    vi x[2][MAX_TAKEN][2];
+    for (int i = 0; i < n; i++) {
+        value[i] = row[i];
+        x[0][i][0] = x[0][i][1] = K(start)(shape, row[i], 0, 0);
+        x[1][i][0] = x[1][i][1] = vi_set(0);
+    }
+    for (int part = 0; part < 8; part++) {
+        fetch(ahead, part, part + 1);
+        K(dot)(shape, width, n, tile, value, 8 * part, two ? 4 : 8, x[0]);
+        if (two) {
+            K(dot)(shape, width, n, tile, value, 8 * part + 4, 4, x[1]);
+        }
+    }
+    for (int i = 0; i < n; i++) {
+        for (int strip = 0; strip < width; strip++) {
+            const vi both = vi_add(x[0][i][strip], x[1][i][strip]);
+            sum[i][strip] = K(with_scaled)(shape, sum[i][strip], both, &tile[strip].scales, row[i]);
+        }
+    }
+}
+
 /* n rows; `sums` has `width` vectors for each. */
 TARGET INLINE void K(multiply)(
     int shape, int width, int n, const struct K(tile) *tile, int n_columns, const void *const *row, int offset,
@@ -97,8 +128,10 @@ TARGET INLINE void K(multiply)(
             sum[i][strip] = vload(sums + (2 * i + strip) * VL);
         }
     }
-    if (shape == SUMS || shape == OFFSET || shape == WIDE) {
+    if (shape == SUMS || shape == OFFSET || shape == WIDE || shape == HALVES) {
         K(multiply_32)(shape, width, n, tile, n_columns, row, offset, ahead, sum);
+    } else if (shape == SCALED_MINS || shape == SCALED_WIDE) {
+        K(multiply_scaled)(shape, width, n, tile, row, ahead, sum);
     } else {
         K(multiply_256)(shape, width, n, tile, row, ahead, sum);
     }
@@ -180,15 +213,20 @@ TARGET INLINE void K(strips)(int shape, int width, const struct piece *piece, in
 STRIPS(SUMS)
 STRIPS(OFFSET)
 STRIPS(WIDE)
+STRIPS(HALVES)
 STRIPS(K_MINS)
 STRIPS(K_OFFSET)
+STRIPS(K_WIDE)
+STRIPS(SCALED_MINS)
+STRIPS(SCALED_WIDE)
 
 /* Rows of weights [first, stop), VL of them at least. */
 static void K(compute_strips)(const struct piece *piece, int64_t first, int64_t stop)
 {
     static void (*const strips[])(int, const struct piece *, int64_t, int64_t) = {
-        [SUMS] = K(strips_SUMS), [OFFSET] = K(strips_OFFSET), [WIDE] = K(strips_WIDE), [K_MINS] = K(strips_K_MINS),
-        [K_OFFSET] = K(strips_K_OFFSET),
+        [SUMS] = K(strips_SUMS), [OFFSET] = K(strips_OFFSET), [WIDE] = K(strips_WIDE), [HALVES] = K(strips_HALVES),
+        [K_MINS] = K(strips_K_MINS), [K_OFFSET] = K(strips_K_OFFSET), [K_WIDE] = K(strips_K_WIDE),
+        [SCALED_MINS] = K(strips_SCALED_MINS), [SCALED_WIDE] = K(strips_SCALED_WIDE),
     };
     const int width = piece->n_rows >= ROWS_FOR_TWO ? 2 : 1;
     if (piece->n_rows <= piece->format->few) {
@@ -209,3 +247,4 @@ static void K(compute_strips)(const struct piece *piece, int64_t first, int64_t 
 #undef TAKE
 #undef STRIPS
 #undef DOT
+#undef IS_WIDE

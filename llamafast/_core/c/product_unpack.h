@@ -8,8 +8,9 @@
 struct K(scales) {
     vf scale[16];                               /* by block */
     vf min[8];                                  /* by block of 32 */
-    vi pair_min[4];                             /* int16 pairs of them, by two blocks of 32 */
+    vi pair_min[8];                             /* int16 pairs of them, by two blocks */
     vf min_scale;
+    vi whole[4];                                /* scales in signed bytes, by four blocks of 16 */
 };
 
 struct K(tile) {
@@ -89,113 +90,72 @@ TARGET INLINE void K(block_q8_0)(const uint8_t *p, size_t n, vi *v, vf *scale, v
     }
 }
 
-TARGET INLINE void K(block_iq4_nl)(const uint8_t *p, size_t n, vi *v, vf *scale, vf *min)
+/* 32 columns of 4 bits that stand for IQ4_NL's levels, with WIDE_OFFSET. */
+TARGET INLINE void K(uneven)(const uint8_t *p, size_t n, vi *v)
 {
     static const int8_t levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-    vi first[4];
-    (void) min;
-    vi_columns(p, n, first);
-    *scale = vi_halves(first[0]);
-    K(nibbles)(p + 2, n, v);
+    K(nibbles)(p, n, v);
     for (int g = 0; g < 8; g++) {
         v[g] = vi_xor(vi_lookup(levels, v[g]), vi_bytes((char) WIDE_OFFSET));
     }
 }
 
-/* Chunks of 256 columns: their scales and fifth bits, and sixteen vectors of each quarter of them. */
-
-/* Two halves d and d_min, and 12 bytes: eight scales and eight mins of 6 bits, as the low 6 of the first 4 and the
- * second 4 bytes, and 4 low and 4 high bits of the last 4 with the first ones' upper 2. */
-TARGET INLINE void K(scales_q4_k)(const uint8_t *p, size_t n, struct K(scales) *scales, vi *fifths)
+TARGET INLINE void K(block_iq4_nl)(const uint8_t *p, size_t n, vi *v, vf *scale, vf *min)
 {
-    const vi six = vi_bytes(63), upper = vi_bytes(0x30), byte = vi_set(0xFF);
-    vi v[4], scale[2], min[2];
-    (void) fifths;
-    vi_columns(p, n, v);
-    scale[0] = vi_and(v[1], six);
-    min[0] = vi_and(v[2], six);
-    scale[1] = vi_or(NIBBLE(v[3], false), vi_and(vi_right(v[1], 2), upper));
-    min[1] = vi_or(NIBBLE(v[3], true), vi_and(vi_right(v[2], 2), upper));
-    const vf d = vi_halves(v[0]);
-    scales->min_scale = vsub(vset(0), vi_halves(vi_right(v[0], 16)));
-    for (int block = 0; block < 8; block++) {
-        const vi of_block = vi_and(vi_right(scale[block / 4], 8 * (block % 4)), byte);
-        scales->scale[block] = vmul(vi_float(of_block), d);
-    }
-    for (int pair = 0; pair < 4; pair++) {
-        const vi two = vi_right(min[pair / 2], 16 * (pair % 2));
-        scales->pair_min[pair] = vi_or(vi_and(two, byte), vi_left(vi_and(two, vi_set(0xFF00)), 8));
-    }
+    vi first[4];
+    (void) min;
+    vi_columns(p, n, first);
+    *scale = vi_halves(first[0]);
+    K(uneven)(p + 2, n, v);
 }
 
-TARGET INLINE void K(scales_q5_k)(const uint8_t *p, size_t n, struct K(scales) *scales, vi *fifths)
+/* Twice what E2M1 means, and 16 more. */
+TARGET INLINE vi K(e2m1)(vi nibbles)
 {
-    K(scales_q4_k)(p, n, scales, fifths);
-    vi_columns(p + 16, n, fifths);
-    vi_columns(p + 32, n, fifths + 4);
+    static const int8_t levels[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
+    return vi_lookup(levels, nibbles);
 }
 
-TARGET INLINE void K(scales_q6_k)(const uint8_t *p, size_t n, struct K(scales) *scales, vi *fifths)
+/* The scale is 2^(byte - 128), half of what E8M0 means, as ggml has it. Floats below 2^-126 have other bits than those with
+ * an exponent. */
+TARGET INLINE void K(block_mxfp4)(const uint8_t *p, size_t n, vi *v, vf *scale, vf *min)
 {
-    vi last[4], scale[4];
-    (void) fifths;
-    vi_columns(p + 194, n, last);
-    const vf d = vi_halves(vi_right(last[3], 16));
-    vi_columns(p + 192, n, scale);
-    for (int block = 0; block < 16; block++) {
-        const vi of_block = vi_right_signed(vi_left(scale[block / 4], 24 - 8 * (block % 4)), 24);
-        scales->scale[block] = vmul(vi_float(of_block), d);
+    vi first[4];
+    (void) min;
+    vi_columns(p, n, first);
+    const vi exponent = vi_and(first[0], vi_set(0xFF));
+    const vi small = vi_max(vi_left(exponent, 22), vi_set(1 << 21));
+    *scale = vi_bits_float(vi_max(vi_left(vi_sub(exponent, vi_set(1)), 23), small));
+    K(nibbles)(p + 1, n, v);
+    for (int g = 0; g < 8; g++) {
+        v[g] = K(e2m1)(v[g]);
     }
 }
 
-/* 32 bytes have the columns of one block in their low halves, of the next in the high ones. */
-TARGET INLINE void K(quarter_q4_k)(const uint8_t *p, size_t n, const vi *fifths, int quarter, vi *v)
+/* 64 columns: four scales of 16, then 8 bytes for each of these, the first 8 in the low halves. A scale is half of what
+ * UE4M3 means, 0 for its NaN: its bits are those of a float that is 2^119 times too small. The sign says nothing, but
+ * that ggml takes a NaN with one for a number. */
+TARGET INLINE void K(block_nvfp4)(const uint8_t *p, size_t n, vi *v, vf *scale)
 {
-    (void) fifths;
-    for (int half = 0; half < 2; half++) {
-        vi nibbles[8];
-        K(nibbles)(p + 16 + 32 * quarter + 16 * half, n, nibbles);
+    const vi all = vi_bytes((char) 0xFF);
+    vi first[4], pair[4];
+    vi_columns(p, n, first);
+    /* the upper bit of each byte that is 0x7F */
+    const vi is_nan = vi_and(vi_add8(first[0], vi_bytes(1)), vi_xor(first[0], all));
+    for (int k = 0; k < 4; k++) {
+        const vi byte = vi_and(vi_right(first[0], 8 * k), vi_set(0x7F));
+        const vi number = vi_xor(vi_right_signed(vi_left(is_nan, 24 - 8 * k), 31), all);
+        scale[k] = vmul(vi_bits_float(vi_and(vi_left(byte, 20), number)), vset(0x1p119f));
+    }
+    for (int k = 0; k < 2; k++) {
+        vi_columns(p + 4 + 16 * k, n, pair);
         for (int g = 0; g < 4; g++) {
-            v[4 * half + g] = nibbles[g];
-            v[8 + 4 * half + g] = nibbles[4 + g];
+            vi *to = v + 8 * k + 4 * (g / 2) + g % 2;
+            to[0] = K(e2m1)(NIBBLE(pair[g], false));
+            to[2] = K(e2m1)(NIBBLE(pair[g], true));
         }
     }
 }
-
-/* The bit `block` of every byte, as 16. */
-#define FIFTH(v, block) vi_and((block) < 4 ? vi_left(v, 4 - (block)) : vi_right(v, (block) - 4), vi_bytes(16))
-
-TARGET INLINE void K(quarter_q5_k)(const uint8_t *p, size_t n, const vi *fifths, int quarter, vi *v)
-{
-    K(quarter_q4_k)(p + 32, n, fifths, quarter, v);
-    for (int g = 0; g < 8; g++) {
-        v[g] = vi_or(v[g], FIFTH(fifths[g], 2 * quarter));
-        v[8 + g] = vi_or(v[8 + g], FIFTH(fifths[g], 2 * quarter + 1));
-    }
-}
-
-/* Of a half of 128 columns 16 of each 32. */
-TARGET INLINE void K(quarter_q6_k)(const uint8_t *p, size_t n, const vi *fifths, int quarter, vi *v)
-{
-    (void) fifths;
-    const int half = quarter / 2, within = quarter % 2;
-    const vi upper = vi_bytes(0x30);
-    vi first[4], second[4], two[4];
-    vi_columns(p + 64 * half + 16 * within, n, first);
-    vi_columns(p + 64 * half + 32 + 16 * within, n, second);
-    vi_columns(p + 128 + 32 * half + 16 * within, n, two);
-    for (int g = 0; g < 4; g++) {
-        v[g] = vi_or(NIBBLE(first[g], false), vi_and(vi_left(two[g], 4), upper));
-        v[4 + g] = vi_or(NIBBLE(second[g], false), vi_and(vi_left(two[g], 2), upper));
-        v[8 + g] = vi_or(NIBBLE(first[g], true), vi_and(two[g], upper));
-        v[12 + g] = vi_or(NIBBLE(second[g], true), vi_and(vi_right(two[g], 2), upper));
-    }
-}
-
-/* The first columns of the four vectors v[4 * k] and on, of the sixteen of a quarter. */
-#define PLACE_q4_k(quarter, k) (64 * (quarter) + 16 * (k))
-#define PLACE_q5_k PLACE_q4_k
-#define PLACE_q6_k(quarter, k) (128 * ((quarter) / 2) + 16 * ((quarter) % 2) + 32 * (k))
 
 #define UNPACK_32(name, bytes) \
     TARGET static void K(unpack_##name)(const uint8_t *p, size_t n, int n_columns, struct K(tile) *tile) \
@@ -209,17 +169,14 @@ TARGET INLINE void K(quarter_q6_k)(const uint8_t *p, size_t n, const vi *fifths,
         } \
     }
 
-#define UNPACK_256(name) \
+#define UNPACK_64(name, bytes) \
     TARGET static void K(unpack_##name)(const uint8_t *p, size_t n, int n_columns, struct K(tile) *tile) \
     { \
-        (void) n_columns; \
-        vi fifths[8]; \
-        K(scales_##name)(p, n, &tile->scales, fifths); \
-        for (int quarter = 0; quarter < 4; quarter++) { \
+        for (int block = 0; block < n_columns / 64; block++) { \
             vi v[16]; \
-            K(quarter_##name)(p, n, fifths, quarter, v); \
+            K(block_##name)(p + (bytes) * block, n, v, tile->scales.scale + 4 * block); \
             for (int g = 0; g < 16; g++) { \
-                vi_store(tile->value[PLACE_##name(quarter, g / 4) / 4 + g % 4], v[g]); \
+                vi_store(tile->value[16 * block + g], v[g]); \
             } \
         } \
     }
@@ -230,13 +187,9 @@ UNPACK_32(q5_0, 22)
 UNPACK_32(q5_1, 24)
 UNPACK_32(q8_0, 34)
 UNPACK_32(iq4_nl, 18)
-UNPACK_256(q4_k)
-UNPACK_256(q5_k)
-UNPACK_256(q6_k)
+UNPACK_32(mxfp4, 17)
+UNPACK_64(nvfp4, 36)
 
 #undef INLINE
-#undef LOW
-#undef NIBBLE
-#undef FIFTH
 #undef UNPACK_32
-#undef UNPACK_256
+#undef UNPACK_64

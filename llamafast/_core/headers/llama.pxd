@@ -1,5 +1,5 @@
-# What llamafast calls of ggml.h, ggml-backend.h, gguf.h and llama.h, in their order. Enums are declared as int: C
-# converts both ways.
+# What llamafast calls of ggml.h, ggml-backend.h, ggml-cpu.h, ggml-rpc.h, gguf.h and llama.h, in their order. Enums are
+# declared as int: C converts both ways.
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 
@@ -12,6 +12,7 @@ cdef enum:
 
 cdef extern from "ggml.h" nogil:
     cdef enum ggml_log_level:
+        GGML_LOG_LEVEL_INFO
         GGML_LOG_LEVEL_WARN
         GGML_LOG_LEVEL_ERROR
         GGML_LOG_LEVEL_CONT
@@ -48,6 +49,44 @@ cdef extern from "ggml-backend.h" nogil:
     size_t ggml_backend_buffer_get_size(ggml_backend_buffer *buffer)
     void *ggml_backend_buffer_get_type(ggml_backend_buffer *buffer)
     void *ggml_backend_cpu_buffer_type()
+    # pointers to what nobody looks into
+    ctypedef void *ggml_backend_buffer_type_t
+    ctypedef void *ggml_backend_dev_t
+    ctypedef void *ggml_backend_reg_t
+    enum: GGML_BACKEND_DEVICE_TYPE_CPU
+    enum: GGML_BACKEND_DEVICE_TYPE_GPU
+    enum: GGML_BACKEND_DEVICE_TYPE_IGPU
+    enum: GGML_BACKEND_DEVICE_TYPE_ACCEL
+    enum: GGML_BACKEND_DEVICE_TYPE_META
+    cdef struct ggml_backend_dev_props:
+        const char *name
+        const char *description
+        size_t memory_free
+        size_t memory_total
+        int type
+        const char *device_id
+    const char *ggml_backend_buft_name(ggml_backend_buffer_type_t buft)
+    const char *ggml_backend_dev_name(ggml_backend_dev_t device)
+    const char *ggml_backend_dev_description(ggml_backend_dev_t device)
+    int ggml_backend_dev_type(ggml_backend_dev_t device)
+    void ggml_backend_dev_get_props(ggml_backend_dev_t device, ggml_backend_dev_props *props)
+    ggml_backend_reg_t ggml_backend_dev_backend_reg(ggml_backend_dev_t device)
+    ggml_backend_buffer_type_t ggml_backend_dev_buffer_type(ggml_backend_dev_t device)
+    const char *ggml_backend_reg_name(ggml_backend_reg_t reg)
+    void *ggml_backend_reg_get_proc_address(ggml_backend_reg_t reg, const char *name)
+    void ggml_backend_register(ggml_backend_reg_t reg)
+    ggml_backend_reg_t ggml_backend_reg_by_name(const char *name)
+    size_t ggml_backend_dev_count()
+    ggml_backend_dev_t ggml_backend_dev_get(size_t index)
+
+
+cdef extern from "ggml-cpu.h" nogil:
+    enum: GGML_NUMA_STRATEGY_COUNT
+
+
+cdef extern from "ggml-rpc.h" nogil:
+    enum: RPC_PROTO_MAJOR_VERSION
+    enum: RPC_PROTO_MINOR_VERSION
 
 
 cdef extern from "gguf.h" nogil:
@@ -125,7 +164,13 @@ cdef extern from "llama.h" nogil:
         bint val_bool
         char val_str[128]
 
+    cdef struct llama_model_tensor_buft_override:
+        const char *pattern
+        ggml_backend_buffer_type_t buft
+
     cdef struct llama_model_params:
+        ggml_backend_dev_t *devices
+        const llama_model_tensor_buft_override *tensor_buft_overrides
         int32_t n_gpu_layers
         int split_mode
         int load_mode
@@ -137,6 +182,7 @@ cdef extern from "llama.h" nogil:
         bint vocab_only
         bint use_extra_bufts
         bint load_mtp
+        bint no_alloc
 
     cdef struct llama_context_params:
         uint32_t n_ctx
@@ -174,6 +220,7 @@ cdef extern from "llama.h" nogil:
     llama_model_params llama_model_default_params()
     llama_context_params llama_context_default_params()
     void llama_backend_init()
+    void llama_numa_init(int numa)
 
     llama_model *llama_model_load_from_file(const char *path_model, llama_model_params params)
     void llama_model_free(llama_model *model)
@@ -181,7 +228,7 @@ cdef extern from "llama.h" nogil:
     void llama_free(llama_context *ctx)
 
     size_t llama_max_devices()
-    bint llama_supports_gpu_offload()
+    bint llama_supports_rpc()
     uint32_t llama_n_ctx(const llama_context *ctx)
     uint32_t llama_n_ctx_seq(const llama_context *ctx)
     uint32_t llama_n_batch(const llama_context *ctx)
@@ -214,8 +261,13 @@ cdef extern from "llama.h" nogil:
     llama_pos llama_memory_seq_pos_max(llama_memory_t mem, llama_seq_id seq_id)
 
     size_t llama_state_seq_get_size(llama_context *ctx, llama_seq_id seq_id)
-    size_t llama_state_seq_get_data(llama_context *ctx, uint8_t *dst, size_t size, llama_seq_id seq_id)
     size_t llama_state_seq_set_data(llama_context *ctx, const uint8_t *src, size_t size, llama_seq_id dest_seq_id)
+    # what of a state cannot be cut: with PARTIAL_ONLY a hybrid's recurrent part alone
+    enum:
+        LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+    size_t llama_state_seq_get_size_ext(llama_context *ctx, llama_seq_id seq_id, uint32_t flags)
+    size_t llama_state_seq_get_data_ext(
+        llama_context *ctx, uint8_t *dst, size_t size, llama_seq_id seq_id, uint32_t flags)
 
     llama_adapter_lora *llama_adapter_lora_init(llama_model *model, const char *path_lora)
     void llama_adapter_lora_free(llama_adapter_lora *adapter)

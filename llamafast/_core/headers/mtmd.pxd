@@ -1,7 +1,7 @@
 # What llamafast calls of mtmd.h and mtmd-helper.h. They are C, of C++: what may throw says so.
 from libc.stdint cimport int32_t, uint32_t
 
-from .llama cimport ggml_log_callback, llama_model, llama_pos, llama_token
+from .llama cimport ggml_backend_dev_t, ggml_log_callback, llama_model, llama_pos, llama_token
 
 
 cdef extern from "llama.h" nogil:
@@ -29,6 +29,7 @@ cdef extern from "mtmd.h" nogil:
         bint parse_special
     cdef struct mtmd_context_params:
         bint use_gpu
+        ggml_backend_dev_t device
         bint print_timings
         int n_threads
         llama_flash_attn_type flash_attn_type

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -18,7 +18,7 @@ from llamafast.api.chat.schema import (
 )
 from llamafast.api.delivery import usage_of
 from llamafast.api.logprobs import TokenNames, chat_logprobs
-from llamafast.api.schema.timings import Timings
+from llamafast.api.measured import Measured
 from llamafast.api.sse import HOLE, encode, frame, frame_pieces
 from llamafast.chat.reply.deltas import ContentDelta, Delta, ReasoningDelta, ToolCallArguments, ToolCallBegin
 from llamafast.chat.reply.reader import Reply, ReplyFinish
@@ -27,7 +27,7 @@ from llamafast.engine.types import Event, Generation
 
 class ChatFrames:
     """The frames of one request (``api.sse.Frames``); ``chunk`` is what all its chunks have in common, ``prompt_ids``
-    are for the first, ``timings`` for the last of each choice.
+    are for the first. What is ``measured`` comes beside the text.
 
     Text and arguments, which come with every token, are filled into frames that were encoded once.
     """
@@ -38,10 +38,10 @@ class ChatFrames:
         replies: list[Reply],
         request: ChatRequest,
         names: TokenNames,
+        measured: Measured,
         prompt_ids: list[int] | UnsetType = UNSET,
-        timings: Callable[[], Timings | UnsetType] = lambda: UNSET,
     ) -> None:
-        self._timings = timings
+        self._measured = measured
         self._wants_usage = request.wants_usage
         self._chunk_without_choices = msgspec.structs.replace(chunk, usage=None if self._wants_usage else UNSET)
         self._replies = replies
@@ -49,6 +49,7 @@ class ChatFrames:
         self._names = names
         self._legacy = bool(request.functions)
         self._tells_reasoning = request.tells_reasoning
+        self._echoed = request.echoed
         self._may_call = bool(request.tools or request.functions)
         self._content = self._pieces(ChatDelta(content=HOLE))
         self._reasoning = self._pieces(ChatDelta(reasoning_content=HOLE))
@@ -61,10 +62,14 @@ class ChatFrames:
         first, *others = (self._chunk(ChatChunkChoice(index, role)) for index in range(len(self._replies)))
         first.prompt_token_ids = self._prompt_ids
         yield b"".join(map(frame, (first, *others)))
+        if self._echoed:
+            yield b"".join(self._delta(index, ContentDelta(self._echoed)) for index in range(len(self._replies)))
 
     def event(self, event: Event) -> bytes:
-        index, deltas, finish_reason, token_logprobs, matched_stop, token_ids = self._replies[event.index].read(event)
-        frames = [self._delta(index, delta) for delta in deltas]
+        index, deltas, finish_reason, token_logprobs, matched_stop, token_ids, _ = self._replies[event.index].read(
+            event
+        )
+        frames = [told for delta in deltas if (told := self._delta(index, delta))]
         if token_logprobs:
             # they come before the text they belong to, which may be held back still
             logprobs = chat_logprobs(token_logprobs, self._names)
@@ -75,9 +80,8 @@ class ChatFrames:
         if finish_reason is not None:
             finish = finish_on_wire(finish_reason, self._legacy)
             last = self._chunk(ChatChunkChoice(index, ChatDelta(), finish, stop_reason=matched_stop))
-            last.timings = self._timings()
             frames.append(frame(last))
-        return b"".join(frames)
+        return self._measured.framed(frames, lambda: self._frame(0, ChatDelta()))
 
     def closing(self, generation: Generation) -> bytes:
         if not self._wants_usage:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from llamafast.api.schema.fragments import (
+    BUDGETS,
     MAX_TOP_LOGPROBS,
     SYSTEM_FINGERPRINT,
     OutputTokens,
@@ -25,7 +26,7 @@ from llamafast.chat.tools import ToolChoice, choose_tools, function_named, read_
 from llamafast.engine.media import MediaSource, Medium
 from llamafast.errors import InvalidRequest
 
-_BUDGETS = ("thinking_token_budget", "reasoning_budget", "reasoning_budget_tokens", "thinking_budget_tokens")
+_SERVED = ("timings_per_token", "return_progress", "prompt_logprobs", "echo")
 
 ChatFinish = Literal["stop", "length", "tool_calls", "function_call"]
 
@@ -63,7 +64,8 @@ class ChatRequest(PlatformOptions, kw_only=True):
     """
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
-        name: idle for name, idle in PlatformOptions.unserved.items() if name != "timings_per_token"
+        **{name: idle for name, idle in PlatformOptions.unserved.items() if name not in _SERVED},
+        "add_special_tokens": (False,),
     }
     foreign: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("prompt", "input", "previous_response_id", "conversation"), "all of it in `messages`"),
@@ -96,6 +98,8 @@ class ChatRequest(PlatformOptions, kw_only=True):
     tools: list[Any] | None = None
     functions: list[Any] | None = None
     parallel_tool_calls: bool | None = None
+    parse_tool_calls: bool | None = None
+    add_special_tokens: bool | None = None
 
     tool_choice: str | dict[str, Any] | None = None
     function_call: str | dict[str, Any] | None = None
@@ -131,13 +135,14 @@ class ChatRequest(PlatformOptions, kw_only=True):
             parallel=False if self.functions else self.parallel_tool_calls,
             documents=self.documents,
             add_generation_prompt=self.add_generation_prompt,
-            continue_final_message=self.continue_final_message or False,
+            continue_final_message=self._continued,
             reasoning_effort=self.reasoning_effort or controls.effort,
             enable_thinking=controls.enabled if self.enable_thinking is None else self.enable_thinking,
             reasoning_budget=self._reasoning_budget(controls),
             verbosity=self.verbosity,
             variables=self.chat_template_kwargs or {},
             split_reasoning=self.reasoning_format != "none",
+            parses_calls=self.parse_tool_calls is not False,
             prediction="" if self.prediction is None else self.prediction.text,
         )
 
@@ -147,8 +152,29 @@ class ChatRequest(PlatformOptions, kw_only=True):
 
     def _reasoning_budget(self, controls: ReasoningControls) -> int | None:
         """The smallest of those that are said."""
-        said = [getattr(self, name) for name in _BUDGETS] + [controls.max_tokens]
+        said = [getattr(self, name) for name in BUDGETS] + [controls.max_tokens]
         return min((n for n in said if n is not None and n >= 0), default=None)
+
+    def check_echo(self) -> None:
+        """Raises InvalidRequest where there is nothing to be repeated."""
+        last = self.messages[-1]
+        answers = last.get("role") == "assistant" and isinstance(last.get("content"), str)
+        if self.echo and not (answers and self._continued is True):
+            told = "`echo` repeats the text of a last message that is continued (`continue_final_message`)"
+            raise InvalidRequest(told, param="echo")
+
+    @property
+    def echoed(self) -> str:
+        """What the answer begins with."""
+        return self.messages[-1]["content"] if self.echo else ""
+
+    @property
+    def _continued(self) -> bool | str:
+        """DeepSeek and Mistral say it in the last message: ``prefix``."""
+        if self.continue_final_message is not None:
+            return self.continue_final_message
+        last = self.messages[-1]
+        return last.get("role") == "assistant" and last.get("prefix") is True
 
     def _tool_choice(self) -> ToolChoice:
         if self.functions and self.tools:
@@ -218,6 +244,7 @@ class ChatCompletion(Struct, kw_only=True):
     choices: list[ChatChoice] | list[Raw]
     usage: Usage
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[Raw | None] | UnsetType = UNSET
     timings: Timings | UnsetType = UNSET
 
 
@@ -258,8 +285,8 @@ class ChatChunkChoice(Struct):
 
 
 class ChatChunk(Struct, kw_only=True):
-    """One event of a stream: ``usage`` is null but in the last one, absent when not asked for. ``timings`` are in those
-    that end a choice."""
+    """One event of a stream: ``usage`` is null but in the last one, absent when not asked for. Where
+    they are asked for, ``timings`` and ``prompt_progress`` are added to it (``api.measured``)."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -270,4 +297,3 @@ class ChatChunk(Struct, kw_only=True):
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
-    timings: Timings | UnsetType = UNSET

@@ -11,7 +11,7 @@ from llamafast.api.sealed import opened
 from llamafast.chat.json_text import json_text
 from llamafast.chat.prompt.folding import BETWEEN_MESSAGES
 from llamafast.chat.prompt.media import MediaParts
-from llamafast.chat.request import Message
+from llamafast.chat.request import Message, of_pieces
 from llamafast.errors import InvalidRequest, UnsupportedParameter
 
 Json = Mapping[str, Any]
@@ -63,7 +63,7 @@ def messages_of(
     conversation.instruct(system, "system")
     for i, turn in enumerate(turns):
         conversation.add(turn, f"messages[{i}]")
-    return conversation.messages
+    return [of_pieces(message) for message in conversation.messages]
 
 
 def in_request(request: Any, change: Change) -> Any:
@@ -91,6 +91,8 @@ def _in_block(block: Any, change: Change) -> Any:
 
 
 class _Messages:
+    """``messages`` have their texts in pieces."""
+
     def __init__(self, tools: ToolTable, media: MediaParts, *, sees: bool, turns_after_results: bool) -> None:
         self.messages: list[Message] = []
         self._tools = tools
@@ -105,9 +107,9 @@ class _Messages:
         """Instructions before anything else was said are one message."""
         text = self._instructions(content, path)
         if text and self.messages:
-            self.messages[0]["content"] += BETWEEN_MESSAGES + text
+            _add(self.messages[0], text)
         elif text:
-            self.messages.append({"role": "system", "content": text})
+            self.messages.append({"role": "system", "content": [text]})
 
     def add(self, turn: Json, path: str) -> None:
         role = turn.get("role")
@@ -137,17 +139,17 @@ class _Messages:
         reminder = f"<system-reminder>\n{text}\n</system-reminder>"
         last = self.messages[-1]
         if last["role"] == "tool" and not self._turns_after_results:
-            last["content"] = BETWEEN_MESSAGES.join(filter(None, (last["content"], reminder)))
+            _add(last, reminder)
         else:
             self._say(reminder)
 
     def _say(self, text: str) -> None:
         """More of the user's turn, or a new one."""
         last = self.messages[-1] if self.messages else None
-        if last is not None and last["role"] == "user":
-            last["content"] = BETWEEN_MESSAGES.join(filter(None, (last["content"], text)))
-        else:
-            self.messages.append({"role": "user", "content": text})
+        if last is None or last["role"] != "user":
+            last = {"role": "user", "content": []}
+            self.messages.append(last)
+        _add(last, text)
 
     def _user(self, content: Any, path: str) -> None:
         """Results come before whatever else is said: they answer the turn before. They are in the order of their calls,
@@ -168,22 +170,24 @@ class _Messages:
             raise InvalidRequest(f"`{where}`: no call has the id {call_id[:64]!r}", param=where)
         blocks = _blocks(block.get("content"), f"{path}.content")
         pieces = (piece for inner, where in blocks for piece in self._pieces(inner, where, in_result=True))
-        self.messages.append({"role": "tool", "tool_call_id": call_id, "content": _joined(pieces)})
+        result: Message = {"role": "tool", "tool_call_id": call_id, "content": []}
+        _add(result, _joined(pieces))
+        self.messages.append(result)
 
     def _assistant(self, content: Any, path: str) -> None:
         last = self.messages[-1] if self.messages else None
-        turn: Message = {"role": "assistant", "content": ""}
+        turn: Message = {"role": "assistant", "content": []}
         if last is not None and last["role"] == "assistant":
             turn = last
         for block, where in _blocks(content, path):
             kind = block["type"]
             if kind == "thinking":
                 if thought := _string(block, "thinking", where) or opened(block.get("signature")):
-                    turn["reasoning_content"] = turn.get("reasoning_content", "") + thought
+                    turn.setdefault("reasoning_content", []).append(thought)
             elif kind == "tool_use":
                 turn.setdefault("tool_calls", []).append(self._call(block, where))
             else:
-                turn["content"] += "".join(piece.text for piece in self._pieces(block, where))
+                turn["content"] += (piece.text for piece in self._pieces(block, where) if piece.text)
         if turn is not last and (turn["content"] or len(turn) > 2):
             self.messages.append(turn)
 
@@ -279,6 +283,12 @@ def _blocks(content: Any, path: str) -> Iterator[tuple[Json, str]]:
         if not isinstance(block, dict) or not isinstance(block.get("type"), str):
             raise InvalidRequest(f"`{where}` must be an object with a string `type`", param=where)
         yield block, where
+
+
+def _add(message: Message, text: str) -> None:
+    """A paragraph more."""
+    if text:
+        message["content"] += [BETWEEN_MESSAGES, text] if message["content"] else [text]
 
 
 def _joined(pieces: Iterator[Piece] | Sequence[Piece]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import TypeVar
 from uuid import uuid4
@@ -11,7 +10,8 @@ import msgspec
 from msgspec.structs import replace
 
 from llamafast.api.decode import decode_request
-from llamafast.api.delivery import internal_error, read_replies, run_sized, usage_of
+from llamafast.api.delivery import read_replies, run_sized, usage_of
+from llamafast.api.fields import note
 from llamafast.api.grammars import Grammars
 from llamafast.api.hidden_tools import ignored
 from llamafast.api.http import JSON_TYPE, Exchange, Headers
@@ -31,9 +31,6 @@ from llamafast.api.messages.writer import MessageWriter
 from llamafast.api.sse import EventStream, encode
 from llamafast.chat.reply.reader import Reply, ReplyFinish
 from llamafast.engine.types import EnginePort, Generation, ModelInfo
-from llamafast.errors import LlamafastError
-
-log = logging.getLogger(__name__)
 
 RequestT = TypeVar("RequestT", bound=CountTokensRequest)
 
@@ -50,13 +47,15 @@ class MessagesEndpoint:
 
     async def create(self, exchange: Exchange, body: bytes) -> None:
         engine = self._engine
-        request = await self._decoded(body, _MESSAGES)
+        request = await self._decoded(exchange, body, _MESSAGES)
         planned = await self._planner.planned(request, len(body), exchange.tenant)
+        note(planned.plan.unread, exchange)
         await engine.prepare(planned.plan.plan)
         plan = await self._grammars.constrained(planned.plan.plan, planned.plan.ask)
         plan = replace(plan, announce=bool(request.stream) and not plan.media)
         generation = exchange.follow(engine.submit(plan, exchange.tenant))
         telling = Telling(request, generation, planned.plan.replies(), engine.info)
+        exchange.response_id = telling.message.id
         try:
             if request.stream:
                 await self._stream(exchange, telling, ignored(planned.hidden))
@@ -70,26 +69,22 @@ class MessagesEndpoint:
 
     async def count_tokens(self, exchange: Exchange, body: bytes) -> None:
         """How many tokens the prompt of such a message has, also where they do not fit."""
-        request = await self._decoded(body, _COUNT)
+        request = await self._decoded(exchange, body, _COUNT)
         planned = await self._planner.planned(request, len(body), exchange.tenant, only_counted=True)
+        note(planned.plan.unread, exchange)
         await exchange.reply_json(TokenCount(planned.n_prompt), headers=ignored(planned.hidden))
 
     async def _stream(self, exchange: Exchange, telling: Telling, headers: Headers) -> None:
         # what goes wrong before anything is known is told by the status, by which clients try again
         await telling.generation.begin(self._ping_seconds)
         async with EventStream(exchange, self._ping_seconds, headers, ANTHROPIC_STREAM) as stream:
-            try:
-                async for events in telling.events():
-                    await stream.write(await run_sized(32 * len(events), _frames, events))
-                await stream.end(b"")
-            except LlamafastError as error:
-                await stream.fail(error)
-            except Exception:
-                log.exception("request %s failed in mid-stream", exchange.identity.request_id.decode())
-                await stream.fail(internal_error())
+            async for events in telling.events():
+                await stream.write(await run_sized(32 * len(events), _frames, events))
+            await stream.end(b"")
 
-    async def _decoded(self, body: bytes, decoder: msgspec.json.Decoder[RequestT]) -> RequestT:
-        return await run_sized(len(body), decode_request, decoder, body, self._engine.info, detach=in_request)
+    async def _decoded(self, exchange: Exchange, body: bytes, decoder: msgspec.json.Decoder[RequestT]) -> RequestT:
+        info = self._engine.info
+        return await run_sized(len(body), decode_request, decoder, body, info, exchange, detach=in_request)
 
 
 class Telling:

@@ -22,6 +22,8 @@ from llamafast.errors import InvalidRequest, ThreadUnsupported, UnsupportedParam
 _NAMES = {
     "messages": "messages",
     "stop": "stop_sequences",
+    "reasoning_effort": "output_config.effort",
+    "enable_thinking": "thinking",
     "response_format": "output_config.format",
     SCHEMA: "output_config.format.schema",
 }

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
-from llamafast.api.schema.fragments import MAX_STOP_STRINGS, GenerationOptions
+from llamafast.api.schema.fragments import BUDGETS, MAX_STOP_STRINGS, GenerationOptions
 from llamafast.api.schema.fragments import Usage as ChatUsage
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
@@ -37,6 +37,7 @@ class CountTokensRequest(GenerationOptions, kw_only=True):
     messages and functions. The fields from ``metadata`` on say nothing of the answer here; clients send more such,
     which are passed over."""
 
+    lenient: ClassVar[bool] = True
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
         **GenerationOptions.unserved,
         "return_token_ids": (False,),
@@ -44,8 +45,7 @@ class CountTokensRequest(GenerationOptions, kw_only=True):
         "include_stop_str_in_output": (False,),
         "mcp_servers": ([],),
         "n_predict": (),
-        "reasoning_budget": (-1,),
-        "thinking_token_budget": (-1,),
+        **dict.fromkeys(BUDGETS, (-1,)),
         "enable_thinking": (),
         "parallel_tool_calls": (True,),
         "add_generation_prompt": (True,),
@@ -84,8 +84,10 @@ class CountTokensRequest(GenerationOptions, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     # other servers' names, which clients of theirs may send
     n_predict: Any = None
-    reasoning_budget: Any = None
     thinking_token_budget: Any = None
+    reasoning_budget: Any = None
+    reasoning_budget_tokens: Any = None
+    thinking_budget_tokens: Any = None
     enable_thinking: Any = None
     parallel_tool_calls: Any = None
     add_generation_prompt: Any = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from array import array
 from collections.abc import AsyncIterator, Iterable
@@ -12,9 +11,10 @@ import msgspec
 from msgspec import UNSET, structs
 
 from llamafast.api.decode import decode_request
-from llamafast.api.delivery import internal_error, run_sized
+from llamafast.api.delivery import run_sized
 from llamafast.api.grammars import Grammars
-from llamafast.api.http import JSON_TYPE, Exchange, Headers
+from llamafast.api.http import JSON_TYPE, Exchange
+from llamafast.api.measured import Measured
 from llamafast.api.native.schema import (
     Answer,
     CompletionBody,
@@ -26,21 +26,17 @@ from llamafast.api.native.schema import (
     StopType,
     TokenProbability,
 )
-from llamafast.api.schema.timings import Timings
+from llamafast.api.native.slots import n_slots
 from llamafast.api.sse import EventStream, StreamForm, encode, frame
 from llamafast.chat.grammar.asked import Ask
 from llamafast.chat.plan import check_fits, plan_completion, plan_infill
 from llamafast.chat.request import CompletionTask
 from llamafast.engine.types import EnginePort, Event, Generation, ModelInfo, Plan, Tokenizer, TokenLogprob
-from llamafast.errors import InvalidRequest, LlamafastError, Untokenizable
-
-log = logging.getLogger(__name__)
+from llamafast.errors import InvalidRequest, Untokenizable
 
 _COMPLETION = msgspec.json.Decoder(CompletionBody)
 _INFILL = msgspec.json.Decoder(InfillBody)
 _STREAM = StreamForm(b"", b": ping\n\n", b"")
-# A stage of llama-server's, which ends what is filled in where its end is likely: sampled as any other token here.
-_INFILL_STAGE = "infill"
 
 
 class NativeEndpoint:
@@ -50,19 +46,15 @@ class NativeEndpoint:
         self._ping_seconds = ping_seconds
 
     async def completion(self, exchange: Exchange, body: bytes) -> None:
-        request = await run_sized(len(body), decode_request, _COMPLETION, body, self._engine.info)
+        request = await run_sized(len(body), decode_request, _COMPLETION, body, self._engine.info, exchange)
         plan, ask = await run_sized(len(body), self._completion, request)
-        await self._answer(exchange, request, plan, ask, ())
+        await self._answer(exchange, request, plan, ask)
 
     async def infill(self, exchange: Exchange, body: bytes) -> None:
-        request = await run_sized(len(body), decode_request, _INFILL, body, self._engine.info)
-        ignored: Headers = ()
-        if isinstance(request.samplers, list) and _INFILL_STAGE in request.samplers:
-            request.samplers = [name for name in request.samplers if name != _INFILL_STAGE]
-            ignored = ((b"x-llamafast-ignored", b"samplers.infill"),)
+        request = await run_sized(len(body), decode_request, _INFILL, body, self._engine.info, exchange)
         engine = self._engine
         plan, ask = await run_sized(len(body), plan_infill, request.task(), engine.tokenizer, engine.info)
-        await self._answer(exchange, request, plan, ask, ignored)
+        await self._answer(exchange, request, plan, ask)
 
     def _completion(self, request: CompletionBody) -> tuple[Plan, Ask | None]:
         engine = self._engine
@@ -72,9 +64,7 @@ class NativeEndpoint:
         task = CompletionTask(**request.limited(), prompt=prompt)
         return plan_completion(task, engine.tokenizer, engine.info)
 
-    async def _answer(
-        self, exchange: Exchange, request: NativeOptions, plan: Plan, ask: Ask | None, headers: Headers
-    ) -> None:
+    async def _answer(self, exchange: Exchange, request: NativeOptions, plan: Plan, ask: Ask | None) -> None:
         engine = self._engine
         await engine.prepare(plan)
         plan = await self._grammars.constrained(plan, ask)
@@ -82,57 +72,58 @@ class NativeEndpoint:
         telling = Telling(request, generation, engine)
         try:
             if request.stream:
-                await self._stream(exchange, telling, headers)
+                await self._stream(exchange, telling)
                 return
-            pieces = [piece async for piece in telling.pieces()]
+            pieces = [piece async for batch in telling.batches() for piece in batch]
             body = await run_sized(sum(len(piece.content) for piece in pieces), telling.whole, pieces)
-            await exchange.reply(200, body, JSON_TYPE, headers)
+            await exchange.reply(200, body, JSON_TYPE)
         finally:
             generation.cancel()
 
-    async def _stream(self, exchange: Exchange, telling: Telling, headers: Headers) -> None:
-        async with EventStream(exchange, self._ping_seconds, headers, _STREAM) as stream:
-            try:
-                async for piece in telling.pieces():
-                    await stream.write(frame(piece))
-                await stream.end(frame(telling.told(telling.end(""))))
-            except LlamafastError as error:
-                await stream.fail(error)
-            except Exception:
-                log.exception("request %s failed in mid-stream", exchange.identity.request_id.decode())
-                await stream.fail(internal_error())
+    async def _stream(self, exchange: Exchange, telling: Telling) -> None:
+        async with EventStream(exchange, self._ping_seconds, form=_STREAM) as stream:
+            async for batch in telling.batches():
+                if frames := telling.framed(batch):
+                    await stream.write(frames)
+            await stream.end(frame(telling.told(telling.end(""))))
 
 
 class Telling:
-    """One answer while it is generated: ``pieces``, then its ``end``."""
+    """One answer while it is generated: ``batches``, then its ``end``."""
 
     def __init__(self, request: NativeOptions, generation: Generation, engine: EnginePort) -> None:
         self._request = request
         self._generation = generation
         self._engine = engine
-        self._started = time.monotonic()
+        self._measured = Measured(generation, request)
         self._first = 0.0
         self._has_new_line = False
+        self._indentation = Indentation(request.n_indent or 0)
         self._stop: tuple[StopType, str] = ("none", "")
 
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """As they become known. Raises the LlamafastError that ended the generation."""
-        async for batch in self._generation:
-            for event in batch:
-                cut = self._cut(event)
-                if event.text or event.token_ids:
-                    yield self._piece(event)
-                if event.finish_reason is not None:
-                    self._stop = _stop_of(event)
-                if cut:
-                    self._stop = ("limit", "")
-                    return
+    async def batches(self) -> AsyncIterator[list[Piece]]:
+        """Its pieces as they become known. Raises the LlamafastError that ended the generation."""
+        async for (event,) in self._generation:
+            cut = self._cut(event) or self._indentation.ends(event)
+            yield [self._piece(event)] if event.text or event.token_ids else []
+            if event.finish_reason is not None:
+                self._stop = _stop_of(event)
+            if cut:
+                self._stop = ("limit", "")
+                return
+
+    def framed(self, pieces: list[Piece]) -> bytes:
+        """The frames of one batch, and what is told beside them."""
+        blank = Piece(content="", tokens=[], tokens_predicted=0, tokens_evaluated=self._generation.prompt_tokens)
+        return self._measured.framed([frame(piece) for piece in pieces], lambda: frame(blank))
 
     def _cut(self, event: Event) -> bool:
         """Whether its time is over and its line complete: then ``event`` has the rest of that."""
-        self._first = self._first or time.monotonic()
+        if event.n_tokens:
+            self._first = self._first or time.monotonic()
         most = self._request.t_max_predict_ms
-        late = most is not None and most >= 0 and 1000 * (time.monotonic() - self._first) > most
+        since = time.monotonic() - self._first if self._first else 0.0
+        late = most is not None and most >= 0 and 1000 * since > most
         begun, line, _ = event.text.partition("\n")
         cut = late and event.finish_reason is None and (self._has_new_line or bool(line))
         if cut and line:
@@ -163,7 +154,7 @@ class Telling:
             stop_type=stop_type,
             stopping_word=word,
             tokens_cached=generation.cached_tokens,
-            timings=Timings.of(generation, time.monotonic() - self._started),
+            timings=self._measured.timings(),
         )
 
     def whole(self, pieces: list[Piece]) -> bytes:
@@ -183,12 +174,37 @@ class Telling:
         return _fields(msgspec.to_builtins(answer), paths) if paths else answer
 
 
+class Indentation:
+    """Ends an answer with its first line, from the second one on, that is indented by less than ``least`` characters of
+    white space: of that only its indentation is left, as llama-server has it. Empty lines end nothing."""
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+        self._indent: int | None = None  # of the line that has begun; None: it is known to be deep enough
+
+    def ends(self, event: Event) -> bool:
+        """Whether ``event``, of which the rest is cut off then, does so."""
+        for at, character in enumerate(event.text if self._least else ""):
+            if character == "\n":
+                self._indent = 0
+            elif self._indent is None:
+                continue
+            elif character in " \t":
+                self._indent += 1
+            elif self._indent < self._least:
+                event.text = event.text[:at]
+                return event.finish_reason is None
+            else:
+                self._indent = None
+        return False
+
+
 def props(engine: EnginePort) -> Props:
     """What llama-server's clients ask before anything else: above all how much fits."""
-    info, series = engine.info, engine.counters()
+    info = engine.info
     return Props(
         default_generation_settings=GenerationSettings(info.max_seq_len, structs.asdict(info.sampling)),
-        total_slots=int(series.get("free_sequences", 0) + series.get("running", 0)) or 1,
+        total_slots=n_slots(engine),
         model_alias=info.id,
         model_path=info.id,
         chat_template=info.chat_template or "",

@@ -13,19 +13,19 @@ from llamafast.chat.infill import Chunk, InfillTask
 StopType = Literal["none", "eos", "limit", "word"]
 Milliseconds = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 MAX_RESPONSE_FIELDS = 64
-_SERVED = ("n_probs", "return_tokens", "timings_per_token")
+_SERVED = ("n_probs", "return_tokens", "timings_per_token", "return_progress")
 
 
 class NativeOptions(GenerationOptions, kw_only=True):
     """``response_fields`` are paths in the answer (``timings/prompt_n``), of which alone it is then made. Behind
-    ``t_max_predict_ms`` an answer ends with its line. The fields from ``id_slot`` on say nothing here."""
+    ``t_max_predict_ms`` an answer ends with its line, and before one that is indented by less than ``n_indent``. The
+    fields from ``id_slot`` on say nothing here."""
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
         **{name: idle for name, idle in GenerationOptions.unserved.items() if name not in _SERVED},
         "return_token_ids": (False,),
         "n": (1,),
         "n_cmpl": (1,),
-        "n_indent": (0,),
         "image_data": ([],),
         "messages": ([],),
         "echo": (False,),
@@ -37,7 +37,7 @@ class NativeOptions(GenerationOptions, kw_only=True):
     max_tokens: OutputTokens | None = None
     n_probs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     n_cmpl: int | None = None
-    n_indent: int | None = None
+    n_indent: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     image_data: Any = None
     messages: Any = None
     echo: Any = None

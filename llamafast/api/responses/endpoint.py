@@ -9,11 +9,12 @@ import msgspec
 
 from llamafast.api.decode import decode_request
 from llamafast.api.delivery import run_sized
+from llamafast.api.fields import note
 from llamafast.api.hidden_tools import ignored
 from llamafast.api.http import JSON_TYPE, Exchange
 from llamafast.api.responses.events import Event
 from llamafast.api.responses.items import in_request
-from llamafast.api.responses.plan import PlannedResponse
+from llamafast.api.responses.plan import PlannedResponse, no_input
 from llamafast.api.responses.responder import Responder
 from llamafast.api.responses.schema import (
     CompactedResponse,
@@ -38,13 +39,14 @@ class ResponsesEndpoint:
 
     async def create(self, exchange: Exchange, body: bytes) -> None:
         request, planned = await self._prepare(exchange, body)
+        exchange.response_id = planned.response.id
         generation = exchange.follow(self._responder.submit(planned))
         try:
             if request.stream:
                 if generation.media_tokens:
                     await generation.begin(self._ping_seconds)
                 async with EventStream(exchange, self._ping_seconds, ignored(planned.hidden)) as stream:
-                    async for events in self._responder.stream(planned, generation):
+                    async for events in self._responder.stream(planned, generation, exchange):
                         size = planned.writer.telling_size(events)
                         await stream.write(await run_sized(size, _frames, events))
                     await stream.end(b"")
@@ -58,14 +60,13 @@ class ResponsesEndpoint:
 
     async def compact(self, exchange: Exchange, body: bytes) -> None:
         """A conversation in a few words, for clients that go on with them in its place."""
-        request = await run_sized(len(body), decode_request, _DECODER, body, self._info, detach=in_request)
-        if request.model is None:
-            raise InvalidRequest("`model` is required", param="model")
+        request = await run_sized(len(body), decode_request, _DECODER, body, self._info, exchange, detach=in_request)
         if request.stream:
             raise InvalidRequest("a compaction cannot be streamed", param="stream")
         if not request.input and request.previous_response_id is None:
-            raise InvalidRequest("`input` must not be empty", param="input")
+            raise no_input(request)
         planned = await self._responder.prepare_compaction(request, len(body), exchange.tenant)
+        exchange.response_id = planned.response.id
         generation = exchange.follow(self._responder.submit(planned))
         try:
             async for _ in self._responder.events(planned, generation):
@@ -81,8 +82,10 @@ class ResponsesEndpoint:
         await exchange.reply_json(tokens, headers=ignored(planned.hidden))
 
     async def _prepare(self, exchange: Exchange, body: bytes) -> tuple[ResponsesRequest, PlannedResponse]:
-        request = await run_sized(len(body), decode_request, _DECODER, body, self._info, detach=in_request)
-        return request, await self._responder.prepare(request, len(body), exchange.tenant)
+        request = await run_sized(len(body), decode_request, _DECODER, body, self._info, exchange, detach=in_request)
+        planned = await self._responder.prepare(request, len(body), exchange.tenant)
+        note(planned.plan.unread, exchange)
+        return request, planned
 
 
 def _compacted(response: Response) -> CompactedResponse:

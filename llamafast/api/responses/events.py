@@ -134,7 +134,10 @@ class Event(Struct, kw_only=True, tag_field="type"):
 
 
 class Created(Event, kw_only=True, tag="response.created"):
+    """``llamafast_ignored`` are fields of the request that nothing reads: over a socket, where no header can say so."""
+
     response: Response
+    llamafast_ignored: list[str] | UnsetType = UNSET
 
 
 class InProgress(Event, kw_only=True, tag="response.in_progress"):

@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from llamafast.api.decode import invalid_field
 from llamafast.api.responses.schema import ResponsesRequest
 from llamafast.api.schema.fragments import ErrorObject
 from llamafast.errors import InvalidRequest
@@ -56,6 +57,8 @@ def decode_frame(decoder: msgspec.json.Decoder[FrameT], frame: bytes) -> FrameT:
     try:
         return decoder.decode(frame)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"the frame: {error}", code="invalid_request_error") from error
+        fault = invalid_field(str(error), whole="the frame")
+        fault.code = "invalid_request_error"
+        raise fault from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the frame is not valid JSON: {error}", code="invalid_json") from error

@@ -11,7 +11,7 @@ from llamafast.api.responses.compaction import summary_of
 from llamafast.api.responses.tools import chat_name, custom_arguments
 from llamafast.chat.json_text import json_text
 from llamafast.chat.prompt.media import MediaParts, refusal
-from llamafast.chat.request import Message
+from llamafast.chat.request import Message, of_pieces
 from llamafast.errors import InvalidRequest
 
 Item = dict[str, Any]
@@ -84,7 +84,7 @@ def messages_of(
         conversation.instruct(instructions)
     for i, item in enumerate(items):
         conversation.add(item, f"input[{i - n_before}]")
-    return conversation.messages
+    return [of_pieces(message) for message in conversation.messages]
 
 
 def in_request(request: Any, change: Change) -> Any:
@@ -115,6 +115,8 @@ def _are_parts(output: Any) -> bool:
 
 
 class _Messages:
+    """``messages`` have their texts in pieces, of which none is empty where more may follow."""
+
     def __init__(self, media: MediaParts) -> None:
         self._media = media
         self.messages: list[Message] = []
@@ -124,9 +126,9 @@ class _Messages:
         """Instructions before anything else was said are one message: many templates take a system message only
         where it comes first."""
         if len(self.messages) == 1 and self.messages[0]["role"] in _INSTRUCTIONS:
-            self.messages[0]["content"] += f"\n\n{text}"
+            self.messages[0]["content"].append(f"\n\n{text}")
         else:
-            self.messages.append({"role": role, "content": text})
+            self.messages.append({"role": role, "content": [text]})
 
     def add(self, item: Item, path: str) -> None:
         kind = item.get("type", "message")
@@ -153,20 +155,22 @@ class _Messages:
         elif kind == "compaction":
             self._compaction(item)
         elif kind not in _SILENT:
-            raise InvalidRequest(f"{path}: there is no item of type {kind[:64]!r}", param=f"{path}.type")
+            raise InvalidRequest(f"`{path}`: there is no item of type {kind[:64]!r}", param=f"{path}.type")
 
     def _message(self, item: Item, path: str) -> None:
         role = item.get("role")
         if not isinstance(role, str) or role not in _ROLES:
             raise InvalidRequest(f"`{path}.role` must be one of {', '.join(sorted(_ROLES))}", param=f"{path}.role")
+        if role == "user" and item.get("content") is None:
+            raise InvalidRequest(f"`{path}.content` is required", param=f"{path}.content")
         text = self._content(item.get("content"), f"{path}.content")
         if role in _INSTRUCTIONS:
             self.instruct(text, role)
         elif role == "user":
-            self.messages.append({"role": "user", "content": text})
+            self.messages.append({"role": "user", "content": [text]})
         else:
             turn = self._turn(new=self._open_turn() is None or self._has_spoken())
-            turn["content"] += text
+            turn["content"] += [text] if text else []
             if isinstance(item.get("phase"), str):
                 turn["phase"] = item["phase"]
 
@@ -176,7 +180,7 @@ class _Messages:
         if text:
             turn = self._open_turn()
             turn = self._turn(new=turn is None or bool(turn["content"]) or "tool_calls" in turn)
-            turn["reasoning_content"] = turn.get("reasoning_content", "") + text
+            turn.setdefault("reasoning_content", []).append(text)
 
     def _call(self, item: Item, path: str, name: str, arguments: str) -> None:
         self._add_call(_call_id(item, path), name, arguments)
@@ -217,13 +221,13 @@ class _Messages:
         call_id = _call_id(item, path)
         name = self._names.get(call_id)
         if name is None:
-            raise InvalidRequest(f"{path}: no call has the id {call_id[:64]!r}", param=f"{path}.call_id")
+            raise InvalidRequest(f"`{path}`: no call has the id {call_id[:64]!r}", param=f"{path}.call_id")
         output = item.get("output")
         text = self._output_text(item.get("status") if output is None else output, f"{path}.output")
         self._add_result(call_id, name, text)
 
     def _add_result(self, call_id: str, name: str, text: str) -> None:
-        self.messages.append({"role": "tool", "tool_call_id": call_id, "name": name, "content": text})
+        self.messages.append({"role": "tool", "tool_call_id": call_id, "name": name, "content": [text]})
 
     def _picture(self, item: Item, path: str, field: str) -> None:
         """What a tool of OpenAI's saw or drew, as something that the user shows."""
@@ -232,7 +236,7 @@ class _Messages:
             return
         part = given if isinstance(given, dict) else {"image_url": given}
         word = self._media.word({**part, "type": "input_image"}, f"{path}.{field}")
-        self.messages.append({"role": "user", "content": word})
+        self.messages.append({"role": "user", "content": [word]})
 
     def _content(self, content: Any, path: str) -> str:
         return content if isinstance(content, str) else "".join(self._texts(content, path))
@@ -272,7 +276,7 @@ class _Messages:
 
     def _turn(self, *, new: bool) -> Message:
         if new:
-            self.messages.append({"role": "assistant", "content": ""})
+            self.messages.append({"role": "assistant", "content": []})
         return self.messages[-1]
 
 

@@ -7,27 +7,28 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from llamafast.api.body_size import BodyLimits, BodySize
+from llamafast.api.body_size import BodyLimits
 from llamafast.api.decode import decode_request
-from llamafast.api.delivery import internal_error, run_sized
-from llamafast.api.http import Record, error_body
+from llamafast.api.delivery import run_sized
+from llamafast.api.fields import note
+from llamafast.api.hidden_tools import named
 from llamafast.api.request_log import RequestLog
-from llamafast.api.responses.events import Event
-from llamafast.api.responses.frames import ErrorFrame, FrameKind, ResponseCreate, Steer, SteerFailed, decode_frame
+from llamafast.api.responses.events import Created, Event
+from llamafast.api.responses.frames import FrameKind, ResponseCreate, Steer, SteerFailed, decode_frame
+from llamafast.api.responses.intake import Incoming, Intake
 from llamafast.api.responses.items import in_request
 from llamafast.api.responses.responder import Responder
 from llamafast.api.responses.socket import ROUTE, Whose
 from llamafast.api.responses.store import History
 from llamafast.api.sse import encode
-from llamafast.api.websocket import POLICY_VIOLATION, Refused, WebSocket
+from llamafast.api.websocket import WebSocket
 from llamafast.config import ServerConfig
 from llamafast.engine.types import ModelInfo
-from llamafast.errors import InvalidKey, InvalidRequest, LlamafastError, QueueFull
+from llamafast.errors import InvalidRequest, LlamafastError, QueueFull, internal_error
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,6 @@ MAX_RUNNING = 16
 # Requests that wait in a socket's lanes for the ones before them.
 MAX_WAITING = 64
 MAX_STREAM_ID_CHARS = 64
-# What is counted of a frame in one turn of the event loop.
-PIECE_BYTES = 256 * 1024
 
 _CLIENT_GONE_STATUS = 499
 _DECODER = msgspec.json.Decoder(ResponseCreate)
@@ -51,20 +50,11 @@ _NO_STEERING = {
 }
 
 
-class Frame(NamedTuple):
-    """One frame from a client, and what is known of it without decoding all of it."""
-
-    data: bytes
-    size: BodySize
-    kind: FrameKind
-    record: Record
-
-
 class Lane:
     """Requests with one ``stream_id``, answered one after the other by ``task``."""
 
     def __init__(self) -> None:
-        self.waiting: deque[Frame] = deque()
+        self.waiting: deque[Incoming] = deque()
         self.task: asyncio.Task[None] | None = None
 
 
@@ -110,49 +100,32 @@ class Session:
         config: ServerConfig,
     ) -> None:
         self._socket = socket
-        self._whose = whose
         self._responder = responder
         self._info = info
         self._request_log = request_log
         self._limits = limits
-        self._config = config
+        self._intake = Intake(socket, whose, limits, request_log, config)
         self._memory = LaneMemory(limits.max_bytes)
         self._lanes: dict[str | None, Lane] = {}
         self._running = asyncio.Semaphore(MAX_RUNNING)
-        self._last = time.monotonic()  # that a frame came or an answer ended
 
     def idle_seconds_left(self) -> float:
         answering = any(not task.done() for task in self._tasks())
-        return self._config.websocket_idle_seconds - (0.0 if answering else time.monotonic() - self._last)
+        return self._intake.idle_seconds_left(answering)
 
     async def read(self) -> None:
         """Give frames to their lanes. Raises ClientGone or Refused."""
-        while True:
-            data = await self._socket.receive()
-            self._last = time.monotonic()
-            frame = Frame(data, BodySize(self._limits), FrameKind(), self._socket.record())
-            try:
-                frame.record.tenant = self._whose()
-                for start in range(0, len(data), PIECE_BYTES):
-                    frame.size.add(data[start : start + PIECE_BYTES])
-                    await asyncio.sleep(0)
-                frame = frame._replace(kind=decode_frame(_KIND, data))
-                if frame.kind.type == "response.steer":
-                    await self._refuse_steer(decode_frame(_STEER, data), frame)
-                    frame.size.release()
-                else:
-                    _check_kind(frame.kind)
-                    self._enqueue(frame)
-            except LlamafastError as error:
-                frame.size.release()
-                await self._refuse(error, frame)
-                self._request_log.add(frame.record, ROUTE)
-                if isinstance(error, InvalidKey):
-                    raise Refused(POLICY_VIOLATION, error.message) from error
-            except BaseException:
-                frame.size.release()
-                raise
-            del data, frame
+        await self._intake.read(self._take)
+
+    async def _take(self, frame: Incoming) -> None:
+        kind = decode_frame(_KIND, frame.data)
+        frame.stream_id = kind.stream_id
+        if kind.type == "response.steer":
+            await self._refuse_steer(decode_frame(_STEER, frame.data), frame)
+            frame.size.release()
+        else:
+            _check_kind(kind)
+            self._enqueue(frame)
 
     async def finish(self) -> None:
         """Wait until every lane has answered what it took."""
@@ -167,24 +140,18 @@ class Session:
             for frame in lane.waiting:
                 frame.size.release()
 
-    async def tell(self, error: LlamafastError, stream_id: str | UnsetType = UNSET) -> None:
-        await self._socket.send(
-            encode(ErrorFrame(status=error.status, error=error_body(error).error, stream_id=stream_id))
-        )
+    async def tell(self, error: LlamafastError) -> None:
+        await self._intake.tell(error)
 
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [lane.task for lane in self._lanes.values() if lane.task is not None]
 
-    async def _refuse(self, error: LlamafastError, frame: Frame) -> None:
-        frame.record.status = error.status
-        await self.tell(error, _stream_id(frame.kind))
-
-    async def _refuse_steer(self, steer: Steer, frame: Frame) -> None:
-        failed = SteerFailed(error=_NO_STEERING, steer=steer, stream_id=_stream_id(frame.kind))
+    async def _refuse_steer(self, steer: Steer, frame: Incoming) -> None:
+        failed = SteerFailed(error=_NO_STEERING, steer=steer, stream_id=_lane(frame))
         await self._socket.send(encode(failed))
 
-    def _enqueue(self, frame: Frame) -> None:
-        name = frame.kind.stream_id
+    def _enqueue(self, frame: Incoming) -> None:
+        name = frame.stream_id
         lane = self._lanes.get(name)
         if lane is None:
             if len(self._lanes) >= MAX_LANES:
@@ -208,19 +175,25 @@ class Session:
                 try:
                     await self._respond(frame)
                 except LlamafastError as error:
-                    await self._refuse(error, frame)
+                    await self._fail(error, frame)
                 except Exception:
                     log.exception("request %s failed", frame.record.identity.request_id.decode())
-                    await self._refuse(internal_error(), frame)
+                    await self._fail(internal_error(), frame)
                 finally:
-                    self._last = time.monotonic()
+                    self._intake.last = time.monotonic()
                     frame.size.release()
+                    frame.record.left = not frame.record.status
                     frame.record.status = frame.record.status or _CLIENT_GONE_STATUS
                     self._request_log.add(frame.record, ROUTE)
 
-    async def _respond(self, frame: Frame) -> None:
+    async def _fail(self, error: LlamafastError, frame: Incoming) -> None:
+        frame.record.status, frame.record.error = error.status, error
+        await self._intake.tell(error, frame.stream_id)
+
+    async def _respond(self, frame: Incoming) -> None:
         size = len(frame.data)
-        request = await run_sized(size, decode_request, _DECODER, frame.data, self._info, detach=in_request)
+        record, info = frame.record, self._info
+        request = await run_sized(size, decode_request, _DECODER, frame.data, info, record, detach=in_request)
         try:
             planned = await self._responder.prepare(
                 request,
@@ -228,19 +201,24 @@ class Session:
                 frame.record.tenant,
                 recall=self._memory.recall,
                 prefill=request.generate is False,
-                stream_id=_stream_id(frame.kind),
+                stream_id=_lane(frame),
             )
+            note(planned.plan.unread, frame.record)
+            frame.record.response_id = planned.response.id
             generation = frame.record.follow(self._responder.submit(planned))
         except LlamafastError:
             self._memory.forget(request.previous_response_id)
             raise
         try:
-            async for events in self._responder.stream(planned, generation):
+            unread = [*record.ignored, *named(planned.hidden)]
+            async for events in self._responder.stream(planned, generation, record):
+                if unread and isinstance(events[0], Created):
+                    events[0].llamafast_ignored = unread
                 if planned.response.status == "failed":
                     self._memory.forget(request.previous_response_id)
                 elif planned.response.status != "in_progress":
                     said = await run_sized(planned.n_bytes + planned.writer.n_bytes, planned.history)
-                    self._memory.keep(frame.kind.stream_id, planned.response.id, said)
+                    self._memory.keep(frame.stream_id, planned.response.id, said)
                 for text in await run_sized(planned.writer.telling_size(events), _encoded, events):
                     await self._socket.send(text)
             frame.record.status = 200
@@ -266,5 +244,5 @@ def _check_kind(kind: FrameKind) -> None:
         )
 
 
-def _stream_id(kind: FrameKind) -> str | UnsetType:
-    return UNSET if kind.stream_id is None else kind.stream_id
+def _lane(frame: Incoming) -> str | UnsetType:
+    return UNSET if frame.stream_id is None else frame.stream_id

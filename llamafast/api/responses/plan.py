@@ -31,9 +31,17 @@ from llamafast.errors import ContextLengthExceeded, InvalidRequest
 _NAMES = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+    "verbosity": "text.verbosity",
     "response_format": "text.format",
     SCHEMA: "text.format.schema",
 }
+
+
+def no_input(request: ResponsesRequest) -> InvalidRequest:
+    """What is wrong with a request that says nothing."""
+    told = "`input` is required" if request.input is None else "`input` must not be empty"
+    return InvalidRequest(told, param="input")
 
 
 class PlannedResponse(NamedTuple):
@@ -85,7 +93,7 @@ class ResponsePlanner:
         media = self._chat.media_parts(self._engine.info.modalities)
         messages = messages_of(items, request.instructions, len(before.items), media)
         if not messages:
-            raise InvalidRequest("`input` must not be empty", param="input")
+            raise no_input(request)
         return Said(messages, tools, media.sources)
 
     def plan(

@@ -9,8 +9,9 @@ from uuid import uuid4
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from llamafast.api.delivery import internal_error, read_replies, rows_size, run_sized, usage_of
+from llamafast.api.delivery import read_replies, rows_size, run_sized, usage_of
 from llamafast.api.grammars import Grammars
+from llamafast.api.record import Record
 from llamafast.api.responses import compaction
 from llamafast.api.responses.events import Event
 from llamafast.api.responses.items import Item
@@ -20,7 +21,7 @@ from llamafast.api.responses.store import History, ResponseStore
 from llamafast.api.schema.fragments import Usage
 from llamafast.engine.media import MediaLoader
 from llamafast.engine.types import EnginePort, Generation, Tenant
-from llamafast.errors import InvalidRequest, LlamafastError, PreviousResponseNotFound
+from llamafast.errors import InvalidRequest, LlamafastError, PreviousResponseNotFound, internal_error
 
 log = logging.getLogger(__name__)
 
@@ -135,16 +136,20 @@ class Responder:
                 if told:
                     yield told
 
-    async def stream(self, planned: PlannedResponse, generation: Generation) -> AsyncIterator[list[Event]]:
-        """The same where the client reads along: an error becomes the last event."""
+    async def stream(
+        self, planned: PlannedResponse, generation: Generation, record: Record
+    ) -> AsyncIterator[list[Event]]:
+        """The same where the client reads along: an error becomes the last event, and is noted in ``record``."""
         try:
             async for told in self.events(planned, generation):
                 yield told
         except LlamafastError as error:
+            record.error = error
             yield planned.writer.failure(error)
         except Exception:
             log.exception("response %s failed in mid-stream", planned.response.id)
-            yield planned.writer.failure(internal_error())
+            record.error = internal_error()
+            yield planned.writer.failure(record.error)
 
     async def _recall(self, response_id: str | None, tenant: Tenant, recall: Recall | None) -> History:
         if response_id is None:

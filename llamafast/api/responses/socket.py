@@ -91,7 +91,7 @@ class ResponseSockets:
 
     async def _turn_away(self, socket: WebSocket, code: int, reason: str) -> None:
         record = socket.record()
-        record.status = EngineUnavailable.status
+        record.status, record.error = EngineUnavailable.status, EngineUnavailable(reason)
         await socket.close(code, reason)
         self._request_log.add(record, ROUTE)
 

@@ -156,7 +156,7 @@ class ResponseStore:
             self._close = weakref.finalize(self, self._db.close)
             self._prepare()
         except (sqlite3.Error, OSError, ValueError) as error:
-            raise ConfigError(f"responses.path: {error}") from error
+            raise ConfigError(f"responses.path: {path}: {getattr(error, 'strerror', None) or error}") from error
         self._thread = ThreadPoolExecutor(1, "llamafast-responses")
 
     def close(self) -> None:

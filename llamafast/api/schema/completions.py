@@ -17,12 +17,14 @@ from llamafast.api.schema.fragments import (
     TruncatedTokens,
     Usage,
 )
+from llamafast.api.schema.timings import Timings
 from llamafast.chat.infill import InfillTask
 from llamafast.chat.request import CompletionTask
 from llamafast.engine.types import FinishReason
 from llamafast.errors import InvalidRequest
 
 DEFAULT_MAX_TOKENS = 16
+_SERVED = ("suffix", "return_progress", "timings_per_token", "prompt_logprobs")
 _TO_CHAT = "the request to /v1/chat/completions"
 
 
@@ -42,7 +44,7 @@ class CompletionRequest(GenerationOptions, kw_only=True):
     }
 
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
-        name: idle for name, idle in GenerationOptions.unserved.items() if name != "suffix"
+        name: idle for name, idle in GenerationOptions.unserved.items() if name not in _SERVED
     }
 
     prompt: str | list[str | int | list[int]]
@@ -50,6 +52,7 @@ class CompletionRequest(GenerationOptions, kw_only=True):
     n_predict: OutputTokens | None = None
     truncate_prompt_tokens: TruncatedTokens | None = None
     echo: bool | None = None
+    add_special_tokens: bool | None = None
     best_of: Annotated[int, Meta(ge=1)] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
@@ -80,6 +83,7 @@ class CompletionRequest(GenerationOptions, kw_only=True):
             truncated=self.truncate_prompt_tokens,
             best_of=self.best_of,
             echo=bool(self.echo),
+            adds_special=self.add_special_tokens is not False,
             top_logprobs=self.logprobs,
         )
 
@@ -109,10 +113,12 @@ class CompletionChoice(Struct):
     stop_reason: StopReason | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[Raw | None] | UnsetType = UNSET
 
 
 class Completion(Struct, kw_only=True):
-    """The reply, and each chunk of a stream: there ``usage`` is null but in the last one, absent when not asked for."""
+    """The reply, and each chunk of a stream: there ``usage`` is null but in the last one, absent when not asked for.
+    ``timings`` are the reply's; in chunks they, and ``prompt_progress``, are added by ``api.measured``."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -121,3 +127,4 @@ class Completion(Struct, kw_only=True):
     system_fingerprint: str = SYSTEM_FINGERPRINT
     choices: list[CompletionChoice] | list[Raw]
     usage: Usage | UnsetType | None = UNSET
+    timings: Timings | UnsetType = UNSET

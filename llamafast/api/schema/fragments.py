@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
-from uuid import uuid4
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from llamafast.chat.sampling import MAX_STAGES
 from llamafast.config import MAX_LORAS
 from llamafast.engine.types import OutputOptions
 
@@ -17,6 +17,8 @@ MAX_STOP_TOKENS = 128
 MAX_BREAKERS = 16
 MAX_TOP_LOGPROBS = 20
 SYSTEM_FINGERPRINT = "fp_llamafast"
+# The names under which clients bound reasoning: vLLM's, then llama-server's.
+BUDGETS = ("thinking_token_budget", "reasoning_budget", "reasoning_budget_tokens", "thinking_budget_tokens")
 # What to send in place of fields that are refused.
 INSTEAD = {
     "return_tokens": "`return_token_ids`",
@@ -24,15 +26,16 @@ INSTEAD = {
     "bad_words": "`logit_bias`",
     "allowed_token_ids": "`logit_bias`, or a grammar",
     "ebnf": "`grammar`",
-    "regex": "`guided_regex`",
-    "prompt_logprobs": "`echo` with `logprobs` in /v1/completions",
-    "timings_per_token": "`timings_per_token` to /v1/chat/completions",
+    **{
+        name: f"`{name}` to /v1/chat/completions"
+        for name in ("timings_per_token", "return_progress", "prompt_logprobs")
+    },
     "n_predict": "`max_tokens`",
-    **dict.fromkeys(("reasoning_budget", "thinking_token_budget"), "`thinking.budget_tokens`"),
+    **dict.fromkeys(BUDGETS, "`thinking.budget_tokens`"),
     "enable_thinking": "`thinking`",
     "parallel_tool_calls": "`tool_choice.disable_parallel_tool_use`",
     **dict.fromkeys(("add_generation_prompt", "continue_final_message"), "the answer's beginning as the last turn"),
-    "truncate_prompt_tokens": "`messages` that fit",
+    "truncate_prompt_tokens": "a text that fits",
     "documents": "blocks of the type document",
     "image_data": "images to /v1/chat/completions",
     "messages": "`prompt`, or the request to /v1/chat/completions",
@@ -66,12 +69,17 @@ _STAGE_NAMES = {
     "m": "min_p",
     "x": "xtc",
     "t": "temperature",
+    "i": "infill",
     "typical_p": "typ_p",
     "typical": "typ_p",
     "temp": "temperature",
 }
 # What fields of OutputOptions are called by clients, where that is not their own name.
-_OUTPUT_NAMES = {"keep_stop": "include_stop_str_in_output", "tell_tokens": "return_token_ids"}
+_OUTPUT_NAMES = {
+    "keep_stop": "include_stop_str_in_output",
+    "tell_tokens": "return_token_ids",
+    "tell_progress": "return_progress",
+}
 # The fields of a request that constrain its text.
 CONSTRAINTS = (
     "response_format",
@@ -149,7 +157,7 @@ class SamplingOptions(Struct, kw_only=True):
         said = {name: getattr(self, name) for name in SamplingOptions.__struct_fields__}
         said = {name: value for name, value in said.items() if value is not None}
         if self.samplers is not None:
-            said["samplers"] = [_STAGE_NAMES.get(name, name) for name in self.samplers]
+            said["samplers"] = [_STAGE_NAMES.get(name, name) for name in self.samplers[: MAX_STAGES + 1]]
         renamed = {name: said.pop(other) for other, name in _SAMPLING_NAMES.items() if other in said}
         return renamed | said
 
@@ -181,13 +189,13 @@ class GenerationOptions(SamplingOptions, kw_only=True):
     unserved: ClassVar[dict[str, tuple[object, ...]]] = {
         "return_tokens": (False,),
         "timings_per_token": (False,),
+        "return_progress": (False,),
         "use_beam_search": (False,),
         "length_penalty": (1,),
         "logits_processors": ([],),
         "bad_words": ([],),
         "allowed_token_ids": ([],),
         "ebnf": ("",),
-        "regex": ("",),
         "return_hidden_states": (False,),
         "n_probs": (0,),
         "post_sampling_probs": (False,),
@@ -205,6 +213,7 @@ class GenerationOptions(SamplingOptions, kw_only=True):
     stop: str | Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)] | None = None
     ignore_eos: bool | None = None
     timings_per_token: bool | None = None
+    return_progress: bool | None = None
     speculative: bool | None = None
     min_tokens: Annotated[int, Meta(ge=0)] | None = None
     stop_token_ids: Annotated[list[int], Meta(max_length=MAX_STOP_TOKENS)] | None = None
@@ -240,7 +249,7 @@ class GenerationOptions(SamplingOptions, kw_only=True):
     return_hidden_states: bool | None = None
     n_probs: int | None = None
     post_sampling_probs: bool | None = None
-    prompt_logprobs: int | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     suffix: str | None = None
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
@@ -256,9 +265,12 @@ class GenerationOptions(SamplingOptions, kw_only=True):
     def task_fields(self) -> dict[str, Any]:
         """The fields of a ``chat.request.Task`` that all endpoints read in the same way."""
         constraints = {name: getattr(self, name) for name in CONSTRAINTS}
+        if self.regex:  # SGLang's name for it
+            constraints["guided_regex"] = self.regex
         options = {name: getattr(self, _OUTPUT_NAMES.get(name, name)) for name in OutputOptions.__struct_fields__}
         return {
             **{name: value for name, value in options.items() if value is not None},
+            "tell_progress": bool(self.stream and self.return_progress),
             "sampling": self.sampling,
             "constraints": {name: value for name, value in constraints.items() if value is not None},
             "n": self.n or 1,
@@ -266,9 +278,11 @@ class GenerationOptions(SamplingOptions, kw_only=True):
             "stop_token_ids": self.stop_token_ids or (),
             "skip_special_tokens": self.skip_special_tokens is not False,
             "priority": self.priority or 0,
-            "cache_salt": uuid4().hex if self.cache_prompt is False else self.cache_salt or "",
+            "cache_salt": self.cache_salt or "",
+            "cache_prompt": self.cache_prompt is not False,
             "model": self.model or "",
             "lora": pairs_of(self.lora),
+            "prompt_logprobs": self.prompt_logprobs,
         }
 
 

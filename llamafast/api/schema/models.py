@@ -9,8 +9,10 @@ from msgspec import UNSET, Struct, UnsetType
 
 class Model(Struct, kw_only=True):
     """``max_model_len`` (tokens of one sequence; some clients look for ``context_length``) and ``meta`` are extensions
-    that vLLM and llama-server share, ``aliases`` one of llama-server's, ``modalities`` one of ours: what its prompts
-    are made of. ``parent`` is what vLLM calls the model of an adapter."""
+    that vLLM and llama-server share: ``size`` in bytes, the longest sequence ``n_ctx``. ``aliases`` and
+    ``capabilities`` are llama-server's, in Ollama's words, ``quantization`` and ``arch`` LM Studio's, ``modalities``
+    ours: what its prompts are made of. ``parent`` is what vLLM calls the model of an adapter; one that is activated by
+    what a prompt says has the two fields that llama-server has for that at /lora-adapters."""
 
     id: str
     object: Literal["model"] = "model"
@@ -19,8 +21,13 @@ class Model(Struct, kw_only=True):
     max_model_len: int
     context_length: int
     parent: str | UnsetType | None = UNSET
+    alora_invocation_string: str | UnsetType = UNSET
+    alora_invocation_tokens: tuple[int, ...] | UnsetType = UNSET
     aliases: list[str] | UnsetType = UNSET
     modalities: list[str]
+    capabilities: list[str]
+    quantization: str | UnsetType = UNSET
+    arch: str | UnsetType = UNSET
     meta: dict[str, int]
 
 

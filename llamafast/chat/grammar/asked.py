@@ -91,7 +91,8 @@ class Refusal(Struct, frozen=True, omit_defaults=True):
 
     def error(self) -> InvalidRequest:
         kind = UnsupportedParameter if self.unsupported else InvalidRequest
-        return kind(self.message, param=self.param)
+        # behind the field's name it says what is in the schema or grammar
+        return kind(self.message, param=self.param, told=self.message.partition(": ")[2])
 
 
 def asked_of_chat(task: ChatTask, letters: Letters, begun: str) -> Ask | None:

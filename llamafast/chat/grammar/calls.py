@@ -219,7 +219,8 @@ def _value(schema: Any, tool: Tool) -> str:
     try:
         return f"{mark} {_nested(quoted_grammar(lark))} {mark}"
     except InvalidRequest as error:
-        raise type(error)(f"`{tool.followed}` of {tool.name}: {error.message}", param=tool.followed) from error
+        told = f"`{tool.followed}` of {tool.name}: {error.message}"
+        raise type(error)(told, param=tool.followed, told=error.message) from error
 
 
 def _lark(tool: Tool) -> str:
@@ -234,5 +235,7 @@ def _nested(grammar: str) -> str:
 
 def _unwritable(tool: Tool, what: str, error: Unwritable) -> UnsupportedParameter:
     return UnsupportedParameter(
-        f"`{tool.followed}`: {what} of {tool.name}, as this model writes calls: {error}", param=tool.followed
+        f"`{tool.followed}`: {what} of {tool.name}, as this model writes calls: {error}",
+        param=tool.followed,
+        told=str(error),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TextIO
 
@@ -61,8 +62,11 @@ class Constraints:
 
 
 class Verdict(NamedTuple):
+    """``at`` is the byte of the text at which a refusal was certain."""
+
     result: Literal["accepted", "refused", "uncompilable"]
     reason: str | None
+    at: int | None = None
 
 
 def check(schema: Any, text: str, *, exact: bool = True) -> Verdict:
@@ -80,21 +84,61 @@ def check(schema: Any, text: str, *, exact: bool = True) -> Verdict:
     if walk.is_error():
         return Verdict("uncompilable", f"too complex to be followed beyond byte {taken}")
     if taken < len(raw):
-        return Verdict("refused", f"not allowed at byte {taken}: {raw[taken : taken + 20].decode(errors='replace')!r}")
+        there = raw[taken : taken + 20].decode(errors="replace")
+        return Verdict("refused", f"not allowed at byte {taken}: {there!r}", taken)
     if not walk.is_accepting():
-        return Verdict("refused", f"not complete at byte {taken}")
+        return Verdict("refused", f"not complete at byte {taken}", taken)
     return Verdict("accepted", None)
 
 
-def check_lines(source: TextIO, target: TextIO = sys.stdout) -> None:
-    """A line {"schema", "data"} in, a line {"result", "reason"} out, until the source ends.
+def written(value: Any) -> str:
+    """A JSON value as answers have it."""
+    # llguidance takes U+007F for a control character
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", r"\u007f")
+
+
+def place(value: Any, at: int) -> str:
+    """Where in ``value`` the byte ``at`` of ``written(value)`` is, as ``$.names[2]``; a key's bytes are its value's."""
+    path = "$"
+    while at > 0 and (found := _part(value, at)) is not None:
+        step, value, at = found
+        path += step
+    return path
+
+
+def _part(value: Any, at: int) -> tuple[str, Any, int] | None:
+    """The part of an array or object that has the byte ``at``: its step in a path, itself, and the byte within, below
+    0 for one of its key. None where it is nobody's."""
+    parts: list[tuple[str, str, Any]] = []
+    if isinstance(value, dict):
+        parts = [(_dotted(name), f"{written(name)}: ", part) for name, part in value.items()]
+    elif isinstance(value, list):
+        parts = [(f"[{n}]", "", part) for n, part in enumerate(value)]
+    start = 1
+    for step, key, part in parts:
+        inside = start + len(key.encode())
+        end = inside + len(written(part).encode())
+        if start <= at < end:
+            return step, part, at - inside
+        start = end + 2
+    return None
+
+
+def _dotted(name: str) -> str:
+    return f".{name}" if name.isidentifier() else f"[{written(name)}]"
+
+
+def check_lines(source: TextIO, target: TextIO = sys.stdout) -> Iterator[Verdict]:
+    """A line {"schema", "data"} in, a line {"result", "reason"} out and its verdict, until the source ends.
 
     ``data`` is a JSON value, written with its keys in the schema's order; ``text`` in its place is checked as it is.
     A line that is no such object is answered as uncompilable.
     """
     for line in source:
         if line.strip():
-            print(json.dumps(_check_line(line)._asdict()), file=target, flush=True)
+            verdict = _check_line(line)
+            print(json.dumps({"result": verdict.result, "reason": verdict.reason}), file=target, flush=True)
+            yield verdict
 
 
 def _check_line(line: str) -> Verdict:
@@ -103,8 +147,7 @@ def _check_line(line: str) -> Verdict:
         schema = case["schema"]
         if "text" in case:
             return check(schema, case["text"])
-        # llguidance takes U+007F for a control character
-        return check(schema, json.dumps(case["data"], ensure_ascii=False).replace("\x7f", r"\u007f"))
+        return check(schema, written(case["data"]))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return Verdict("uncompilable", f"the line is not an object with schema and data: {type(error).__name__}")
 

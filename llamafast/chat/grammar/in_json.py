@@ -235,7 +235,7 @@ def _unit(source: str, flags: str) -> _Unit:
     try:
         takes = acceptor({"lark_grammar": f"start: {whole}"})
     except Uncompilable as error:
-        raise InvalidRequest(f"{whole[:64]!r} in a tool's grammar: {error}", param="tools") from error
+        raise InvalidRequest(f"{whole[:64]!r} in a tool's grammar: {error}", param="tools", told=str(error)) from error
     inside = [char for char in _ESCAPED if takes(char)]
     if not inside:
         return _Unit(whole, "")

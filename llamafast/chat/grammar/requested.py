@@ -122,7 +122,9 @@ def lark_grammar(text: str, param: str) -> Grammar:
     try:
         return {"lark_grammar": gbnf_to_lark(text)}
     except Exception as error:  # a rule that is not defined raises just that
-        raise InvalidRequest(f"`{param}` is not a valid grammar: {_line(error)}", param=param) from error
+        raise InvalidRequest(
+            f"`{param}` is not a valid grammar: {_line(error)}", param=param, told=_line(error)
+        ) from error
 
 
 def _response_format(value: Mapping[str, Any], spacing: Mapping[str, Any], names: Mapping[str, str]) -> Grammar:

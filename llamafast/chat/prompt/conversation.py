@@ -62,6 +62,20 @@ class Conversation:
         check_words(self.text, task.messages, task.sources, chat.control)
         check_printed(prompt, task, chat.control)
 
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """What the request says to its template and that does not read, by the client's names."""
+        task, reads = self._task, self._template.reads
+        switches = bool(reads & {"enable_thinking", "thinking"})
+        said = {
+            "reasoning_effort": task.reasoning_effort is not None and not switches and "reasoning_effort" not in reads,
+            # a budget of nothing holds without it
+            "enable_thinking": task.enable_thinking is not None and not switches and task.reasoning_budget != 0,
+            "verbosity": task.verbosity is not None and "verbosity" not in reads,
+        }
+        variables = [f"chat_template_kwargs.{name}" for name in task.variables if name not in reads]
+        return (*variables, *(task.named(name) for name, unread in said.items() if unread))
+
     def spliced(self, tokenizer: Tokenizer) -> Spliced:
         """The text's tokens, with media among them."""
         return splice(self.text, self._task.media, self._control, tokenizer)

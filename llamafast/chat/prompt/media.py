@@ -45,12 +45,19 @@ _IDS_A_DIGEST = 8
 _CHECKPOINTS = 4
 
 
+def takes(modalities: Sequence[MediaKind]) -> str:
+    """What a model of these ``modalities`` takes, as errors say it."""
+    if modalities:
+        return f"this model takes {' and '.join(modalities)} beside text"
+    return "this model takes text only: model.mtmd is not configured"
+
+
 def refusal(kind: str, path: str, modalities: Sequence[MediaKind] = ()) -> UnsupportedParameter:
     """What a part of this type is answered with that is neither text nor of ``modalities``; ``path`` leads to it."""
     if kind in _PARTS and modalities:
-        message = f"{path}: this model takes {' and '.join(modalities)} beside text, and no {_PARTS[kind][0]}"
+        message = f"{path}: {takes(modalities)}, and no {_PARTS[kind][0]}"
     elif kind in _PARTS:
-        message = f"{path}: this model takes text only: model.mtmd is not configured"
+        message = f"{path}: {takes(())}"
     elif kind in _FILES:
         message = f"{path}: files are not kept here; send an image as a data URL"
     else:

@@ -62,25 +62,27 @@ def _checked(message: Mapping[str, Any], path: str) -> Message:
     """``message`` with content a string, a list of text parts or null, and with calls of one kind."""
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
-        raise InvalidRequest(f"{path}.role must be one of {', '.join(sorted(_ROLES))}", param=f"{path}.role")
+        raise InvalidRequest(f"`{path}.role` must be one of {', '.join(sorted(_ROLES))}", param=f"{path}.role")
     for field in ("name", "tool_call_id"):
         if not isinstance(message.get(field), str | None):
-            raise InvalidRequest(f"{path}.{field} must be a string", param=f"{path}.{field}")
+            raise InvalidRequest(f"`{path}.{field}` must be a string", param=f"{path}.{field}")
     result = {**message, "content": _content(message.get("content"), f"{path}.content")}
     if isinstance(refusal := message.get("refusal"), str):
         result["content"] = _paragraphs(result["content"], refusal)
+    if role == "user" and message.get("content") is None:
+        raise InvalidRequest(f"`{path}.content` is required", param=f"{path}.content")
     if message.get("audio") is not None:
         raise UnsupportedParameter(f"{path}.audio is not supported yet", param=f"{path}.audio")
     calls = [] if message.get("tool_calls") is None else message["tool_calls"]
     if not isinstance(calls, list):
-        raise InvalidRequest(f"{path}.tool_calls must be a list", param=f"{path}.tool_calls")
+        raise InvalidRequest(f"`{path}.tool_calls` must be a list", param=f"{path}.tool_calls")
     result["tool_calls"] = [_checked_call(call, f"{path}.tool_calls[{j}]") for j, call in enumerate(calls)]
     if (legacy := result.pop("function_call", None)) is not None:
         result["tool_calls"].append(_checked_call({"function": legacy}, f"{path}.function_call"))
     if not result["tool_calls"]:
         del result["tool_calls"]
     elif role != "assistant":
-        raise InvalidRequest(f"{path}.tool_calls: only an assistant calls tools", param=f"{path}.tool_calls")
+        raise InvalidRequest(f"`{path}.tool_calls`: only an assistant calls tools", param=f"{path}.tool_calls")
     return result
 
 
@@ -89,36 +91,36 @@ def _content(content: Any, path: str) -> str | list[Message] | None:
         return content
     if isinstance(content, list):
         return [_text_part(part, f"{path}[{j}]") for j, part in enumerate(content)]
-    raise InvalidRequest(f"{path} must be a string, a list of content parts or null", param=path)
+    raise InvalidRequest(f"`{path}` must be a string, a list of content parts or null", param=path)
 
 
 def _text_part(part: Any, path: str) -> Message:
     if not isinstance(part, dict) or not isinstance(kind := part.get("type"), str):
-        raise InvalidRequest(f"{path} must be an object with a string `type`", param=path)
+        raise InvalidRequest(f"`{path}` must be an object with a string `type`", param=path)
     field = TEXT_FIELDS.get(kind)
     if field is None:
         raise refusal(kind, path)
     text = part.get(field)
     if not isinstance(text, str):
-        raise InvalidRequest(f"{path}.{field} must be a string", param=f"{path}.{field}")
+        raise InvalidRequest(f"`{path}.{field}` must be a string", param=f"{path}.{field}")
     return {"type": "text", "text": text}
 
 
 def _checked_call(call: Any, path: str) -> Message:
     if not isinstance(call, dict):
-        raise InvalidRequest(f"{path} must be an object", param=path)
+        raise InvalidRequest(f"`{path}` must be an object", param=path)
     if isinstance(custom := call.get("custom"), dict):
         rest = {key: value for key, value in call.items() if key != "custom"}
         function: Any = {"name": custom.get("name"), "arguments": {"input": custom.get("input")}}
         call = {**rest, "type": "function", "function": function}
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise InvalidRequest(f"{path}.function must be an object with a string `name`", param=f"{path}.function")
+        raise InvalidRequest(f"`{path}.function` must be an object with a string `name`", param=f"{path}.function")
     arguments = function.get("arguments")
     if arguments is not None and not isinstance(arguments, str | dict):
-        raise InvalidRequest(f"{path}.function.arguments must be JSON text or an object", param=f"{path}.function")
+        raise InvalidRequest(f"`{path}.function.arguments` must be JSON text or an object", param=f"{path}.function")
     if not isinstance(call.get("id"), str | None):
-        raise InvalidRequest(f"{path}.id must be a string", param=f"{path}.id")
+        raise InvalidRequest(f"`{path}.id` must be a string", param=f"{path}.id")
     return {"type": "function", **call}
 
 

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.sandbox import SandboxedEnvironment
 from jinja2.utils import Namespace
@@ -33,6 +34,14 @@ _MAX_QUOTED = 500
 
 # Behind the text that is to be continued. Its last character tells whether the template trims what it prints.
 _TAG = "\ufdd2 "
+
+# Templates that a config may have by their names. ChatML is what llama-server gives to models that have none.
+NAMED = {
+    "chatml": (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+}
 
 _NOT_ASCII = re.compile(f"[^\0-\x7f{MARKS}]+")
 
@@ -49,6 +58,11 @@ class ChatTemplate:
         self.source = source
         self._control = control
         self._texts = {"bos_token": bos_text, "eos_token": eos_text}
+
+    @cached_property
+    def reads(self) -> frozenset[str]:
+        """The variables that it has no values of its own for."""
+        return frozenset(find_undeclared_variables(_ENVIRONMENT.parse(self.source)))
 
     @cached_property
     def accepts(self) -> Accepts:
@@ -86,7 +100,8 @@ class ChatTemplate:
             raise InvalidRequest("the chat template ran out of stack on these messages", param="messages") from error
         except Exception as error:
             reason = self._control.unmark(self._control.reveal(str(error)))[:_MAX_QUOTED] or type(error).__name__
-            raise InvalidRequest(f"the chat template refused the messages: {reason}", param="messages") from error
+            told = f"the chat template refused the messages: {reason}"
+            raise InvalidRequest(told, param="messages", told=reason) from error
         return _cut_at_tag(text, continued) if continue_final_message else text
 
     def _tag(self, message: dict[str, Any], field: str) -> str:

@@ -30,6 +30,7 @@ class ReplyPart(NamedTuple):
     logprobs: Sequence[TokenLogprob] = ()
     matched_stop: str | int | None = None
     token_ids: Sequence[int] = ()
+    prompt_logprobs: Sequence[TokenLogprob] = ()
 
 
 class Reply:
@@ -77,7 +78,15 @@ class Reply:
         self._called = self._called or any(isinstance(delta, ToolCallBegin) for delta in deltas)
         if self._called and finish_reason == "stop":
             finish_reason = "tool_calls"
-        return ReplyPart(event.index, deltas, finish_reason, event.logprobs or (), matched_stop, event.token_ids or ())
+        return ReplyPart(
+            event.index,
+            deltas,
+            finish_reason,
+            event.logprobs or (),
+            matched_stop,
+            event.token_ids or (),
+            event.prompt_logprobs or (),
+        )
 
     @staticmethod
     def _until_stop(stops: ContentStops, deltas: list[Delta], *, last: bool) -> tuple[list[Delta], str | None, int]:

@@ -11,6 +11,8 @@ from llamafast.errors import Untokenizable
 
 # Of Harmony's messages those are thoughts that are in this channel.
 _CHANNEL = ("<|channel|>analysis<|message|>", "<|end|>")
+_MESSAGE = "<|message|>"
+_MESSAGE_MARKS = (_MESSAGE, "<|start|>", "<|channel|>", "<|end|>", "<|call|>", "<|return|>")
 
 
 class Thoughts:
@@ -31,6 +33,14 @@ class Thoughts:
             return None
         index = list(self._marks).index(begun) if begun in self._marks else -1
         return ReasoningBudget(n_tokens, index, tuple(self._marks.values()), self._closers)
+
+
+def begun_message(prompt: str) -> str:
+    """The header of thoughts in Harmony that ``prompt`` ends within, "" for none."""
+    begin, _ = _CHANNEL
+    last = max(prompt.rfind(mark) for mark in _MESSAGE_MARKS)
+    header = prompt[: last + len(_MESSAGE)] if prompt.startswith(_MESSAGE, max(last, 0)) else ""
+    return begin if header.endswith(begin) else ""
 
 
 def _pieces_in(texts: list[bytes], tokenizer: Tokenizer) -> dict[bytes, int]:

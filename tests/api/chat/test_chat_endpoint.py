@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -244,3 +245,18 @@ async def test_a_prediction_longer_than_any_answer_is_refused(client: AsgiClient
     body = {"messages": MESSAGES, "prediction": {"type": "content", "content": "a" * (INFO.max_seq_len + 1)}}
     reply = await client.post(PATH, body)
     assert (reply.status, reply.json["error"]["param"]) == (400, "prediction")
+
+
+@pytest.mark.parametrize("said", [{"continue_final_message": True}, {}])
+async def test_an_echo_is_what_is_continued(client: AsgiClient, said: dict[str, Any]) -> None:
+    last = {"role": "assistant", "content": "Sure, "} | ({} if said else {"prefix": True})
+    body = {"messages": [{"role": "user", "content": "a"}, last], "echo": True, "n": 2, **said}
+    whole = (await client.post(PATH, body)).json
+    assert [choice["message"]["content"] for choice in whole["choices"]] == ["Sure, Hello world"] * 2
+    streamed = (await client.post(PATH, {**body, "stream": True})).events
+    for index in range(2):
+        deltas = [event["choices"][0]["delta"] for event in streamed if event["choices"][0]["index"] == index]
+        assert [delta["content"] for delta in deltas if delta.get("content")] == ["Sure, ", "Hello", " world"]
+    for wrong in ({"messages": body["messages"][:1]}, {"continue_final_message": False}):
+        error = (await client.post(PATH, {**body, **wrong})).error
+        assert error["param"] == "echo"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -309,3 +311,26 @@ def test_what_was_said_before_an_answer_stays_as_it_was(before: list[Any], after
     later = chat([*flat, answer, *more], "S", apart=apart)
     n_stays = len(said) - (said[-1]["role"] == "assistant")
     assert later[:n_stays] == said[:n_stays]
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        lambda texts: [{"role": "user", "content": each} for each in texts],
+        lambda texts: [{"role": "system", "content": each} for each in texts],
+        lambda texts: [ASKED, *({"role": "system", "content": each} for each in texts)],
+        lambda texts: [ASKED, {"role": "assistant", "content": text(*texts)}],
+        lambda texts: [ASKED, *({"role": "assistant", "content": each} for each in texts)],
+        lambda texts: [
+            ASKED,
+            *({"role": "assistant", "content": [{"type": "thinking", "thinking": each}]} for each in texts),
+        ],
+    ],
+)
+def test_a_turn_of_many_blocks_costs_what_they_are(turns: Callable[[list[str]], list[Any]]) -> None:
+    """Text is not copied once for each piece that comes to it: gigabytes, with the GIL held."""
+    given = turns(["x" * 6000] * 4000)
+    began = time.thread_time()
+    said = chat(given)
+    assert time.thread_time() - began < 1
+    assert sum(len(message.get("reasoning_content") or message["content"]) for message in said) >= 24_000_000

@@ -6,12 +6,14 @@ import json
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from support.apps import make_app
 from support.asgi_client import AsgiClient, Response
 from support.fake_engine import INFO, FakeEngine, play, say
 
-from llamafast.engine.types import Event, FimTokens, TokenLogprob
+from llamafast.engine.model_facts import FimTokens
+from llamafast.engine.slot_info import SlotInfo
+from llamafast.engine.types import Event, TokenLogprob
 from llamafast.errors import EngineFailure
 
 FIM = FimTokens(1, 2, 3, 4, 5, 6)
@@ -122,10 +124,9 @@ async def test_what_is_filled_in(client: AsgiClient, engine: FakeEngine) -> None
     request = {**GAP, "prompt": "se", "input_extra": extra, "n_predict": 5, "samplers": ["top_k", "top_p", "infill"]}
     response = await client.post("/infill", request)
     assert response.json["content"] == "Hello world"
-    assert response.headers["x-llamafast-ignored"] == "samplers.infill"
     text = engine.tokenizer.detokenize(engine.plan.prompts[0])
     assert text == "<s>\5myproject\n\6a.py\nx = 1\6filename\n\1def f(se\2):\n\3"
-    assert engine.plan.sampling.samplers == ("top_k", "top_p")
+    assert engine.plan.sampling.samplers == ("top_k", "top_p", "infill")
     assert engine.plan.stop_token_ids == (4, 5, 6)
 
 
@@ -177,7 +178,6 @@ async def test_a_model_that_fills_nothing_in() -> None:
         ("/completion", {"prompt": ["a", -1]}, "prompt[1]"),
         ("/completion", {"prompt": ["a", 10**6]}, "prompt"),
         ("/completion", {"prompt": "a", "n_predict": -3}, "n_predict"),
-        ("/completion", {"prompt": "a", "n_indent": 4}, "n_indent"),
         ("/completion", {"prompt": "a", "n": 2}, "n"),
         ("/completion", {"prompt": "a", "image_data": [{"id": 1, "data": ""}]}, "image_data"),
         ("/completion", {"prompt": "a", "messages": [{}]}, "messages"),
@@ -219,3 +219,59 @@ async def test_props(client: AsgiClient, engine: FakeEngine, path: str) -> None:
     assert props["chat_template"] == INFO.chat_template
     assert props["modalities"] == {"vision": False, "audio": False}
     assert (await client.get(path, "POST")).status == 405
+
+
+async def test_slots_are_numbers(client: AsgiClient, engine: FakeEngine) -> None:
+    engine.series = {"free_sequences": 1, "running": 1}
+    engine.running_slots = [
+        SlotInfo(slot=1, task=7, n_prompt=30, n_computed=20, n_cached=10, n_memory=34, n_generated=5, n_left=4)
+    ]
+    idle, busy = (await client.get("/slots")).json
+    assert idle == {
+        "id": 0, "n_ctx": 512, "speculative": False, "is_processing": False, "n_prompt_tokens": 0,
+        "n_prompt_tokens_processed": 0, "n_prompt_tokens_cache": 0,
+        "next_token": [{"has_next_token": False, "n_remain": 0, "n_decoded": 0}],
+    }  # fmt: skip
+    assert busy == {
+        "id": 1, "n_ctx": 512, "speculative": False, "is_processing": True, "id_task": 7, "n_prompt_tokens": 34,
+        "n_prompt_tokens_processed": 20, "n_prompt_tokens_cache": 10,
+        "next_token": [{"has_next_token": True, "n_remain": 4, "n_decoded": 5}],
+    }  # fmt: skip
+    assert (await client.get("/slots?fail_on_no_slot=1")).status == 200
+    engine.series = {"free_sequences": 0, "running": 1, "draft_calls": 3}
+    engine.running_slots = [SlotInfo(**{**asdict(engine.running_slots[0]), "slot": 0})]
+    (busy,) = (await client.get("/slots")).json
+    assert busy["speculative"]
+    full = await client.get("/slots?fail_on_no_slot=1")
+    assert (full.status, full.error["message"]) == (503, "no slot is idle")
+    assert (await client.get("/slots", "POST")).status == 405
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("text", "least", "content"),
+    [
+        ("x = 1\n    y = 2\nz = 3\n", 4, "x = 1\n    y = 2\n"),
+        ("x\n\n    y\n\n  z\n    a", 4, "x\n\n    y\n\n  "),
+        ("  x\n\ty\n\tz", 1, "  x\n\ty\n\tz"),
+        ("x\ny", 0, "x\ny"),
+        ("x\n    ", 4, "x\n    "),
+    ],
+)
+async def test_an_answer_ends_before_a_line_that_is_indented_less(
+    client: AsgiClient, engine: FakeEngine, size: int, text: str, least: int, content: str
+) -> None:
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    engine.script = say(*pieces)
+    answer = (await client.post("/infill", {**GAP, "n_indent": least})).json
+    assert answer["content"] == content
+    assert answer["stop_type"] == ("eos" if content == text else "limit")
+    assert (await client.post("/completion", {"prompt": "a", "n_indent": -1})).status == 400
+
+
+async def test_the_stage_for_what_is_filled_in(client: AsgiClient, engine: FakeEngine) -> None:
+    response = await client.post("/infill", {**GAP, "samplers": ["top_k", "top_p", "infill"]})
+    assert response.status == 200
+    assert engine.plan.sampling.samplers == ("top_k", "top_p", "infill")
+    await client.post("/completion", {"prompt": "a", "samplers": "kpi"})
+    assert engine.generations[-1].plan.sampling.samplers == ("top_k", "top_p", "infill")

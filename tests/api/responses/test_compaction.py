@@ -59,7 +59,6 @@ async def test_what_does_not_fit_beside_a_summary_is_left_out(client: AsgiClient
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"input": "x", "model": None}, "model"),
         ({"input": "x", "model": INFO.id, "stream": True}, "stream"),
         ({"model": INFO.id}, "input"),
         ({"model": INFO.id, "input": [], "instructions": "x"}, "input"),
@@ -69,6 +68,10 @@ async def test_what_does_not_fit_beside_a_summary_is_left_out(client: AsgiClient
 async def test_bad_requests(client: AsgiClient, fields: dict[str, Any], param: str) -> None:
     response = await client.post(COMPACT, fields)
     assert (response.status, response.error["param"]) == (400, param)
+
+
+async def test_no_model_is_the_one_there_is(client: AsgiClient, engine: FakeEngine) -> None:
+    assert (await client.post(COMPACT, {"input": "x", "model": None})).status == 200
 
 
 async def test_a_model_that_says_nothing(client: AsgiClient, engine: FakeEngine) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -233,3 +235,23 @@ def test_choices() -> None:
             table.choose(wrong)
     with pytest.raises(InvalidRequest):
         ToolTable([]).choose("required")
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        lambda texts: [{"role": "system", "content": each} for each in texts],
+        lambda texts: [
+            {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
+            *({"role": "assistant", "content": each} for each in texts),
+        ],
+        lambda texts: [{"type": "reasoning", "content": [{"type": "reasoning_text", "text": each}]} for each in texts],
+    ],
+)
+def test_a_turn_of_many_items_costs_what_they_are(items: Callable[[list[str]], list[Any]]) -> None:
+    """Text is not copied once for each item that comes to it: gigabytes, with the GIL held."""
+    given = items(["x" * 6000] * 4000)
+    began = time.thread_time()
+    (message,) = messages_of(given)
+    assert time.thread_time() - began < 1
+    assert len(message.get("reasoning_content") or message["content"]) >= 24_000_000

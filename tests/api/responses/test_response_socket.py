@@ -323,3 +323,19 @@ async def one_of(event: Callable[[], Any], *kinds: str) -> dict[str, Any]:
     while told["type"] not in kinds:
         told = await event()
     return told
+
+
+async def test_what_nothing_reads_is_told_in_the_first_event(app: App) -> None:
+    """As over HTTP in a header."""
+    body = {"input": "Hi", "keep_alive": "5m", "new_here": 1, "tools": [{"type": "web_search"}]}
+    told = ["keep_alive", "new_here", "tools.web_search"]
+    reply = await AsgiClient(app).post(URL, body)
+    assert sorted(reply.headers["x-llamafast-ignored"].split(", ")) == told
+    async with websocket(app) as socket:
+        socket.create(**body)
+        created, *others = await socket.until("response.completed")
+        assert (created["type"], sorted(created["llamafast_ignored"])) == ("response.created", told)
+        assert not [event for event in others if "llamafast_ignored" in event]
+        socket.create(input="Hi")
+        created, *_ = await socket.until("response.completed")
+        assert "llamafast_ignored" not in created

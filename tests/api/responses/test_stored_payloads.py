@@ -9,6 +9,7 @@ import time
 from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ import pytest
 from support.blank_response import blank_response
 
 from llamafast.api.media_texts import encode_whole
+from llamafast.api.responses import store as stores
 from llamafast.api.responses.items import Item
 from llamafast.api.responses.schema import Response
 from llamafast.api.responses.store import ResponseStore
@@ -200,7 +202,7 @@ async def test_it_goes_with_the_last_response_that_has_it(store: ResponseStore, 
 async def test_it_goes_with_age(store: ResponseStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await store.put("", response("r0"), [], [shown(HEAD + base64(1))])
     later = time.time() + 1e6
-    monkeypatch.setattr("time.time", lambda: later)
+    monkeypatch.setattr(stores, "time", SimpleNamespace(time=lambda: later))
     assert await store.history("", "r0") is None
     await store.put("", response("r1"), [], [])
     assert kept(path) == {}

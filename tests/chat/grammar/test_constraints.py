@@ -7,9 +7,11 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llamafast.chat.grammar.compiler import compiled, grammar_text, single_bytes
-from llamafast.chat.grammar.constraints import check, check_lines
+from llamafast.chat.grammar.constraints import check, check_lines, place, written
 from llamafast.chat.grammar.requested import constraint_fields, lark_grammar, requested_grammar
 from llamafast.errors import InvalidRequest
 
@@ -156,10 +158,35 @@ def test_the_line_protocol():
         "{",
     ]
     target = io.StringIO()
-    check_lines(io.StringIO("\n".join(lines)), target)
+    verdicts = list(check_lines(io.StringIO("\n".join(lines)), target))
     results = [json.loads(line) for line in target.getvalue().splitlines()]
     assert [result["result"] for result in results] == [
         "accepted", "refused", "uncompilable", "refused", "accepted", "uncompilable", "uncompilable",
     ]  # fmt: skip
-    assert results[0]["reason"] is None
+    assert [verdict.result for verdict in verdicts] == [result["result"] for result in results]
+    assert results[0] == {"result": "accepted", "reason": None}
     assert results[1]["reason"].startswith("not allowed at byte")
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda parts: st.lists(parts, max_size=4) | st.dictionaries(st.text(max_size=4), parts, max_size=4),
+    max_leaves=12,
+))  # fmt: skip
+def test_every_byte_of_a_value_has_its_place(value):
+    """What a place names begins where the first byte with that place is, with its key before it."""
+    text = written(value).encode()
+    places = [place(value, at) for at in range(len(text) + 1)]
+    assert places[0] == "$"
+    assert places[-1] == "$"
+    leaves = {"$": value}
+    open_ones = [("$", value)]
+    while open_ones:
+        path, part = open_ones.pop()
+        inside = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+        for name, inner in inside:
+            step = f"[{name}]" if isinstance(part, list) else place({name: 0}, 1)[1:]
+            leaves[path + step] = inner
+            open_ones.append((path + step, inner))
+    assert set(places) <= set(leaves)
+    assert {path for path, part in leaves.items() if not isinstance(part, dict | list)} <= set(places)

@@ -48,6 +48,7 @@ def trials():
     trials.close()
 
 
+@pytest.mark.heavy
 def test_what_takes_for_ever_is_ended(trials):
     with ThreadPoolExecutor(4) as pool:
         asks = [ask(schema) for schema in ({"type": "integer"}, *ENDLESS.values())]
@@ -56,15 +57,17 @@ def test_what_takes_for_ever_is_ended(trials):
     assert outcomes[1:] == [None, None, None]
 
 
-def test_a_refusal_is_an_end(trials):
-    start = monotonic()
+def test_a_refusal_is_an_end(trials, monkeypatch):
+    """None of the process: another one would have to be started."""
+    calls, started = [], trial._started
+    monkeypatch.setattr(trial, "_started", lambda call: calls.append(call) or started(call))
     for schema in ({"type": "bogus"}, False, {"$ref": "#"}):
         refusal = trials.outcome(OUTLINE, ask(schema)).refusal
         assert refusal is not None
         assert refusal.param == "json_schema"
     for text in ("start: <[598]>", "start: <[600]>", "start: <|call|>", "start: <|none|>", "start: ("):
-        trials.outcome(OUTLINE, Asked({"grammar": text}).ask())
-    assert monotonic() - start < 10
+        assert trials.outcome(OUTLINE, Asked({"grammar": text}).ask()) is not None
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
@@ -107,7 +110,7 @@ def test_who_leaves_frees_the_place():
     start = monotonic()
     with pytest.raises(Stopped):
         trials.outcome(OUTLINE, ask(ENDLESS["multiples"]), attempt)
-    assert monotonic() - start < 10
+    assert monotonic() - start < 30
     with pytest.raises(Stopped):
         trials.outcome(OUTLINE, ask(True), attempt)
     trials.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from engine.test_engine import collect, config, settled
+from support.engines import collect, config, settled
 from support.fake_engine import INFO, ByteTokenizer
 from support.templates import TEMPLATES
 

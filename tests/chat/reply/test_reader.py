@@ -61,20 +61,28 @@ def test_the_finish_reason_of_a_reply_with_calls(engine: str, wire: str) -> None
 
 def test_what_was_held_back_comes_with_the_end() -> None:
     reply = Reply(Recorded([ContentDelta("a")], rest=[ContentDelta("b")]))
-    assert reply.read(Event(3, "ab", 1, "stop")) == (3, [ContentDelta("a"), ContentDelta("b")], "stop", (), None, ())
+    assert reply.read(Event(3, "ab", 1, "stop")) == (
+        3,
+        [ContentDelta("a"), ContentDelta("b")],
+        "stop",
+        (),
+        None,
+        (),
+        (),
+    )
 
 
 def test_without_parallel_calls_the_end_of_the_first_one_is_the_end() -> None:
     reply = Reply(Recorded([ContentDelta("a"), *CALL, ContentDelta("bcde")], SECOND), parallel=False)
-    assert reply.read(Event(0, "a{}_bcde", 8)) == (0, [ContentDelta("a"), *CALL], "tool_calls", (), None, ())
+    assert reply.read(Event(0, "a{}_bcde", 8)) == (0, [ContentDelta("a"), *CALL], "tool_calls", (), None, (), ())
     assert (reply.ended, reply.n_tokens) == (True, 4)
-    assert reply.read(Event(0, "x", 1, "length")) == (0, [], None, (), None, ())
+    assert reply.read(Event(0, "x", 1, "length")) == (0, [], None, (), None, (), ())
     assert reply.n_tokens == 4
 
 
 def test_a_first_call_that_is_certain_only_at_the_end() -> None:
     reply = Reply(Recorded([CALL[0]], rest=[*CALL[1:], ContentDelta("c")]), parallel=False)
-    assert reply.read(Event(0, "x", 1, "length")) == (0, CALL, "length", (), None, ())
+    assert reply.read(Event(0, "x", 1, "length")) == (0, CALL, "length", (), None, (), ())
     assert not reply.ended
 
 

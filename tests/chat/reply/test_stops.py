@@ -84,10 +84,10 @@ def test_reasoning_and_calls_may_hold_a_stop_string() -> None:
 
 def test_a_stop_string_ends_the_reply_before_its_events_do() -> None:
     reply = Reply(Said([ContentDelta("a E")], [ContentDelta("ND b"), *CALL], [ContentDelta("c")]), stops=["END"])
-    assert reply.read(Event(0, "x", 1)) == (0, [ContentDelta("a ")], None, (), None, ())
-    assert reply.read(Event(0, "x", 1)) == (0, [], "stop", (), "END", ())
+    assert reply.read(Event(0, "x", 1)) == (0, [ContentDelta("a ")], None, (), None, (), ())
+    assert reply.read(Event(0, "x", 1)) == (0, [], "stop", (), "END", (), ())
     assert reply.ended
-    assert reply.read(Event(0, "x", 1, "length")) == (0, [], None, (), None, ())
+    assert reply.read(Event(0, "x", 1, "length")) == (0, [], None, (), None, (), ())
 
 
 def test_tokens_behind_a_stop_string_do_not_count() -> None:

@@ -8,7 +8,7 @@ import pytest
 from support.fake_engine import ByteTokenizer
 
 from llamafast.chat.reply.dialects.tables import DIALECTS, GENERIC, dialect_named
-from llamafast.chat.reply.thoughts import Thoughts
+from llamafast.chat.reply.thoughts import Thoughts, begun_message
 
 
 class Pieces(ByteTokenizer):
@@ -78,3 +78,26 @@ def test_a_vocabulary_that_cannot_spell_an_end_has_no_budget() -> None:
             return b"x"
 
     assert Thoughts(GENERIC, Blind()).budget(3, "") is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "begun"),
+    [
+        ("<|start|>user<|message|>hi<|end|><|start|>assistant<|channel|>analysis<|message|>Let me", True),
+        ("<|start|>assistant<|channel|>analysis<|message|>", True),
+        ("<|start|>assistant<|channel|>final<|message|>The", False),
+        ("<|start|>assistant<|channel|>analysis<|message|>a<|end|><|start|>assistant", False),
+        (
+            "<|start|>assistant<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>",
+            False,
+        ),
+        ("<|start|>assistant<|channel|>analysis", False),
+        ("<|start|>assistant", False),
+        ("", False),
+    ],
+)
+def test_thoughts_that_a_prompt_in_harmony_leaves_open(prompt: str, begun: bool) -> None:
+    assert begun_message(prompt) == ("<|channel|>analysis<|message|>" if begun else "")
+    harmony = Thoughts(dialect_named("harmony"), Pieces()).budget(5, begun_message(prompt))
+    assert harmony is not None
+    assert harmony.begun == (0 if begun else -1)

@@ -99,6 +99,21 @@ TARGET static inline __m256i i8_fifths(__m256i bits, int g)
     return _mm256_and_si256(found, _mm256_set1_epi8(16));
 }
 
+TARGET static inline __m256i i8_byte(__m256i v, int k)
+{
+    const __m256i lanes = _mm256_setr_epi32(
+        0, 0x04040404, 0x08080808, 0x0C0C0C0C, 0, 0x04040404, 0x08080808, 0x0C0C0C0C);
+    return _mm256_shuffle_epi8(v, _mm256_add_epi8(lanes, _mm256_set1_epi8((char) k)));
+}
+
+/* Bytes are moved to the upper halves of words, which keeps their signs. */
+TARGET static inline __m256i i8_words(__m256i v, int k)
+{
+    const __m256i lanes = _mm256_setr_epi32(
+        0x01000000, 0x05040404, 0x09080808, 0x0D0C0C0C, 0x01000000, 0x05040404, 0x09080808, 0x0D0C0C0C);
+    return _mm256_srai_epi16(_mm256_shuffle_epi8(v, _mm256_add_epi8(lanes, _mm256_set1_epi8((char) k))), 8);
+}
+
 TARGET static inline __m256 i8_halves(__m256i v)
 {
     const __m256i half = _mm256_and_si256(v, _mm256_set1_epi32(0xFFFF));
@@ -154,6 +169,12 @@ TARGET static inline int32_t i8_sum(__m256i v)
 #define vi_load(p) _mm256_loadu_si256((const __m256i *) (p))
 #define vi_store(p, v) _mm256_storeu_si256((__m256i *) (p), v)
 #define vi_add _mm256_add_epi32
+#define vi_sub _mm256_sub_epi32
+#define vi_max _mm256_max_epi32
+#define vi_add8 _mm256_add_epi8
+#define vi_sub8 _mm256_sub_epi8
+#define vi_abs8 _mm256_abs_epi8
+#define vi_mul16 _mm256_mullo_epi16
 #define vi_and _mm256_and_si256
 #define vi_or _mm256_or_si256
 #define vi_xor _mm256_xor_si256
@@ -161,6 +182,7 @@ TARGET static inline int32_t i8_sum(__m256i v)
 #define vi_right _mm256_srli_epi32
 #define vi_right_signed _mm256_srai_epi32
 #define vi_float _mm256_cvtepi32_ps
+#define vi_bits_float _mm256_castsi256_ps
 #define vi_halves i8_halves
 #define vi_round _mm256_cvtps_epi32
 #define vi_pack i8_pack
@@ -170,5 +192,8 @@ TARGET static inline int32_t i8_sum(__m256i v)
 #define vi_dot_pairs(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
 #define vi_columns i8_columns
 #define vi_lookup(p, i) _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) (p))), i)
+#define vi_byte i8_byte
+#define vi_words i8_words
+#define vi_pairs(a, b) _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xAA)
 #define vi_fifths i8_fifths
 #include "exp2.h"

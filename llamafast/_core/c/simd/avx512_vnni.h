@@ -24,6 +24,19 @@ TARGET static inline void i16_columns(const uint8_t *p, size_t n, __m512i *to)
     to[3] = _mm512_unpackhi_epi64(b, d);
 }
 
+TARGET static inline __m512i i16_byte(__m512i v, int k)
+{
+    const __m512i lanes = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0C0C0C0C));
+    return _mm512_shuffle_epi8(v, _mm512_add_epi8(lanes, _mm512_set1_epi8((char) k)));
+}
+
+/* Bytes are moved to the upper halves of words, which keeps their signs. */
+TARGET static inline __m512i i16_words(__m512i v, int k)
+{
+    const __m512i lanes = _mm512_broadcast_i32x4(_mm_setr_epi32(0x01000000, 0x05040404, 0x09080808, 0x0D0C0C0C));
+    return _mm512_srai_epi16(_mm512_shuffle_epi8(v, _mm512_add_epi8(lanes, _mm512_set1_epi8((char) k))), 8);
+}
+
 TARGET static inline __m512i i16_fifths(__m512i bits, int g)
 {
     const __m512i byte = _mm512_add_epi8(
@@ -43,6 +56,12 @@ TARGET static inline __m512i i16_fifths(__m512i bits, int g)
 #define vi_load _mm512_loadu_si512
 #define vi_store _mm512_storeu_si512
 #define vi_add _mm512_add_epi32
+#define vi_sub _mm512_sub_epi32
+#define vi_max _mm512_max_epi32
+#define vi_add8 _mm512_add_epi8
+#define vi_sub8 _mm512_sub_epi8
+#define vi_abs8 _mm512_abs_epi8
+#define vi_mul16 _mm512_mullo_epi16
 #define vi_and _mm512_and_si512
 #define vi_or _mm512_or_si512
 #define vi_xor _mm512_xor_si512
@@ -50,6 +69,7 @@ TARGET static inline __m512i i16_fifths(__m512i bits, int g)
 #define vi_right _mm512_srli_epi32
 #define vi_right_signed _mm512_srai_epi32
 #define vi_float _mm512_cvtepi32_ps
+#define vi_bits_float _mm512_castsi512_ps
 #define vi_halves(v) _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v))
 #define vi_round _mm512_cvtps_epi32
 #define vi_pack(p, v) _mm_storeu_si128((__m128i *) (p), _mm512_cvtsepi32_epi8(v))
@@ -59,4 +79,7 @@ TARGET static inline __m512i i16_fifths(__m512i bits, int g)
 #define vi_dot_pairs _mm512_dpwssd_epi32
 #define vi_columns i16_columns
 #define vi_lookup(p, i) _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *) (p))), i)
+#define vi_byte i16_byte
+#define vi_words i16_words
+#define vi_pairs(a, b) _mm512_mask_blend_epi16(0xAAAAAAAA, a, _mm512_slli_epi32(b, 16))
 #define vi_fifths i16_fifths

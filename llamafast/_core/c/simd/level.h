@@ -18,6 +18,10 @@
  *   vi_columns(p, n, to)     to[g] has in lane r the bytes 4g to 4g + 3 of the 16 at p + r * n
  *   vi_lookup(p, i)          bytes of the 16 at p, by the low four bits of those in i, which are below 128
  *   vi_fifths(bits, g)       bytes of 16 where the lane's bits 4g to 4g + 3 are set, else of 0
+ *   vi_byte(v, k)            the lane's byte k in all four; vi_words(v, k): its signed bytes k and k + 1 as 16-bit halves
+ *   vi_pairs(a, b)           the low halves of the lanes of a, and above them those of b
+ *   vi_add8, vi_sub8, vi_abs8  of bytes; vi_mul16(a, b): low 16 bits of the products of 16-bit halves
+ *   vi_bits_float(v)         the floats whose bits the lanes are
  *   vi_halves(v)             floats from the low 16 bits of the lanes
  *   vi_round(v)              integers next to floats, to even from the middle; vi_pack stores them as VL bytes */
 #ifndef LLAMAFAST_SIMD_LEVEL_H

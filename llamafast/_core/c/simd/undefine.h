@@ -35,6 +35,12 @@
 #undef vi_load
 #undef vi_store
 #undef vi_add
+#undef vi_sub
+#undef vi_max
+#undef vi_add8
+#undef vi_sub8
+#undef vi_abs8
+#undef vi_mul16
 #undef vi_and
 #undef vi_or
 #undef vi_xor
@@ -42,6 +48,7 @@
 #undef vi_right
 #undef vi_right_signed
 #undef vi_float
+#undef vi_bits_float
 #undef vi_halves
 #undef vi_round
 #undef vi_pack
@@ -51,4 +58,7 @@
 #undef vi_dot_pairs
 #undef vi_columns
 #undef vi_lookup
+#undef vi_byte
+#undef vi_words
+#undef vi_pairs
 #undef vi_fifths

@@ -1,0 +1,3 @@
+PART_DECODE: int
+PART_PROMPT: int
+PART_MEDIA: int

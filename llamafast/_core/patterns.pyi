@@ -1,0 +1,3 @@
+from collections.abc import Collection
+
+def names_with(pattern: str, names: Collection[str]) -> list[str]: ...

@@ -1,0 +1,6 @@
+from typing_extensions import disjoint_base
+
+@disjoint_base
+class Proposer:
+    def time_calls(self, seconds: float) -> None: ...
+    def counts(self) -> dict[str, int]: ...

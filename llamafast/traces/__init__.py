@@ -1,0 +1,1 @@
+"""Where spans of requests go: a collector of OpenTelemetry."""
