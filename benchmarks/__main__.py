@@ -221,7 +221,8 @@ def main() -> int:
     about = conditions() | versions
     print(" ".join(f"{name}={value}" for name, value in about.items()))
     journal.write("conditions", command=options.command, **about)
-    rows, failures = [], []
+    rows: list[dict[str, str]] = []
+    failures: list[str] = []
     try:
         if options.command == "embeddings":
             rows, failures = embeddings.measure(options, list(versions), journal)

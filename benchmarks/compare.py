@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -75,7 +76,7 @@ def compare(
 
 def compare_one(
     scenario: Scenario, names: Sequence[str], pairs: int, cores: tuple[set[int] | None, set[int] | None],
-    limit_s: float, goal: Goal | None, journal: Journal, bar: tqdm,
+    limit_s: float, goal: Goal | None, journal: Journal, bar: tqdm[Any],
 ) -> Result:  # fmt: skip
     server_cores, client_cores = cores
     served: dict[str, list[ServedRun]] = {name: [] for name in names}
@@ -89,12 +90,13 @@ def compare_one(
         }
         for name in names:
             warm_up(CONTENDERS[name], servers[name], scenario, limit_s)
-        takers = [*([RAW] if scenario.raw_rate else []), *names]
+        raw_rate = scenario.raw_rate
+        takers = [*([RAW] if raw_rate else []), *names]
         for run in range(1, pairs + 1):
             turn = run % len(takers)
             for name in (*takers[turn:], *takers[:turn]):
-                if name == RAW:
-                    rates.append(scenario.raw_rate())
+                if raw_rate and name == RAW:
+                    rates.append(raw_rate())
                     journal.write("raw", scenario=scenario.name, run=run, rate=rates[-1])
                     continue
                 figures = measure(CONTENDERS[name], servers[name], scenario, run, client_cores, limit_s, goal)

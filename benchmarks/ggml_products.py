@@ -19,12 +19,11 @@ from ctypes import (
     c_void_p,
     memmove,
 )
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from llamafast._core import graph
 
 Array = npt.NDArray[Any]
 
@@ -37,7 +36,7 @@ USAGE_WEIGHTS = 1
 PAGE = 64
 CONTEXT_BYTES = 1 << 22
 
-lib = CDLL(graph.__file__)
+lib = CDLL(import_module("llamafast._core.graph").__file__)
 
 
 class InitParams(Structure):

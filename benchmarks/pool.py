@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.pinning import DEFAULT_PIN, bound_to, cores_of
 from benchmarks.report import conditions, print_table, spread
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     options = parser.parse_args()
     path, _ = resolve_model(options.model)
-    common = {"prompt_tokens": 16, "sampling": "greedy", "threads": 1, "partitioned": False}
+    common: dict[str, Any] = {"prompt_tokens": 16, "sampling": "greedy", "threads": 1, "partitioned": False}
     one = Workload(model=str(path), streams=1, requests=options.asks, tokens=2, **common)
     many = Workload(model=str(path), streams=options.streams, requests=1, tokens=options.tokens, **common)
     model = many.server_config(0)["model"]

@@ -36,13 +36,13 @@ def needs(config: Path) -> list[str]:
 def _marks(tree: Any) -> Iterator[str]:
     if not isinstance(tree, dict):
         return
-    models = tree["models"] if isinstance(tree.get("models"), list) else [tree.get("model")]
-    models = [model for model in models if isinstance(model, dict)]
+    listed = tree["models"] if isinstance(tree.get("models"), list) else [tree.get("model")]
+    models: list[dict[str, Any]] = [model for model in listed if isinstance(model, dict)]
     if "models" in tree or any("ttl_seconds" in model or model.get("load") == "on_demand" for model in models):
         yield ".extra-pool"
     if any(model.get("mtmd") for model in models):
         yield ".extra-media"
-    server = tree.get("server") if isinstance(tree.get("server"), dict) else {}
+    server: dict[str, Any] = tree["server"] if isinstance(tree.get("server"), dict) else {}
     if server.get("kv_events") is not None:
         yield ".extra-events"
     if server.get("otlp_endpoint") is not None:

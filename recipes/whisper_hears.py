@@ -222,11 +222,12 @@ def fitted(draft: Path, weights: dict[str, Floats], model: Path) -> Floats:
     loaded = Model(str(model))
     vocab = Vocab(loaded)
     table = next(tensor for tensor in GGUFReader(model).tensors if tensor.name == "token_embd.weight")
-    embeddings = dequantize(table.data, table.tensor_type).astype(np.float32)
+    embeddings: Floats = dequantize(table.data, table.tensor_type).astype(np.float32)
 
     def meaning(text: str) -> Floats:
         (token, *_) = vocab.tokenize(text, add_special=False, parse_special=False)
-        return embeddings[token]
+        row: Floats = embeddings[token]
+        return row
 
     words, silence = np.stack([meaning(f" {word}") for word in WORDS]), meaning(SILENCE)
     # what is between the features and the text model shows the features themselves
@@ -237,7 +238,7 @@ def fitted(draft: Path, weights: dict[str, Floats], model: Path) -> Floats:
     for sound, said in windows(Speaker(), np.random.default_rng(11)):
         chunks = encoder.audio(len(sound), array("f", sound.tobytes()))
         rows = np.empty((WINDOW_SECONDS, encoder.width), np.float32)
-        chunks.encode(0, rows)
+        chunks.encode(0, rows.data)
         for second, row in enumerate(rows[:, : 2 * HALF]):
             parts = [(max(0.0, min(stop, second + 1) - max(start, second)), word) for start, stop, word in said]
             share, word = max(parts, default=(0.0, 0))

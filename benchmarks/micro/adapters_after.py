@@ -45,7 +45,6 @@ class Bench:
     def __init__(self, path: Path) -> None:
         self.model = Model(str(path))
         self.vocab = Vocab(self.model)
-        threads = {"n_threads": 1, "n_threads_batch": 1}
         self.context = Context(
             self.model,
             n_ctx=4096,
@@ -54,7 +53,8 @@ class Bench:
             n_seq_max=16,
             kv_unified=True,
             flash_attn_type=1,
-            **threads,
+            n_threads=1,
+            n_threads_batch=1,
         )
         self.outbox = Outbox(os.open(os.devnull, os.O_WRONLY))
         self.runner = Runner(self.context, self.vocab, self.outbox, pace=asdict(Pace()))

@@ -36,8 +36,8 @@ SCHEMA = {
         "additionalProperties": False,
     },
 }
-FREE = {"ignore_eos": True}
-CONSTRAINED = {"guided_json": SCHEMA}
+FREE: dict[str, object] = {"ignore_eos": True}
+CONSTRAINED: dict[str, object] = {"guided_json": SCHEMA}
 LIMIT_SECONDS = 120
 # A string of JSON, or the beginning of one.
 STRING = re.compile(r'("(?:[^"\\]|\\.)*(?:"|\\?\Z))', re.DOTALL)

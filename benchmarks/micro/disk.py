@@ -269,11 +269,11 @@ async def index(path: Path, options: argparse.Namespace) -> list[dict[str, str]]
     listings = []
     with folders() as folder:
         engine = start(path, folder)
-        namespace = engine._disk.folder if engine._disk is not None else None
+        store = engine.disk
         await engine.close()
-        assert namespace is not None
+        assert store is not None
         for k in range(N_ENTRIES):
-            entry(namespace, k)
+            entry(store.folder, k)
         for _ in range(options.rounds):
             for full in (True, False):
                 began = time.perf_counter()

@@ -151,12 +151,12 @@ def asked(work: str, texts: Texts, k: int) -> str:
         request, shown = "Repeat this text word for word, and say nothing else.", texts.prose()
         return chat(("user", f"{request}\n\n{shown}"), ("assistant", shown), ("user", f"{request}\n\n{texts.prose()}"))
     if work == "extract":
-        pair = [texts.prose(), texts.prose()]
+        pair = (texts.prose(), texts.prose())
         which = texts.chance.randrange(2)
         request = f"Quote the {('first', 'second')[which]} of these two paragraphs exactly."
-        shown = [texts.prose(), texts.prose()]
+        earlier = (texts.prose(), texts.prose())
         return chat(
-            ("user", f"{request}\n\n1. {shown[0]}\n\n2. {shown[1]}"), ("assistant", shown[which]),
+            ("user", f"{request}\n\n1. {earlier[0]}\n\n2. {earlier[1]}"), ("assistant", earlier[which]),
             ("user", f"{request}\n\n1. {pair[0]}\n\n2. {pair[1]}"),
         )  # fmt: skip
     if work == "code edit":
@@ -174,8 +174,8 @@ def asked(work: str, texts: Texts, k: int) -> str:
             ("user", f"<tool_response>{found}</tool_response>\nNow quote the note in full."),
         )
     if work == "json":
-        request, shown, told = "Give me these people as JSON.", texts.people(), texts.people()
-        return chat(("user", f"{request}\n\n{shown[0]}"), ("assistant", shown[1]), ("user", f"{request}\n\n{told[0]}"))
+        request, (named, rows), (told, _) = "Give me these people as JSON.", texts.people(), texts.people()
+        return chat(("user", f"{request}\n\n{named}"), ("assistant", rows), ("user", f"{request}\n\n{told}"))
     return chat(("user", texts.free()))
 
 

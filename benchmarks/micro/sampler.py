@@ -53,7 +53,7 @@ def ours(parameters: dict[str, Any], row: Floats, rounds: int) -> float:
     for i in range(rounds):
         work[:] = row
         start = time.perf_counter()
-        sampler.pick(work, history[: 1000 + i])
+        sampler.pick(work.data, history[: 1000 + i].data)
         times.append(time.perf_counter() - start)
     return median(times)
 
