@@ -43,6 +43,8 @@ async def test_llama_servers_form(client: AsgiClient) -> None:
 async def test_vllms_form(client: AsgiClient) -> None:
     body = (await client.post("/tokenize", {"model": INFO.id, "prompt": "ab", "return_token_strs": True})).json
     assert body == {"tokens": [BOS, 97, 98], "count": 3, "max_model_len": 512, "token_strs": ["<s>", "a", "b"]}
+    for said in ({"add_special_tokens": True}, {"add_special_tokens": None}):
+        assert (await client.post("/tokenize", {"prompt": "a", **said})).json["tokens"] == [BOS, 97]
     fields = {"add_special_tokens": False, "return_token_strs": False}
     body = (await client.post("/tokenize", {"prompt": "ab", **fields})).json
     assert (body["tokens"], body["token_strs"]) == ([97, 98], None)

@@ -19,6 +19,10 @@ class TokenizeRequest(ChatRequest, kw_only=True):
 
     foreign: ClassVar[dict[str, str]] = {name: here for name, here in ChatRequest.foreign.items() if name != "prompt"}
 
+    unserved: ClassVar[dict[str, tuple[object, ...]]] = {
+        name: idle for name, idle in ChatRequest.unserved.items() if name != "add_special_tokens"
+    }
+
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)] = field(default_factory=list)
     content: str | None = None
     prompt: str | None = None
