@@ -39,8 +39,8 @@ HEAD = """# Every request field
 theirs.
 
 Null is the default wherever a field may be left out. A type or range that is not kept to is a 400 that names the field,
-and so is a key that is there twice. What is refused is refused where it says something: null is taken, and what asks
-for nothing.
+and so is a key that is there twice, or one thing that has two values under two names (`max_tokens`, `n_predict`).
+What is refused is refused where it says something: null is taken, and what asks for nothing.
 
 What is not on this page: names of other servers are in [foreign-fields.md](foreign-fields.md), each with what becomes
 of it; a name that is nearly one of these is refused with it; any other is told in the log and in a header.

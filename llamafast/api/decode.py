@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from llamafast.api.cut_body import cut
-from llamafast.api.fields import read_fields, says_nothing
+from llamafast.api.fields import check_twins, read_fields, says_nothing
 from llamafast.api.media_texts import InRequest
 from llamafast.api.record import Record
 from llamafast.api.schema.embeddings import PoolingOptions
@@ -78,6 +78,7 @@ def decode_tree(
     check_model(request.model, info)
     record.served = request.model if request.model and request.model in info.adapters else info.id
     check_served(request, renamed)
+    check_twins(tree, request.twins(), renamed)
     return request
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import chain, islice
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, TypeAlias, get_args, get_origin
 from urllib.parse import quote
 
 from msgspec import Struct
@@ -36,6 +36,8 @@ _ODD_CHARS = 16
 _FUNCTION = frozenset({"name", "description", "parameters", "strict"})
 _FLAT_FUNCTION = _FUNCTION | {"type"}
 _NOT_RENAMED: Mapping[str, str] = MappingProxyType({})
+# Names of one thing in a request, each with what is said by it.
+Twins: TypeAlias = Mapping[str, object]
 
 _warned: set[str] = set()
 
@@ -184,6 +186,19 @@ def _said(one: Foreign, value: Any, known: frozenset[str]) -> dict[str, Any] | N
         return {ours: value}
     said = None if one.translated is None else one.translated(value)
     return said if said is not None and said.keys() <= known else None
+
+
+def check_twins(tree: object, groups: Iterable[Twins], renamed: Mapping[str, str]) -> None:
+    """Raises InvalidRequest where ``tree``, of which ``groups`` were read, says two things of one."""
+    for twins in groups:
+        said = [
+            (renamed.get(name, name), value)
+            for name, value in twins.items()
+            if value not in EMPTY and isinstance(tree, dict) and name.partition(".")[0] in tree
+        ]
+        for name, value in said[1:]:
+            if value != said[0][1]:
+                raise InvalidRequest(f"`{name}` says something else than `{said[0][0]}`", param=name)
 
 
 def _check_meant(

@@ -34,10 +34,14 @@ class Asked(msgspec.Struct):
 
     @property
     def ttl_seconds(self) -> float | None:
-        """How long the model should stay afterwards, below 0 for ever; None: nothing is said. Raises InvalidRequest."""
-        if self.ttl is not None:
-            return self.ttl
-        return seconds(self.keep_alive) if isinstance(self.keep_alive, str) else self.keep_alive
+        """How long the model should stay afterwards, below 0 for ever; None: nothing is said. Raises InvalidRequest,
+        also where two times are said."""
+        kept = seconds(self.keep_alive) if isinstance(self.keep_alive, str) else self.keep_alive
+        if self.ttl is None or kept is None:
+            return kept if self.ttl is None else self.ttl
+        if kept != self.ttl and (kept >= 0 or self.ttl >= 0):
+            raise InvalidRequest("`ttl` says something else than `keep_alive`", param="ttl")
+        return self.ttl
 
 
 _DECODER = msgspec.json.Decoder(Asked)

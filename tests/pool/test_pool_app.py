@@ -310,11 +310,13 @@ async def test_every_route_of_a_model_is_a_route_of_the_pool(folder: Path) -> No
 
 async def test_what_the_parent_reads_is_not_told_as_ignored(folder: Path) -> None:
     async with pooled(folder, {"alias": "a"}, {"alias": "b"}) as pool:
-        body = {"model": "a", "prompt": "x", "keep_alive": "5m", "ttl": 60, "new_in_2031": 1}
+        body = {"model": "a", "prompt": "x", "keep_alive": "5m", "ttl": 300, "new_in_2031": 1}
         response = await AsgiClient(pool.app).post("/v1/completions", body)
         assert (response.status, response.headers["x-llamafast-ignored"]) == (200, "new_in_2031")
         error = (await AsgiClient(pool.app).post("/v1/completions", body | {"max_token": 5})).error
         assert error["message"] == "`max_token`: did you mean `max_tokens`?"
+        error = (await AsgiClient(pool.app).post("/v1/completions", body | {"ttl": 60})).error
+        assert error["message"] == "`ttl` says something else than `keep_alive`"
         # what it looks at for some endpoints only
         response = await AsgiClient(pool.app).post("/v1/completions", body | {"lora_name": "b"})
         assert (response.status, response.headers["x-llamafast-ignored"]) == (200, "new_in_2031, lora_name")

@@ -75,6 +75,12 @@ def test_max_completion_tokens(client):
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("Hello there,", "length")
 
 
+def test_two_limits(client):
+    limits = {"max_tokens": 4, "max_completion_tokens": 3}
+    with pytest.raises(openai.BadRequestError, match="`max_completion_tokens` says something else than `max_tokens`"):
+        client.chat.completions.create(model="scripted", messages=ask("text"), **limits)
+
+
 def test_stop_strings(client):
     options = {"model": "scripted", "messages": ask("text"), "temperature": 0, "stop": ["s fix", "nope"]}
     answer = client.chat.completions.create(**options)

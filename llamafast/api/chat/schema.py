@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -111,6 +111,20 @@ class ChatRequest(PlatformOptions, kw_only=True):
     store: bool | None = None
     metadata: dict[str, Any] | None = None
 
+    def twins(self) -> Iterator[dict[str, Any]]:
+        yield from super().twins()
+        controls = self.reasoning or ReasoningControls()
+        told = None if controls.exclude is None else not controls.exclude
+        named = {"type": "function", "function": self.function_call}
+        yield self.under("max_tokens", "n_predict", "max_completion_tokens")
+        yield self.under(*BUDGETS) | {"reasoning.max_tokens": controls.max_tokens}
+        yield self.under("reasoning_effort") | {"reasoning.effort": controls.effort}
+        yield self.under("enable_thinking") | {"reasoning.enabled": controls.enabled}
+        yield self.under("include_reasoning") | {"reasoning.exclude": told}
+        yield self.under("tool_choice") | {
+            "function_call": named if isinstance(self.function_call, dict) else self.function_call
+        }
+
     def task(self, media: Sequence[Medium] = (), sources: Sequence[MediaSource] = ()) -> ChatTask:
         """``media`` are those whose words are in ``messages`` by then, ``sources`` what the client sent of them.
 
@@ -151,9 +165,8 @@ class ChatRequest(PlatformOptions, kw_only=True):
         return self.include_reasoning is not False and not (self.reasoning and self.reasoning.exclude)
 
     def _reasoning_budget(self, controls: ReasoningControls) -> int | None:
-        """The smallest of those that are said."""
-        said = [getattr(self, name) for name in BUDGETS] + [controls.max_tokens]
-        return min((n for n in said if n is not None and n >= 0), default=None)
+        said = [*self.under(*BUDGETS).values(), controls.max_tokens]
+        return next((n for n in said if n is not None and n >= 0), None)
 
     def check_echo(self) -> None:
         """Raises InvalidRequest where there is nothing to be repeated."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
@@ -100,6 +101,11 @@ class CountTokensRequest(GenerationOptions, kw_only=True):
     context_management: dict[str, Any] | None = None
     service_tier: str | None = None
     container: str | dict[str, Any] | None = None
+
+    def twins(self) -> Iterator[dict[str, Any]]:
+        yield from super().twins()
+        newer = self.output_config and self.output_config.format
+        yield {"output_config.format": newer, "output_format": self.output_format}
 
     @property
     def format(self) -> OutputFormat | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -49,6 +50,10 @@ class NativeOptions(GenerationOptions, kw_only=True):
     id_slot: int | None = None
     n_keep: int | None = None
     t_max_prompt_ms: Milliseconds | None = None
+
+    def twins(self) -> Iterator[dict[str, Any]]:
+        yield from super().twins()
+        yield self.under("n_predict", "max_tokens")
 
     def limited(self) -> dict[str, Any]:
         """The fields of a task that both endpoints read in the same way."""

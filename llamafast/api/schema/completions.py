@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -55,6 +56,10 @@ class CompletionRequest(GenerationOptions, kw_only=True):
     add_special_tokens: bool | None = None
     best_of: Annotated[int, Meta(ge=1)] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    def twins(self) -> Iterator[dict[str, Any]]:
+        yield from super().twins()
+        yield self.under("max_tokens", "n_predict")
 
     def infill(self) -> InfillTask | None:
         """What is wanted where there is a ``suffix``. Raises InvalidRequest where that does not go with the rest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -25,6 +26,10 @@ class PoolingOptions(Struct, kw_only=True):
     truncate_prompt_tokens: Any = None
     priority: Any = None
 
+    def twins(self) -> Iterator[dict[str, Any]]:
+        """As in GenerationOptions."""
+        yield from ()
+
 
 class EmbeddingsRequest(PoolingOptions, kw_only=True):
     """``input`` is a string, token ids, a list of strings or a list of lists of token ids.
@@ -45,6 +50,10 @@ class EmbeddingsRequest(PoolingOptions, kw_only=True):
     embd_normalize: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     add_special_tokens: Any = None
     normalize: Any = None
+
+    def twins(self) -> Iterator[dict[str, Any]]:
+        norm = self.embd_normalize
+        yield {"embd_normalize": None if norm is None else norm >= 0, "normalize": self.normalize}
 
 
 # Floats, or base64 of little-endian float32.

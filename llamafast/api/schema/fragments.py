@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -82,16 +83,9 @@ _OUTPUT_NAMES = {
 }
 # The fields of a request that constrain its text.
 CONSTRAINTS = (
-    "response_format",
-    "json_schema",
-    "grammar",
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-    "guided_whitespace_pattern",
-)
+    "response_format", "json_schema", "grammar", "structured_outputs", "guided_json", "guided_regex", "guided_choice",
+    "guided_grammar", "guided_whitespace_pattern",
+)  # fmt: skip
 
 # In a streamed chunk, text and index may be holes that ``api.sse.frame_pieces`` cuts out of the encoded chunk.
 StreamedText = str | Raw
@@ -152,8 +146,7 @@ class SamplingOptions(Struct, kw_only=True):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """What is said, by the names of SamplingParams and of its stages. Where one thing is said under both names its
-        own counts."""
+        """What is said, by the names of SamplingParams and of its stages."""
         said = {name: getattr(self, name) for name in SamplingOptions.__struct_fields__}
         said = {name: value for name, value in said.items() if value is not None}
         if self.samplers is not None:
@@ -256,6 +249,15 @@ class GenerationOptions(SamplingOptions, kw_only=True):
     web_search_options: dict[str, Any] | None = None
     moderation: dict[str, Any] | None = None
     lora: LoraScales | None = None
+
+    def twins(self) -> Iterator[dict[str, Any]]:
+        """The names that one thing has in a request, the first one first, and what is said by each."""
+        yield self.under("repetition_penalty", "repeat_penalty")
+        yield self.under("guided_regex", "regex")
+
+    def under(self, *names: str) -> dict[str, Any]:
+        """What is said in the fields of these names."""
+        return {name: getattr(self, name) for name in names}
 
     @property
     def wants_usage(self) -> bool:

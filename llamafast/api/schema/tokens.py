@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
@@ -31,6 +32,10 @@ class TokenizeRequest(ChatRequest, kw_only=True):
     parse_special: bool | None = None
     with_pieces: bool | None = None
     return_token_strs: bool | None = None
+
+    def twins(self) -> Iterator[dict[str, Any]]:
+        yield from super().twins()
+        yield self.under("add_special", "add_special_tokens")
 
 
 class DetokenizeRequest(GenerationOptions, kw_only=True):

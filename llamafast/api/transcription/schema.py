@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
@@ -66,6 +66,10 @@ class TranscriptionRequest(Struct, kw_only=True):
     known_speaker_names: list[str] | None = None
     known_speaker_references: list[str] | None = None
 
+    def twins(self) -> Iterator[dict[str, Any]]:
+        """As in GenerationOptions."""
+        yield {"max_tokens": self.max_tokens, "max_completion_tokens": self.max_completion_tokens}
+
     def check(self) -> None:
         """Raises UnsupportedParameter for what no model here tells: when something was said, and by whom."""
         if self.response_format in _STAMPED or self.timestamp_granularities:
@@ -93,14 +97,13 @@ class TranscriptionRequest(Struct, kw_only=True):
     def task(self, messages: list[Message], media: Sequence[Medium], sources: Sequence[MediaSource]) -> ChatTask:
         """The conversation about one piece: without thoughts, and the likeliest text where no temperature is sent."""
         said = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
-        bounds = [n for n in (self.max_completion_tokens, self.max_tokens) if n is not None]
         return ChatTask(
             messages=messages,
             media=media,
             sources=sources,
             names={"messages": "file"},
             sampling={"temperature": 0.0, **said},
-            max_tokens=min(bounds, default=MAX_TOKENS),
+            max_tokens=self.max_completion_tokens or self.max_tokens or MAX_TOKENS,
             model=self.model or "",
             enable_thinking=False,
             reasoning_budget=0,

@@ -123,10 +123,16 @@ async def test_a_stream_tells_deltas_and_then_all_of_it(client: AsgiClient) -> N
 
 async def test_what_is_said_about_the_sound_is_asked(client: AsgiClient, engine: FakeEngine) -> None:
     fields = [("language", "de"), ("prompt", "Frau Zoë"), ("keywords[]", "GGUF"), ("temperature", "0.4"), ("seed", "7")]
-    assert (await ask(client, *fields, ("max_completion_tokens", "9"))).status == 200
+    limits = [("max_completion_tokens", "9"), ("max_tokens", "9")]
+    assert (await ask(client, *fields, *limits)).status == 200
     plan = engine.plan
     assert (plan.sampling.temperature, plan.sampling.seed, plan.max_tokens) == (0.4, 7, 9)
     assert all(words in prompt(plan) for words in ("in German", "Frau Zoë", "GGUF"))
+
+
+async def test_two_limits_are_told(client: AsgiClient) -> None:
+    error = (await ask(client, ("max_completion_tokens", "9"), ("max_tokens", "8"))).error
+    assert error["message"] == "`max_completion_tokens` says something else than `max_tokens`"
 
 
 async def test_translations_ask_for_english(client: AsgiClient, engine: FakeEngine) -> None:
