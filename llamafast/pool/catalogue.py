@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -46,6 +46,7 @@ class Catalogue:
         self._patterns = sorted(patterns, key=lambda one: -strictness(one[0]))
         self._told: dict[str, list[Entry]] = {}
         self._learned: dict[str, Member] = {}
+        self._taken: set[str] = set()
         self._asking: asyncio.Future[list[None]] | None = None
 
     async def find(self, name: str | None) -> Member:
@@ -66,6 +67,19 @@ class Catalogue:
         """The model that has an adapter of that name now; None: none has one."""
         await self.refresh()
         return self._learned.get(name)
+
+    @contextmanager
+    def taking(self, name: str, member: Member) -> Iterator[None]:
+        """Until it is known what has become of an adapter that ``member`` is to have, nobody else takes its name.
+        Raises InvalidRequest for one that another model has already, or that somebody is about to take."""
+        self.check_free(name, member)
+        if name in self._taken:
+            raise InvalidRequest(f"an adapter is loaded under the name {name[:128]!r} already", param="lora_name")
+        self._taken.add(name)
+        try:
+            yield
+        finally:
+            self._taken.remove(name)
 
     def check_free(self, name: str, member: Member) -> None:
         """Raises InvalidRequest for a name that another model has already."""

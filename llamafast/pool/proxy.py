@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from contextlib import nullcontext
 from functools import partial
 
 from llamafast.api.body_size import BodyLimits
@@ -20,7 +21,8 @@ from llamafast.pool.member import Member
 from llamafast.pool.passing import Body, pass_on
 
 # vLLM's, whose bodies name an adapter
-ADAPTERS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+_LOAD = "/v1/load_lora_adapter"
+ADAPTERS = (_LOAD, "/v1/unload_lora_adapter")
 
 
 class Proxy:
@@ -40,6 +42,7 @@ class Proxy:
         self._limits = limits
         self._ping_seconds = ping_seconds
         self._prompted = prompted
+        self._orders: set[asyncio.Task[None]] = set()
 
     async def with_body(self, exchange: Exchange) -> None:
         """The body names the model, or where it is a list ``?model=`` does, as llama-server has it."""
@@ -59,7 +62,26 @@ class Proxy:
         exchange.model = asked.model or ""
         if asked.rid is not None:
             note_rid(asked.rid, exchange)
-        await exchange.until_disconnect(self._answer(exchange, body, asked))
+        answering = self._ordered if exchange.path in ADAPTERS else self._answer
+        await exchange.until_disconnect(answering(exchange, body, asked))
+
+    async def _ordered(self, exchange: Exchange, body: Body, asked: Asked) -> None:
+        """Load or unload an adapter, to the end even if nobody waits: only then it is known whose its name is."""
+        order = asyncio.create_task(self._adapt(exchange, body, asked))
+        self._orders.add(order)
+        order.add_done_callback(self._orders.discard)
+        await asyncio.shield(order)
+
+    async def _adapt(self, exchange: Exchange, body: Body, asked: Asked) -> None:
+        ttl_seconds = asked.ttl_seconds
+        member = await self._member(exchange, asked)
+        taken = asked.lora_name if exchange.path == _LOAD else None
+        with self._catalogue.taking(taken, member) if taken else nullcontext():
+            door = await self._fleet.enter(member)
+            try:
+                await self._pass_on(exchange, door, body, member)
+            finally:
+                self._fleet.leave(member, ttl_seconds)
 
     async def _answer(self, exchange: Exchange, body: Body, asked: Asked) -> None:
         ttl_seconds = asked.ttl_seconds

@@ -108,3 +108,47 @@ async def test_an_adapter_has_its_name_before_its_loading_is_answered(folder: Pa
         for path in ("load", "unload"):
             assert (await AsgiClient(app).post(f"/v1/{path}_lora_adapter", body, **bearer("root"))).status == 200
         assert owners == ["b", "a"]
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_of_several_who_load_one_name_at_a_time_one_gets_it(folder: Path, keys: Keys, leaves: bool) -> None:
+    """Whether or not that one waits for it."""
+    (folder / "new.gguf").write_bytes(b"")
+    models = ({"alias": "a"}, {"alias": "b", "load": "on_demand"})
+    async with pooled(folder, *models, keys=keys, server={"lora_dir": str(folder)}) as pool:
+        client, root = AsgiClient(pool.app), bearer("root")
+
+        async def load(model: str) -> Response:
+            body = {"lora_name": "new", "lora_path": "new.gguf", "model": model}
+            return await client.post("/v1/load_lora_adapter", body, **root)
+
+        async def refused() -> None:
+            for model in "ba":
+                taken = await load(model)
+                assert (taken.status, taken.error["param"]) == (400, "lora_name")
+
+        adapters = pool.engines["a"].adapters
+        adapters.may_load.clear()
+        body = b'{"lora_name": "new", "lora_path": "new.gguf", "model": "a"}'
+        async with client.open("POST", "/v1/load_lora_adapter", [body], root) as first:
+            await adapters.loading.wait()
+            await refused()
+            if not leaves:
+                adapters.may_load.set()
+                await first.task
+                assert first.response.status == 200
+        await refused()
+        adapters.may_load.set()
+        while (await client.get("/v1/models/new", **root)).status != 200:
+            await asyncio.sleep(0.005)
+        await refused()
+        assert not pool.engines["b"].adapters.names
+
+
+async def test_a_name_that_came_to_nothing_is_free_again(folder: Path, keys: Keys) -> None:
+    (folder / "new.gguf").write_bytes(b"")
+    async with pooled(folder, {"alias": "a"}, {"alias": "b"}, keys=keys, server={"lora_dir": str(folder)}) as pool:
+        client = AsgiClient(pool.app)
+        for model, name, status in (("a", "missing", 403), ("b", "new", 200)):
+            body = {"lora_name": "new", "lora_path": f"{name}.gguf", "model": model}
+            assert (await client.post("/v1/load_lora_adapter", body, **bearer("root"))).status == status

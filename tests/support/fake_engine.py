@@ -159,12 +159,15 @@ def play(*steps: Step) -> Script:
 
 
 class FakeAdapters:
-    """Scales that were applied, by id."""
+    """Scales that were applied, by id. ``may_load`` holds loading up until it is set; ``loading``: it has begun."""
 
     def __init__(self, infos: list[AdapterInfo]) -> None:
         self._infos = infos
         self.names = [info.name for info in infos if info.name is not None]
         self.applied: list[dict[int, float]] = []
+        self.loading = asyncio.Event()
+        self.may_load = asyncio.Event()
+        self.may_load.set()
 
     def listed(self) -> list[AdapterInfo]:
         scales = self.applied[-1] if self.applied else {}
@@ -179,6 +182,8 @@ class FakeAdapters:
     async def load(self, name: str, path: Path, scale: float = 1.0) -> None:
         if name in self.names:
             raise InvalidRequest(f"the name {name!r} is taken", param="lora_name")
+        self.loading.set()
+        await self.may_load.wait()
         self._infos.append(AdapterInfo(len(self._infos), name, str(path), 0.0))
         self.names.append(name)
 
