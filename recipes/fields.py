@@ -80,7 +80,7 @@ Beside its own fields every body may have
 |---|---|
 | `Authorization: Bearer`, `x-api-key` | [the key](security.md#keys) |
 | `x-request-id` | comes back, and stands in the log; without it SGLang's `rid` in a body does, or one of the server's |
-| `traceparent` | comes back, and stands in the log |
+| `traceparent`, `tracestate` | its [trace](traces.md#a-span); the first comes back, and stands in the log |
 | `anthropic-version` | of `GET /v1/models`: Anthropic's form; elsewhere, like `anthropic-beta`, any will do |
 """
 COMMON = """## Generation

@@ -97,7 +97,10 @@ class Exchange(Record):
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         config = wait.config
         super().__init__(
-            scope["method"], Identity.of(self.headers, scope.get("client")), config.unknown_fields, config.content_chars
+            scope["method"],
+            Identity.of(scope["headers"], scope.get("client")),
+            config.unknown_fields,
+            config.content_chars,
         )
         self._receive = receive
         self._send = send

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
@@ -16,29 +16,40 @@ from llamafast.errors import InvalidRequest, LlamafastError
 
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
 _NOTHING: Mapping[str, float] = MappingProxyType({})
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+# W3C Trace Context: no version ff, no id of zeros; and of a list beside it what a member is, and how many there may be.
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_STATE_KEY = rb"(?:[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})"
+_STATE_MEMBER = re.compile(_STATE_KEY + rb"=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
+_MAX_STATE_MEMBERS = 32
 
 
 class Identity(NamedTuple):
     """Who asks, by the headers. ``request_id`` is the client's where it is sane, which is ``named`` then, else a new
-    one; ``traceparent`` (W3C Trace Context) is empty without a valid one, ``peer``, the address that is asked from,
-    over a Unix socket."""
+    one; ``traceparent`` and ``tracestate`` (W3C Trace Context) are empty without valid ones, ``peer``, the address that
+    is asked from, over a Unix socket."""
 
     request_id: bytes
     traceparent: bytes
     named: bool = False
     peer: str = ""
+    tracestate: bytes = b""
 
     @classmethod
-    def of(cls, headers: Mapping[bytes, bytes], client: Sequence[Any] | None = None) -> Identity:
-        """``client`` is ASGI's: an address and a port, if anything."""
+    def of(cls, fields: Sequence[tuple[bytes, bytes]], client: Sequence[Any] | None = None) -> Identity:
+        """By ASGI's ``headers``, and its ``client``: an address and a port, if anything."""
+        headers = dict(fields)
         given, trace = headers.get(b"x-request-id", b""), headers.get(b"traceparent", b"")
         named = _SANE_REQUEST_ID.fullmatch(given) is not None
+        trace = trace if _TRACEPARENT.fullmatch(trace) else b""
+        states = (
+            [value for name, value in fields if name == b"tracestate"] if trace and b"tracestate" in headers else []
+        )
         return cls(
             given if named else b"req_%b" % uuid4().hex.encode(),
-            trace if _TRACEPARENT.fullmatch(trace) else b"",
+            trace,
             named,
             "" if client is None else str(client[0]),
+            _state(states),
         )
 
     def renamed(self, rid: object) -> Identity:
@@ -48,6 +59,14 @@ class Identity(NamedTuple):
         if not _SANE_REQUEST_ID.fullmatch(name):
             raise InvalidRequest("`rid`: 1 to 128 letters, digits and characters of `._:/+=-`", param="rid")
         return self if self.named else self._replace(request_id=name, named=True)
+
+
+def _state(fields: Iterable[bytes]) -> bytes:
+    """The list in one field or several; empty for one that is none, of which nothing is kept."""
+    state = b",".join(fields).strip(b" \t")
+    members = [member for part in state.split(b",") if (member := part.strip(b" \t"))]
+    valid = 0 < len(members) <= _MAX_STATE_MEMBERS and all(map(_STATE_MEMBER.fullmatch, members))
+    return state if valid else b""
 
 
 class Counted(Protocol):

@@ -40,7 +40,8 @@ _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "P
 
 class Span(NamedTuple):
     """Times are nanoseconds since 1970, ``events`` names and theirs. ``fault`` says why it is an error, None: it is
-    none. ``traceparent`` (W3C Trace Context) is the client's span, b"" without one."""
+    none. ``traceparent`` (W3C Trace Context) is the client's span, b"" without one, ``tracestate`` what else is said of
+    it."""
 
     name: str
     start: int
@@ -49,6 +50,7 @@ class Span(NamedTuple):
     events: tuple[tuple[str, int], ...]
     fault: str | None
     traceparent: bytes
+    tracestate: bytes = b""
 
 
 class SpanSink(Protocol):
@@ -166,6 +168,7 @@ def span_of(record: Record, route: str) -> Span:
         tuple((name, at(moment)) for name, moment in _events(record)),
         _fault(record),
         record.identity.traceparent,
+        record.identity.tracestate,
     )
 
 

@@ -52,7 +52,7 @@ class WebSocket:
     def __init__(self, scope: Scope, receive: Receive, send: Send, wait: ClientWait, max_frame_bytes: int) -> None:
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.identity = Identity.of(self.headers, scope.get("client"))
+        self.identity = Identity.of(scope["headers"], scope.get("client"))
         self._n_records = 0
         self._may_explain = "websocket.http.response" in scope.get("extensions", ())
         self._receive = receive

@@ -123,6 +123,8 @@ def _request_headers(exchange: Exchange, door: Door) -> Iterable[tuple[bytes, by
     yield b"x-request-id", exchange.identity.request_id
     if exchange.identity.traceparent:
         yield b"traceparent", exchange.identity.traceparent
+    if exchange.identity.tracestate:
+        yield b"tracestate", exchange.identity.tracestate
     for name in _PASSED_ON:
         if (value := exchange.headers.get(name)) is not None:
             yield name, value

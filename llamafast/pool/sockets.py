@@ -150,6 +150,7 @@ class _Line:
                 HEADER.decode(): told(tenant, False, door.secret, identity.peer).decode(),
                 "x-request-id": identity.request_id.decode(),
                 **({"traceparent": identity.traceparent.decode()} if identity.traceparent else {}),
+                **({"tracestate": identity.tracestate.decode()} if identity.tracestate else {}),
             },
             max_size=None,
             compression=None,

@@ -25,6 +25,7 @@ from opentelemetry.trace import (
     StatusCode,
     TraceFlags,
     Tracer,
+    TraceState,
     set_span_in_context,
 )
 
@@ -78,7 +79,7 @@ class Exporter:
         if self._tracer is None:  # it has been closed
             metrics.observe_spans("dropped", 1)
             return
-        parent = set_span_in_context(NonRecordingSpan(_parent(span.traceparent)))
+        parent = set_span_in_context(NonRecordingSpan(_parent(span)))
         made = self._tracer.start_span(
             span.name, parent, SpanKind.SERVER, attributes=span.attributes, start_time=span.start
         )
@@ -168,12 +169,13 @@ def _resource() -> Resource:
     return Resource.create().merge(ours).merge(OTELResourceDetector().detect())
 
 
-def _parent(traceparent: bytes) -> SpanContext:
+def _parent(span: Span) -> SpanContext:
     """An invalid one, of which nobody is a child, where there is none."""
-    if not traceparent:
+    if not span.traceparent:
         return SpanContext(0, 0, is_remote=False)
-    _, trace, span, flags = traceparent.decode().split("-")
-    return SpanContext(int(trace, 16), int(span, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
+    _, trace, parent, flags = span.traceparent.decode().split("-")
+    state = TraceState.from_header([span.tracestate.decode()])
+    return SpanContext(int(trace, 16), int(parent, 16), True, TraceFlags(int(flags, 16)), state)
 
 
 def _max_waiting() -> int:

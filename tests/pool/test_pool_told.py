@@ -15,6 +15,7 @@ from llamafast.api.keys import Keys
 from llamafast.api.spans import Span
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+STATE = "rojo=00f067aa0ba902b7, congo=t61rcWkgMzE"
 
 
 class Sink(list[Span]):
@@ -30,12 +31,13 @@ async def test_once_whoever_answers(folder: Path, keys: Keys) -> None:
         client = AsgiClient(pool.app)
         for model in ("a", "b"):
             body = {**CHAT, "model": model}
-            await client.post("/v1/chat/completions", body, traceparent=TRACE, x_request_id=model, **bearer("a"))
+            headers = {"traceparent": TRACE, "tracestate": STATE, "x_request_id": model, **bearer("a")}
+            await client.post("/v1/chat/completions", body, **headers)
         await client.post("/v1/chat/completions", {**CHAT, "model": "b", "temperature": 9}, **bearer("a"))
         await client.post("/v1/chat/completions", {**CHAT, "model": "nobody"}, traceparent=TRACE, **bearer("a"))
         await client.post("/v1/chat/completions", CHAT)
-        headers = [(b"authorization", b"Bearer secret-a"), (b"traceparent", TRACE.encode())]
-        async with websocket(pool.app, headers=headers) as socket:
+        traced = [(b"traceparent", TRACE.encode()), *((b"tracestate", part) for part in STATE.encode().split(b","))]
+        async with websocket(pool.app, headers=[(b"authorization", b"Bearer secret-a"), *traced]) as socket:
             await socket.answer(model="b", input="hi")
             socket.create(model="nobody", input="hi")
             await socket.until("error")
@@ -43,6 +45,7 @@ async def test_once_whoever_answers(folder: Path, keys: Keys) -> None:
             assert child.config.server.otlp_endpoint == server["otlp_endpoint"]
     assert [span.name for span in children] == ["chat a", "chat b", "chat", "chat b"]
     assert [span.traceparent for span in children] == [TRACE.encode(), TRACE.encode(), b"", TRACE.encode()]
+    assert [span.tracestate for span in children] == [STATE.encode(), STATE.encode(), b"", STATE.encode()]
     assert [span.attributes["llamafast.request.id"] for span in children[:2]] == ["a", "b"]
     assert {span.attributes["llamafast.key"] for span in children} == {"alice"}
     assert [span.attributes["error.type"] for span in own] == [

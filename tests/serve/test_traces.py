@@ -34,7 +34,7 @@ def test_requests_of_a_client_are_spans_and_none_is_lost_at_the_end(
             try:
                 process.until_serving()
                 base = f"http://127.0.0.1:{process.port}"
-                headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+                headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "rojo=1,congo=2"}
                 with openai.OpenAI(
                     base_url=f"{base}/v1", api_key="x", max_retries=0, default_headers=headers
                 ) as client:
@@ -59,6 +59,7 @@ def test_requests_of_a_client_are_spans_and_none_is_lost_at_the_end(
         ]
         assert {span.trace_id.hex() for span in there.spans} == {TRACE}
         assert {span.parent_span_id.hex() for span in there.spans} == {PARENT}
+        assert {span.trace_state for span in there.spans} == {"rojo=1,congo=2"}
         assert there.resources[0]["service.name"] == "llamafast"
         chat, completion, refused = there.spans
     told = values(chat.attributes)

@@ -28,6 +28,7 @@ SPAN = Span(
     (("admitted", 1_700_000_000_500_000_000),),
     None,
     f"00-{TRACE}-{PARENT}-01".encode(),
+    b"rojo=00f067aa0ba902b7, congo=t61rcWkgMzE",
 )
 
 
@@ -65,7 +66,7 @@ def test_a_span_as_the_collector_reads_it(monkeypatch: pytest.MonkeyPatch) -> No
         traces = opened(there.endpoint)
         traces.add(SPAN)
         (span,) = there.until(1)
-        traces.add(SPAN._replace(fault="it broke", traceparent=b""))
+        traces.add(SPAN._replace(fault="it broke", traceparent=b"", tracestate=b""))
         traces.close()
         _, root = there.until(2)
         assert set(there.paths) == {"/v1/traces"}
@@ -79,7 +80,8 @@ def test_a_span_as_the_collector_reads_it(monkeypatch: pytest.MonkeyPatch) -> No
     assert [(event.name, event.time_unix_nano) for event in span.events] == list(SPAN.events)
     assert (span.status.code, span.status.message) == (0, "")
     assert (root.status.code, root.status.message) == (2, "it broke")
-    assert root.parent_span_id == b""
+    assert span.trace_state == "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE"
+    assert (root.parent_span_id, root.trace_state) == (b"", "")
     assert root.trace_id.hex() != TRACE
     assert (resource["service.name"], resource["service.version"]) == ("llamafast", __version__)
     assert resource["telemetry.sdk.language"] == "python"
