@@ -65,7 +65,7 @@ class Snapshot(Struct, kw_only=True):
     time: float
     running: float
     waiting: float
-    slots: float
+    slots: int
     cells: Cells
     tiers: Tiers
     rates: Rates
@@ -117,7 +117,7 @@ class EngineView:
             time=time.time(),
             running=counters["running"],
             waiting=counters["waiting"],
-            slots=counters["running"] + counters["free_sequences"],
+            slots=info.n_seq_max,
             cells=Cells(total, used, counters["reserved_cells"], max(0.0, total - used)),
             tiers=_tiers(counters, info.cell_bytes),
             rates=_rates(last, now),

@@ -84,7 +84,7 @@ def _in_short(config: Config | PoolConfig, model: ModelConfig, one: _Resolved) -
     first = looked.params[0]
     yield f"model    {looked.info.id}: {looked.info.description}, {looked.path}"
     n_seq_max, n_batch = first["n_seq_max"], first["n_batch"]
-    yield f"context  {first['n_ctx']} cells, {n_seq_max} sequences, steps of up to {n_batch} rows"
+    yield f"context  {looked.cells}, {n_seq_max} sequences, steps of up to {n_batch} rows"
     if model.type_k is not None or model.type_v is not None:
         yield f"cache    keys {cache_type_name(model.type_k)}, values {cache_type_name(model.type_v)}"
     yield from looked.model_params.told()

@@ -197,6 +197,13 @@ def with_context(
     return replace(config, n_ctx=n_ctx or LEAST)
 
 
+def cells_in_words(n_ctx: int, trained: int, asked: int | None) -> str:
+    """How long a context is and, where the config has not ``asked`` for so much, why."""
+    if asked:
+        return f"{n_ctx} cells"
+    return f"{n_ctx} cells ({'what fits' if n_ctx < trained else 'what the model was trained for'})"
+
+
 def advice(config: ModelConfig, path: Path) -> str:
     """What to lower after a context was refused, and to what."""
     try:

@@ -26,7 +26,7 @@ from llamafast.engine.disk_folder import DiskFolder, check_folder
 from llamafast.engine.drafting import ONLY_EMBEDS, check_positions, create_drafter, draft_params
 from llamafast.engine.engine import Engine
 from llamafast.engine.fingerprint import fingerprint, shards
-from llamafast.engine.fit import advice, with_context
+from llamafast.engine.fit import advice, cells_in_words, with_context
 from llamafast.engine.info import model_info
 from llamafast.engine.kv_log import KVLog
 from llamafast.engine.media import MediaEncoder
@@ -132,6 +132,7 @@ def load_engine(
     parts = {"adapters": loras, **drafts, "projector": [projector] if projector else []}
     beside = {name: sum(file.stat().st_size for file in files) for name, files in parts.items()}
     small = draft if config.model.has_draft_model else None
+    asked = config.model.n_ctx
     config = replace(config, model=with_context(config.model, path, sum(beside.values()), widest_span, draft=small))
     params = model_params(config.model, path)
     model = load_model(config.model, path, params.params, on_progress)
@@ -155,6 +156,7 @@ def load_engine(
         path,
         model,
         vocab,
+        n_seq_max=context.n_seq_max,
         max_seq_len=max_seq_len(config.model, context) if generates or not embedding else embedding.max_tokens,
         generates=generates,
         embedding=embedding,
@@ -164,7 +166,7 @@ def load_engine(
     )
     if any(one.name == info.id for one in adapters):
         raise ConfigError(f"model.loras: {info.id} is the model's own name")
-    _tell(info, params, config.model, model, context)
+    _tell(info, params, config.model, context, cells_in_words(context.n_ctx, model.n_ctx_train, asked))
     cache_bytes = config.cache.ram_bytes if generates else 0
     available = available_bytes()
     if cache_bytes is None:
@@ -198,15 +200,16 @@ def load_engine(
     )
 
 
-def _tell(info: ModelInfo, params: ModelParams, config: ModelConfig, model: Model, context: Context) -> None:
+def _tell(info: ModelInfo, params: ModelParams, config: ModelConfig, context: Context, cells: str) -> None:
     """In the log, what was loaded and how it computes."""
+    model = context.model
     logger.info("model    %s: %s, %.2f GB", info.id, info.description, model.size / 1e9)
     for told in params.told():
         logger.info("%s", told)
     logger.info("kernels  %s", "llama.cpp's own" if computes_bare(model) else instruction_set())
     logger.info(
-        "context  %d cells, %d sequences of up to %d tokens, steps of up to %d rows",
-        context.n_ctx,
+        "context  %s, %d sequences of up to %d tokens, steps of up to %d rows",
+        cells,
         context.n_seq_max,
         info.max_seq_len,
         context.n_batch,
@@ -277,7 +280,10 @@ def max_seq_len(config: ModelConfig, context: Context) -> int:
     if config.max_seq_len is None:
         return limit
     if config.max_seq_len > limit:
-        raise ConfigError(f"model.max_seq_len: {config.max_seq_len} is more than this context's {limit}")
+        whose = f"this context's {limit}"
+        if limit < context.n_ctx_seq:
+            whose = f"the {limit} that the model was trained for"
+        raise ConfigError(f"model.max_seq_len: {config.max_seq_len} is more than {whose}")
     return config.max_seq_len
 
 

@@ -9,7 +9,7 @@ from llamafast._core.vocab import Vocab
 from llamafast.config import ModelConfig, cache_type_name
 from llamafast.engine.allocated import in_one_line
 from llamafast.engine.drafting import check_draft_model, check_positions
-from llamafast.engine.fit import Laid, Trial, with_context
+from llamafast.engine.fit import Laid, Trial, cells_in_words, with_context
 from llamafast.engine.info import model_info
 from llamafast.engine.memory import available_bytes, part_of, room_of_models, total_bytes
 from llamafast.engine.model_params import ModelParams
@@ -29,7 +29,7 @@ class Shared(NamedTuple):
 
 class Looked(NamedTuple):
     """``params`` are those of each context, ``info`` and ``tokenizer`` what the layers above know; ``generates`` is in
-    ``info``."""
+    ``info``. ``cells`` says how long the context is, and why."""
 
     path: Path
     params: list[dict[str, Any]]
@@ -38,6 +38,7 @@ class Looked(NamedTuple):
     laid: Laid
     size: int
     model_params: ModelParams
+    cells: str
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -81,6 +82,7 @@ def look(
         room = room_of_models(shared.max_bytes)
         here = total_bytes() if config.n_ctx else part_of(room, shared.n_models, file_bytes(path) + beside)
     small = draft if config.has_draft_model else None
+    asked = config.n_ctx
     config = with_context(config, path, beside, here=here, draft=small)
     trial = Trial(config, path, beside, draft=small)
     params = all_params(config, trial.model)
@@ -92,9 +94,11 @@ def look(
         path,
         trial.model,
         vocab,
+        n_seq_max=params[0]["n_seq_max"],
         max_seq_len=config.max_seq_len or params[0]["n_ctx"],
         generates=not params[0].get("embeddings"),
     )
     if small is not None:
         check_positions(small, info.max_seq_len)
-    return Looked(path, params, info, vocab, trial.laid(), trial.model.size, trial.params)
+    cells = cells_in_words(params[0]["n_ctx"], info.n_ctx_train, asked)
+    return Looked(path, params, info, vocab, trial.laid(), trial.model.size, trial.params, cells)

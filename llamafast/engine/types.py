@@ -190,19 +190,20 @@ class Event(Struct, gc=False):
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
-    """What the layers above may know of the loaded model. Lengths are in tokens, ``longest_piece`` is the most bytes of
-    text that one token can stand for, ``control_tokens`` the texts of control tokens. ``chat_template`` and
-    ``tool_use_template``, for conversations with tools, are the GGUF's own. ``sampling`` is what a request gets that
-    asks for nothing else. ``embedding`` is None for a model that does not embed. Where memory ``cuts_anywhere``, what
-    prompts share is reused wherever they part, else only up to a checkpoint. ``modalities`` are what it takes beside
-    text, ``adapters`` the names of those that there are now, ``aliases`` further names and patterns of them. A KV cell
-    has about ``cell_bytes``."""
+    """What the layers above may know of the loaded model. Lengths are in tokens, ``n_seq_max``
+    sequences may run at once, ``longest_piece`` is the most bytes of text that one token can stand for,
+    ``control_tokens`` the texts of control tokens. ``chat_template`` and ``tool_use_template``, for conversations with
+    tools, are the GGUF's own. ``sampling`` is what a request gets that asks for nothing else. ``embedding`` is None for
+    a model that does not embed. Where memory ``cuts_anywhere``, what prompts share is reused wherever they part, else
+    only up to a checkpoint. ``modalities`` are what it takes beside text, ``adapters`` the names of those that there
+    are now, ``aliases`` further names and patterns of them. A KV cell has about ``cell_bytes``."""
 
     id: str
     created: int
     n_vocab: int
     n_ctx_train: int
     max_seq_len: int
+    n_seq_max: int
     max_output_tokens: int | None
     chat_template: str | None
     longest_piece: int

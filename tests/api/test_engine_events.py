@@ -20,7 +20,7 @@ from llamafast.api.keys import Keys
 from llamafast.engine.activity import DECODE, PROMPT, Activity, SeenSequence, SeenStep, StepPart
 
 COUNTERS = {
-    "running": 2, "waiting": 1, "free_sequences": 6, "used_cells": 300, "reserved_cells": 700, "total_cells": 1000,
+    "running": 2, "waiting": 1, "free_sequences": 5, "used_cells": 300, "reserved_cells": 700, "total_cells": 1000,
     "prompt_tokens": 50, "generated_tokens": 20, "steps": 10, "prefix_hits": 90, "prefix_hits_running": 40,
     "prefix_hits_ram": 50, "prefix_hits_disk": 20, "cache_bytes": 5000, "cache_max_bytes": 9000,
 }  # fmt: skip

@@ -213,7 +213,8 @@ async def test_priorities_are_for_those_who_enable_them(engine, tiny_model):
     ("model", "error", "text"),
     [
         ({"n_batch": 8, "n_seq_max": 16}, ConfigError, "n_seq_max"),
-        ({"max_seq_len": 100_000}, ConfigError, "model.max_seq_len"),
+        ({"max_seq_len": 8000, "n_ctx": 512}, ConfigError, "model.max_seq_len: 8000 is more than this context's 512"),
+        ({"max_seq_len": 9000, "n_ctx": 10_000}, ConfigError, "than the 8192 that the model was trained for"),
         ({"tensor_split": (1.0,) * 300}, ConfigError, "tensor_split"),
     ],
 )
@@ -225,10 +226,10 @@ def test_settings_the_model_cannot_have(tiny_model, model, error, text):
 def test_defaults_without_tuning(tiny_model):
     path = tiny_model("tiny-llama")
     engine = load_engine(Config(model=ModelConfig(path=str(path), threads=1, n_ctx=2048)), path)
-    assert engine.counters()["free_sequences"] == 64
+    assert (engine.counters()["free_sequences"], engine.info.n_seq_max) == (64, 64)
     hybrid = tiny_model("tiny-qwen35")
     engine = load_engine(Config(model=ModelConfig(path=str(hybrid), threads=1, n_ctx=2048)), hybrid)
-    assert engine.counters()["free_sequences"] == 8
+    assert (engine.counters()["free_sequences"], engine.info.n_seq_max) == (8, 8)
 
 
 @pytest.mark.parametrize("name", ["tiny-gemma3-swa", "tiny-qwen35", "tiny-qwen3moe"])

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from support.engines import loaded
 
-from llamafast.config import ModelConfig
+from llamafast import cli
+from llamafast.config import Config, ModelConfig
 from llamafast.engine import fit
 from llamafast.engine.allocated import allocated, in_one_line, read
 from llamafast.engine.fit import LEAST, Room, Trial, with_context
-from llamafast.engine.load import create_contexts
+from llamafast.engine.load import create_contexts, load_engine
 from llamafast.engine.look import look
 from llamafast.engine.threads import physical_cores, too_many_threads
 from llamafast.errors import ConfigError, ModelLoadError
@@ -64,6 +65,28 @@ def test_a_context_that_fits_is_chosen(
     beside = with_context(config, path, beside=whole // 10, here=whole).n_ctx
     assert beside is not None
     assert beside < fitted.n_ctx
+
+
+@pytest.mark.parametrize(
+    ("free", "why"), [(3.0, "8192 cells (what the model was trained for)"), (1.0, "cells (what fits)")]
+)
+def test_why_a_context_is_as_long_as_it_is(
+    tiny_model: Any, monkeypatch: Any, capsys: Any, caplog: Any, free: float, why: str
+) -> None:
+    path: Path = tiny_model("tiny-llama")
+    config = ModelConfig(path=str(path), threads=1, n_gpu_layers=0)
+    whole = Trial(config, path).laid(8192).here
+    monkeypatch.setattr(fit, "PLAINLY", 0.0)
+    monkeypatch.setattr(fit, "available_bytes", lambda: int(free * whole))
+    assert cli.main(["check", str(path), "--threads", "1", "--gpu-layers", "0"]) == 0
+    assert f"{why}, " in capsys.readouterr().out
+    with caplog.at_level(logging.INFO):
+        load_engine(Config(model=config), path)
+    assert f"{why}, " in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        load_engine(Config(model=ModelConfig(path=str(path), threads=1, n_gpu_layers=0, n_ctx=512)), path)
+    assert "context  512 cells, " in caplog.text
 
 
 def test_a_context_that_does_not_fit_is_refused_with_one_that_does(tiny_model: Any, monkeypatch: Any) -> None:

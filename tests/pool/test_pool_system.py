@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from support.asgi_client import AsgiClient
+from support.fake_engine import INFO
 from support.pooled_apps import CHAT, TWO, bearer, pooled
 
 from llamafast import metrics
@@ -209,11 +211,11 @@ async def test_slots_of_a_model_that_is_loaded_and_of_one_that_is_not(folder: Pa
     async with pooled(folder, *TWO) as pool:
         client = AsgiClient(pool.app)
         await client.post("/v1/chat/completions", CHAT | {"model": "chat"})
-        pool.engines["chat"].series = {"free_sequences": 2, "running": 0}
+        pool.engines["chat"].info = replace(INFO, n_seq_max=2)
         slots = (await client.get("/slots?model=gpt-4")).json
         assert [(slot["id"], slot["is_processing"]) for slot in slots] == [(0, False), (1, False)]
         assert (await client.get("/slots?model=chat&fail_on_no_slot=1")).status == 200
-        pool.engines["chat"].series = {}
+        pool.engines["chat"].info = replace(INFO, n_seq_max=1)
         slot = SlotInfo(slot=0, task=1, n_prompt=1, n_computed=1, n_cached=0, n_memory=1, n_generated=0, n_left=1)
         pool.engines["chat"].running_slots = [slot]
         assert (await client.get("/slots?model=chat&fail_on_no_slot=1")).status == 503

@@ -31,6 +31,7 @@ INFO = ModelInfo(
     n_vocab=N_VOCAB,
     n_ctx_train=4096,
     max_seq_len=512,
+    n_seq_max=8,
     max_output_tokens=None,
     chat_template=TEMPLATE,
     longest_piece=4,

@@ -26,7 +26,6 @@ from llamafast.api.native.schema import (
     StopType,
     TokenProbability,
 )
-from llamafast.api.native.slots import n_slots
 from llamafast.api.sse import EventStream, StreamForm, encode, frame
 from llamafast.chat.grammar.asked import Ask
 from llamafast.chat.plan import check_fits, plan_completion, plan_infill
@@ -204,7 +203,7 @@ def props(engine: EnginePort) -> Props:
     info = engine.info
     return Props(
         default_generation_settings=GenerationSettings(info.max_seq_len, structs.asdict(info.sampling)),
-        total_slots=n_slots(engine),
+        total_slots=info.n_seq_max,
         model_alias=info.id,
         model_path=info.id,
         chat_template=info.chat_template or "",

@@ -34,17 +34,11 @@ class Slot(Struct, kw_only=True):
     next_token: list[NextToken]
 
 
-def n_slots(engine: EnginePort) -> int:
-    """How many sequences may run at once."""
-    series = engine.counters()
-    return int(series.get("free_sequences", 0) + series.get("running", 0)) or 1
-
-
 def slots(engine: EnginePort) -> list[Slot]:
     """Those that run and those that are idle, by id."""
     running = {info.slot: info for info in engine.slots()}
     drafts = "draft_calls" in engine.counters()
-    ids: Iterable[int] = sorted({*running, *range(n_slots(engine))})
+    ids: Iterable[int] = sorted({*running, *range(engine.info.n_seq_max)})
     return [_slot(id, running.get(id), engine.info.max_seq_len, drafts=drafts) for id in ids]
 
 

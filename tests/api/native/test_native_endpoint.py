@@ -211,7 +211,9 @@ async def test_a_keystroke_ends_the_work(client: AsgiClient, engine: FakeEngine)
 
 @pytest.mark.parametrize("path", ["/props", "/v1/props"])
 async def test_props(client: AsgiClient, engine: FakeEngine, path: str) -> None:
-    engine.series = {"free_sequences": 3, "running": 1}
+    engine.info = replace(INFO, n_seq_max=4)
+    # a sequence that ends at this moment is in neither count
+    engine.series = {"free_sequences": 2, "running": 1}
     props = (await client.get(path)).json
     settings = props["default_generation_settings"]
     assert (settings["n_ctx"], settings["params"]["temperature"], props["total_slots"]) == (512, 0.8, 4)
@@ -222,7 +224,8 @@ async def test_props(client: AsgiClient, engine: FakeEngine, path: str) -> None:
 
 
 async def test_slots_are_numbers(client: AsgiClient, engine: FakeEngine) -> None:
-    engine.series = {"free_sequences": 1, "running": 1}
+    engine.info = replace(INFO, n_seq_max=2)
+    engine.series = {"free_sequences": 0, "running": 1}
     engine.running_slots = [
         SlotInfo(slot=1, task=7, n_prompt=30, n_computed=20, n_cached=10, n_memory=34, n_generated=5, n_left=4)
     ]
@@ -238,7 +241,8 @@ async def test_slots_are_numbers(client: AsgiClient, engine: FakeEngine) -> None
         "next_token": [{"has_next_token": True, "n_remain": 4, "n_decoded": 5}],
     }  # fmt: skip
     assert (await client.get("/slots?fail_on_no_slot=1")).status == 200
-    engine.series = {"free_sequences": 0, "running": 1, "draft_calls": 3}
+    engine.info = replace(INFO, n_seq_max=1)
+    engine.series = {"draft_calls": 3}
     engine.running_slots = [SlotInfo(**{**asdict(engine.running_slots[0]), "slot": 0})]
     (busy,) = (await client.get("/slots")).json
     assert busy["speculative"]
