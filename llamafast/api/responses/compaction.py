@@ -9,7 +9,7 @@ QUESTION = (
     "was found and done, with the names, paths, numbers and other facts that are needed, and what is still to do. "
     "Answer with the summary only."
 )
-# Tokens that a summary may have; a quarter of a small context.
+# Tokens that a summary may have where its client says nothing; a quarter of a small context.
 MAX_TOKENS = 1024
 
 _INTRODUCTION = "Summary of the conversation before this:"

@@ -66,6 +66,7 @@ class ResponsesEndpoint:
         if not request.input and request.previous_response_id is None:
             raise no_input(request)
         planned = await self._responder.prepare_compaction(request, len(body), exchange.tenant)
+        note(planned.plan.unread, exchange)
         exchange.response_id = planned.response.id
         generation = exchange.follow(self._responder.submit(planned))
         try:

@@ -95,6 +95,7 @@ class Responder:
         """The response that answers with a summary of the request's conversation, or of as much of its end as fits.
         Raises as ``prepare``."""
         given = request.input or []
+        limit = request.max_output_tokens or compaction.MAX_TOKENS
         asked = msgspec.structs.replace(
             request,
             input=[
@@ -106,9 +107,9 @@ class Responder:
             text=None,
             truncation="auto",
             store=False,
-            max_output_tokens=compaction.MAX_TOKENS,
+            max_output_tokens=limit,
         )
-        room = min(compaction.MAX_TOKENS, self._engine.info.max_seq_len // 4)
+        room = min(limit, self._engine.info.max_seq_len // 4)
         return await self.prepare(asked, n_bytes, tenant, room=room)
 
     def submit(self, planned: PlannedResponse) -> Generation:

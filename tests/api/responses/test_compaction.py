@@ -9,7 +9,7 @@ from openai.types.responses import CompactedResponse
 from support.asgi_client import AsgiClient
 from support.fake_engine import INFO, FakeEngine, say
 
-from llamafast.api.responses.compaction import summary_of
+from llamafast.api.responses.compaction import MAX_TOKENS, summary_of
 from llamafast.api.sealed import sealed
 
 URL = "/v1/responses"
@@ -54,6 +54,23 @@ async def test_what_does_not_fit_beside_a_summary_is_left_out(client: AsgiClient
     await compact(client, input=turns)
     assert len(engine.plan.prompts[0]) + INFO.max_seq_len // 4 <= INFO.max_seq_len
     assert "<user>Summarise" in prompt(engine)
+
+
+@pytest.mark.parametrize(("asked", "limit"), [(None, MAX_TOKENS), (20, 20), (200, 200)])
+async def test_a_summary_is_as_long_as_is_asked_for(
+    client: AsgiClient, engine: FakeEngine, asked: int | None, limit: int
+) -> None:
+    turns = [{"role": role, "content": f"{i}{'.' * 20}"} for i in range(9) for role in ("user", "assistant")]
+    await compact(client, input=turns, max_output_tokens=asked)
+    assert engine.plan.max_tokens == min(limit, INFO.max_seq_len)
+    # a short summary leaves the conversation more room
+    n_prompt, room = len(engine.plan.prompts[0]), min(limit, INFO.max_seq_len // 4)
+    assert INFO.max_seq_len - 60 < n_prompt + room <= INFO.max_seq_len
+
+
+async def test_what_the_template_does_not_read_is_told(client: AsgiClient) -> None:
+    response = await client.post(COMPACT, {"input": "x", "reasoning": {"effort": "low"}})
+    assert response.headers["x-llamafast-ignored"] == "reasoning.effort"
 
 
 @pytest.mark.parametrize(
