@@ -9,6 +9,7 @@ import httpcore2
 import msgspec
 
 from llamafast.batch.lines import Fault, Request, Response, Result
+from llamafast.loop_sockets import LoopBackend
 from llamafast.server_url import check_key, read_url
 
 # Told to come back later: the queue is full, or the server loads or stops; in Anthropic's words the last.
@@ -75,7 +76,9 @@ class Client:
     ) -> httpcore2.Response:
         """Over a connection that nobody uses."""
         if not self._idle:
-            self._pools.append(httpcore2.AsyncConnectionPool(max_connections=1, uds=self._uds))
+            self._pools.append(
+                httpcore2.AsyncConnectionPool(max_connections=1, uds=self._uds, network_backend=LoopBackend())
+            )
             self._idle.append(self._pools[-1])
         pool = self._idle.pop()
         try:

@@ -19,8 +19,8 @@ from llamafast.config import KEY_VARIABLE
 from llamafast.cpus import on_cpus
 from llamafast.errors import ModelLoadError
 from llamafast.front import CLOSE_SECONDS, in_thread
+from llamafast.loop_sockets import LoopBackend
 from llamafast.pool.resident import peak_bytes
-from llamafast.pool.streams import UnixBackend
 from llamafast.pool.wire import Begin, End, Go, Needs, Progress, Ready, Refused, from_child, line
 
 COMMAND = (sys.executable, "-m", "llamafast.pool.child")
@@ -57,7 +57,7 @@ def client(path: Path) -> httpcore2.AsyncConnectionPool:
         max_connections=None,
         max_keepalive_connections=64,
         keepalive_expiry=IDLE_SECONDS,
-        network_backend=UnixBackend(),
+        network_backend=LoopBackend(),
     )
 
 

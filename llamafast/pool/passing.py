@@ -12,8 +12,8 @@ from llamafast.api.messages.errors import stream_form_of
 from llamafast.api.sse import EventStream, StreamForm, frame
 from llamafast.engine.types import ANYBODY, Tenant
 from llamafast.errors import EngineUnavailable, ModelDied
+from llamafast.loop_sockets import Scarce
 from llamafast.pool.children import Door
-from llamafast.pool.streams import Scarce
 from llamafast.pool.tenants import HEADER, told
 
 # What a child reads of a client's headers, beside what the parent says in them. As a server of Granian's it takes a

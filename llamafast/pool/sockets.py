@@ -24,12 +24,12 @@ from llamafast.api.websocket import WebSocket
 from llamafast.config import ServerConfig
 from llamafast.engine.types import Tenant
 from llamafast.errors import EngineUnavailable, LlamafastError, ModelDied, QueueFull, internal_error
+from llamafast.loop_sockets import is_scarcity
 from llamafast.pool.catalogue import Catalogue
 from llamafast.pool.children import Door
 from llamafast.pool.fleet import Fleet
 from llamafast.pool.member import Member
 from llamafast.pool.passing import OUT_OF_CONNECTIONS
-from llamafast.pool.streams import is_scarcity
 from llamafast.pool.tenants import HEADER, told
 
 log = logging.getLogger(__name__)

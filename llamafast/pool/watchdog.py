@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from llamafast.loop_sockets import Crowded, Scarce
 from llamafast.pool.children import ChildPort, Door
 from llamafast.pool.fleet import Fleet
 from llamafast.pool.member import Member, State
 from llamafast.pool.passing import LOST, ask
-from llamafast.pool.streams import Crowded, Scarce
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import pytest
 import uvloop
 from support.fake_child import MakePool, Pool
 
+from llamafast.loop_sockets import Crowded, Scarce
 from llamafast.pool.children import Door, client
 from llamafast.pool.passing import ask
-from llamafast.pool.streams import Crowded, Scarce
 from llamafast.pool.watchdog import Watchdog
 
 BOUND = 120.0
