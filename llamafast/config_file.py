@@ -211,7 +211,7 @@ def _suggestion(key: str, section: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(key[:_SHOWN_CHARS].lower(), known, n=1)
     if nearest:
         return f"; did you mean {nearest[0]}?"
-    elsewhere = [place for place in _KEYS if place.rpartition(".")[2] == key and place.rpartition(".")[0] != section]
+    elsewhere = [place for place in keys_called(key) if place.rpartition(".")[0] != section]
     return f"; did you mean {elsewhere[0]}?" if len(elsewhere) == 1 else ""
 
 
@@ -225,6 +225,11 @@ def _keys_of(kind: type[Section], path: str) -> Iterator[str]:
 
 
 _KEYS = tuple(_keys_of(Config, ""))
+
+
+def keys_called(name: str) -> list[str]:
+    """Those whose last part is ``name``."""
+    return [key for key in _KEYS if key.rpartition(".")[2] == name]
 
 
 def _is_path(kind: Any) -> bool:

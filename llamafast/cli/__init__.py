@@ -6,15 +6,16 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from llamafast import __version__
 from llamafast.cli import batch, bench, chat, check, grammar, serve
 from llamafast.cli.answers import COMMANDS as COMMANDS_OF_OTHERS
 from llamafast.cli.answers import family
-from llamafast.cli.flags import refuse
+from llamafast.cli.flags import ALWAYS, refuse
 from llamafast.cli.words import harmless
 from llamafast.config.neighbours import hint_for
+from llamafast.config_file import keys_called
 from llamafast.console import open_standard_streams
 from llamafast.errors import ConfigError, ModelLoadError
 
@@ -60,6 +61,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         rest = words[1:] if words[0].isalpha() else words
         hint = " ".join([whole.prog, meant[0], *rest])
         refuse(whole, f"{words[0]}: is no command, of {', '.join(commands)}; did you mean `{hint}`?")
+    for word in _clusters(words[1:], commands.get(words[0]) if words else None):
+        refuse(whole, f"{word}: {_suggestion(word, tuple(commands[words[0]]._option_string_actions))}")
     arguments, unknown = whole.parse_known_args(words)
     for word in unknown:
         flag = word.partition("=")[0]
@@ -70,14 +73,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def _clusters(words: Sequence[str], command: argparse.ArgumentParser | None) -> Iterator[str]:
+    """Flags that are nobody's and that argparse would read as a short one without a value and more: -hfd is no -h."""
+    if command is None:
+        return
+    bare = {name for action in command._actions if action.nargs == 0 for name in action.option_strings}
+    for word in words:
+        flag = word.partition("=")[0]
+        if len(flag) > len("-h") and flag[:2] in bare and flag not in command._option_string_actions:
+            yield flag
+
+
 def _suggestion(flag: str, known: Sequence[str]) -> str:
+    if (always := flag.replace("--no-", "--", 1)) != flag and always in (*ALWAYS, "--slots"):
+        return f"{always} is always so here"
     if (hint := hint_for(flag)) is not None:
-        return f"no such flag; {hint}{' Any key is set by --set KEY=VALUE' if hint.endswith('?') else ''}"
+        return f"no such flag; {hint} Any key is set by --set KEY=VALUE" if hint.endswith("?") else hint
     for like in _LIKE:
         if nearest := difflib.get_close_matches(flag, known, n=1, cutoff=like):
             return f"no such flag; did you mean {nearest[0]}?"
         if (told := family(flag)) is not None:
             return told
+        if keys := keys_called(flag.lstrip("-").replace("-", "_")):
+            return f"no such flag; --set {keys[0]}=VALUE is the same"
     return "no such flag; any key of a config is set by --set KEY=VALUE"
 
 

@@ -16,6 +16,11 @@ _GPUS = "llama.cpp divides a model among all GPUs by itself; -ts, -sm and -mg sa
 _LOG = "the log goes to stderr; -v adds llama.cpp's own, --set server.log_format=json makes objects of its lines"
 _DIALECT = "how a model writes calls and reasoning is known by its template; --set model.dialect=NAME says otherwise"
 _BY_REQUEST = "requests say so: docs/tools.md"
+_NOT_TAKEN = "a request with `cache_prompt` false takes nothing and leaves nothing"
+_ADAPTERS = "--lora FILE or name=FILE is enough"
+_LAID_OUT = "llama.cpp lays weights out by itself: leave it out"
+_WORKERS = "a server for each, and a router in front: docs/deploy.md"
+_ROOM = "--ctx says how large the cache is, --cache-ram how much is kept beside it"
 
 ANSWERS: dict[str, str] = {
     # llama-server
@@ -42,6 +47,20 @@ ANSWERS: dict[str, str] = {
     "--cache-reuse": "prefixes of all requests are shared by themselves",
     "--context-shift": "a text that is as long as the context ends there, with finish_reason length",
     "--no-context-shift": "nothing else happens here: leave it out",
+    "--no-cache-prompt": _NOT_TAKEN,
+    **dict.fromkeys(("-nocb", "--no-cont-batching"), "batches are always continuous: leave it out"),
+    **dict.fromkeys(("--perf", "--no-perf"), "a request with `timings_per_token` is told its times"),
+    **dict.fromkeys(
+        ("-nr", "--repack", "--no-repack", "--no-host", "-dio", "--direct-io", "--check-tensors"), _LAID_OUT
+    ),
+    **dict.fromkeys(("-dt", "--defrag-thold"), "memory is not moved: leave it out"),
+    "--rope-scale": "--rope-freq-scale takes one divided by it",
+    "--offline": "set HF_HUB_OFFLINE=1",
+    "--mmproj-auto": "a hub name brings its projector along, unless --no-mmproj",
+    "--image-min-tokens": "the least of a picture is its projector's; --image-max-tokens N is the most",
+    "--tags": "--alias a,b gives a model further names",
+    "--media-path": "--set model.mtmd.allowed_local_media_path=FOLDER: docs/media.md",
+    "--lora-init-without-apply": "an adapter with a name is for requests that ask for it: --lora name=FILE",
     "--no-warmup": "one token is computed at start, so that a model which does not compute is not served",
     "--models-dir": "several models are the config's `models`: docs/models.md",
     "--models-max": "several models are the config's `models`, and pool.max_bytes: docs/models.md",
@@ -52,7 +71,7 @@ ANSWERS: dict[str, str] = {
     "-hft": "set HF_TOKEN, which the process list does not show",
     # vLLM
     **dict.fromkeys(("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp"), _GPUS),
-    "--data-parallel-size": "a server for each, and a router in front",
+    "--data-parallel-size": _WORKERS,
     **dict.fromkeys(("--dtype", "--quantization", "-q", "--load-format"), _TYPES),
     **dict.fromkeys(("--tool-call-parser", "--reasoning-parser", "--tool-parser-plugin"), _DIALECT),
     "--gpu-memory-utilization": "--gpu-layers says how much of the model GPUs get, --ctx how large its cache is",
@@ -63,9 +82,13 @@ ANSWERS: dict[str, str] = {
     "--tokenizer": "a GGUF has its tokeniser in it",
     "--trust-remote-code": "a GGUF has no code in it: leave it out",
     "--enforce-eager": "there are no CUDA graphs to leave out",
-    "--no-enable-prefix-caching": "a request with `cache_prompt` false takes nothing and leaves nothing",
+    "--no-enable-prefix-caching": _NOT_TAKEN,
     "--block-size": "the cache has no blocks",
-    "--enable-lora": "--lora FILE or name=FILE is enough",
+    "--enable-lora": _ADAPTERS,
+    "--config": "-C FILE is a config file of ours, docs/config.md",
+    "--api-server-count": "one event loop serves all connections",
+    "-dp": _WORKERS,
+    **dict.fromkeys(("--kv-cache-memory-bytes", "--num-gpu-blocks-override", "--kv-offloading-size"), _ROOM),
     "--max-loras": "--set model.max_loras=N: sets of adapters that run at once",
     "--root-path": "put a proxy in front for a prefix",
     "--task": "a model's task is known by its GGUF; --embedding adds vectors to one that generates",
@@ -118,6 +141,25 @@ _FAMILIES = tuple(
         (r"generation-config|override-generation-config", _SAMPLING),
         (r"tokenizer.*|skip-tokenizer-init|hf-overrides|config-format", "a GGUF has its tokeniser and its sizes in it"),
         (r"otlp-.*", "--set server.otlp_endpoint=http://127.0.0.1:4318: docs/traces.md"),
+        (r"(no-)?mmproj-offload", "the projector is computed where model.devices says: docs/config.md"),
+        (
+            r"(disable-)?(chunked-)?(mm|media)-.*|disable-chunked-mm-.*",
+            "limits of media are keys of model.mtmd: docs/media.md",
+        ),
+        (r"control-vector.*", "there are none here; --lora changes how a model writes"),
+        (r".*loras?(-.*)?", _ADAPTERS),
+        (r"(headless|distributed-.*|disable-frontend-.*)", _WORKERS),
+        (
+            r"max-(num|long)-partial-prefills|long-prefill-.*|async-scheduling|stream-interval",
+            "how much of a step a prompt may take is measured: --set scheduler.target_itl_ms=N",
+        ),
+        (r"allow-credentials|allowed-(methods|headers)|middleware|disable-fastapi-.*", "put a proxy in front for that"),
+        (
+            r"max-logprobs|logprobs-mode|return-tokens-as-.*|enable-force-include-usage",
+            "requests ask for it: docs/fields.md",
+        ),
+        (r"enable-(request-id-headers|server-load-tracking)|collect-.*", "it is always told: docs/metrics.md"),
+        (r"(model-impl|compilation-config|disable-(sliding|cascade)-.*|O.*)", "llama.cpp computes a GGUF as it is"),
         (r"kv-(events|transfer)-config", "--set server.kv_events='{}' tells routers of prefixes: docs/deploy.md"),
         (r"scheduling-policy", "--set scheduler.priorities=true lets requests have a `priority`"),
     )
