@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
@@ -48,7 +48,7 @@ def load_tree(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError("\n".join(f"{path}: {fault}" for fault in str(error).split("\n"))) from error
 
 
 def absolute(path: str | Path) -> Path:
@@ -104,15 +104,24 @@ def _tree(raw: bytes) -> dict[str, Any]:
 
 
 def _decode(raw: bytes) -> object:
+    repeated: dict[int, tuple[object, list[str]]] = {}
+
+    def object_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        tree = dict(pairs)
+        if len(tree) < len(pairs):
+            repeated[id(tree)] = tree, [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
+        return tree
+
     try:
         tree = json.loads(
             raw.decode("utf-8-sig"),
-            object_pairs_hook=_object,
+            object_pairs_hook=object_of,
             parse_float=_finite,
             parse_constant=_finite,
         )
         # An escape can spell half of a surrogate pair, which no path or template may hold: UTF-8 refuses it.
         json.dumps(tree, ensure_ascii=False).encode()
+        faults = list(_repeated(tree, "", repeated))
     except json.JSONDecodeError as error:
         raise ConfigError(f"line {error.lineno} column {error.colno}: {error.msg}") from error
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
@@ -121,15 +130,22 @@ def _decode(raw: bytes) -> object:
         raise ConfigError("the file is nested too deeply") from error
     except ValueError as error:  # Python's limit on the digits of an integer
         raise ConfigError("a number is too long") from error
+    if faults:
+        raise ConfigError("\n".join(faults))
     return tree
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    tree = dict(pairs)
-    if len(tree) < len(pairs):
-        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-        raise ConfigError(f"{_path('', twice)}: key given twice in one object")
-    return tree
+def _repeated(tree: object, path: str, repeated: Mapping[int, tuple[object, list[str]]]) -> Iterator[str]:
+    """A fault for each key that an object has twice. ``repeated`` has these objects by their ids, held so that no other
+    gets one of theirs, and the keys."""
+    if isinstance(tree, dict):
+        if id(tree) in repeated:
+            yield from (f"{_path(path, key)}: key given twice in one object" for key in repeated[id(tree)][1])
+        for key, value in tree.items():
+            yield from _repeated(value, _path(path, key), repeated)
+    elif isinstance(tree, list):
+        for i, value in enumerate(tree):
+            yield from _repeated(value, f"{path}[{i}]", repeated)
 
 
 def _finite(number: str) -> float:

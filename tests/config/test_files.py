@@ -15,7 +15,7 @@ from support.configs import config_in
 from config.fields import EVERY_FIELD
 from config.trees import PRETRAINED, at, holds, minimal, parse, parse_model
 from llamafast.config import FromPretrained
-from llamafast.config_file import parse_config, refuse_unsupported, warn_of_retired
+from llamafast.config_file import load_tree, parse_config, refuse_unsupported, warn_of_retired
 from llamafast.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,8 @@ ROOT = Path(__file__).parents[2]
         (b"[]", "the file must hold one JSON object"),
         (b"null", "the file must hold one JSON object"),
         (b'{"a": 1,\n "a": 2}', "a: key given twice"),
-        (b'{"a": {"b b": 1, "b b": 2}}', '["b b"]: key given twice'),
+        (b'{"a": {"b b": 1, "b b": 2}}', 'a["b b"]: key given twice'),
+        (b'{"a": 1, "a": 2} x', "line 1 column 18: "),
         (b'{"a": 1e999}', "1e999: not a finite number"),
         (b'{"a": NaN}', "NaN: not a finite number"),
         (b'{"a": -Infinity}', "-Infinity: not a finite number"),
@@ -45,6 +46,23 @@ def test_what_is_not_json(raw: bytes, start: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(raw)
     assert str(caught.value).startswith(start)
+
+
+def test_a_key_that_is_there_twice_is_told_by_its_whole_path(tmp_path: Path) -> None:
+    told = {
+        '{"model": {"n_ctx": 1, "n_ctx": 1}}': ["model.n_ctx"],
+        '{"models": [{"path": "a"}, {"path": "a", "path": "b"}]}': ["models[1].path"],
+        '{"model": {"loras": [[], {"a": 1, "a": 2, "b": {"c": 1, "c": 2}, "a": 3}]}}':
+            ["model.loras[1].a", "model.loras[1].b.c"],
+        '{"server": {"port": 1, "port": 2}, "server": {}}': ["server"],
+        '[{"a": 1, "a": 2}]': ["[0].a"],
+    }  # fmt: skip
+    file = tmp_path / "cfg.json"
+    for text, paths in told.items():
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError) as caught:
+            load_tree(file)
+        assert str(caught.value).split("\n") == [f"{file}: {path}: key given twice in one object" for path in paths]
 
 
 def test_byte_order_mark_is_allowed() -> None:
