@@ -20,7 +20,7 @@ from llamafast.chat.tools import Tool
 from llamafast.config import ModelConfig
 from llamafast.engine.media import MediaKind
 from llamafast.engine.types import ModelInfo, Tokenizer
-from llamafast.errors import InvalidRequest, Untokenizable
+from llamafast.errors import ConfigError, InvalidRequest, Untokenizable
 
 # What a base model is published without.
 _TEMPLATES = 'name one in `model.chat_template`, a Jinja text or "chatml", or use /v1/completions'
@@ -43,8 +43,8 @@ class ChatFormat:
         self._origin = "GGUF"
         if told := config.chat_template_text:
             template, tool_use, self._origin = NAMED.get(told, told), None, "model.chat_template"
-        self._template = self._compiled(template, info)
-        self._tool_use = self._compiled(tool_use, info)
+        self._template = self._compiled(template, info, "tokenizer.chat_template")
+        self._tool_use = self._compiled(tool_use, info, "tokenizer.chat_template.tool_use")
         if config.dialect is None:
             self.dialect = recognised(f"{template or ''}{tool_use or ''}")
         else:
@@ -57,8 +57,15 @@ class ChatFormat:
         self.thoughts = Thoughts(self.dialect, tokenizer)
         self.letters = Letters(self.dialect, control, tuple(tokenizer.eog_tokens()))
 
-    def _compiled(self, source: str | None, info: ModelInfo) -> ChatTemplate | None:
-        return None if source is None else ChatTemplate(source, info.bos_text, info.eos_text, self.control)
+    def _compiled(self, source: str | None, info: ModelInfo, key: str) -> ChatTemplate | None:
+        """Of the config, or of the GGUF's ``key``. Raises ConfigError that says so."""
+        if source is None:
+            return None
+        try:
+            return ChatTemplate(source, info.bos_text, info.eos_text, self.control)
+        except ConfigError as error:
+            whose = f"the GGUF's {key} (model.chat_template takes its place)"
+            raise ConfigError(f"{whose if self._origin == 'GGUF' else self._origin}: {error}") from error
 
     @property
     def has_template(self) -> bool:

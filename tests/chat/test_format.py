@@ -130,3 +130,24 @@ def test_a_base_model_takes_chatml_by_its_name() -> None:
     assert bytes(list(plan.plan.prompts[0])).decode() == (
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+@pytest.mark.parametrize("chat_template", ["a\n{% foo %}", ("a\n", "{% foo %}")])
+def test_a_template_of_the_config_that_does_not_compile_is_named_by_its_key(chat_template: str | tuple[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ChatFormat(ModelConfig(chat_template=chat_template), INFO, ByteTokenizer())
+    named = "model.chat_template: does not compile in line 2"
+    assert str(caught.value).startswith(f"{named}: Encountered unknown tag 'foo'")
+
+
+@pytest.mark.parametrize(
+    ("field", "key"),
+    [("chat_template", "tokenizer.chat_template"), ("tool_use_template", "tokenizer.chat_template.tool_use")],
+)
+def test_a_template_of_the_gguf_that_does_not_compile_is_named_by_its_key_there(field: str, key: str) -> None:
+    info = replace(INFO, **{field: "{% foo %}"})
+    with pytest.raises(ConfigError) as caught:
+        ChatFormat(ModelConfig(), info, ByteTokenizer())
+    named = f"the GGUF's {key} (model.chat_template takes its place)"
+    assert str(caught.value).startswith(f"{named}: does not compile in line 1: Encountered unknown tag 'foo'")
+    assert ChatFormat(ModelConfig(chat_template="a"), info, ByteTokenizer()).has_template

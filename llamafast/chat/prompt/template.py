@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
-from jinja2.exceptions import SecurityError
+from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
@@ -50,11 +50,15 @@ class ChatTemplate:
     """A compiled template with the model's own BOS and EOS texts; ``render`` may be called from any thread."""
 
     def __init__(self, source: str, bos_text: str, eos_text: str, control: ControlTokens = NO_CONTROL_TOKENS) -> None:
-        """Compile ``source``. Raises ConfigError when it is not a valid template."""
+        """Compile ``source``. Raises ConfigError when it is not a valid template, which does not say whose it is."""
         try:
             self._template = _ENVIRONMENT.from_string(source)
-        except (TemplateError, RecursionError) as error:
-            raise ConfigError(f"the chat template does not compile: {error}") from error
+        except TemplateSyntaxError as error:
+            raise ConfigError(f"does not compile in line {error.lineno}: {error.message}") from error
+        except SyntaxError as error:  # of the Python that Jinja has made of it, whose lines are others
+            raise ConfigError(f"does not compile: {error.msg}") from error
+        except (TemplateError, RecursionError, ValueError) as error:
+            raise ConfigError(f"does not compile: {error}") from error
         self.source = source
         self._control = control
         self._texts = {"bos_token": bos_text, "eos_token": eos_text}

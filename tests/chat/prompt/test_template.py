@@ -113,10 +113,24 @@ def test_a_long_quotation_is_cut() -> None:
     assert len(caught.value.message) < 1000
 
 
-@pytest.mark.parametrize("source", ["{% if %}", "{{ x | no_such_filter }}", "{% for %}", "{% generation %}"])
-def test_a_template_that_does_not_compile_is_a_config_error(source: str) -> None:
-    with pytest.raises(ConfigError, match="does not compile"):
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("{% if %}", " in line 1: Expected an expression"),
+        ("a\n{{ x | no_such_filter }}", " in line 2: No filter named 'no_such_filter'"),
+        ("{% for %}", " in line 1: "),
+        ("\n\n{% generation %}", " in line 3: "),
+        # what only Python finds, or its limits do, has no line of the template
+        ("{% break %}", ": 'break' outside loop"),
+        ("{{ f(a=1, a=2) }}", ": keyword argument repeated: a"),
+        ("{{ " + "9" * 5000 + " }}", ": Exceeds the limit"),
+        ("{{ " + "(" * 9999 + " }}", ": maximum recursion depth"),
+    ],
+)
+def test_a_template_that_does_not_compile_is_a_config_error(source: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
         ChatTemplate(source, "", "")
+    assert str(caught.value).startswith(f"does not compile{told}")
 
 
 def call(key: str, arguments) -> dict:
