@@ -22,6 +22,8 @@ from llamafast.errors import ContextLengthExceeded, InvalidRequest
 TOKENIZER = ByteTokenizer()
 CHAT = ChatFormat(ModelConfig(), INFO, TOKENIZER)
 NAMES = {"messages": "turns", "max_tokens": "length", "response_format": "form", "tools": "abilities"}
+FUNCTIONS = [{"name": "f"}, {"name": "g"}]
+TOOLS = [{"type": "function", "function": function} for function in FUNCTIONS]
 
 
 def refusal(**fields: Any) -> InvalidRequest:
@@ -84,6 +86,25 @@ def test_limits_that_exclude_each_other_are_called_as_they_were_sent() -> None:
     assert old.named("max_tokens") == "max_completion_tokens"
     assert ChatRequest(messages=[{}], max_tokens=4).task().named("max_tokens") == "max_tokens"
     assert ChatRequest(messages=[{}], functions=[{"name": "f"}]).task().named("tools") == "functions"
+
+
+@pytest.mark.parametrize("sent", [{"tools": TOOLS}, {"functions": FUNCTIONS}])
+@pytest.mark.parametrize("name", ["tool_choice", "function_call"])
+def test_either_name_of_a_choice_counts_beside_either_form_of_tools(sent: dict[str, Any], name: str) -> None:
+    def chosen(choice: Any, **fields: Any) -> tuple[str, bool]:
+        tools = ChatRequest(messages=[{}], **fields or sent, **{name: choice}).task().tools
+        return "".join(tool.name for tool in tools.callable), tools.forced
+
+    named = {"type": "function", "function": {"name": "g"}}
+    choices = (None, "auto", "none", "required", named, {"name": "g"})
+    assert [chosen(choice) for choice in choices] == [
+        ("fg", False), ("fg", False), ("", False), ("fg", True), ("g", True), ("g", True),
+    ]  # fmt: skip
+    for wrong, fields in (("always", sent), ({"name": "h"}, sent), ({"name": "g"}, {"tools": []})):
+        with pytest.raises(InvalidRequest) as caught:
+            chosen(wrong, **fields)
+        assert caught.value.param == name
+        assert f"`{name}`" in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -192,11 +192,10 @@ class ChatRequest(PlatformOptions, kw_only=True):
     def _tool_choice(self) -> ToolChoice:
         if self.functions and self.tools:
             raise InvalidRequest("`functions` is the old form of `tools`: send one of them", param="functions")
-        if self.functions:
-            functions = read_functions(self.functions)
-            return choose_tools(functions, self.function_call, function_named(functions), "function_call")
-        tools = read_tools(self.tools)
-        return choose_tools(tools, self.tool_choice, function_named(tools))
+        tools = read_functions(self.functions) if self.functions else read_tools(self.tools)
+        # where both are sent they say the same
+        name = "function_call" if self.tool_choice is None and self.function_call is not None else "tool_choice"
+        return choose_tools(tools, getattr(self, name), function_named(tools), name)
 
 
 class FunctionCall(Struct):
