@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +19,7 @@ from support.constrained_drafts import (
     watched,
     works,
 )
+from support.masker_lanes import masking
 
 from core.test_drafts import Replay
 from core.test_runner import Rig
@@ -119,15 +119,12 @@ def test_a_plain_rig_says_the_same(tiny_model):
     rig = Masked(tiny_model("tiny-llama"))
     expected = told(rig, every, nothing)
     plain = Rig(tiny_model("tiny-llama"))
-    thread = threading.Thread(target=plain.runner.masker.run)
-    thread.start()
     sequences = [
         plain.sequence(prompt, tag, constraint=Constraint(rig.matcher(grammar), plain.vocab.n_tokens), **options)
         for grammar, prompt, tag, options in every
     ]
-    texts = plain.run(*sequences)
-    plain.runner.masker.close()
-    thread.join()
+    with masking(plain.runner.masker):
+        texts = plain.run(*sequences)
     assert texts == {tag: said[:3] for tag, said in expected[0].items()}
     for one in (plain, rig):
         one.close()

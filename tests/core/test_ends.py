@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
+from support.masker_lanes import masking
 
 from core.test_masks import TOKENS, constrained, text_of
 from core.test_runner import Rig
@@ -20,13 +19,8 @@ OF_ENDS = (
 @pytest.fixture(scope="module")
 def rig(tiny_model):
     rig = Rig(tiny_model("tiny-llama"))
-    masking = [threading.Thread(target=rig.runner.masker.run, kwargs={"slow": slow}) for slow in (False, True)]
-    for thread in masking:
-        thread.start()
-    yield rig
-    rig.runner.masker.close()
-    for thread in masking:
-        thread.join()
+    with masking(rig.runner.masker):
+        yield rig
     rig.close()
 
 

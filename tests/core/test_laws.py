@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import asdict
+from support.masker_lanes import masking
 
 from core.inside import may_follow
 from core.test_masks import SECOND, Cycle
@@ -185,11 +184,8 @@ class Crowd:
 def rig(request, tiny_model):
     name, options = KINDS[request.param]
     rig = Rig(tiny_model(name), n_seq_max=8, **options)
-    masking = threading.Thread(target=rig.runner.masker.run)
-    masking.start()
-    yield rig
-    rig.runner.masker.close()
-    masking.join()
+    with masking(rig.runner.masker):
+        yield rig
     rig.close()
 
 

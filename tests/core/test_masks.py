@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from support.masker_lanes import masking
 
 from core.test_runner import Rig
 from llamafast._core.constraint import Constraint
@@ -59,13 +60,8 @@ class Cycle:
 @pytest.fixture(scope="module")
 def rig(tiny_model):
     rig = Rig(tiny_model("tiny-llama"))
-    rig.masking = [threading.Thread(target=rig.runner.masker.run, kwargs={"slow": slow}) for slow in (False, True)]
-    for thread in rig.masking:
-        thread.start()
-    yield rig
-    rig.runner.masker.close()
-    for thread in rig.masking:
-        thread.join()
+    with masking(rig.runner.masker) as rig.masking:
+        yield rig
     rig.close()
 
 

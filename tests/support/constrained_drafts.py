@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from struct import iter_unpack
 
 import pytest
 from core.test_drafts import SAMPLINGS, Drafting, Replay
 from llguidance import LLMatcher
+from support.masker_lanes import masking
 
 from llamafast._core.constraint import Constraint
 from llamafast._core.step import FINISHED, PAUSED
@@ -36,16 +37,11 @@ class Masked(Drafting):
     def __init__(self, path, **settings):
         super().__init__(path, **settings)
         self.tokenizer = grammar_tokenizer(self.vocab)
-        self.masking = [
-            threading.Thread(target=self.runner.masker.run, kwargs={"slow": slow}) for slow in (False, True)
-        ]
-        for thread in self.masking:
-            thread.start()
+        self._lanes = ExitStack()
+        self.masking = self._lanes.enter_context(masking(self.runner.masker))
 
     def close(self):
-        self.runner.masker.close()
-        for thread in self.masking:
-            thread.join()
+        self._lanes.close()
         super().close()
 
     def matcher(self, grammar):
