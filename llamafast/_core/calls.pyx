@@ -6,6 +6,7 @@ from libc.string cimport memset
 
 from .acceptance cimport acceptance_chance, acceptance_t, acceptance_trust
 from .cost cimport times_of, times_t, times_with
+from .plan cimport plan_pays
 from .proposer cimport RESTS, Proposer, proposer_fill, proposer_seconds
 from .sequence cimport sequence_t
 
@@ -45,7 +46,7 @@ cdef int32_t calls_plan(calls_t *self, Proposer proposer) noexcept nogil:
     """Fill ``lengths``: the most tokens that anybody is asked for, 0 where none pays. Where rows cost the same
     whosever they are, those of less trust are asked for fewer."""
     cdef double chance[LLAMA_MAX_SEQ]
-    cdef double expected = 0, seconds, value, best, without, row
+    cdef double expected = 0, expected_best = 0, seconds, value, best, without, row
     cdef int32_t i, k, n_calling, n_rows = 0, n_best = 0, rows_best = 0, most = 0
     if self.n == 0:
         return 0
@@ -71,7 +72,11 @@ cdef int32_t calls_plan(calls_t *self, Proposer proposer) noexcept nogil:
             best = value
             n_best = k
             rows_best = n_rows
-    if n_best == 0:
+            expected_best = expected
+    # nobody is asked for what a step would not decode, beside a long prompt for one
+    if n_best == 0 or not plan_pays(
+        (self.useful + expected_best) / step_seconds(self, n_best, rows_best) / without
+    ):
         return 0
     self.sooner = 1 / without - 1 / best
     row = proposer.per_row + (step_seconds(self, n_best, rows_best) - step_seconds(self, 0, 0)) / rows_best

@@ -28,7 +28,7 @@ from .ledger cimport ledger_lost, ledger_proven, ledger_saved
 from .live cimport live_stop, live_t
 from .lookup cimport lookup_observe, lookup_own, lookup_prediction
 from .nextn cimport Head
-from .plan cimport plan_passes, plan_rows, plan_spare, weight_t
+from .plan cimport plan_passes, plan_pays, plan_rows, plan_spare, weight_t
 from .proposer cimport NEAR, RESTS, Proposer, proposer_draft, proposer_seconds
 from .sequence cimport PHASE_DECODING, PHASE_ENDED, PHASE_PREFILLING, sequence_group, sequence_t
 from .timing cimport timing_measure
@@ -36,9 +36,6 @@ from .tokens cimport tokens_draft, tokens_undraft
 
 cdef enum:
     INDEXED_A_STEP = 4096       # tokens: some 50 microseconds
-
-# What promises to be so much faster at least is done: the best of many guesses is a guess that was too good.
-cdef double LEAST_GAIN = 1.05
 
 
 cdef class Drafter:
@@ -186,7 +183,8 @@ cdef int32_t keep_proposals(Drafter self, sequence_t **drafting, int32_t n) noex
             continue
         self.counters.proposals += 1
         self.counters.proposed += draft.proposal.n
-        if self.propose == NULL and ledger_lost(draft):
+        # what a model was asked for is paid already
+        if self.propose == NULL and draft.source < SOURCE_HEAD and ledger_lost(draft):
             self.counters.refused += 1
             continue
         drafting[n_kept] = drafting[i]
@@ -307,7 +305,7 @@ cdef void choose(
             gain = plan_passes(&self.times, survival, lengths, weights, n, useful, room, beside, taken)
         else:
             gain = plan_rows(&self.times, survival, lengths, weights, n, useful, room, beside, taken)
-        if gain < LEAST_GAIN:
+        if not plan_pays(gain):
             memset(taken, 0, <size_t> n * sizeof(int32_t))
 
 

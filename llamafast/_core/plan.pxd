@@ -18,4 +18,5 @@ cdef double plan_passes(
     const times_t *times, const float **survival, const int32_t *lengths, const weight_t *weights, int32_t n,
     int32_t useful, int32_t room, double beside, int32_t *taken
 ) noexcept nogil
+cdef bint plan_pays(double gain) noexcept nogil
 cdef int32_t plan_spare(const times_t *times, int32_t useful, double stretch) noexcept nogil

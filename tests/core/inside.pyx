@@ -23,6 +23,7 @@ from llamafast._core.headers.llama cimport (
 )
 from llamafast._core.model cimport Model
 from llamafast._core.plan cimport plan_passes, plan_rows, plan_spare, weight_t
+from llamafast._core.proposer cimport Proposer
 from llamafast._core.rows cimport prefill_budget, quota_init, quota_spare, quota_t
 from llamafast._core.runner cimport Runner
 from llamafast._core.sequence cimport Sequence, sequence_may_enter, sequence_t
@@ -259,6 +260,11 @@ def set_times(Drafter drafter not None, seconds):
         times[i] = seconds[i]
     times_fill(&drafter.times, rows, times, <int32_t> len(seconds), 0)
     drafter.times.given = True
+
+
+def set_call_times(Proposer proposer not None, *, double fixed, double per_row, double per_fed):
+    """What its calls take, and in them a row with logits and one without."""
+    proposer.fixed, proposer.per_row, proposer.per_fed = fixed, per_row, per_fed
 
 
 def planned(

@@ -7,9 +7,9 @@ import logging
 import pytest
 from msgspec.structs import asdict
 
-from core.inside import proposed, set_times
+from core.inside import proposed, set_call_times, set_times
 from core.test_drafts import KINDS, told, works
-from core.test_nextn import GREEDY_WORKS
+from core.test_nextn import CALLS, GREEDY_WORKS
 from core.test_runner import Rig
 from llamafast._core.context import Batch, Context
 from llamafast._core.draft_model import DraftModel
@@ -18,7 +18,6 @@ from llamafast._core.model import Model
 from llamafast._core.runner import Runner
 from llamafast._core.step import PAUSED
 from llamafast._core.vocab import Vocab
-from llamafast.engine.drafting import CALLING_SECONDS
 from llamafast.engine.pace import Pace
 from recipes import tiny_gguf
 from recipes.tiny_gguf_vocabulary import Vocabulary
@@ -28,7 +27,8 @@ LONG = [33 + (7 * k) % 200 for k in range(300)]
 
 
 class Paired(Rig):
-    """A Rig whose second runner drafts by a model of its own context, and steps of any size take as long."""
+    """A Rig whose second runner drafts by a model of its own context, steps of any size take as long, and calls of that
+    next to nothing."""
 
     def __init__(self, path, small, *, least=0.0, most=4, draft_ctx=2048, stretch=1.2, **settings):
         super().__init__(path, **settings)
@@ -38,12 +38,12 @@ class Paired(Rig):
         one = {"n_threads": 1, "n_threads_batch": 1, "kv_unified": True, "flash_attn_type": 0}
         self.own = own = Context(model, n_ctx=draft_ctx, n_batch=128, n_ubatch=128, n_seq_max=n_ids, **one)
         self.model = DraftModel(self.context, own, n_shared=self.vocab.n_tokens, least=least)
-        self.model.time_calls(CALLING_SECONDS)
+        set_call_times(self.model, **CALLS)
         self.drafter = Drafter(
             self.context, most=most, most_sequences=64, looks_up=False, answers_bytes=0, model=self.model
         )
         set_times(self.drafter, [1.0] * 64)
-        pace = asdict(Pace(draft_stretch=stretch))
+        pace = asdict(Pace(draft_stretch=stretch, target_itl=100.0, prefill_seconds=100.0))
         self.drafting = Runner(self.context, self.vocab, self.outbox, pace=pace, drafter=self.drafter)
 
     def both(self, run):
@@ -269,6 +269,16 @@ def test_who_finds_no_room_in_its_memory_waits(tiny_model):
         assert got[:2] == expected[:2]
         assert counts["model_failures"] == 0
         assert counts["draft_tokens_accepted"] == counts["draft_tokens_verified"] > 0
+    rig.close()
+
+
+def test_what_was_paid_for_is_decoded(tiny_model):
+    """A call that is dearer than what nobody has saved yet may cost: whoever was asked is heard."""
+    rig = Paired(tiny_model(CHAIN), tiny_model(CHAIN))
+    set_call_times(rig.model, fixed=0.6, per_row=0.0, per_fed=0.0)
+    expected, got, counts = rig.both(lambda rig: told(rig, GREEDY_WORKS[:1]))
+    assert got[:2] == expected[:2]
+    assert counts["draft_tokens_accepted"] == counts["draft_tokens_verified"] > 10
     rig.close()
 
 

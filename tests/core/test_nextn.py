@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import asdict
 
-from core.inside import set_times
+from core.inside import set_call_times, set_times
 from core.test_drafts import told, works
 from core.test_runner import Rig
 from llamafast._core.context import Context
@@ -13,20 +13,22 @@ from llamafast._core.drafter import Drafter
 from llamafast._core.model import Model
 from llamafast._core.nextn import Head, available
 from llamafast._core.runner import Runner
-from llamafast.engine.drafting import CALLING_SECONDS
 from llamafast.engine.pace import Pace
 
 HEAD = {"n_threads": 1, "n_threads_batch": 1}
+# Beside steps of a second.
+CALLS = {"fixed": 1e-3, "per_row": 1e-4, "per_fed": 1e-5}
 
 
 class Headed(Rig):
-    """A Rig whose second runner drafts by the model's head, and steps of any size take as long."""
+    """A Rig whose second runner drafts by the model's head, steps of any size take as long, and calls of it next to
+    nothing."""
 
     def __init__(self, path, *, least=0.0, **settings):
         super().__init__(path, with_heads=True, n_rs_seq=4, **settings)
         self.plain = self.runner
         self.head = Head(self.context, self.model, least=least, **HEAD)
-        self.head.time_calls(CALLING_SECONDS)
+        set_call_times(self.head, **CALLS)
         self.drafter = Drafter(self.context, most=4, most_sequences=64, looks_up=False, answers_bytes=0, head=self.head)
         set_times(self.drafter, [1.0] * 64)
         self.headed = Runner(self.context, self.vocab, self.outbox, pace=asdict(Pace()), drafter=self.drafter)

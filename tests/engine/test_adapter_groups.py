@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import subprocess
 import sys
@@ -326,7 +327,7 @@ def test_hundreds_of_broken_files_end_no_process(tiny_model, tmp_path, n):
     code = f"from engine.test_adapter_groups import mutate; mutate({arguments})"
     tests = Path(__file__).parents[1]
     command = [sys.executable, "-c", code]
-    paths = {"PYTHONPATH": f"{tests.parent}:{tests}", "PATH": ""}
+    paths = {**os.environ, "PYTHONPATH": f"{tests.parent}:{tests}"}
     done = subprocess.run(command, env=paths, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     n_taken, n_named = map(int, done.stdout.split())
