@@ -18,7 +18,7 @@ class Pace(Struct, frozen=True, kw_only=True):
     gap_seconds: float = 0.06
     # Rows of a picture or of a sound lengthen it to so many times what it would be and no further: there are hundreds
     # of them, so theirs is the gap that readers have for as long as somebody looks.
-    media_stretch: float = 2.0
+    media_stretch: float = 1.8
     # What a step that decodes may take instead, as far as its prompt rows decide that; 0: the two above.
     target_itl: float = 0.0
     # Most prompt rows of such a step, whatever they take; 0: as many as the time allows.
