@@ -75,13 +75,19 @@ class Server:
         return {pid: ticks[pid] for pid in tree if pid in ticks}
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
     """One that nobody has. It is none of those that the system gives to whoever connects or asks for any: until the
     server has started somebody would."""
     while True:
         port = randrange(20_000, 32_000)
+        if port in _given:  # whoever has it may not have started yet
+            continue
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given.add(port)
             return port
 
 
