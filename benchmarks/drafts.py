@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import Contender, Llamafast, LlamaServer, Seed, Unavailable
-from benchmarks.micro.drafts import WORKS, Texts, asked, form_of
+from benchmarks.draft_work import WORKS, Texts, asked, form_of
 from benchmarks.report import conditions, print_table, spread
 from benchmarks.server import Server
 from benchmarks.workload import resolve_model

@@ -9,26 +9,23 @@ free text. Prompts are of this repository's documents and code, and none comes t
 that this process has, its one thread that computes and those that find masks, behind the prompts and while nobody has
 ended, so that all have as many streams: others may use the machine. Answers have to be the same with and without; how
 many were not is told. Gaps are the times of steps: the 99th percentile of those with drafts ÷ without, the median over
-pairs. A draft model drafts beside look-ups, or with ``--only`` in their place.
+pairs. "all right" is what steps of such lengths would give at most. A draft model drafts beside look-ups, or with
+``--only`` in their place.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import json
 import os
-import random
-import re
 import time
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import NormalDist, mean, median, quantiles, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from msgspec.structs import asdict
 
+from benchmarks.draft_work import WORKS, Texts, asked, form_of
 from benchmarks.samplers import sampler_of
 from benchmarks.workload import resolve_model
 from llamafast._core.constraint import Constraint
@@ -48,143 +45,8 @@ from llamafast.engine.masking import MaskerThreads
 from llamafast.engine.pace import Pace
 from llamafast.engine.types import Matcher
 
-ROOT = Path(__file__).parents[2]
-CHATML = "<|im_start|>{role}\n{text}<|im_end|>\n"
-FREE = (
-    "Write a short story about {}.", "Explain to a child what {} is.", "What should I know about {} before I travel?",
-    "Write a letter to a friend about {}.", "Give me some advice on {}.",
-)  # fmt: skip
-SUBJECTS = (
-    "a lighthouse", "the tides", "baking bread", "an old bridge", "learning chess", "a lost dog", "winter", "trains",
-    "bees", "a small museum", "mountain rivers", "the first snow", "gardens", "a clock maker", "sailing", "the moon",
-)  # fmt: skip
-
-NAMES = (
-    "Anna", "Bertram", "Chiara", "Dmitri", "Eleni", "Farid", "Greta", "Hamish", "Ingrid", "Joaquin", "Katya", "Luca",
-)  # fmt: skip
-FAMILIES = (
-    "Albrechtsen", "Bonaventura", "Castellanos", "Dubrovnik", "Eriksdottir", "Featherstone", "Grimaldi", "Haverkamp",
-)  # fmt: skip
-PLACES = (
-    "Aberystwyth", "Ljubljana", "Thessaloniki", "Reykjavik", "Montevideo", "Antananarivo", "Gothenburg", "Bratislava",
-)  # fmt: skip
-CRAFTS = (
-    "restores harpsichords", "inspects lighthouses", "translates crime novels", "breeds alpacas",
-    "teaches comparative anatomy", "drives night trains", "grows mushrooms in cellars", "mends fishing nets",
-)  # fmt: skip
-# What "json" asks for.
-PERSON = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 40},
-        "age": {"type": "integer", "minimum": 0, "maximum": 150},
-        "town": {"type": "string", "maxLength": 40},
-        "work": {"type": "string", "maxLength": 60},
-    },
-    "required": ["name", "age", "town", "work"],
-    "additionalProperties": False,
-}
-PEOPLE = {"type": "array", "items": PERSON, "minItems": 3, "maxItems": 3}
-
-
 # In fewer steps together, because somebody's answer ends at once, nothing can be seen.
 LEAST_STEPS = 8
-
-
-class Texts:
-    """Paragraphs and functions of this repository, shuffled; none is given twice."""
-
-    def __init__(self, seed: int) -> None:
-        chance = self.chance = random.Random(seed)
-        prose = "\n\n".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
-        blocks = (re.sub(r"\s+", " ", block) for block in re.split(r"\n\s*\n", prose))
-        self._prose = [block for block in blocks if 180 < len(block) < 420 and block[0].isalnum() and "|" not in block]
-        self._code = [code for path in sorted((ROOT / "llamafast").rglob("*.py")) for code in functions(path)]
-        chance.shuffle(self._prose)
-        chance.shuffle(self._code)
-        pairs = [(one, other) for one in SUBJECTS for other in SUBJECTS if one != other]
-        self._free = [f"{form.format(one)} Say something of {other} too." for form in FREE for one, other in pairs]
-        chance.shuffle(self._free)
-
-    def prose(self) -> str:
-        self._prose.insert(0, text := self._prose.pop())
-        return text
-
-    def code(self) -> str:
-        self._code.insert(0, text := self._code.pop())
-        return text
-
-    def people(self) -> tuple[str, str]:
-        """Three of them, in words and as JSON."""
-        choice = self.chance.choice
-        some = [
-            {"name": f"{choice(NAMES)} {choice(FAMILIES)}", "age": self.chance.randrange(20, 90),
-             "town": choice(PLACES), "work": choice(CRAFTS)}
-            for _ in range(3)
-        ]  # fmt: skip
-        words = " ".join("{name}, who is {age}, lives in {town} and {work}.".format(**one) for one in some)
-        return words, json.dumps(some)
-
-    def free(self) -> str:
-        self._free.insert(0, text := self._free.pop())
-        return text
-
-
-def functions(path: Path) -> Iterator[str]:
-    source = path.read_text()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef) and node.name.isidentifier():
-            code = ast.get_source_segment(source, node) or ""
-            if 150 < len(code) < 450:
-                yield code
-
-
-def chat(*turns: tuple[str, str]) -> str:
-    return "".join(CHATML.format(role=role, text=text) for role, text in turns) + "<|im_start|>assistant\n"
-
-
-def asked(work: str, texts: Texts, k: int) -> str:
-    """The prompt of stream ``k``."""
-    if work == "mixed":
-        work = ("copy", "free")[k % 2]
-    if work == "copy":
-        request, shown = "Repeat this text word for word, and say nothing else.", texts.prose()
-        return chat(("user", f"{request}\n\n{shown}"), ("assistant", shown), ("user", f"{request}\n\n{texts.prose()}"))
-    if work == "extract":
-        pair = (texts.prose(), texts.prose())
-        which = texts.chance.randrange(2)
-        request = f"Quote the {('first', 'second')[which]} of these two paragraphs exactly."
-        earlier = (texts.prose(), texts.prose())
-        return chat(
-            ("user", f"{request}\n\n1. {earlier[0]}\n\n2. {earlier[1]}"), ("assistant", earlier[which]),
-            ("user", f"{request}\n\n1. {pair[0]}\n\n2. {pair[1]}"),
-        )  # fmt: skip
-    if work == "code edit":
-        code = texts.code()
-        name = re.search(r"def (\w+)", code)
-        old = name[1] if name else "f"
-        request = f"Rename the function `{old}` to `{old}_of`. Answer with the whole changed code only."
-        return chat(("user", f"{request}\n\n```python\n{code}\n```"))
-    if work == "agent":
-        found = texts.prose()
-        return chat(
-            ("system", "You call tools and then tell the user exactly what they answered."),
-            ("user", "What does the note say? Quote it in full."),
-            ("assistant", '<tool_call>{"name": "read_note", "arguments": {}}</tool_call>'),
-            ("user", f"<tool_response>{found}</tool_response>\nNow quote the note in full."),
-        )
-    if work == "json":
-        request, (named, rows), (told, _) = "Give me these people as JSON.", texts.people(), texts.people()
-        return chat(("user", f"{request}\n\n{named}"), ("assistant", rows), ("user", f"{request}\n\n{told}"))
-    return chat(("user", texts.free()))
-
-
-def form_of(work: str) -> dict[str, Any]:
-    """The fields of its request that say what the answer has to be like."""
-    return {"json_schema": PEOPLE} if work == "json" else {}
-
-
-WORKS = ("copy", "extract", "code edit", "agent", "json", "free", "mixed")
 
 
 class Ran(NamedTuple):
@@ -270,6 +132,12 @@ class Bench:
         return Ran([list(sequence.tokens()) for sequence in sequences], n_generated, seconds, gaps)
 
 
+def ceiling(times: dict[int, float], streams: int, most: int) -> float:
+    """On ÷ off where every drafted token is right and steps are as long as they were measured behind few cells."""
+    sizes = [rows for rows in times if streams <= rows <= streams * (1 + most)]
+    return max(rows / times[rows] for rows in sizes) * times[streams] / streams
+
+
 def p99(gaps: list[float]) -> float:
     return quantiles(gaps, n=100, method="inclusive")[98]
 
@@ -294,6 +162,7 @@ def compared(bench: Bench, work: str, streams: int, pairs: int, max_tokens: int,
             totals[drafts][0] += one.n_generated
             totals[drafts][1] += one.seconds
     after = bench.drafter.counts()
+    highest = ceiling(bench.times, streams, int(after["draft_most"]))
     decoded, accepted = (after[key] - before[key] for key in ("draft_tokens_verified", "draft_tokens_accepted"))
     overall = (totals[True][0] / totals[True][1]) / (totals[False][0] / totals[False][1])
     low = mean(ratios) - NormalDist().inv_cdf(0.975) * stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
@@ -301,6 +170,7 @@ def compared(bench: Bench, work: str, streams: int, pairs: int, max_tokens: int,
         work, str(streams), f"{totals[False][0] / totals[False][1]:.1f}", f"{median(ratios):.2f}", f"{overall:.2f}",
         f"{low:.3f}", f"{min(ratios):.2f}", f"{decoded / max(1, totals[True][0]):.2f}",
         f"{accepted / max(1, decoded):.2f}", f"{median(longer):.2f}", f"{n_apart}/{n_all}",
+        f"{highest:.2f}",
     ]  # fmt: skip
 
 
@@ -325,7 +195,7 @@ def main() -> None:
     print(f"a step of one row: {bench.times[1] * 1e3:.2f} ms; of more, in its:",
           ", ".join(f"{rows}: {ratio:.2f}" for rows, ratio in times.items()))  # fmt: skip
     print("work | streams | tok/s without | on ÷ off, median | all in all | lower 95 % | least | drafted/token | of "
-          "these right | p99 gap | answers apart")  # fmt: skip
+          "these right | p99 gap | answers apart | all right")  # fmt: skip
     for work in options.work:
         for streams in options.streams:
             texts = Texts(options.seed + streams)

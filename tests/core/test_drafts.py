@@ -105,6 +105,17 @@ def told(rig, every, *, late=0):
     return heard, {sequence.tag: list(sequence.tokens()) for sequence in sequences}, n_steps
 
 
+def told_apart(rig, n):
+    """What ``told`` says of so many, and the tags of those to whom a few latecomers more or less make a difference:
+    sums of attention follow the order of cells, of which a window hands out again what it has passed
+    (docs/decisions/25), so that two tokens as likely to the last bits change places."""
+    first = told(rig, works(n), late=n // 3)
+    others = [told(rig, works(n), late=late)[0] for late in {0, n // 4, n // 2, 2 * n // 3, 3 * n // 4}]
+    apart = {tag for tag, heard in first[0].items() if any(other[tag] != heard for other in others)}
+    assert len(apart) <= n / 8
+    return *first, apart
+
+
 @pytest.fixture(scope="module")
 def rigs(tiny_model):
     """By the name of a kind: one that drafts, and what everybody is told by one that does not. Steps are not cut by the
@@ -118,7 +129,7 @@ def rigs(tiny_model):
             plain = Rig(tiny_model(name), **settings)
             made[kind] = (
                 Drafting(tiny_model(name), **settings),
-                {n: told(plain, works(n), late=n // 3) for n in (1, 4, 16)},
+                {n: told_apart(plain, n) for n in (1, 4, 16)},
             )
             plain.close()
         return made[kind]
@@ -132,18 +143,20 @@ def rigs(tiny_model):
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_is_drafted_all_that_is_told_stays(rigs, kind, how):
     rig, plain = rigs(kind)
-    for n, (expected, tokens, n_steps) in plain.items():
+    for n, (expected, tokens, n_steps, apart) in plain.items():
         rig.script(Replay(tokens, how))
         before = rig.runner.counts()
         heard, came, drafted_steps = told(rig, works(n), late=n // 3)
-        assert heard == expected
-        assert came == tokens
+        assert heard.keys() == expected.keys()
+        for tag in heard.keys() - apart:
+            assert heard[tag] == expected[tag]
+            assert came[tag] == tokens[tag]
         counts = rig.runner.counts()
         n_drafted, n_accepted = (counts[f"draft_tokens_{key}"] - before[f"draft_tokens_{key}"]
                                  for key in ("verified", "accepted"))  # fmt: skip
         assert n_drafted > 0
         if how == "right":
-            assert n_accepted == n_drafted
+            assert n_accepted == n_drafted or (apart and n_accepted > 0.8 * n_drafted)
             assert drafted_steps < 0.6 * n_steps
         elif how == "wrong":
             assert n_accepted == 0

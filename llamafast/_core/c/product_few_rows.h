@@ -7,11 +7,16 @@
 TARGET INLINE void K(dot_few)(
     int shape, int n, const vi *w, int n_groups, const void *const *row, int column, vi *x)
 {
+    const int together = TOGETHER(shape);
 #pragma GCC unroll 8
-    for (int g = 0; g < n_groups; g++) {
+    for (int g = 0; g < n_groups; g += together) {
 #pragma GCC unroll 4
         for (int i = 0; i < n; i++) {
-            x[i] = DOT(shape, x[i], w[g], K(four)((const int8_t *) row[i] + column + 4 * g));
+            vi y[DOTS_OF_31];
+            for (int k = 0; k < together; k++) {
+                y[k] = K(four)((const int8_t *) row[i] + column + 4 * (g + k));
+            }
+            x[i] = DOTS(shape, x[i], w + g, y);
         }
     }
 }
@@ -92,6 +97,47 @@ TARGET INLINE void K(dot_few)(
                 of_chunk = vfma(vi_float(x[block][i]), scales.scale[block], of_chunk); \
             } \
             sum[i] = K(with_256)(shape, sum[i], of_chunk, &scales, row[i]); \
+        } \
+    }
+
+/* Scales by block of 16: two quarters have half of the blocks, and have to be there before these are added in order. */
+#define ADD_16(name, shape) \
+    TARGET INLINE void K(add_##name)( \
+        int n, const uint8_t *p, size_t row_bytes, int n_columns, const void *const *row, int offset, \
+        struct ahead ahead, vf *sum) \
+    { \
+        vi fifths[8]; \
+        vf of_chunk[MAX_FEW]; \
+        struct K(scales) scales; \
+        (void) n_columns; \
+        (void) offset; \
+        K(scales_##name)(p, row_bytes, &scales, fifths); \
+        for (int i = 0; i < n; i++) { \
+            of_chunk[i] = vset(0); \
+        } \
+        _Pragma("GCC unroll 2") for (int half = 0; half < 2; half++) { \
+            vi x[8][MAX_FEW]; \
+            _Pragma("GCC unroll 2") for (int within = 0; within < 2; within++) { \
+                const int quarter = 2 * half + within; \
+                vi v[16]; \
+                fetch_near(ahead, 4 * quarter, 4 * quarter + 4); \
+                K(quarter_##name)(p, row_bytes, fifths, quarter, v); \
+                for (int k = 0; k < 4; k++) { \
+                    const int column = PLACE_##name(quarter, k), block = column / 16; \
+                    for (int i = 0; i < n; i++) { \
+                        x[block % 8][i] = K(start)(shape, row[i], 0, block); \
+                    } \
+                    K(dot_few)(shape, n, v + 4 * k, 4, row, column, x[block % 8]); \
+                } \
+            } \
+            for (int block = 0; block < 8; block++) { \
+                for (int i = 0; i < n; i++) { \
+                    of_chunk[i] = vfma(vi_float(x[block][i]), scales.scale[8 * half + block], of_chunk[i]); \
+                } \
+            } \
+        } \
+        for (int i = 0; i < n; i++) { \
+            sum[i] = K(with_256)(shape, sum[i], of_chunk[i], &scales, row[i]); \
         } \
     }
 
@@ -185,6 +231,7 @@ ADD_64(nvfp4, 36)
 ADD_256(q4_k, K_MINS)
 ADD_256(q5_k, K_MINS)
 ADD_256(iq4_xs, K_WIDE)
+ADD_16(q6_k, K_OFFSET)
 ADD_SCALED(q2_k, SCALED_MINS)
 ADD_SCALED(q3_k, SCALED_WIDE)
 
@@ -200,6 +247,7 @@ FEW(q2_k, UP_TO_4)
 FEW(q3_k, UP_TO_4)
 FEW(q4_k, UP_TO_2)
 FEW(q5_k, UP_TO_2)
+FEW(q6_k, UP_TO_2)
 FEW(iq4_xs, UP_TO_4)
 
 #undef INLINE
@@ -209,5 +257,6 @@ FEW(iq4_xs, UP_TO_4)
 #undef ADD_32
 #undef ADD_64
 #undef ADD_256
+#undef ADD_16
 #undef ADD_SCALED
 #undef FEW

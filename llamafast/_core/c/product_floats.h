@@ -33,10 +33,10 @@ TARGET INLINE void K(four_rows)(enum ggml_type type, int n, const struct piece *
 {
     const uint8_t *w = piece->weights + row * piece->row_bytes;
     const bool is_f32 = type == GGML_TYPE_F32;
-    const int burst = !is_f32 ? 1 : n == 1 ? 4 : 2, size = is_f32 ? 4 : 2;
-    /* as much is fetched as is read, from the next four rows or, of F32, whose rows are long, from nearer by; a single row
-     * of those is read so fast that the processor foresees it best by itself */
-    const bool fetches = from == 0 && !(is_f32 && n == 1);
+    const int burst = !is_f32 || n > BURST_ROWS ? 1 : n == 1 ? 4 : 2, size = is_f32 ? 4 : 2;
+    /* as much is fetched as is read, from the next four rows or, of F32, whose rows are long, from nearer by; with a few
+     * rows those are read so fast that the processor foresees it best by itself */
+    const bool fetches = from == 0 && !(is_f32 && n <= UNFETCHED_ROWS);
     const uint8_t *ahead = w + (is_f32 ? F32_AHEAD : 4 * piece->row_bytes);
     int64_t k = 0;
     vf sum[FLOAT_ROWS][4];
@@ -73,20 +73,21 @@ TARGET INLINE void K(float_rows)(
         K(float_rows)(type, n, piece, begin, end, from); \
         break;
 
-/* A block of weights stays in the second cache while all rows of the piece, a few at a time, are multiplied with it. */
+/* A block of weights stays in the second cache while all rows of the piece, a few at a time and about as many each time,
+ * are multiplied with it. */
 TARGET INLINE void K(floats)(enum ggml_type type, const struct piece *piece, int64_t first, int64_t stop)
 {
     for (int64_t begin = first, end; begin < stop; begin = end) {
         end = end_of_block(piece, begin, stop);
-        int from = 0;
-        for (; from + FLOAT_ROWS <= piece->n_rows; from += FLOAT_ROWS) {
-            K(float_rows)(type, FLOAT_ROWS, piece, begin, end, from);
-        }
-        switch (piece->n_rows - from) {
-        TAKE(1)
-#if FLOAT_ROWS > 2
-        TAKE(2) TAKE(3) TAKE(4) TAKE(5)
+        for (int from = 0, n; from < piece->n_rows; from += n) {
+            const int left = piece->n_rows - from;
+            n = CEIL(left, CEIL(left, FLOAT_ROWS));
+            switch (n) {
+            TAKE(1) TAKE(2) TAKE(3)
+#if FLOAT_ROWS > 3
+            TAKE(4) TAKE(5) TAKE(6)
 #endif
+            }
         }
     }
 }

@@ -132,7 +132,9 @@ static inline __attribute__((always_inline)) void fetch_lines(const uint8_t *fro
 #define TAKEN_BY_ONE 4
 #define TAKEN_BY_TWO 4
 #define ROWS_FOR_TWO (MAX_ROWS + 1)
-#define FLOAT_ROWS 2
+#define FLOAT_ROWS 3
+#define BURST_ROWS 2
+#define UNFETCHED_ROWS FLOAT_ROWS
 #include "product_activations.h"
 #include "product_unpack.h"
 #include "product_unpack_k.h"
@@ -144,10 +146,14 @@ static inline __attribute__((always_inline)) void fetch_lines(const uint8_t *fro
 #undef TAKEN_BY_TWO
 #undef ROWS_FOR_TWO
 #undef FLOAT_ROWS
+#undef BURST_ROWS
+#undef UNFETCHED_ROWS
 #define TAKEN_BY_ONE 8
 #define TAKEN_BY_TWO 6
 #define ROWS_FOR_TWO 16
 #define FLOAT_ROWS 6
+#define BURST_ROWS FLOAT_ROWS
+#define UNFETCHED_ROWS 1
 #include "simd/avx512_vnni.h"
 #include "product_activations.h"
 #include "product_unpack.h"
@@ -180,7 +186,7 @@ static const struct format formats[GGML_TYPE_COUNT] = {
     [GGML_TYPE_Q3_K] = {KIND_K, SCALED_WIDE, 0, 110, STRIPS(q3_k), FEW(q3_k, 4)},
     [GGML_TYPE_Q4_K] = {KIND_K, K_MINS, 0, 144, STRIPS(q4_k), FEW(q4_k, 2)},
     [GGML_TYPE_Q5_K] = {KIND_K, K_MINS, 0, 176, STRIPS(q5_k), FEW(q5_k, 2)},
-    [GGML_TYPE_Q6_K] = {KIND_K, K_OFFSET, 0, 210, STRIPS(q6_k)},
+    [GGML_TYPE_Q6_K] = {KIND_K, K_OFFSET, 0, 210, STRIPS(q6_k), FEW(q6_k, 2)},
     [GGML_TYPE_IQ4_XS] = {KIND_K, K_WIDE, 0, 136, STRIPS(iq4_xs), FEW(iq4_xs, 4)},
 };
 

@@ -8,17 +8,27 @@ TARGET INLINE void K(dot)(
     int shape, int width, int n, const struct K(tile) *tile, const int8_t *const *value, int group, int n_groups,
     vi x[][2])
 {
+    const int together = TOGETHER(shape);
+    const int8_t *at[MAX_TAKEN];
+    for (int i = 0; i < n; i++) {
+        at[i] = value[i] + 4 * group;
+    }
 #pragma GCC unroll 8
-    for (int g = group; g < group + n_groups; g++) {
-        vi w[2];
+    for (int g = 0; g < n_groups; g += together) {
+        vi w[2][DOTS_OF_31];
         for (int strip = 0; strip < width; strip++) {
-            w[strip] = vi_load(tile[strip].value[g]);
+            for (int k = 0; k < together; k++) {
+                w[strip][k] = vi_load(tile[strip].value[group + g + k]);
+            }
         }
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++) {
-            const vi y = K(four)(value[i] + 4 * g);
+            vi y[DOTS_OF_31];
+            for (int k = 0; k < together; k++) {
+                y[k] = K(four)(at[i] + 4 * (g + k));
+            }
             for (int strip = 0; strip < width; strip++) {
-                x[i][strip] = DOT(shape, x[i][strip], w[strip], y);
+                x[i][strip] = DOTS(shape, x[i][strip], w[strip], y);
             }
         }
     }
@@ -246,5 +256,6 @@ static void K(compute_strips)(const struct piece *piece, int64_t first, int64_t 
 #undef INLINE
 #undef TAKE
 #undef STRIPS
-#undef DOT
+#undef DOTS
+#undef TOGETHER
 #undef IS_WIDE

@@ -78,6 +78,10 @@ TARGET INLINE vi K(as_scaled)(int shape, vi x, const struct K(scales) *scales, c
 }
 
 #define IS_WIDE(shape) ((shape) == WIDE || (shape) == K_WIDE || (shape) == SCALED_WIDE)
-#define DOT(shape, sum, w, y) (IS_WIDE(shape) ? vi_dot_wide(sum, w, y) : vi_dot(sum, w, y))
+/* How many groups of four columns are added up together, and their products. */
+#define TOGETHER(shape) \
+    (IS_WIDE(shape) ? 1 : (shape) == K_OFFSET || (shape) == SCALED_MINS ? CEIL(DOTS_OF_31, 2) : DOTS_OF_31)
+#define DOTS(shape, sum, w, y) \
+    (IS_WIDE(shape) ? vi_dot_wide(sum, (w)[0], (y)[0]) : vi_dots(TOGETHER(shape), sum, w, y))
 
 #undef INLINE

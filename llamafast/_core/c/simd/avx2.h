@@ -70,9 +70,28 @@ TARGET static inline void f8_sum4(float *to, const __m256 *v)
     _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
 }
 
+/* A sum is complete before the next one is begun: left to itself the compiler puts all of them off, and runs out of
+ * registers. */
+TARGET static inline __attribute__((always_inline)) __m256i i8_added(__m256i sum, __m256i halves)
+{
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(halves, _mm256_set1_epi16(1)));
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
 TARGET static inline __m256i i8_dot(__m256i sum, __m256i u, __m256i s)
 {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+    return i8_added(sum, _mm256_maddubs_epi16(u, s));
+}
+
+TARGET static inline __attribute__((always_inline)) __m256i i8_dots(
+    int n, __m256i sum, const __m256i *u, const __m256i *s)
+{
+    __m256i halves = _mm256_maddubs_epi16(u[0], s[0]);
+    for (int k = 1; k < n; k++) {
+        halves = _mm256_add_epi16(halves, _mm256_maddubs_epi16(u[k], s[k]));
+    }
+    return i8_added(sum, halves);
 }
 
 TARGET static inline void i8_columns(const uint8_t *p, size_t n, __m256i *to)
@@ -188,6 +207,8 @@ TARGET static inline int32_t i8_sum(__m256i v)
 #define vi_pack i8_pack
 #define vi_sum i8_sum
 #define vi_dot i8_dot
+#define vi_dots i8_dots
+#define DOTS_OF_31 4
 #define vi_dot_wide(sum, w, s) i8_dot(sum, _mm256_sign_epi8(w, w), _mm256_sign_epi8(s, w))
 #define vi_dot_pairs(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
 #define vi_columns i8_columns

@@ -54,6 +54,8 @@
 #undef vi_pack
 #undef vi_sum
 #undef vi_dot
+#undef vi_dots
+#undef DOTS_OF_31
 #undef vi_dot_wide
 #undef vi_dot_pairs
 #undef vi_columns
