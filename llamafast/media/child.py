@@ -28,7 +28,7 @@ from llamafast._core.vocab import Vocab
 from llamafast.engine.media import MediaKind
 from llamafast.errors import InvalidMedia, ModelLoadError
 from llamafast.media.anonymous_file import AnonymousFile, mapped
-from llamafast.media.confined import CpuLimit, bound_memory, confine, give_way
+from llamafast.media.confined import CpuLimit, bound_memory, confine
 from llamafast.media.ffmpeg import frames, groups, probe_video
 from llamafast.media.lane import Lane, MediumFile
 from llamafast.media.picture import picture_size, read_picture
@@ -282,7 +282,7 @@ def main(descriptor: int) -> None:
     received = wire.receive()
     if received is None or not isinstance(begin := received[0], Begin):
         return
-    give_way(begin.n_nice)
+    os.nice(begin.n_nice)
     try:
         child = Child(wire, begin)
         ready = child.ready()

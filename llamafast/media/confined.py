@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import resource
 import signal
 import sys
@@ -16,19 +15,6 @@ from pathlib import Path
 # encoder.
 SPARE_BYTES = 4 << 30
 _PR_SET_PDEATHSIG = 1
-# sched_setattr(2), which few C libraries have, by machine; the longest turn that Linux gives.
-_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274}
-_LONG_TURN_NS = 100_000_000
-
-
-class _SchedAttr(ctypes.Structure):
-    """struct sched_attr of sched_setattr(2), its first version."""
-
-    _fields_ = (
-        ("size", ctypes.c_uint32), ("sched_policy", ctypes.c_uint32), ("sched_flags", ctypes.c_uint64),
-        ("sched_nice", ctypes.c_int32), ("sched_priority", ctypes.c_uint32), ("sched_runtime", ctypes.c_uint64),
-        ("sched_deadline", ctypes.c_uint64), ("sched_period", ctypes.c_uint64),
-    )  # fmt: skip
 
 
 class CpuLimit:
@@ -58,20 +44,6 @@ def confine() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def give_way(niceness: int) -> None:
-    """Let others go first on the CPUs that this thread, and those it will start, share with them.
-
-    By niceness they have more of the time. By turns as long as there are they have it at once: whoever wakes up and has
-    shorter ones does not wait for the end of this one's, which is 3 ms otherwise (Linux from 6.12 on; an older one, or
-    one that does not let us, goes by niceness alone).
-    """
-    os.nice(niceness)
-    if sys.platform == "linux" and (number := _SCHED_SETATTR.get(platform.machine())):
-        size = ctypes.sizeof(_SchedAttr)
-        turns = _SchedAttr(size, os.SCHED_OTHER, 0, os.getpriority(os.PRIO_PROCESS, 0), 0, _LONG_TURN_NS, 0, 0)
-        ctypes.CDLL(None).syscall(number, 0, ctypes.byref(turns), 0)
 
 
 def bound_memory() -> None:
