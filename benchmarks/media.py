@@ -28,6 +28,7 @@ from msgspec.structs import replace
 from PIL import Image
 
 from benchmarks.contenders import CONTENDERS, Unavailable
+from benchmarks.pinning import DEFAULT_PIN, bound_to, cores_of
 from benchmarks.report import conditions, print_table, spread
 from benchmarks.server import Server, serving
 from benchmarks.workload import resolve_model
@@ -42,6 +43,8 @@ PROJECTOR, TINY_PROJECTOR = "mmproj-qwen3vl-576-large", "mmproj-qwen3vl-64-large
 LIMIT_S = 600
 STREAMS, STREAM_TOKENS = 8, 320  # of a stream, longer than a picture takes: more with a tiny model
 WITH, WITHOUT = "with a projector", "without"
+# Who asks keeps off the thread that computes, as do the event loop and the process that encodes.
+CLIENT = cores_of(DEFAULT_PIN)[1]
 SETTINGS = {"n_ctx": 16384, "n_batch": 1024, "n_ubatch": 512, "n_seq_max": 16, "kv_unified": True}
 
 
@@ -209,6 +212,7 @@ def beside_others(
                 servers[name] = stack.enter_context(CONTENDERS[name].serving(model, settings, None, projector))
             except Unavailable as error:
                 print(error)
+        stack.enter_context(bound_to(CLIENT))
         for pair in range(options.pairs):
             rounds: dict[str, dict[str, float]] = {}
             for name, server in servers.items():
@@ -225,6 +229,7 @@ def with_and_without(options: argparse.Namespace) -> Iterator[dict[str, dict[str
             name: stack.enter_context(serving(ours(model, options.threads, path), None))
             for name, path in ((WITH, projector), (WITHOUT, None))
         }
+        stack.enter_context(bound_to(CLIENT))
         for server in servers.values():
             text_only(server)
         for pair in range(options.pairs):

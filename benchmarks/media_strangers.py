@@ -13,7 +13,8 @@ import base64
 from collections import Counter
 
 from benchmarks.hostile_media import Hostile, hostile_media
-from benchmarks.media import LIMIT_S, STREAMS, answered, chat, gaps, ours, stream
+from benchmarks.media import CLIENT, LIMIT_S, STREAMS, answered, chat, gaps, ours, stream
+from benchmarks.pinning import bound_to
 from benchmarks.report import conditions, print_table, spread
 from benchmarks.server import Server, serving
 from benchmarks.workload import resolve_model
@@ -66,7 +67,7 @@ def main() -> None:
     media = list(map(asks_about, hostile_media(options.media)))
     print(conditions())
     figures: dict[str, list[float]] = {}
-    with serving(ours(str(model), options.threads, tiny_mmproj.build(PROJECTOR)), None) as server:
+    with serving(ours(str(model), options.threads, tiny_mmproj.build(PROJECTOR)), None) as server, bound_to(CLIENT):
         for one in range(1, options.rounds + 1):
             quiet = gaps(answered(server, *streams_of(2 * one, QUIET_ANSWERS)))
             busy, answers = beside(server, media, 2 * one + 1)
