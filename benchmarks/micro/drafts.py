@@ -5,12 +5,12 @@
 
 Nobody generates anything but what the model says: copies, extracts, edits of code, turns of an agent that quotes what a
 tool has answered, JSON of what a text says of some people, under its schema, free text, and half of them copies beside
-free text. Prompts are of this repository's documents and code, and none comes twice. The seconds are those of the CPU
-that this process has, its one thread that computes and those that find masks, behind the prompts and while nobody has
-ended, so that all have as many streams: others may use the machine. Answers have to be the same with and without; how
-many were not is told. Gaps are the times of steps: the 99th percentile of those with drafts ÷ without, the median over
-pairs. "all right" is what steps of such lengths would give at most. A draft model drafts beside look-ups, or with
-``--only`` in their place.
+free text. Prompts are of this repository's documents and code, and none comes twice; those whose answers end at once
+are passed over. The seconds are those of the CPU that this process has, its one thread that computes and those that
+find masks, behind the prompts and while nobody has ended, so that all have as many streams: others may use the machine.
+Answers have to be the same with and without; how many were not is told. Gaps are the times of steps: the 99th
+percentile of those with drafts ÷ without, the median over pairs. "all right" is what steps of such lengths would give
+at most. A draft model drafts beside look-ups, or with ``--only`` in their place.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ from llamafast.engine.types import Matcher
 
 # In fewer steps together, because somebody's answer ends at once, nothing can be seen.
 LEAST_STEPS = 8
+# So nobody is asked what a model answers with fewer tokens than this when it is alone; of so many tries.
+LEAST_TOKENS, TRIES = 32, 40
 
 
 class Ran(NamedTuple):
@@ -132,6 +134,15 @@ class Bench:
         return Ran([list(sequence.tokens()) for sequence in sequences], n_generated, seconds, gaps)
 
 
+def lasting(bench: Bench, work: str, texts: Texts, k: int, matcher: Matcher | None) -> str:
+    """A prompt for stream ``k`` whose answer does not end at once. Raises SystemExit where the model knows none."""
+    for _ in range(TRIES):
+        prompt = asked(work, texts, k)
+        if bench.run([prompt], LEAST_TOKENS, matcher, drafts=False).n_generated >= LEAST_TOKENS - 1:
+            return prompt
+    raise SystemExit(f"{work}: of {TRIES} answers none has {LEAST_TOKENS} tokens")
+
+
 def ceiling(times: dict[int, float], streams: int, most: int) -> float:
     """On ÷ off where every drafted token is right and steps are as long as they were measured behind few cells."""
     sizes = [rows for rows in times if streams <= rows <= streams * (1 + most)]
@@ -148,7 +159,7 @@ def compared(bench: Bench, work: str, streams: int, pairs: int, max_tokens: int,
     totals = {False: [0, 0.0], True: [0, 0.0]}
     before, matcher = bench.drafter.counts(), bench.matcher(work)
     for pair in range(pairs):
-        prompts = [asked(work, texts, k) for k in range(streams)]
+        prompts = [lasting(bench, work, texts, k, matcher) for k in range(streams)]
         order = (False, True) if pair % 2 else (True, False)
         ran = {drafts: bench.run(prompts, max_tokens, matcher, drafts=drafts) for drafts in order}
         if min(len(one.gaps) for one in ran.values()) < LEAST_STEPS:
