@@ -46,9 +46,9 @@ from llamafast.engine.pace import Pace
 from llamafast.engine.types import Matcher
 
 # In fewer steps together, because somebody's answer ends at once, nothing can be seen.
-LEAST_STEPS = 8
+LEAST_STEPS = 4
 # So nobody is asked what a model answers with fewer tokens than this when it is alone; of so many tries.
-LEAST_TOKENS, TRIES = 32, 40
+LEAST_TOKENS, TRIES = 48, 40
 
 
 class Ran(NamedTuple):
@@ -138,7 +138,8 @@ def lasting(bench: Bench, work: str, texts: Texts, k: int, matcher: Matcher | No
     """A prompt for stream ``k`` whose answer does not end at once. Raises SystemExit where the model knows none."""
     for _ in range(TRIES):
         prompt = asked(work, texts, k)
-        if bench.run([prompt], LEAST_TOKENS, matcher, drafts=False).n_generated >= LEAST_TOKENS - 1:
+        (tokens,) = bench.run([prompt], LEAST_TOKENS, matcher, drafts=False).tokens
+        if len(tokens) >= LEAST_TOKENS + len(bench.vocab.tokenize(prompt, add_special=True, parse_special=True)):
             return prompt
     raise SystemExit(f"{work}: of {TRIES} answers none has {LEAST_TOKENS} tokens")
 
@@ -172,6 +173,8 @@ def compared(bench: Bench, work: str, streams: int, pairs: int, max_tokens: int,
         for drafts, one in ran.items():
             totals[drafts][0] += one.n_generated
             totals[drafts][1] += one.seconds
+    if not ratios:
+        raise SystemExit(f"{work}, {streams} streams: somebody's answer ended at once in all {pairs} pairs")
     after = bench.drafter.counts()
     highest = ceiling(bench.times, streams, int(after["draft_most"]))
     decoded, accepted = (after[key] - before[key] for key in ("draft_tokens_verified", "draft_tokens_accepted"))
