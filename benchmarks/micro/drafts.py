@@ -84,7 +84,8 @@ class Bench:
         os.set_blocking(read, False)
         self._read = read
         self.outbox = Outbox(write)
-        pace = asdict(Pace())
+        # all prompts at once: else the first answers end before the last one begins
+        pace = asdict(Pace(target_itl=100.0))
         self.runners = {
             False: Runner(self.context, self.vocab, self.outbox, pace=pace),
             True: Runner(self.context, self.vocab, self.outbox, pace=pace, drafter=self.drafter),
