@@ -206,7 +206,6 @@ TARGET static inline int32_t i8_sum(__m256i v)
 #define vi_round _mm256_cvtps_epi32
 #define vi_pack i8_pack
 #define vi_sum i8_sum
-#define vi_dot i8_dot
 #define vi_dots i8_dots
 #define DOTS_OF_31 4
 #define vi_dot_wide(sum, w, s) i8_dot(sum, _mm256_sign_epi8(w, w), _mm256_sign_epi8(s, w))

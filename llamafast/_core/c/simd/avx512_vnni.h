@@ -74,8 +74,7 @@ TARGET static inline __m512i i16_fifths(__m512i bits, int g)
 #define vi_round _mm512_cvtps_epi32
 #define vi_pack(p, v) _mm_storeu_si128((__m128i *) (p), _mm512_cvtsepi32_epi8(v))
 #define vi_sum _mm512_reduce_add_epi32
-#define vi_dot _mm512_dpbusd_epi32
-#define vi_dots(n, sum, u, s) vi_dot(sum, (u)[0], (s)[0])
+#define vi_dots(n, sum, u, s) _mm512_dpbusd_epi32(sum, (u)[0], (s)[0])
 #define DOTS_OF_31 1
 #define vi_dot_wide _mm512_dpbusd_epi32
 #define vi_dot_pairs _mm512_dpwssd_epi32

@@ -12,9 +12,9 @@
  *
  * avx2.h and avx512_vnni.h have vhalf_of(x), the 16-bit float next to x as a float, vbrain(p), VL floats from their upper
  * halves, and operations on vi, a vector of VL integers of 32 bits, or of 4 * VL bytes:
- *   vi_dot(sum, u, s)        adds to each lane the products of its four bytes, unsigned (63 at most) with signed
- *   vi_dots(n, sum, u, s)    the same of n vectors each. Where they are best added up in 16 bits first, as many fit there as
- *                            DOTS_OF_31 says of bytes up to 31, and half as many of bytes up to 63; else it says 1
+ *   vi_dots(n, sum, u, s)    adds to each lane the products of its four bytes, unsigned (63 at most) with signed, of n
+ *                            vectors each: where these are best added up in 16 bits first, DOTS_OF_31 of bytes up to 31 and
+ *                            half as many of bytes up to 63, else 1
  *   vi_dot_wide(sum, w, s)   of bytes of any size: w are signed ones to which WIDE_OFFSET was added
  *   vi_dot_pairs(sum, a, b)  of the two signed 16-bit halves
  *   vi_columns(p, n, to)     to[g] has in lane r the bytes 4g to 4g + 3 of the 16 at p + r * n

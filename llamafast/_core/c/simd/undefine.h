@@ -53,7 +53,6 @@
 #undef vi_round
 #undef vi_pack
 #undef vi_sum
-#undef vi_dot
 #undef vi_dots
 #undef DOTS_OF_31
 #undef vi_dot_wide
