@@ -28,7 +28,7 @@ from llamafast._core import graph
 
 Array = npt.NDArray[Any]
 
-FLASH_ATTN_EXT, F32, F16 = 74, 0, 1
+FLASH_ATTN_EXT, F32, F16, Q8_0 = 74, 0, 1, 8
 
 
 class Tensor(Structure):
@@ -53,9 +53,9 @@ random = np.random.default_rng(7)
 
 
 @pytest.fixture(params=range(BEST + 1), ids=("baseline", "avx2", "avx512")[: BEST + 1], autouse=True)
-def _instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[int]:
     assert lib.attention_use(request.param) == request.param
-    yield
+    yield int(request.param)
     lib.attention_use(BEST)
 
 
@@ -65,6 +65,18 @@ def tensor(array: Array) -> Tensor:
     made.ne[:] = array.shape[::-1]
     made.nb[:] = array.strides[::-1]
     return made
+
+
+def tensor_of_q8_0(array: Array) -> tuple[Tensor, Array, Array]:
+    """A tensor of (streams, heads, cells, size) floats as Q8_0, the memory it is over, and what it is worth."""
+    block = array.reshape(*array.shape[:3], -1, 32)
+    scale = (np.abs(block).max(axis=4, keepdims=True) / 127).astype(np.float16)
+    values = np.round(block / scale).astype(np.int8)
+    data = np.concatenate([scale.view(np.int8), values], axis=4).transpose(0, 2, 1, 3, 4).copy()
+    made = Tensor(type=Q8_0, data=data.ctypes.data)
+    made.ne[:] = array.shape[::-1]
+    made.nb[:] = [data.strides[i] for i in (3, 1, 2, 0)]
+    return made, data, (values * scale.astype(np.float32)).reshape(array.shape)
 
 
 class Attention:
@@ -92,6 +104,13 @@ class Attention:
         for i, source in enumerate(self.sources):
             self.node.src[i].contents = source
 
+    def quantise(self, keys: bool = True, values: bool = True) -> None:
+        """The cache becomes one of Q8_0, or half of it."""
+        if keys:
+            self.node.src[1].contents, self.quantised_keys, self.k = tensor_of_q8_0(self.k)
+        if values:
+            self.node.src[2].contents, self.quantised_values, self.v = tensor_of_q8_0(self.v)
+
     def taken(self) -> bool:
         return bool(lib.attention_take(self.node))
 
@@ -112,9 +131,9 @@ class Attention:
             total = total + np.exp(self.sinks.reshape(1, -1, 1, 1) - top)
         return np.divide(weight @ v, total, out=np.zeros_like(weight @ v), where=total > 0).transpose(0, 2, 1, 3)
 
-    def check(self, n_threads: int = 1) -> None:
+    def check(self, n_threads: int = 1, atol: float = 2e-5) -> None:
         assert self.taken()
-        np.testing.assert_allclose(self.compute(n_threads), self.expected(), atol=2e-5)
+        np.testing.assert_allclose(self.compute(n_threads), self.expected(), atol=atol)
 
 
 def causal(rows: int, cells: int, window: int = 1 << 30) -> Array:
@@ -214,6 +233,40 @@ def test_a_row_does_not_depend_on_the_others_nor_on_the_threads() -> None:
     alone.q[:], alone.k[:], alone.v[:] = several.q[:, :, 4:5], several.k[:, :, own], several.v[:, :, own]
     assert alone.taken()
     assert (alone.compute(1)[0, 0] == together[0, 4]).all()
+
+
+@pytest.mark.parametrize(("keys", "values"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(("key_size", "value_size"), [(32, 32), (64, 64), (96, 128), (256, 256)])
+def test_caches_of_q8_0(key_size: int, value_size: int, keys: bool, values: bool, instruction_set: int) -> None:
+    """Dequantised values are rounded to halves; ggml quantises the queries."""
+    masks = [causal(1, 200), causal(40, 333), causal(70, 70, 20), scattered(16, 500)]
+    for mask in [*masks, np.concatenate([causal(4, 100), scattered(4, 100)])]:
+        attention = Attention(mask, heads=6, kv_heads=2, key_size=key_size, value_size=value_size)
+        attention.quantise(keys, values)
+        if instruction_set == 0:
+            assert not attention.taken()
+        else:
+            attention.check(3, atol=2e-3)
+
+
+def test_a_row_of_a_q8_0_cache_does_not_depend_on_the_others_nor_on_the_threads(instruction_set: int) -> None:
+    several = Attention(scattered(16, 900), heads=6, kv_heads=2)
+    own = several.mask[0, 0, 4] == 0
+    alone = Attention(np.zeros((1, 1, int(own.sum()))), heads=6, kv_heads=2)
+    alone.q[:], alone.k, alone.v = several.q[:, :, 4:5], several.k[:, :, own], several.v[:, :, own]
+    several.quantise()
+    alone.quantise()
+    assert several.taken() == alone.taken() == (instruction_set > 0)
+    if instruction_set > 0:
+        together = several.compute(1).copy()
+        assert (several.compute(5) == together).all()
+        assert (alone.compute(1)[0, 0] == together[0, 4]).all()
+
+
+def test_heads_of_q8_0_that_are_too_large_stay_as_they_are() -> None:
+    attention = Attention(causal(2, 64), heads=4, kv_heads=2, key_size=288, value_size=288)
+    attention.quantise()
+    assert not attention.taken()
 
 
 @given(data=st.data())

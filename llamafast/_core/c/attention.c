@@ -11,6 +11,7 @@ enum {
     MAX_QUERIES = 64,                           /* rows times heads taken together */
     MAX_MIXED = 1 << 13,                        /* floats of their results */
     MAX_CELLS = 1 << 17,
+    MAX_Q8_0 = 256,                             /* head size of what is dequantised */
     WORDS = MAX_CELLS / 64,
     LAST_PARAM = GGML_MAX_OP_PARAMS / sizeof(int32_t) - 1,
     SHARES = 4,                                 /* pieces of work a thread, so that all end at about the same time */
@@ -30,6 +31,7 @@ struct block {
     int64_t key_size, value_size;
     const ggml_fp16_t *key[BLOCK], *value[BLOCK];
     float bias[MAX_QUERIES][BLOCK];             /* by row: -inf where the cell is hidden */
+    ggml_fp16_t dequantised[2][BLOCK][MAX_Q8_0]; /* keys and values of a Q8_0 cache */
 };
 
 /* Rows times heads that share a head of keys, by row. */
@@ -92,8 +94,27 @@ __attribute__((target("avx2"))) static bool see_avx2(const ggml_fp16_t *mask, in
 }
 #endif
 
+/* Blocks of 32 bytes behind the scale that they have in common. */
+#if defined(__x86_64__)
+__attribute__((target("avx2,f16c"))) static void dequantise_q8_0_avx2(const char *block, int64_t n, ggml_fp16_t *to)
+{
+    for (int64_t at = 0; at < n; at += 32, block += 34) {
+        uint16_t half;
+        memcpy(&half, block, sizeof half);
+        const __m256 scale = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
+        for (int i = 0; i < 32; i += 8) {
+            const __m256i x = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) (block + 2 + i)));
+            const __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(x), scale);
+            _mm_storeu_si128((__m128i *) (to + at + i), _mm256_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT));
+        }
+    }
+}
+#endif
+
 static bool (*see)(const ggml_fp16_t *, int64_t, uint64_t *) = see_baseline;
 static void (*attend)(const struct block *, struct queries *) = attend_baseline;
+/* NULL: caches of Q8_0 are left to ggml. */
+static void (*dequantise_q8_0)(const char *, int64_t, ggml_fp16_t *) = NULL;
 
 /* A custom operation of ours; the last of its parameters is not used, and becomes the scale. */
 static enum ggml_op custom_op = GGML_OP_NONE;
@@ -104,9 +125,11 @@ int attention_use(int limit)
     const int level = simd_level(MIN(limit, SIMD_AVX512));
     see = see_baseline;
     attend = attend_baseline;
+    dequantise_q8_0 = NULL;
 #if defined(__x86_64__)
     see = level >= SIMD_AVX2 ? see_avx2 : see;
     attend = level == SIMD_AVX512 ? attend_avx512 : level == SIMD_AVX2 ? attend_avx2 : attend;
+    dequantise_q8_0 = level >= SIMD_AVX2 ? dequantise_q8_0_avx2 : NULL;
 #endif
     const struct ggml_init_params size = {.mem_size = 4 * ggml_tensor_overhead(), .no_alloc = true};
     struct ggml_context *context = ggml_init(size);
@@ -124,6 +147,13 @@ static bool is_dense(const struct ggml_tensor *tensor, enum ggml_type type)
     return tensor->type == type && tensor->nb[0] == ggml_type_size(type) && tensor->ne[0] % 16 == 0;
 }
 
+/* Keys or values. */
+static bool is_cache(const struct ggml_tensor *tensor)
+{
+    return is_dense(tensor, GGML_TYPE_F16)
+        || (dequantise_q8_0 != NULL && is_dense(tensor, GGML_TYPE_Q8_0) && tensor->ne[0] <= MAX_Q8_0);
+}
+
 bool attention_take(struct ggml_tensor *node)
 {
     const struct ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *mask = node->src[3];
@@ -131,8 +161,8 @@ bool attention_take(struct ggml_tensor *node)
     memcpy(params, node->op_params, sizeof params);
     const float scale = params[0], max_bias = params[1], logit_softcap = params[2];
     if (custom_op == GGML_OP_NONE || node->op != GGML_OP_FLASH_ATTN_EXT || mask == NULL || max_bias != 0
-        || logit_softcap != 0 || !is_dense(q, GGML_TYPE_F32) || !is_dense(k, GGML_TYPE_F16)
-        || !is_dense(v, GGML_TYPE_F16) || v->ne[0] > MAX_MIXED || k->ne[1] > MAX_CELLS || k->ne[2] != v->ne[2]
+        || logit_softcap != 0 || !is_dense(q, GGML_TYPE_F32) || !is_cache(k) || !is_cache(v) || v->ne[0] > MAX_MIXED
+        || k->ne[1] > MAX_CELLS || k->ne[2] != v->ne[2]
         || k->ne[3] != q->ne[3] || v->ne[3] != q->ne[3] || mask->type != GGML_TYPE_F16 || mask->ne[0] < k->ne[1]
         || mask->ne[1] < q->ne[1] || mask->ne[2] != 1) {
         return false;
@@ -156,6 +186,16 @@ static const ggml_fp16_t *mask_of(const struct ggml_tensor *node, int64_t stream
     return (const ggml_fp16_t *) ((const char *) mask->data + row * mask->nb[1] + stream % mask->ne[3] * mask->nb[3]);
 }
 
+/* A cell's key or value, in the cache itself or dequantised. */
+static const ggml_fp16_t *halves_of(const struct ggml_tensor *tensor, const char *data, ggml_fp16_t *dequantised)
+{
+    if (tensor->type == GGML_TYPE_F16) {
+        return (const ggml_fp16_t *) data;
+    }
+    dequantise_q8_0(data, tensor->ne[0], dequantised);
+    return dequantised;
+}
+
 /* The next cells that are seen, and what the mask adds to their scores; false: there are no more. */
 static bool next_block(
     const struct ggml_tensor *node, const struct rows *rows, int64_t kv_head, int64_t *word, uint64_t *left,
@@ -177,8 +217,8 @@ static bool next_block(
         *left &= *left - 1;
     }
     for (int c = 0; c < n; c++) {
-        block->key[c] = (const ggml_fp16_t *) (keys + cell[c] * k->nb[1]);
-        block->value[c] = (const ggml_fp16_t *) (values + cell[c] * v->nb[1]);
+        block->key[c] = halves_of(k, keys + cell[c] * k->nb[1], block->dequantised[0][c]);
+        block->value[c] = halves_of(v, values + cell[c] * v->nb[1], block->dequantised[1][c]);
     }
     for (int c = n; c % 4 != 0; c++) {
         block->key[c] = block->key[n - 1];
@@ -194,7 +234,7 @@ static bool next_block(
     return n > 0;
 }
 
-/* What a thread works with: 100 KB, too much for the stack of some. */
+/* What a thread works with: 160 KB, too much for the stack of some. */
 struct scratch {
     struct rows rows;
     uint64_t seen[2][WORDS];                    /* by the last two rows */

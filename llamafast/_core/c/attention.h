@@ -19,7 +19,8 @@ int attention_use(int limit);
 /* Make of a GGML_OP_FLASH_ATTN_EXT that is not computed yet a custom operation that gives the same: true, or false where
  * it stays as it is: with ALiBi, capped scores, more than 131,072 cells, or other types and shapes than these.
  *   q     (head size, rows, heads, streams), float
- *   k, v  (head size, cells, heads of keys, streams), half; a head size is a multiple of 16
+ *   k, v  (head size, cells, heads of keys, streams), half; a head size is a multiple of 16. Or, with AVX2, Q8_0 of up
+ *         to 256, which is dequantised to halves where it is seen, once for all rows and heads that are taken together
  *   mask  (cells, at least rows, 1, streams or 1), half
  *   sinks (heads), float, or none */
 bool attention_take(struct ggml_tensor *node);

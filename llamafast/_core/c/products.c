@@ -10,7 +10,7 @@
 enum {
     FEW_ROWS = 32,                              /* taken in one pass over the weights, where rows are long */
     LONG_ROW = 12288,
-    SHARES = 4,                                 /* pieces of work a thread, so that all end at about the same time */
+    LEAST_PAIRS = 2,                            /* of strips, that a thread takes at a time */
     SPINS = 1000,                               /* before a thread that waits lets others run */
     ALIGNMENT = 64,
     N_CUSTOM = 6,                               /* op_params of a custom operation; the others are ours */
@@ -41,7 +41,7 @@ struct products {
     struct quantised quantised[N_KINDS];
     struct groups groups;
     bool computed;                              /* something since the last node was taken */
-    atomic_int *next_piece;                     /* by node */
+    atomic_llong *taken;                        /* pairs of strips, by node */
     int n_nodes, max_nodes;
     atomic_int n_waiting, generation;           /* of threads that prepare */
 };
@@ -87,7 +87,7 @@ void products_free(struct products *self)
         free(self->groups.pair);
         free(self->groups.first);
         free(self->groups.busy);
-        free(self->next_piece);
+        free(self->taken);
         free(self);
     }
 }
@@ -139,11 +139,11 @@ static bool reserve(struct products *self, const struct ggml_tensor *node)
     struct groups *groups = &self->groups;
     if (self->n_nodes == self->max_nodes) {
         const int more = MAX(2 * self->max_nodes, 256);
-        atomic_int *next_piece = realloc(self->next_piece, (size_t) more * sizeof *next_piece);
-        if (next_piece == NULL) {
+        atomic_llong *taken = realloc(self->taken, (size_t) more * sizeof *taken);
+        if (taken == NULL) {
             return false;
         }
-        self->next_piece = next_piece;
+        self->taken = taken;
         self->max_nodes = more;
     }
     if (kind != KIND_FLOATS) {
@@ -197,7 +197,7 @@ bool products_take(struct products *self, struct ggml_tensor *node)
         mark.groups = self->groups.of != node->src[2];
         self->groups.of = node->src[2];
     }
-    atomic_store_explicit(&self->next_piece[mark.node], 0, memory_order_relaxed);
+    atomic_store_explicit(&self->taken[mark.node], 0, memory_order_relaxed);
     memcpy(node->op_params, self->custom, sizeof self->custom);
     memcpy(node->op_params + N_CUSTOM, &mark, sizeof mark);
     node->op = self->custom_op;
@@ -304,6 +304,22 @@ static void multiply(
     }
 }
 
+/* The next of n pairs of strips for a thread, [*first, the result), all of one matrix of n_pairs; none: there are no
+ * more. Half of what is left is shared out each time, so that all threads end at about the same time (guided
+ * self-scheduling, Polychronopoulos and Kuck, 1987). */
+static int64_t take_pairs(atomic_llong *taken, int64_t n, int64_t n_pairs, int n_threads, int64_t *first)
+{
+    long long at = atomic_load_explicit(taken, memory_order_relaxed);
+    int64_t size;
+    do {
+        const int64_t share = n_threads == 1 ? n - at : (n - at) / (2 * n_threads);
+        size = MIN(MIN(MAX(share, LEAST_PAIRS), n - at), n_pairs - at % n_pairs);
+    } while (!atomic_compare_exchange_weak_explicit(
+        taken, &at, at + size, memory_order_relaxed, memory_order_relaxed));
+    *first = at;
+    return at + size;
+}
+
 void products_compute(struct ggml_tensor *node, int ith, int nth, void *data)
 {
     struct products *self = data;
@@ -323,19 +339,18 @@ void products_compute(struct ggml_tensor *node, int ith, int nth, void *data)
     if (ith == 0) {
         self->computed = true;
     }
-    /* spans of pairs of strips; the last one has what is left */
-    const int n_matrices = ids == NULL ? 1 : self->groups.n_busy;
+    /* a matrix is pairs of strips, the last of which has what is left */
     const int64_t n_pairs = MAX(n_rows / pair_of_strips, 1);
-    const int64_t wanted = nth == 1 ? 1 : CEIL(SHARES * nth, MAX(n_matrices, 1)), n_spans = MIN(n_pairs, wanted);
-    const int n_pieces = (int) (n_matrices * n_spans);
-    for (int i; (i = atomic_fetch_add_explicit(&self->next_piece[mark.node], 1, memory_order_relaxed)) < n_pieces;) {
-        const int64_t span = i % n_spans, first = n_pairs * span / n_spans * pair_of_strips;
-        const int64_t stop = span + 1 == n_spans ? n_rows : n_pairs * (span + 1) / n_spans * pair_of_strips;
+    const int64_t n = n_pairs * (ids == NULL ? 1 : self->groups.n_busy);
+    int64_t first, stop;
+    while ((stop = take_pairs(&self->taken[mark.node], n, n_pairs, nth, &first)) > first) {
+        const int64_t matrix = first / n_pairs, row = first % n_pairs * pair_of_strips;
+        const int64_t stop_row = stop % n_pairs == 0 ? n_rows : stop % n_pairs * pair_of_strips;
         if (ids == NULL) {
-            multiply(self, node, 0, ggml_nrows(node->src[1]), NULL, first, stop);
+            multiply(self, node, 0, ggml_nrows(node->src[1]), NULL, row, stop_row);
         } else {
-            const int32_t expert = self->groups.busy[i / n_spans], *own = self->groups.first + expert;
-            multiply(self, node, expert, own[1] - own[0], self->groups.pair + own[0], first, stop);
+            const int32_t expert = self->groups.busy[matrix], *own = self->groups.first + expert;
+            multiply(self, node, expert, own[1] - own[0], self->groups.pair + own[0], row, stop_row);
         }
     }
 }
