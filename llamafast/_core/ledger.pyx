@@ -10,7 +10,7 @@ cdef double SHARE = 0.005
 cdef double MOST_SAVED = 20
 # Until so many tokens of its proposals came in a row, or its drafts have saved so much, a sequence's make a step but
 # little longer; and as many tokens as came in a row, what was looked up is believed to go on.
-cdef int32_t PROVEN_IN_A_ROW = 6
+cdef int32_t PROVEN_IN_A_ROW = 8
 cdef double PROVEN = 4
 
 

@@ -128,7 +128,7 @@ def test_nobody_need_be_sure_of_rows_that_a_step_is_hardly_longer_for():
 
 
 @pytest.mark.parametrize(
-    ("n_copies", "n_others", "several"), [(1, 0, 6), (1, 1, 6), (1, 2, None), (2, 2, 6), (2, 3, None)]
+    ("n_copies", "n_others", "several"), [(1, 0, 8), (1, 1, 8), (1, 2, None), (2, 2, 8), (2, 3, None)]
 )
 def test_drafts_make_a_step_long_where_half_of_those_who_wait_have_something_of_it(
     tiny_model, n_copies, n_others, several

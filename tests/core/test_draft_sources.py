@@ -196,7 +196,7 @@ def test_drafts_are_short_until_a_few_tokens_came_as_proposed(tiny_model):
         )
         rows.append(drafted)
         # of 1.2 times a step there are two rows more
-        assert drafted <= (2 if in_a_row < 6 and saved < 4 else max(2, in_a_row))
+        assert drafted <= (2 if in_a_row < 8 and saved < 4 else max(2, in_a_row))
         saved += came
         in_a_row = in_a_row + after["generated_tokens"] - before["generated_tokens"] if drafted == came > 0 else 0
         rig.tidy()

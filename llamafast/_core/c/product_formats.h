@@ -130,8 +130,8 @@ static inline __attribute__((always_inline)) void fetch_lines(const uint8_t *fro
 #if defined(__x86_64__)
 #include "simd/avx2.h"
 #define TAKEN_BY_ONE 4
-#define TAKEN_BY_TWO 4
-#define ROWS_FOR_TWO (MAX_ROWS + 1)
+#define TAKEN_BY_TWO 3
+#define ROWS_FOR_TWO 24
 #define FLOAT_ROWS 3
 #define BURST_ROWS 2
 #define UNFETCHED_ROWS FLOAT_ROWS
