@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.inside import n_products
+from core.inside import n_attention, n_products
 from core.test_logprobs import tell
 from core.test_runner import Rig
 
@@ -37,6 +37,8 @@ def real_model(request):
     "settings",
     [
         {},
+        # caches of Q8_0
+        {"type_k": 8, "type_v": 8},
         pytest.param({"n_ubatch": 32}, marks=pytest.mark.heavy),
         pytest.param({"n_threads": 2, "n_threads_batch": 2}, marks=pytest.mark.heavy),
     ],
@@ -55,6 +57,7 @@ def test_sixteen_together_say_what_each_says_alone(real_model, settings):
         assert alone == together[tag][2][: len(alone)]
         n_compared += len(alone)
     assert n_compared > 6 * N
+    assert n_attention(rig.context) > 0
     rig.close()
 
 
