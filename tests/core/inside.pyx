@@ -1,5 +1,6 @@
 """What is inside the core and has no Python form there, for tests to look at."""
 from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.string cimport memset
 
 from llamafast._core.adapters cimport Adapter
 from llamafast._core.answers cimport (
@@ -388,6 +389,7 @@ cdef class Answers:
 
 cdef void of(sequence_t *s, const int32_t[::1] tokens, bytes salt, uint64_t seed) noexcept:
     """As much of a sequence as answers look at: all of it was generated."""
+    memset(s, 0, sizeof(sequence_t))
     s.tokens.ids = <int32_t *> &tokens[0]
     s.tokens.n_prompt = 0
     s.tokens.n_certain = <int32_t> tokens.shape[0]
