@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from ctypes import c_float, c_int, c_void_p, memmove
+from ctypes import c_bool, c_float, c_int, c_int64, c_void_p, memmove
 
 import numpy as np
 
@@ -21,9 +21,10 @@ from llamafast.bench.figures import median
 lib.ggml_flash_attn_ext.restype = c_void_p
 lib.ggml_flash_attn_ext.argtypes = [c_void_p] * 5 + [c_float] * 3
 lib.ggml_new_tensor_4d.restype = c_void_p
-lib.ggml_new_tensor_4d.argtypes = [c_void_p, c_int, *[lib.ggml_new_tensor_2d.argtypes[-1]] * 4]
+lib.ggml_new_tensor_4d.argtypes = [c_void_p, c_int, c_int64, c_int64, c_int64, c_int64]
 lib.ggml_permute.restype = c_void_p
 lib.ggml_permute.argtypes = [c_void_p, c_void_p] + [c_int] * 4
+lib.attention_take.restype = c_bool
 lib.attention_take.argtypes = [c_void_p]
 
 STREAMS = (1, 4, 16)
